@@ -1,0 +1,1 @@
+"""A checkpoint as files: read strictly, written beside its destination and published whole."""

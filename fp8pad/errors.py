@@ -1,0 +1,52 @@
+"""Every error that fp8pad raises on purpose: one root, one class per cause.
+
+A message is one line and says which tensor or key, in which file, what was expected and what was found.
+"""
+
+
+class Fp8padError(Exception):
+    """The root of all errors with a message for the user; the command line turns it into exit status 1."""
+
+
+class CheckpointError(Fp8padError):
+    """A checkpoint's files are missing, damaged, or disagree with each other."""
+
+
+class HeaderError(CheckpointError):
+    """A safetensors file whose header is not what the format asks for."""
+
+
+class ConfigError(CheckpointError):
+    """A config file that is missing, not JSON, or says what the tensors do not."""
+
+
+class PlanError(CheckpointError):
+    """Tensors whose shapes cannot belong together, so that no plan can be made."""
+
+
+class RecordError(CheckpointError):
+    """One of fp8pad's own records is missing, malformed, or of a version that is not known."""
+
+
+class AlreadyPaddedError(CheckpointError):
+    """The checkpoint to convert was made by fp8pad already."""
+
+
+class VerifyError(Fp8padError):
+    """What was read back is not what the plan says."""
+
+
+class OutputError(Fp8padError):
+    """The output folder cannot be used, or writing to it failed."""
+
+
+class GoldenError(Fp8padError):
+    """A golden file that cannot be used, or an engine that did not answer."""
+
+
+class HostError(Fp8padError):
+    """The installed vLLM does not hold a contract that the runtime relies on."""
+
+
+class UnsupportedLayerError(Fp8padError):
+    """A layer that the runtime cannot serve right, so that it refuses to serve it at all."""

@@ -1,0 +1,48 @@
+"""Integer arithmetic on sizes and shapes; nothing here knows what a tensor is."""
+
+from collections.abc import Iterable, Sequence
+from math import prod
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `size`."""
+    return -(-size // multiple) * multiple
+
+
+def num_blocks(size: int, block: int) -> int:
+    """Return how many blocks of `block` elements cover `size` elements, the last one perhaps in part."""
+    return -(-size // block)
+
+
+def is_aligned(shape: Sequence[int], alignment: Sequence[int]) -> bool:
+    """Return whether each size of `shape` is a multiple of its entry in `alignment`."""
+    return all(size % multiple == 0 for size, multiple in zip(shape, alignment, strict=True))
+
+
+def padded_shape(logical_shape: Sequence[int], alignment: Sequence[int]) -> tuple[int, ...]:
+    """Round each size of `logical_shape` up to a multiple of its entry in `alignment`."""
+    return tuple(round_up(size, multiple) for size, multiple in zip(logical_shape, alignment, strict=True))
+
+
+def num_elements(shape: Iterable[int]) -> int:
+    """Return the number of elements of a tensor of `shape`; a scalar, shape `()`, has one."""
+    return prod(shape)
+
+
+def as_matrices(shape: Sequence[int]) -> tuple[int, int, int]:
+    """View a tensor of `shape` as `(num_matrices, N, K)`; a vector is one matrix of a single column.
+
+    Four sizes `[R, 1, C, 1]` are a grid of block scales as NVIDIA ModelOpt writes it. Raises `ValueError` for others.
+    """
+    match tuple(shape):
+        case ():
+            return 1, 1, 1
+        case (n,):
+            return 1, n, 1
+        case (n, k):
+            return 1, n, k
+        case (num_matrices, n, k):
+            return num_matrices, n, k
+        case (n, 1, k, 1):
+            return 1, n, k
+    raise ValueError(f"a shape of {len(shape)} sizes is not a stack of matrices: {list(shape)}")

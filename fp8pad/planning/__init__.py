@@ -1,0 +1,1 @@
+"""Headers, config and policy in, a `CheckpointPlan` out: pure, without torch, files or tensor bytes."""

@@ -1,0 +1,71 @@
+"""The plan: one frozen object that the table, the writer, the records, verify and unpad all read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fp8pad.record import Axes, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
+
+Scheme = Literal["tensor", "channel", "block"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """One FP8 Linear, shapes `[N, K]`; `scheme` is None where its scales are of a layout that is not padded.
+
+    `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
+    logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
+    """
+
+    name: str
+    scheme: Scheme | None
+    logical_shape: tuple[int, ...]
+    padded_shape: tuple[int, ...]
+    alignment: tuple[int, int]
+    axes: Axes
+    reason: str
+    config_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UntouchedTensor:
+    """A weight that is not an FP8 Linear at all, and why it is not padded."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPlan:
+    """What converting a checkpoint will do, whole.
+
+    `tensors` holds every tensor whose bytes change, by name. `modules` is what config.json will tell the runtime; it is
+    empty where no runtime is needed. `base` is the original quantization config and `base_source` where it stood; both
+    are None in a checkpoint without one. `notes` are sentences for the user that belong to no layer.
+    `bytes_before` and `bytes_after` count tensor data.
+    """
+
+    policy: Policy
+    layers: tuple[LayerPlan, ...]
+    untouched: tuple[UntouchedTensor, ...]
+    tensors: Mapping[str, PaddedTensor]
+    modules: Mapping[str, ModuleRecord]
+    config_edits: tuple[ConfigEdit, ...]
+    base: Json | None
+    base_source: BaseSource | None
+    shards_rewritten: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def needs_runtime(self) -> bool:
+        """Whether the converted checkpoint asks for fp8pad's runtime."""
+        return bool(self.modules)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the converted checkpoint will equal its source."""
+        return not (self.tensors or self.modules or self.config_edits)
