@@ -1,0 +1,192 @@
+"""Recognising FP8 Linears by their tensors: a 2-D FP8 weight, its scale wherever it lies, and the scheme they form."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fp8pad.errors import PlanError
+from fp8pad.geometry import num_blocks
+from fp8pad.planning.plan import Scheme, UntouchedTensor
+from fp8pad.planning.quantization import Block, Quantization
+from fp8pad.record import Json
+from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
+
+_ROUTED_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
+_SCALE_NAME = re.compile(r"(scale|scale_inv|scale_2|scale_ub|zero_point)$")
+_EMBEDDINGS = frozenset(
+    {"embed_tokens", "embeddings", "word_embeddings", "position_embeddings", "token_embedding", "embed_positions",
+     "wte", "wpe", "tok_embeddings", "shared", "embed_in", "position_embedding", "token_type_embeddings"}
+)  # fmt: skip
+
+# Families whose Linears are transformers' `Conv1D`, which keeps its weight as `[K, N]`, and the modules that are.
+_CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
+_CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Linear:
+    """An FP8 weight `[N, K]` with its scale.
+
+    `skip_reason` is set where it must not be padded on its own; `scheme` is None where its scales are of a layout that
+    fp8pad does not know. `block` is `(block_n, block_k)` for scheme "block". `is_expert` marks routed experts.
+    """
+
+    name: str
+    weight: TensorHeader
+    scale: TensorHeader | None
+    scheme: Scheme | None
+    block: Block | None = None
+    skip_reason: str | None = None
+    is_expert: bool = False
+
+
+def recognise(
+    tensors: Mapping[str, TensorHeader], quantization: Quantization | None, config: Json
+) -> tuple[tuple[Fp8Linear, ...], tuple[UntouchedTensor, ...]]:
+    """Split a checkpoint's weights into FP8 Linears and those that are not, each of these with its reason.
+
+    Raises `PlanError` where an FP8 weight has no scale, a scale of a shape that its config rules out, or no config.
+    """
+    linears, untouched = [], []
+    for tensor in tensors.values():
+        if _is_fp8_linear(tensor):
+            linears.append(_linear(tensor, tensors, quantization, config))
+        elif reason := _untouched_reason(tensor):
+            untouched.append(UntouchedTensor(tensor.name, tensor.dtype, tensor.shape, reason))
+    check_siblings(linears)
+    return tuple(linears), tuple(untouched)
+
+
+def module_name(weight_name: str) -> str:
+    """Return the module that a weight belongs to; a bare parameter is its own module."""
+    return weight_name.removesuffix(".weight")
+
+
+def scale_names(weight_name: str) -> tuple[str, ...]:
+    """Return the names under which tools store the scale of a weight, the usual ones first."""
+    module = module_name(weight_name)
+    return f"{weight_name}_scale", f"{weight_name}_scale_inv", f"{module}.scale", f"{module}_weight_scale"
+
+
+def check_siblings(linears: Sequence[Fp8Linear]) -> None:
+    """Raise `PlanError` where matrices that are multiplied with each other or fused have sizes that do not meet."""
+    shapes = {linear.name: linear.weight.shape for linear in linears if len(linear.weight.shape) == 2}
+    for name, shape in shapes.items():
+        for other, other_shape, axis, other_axis in _siblings(name, shapes):
+            if shape[axis] != other_shape[other_axis]:
+                raise PlanError(
+                    f"{name}.weight: expected {other_shape[other_axis]} {'rows' if axis == 0 else 'columns'}"
+                    f" as {other}.weight {list(other_shape)} asks for, got {list(shape)}"
+                )
+
+
+def _siblings(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+    parent, _, last = name.rpartition(".")
+    meets = {
+        "up_proj": (("gate_proj", 0, 0), ("gate_proj", 1, 1)),
+        "down_proj": (("up_proj", 1, 0),),
+        "w3": (("w1", 0, 0), ("w1", 1, 1)),
+        "k_proj": (("q_proj", 1, 1),),
+        "v_proj": (("k_proj", 1, 1),),
+    }
+    for sibling, axis, other_axis in meets.get(last, ()):
+        other = f"{parent}.{sibling}" if parent else sibling
+        if other in shapes:
+            yield other, shapes[other], axis, other_axis
+
+
+def _is_fp8_linear(tensor: TensorHeader) -> bool:
+    if tensor.dtype not in FP8_WEIGHT_DTYPES or _SCALE_NAME.search(tensor.name):
+        return False
+    return len(tensor.shape) == 3 or (len(tensor.shape) == 2 and tensor.name.endswith(".weight"))
+
+
+def _untouched_reason(tensor: TensorHeader) -> str | None:
+    if tensor.dtype in FP8_WEIGHT_DTYPES:
+        if _SCALE_NAME.search(tensor.name):
+            return "an FP8 scale, not a weight"
+        return "FP8, but not the 2-D weight of a Linear"
+    if len(tensor.shape) < 2 or _SCALE_NAME.search(tensor.name):
+        return None
+    return f"{tensor.dtype}, not FP8"
+
+
+def _linear(
+    weight: TensorHeader,
+    tensors: Mapping[str, TensorHeader],
+    quantization: Quantization | None,
+    config: Json,
+) -> Fp8Linear:
+    if quantization is None:
+        raise PlanError(f"{weight.name}: {weight.dtype}, but config.json has no quantization_config")
+    name = module_name(weight.name)
+    scale = next((tensors[scale] for scale in scale_names(weight.name) if scale in tensors), None)
+    is_expert = len(weight.shape) == 3 or _ROUTED_EXPERT.search(name) is not None
+    if len(weight.shape) == 3:
+        return Fp8Linear(name, weight, scale, None, skip_reason="experts stacked in one 3-D weight", is_expert=True)
+    if scale is None:
+        raise PlanError(f"{weight.name}: an FP8 weight without a scale: expected {scale_names(weight.name)[0]}")
+    if reason := _foreign_layout(weight, scale, quantization):
+        return Fp8Linear(name, weight, scale, None, skip_reason=reason, is_expert=is_expert)
+    scheme, block = _scheme(weight, scale, quantization)
+    reason = _skip_reason(name, scale, is_expert, config)
+    return Fp8Linear(name, weight, scale, scheme, block, reason, is_expert)
+
+
+def _skip_reason(name: str, scale: TensorHeader, is_expert: bool, config: Json) -> str | None:
+    last = name.rpartition(".")[2]
+    if is_expert:
+        return "a routed expert: the fused MoE kernels never meet the runtime"
+    if last in _EMBEDDINGS:
+        return "an embedding, not a Linear"
+    if config.get("model_type") in _CONV1D_MODEL_TYPES and last in _CONV1D_MODULES:
+        return "a Conv1D, stored as [K, N]"
+    if scale.dtype not in ONE_BYTES:
+        return f"scales of dtype {scale.dtype}"
+    return None
+
+
+def _foreign_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> str | None:
+    if not quantization.foreign_layouts or _schemes(weight, scale, quantization):
+        return None
+    return f"scales {scale.dtype} {list(scale.shape)} of a layout that is not padded ({quantization.method})"
+
+
+def _scheme(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> tuple[Scheme, Block | None]:
+    found = _schemes(weight, scale, quantization)
+    if not found:
+        raise PlanError(
+            f"{scale.name}: expected {_expected(weight, quantization)}"
+            f" for the weight {list(weight.shape)}, got {list(scale.shape)}"
+        )
+    return found[0]
+
+
+def _schemes(
+    weight: TensorHeader, scale: TensorHeader, quantization: Quantization
+) -> list[tuple[Scheme, Block | None]]:
+    """Every scheme that both the shape of the scale and the config allow, the most specific first."""
+    num_n, num_k = weight.shape
+    found: list[tuple[Scheme, Block | None]] = []
+    for block in quantization.blocks:
+        grid = num_blocks(num_n, block[0]), num_blocks(num_k, block[1])
+        if scale.shape in (grid, (grid[0], 1, grid[1], 1)):
+            found.append(("block", block))
+    if scale.shape in ((num_n,), (num_n, 1)):
+        found.append(("channel", None))
+    if scale.shape in ((), (1,), (1, 1)):
+        found.append(("tensor", None))
+    return [(scheme, block) for scheme, block in found if scheme in quantization.schemes]
+
+
+def _expected(weight: TensorHeader, quantization: Quantization) -> str:
+    num_n, num_k = weight.shape
+    shapes = {"tensor": "[]", "channel": f"[{num_n}, 1]"}
+    for block_n, block_k in quantization.blocks:
+        shapes["block"] = str([num_blocks(num_n, block_n), num_blocks(num_k, block_k)])
+    expected = [
+        f"a {scheme} scale {shapes[scheme]}"
+        for scheme in ("tensor", "channel", "block")
+        if scheme in quantization.schemes
+    ]
+    return " or ".join(expected) or "no FP8 weight"

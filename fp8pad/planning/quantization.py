@@ -1,0 +1,187 @@
+"""What a checkpoint's quantization config promises: where it stands, its method, and the schemes its FP8 weights may have."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fp8pad.errors import ConfigError
+from fp8pad.planning.plan import Scheme
+from fp8pad.record import BaseSource, Json
+
+Block = tuple[int, int]
+
+CONFIG_FILE = "config.json"
+MODELOPT_FILE = "hf_quant_config.json"
+
+# Where tools put it, in the order in which vLLM looks (vllm/transformers_utils/config.py, `ModelConfig._parse_quant_hf_config`).
+_CONFIG_KEYS = ("quantization_config", "text_config.quantization_config", "compression_config")
+_MODELOPT_BLOCK: Block = (128, 128)
+_MODELOPT_SCHEMES: Mapping[str, Scheme] = {
+    "FP8": "tensor",
+    "FP8_PER_CHANNEL_PER_TOKEN": "channel",
+    "FP8_PB_WO": "block",
+    "FP8_PB_REAL_QUANT": "block",
+}
+_QUARK_SCHEMES: Mapping[str, Scheme] = {"per_tensor": "tensor", "per_channel": "channel"}
+_STRATEGIES: Mapping[str, Scheme] = {"tensor": "tensor", "channel": "channel", "block": "block"}
+
+# Methods that vLLM knows and that may hold FP8 tensors in layouts of their own; they come through as they are.
+_FOREIGN_METHODS = frozenset(
+    {
+        "auto-round", "awq", "bitsandbytes", "deepspeedfp", "fp_quant", "gguf", "gptq", "gpt_oss_mxfp4", "hqq", "inc",
+        "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8", "moe_wna16", "mxfp4", "mxfp8", "ptpc_fp8", "torchao",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """A quantization config, read.
+
+    `schemes` are those that the config allows an FP8 weight to have; `blocks` the `(block_n, block_k)` that it names.
+    `foreign_layouts` says that some FP8 tensors may be scaled in a way that fp8pad does not pad (groups, MX, ...).
+    """
+
+    source: BaseSource
+    config: Json
+    method: str
+    schemes: frozenset[Scheme]
+    blocks: tuple[Block, ...] = ()
+    foreign_layouts: bool = False
+
+
+def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
+    """Read the quantization config of a checkpoint, or return None where it has none.
+
+    `configs` maps file names to parsed JSON. Raises `ConfigError` for one that is malformed or of an unknown method.
+    """
+    for key in _CONFIG_KEYS:
+        document = _lookup(configs[CONFIG_FILE], key)
+        if document is not None:
+            return _read(_object(document, CONFIG_FILE, key), BaseSource(CONFIG_FILE, key))
+    if MODELOPT_FILE in configs:
+        return _read(configs[MODELOPT_FILE], BaseSource(MODELOPT_FILE, None))
+    return None
+
+
+def method_of(document: Json, where: str) -> str:
+    """Return `quant_method`, or the method that a document without one implies; `ConfigError` if there is neither."""
+    method = document.get("quant_method")
+    if isinstance(method, str):
+        return method
+    if "config_groups" in document and "quant_algo" not in document:
+        return "compressed-tensors"
+    if "quant_algo" in document or "quantization" in document:
+        return "modelopt"
+    raise ConfigError(f"{where}: quant_method: expected a method's name, got {method!r}")
+
+
+def _lookup(config: Json, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _object(value: Any, file: str, key: str) -> Json:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{file}: {key}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _read(document: Json, source: BaseSource) -> Quantization:
+    where = f"{source.file}: {source.key}" if source.key else source.file
+    method = method_of(document, where)
+    readers = {
+        "compressed-tensors": _compressed_tensors,
+        "fp8": _fp8,
+        "fbgemm_fp8": _fbgemm,
+        "modelopt": _modelopt,
+        "quark": _quark,
+    }
+    if method in readers:
+        schemes, blocks, foreign = readers[method](document, where)
+        return Quantization(source, document, method, schemes, blocks, foreign)
+    if method in _FOREIGN_METHODS:
+        return Quantization(source, document, method, frozenset(), foreign_layouts=True)
+    raise ConfigError(f"{where}: quant_method: expected one of {', '.join(readers)}, got {method!r}")
+
+
+_Promise = tuple[frozenset[Scheme], tuple[Block, ...], bool]
+
+
+def _compressed_tensors(document: Json, where: str) -> _Promise:
+    schemes: set[Scheme] = set()
+    blocks: list[Block] = []
+    foreign = False
+    for name, group in _object(document.get("config_groups", {}), where, "config_groups").items():
+        weights = _object(group, where, f"config_groups.{name}").get("weights")
+        if not isinstance(weights, Mapping) or (weights.get("type"), weights.get("num_bits")) != ("float", 8):
+            foreign = True
+            continue
+        scheme = _STRATEGIES.get(str(weights.get("strategy")))
+        if scheme is None:
+            foreign = True
+        else:
+            schemes.add(scheme)
+        if scheme == "block":
+            blocks.append(
+                _block(weights.get("block_structure"), f"{where}: config_groups.{name}.weights.block_structure")
+            )
+    return frozenset(schemes), tuple(dict.fromkeys(blocks)), foreign
+
+
+def _fp8(document: Json, where: str) -> _Promise:
+    if document.get("weight_block_size") is None:
+        return frozenset({"tensor", "channel"}), (), False
+    return frozenset({"block"}), (_block(document["weight_block_size"], f"{where}: weight_block_size"),), False
+
+
+def _fbgemm(document: Json, where: str) -> _Promise:  # noqa: ARG001 (every method is read the same way)
+    return frozenset({"channel"}), (), False
+
+
+def _modelopt(document: Json, where: str) -> _Promise:
+    quantization = _object(document.get("quantization", document), where, "quantization")
+    algorithm = str(quantization.get("quant_algo"))
+    if algorithm in _MODELOPT_SCHEMES:
+        scheme = _MODELOPT_SCHEMES[algorithm]
+        return frozenset({scheme}), (_MODELOPT_BLOCK,) if scheme == "block" else (), False
+    if algorithm == "MIXED_PRECISION":
+        return frozenset({"tensor", "channel", "block"}), (_MODELOPT_BLOCK,), True
+    return frozenset(), (), True
+
+
+def _quark(document: Json, where: str) -> _Promise:
+    schemes: set[Scheme] = set()
+    foreign = False
+    for weight in _quark_weights(document, where):
+        scheme = _QUARK_SCHEMES.get(str(weight.get("qscheme")))
+        if scheme is None or not str(weight.get("dtype")).startswith("fp8"):
+            foreign = True
+        else:
+            schemes.add(scheme)
+    return frozenset(schemes), (), foreign
+
+
+def _quark_weights(document: Json, where: str) -> Iterator[Json]:
+    groups = [document.get("global_quant_config")]
+    for key in ("layer_quant_config", "layer_type_quant_config"):
+        groups.extend(_object(document.get(key) or {}, where, key).values())
+    for group in groups:
+        weight = group.get("weight") if isinstance(group, Mapping) else None
+        weights = weight if isinstance(weight, list) else [weight]
+        yield from (_object(item, where, "weight") for item in weights if item is not None)
+
+
+def _block(value: Any, where: str) -> Block:
+    sizes = value.split("x") if isinstance(value, str) else value
+    if not isinstance(sizes, list) or len(sizes) != 2:
+        raise ConfigError(f"{where}: expected two block sizes, got {value!r}")
+    try:
+        block = int(sizes[0]), int(sizes[1])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: expected two block sizes, got {value!r}") from error
+    if min(block) < 1:
+        raise ConfigError(f"{where}: expected two positive block sizes, got {value!r}")
+    return block
