@@ -98,7 +98,11 @@ def _siblings(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tupl
 def _is_fp8_linear(tensor: TensorHeader) -> bool:
     if tensor.dtype not in FP8_WEIGHT_DTYPES or _SCALE_NAME.search(tensor.name):
         return False
-    return len(tensor.shape) == 3 or (len(tensor.shape) == 2 and tensor.name.endswith(".weight"))
+    return _is_stacked(tensor) or (len(tensor.shape) == 2 and tensor.name.endswith(".weight"))
+
+
+def _is_stacked(tensor: TensorHeader) -> bool:
+    return len(tensor.shape) == 3 and "experts" in tensor.name.split(".")
 
 
 def _untouched_reason(tensor: TensorHeader) -> str | None:
@@ -121,9 +125,9 @@ def _linear(
         raise PlanError(f"{weight.name}: {weight.dtype}, but config.json has no quantization_config")
     name = module_name(weight.name)
     scale = next((tensors[scale] for scale in scale_names(weight.name) if scale in tensors), None)
-    is_expert = len(weight.shape) == 3 or _ROUTED_EXPERT.search(name) is not None
-    if len(weight.shape) == 3:
+    if _is_stacked(weight):
         return Fp8Linear(name, weight, scale, None, skip_reason="experts stacked in one 3-D weight", is_expert=True)
+    is_expert = _ROUTED_EXPERT.search(name) is not None
     if scale is None:
         raise PlanError(f"{weight.name}: an FP8 weight without a scale: expected {scale_names(weight.name)[0]}")
     if reason := _foreign_layout(weight, scale, quantization):

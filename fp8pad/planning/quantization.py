@@ -1,4 +1,4 @@
-"""What a checkpoint's quantization config promises: where it stands, its method, and the schemes its FP8 weights may have."""
+"""What a quantization config promises: where it stands, its method, and the schemes its FP8 weights may have."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Block = tuple[int, int]
 CONFIG_FILE = "config.json"
 MODELOPT_FILE = "hf_quant_config.json"
 
-# Where tools put it, in the order in which vLLM looks (vllm/transformers_utils/config.py, `ModelConfig._parse_quant_hf_config`).
+# Where tools put it, in the order in which vLLM looks (`ModelConfig._parse_quant_hf_config`).
 _CONFIG_KEYS = ("quantization_config", "text_config.quantization_config", "compression_config")
 _MODELOPT_BLOCK: Block = (128, 128)
 _MODELOPT_SCHEMES: Mapping[str, Scheme] = {
