@@ -13,7 +13,7 @@ Block = tuple[int, int]
 CONFIG_FILE = "config.json"
 MODELOPT_FILE = "hf_quant_config.json"
 
-# Where tools put it, in the order in which vLLM looks (`ModelConfig._parse_quant_hf_config`).
+# Where tools put it, in the order in which vLLM looks (`get_quant_config`, model_loader/weight_utils.py).
 _CONFIG_KEYS = ("quantization_config", "text_config.quantization_config", "compression_config")
 _MODELOPT_BLOCK: Block = (128, 128)
 _MODELOPT_SCHEMES: Mapping[str, Scheme] = {
