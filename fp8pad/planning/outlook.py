@@ -1,0 +1,123 @@
+"""Which layers a tensor-parallel size would leave unaligned on its ranks: arithmetic on the plan, no engine asked.
+
+An engine splits a column-parallel layer along N, a row-parallel one along K, and a replicated one not at all. Whether a
+module is one or the other is a matter of its place in the network, and its name says it: the tables below hold the
+last part of the names of every `RowParallelLinear` and `ReplicatedLinear` in vLLM 0.33's models
+(vllm/model_executor/models); everything else is taken as column-parallel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fp8pad.planning.architectures import Section
+from fp8pad.planning.plan import LayerPlan
+
+Parallelism = Literal["column", "row", "replicated"]
+
+_ROW = frozenset(
+    {"Wo", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "linear_fc2", "o_proj", "out_proj",
+     "output_linear", "proj", "w2", "wo"}
+)  # fmt: skip
+_REPLICATED = frozenset(
+    {"fc1_latent_proj", "fc2_latent_proj", "gate", "kv_a_proj_with_mqa", "project_in", "project_out", "q_a_proj",
+     "router", "shared_expert_gate", "wk", "wq_b"}
+)  # fmt: skip
+_KEY_VALUE = frozenset({"k_proj", "v_proj"})
+
+
+@dataclass(frozen=True, slots=True)
+class RankOutlook:
+    """What a tensor-parallel size would meet in the converted checkpoint, by module names.
+
+    `unaligned` layers have a size on a rank that is not a multiple of their alignment; `indivisible` ones cannot be
+    split evenly, which engines refuse.
+    """
+
+    tensor_parallel_size: int
+    unaligned: tuple[str, ...]
+    indivisible: tuple[str, ...]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether every layer is aligned on every rank."""
+        return not (self.unaligned or self.indivisible)
+
+    @property
+    def options(self) -> str:
+        """The options of `fp8pad convert` that make this size possible wherever MLPs are what stands in its way."""
+        return f"--absorb --tensor-parallel-size {self.tensor_parallel_size}"
+
+
+def parallelism_of(module: str) -> Parallelism:
+    """Return how engines split a module, told from the last part of its name."""
+    *_, parent, last = ("", *module.split("."))
+    if last in _REPLICATED:
+        return "replicated"
+    # A merger or projector is a sequence: `mlp.0`, an activation, `mlp.2`.
+    if last in _ROW or (last == "2" and parent == "mlp"):
+        return "row"
+    return "column"
+
+
+def num_kv_heads(module: str, sections: Sequence[Section]) -> int | None:
+    """Return the number of key-value heads of the part of the model in which `module` lies, where its config says."""
+    around = [(prefix, section) for section in sections for prefix in section.prefixes if module.startswith(prefix)]
+    for _, section in sorted(around, key=lambda found: len(found[0]), reverse=True):
+        heads = section.config.get("num_key_value_heads")
+        if isinstance(heads, int) and heads > 0:
+            return heads
+    return None
+
+
+def rank_shape(
+    layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()
+) -> tuple[int | None, int | None]:
+    """Return the `(N, K)` that one of `tensor_parallel_size` ranks holds; None for a size that cannot be split evenly.
+
+    The sizes split are those that the converted config asks for. Key-value heads are never split: where there are
+    fewer heads than ranks, ranks hold copies (vllm/model_executor/layers/linear.py, `QKVParallelLinear`).
+    """
+    num_n, num_k = layer.config_shape[-2:]
+    num_ranks = tensor_parallel_size
+    parallelism = parallelism_of(layer.name)
+    if layer.name.rpartition(".")[2] in _KEY_VALUE and (heads := num_kv_heads(layer.name, sections)):
+        num_ranks = min(num_ranks, heads)
+    return (
+        _share(num_n, num_ranks if parallelism == "column" else 1),
+        _share(num_k, num_ranks if parallelism == "row" else 1),
+    )
+
+
+def unaligned_at(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> tuple[bool, bool]:
+    """Return whether N and whether K of a rank's part are not multiples of the layer's alignment.
+
+    A size that cannot be split evenly counts as unaligned. Without `sections` (`architectures.architecture_of`) key and
+    value projections are split like any other layer.
+    """
+    num_n, num_k = rank_shape(layer, tensor_parallel_size, sections)
+    return (
+        num_n is None or num_n % layer.alignment[0] != 0,
+        num_k is None or num_k % layer.alignment[1] != 0,
+    )
+
+
+def tp_outlook(
+    layers: Sequence[LayerPlan], sections: Sequence[Section] = (), sizes: Sequence[int] = (2, 4, 8)
+) -> tuple[RankOutlook, ...]:
+    """Return what each tensor-parallel size would meet, for the FP8 Linears of a plan."""
+    return tuple(_at(layers, size, sections) for size in sizes)
+
+
+def _at(layers: Sequence[LayerPlan], size: int, sections: Sequence[Section]) -> RankOutlook:
+    unaligned, indivisible = [], []
+    for layer in layers:
+        if None in rank_shape(layer, size, sections):
+            indivisible.append(layer.name)
+        elif any(unaligned_at(layer, size, sections)):
+            unaligned.append(layer.name)
+    return RankOutlook(size, tuple(unaligned), tuple(indivisible))
+
+
+def _share(size: int, num_ranks: int) -> int | None:
+    return size // num_ranks if size % num_ranks == 0 else None
