@@ -73,6 +73,24 @@ def test_alignment_is_the_users_to_choose(alignment: object, padded: tuple[int, 
     assert plan.layers[0].padded_shape == padded
 
 
+def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> None:
+    """10944 is a multiple of 16, an eighth of it is not: no tensor changes, the runtime is told, the reason says so."""
+    header = shard(
+        "m.safetensors",
+        ("mlp.down_proj.weight", "F8_E4M3", (2048, 10944)),
+        ("mlp.down_proj.weight_scale", "F32", (2048, 1)),
+    )
+    alone, eight = (
+        plan_checkpoint([header], {"config.json": CONFIG}, Policy(tensor_parallel_size=size)) for size in (1, 8)
+    )
+    assert alone.changes_nothing
+    assert (eight.tensors, eight.layers[0].axes) == ({}, Axes("aligned", "aligned"))
+    assert eight.modules == {"mlp.down_proj": ModuleRecord((2048, 10944), (2048, 10944), (16, 16))}
+    assert eight.layers[0].reason == (
+        "N and K are multiples of 16; K = 10944 / 8 = 1368 is not a multiple of 16: the runtime pads it at load"
+    )
+
+
 def test_the_config_is_replaced_in_place() -> None:
     """Key order and foreign keys stay, the original is nested verbatim."""
     plan = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, Policy())

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from fp8pad.planning.architectures import architecture_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
-from fp8pad.planning.settling import padded_tensors, settle
+from fp8pad.planning.settling import needs_runtime, padded_tensors, settle, with_rank_reason
 from fp8pad.record import Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, tensor_bytes
 
@@ -21,7 +22,10 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     tensors = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
     quantization = find_quantization(configs)
     linears, untouched = recognise(tensors, quantization, configs[CONFIG_FILE])
-    layers = tuple(settle(linear, policy) for linear in linears)
+    sections = architecture_of(configs[CONFIG_FILE])
+    layers = tuple(
+        with_rank_reason(settle(linear, policy), policy.tensor_parallel_size, sections) for linear in linears
+    )
     padded: dict[str, PaddedTensor] = {}
     for linear, layer in zip(linears, layers, strict=True):
         padded.update(padded_tensors(linear, layer))
@@ -35,7 +39,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         layers=layers,
         untouched=untouched,
         tensors=padded,
-        modules={layer.name: _module(layer) for layer in layers if "pad" in (layer.axes.n, layer.axes.k)},
+        modules={layer.name: _module(layer) for layer in layers if needs_runtime(layer, policy, sections)},
         config_edits=(),
         base=quantization.config if quantization else None,
         base_source=quantization.source if quantization else None,

@@ -1,10 +1,13 @@
 """Settling one FP8 Linear by padding: its alignment, its padded shape, and what that does to each of its tensors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import lcm
 
 from fp8pad.geometry import padded_shape
+from fp8pad.planning.architectures import Section
 from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.outlook import rank_shape
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.record import Axes, Disposition, PaddedTensor, Policy
 
@@ -36,6 +39,20 @@ def settle(linear: Fp8Linear, policy: Policy) -> LayerPlan:
     return LayerPlan(linear.name, linear.scheme, logical, padded, alignment, axes, _reason(logical, alignment), logical)
 
 
+def with_rank_reason(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section]) -> LayerPlan:
+    """Add to a layer's reason what is unaligned on one of `tensor_parallel_size` ranks, though not as a whole."""
+    broken = _broken_on_rank(layer, tensor_parallel_size, sections)
+    if not broken:
+        return layer
+    return replace(layer, reason=f"{layer.reason}; {' and '.join(broken)}: the runtime pads it at load")
+
+
+def needs_runtime(layer: LayerPlan, policy: Policy, sections: Sequence[Section]) -> bool:
+    """Return whether the runtime must know a layer: it is padded on disk, or unaligned on a rank."""
+    on_disk = "pad" in (layer.axes.n, layer.axes.k)
+    return on_disk or bool(_broken_on_rank(layer, policy.tensor_parallel_size, sections))
+
+
 def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, PaddedTensor]]:
     """Yield what a layer's padding does to its weight and to its scale, by name, where it does anything."""
     if layer.padded_shape == layer.logical_shape:
@@ -49,6 +66,17 @@ def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, P
 
 def _disposition(logical_size: int, padded_size: int) -> Disposition:
     return "aligned" if logical_size == padded_size else "pad"
+
+
+def _broken_on_rank(layer: LayerPlan, num_ranks: int, sections: Sequence[Section]) -> list[str]:
+    if num_ranks == 1 or layer.axes.n == "skip":
+        return []
+    shapes = zip("NK", layer.config_shape, rank_shape(layer, num_ranks, sections), layer.alignment, strict=True)
+    return [
+        f"{axis} = {size} / {num_ranks} = {share} is not a multiple of {multiple}"
+        for axis, size, share, multiple in shapes
+        if share is not None and share != size and share % multiple
+    ]
 
 
 def _reason(logical: tuple[int, ...], alignment: tuple[int, int]) -> str:
