@@ -1,0 +1,158 @@
+"""The linear method: the base's own, given aligned sizes, so that nothing in it has to pad weights."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fp8pad.errors import UnsupportedLayerError
+from fp8pad.runtime.loading import Corner, hide_corner, show_corner
+from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerRecord, RankSizes, Tile
+
+# What the base's create_weights may write on a layer; its kernels want the padded sizes, everybody else the logical.
+_SIZES = ("input_size_per_partition", "output_size_per_partition", "logical_widths")
+_PADDED_BIAS = "fp8pad_bias"
+
+
+def padded_linear_method(method: Any, record: LayerRecord) -> Any:
+    """Return a vLLM linear method, just made for one layer, as one that pads as `record` says.
+
+    Its class is a subclass of the method's own and has that class's name: vLLM chooses loaders by the name
+    (WEIGHT_LOADER_V2_SUPPORTED in layers/linear.py) and decides by class elsewhere.
+    """
+    padded: Any = object.__new__(_padded_class(type(method)))  # type: ignore[arg-type]
+    vars(padded).update(vars(method), record=record)
+    return padded
+
+
+@functools.cache
+def _padded_class(method_class: Any) -> type:
+    return type(method_class.__name__, (PaddedLinearMethod, method_class), {})
+
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.linear import LinearMethodBase
+else:
+    LinearMethodBase = object
+
+
+class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
+    """Stands before a vLLM linear method: weights of padded sizes, activations padded along K, outputs cut to N."""
+
+    record: LayerRecord
+    sizes: RankSizes
+    reads_layer_sizes: bool
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Ask the base for parameters of padded sizes, which show only their logical corner to loaders."""
+        sizes = RankSizes.of(output_partition_sizes, input_size_per_partition, self.record.alignment)
+        self.sizes = sizes
+        super().create_weights(layer, sizes.padded_k, list(sizes.padded_partitions), *args, **kwargs)
+        _write_sizes(layer, sizes.k, sizes.partitions)
+        if sizes.is_padded or self.record.is_padded:
+            for parameter in layer.parameters(recurse=False):
+                _show_corner(parameter, self.record, sizes)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
+        sizes = self.sizes
+        with _padded_sizes(layer, sizes):
+            super().process_weights_after_loading(layer)
+        self.reads_layer_sizes = _reads_layer_sizes(self, layer)
+        for parameter in layer.parameters(recurse=False):
+            hide_corner(parameter)
+        bias = getattr(layer, "bias", None)
+        if bias is not None and sizes.padded_n > sizes.n:
+            # Persistent, because a reload copies new values into such a buffer in place (reload/layerwise.py).
+            layer.register_buffer(_PADDED_BIAS, _pad_last(bias.detach(), sizes.padded_n), persistent=True)
+
+    def apply(self, layer: torch.nn.Module, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return `[..., N]` for `x` of `[..., K]`: pad along K, run the base's kernel, cut to N."""
+        sizes = self.sizes
+        if bias is not None and sizes.padded_n > sizes.n:
+            bias = _padded_bias(layer, bias, sizes.padded_n)
+        shown: Any = _PaddedLayer(layer, sizes) if self.reads_layer_sizes else layer
+        output: torch.Tensor = super().apply(shown, _pad_activation(x, sizes.padded_k), bias)
+        return output if sizes.padded_n == sizes.n else output[..., : sizes.n].contiguous()
+
+
+class _PaddedLayer:
+    """A layer as its kernel must see it: everything as it is, but with padded sizes."""
+
+    def __init__(self, layer: torch.nn.Module, sizes: RankSizes) -> None:
+        self._layer = layer
+        self.output_size_per_partition, self.input_size_per_partition = sizes.padded_shape
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+def _reads_layer_sizes(method: Any, layer: torch.nn.Module) -> bool:
+    """Whether the kernel takes its sizes from the layer in every forward, not from the weight (Marlin, XPU)."""
+    owner = method if hasattr(method, "fp8_linear") else getattr(layer, "scheme", method)
+    kernel = getattr(owner, "fp8_linear", None) or getattr(owner, "kernel", None)
+    return type(kernel).__name__.startswith(("Marlin", "XPU"))
+
+
+def _write_sizes(layer: torch.nn.Module, k: int, partitions: Sequence[int]) -> None:
+    values = dict(zip(_SIZES, (k, sum(partitions), list(partitions)), strict=True))
+    for name, value in values.items():
+        if hasattr(layer, name):
+            setattr(layer, name, value)
+
+
+@contextmanager
+def _padded_sizes(layer: torch.nn.Module, sizes: RankSizes) -> Iterator[None]:
+    _write_sizes(layer, sizes.padded_k, sizes.padded_partitions)
+    try:
+        yield
+    finally:
+        _write_sizes(layer, sizes.k, sizes.partitions)
+
+
+def _show_corner(parameter: torch.nn.Parameter, record: LayerRecord, sizes: RankSizes) -> None:
+    tile = _tile(parameter)
+    if tile is None:
+        return
+    expected = tile.shape(sizes.padded_shape)
+    if tuple(parameter.shape[: len(expected)]) != expected:
+        got = list(parameter.shape)
+        raise UnsupportedLayerError(f"{record.prefix}: vLLM made a parameter of shape {got}, expected {list(expected)}")
+    corner = Corner(record, tile, tile.shape(sizes.logical_shape), fill=0 if tile == WEIGHT else 1)
+    show_corner(parameter, corner)
+
+
+def _tile(parameter: torch.nn.Parameter) -> Tile | None:
+    """Return what `parameter` is, by the axes that vLLM gives it: a scale per tensor, with none, is never padded."""
+    if not hasattr(parameter, "output_dim"):
+        return None
+    return WEIGHT if hasattr(parameter, "input_dim") else CHANNEL_SCALE
+
+
+def _padded_bias(layer: torch.nn.Module, bias: torch.Tensor, padded_n: int) -> torch.Tensor:
+    # Another bias than the layer's own could not be padded at load.
+    padded: torch.Tensor = getattr(layer, _PADDED_BIAS) if bias is layer.bias else _pad_last(bias, padded_n)
+    return padded
+
+
+def _pad_activation(x: Any, padded_k: int) -> Any:
+    """Pad activations along K; those that an earlier kernel has quantized already keep their scale."""
+    if isinstance(x, torch.Tensor):
+        return _pad_last(x, padded_k)
+    return dataclasses.replace(x, data=_pad_last(x.data, padded_k))
+
+
+def _pad_last(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    """Append zeros to the last axis up to `size`; `tensor` itself if it is as long already."""
+    missing = size - tensor.shape[-1]
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
