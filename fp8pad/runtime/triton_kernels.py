@@ -1,0 +1,128 @@
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# ruff: noqa: N803, PLR0917
+"""The Triton kernels behind `kernels.quantize_and_pad`; what they compute, and why, is written there.
+
+One program takes one row, or one tile of a row. The sizes of a layer are compile-time constants: a model has few of
+them, and their common divisors tell the compiler how wide its loads and stores may be.
+"""
+
+import triton
+import triton.language as tl
+
+FP8_MAX = tl.constexpr(448.0)
+SMALLEST_TOKEN_SCALE = tl.constexpr(1.0 / (448.0 * 512.0))
+
+
+@triton.jit
+def _row(ptr, row, stride, ALIGNMENT: tl.constexpr):
+    """Return the pointer to a row. ALIGNMENT divides the stride; it tells Triton how wide its accesses may be."""
+    return ptr + tl.multiple_of(tl.cast(row, tl.int64) * stride, ALIGNMENT)
+
+
+@triton.jit
+def _load(x_row, begin, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Read BLOCK values from column `begin` on, zeros beyond K.
+
+    The shape `[1, BLOCK]` keeps Triton from giving each lane as many neighbours as a store of FP8 is wide: rows that
+    cannot be read 16 bytes at a time are then read lane beside lane, and exchanged through shared memory afterwards.
+    """
+    columns = (begin + tl.arange(0, BLOCK))[None, :]
+    return tl.reshape(tl.load(x_row + columns, mask=columns < K, other=0.0), [BLOCK]).to(tl.float32)
+
+
+@triton.jit
+def _store(out_row, begin, quotient, K: tl.constexpr, PADDED_K: tl.constexpr, BLOCK: tl.constexpr):
+    """Clamp as vLLM does (min first: it turns NaN into +448), round to FP8, and write; beyond K, write zeros."""
+    columns = begin + tl.arange(0, BLOCK)
+    clamped = tl.maximum(tl.minimum(quotient, FP8_MAX), -FP8_MAX)
+    x_fp8 = tl.where(columns < K, clamped, 0.0).to(tl.float8e4nv)
+    tl.store(out_row + columns, x_fp8, mask=columns < PADDED_K)
+
+
+@triton.jit
+def _row_absmax(x_row, K: tl.constexpr, BLOCK: tl.constexpr):
+    absmax = tl.zeros([BLOCK], tl.float32)
+    for begin in tl.static_range(0, K, BLOCK):
+        absmax = tl.maximum(absmax, tl.abs(_load(x_row, begin, K, BLOCK)))
+    return tl.max(absmax)
+
+
+@triton.jit
+def _divide(x, scale, LIMITED: tl.constexpr):
+    """Return `x / scale` as IEEE 754 rounds it, at the price of four operations per value.
+
+    One Newton step on `x * (1 / scale)` is enough: over all 2^23 significands of an FP32 scale and all 2^10 of an FP16
+    value it never differs from a division (and BF16 has fewer). `excess` is `quotient * scale - x` in this order, so
+    that -0 stays -0. Where scale is infinite, finite values become 0 and infinite ones NaN. LIMITED says that scale_ub
+    may lie so far below x that the quotient overflows; 512 is beyond FP8 and near enough for the step to end above it.
+    """
+    reciprocal = tl.div_rn(1.0, scale)
+    finite_scale = tl.where(scale == float("inf"), 0.0, scale)
+    quotient = x * reciprocal
+    if LIMITED:
+        quotient = tl.maximum(tl.minimum(quotient, 512.0), -512.0)
+    excess = tl.fma(quotient, finite_scale, -x)
+    return tl.fma(excess, -reciprocal, quotient)
+
+
+@triton.jit
+def per_token_kernel(
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    scale_ub_ptr,
+    x_stride,
+    ALIGNMENT: tl.constexpr,
+    K: tl.constexpr,
+    PADDED_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Quantize one token per program: its absmax, its scale, its quotients and its tail.
+
+    Where one block holds the row, both loops run once and Triton's compiler merges their two equal loads into one.
+    """
+    row = tl.program_id(0)
+    x_row = _row(x_ptr, row, x_stride, ALIGNMENT)
+    out_row = _row(out_ptr, row, PADDED_K, 16)
+    absmax = _row_absmax(x_row, K, BLOCK)
+    if scale_ub_ptr is not None:
+        absmax = tl.minimum(absmax, tl.load(scale_ub_ptr))
+    scale = tl.maximum(tl.div_rn(absmax, FP8_MAX), SMALLEST_TOKEN_SCALE)
+    for begin in tl.static_range(0, PADDED_K, BLOCK):
+        quotient = _divide(_load(x_row, begin, K, BLOCK), scale, scale_ub_ptr is not None)
+        _store(out_row, begin, quotient, K, PADDED_K, BLOCK)
+    tl.store(scale_ptr + row, scale)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def maxima_kernel(x_ptr, maxima_ptr, num_rows, x_stride, ALIGNMENT: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Find the absmax of every `num_programs`-th row, one result per program."""
+    absmax = tl.zeros([], tl.float32)
+    for row in range(tl.program_id(0), num_rows, tl.num_programs(0)):
+        absmax = tl.maximum(absmax, _row_absmax(_row(x_ptr, row, x_stride, ALIGNMENT), K, BLOCK))
+    tl.store(maxima_ptr + tl.program_id(0), absmax)
+
+
+@triton.jit
+def per_tensor_kernel(
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    maxima_ptr,
+    x_stride,
+    ALIGNMENT: tl.constexpr,
+    K: tl.constexpr,
+    PADDED_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NUM_MAXIMA: tl.constexpr,
+):
+    """Quantize one tile of one row per program, with the scale at `scale_ptr`: read, or first made of the maxima."""
+    if NUM_MAXIMA:
+        scale = tl.div_rn(tl.max(tl.load(maxima_ptr + tl.arange(0, NUM_MAXIMA))), FP8_MAX)
+        tl.store(scale_ptr, scale)
+    else:
+        scale = tl.load(scale_ptr)
+    row = tl.program_id(0)
+    begin = tl.program_id(1) * BLOCK
+    x = _load(_row(x_ptr, row, x_stride, ALIGNMENT), begin, K, BLOCK)
+    _store(_row(out_ptr, row, PADDED_K, 16), begin, x * tl.div_rn(1.0, scale), K, PADDED_K, BLOCK)
