@@ -1,0 +1,53 @@
+"""Where vLLM quantizes an activation for its CUTLASS FP8 kernel, pad it too.
+
+That kernel calls its attribute `quant_fp8(x, scale, scale_ub)` and gives the result to the GEMM (kernels/linear/
+scaled_mm/ScaledMMLinearKernel.py, vLLM 0.26 to 0.33). So the attribute is what is replaced, on one layer's kernel:
+the GEMM gets an activation of the weight's own K, and nothing before or after it has to know.
+"""
+
+from typing import Any
+
+import torch
+
+_CUTLASS_KERNEL = "CutlassFP8ScaledMMLinearKernel"
+
+
+def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
+    """Let `kernel`, a layer's vLLM kernel, pad activations to `padded_k` as it quantizes them; return whether it does.
+
+    It does not where it is another kernel than CUTLASS's; the caller then pads the activation before it.
+    """
+    if type(kernel).__name__ != _CUTLASS_KERNEL:
+        return False
+    kernel.quant_fp8 = PaddedQuantization(kernel.quant_fp8, padded_k)
+    return True
+
+
+class PaddedQuantization:
+    """Quantizes as the vLLM `QuantFP8` in `quantize` does, to the same bytes and scales, and appends zeros along K.
+
+    Where vLLM would launch its own CUDA operator (eager, or `custom_ops` with `quant_fp8`), one launch does both. Where
+    it quantizes with native operations, which torch.compile fuses with their neighbours, padding is one more of them.
+    """
+
+    def __init__(self, quantize: Any, padded_k: int) -> None:
+        self.quantize = quantize
+        self.padded_k = padded_k
+        self.in_one_launch = _launches_its_own_operator(quantize)
+
+    def __call__(
+        self, x: torch.Tensor, scale: torch.Tensor | None = None, scale_ub: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `x` `[M, K]` as FP8 `[M, padded_k]`, and its scale."""
+        if self.in_one_launch:
+            from fp8pad.runtime.kernels import quantize_and_pad  # noqa: PLC0415  (Triton, which not every host has)
+
+            per_token = self.quantize.use_per_token_if_dynamic
+            return quantize_and_pad(x, self.padded_k, scale=scale, scale_ub=scale_ub, per_token=per_token)
+        x_fp8, x_scale = self.quantize(x, scale, scale_ub)
+        return torch.nn.functional.pad(x_fp8, (0, self.padded_k - x_fp8.shape[1])), x_scale
+
+
+def _launches_its_own_operator(quantize: Any) -> bool:
+    launches: bool = quantize._forward_method == quantize.forward_cuda
+    return launches and not quantize.is_group_quant and quantize.num_token_padding is None
