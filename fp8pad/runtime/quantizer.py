@@ -5,6 +5,7 @@ scaled_mm/ScaledMMLinearKernel.py, vLLM 0.26 to 0.33). So the attribute is what 
 the GEMM gets an activation of the weight's own K, and nothing before or after it has to know.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,21 +34,23 @@ class PaddedQuantization:
     def __init__(self, quantize: Any, padded_k: int) -> None:
         self.quantize = quantize
         self.padded_k = padded_k
-        self.in_one_launch = _launches_its_own_operator(quantize)
+        self.launch = _launch(quantize)
 
     def __call__(
         self, x: torch.Tensor, scale: torch.Tensor | None = None, scale_ub: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `x` `[M, K]` as FP8 `[M, padded_k]`, and its scale."""
-        if self.in_one_launch:
-            from fp8pad.runtime.kernels import quantize_and_pad  # noqa: PLC0415  (Triton, which not every host has)
-
+        if self.launch is not None:
             per_token = self.quantize.use_per_token_if_dynamic
-            return quantize_and_pad(x, self.padded_k, scale=scale, scale_ub=scale_ub, per_token=per_token)
+            return self.launch(x, self.padded_k, scale=scale, scale_ub=scale_ub, per_token=per_token)
         x_fp8, x_scale = self.quantize(x, scale, scale_ub)
         return torch.nn.functional.pad(x_fp8, (0, self.padded_k - x_fp8.shape[1])), x_scale
 
 
-def _launches_its_own_operator(quantize: Any) -> bool:
-    launches: bool = quantize._forward_method == quantize.forward_cuda
-    return launches and not quantize.is_group_quant and quantize.num_token_padding is None
+def _launch(quantize: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
+    launches_an_operator = quantize._forward_method == quantize.forward_cuda
+    if not launches_an_operator or quantize.is_group_quant or quantize.num_token_padding is not None:
+        return None
+    from fp8pad.runtime.kernels import quantize_and_pad  # Triton, which not every host has
+
+    return quantize_and_pad
