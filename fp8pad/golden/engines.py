@@ -1,0 +1,126 @@
+"""Asking an engine: one process for one model, watched until it has answered or failed."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+from fp8pad.errors import GoldenError
+from fp8pad.golden.document import check_answer
+from fp8pad.golden.question import Question, Reply
+from fp8pad.golden.reading import parse_json, read
+
+# Set only where the user has not. Without its own process for the scheduler vLLM forms the same batches every time
+# (vLLM's documentation, "Reproducibility"); the CPU build otherwise claims most of the machine's memory for its cache.
+ENGINE_DEFAULTS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONUNBUFFERED": "1"}
+
+_LOOK_EVERY_SECONDS = 0.5
+_NUM_LAST_LINES = 12
+_INSTALL_HINTS = {"vllm": "pip install 'fp8pad[vllm]'", "transformers": "pip install torch transformers"}
+
+
+class Progress(Protocol):
+    """Where a golden run says how far it is."""
+
+    def say(self, line: str) -> None:
+        """Take a sentence that is worth keeping."""
+
+    def show(self, line: str) -> None:
+        """Take what an engine is doing right now, which the next call replaces."""
+
+
+def ask(question: Question, progress: Progress) -> Reply:
+    """Start the engine that `question` names, in a process of its own, and return its reply.
+
+    Raises `GoldenError` if the engine is not installed, refuses, fails or answers with something that is no answer;
+    where it fails, the last lines that it wrote are the error's notes (PEP 678).
+    """
+    engine = question.settings.engine
+    if importlib.util.find_spec(engine) is None:
+        raise GoldenError(f"{engine} is not installed in this environment: {_INSTALL_HINTS[engine]}")
+    with TemporaryDirectory(prefix="fp8pad-golden-") as folder:
+        question_file, reply_file, log = (Path(folder, name) for name in ("question.json", "reply.json", "log"))
+        question_file.write_text(json.dumps(asdict(question)), encoding="utf-8")
+        with _started(question_file, reply_file, log) as process:
+            _watch(process, reply_file, log, progress)
+        document = _read_reply(reply_file)
+        if "reply" not in document:
+            raise _failure(question, process.returncode, document, _last_lines(log))
+    return _checked(read(Reply, document["reply"], f"{engine}'s reply"), question)
+
+
+@contextmanager
+def _started(question_file: Path, reply_file: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run the worker in a process group of its own, and leave none of it behind."""
+    command = [sys.executable, "-m", "fp8pad.golden.worker", str(question_file), str(reply_file)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**ENGINE_DEFAULTS, **os.environ},
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _end_group(process)
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _watch(process: "subprocess.Popen[bytes]", reply_file: Path, log: Path, progress: Progress) -> None:
+    """Wait for the reply, or for the process to end without one; an engine's shutdown is not waited for."""
+    while not reply_file.exists() and process.poll() is None:
+        for line in _last_lines(log)[-1:]:
+            progress.show(line)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_LOOK_EVERY_SECONDS)
+
+
+def _last_lines(log: Path) -> list[str]:
+    """Return the last lines that are not blank; a progress bar's returns of the carriage end a line too."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 16384))
+        text = file.read().decode(errors="replace")
+    lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
+    return [line for line in lines if line][-_NUM_LAST_LINES:]
+
+
+def _read_reply(reply_file: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = parse_json(reply_file.read_text(encoding="utf-8"), "reply")
+    except (OSError, GoldenError):
+        return {}
+    return document
+
+
+def _failure(question: Question, status: int, document: dict[str, Any], last_lines: list[str]) -> GoldenError:
+    if "refused" in document:
+        return GoldenError(document["refused"])
+    ended = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    error = GoldenError(f"{question.settings.engine} failed on {question.model}: {document.get('failed', ended)}")
+    for line in last_lines:
+        error.add_note(line)
+    return error
+
+
+def _checked(reply: Reply, question: Question) -> Reply:
+    if [answer.prompt_token_ids for answer in reply.answers] != list(question.prompts):
+        raise GoldenError(f"{question.settings.engine} did not answer the prompts that it was given, in their order")
+    for number, answer in enumerate(reply.answers, start=1):
+        check_answer(answer, question.settings, f"{question.settings.engine}'s answer to prompt {number}")
+    return reply

@@ -1,0 +1,73 @@
+"""What a model is known by, before and after padding: its tensors' names, dtypes and source shapes, and its config.
+
+No tensor bytes are read, so that a fingerprint takes milliseconds. It tells models apart, not weights: that a padded
+checkpoint holds the weights of its source is for `fp8pad verify` to say.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fp8pad.checkpoint.source import CONFIG_FILE, Source, padding_mark
+from fp8pad.errors import GoldenError, RecordError
+from fp8pad.record import RECORD_FILE, CheckpointRecord, ConfigEdit, parse_record
+
+_QUANTIZATION_KEYS = frozenset({"quantization_config", "compression_config"})
+
+
+def fingerprint(source: Source) -> str:
+    """Return the SHA-256 that a model and its fp8pad checkpoints share.
+
+    Hashed, as JSON: `[name, dtype, source shape]` of every tensor, sorted, and config.json without quantization
+    config, in which the sizes that absorbing edited have their old values. Raises `GoldenError` for an fp8pad
+    checkpoint without fp8pad.json, `RecordError` where that file cannot be read.
+    """
+    record = _read_record(source)
+    shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()} if record else {}
+    tensors = sorted(
+        [tensor.name, tensor.dtype, list(shapes.get(tensor.name, tensor.shape))]
+        for shard in source.shards
+        for tensor in shard.tensors
+    )
+    config = _without_quantization(source_config(source.configs[CONFIG_FILE], record.config_edits if record else ()))
+    content = json.dumps([tensors, config], sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
+
+
+def source_config(config: Mapping[str, Any], edits: tuple[ConfigEdit, ...]) -> dict[str, Any]:
+    """Return `config` with the old value of every edited key; `RecordError` where a key has not its edited value."""
+    restored = copy.deepcopy(dict(config))
+    for edit in edits:
+        if edit.file == CONFIG_FILE:
+            _restore(restored, edit)
+    return restored
+
+
+def _restore(document: Any, edit: ConfigEdit) -> None:
+    *sections, last = edit.key.split(".")
+    for section in sections:
+        document = document.get(section) if isinstance(document, dict) else None
+    if not isinstance(document, dict) or document.get(last) != edit.new:
+        found = document.get(last) if isinstance(document, dict) else None
+        raise RecordError(f"{edit.file}: {edit.key}: expected {edit.new}, as {RECORD_FILE} says, got {found}")
+    document[last] = edit.old
+
+
+def _read_record(source: Source) -> CheckpointRecord | None:
+    mark = padding_mark(source)
+    if mark is None:
+        return None
+    try:
+        return parse_record((source.root / RECORD_FILE).read_bytes().decode())
+    except OSError as error:
+        raise GoldenError(f"{source.root}: padded by fp8pad ({mark}), but without its {RECORD_FILE}") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{RECORD_FILE}: not UTF-8: {error}") from error
+
+
+def _without_quantization(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_quantization(value) for key, value in node.items() if key not in _QUANTIZATION_KEYS}
+    return node

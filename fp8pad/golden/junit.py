@@ -1,0 +1,32 @@
+"""A check's result as a JUnit file, which CI systems show: a test case for each prompt."""
+
+from xml.etree import ElementTree
+
+from fp8pad.golden.compare import Comparison, PromptResult
+
+_SUITE = "fp8pad golden"
+
+
+def to_junit(comparison: Comparison) -> str:
+    """Return the XML; what was not as recorded goes into `system-out`."""
+    counts = {"tests": str(len(comparison.prompts)), "failures": str(len(comparison.differing)), "errors": "0"}
+    suites = ElementTree.Element("testsuites", counts)
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": _SUITE, **counts})
+    for result in comparison.prompts:
+        _add_case(suite, comparison, result)
+    if comparison.warnings:
+        ElementTree.SubElement(suite, "system-out").text = "\n".join(comparison.warnings)
+    ElementTree.indent(suites)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
+
+
+def _add_case(suite: ElementTree.Element, comparison: Comparison, result: PromptResult) -> None:
+    name = f"prompt {result.prompt} ({result.num_prompt_tokens} tokens)"
+    case = ElementTree.SubElement(suite, "testcase", {"classname": f"{_SUITE}.{comparison.model}", "name": name})
+    if difference := result.difference:
+        message = f"step {difference.step}: {difference.kind}: expected {difference.expected}, got {difference.got}"
+        ElementTree.SubElement(
+            case, "failure", {"type": difference.kind, "message": message}
+        ).text = (
+            f"{message}\nlargest difference of logprobs {result.max_abs_difference:.6g}, allowed {comparison.atol:.6g}"
+        )

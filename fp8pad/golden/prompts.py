@@ -1,0 +1,116 @@
+"""What is asked: prompts as token ids, from a file or from a seed, checked before any engine starts."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fp8pad.errors import GoldenError
+from fp8pad.golden.reading import parse_json, read
+
+Prompt = tuple[int, ...]
+Tokenize = Callable[[str], Sequence[int]]
+
+# Every length once or twice: one token alone, around the multiples of 16 that kernels like, and a longer one.
+BUILT_IN_LENGTHS = (1, 2, 3, 5, 8, 13, 15, 16, 17, 21, 31, 32, 33, 48, 63, 65)
+
+# Where model families keep the longest sequence that their positions allow.
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+
+
+def built_in_prompts(config: Mapping[str, Any], max_tokens: int, seed: int) -> tuple[Prompt, ...]:
+    """Return 16 prompts of seeded random tokens for the model of `config`; no tokenizer is needed.
+
+    Tokens that the config gives a role (end of text, image placeholders, ...) are not used. Prompts are cut to what
+    the model's positions allow beside `max_tokens`. Raises `GoldenError` if the config names no vocabulary.
+    """
+    vocab_size = _text_value(config, "vocab_size")
+    if vocab_size is None:
+        raise GoldenError("config.json: vocab_size: no such key, so there is no built-in prompt; use --prompts")
+    special = set(_special_token_ids(config))
+    ordinary = [token_id for token_id in range(vocab_size) if token_id not in special] or range(vocab_size)
+    longest = max(1, (model_length(config) or max_tokens + max(BUILT_IN_LENGTHS)) - max_tokens)
+    choose = random.Random(seed)  # noqa: S311 - prompts are no secret
+    return tuple(tuple(choose.choices(ordinary, k=min(num_tokens, longest))) for num_tokens in BUILT_IN_LENGTHS)
+
+
+def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
+    """Read a prompt a line: plain text, or, where the name ends in `.jsonl`, `{"prompt": TEXT}` or
+    `{"prompt_token_ids": [IDS]}`.
+
+    Blank lines are passed over. Raises `GoldenError` naming the line if the file cannot be read, is not UTF-8, holds
+    no prompt, or holds one that has no tokens.
+    """
+    parse = _parse_json_line if file.suffix == ".jsonl" else _parse_text_line
+    prompts = []
+    for number, line in enumerate(_read_lines(file), start=1):
+        if line.strip():
+            prompts.append(parse(line, f"{file.name}: line {number}", tokenize))
+    if not prompts:
+        raise GoldenError(f"{file.name}: expected a prompt a line, found none")
+    return tuple(prompts)
+
+
+def check_prompts(prompts: Sequence[Prompt], config: Mapping[str, Any], max_tokens: int, max_model_len: int) -> None:
+    """Raise `GoldenError` for a prompt that is too long with its answer, or a token that the model does not have."""
+    vocab_size = _text_value(config, "vocab_size")
+    for number, prompt in enumerate(prompts, start=1):
+        if len(prompt) + max_tokens > max_model_len:
+            raise GoldenError(
+                f"prompt {number}: {len(prompt)} tokens and an answer of {max_tokens}"
+                f" are longer than the {max_model_len} that the model takes"
+            )
+        if vocab_size is not None and not all(0 <= token_id < vocab_size for token_id in prompt):
+            raise GoldenError(f"prompt {number}: a token id that is not below the vocabulary's size, {vocab_size}")
+
+
+def model_length(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that the model's positions allow, if its config says so."""
+    return next((length for key in _LENGTH_KEYS if (length := _text_value(config, key))), None)
+
+
+def _text_value(config: Mapping[str, Any], key: str) -> int | None:
+    """A size of the language model, which may have a section of its own."""
+    for section in (config.get("text_config"), config.get("llm_config"), config):
+        if isinstance(section, Mapping) and type(value := section.get(key)) is int and value > 0:
+            return value
+    return None
+
+
+def _special_token_ids(node: Any, is_special: bool = False) -> Iterator[int]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _special_token_ids(value, "token_id" in key or "token_index" in key)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _special_token_ids(value, is_special)
+    elif is_special and type(node) is int:
+        yield node
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        return file.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise GoldenError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise GoldenError(f"{file.name}: not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
+
+
+def _parse_text_line(line: str, where: str, tokenize: Tokenize) -> Prompt:
+    return _not_empty(tuple(tokenize(line)), where)
+
+
+def _parse_json_line(line: str, where: str, tokenize: Tokenize) -> Prompt:
+    document = parse_json(line, where)
+    if isinstance(document, dict) and "prompt_token_ids" in document:
+        return _not_empty(read(tuple[int, ...], document["prompt_token_ids"], f"{where}: prompt_token_ids"), where)
+    if isinstance(document, dict) and "prompt" in document:
+        return _parse_text_line(read(str, document["prompt"], f"{where}: prompt"), where, tokenize)
+    raise GoldenError(f'{where}: expected {{"prompt": TEXT}} or {{"prompt_token_ids": [IDS]}}')
+
+
+def _not_empty(prompt: Prompt, where: str) -> Prompt:
+    if not prompt:
+        raise GoldenError(f"{where}: a prompt without tokens")
+    return prompt

@@ -1,0 +1,111 @@
+"""`golden record`, `check` and `compare`: read the model, ask it, write or compare."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fp8pad import __version__
+from fp8pad.checkpoint.source import CONFIG_FILE, Source, read_checkpoint
+from fp8pad.errors import GoldenError
+from fp8pad.golden.compare import Comparison, compare_answers
+from fp8pad.golden.document import GoldenDocument, parse_document
+from fp8pad.golden.engines import Progress, ask
+from fp8pad.golden.fingerprint import fingerprint
+from fp8pad.golden.options import (
+    CheckOptions,
+    RecordOptions,
+    default_atol,
+    settings_differences,
+    settings_to_check,
+    settings_to_record,
+)
+from fp8pad.golden.prompts import Prompt, built_in_prompts, check_prompts, read_prompts
+from fp8pad.golden.question import Question, Reply, environment_differences
+from fp8pad.golden.tokenizer import tokenizer
+
+
+def record(model: Path, options: RecordOptions, progress: Progress) -> GoldenDocument:
+    """Ask a model and return what it answered.
+
+    Raises `CheckpointError` for a folder that is no checkpoint, `GoldenError` for prompts that cannot be asked and for
+    an engine that does not answer.
+    """
+    source = read_checkpoint(model)
+    config = source.configs[CONFIG_FILE]
+    prompts, prompts_from = _prompts(source, options)
+    settings = settings_to_record(config, prompts, options)
+    check_prompts(prompts, config, settings.max_tokens, settings.max_model_len)
+    reply = _ask(source, Question(str(model), settings, prompts, options.trust_remote_code, None), progress)
+    return GoldenDocument(
+        fp8pad_version=__version__,
+        model=model.resolve().name,
+        fingerprint=fingerprint(source),
+        settings=replace(settings, dtype=reply.dtype),
+        environment=reply.environment,
+        prompts_from=prompts_from,
+        answers=reply.answers,
+    )
+
+
+def check(model: Path, golden: GoldenDocument, options: CheckOptions, progress: Progress) -> Comparison:
+    """Ask a model what a golden file holds the answers to, and compare.
+
+    Raises as `record` does, and `GoldenError` if the file was recorded with another model, or, with
+    `options.strict`, in another way or place.
+    """
+    source = read_checkpoint(model)
+    _check_model(source, golden)
+    settings = settings_to_check(golden.settings, options)
+    warnings = settings_differences(golden.settings, settings)
+    if warnings and options.strict:
+        raise GoldenError("; ".join(warnings))
+    prompts = tuple(answer.prompt_token_ids for answer in golden.answers)
+    required = golden.environment if options.strict else None
+    reply = _ask(source, Question(str(model), settings, prompts, options.trust_remote_code, required), progress)
+    if settings.engine == golden.settings.engine:
+        warnings += environment_differences(golden.environment, reply.environment)
+    atol = default_atol(settings, warnings) if options.atol is None else options.atol
+    results = compare_answers(golden.answers, reply.answers, atol)
+    return Comparison(model.resolve().name, atol, warnings, results)
+
+
+def compare(
+    model_a: Path, model_b: Path, record_options: RecordOptions, check_options: CheckOptions, progress: Progress
+) -> Comparison:
+    """Record one model and check another against it; raises as `record` and `check` do."""
+    if fingerprint(read_checkpoint(model_a)) != fingerprint(read_checkpoint(model_b)):
+        raise GoldenError(f"{model_b}: not the model of {model_a}: their fingerprints differ")
+    return check(model_b, record(model_a, record_options, progress), check_options, progress)
+
+
+def read_golden(file: Path) -> GoldenDocument:
+    """Read a golden file; `GoldenError` if it cannot be read or is not one."""
+    try:
+        return parse_document(file.read_bytes().decode(), file.name)
+    except OSError as error:
+        raise GoldenError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise GoldenError(f"{file.name}: not a golden file: not UTF-8") from error
+
+
+def _ask(source: Source, question: Question, progress: Progress) -> Reply:
+    settings = question.settings
+    progress.say(f"{source.root.name}: {len(question.prompts)} prompts to {settings.engine}, {settings.mode}")
+    reply = ask(question, progress)
+    where = f"{settings.engine} {reply.environment.engine_version} on {reply.environment.device}"
+    progress.say(f"{source.root.name}: answered by {where}")
+    return reply
+
+
+def _check_model(source: Source, golden: GoldenDocument) -> None:
+    if (found := fingerprint(source)) != golden.fingerprint:
+        raise GoldenError(
+            f"{source.root}: not the model that was recorded ({golden.model}):"
+            f" expected fingerprint {golden.fingerprint[:19]}..., got {found[:19]}..."
+        )
+
+
+def _prompts(source: Source, options: RecordOptions) -> tuple[tuple[Prompt, ...], str]:
+    if options.prompts is None:
+        config = source.configs[CONFIG_FILE]
+        return built_in_prompts(config, options.max_tokens, options.seed), f"built-in, seed {options.seed}"
+    return read_prompts(options.prompts, tokenizer(source.root, options.trust_remote_code)), options.prompts.name

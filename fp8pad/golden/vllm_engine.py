@@ -1,0 +1,55 @@
+"""vLLM as the engine, GPU or CPU build as installed. Only the worker process imports vLLM, and only when asked."""
+
+from typing import Any
+
+from fp8pad.golden.document import Answer, Environment
+from fp8pad.golden.question import Question, cpu_name, likeliest_first
+
+
+def environment() -> Environment:
+    """Describe vLLM and the device that it will run on, without starting it."""
+    import torch
+    import vllm
+    from vllm.platforms import current_platform
+
+    on_cpu = current_platform.is_cpu()
+    device = cpu_name(torch.backends.cpu.get_cpu_capability()) if on_cpu else current_platform.get_device_name()
+    return Environment(vllm.__version__, torch.__version__, device)
+
+
+def answer(question: Question) -> tuple[str, tuple[Answer, ...]]:
+    """Start one engine and return its dtype and its greedy answers to all prompts, given to it as one batch.
+
+    Prefix caching is off, so that no answer depends on another's; the end-of-text token does not end an answer.
+    """
+    from vllm import LLM, SamplingParams
+
+    settings = question.settings
+    llm = LLM(
+        model=question.model,
+        dtype=settings.dtype,
+        enforce_eager=settings.mode == "eager",
+        seed=settings.seed,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        max_model_len=settings.max_model_len,
+        max_logprobs=settings.top_k,
+        enable_prefix_caching=False,
+        skip_tokenizer_init=True,
+        trust_remote_code=question.trust_remote_code,
+    )
+    sampling = SamplingParams(
+        temperature=0, max_tokens=settings.max_tokens, logprobs=settings.top_k, ignore_eos=True, detokenize=False
+    )
+    outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in question.prompts], sampling)
+    dtype = str(llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
+    return dtype, tuple(_answer(output) for output in outputs)
+
+
+def _answer(output: Any) -> Answer:
+    completion = output.outputs[0]
+    steps = ({token_id: entry.logprob for token_id, entry in step.items()} for step in completion.logprobs)
+    return Answer(
+        tuple(output.prompt_token_ids),
+        tuple(int(token_id) for token_id in completion.token_ids),
+        tuple(likeliest_first(step) for step in steps),
+    )

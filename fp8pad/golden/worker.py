@@ -1,0 +1,52 @@
+"""`python -m fp8pad.golden.worker QUESTION REPLY`: the process that runs one engine, asks it once, and ends.
+
+A process of its own, because an engine keeps its device until its process ends, may take the process down with it, and
+writes to stdout and stderr as it likes.
+"""
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fp8pad.errors import GoldenError
+from fp8pad.golden import transformers_engine, vllm_engine
+from fp8pad.golden.question import Question, Reply, check_environment
+from fp8pad.golden.reading import parse_json, read
+
+_ENGINES = {"vllm": vllm_engine, "transformers": transformers_engine}
+
+
+def main(question_file: str, reply_file: str) -> int:
+    """Write a reply, what the engine refused, or the cause of its failure; the traceback goes to stderr."""
+    question = read(Question, parse_json(Path(question_file).read_text(encoding="utf-8"), "question"), "question")
+    try:
+        document: dict[str, Any] = {"reply": asdict(_reply(question))}
+    except GoldenError as error:
+        document = {"refused": str(error)}
+    except Exception as error:  # whatever an engine may raise becomes one line
+        traceback.print_exc()
+        document = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+    _publish(document, Path(reply_file))
+    return 0 if "reply" in document else 1
+
+
+def _publish(document: dict[str, Any], file: Path) -> None:
+    """Write the whole file before it appears under its name: whoever asked takes it as soon as it is there."""
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(document), encoding="utf-8")
+    unfinished.rename(file)
+
+
+def _reply(question: Question) -> Reply:
+    engine = _ENGINES[question.settings.engine]
+    environment = engine.environment()
+    check_environment(environment, question.required)
+    dtype, answers = engine.answer(question)
+    return Reply(environment, dtype, answers)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
