@@ -7,6 +7,10 @@ from math import prod
 from operator import itemgetter
 from typing import Any
 
+from fp8pad.checkpoint.folder import INDEX_FILE
+from fp8pad.checkpoint.source import CONFIG_FILE, Source
+from fp8pad.planning.architectures import architecture_of
+from fp8pad.planning.outlook import RankOutlook, tp_outlook
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.record import FORMAT_VERSION
 
@@ -17,10 +21,9 @@ _INDEX = "0"  # stands for every whole number in a template, and can stand for n
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Layers that share everything but the numbers in their names, e.g. `model.layers.{0-31}.mlp.down_proj`."""
+    """Layers that share everything but their names, which `pattern` holds, and one of them as the example."""
 
     pattern: str
-    num_layers: int
     example: LayerPlan
 
 
@@ -33,18 +36,23 @@ class OutputFiles:
     left_out: tuple[str, ...]
 
 
-def name_patterns(names: Iterable[str]) -> dict[str, int]:
-    """Fold dotted names that differ in whole-number parts: `{pattern: number of names}`, each name in exactly one."""
+def name_patterns(names: Iterable[str]) -> list[str]:
+    """Fold dotted names into patterns, so that each name is in exactly one.
+
+    Names that differ in whole-number parts, or in their last part, share one:
+    `model.layers.{0-31}.mlp.{gate_proj,up_proj}`.
+    """
     templates: dict[tuple[str, ...], set[Indices]] = {}
     for name in names:
         parts = name.split(".")
         template = tuple(_INDEX if _is_index(part) else part for part in parts)
         templates.setdefault(template, set()).add(tuple(int(part) for part in parts if _is_index(part)))
-    return {
-        _fill(template, product): prod(map(len, product))
-        for template, indices in templates.items()
-        for product in _products(sorted(indices))
-    }
+    siblings: dict[str, list[str]] = {}
+    for template, indices in templates.items():
+        for product in _products(sorted(indices)):
+            parent, dot, last = _fill(template, product).rpartition(".")
+            siblings.setdefault(parent + dot, []).append(last)
+    return [parent + (lasts[0] if len(lasts) == 1 else _braces(lasts)) for parent, lasts in siblings.items()]
 
 
 def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:
@@ -54,9 +62,9 @@ def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:
         key = (layer.scheme, layer.logical_shape, layer.padded_shape, layer.alignment, layer.axes, layer.reason)
         alike.setdefault(key, []).append(layer)
     return [
-        LayerGroup(pattern, num_layers, group[0])
+        LayerGroup(pattern, group[0])
         for group in alike.values()
-        for pattern, num_layers in name_patterns(layer.name for layer in group).items()
+        for pattern in name_patterns(layer.name for layer in group)
     ]
 
 
@@ -70,11 +78,27 @@ def flops_added_share(layers: Iterable[LayerPlan]) -> float:
     return sum(after for _, after in shapes) / logical - 1 if logical else 0.0
 
 
-def plan_document(model: str, plan: CheckpointPlan, files: OutputFiles) -> dict[str, Any]:
+def output_files(source: Source, plan: CheckpointPlan) -> OutputFiles:
+    """Tell which files converting rewrites, brings along as they are, and leaves out."""
+    rewritten = {CONFIG_FILE} if plan.needs_runtime or plan.config_edits else set()
+    if plan.shards_rewritten:
+        rewritten |= {*plan.shards_rewritten, *([INDEX_FILE] if source.index else [])}
+    everything = {CONFIG_FILE, *(shard.file for shard in source.shards), *source.side_files}
+    everything |= {INDEX_FILE} if source.index else set()
+    return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.left_out)
+
+
+def outlook(source: Source, plan: CheckpointPlan) -> tuple[RankOutlook, ...]:
+    """Tell what TP sizes 2, 4 and 8 would meet in the converted checkpoint."""
+    return tp_outlook(plan.layers, architecture_of(source.configs[CONFIG_FILE]))
+
+
+def plan_document(source: Source, plan: CheckpointPlan) -> dict[str, Any]:
     """Return the JSON object that `fp8pad plan --json` prints."""
+    files = output_files(source, plan)
     return {
         "format_version": FORMAT_VERSION,
-        "model": model,
+        "model": str(source.root),
         "policy": asdict(plan.policy),
         "layers": [_layer_document(layer) for layer in plan.layers],
         "untouched": [asdict(tensor) for tensor in plan.untouched],
@@ -86,6 +110,7 @@ def plan_document(model: str, plan: CheckpointPlan, files: OutputFiles) -> dict[
         "files_kept": list(files.kept),
         "files_left_out": list(files.left_out),
         "needs_runtime": plan.needs_runtime,
+        "tensor_parallel": [asdict(at) for at in outlook(source, plan)],
         "notes": list(plan.notes),
     }
 
@@ -127,4 +152,8 @@ def _range(values: Indices) -> str:
         return str(values[0])
     # Consecutive numbers have the same distance from their position.
     runs = [[value for _, value in run] for _, run in groupby(enumerate(values), key=lambda item: item[1] - item[0])]
-    return "{" + ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs) + "}"
+    return _braces(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _braces(choices: Iterable[str]) -> str:
+    return "{" + ",".join(choices) + "}"

@@ -1,0 +1,173 @@
+"""The command line: a command parses, calls one function and renders; errors become text and a status in `main`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
+
+import typer
+
+from fp8pad import __version__
+from fp8pad.errors import Fp8padError
+from fp8pad.text import printable
+
+if TYPE_CHECKING:
+    from fp8pad.checkpoint.source import Source
+    from fp8pad.planning.plan import CheckpointPlan
+    from fp8pad.record import Policy
+
+# Everything else is imported by the command that needs it: `fp8pad --help` loads neither numpy nor rich's tables.
+
+app = typer.Typer(
+    name="fp8pad",
+    help="Pads FP8 checkpoints ahead of time, so that inference engines never have to.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Alignment = Literal["auto", "16", "32", "64", "128"]
+Link = Literal["auto", "copy", "hardlink", "reflink"]
+VerifyDepth = Literal["padded", "full", "none"]
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of an FP8 checkpoint.")]
+OutDirArgument = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder of the converted checkpoint.")]
+RestoredDirArgument = Annotated[Path, typer.Argument(metavar="RESTORED_DIR", help="Folder to restore into.")]
+
+TensorParallelSizeOption = Annotated[
+    int,
+    typer.Option("--tensor-parallel-size", "-tp", metavar="N", min=1, help="Size absorbed dimensions for N ranks."),
+]
+AlignmentOption = Annotated[
+    Alignment, typer.Option("--alignment", help="Pad to multiples of this; auto is 16, or the scale block.")
+]
+AbsorbOption = Annotated[
+    bool,
+    typer.Option("--absorb/--no-absorb", help="Make padding inside MLPs permanent in config.json: no plugin needed."),
+]
+AbsorbExpertsOption = Annotated[
+    bool, typer.Option("--absorb-experts", help="Absorb the routed experts of MoE layers too; can cost a lot.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Shards worked on at a time.")]
+LinkOption = Annotated[
+    Link, typer.Option("--link", help="How unchanged files get there; auto is reflink where possible, else copy.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is not empty.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Take up what an interrupted run has finished.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+VerifyOption = Annotated[
+    VerifyDepth,
+    typer.Option("--verify", help="What is re-read before publishing: padded tensors, every byte (full), or nothing."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fp8pad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def plan(
+    model: ModelArgument,
+    *,
+    tensor_parallel_size: TensorParallelSizeOption = 1,
+    alignment: AlignmentOption = "auto",
+    absorb: AbsorbOption = False,
+    absorb_experts: AbsorbExpertsOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what converting would do to each FP8 layer, and its price; nothing is written."""
+    from fp8pad import render
+
+    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
+    render.show_plan(source, checkpoint_plan, as_json)
+
+
+@app.command()
+def convert(
+    model: ModelArgument,
+    out_dir: OutDirArgument,
+    *,
+    tensor_parallel_size: TensorParallelSizeOption = 1,
+    alignment: AlignmentOption = "auto",
+    absorb: AbsorbOption = False,
+    absorb_experts: AbsorbExpertsOption = False,
+    jobs: JobsOption = 1,
+    link: LinkOption = "auto",
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = True,
+    dry_run: DryRunOption = False,
+    verify: VerifyOption = "padded",
+    as_json: JsonOption = False,
+) -> None:
+    """Pad a checkpoint into OUT_DIR, verify it, and publish it in one step."""
+    from fp8pad import render
+    from fp8pad.convert import ConvertOptions
+    from fp8pad.convert import convert as convert_checkpoint
+    from fp8pad.progress import shown_progress
+
+    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
+    if dry_run:
+        render.show_plan(source, checkpoint_plan, as_json)
+        return
+    options = ConvertOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
+    with shown_progress() as progress:
+        report = convert_checkpoint(source, checkpoint_plan, out_dir, options, progress)
+    render.show_conversion(source, checkpoint_plan, report, as_json)
+
+
+def main() -> None:
+    """Run the command line; an error becomes one line on stderr and an exit status here, and nowhere else.
+
+    With FP8PAD_DEBUG=1 in the environment, the traceback is shown instead.
+    """
+    try:
+        app()
+        # A reader that went away is noticed when the last lines are flushed.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Fp8padError, OSError) as error:
+        if os.environ.get("FP8PAD_DEBUG") == "1":
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"error: {printable(_message(error))}", err=True)
+    sys.exit(1)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _policy(tensor_parallel_size: int, alignment: Alignment, absorb: bool, absorb_experts: bool) -> "Policy":
+    from fp8pad.record import Policy
+
+    multiple = alignment if alignment == "auto" else cast("Literal[16, 32, 64, 128]", int(alignment))
+    return Policy(multiple, tensor_parallel_size, absorb, absorb_experts)
+
+
+def _plan(model: Path, policy: "Policy") -> "tuple[Source, CheckpointPlan]":
+    from fp8pad.checkpoint.source import read_source
+    from fp8pad.planning import plan_checkpoint
+
+    source = read_source(model)
+    return source, plan_checkpoint(source.shards, source.configs, policy)

@@ -1,0 +1,213 @@
+"""What the terminal shows of plans and reports; nothing that comes from a checkpoint is read as markup.
+
+On a terminal, tables fit its width; otherwise lines are as long as they need to be, so that no name is ever cut.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fp8pad.checkpoint.source import Source
+from fp8pad.geometry import is_aligned
+from fp8pad.planning.outlook import RankOutlook
+from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.record import Axes, Policy
+from fp8pad.summary import (
+    LayerGroup,
+    flops_added_share,
+    group_layers,
+    name_patterns,
+    outlook,
+    output_files,
+    plan_document,
+)
+from fp8pad.text import printable
+
+WIDE = 100_000  # columns, where nobody counts them
+NARROWEST_REASON = 28  # columns
+MOST_FILES = 8
+
+
+def show_plan(source: Source, plan: CheckpointPlan, as_json: bool = False) -> None:
+    """Print a plan: a row for each group of like layers, its price, the files, other TP sizes, and what to do next."""
+    if as_json:
+        _print_json(plan_document(source, plan))
+        return
+    facts = [*_untouched_facts(plan), *_price_facts(plan), *_file_facts(source, plan), *_outlook_facts(source, plan)]
+    facts += [("note", printable(note)) for note in plan.notes]
+    facts += [("next", line) for line in _after_plan(source, plan)]
+    console = _console()
+    layers = [_layers(console, plan.layers)] if plan.layers else []
+    _print(console, Text(_headline(source, plan), style="bold"), *layers, _fact_table(facts))
+
+
+def _console() -> Console:
+    is_terminal = sys.stdout.isatty()
+    return Console(width=None if is_terminal else WIDE, markup=False, highlight=False, emoji=False)
+
+
+def _print(console: Console, *parts: RenderableType) -> None:
+    """Print without the blanks that fill a table's last column."""
+    with console.capture() as capture:
+        console.print(*parts, sep="\n")
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def _headline(source: Source, plan: CheckpointPlan) -> str:
+    kinds = [_kind(layer.axes) for layer in plan.layers]
+    counts = [f"{kinds.count(kind)} {word}" for kind, word in _KINDS.items() if kind in kinds]
+    layers = f"{len(kinds)} FP8 layers: {', '.join(counts)}" if kinds else "no FP8 layers"
+    return f"{printable(str(source.root))}: {layers}"
+
+
+_KINDS = {"pad": "to pad", "absorb": "to absorb", "aligned": "aligned already", "skip": "skipped"}
+
+
+def _kind(axes: Axes) -> str:
+    return next(kind for kind in _KINDS if kind in (axes.n, axes.k))
+
+
+def _layers(console: Console, layers: Iterable[LayerPlan]) -> RenderableType:
+    """Return one row for each group of like layers, or a short paragraph each where the rows would not fit."""
+    groups = group_layers(layers)
+    table = Table(box=None, pad_edge=False)
+    for header in ("layers", "scheme", "logical [N, K]", "padded", "how"):
+        table.add_column(header, no_wrap=True)
+    table.add_column("why", min_width=NARROWEST_REASON)
+    for group in groups:
+        table.add_row(*_cells(group), style=_style(group.example))
+    if table.__rich_measure__(console, console.options.update_width(WIDE)).minimum <= console.width:
+        return table
+    return Group(*(_paragraph(group) for group in groups))
+
+
+def _paragraph(group: LayerGroup) -> RenderableType:
+    pattern, scheme, logical, padded, how, why = _cells(group)
+    shapes = logical if padded == "same" else f"{logical} -> {padded}"
+    details = f"{scheme}  {shapes}  {how}: {why}"
+    return Group(Text(pattern, style="bold"), Padding(Text(details, style=_style(group.example)), (0, 0, 0, 4)))
+
+
+def _cells(group: LayerGroup) -> tuple[str, ...]:
+    layer = group.example
+    padded = "same" if layer.padded_shape == layer.logical_shape else str(list(layer.padded_shape))
+    scheme, logical = layer.scheme or "other", str(list(layer.logical_shape))
+    return printable(group.pattern), scheme, logical, padded, _how(layer.axes), printable(layer.reason)
+
+
+def _style(layer: LayerPlan) -> str:
+    return "dim" if layer.padded_shape == layer.logical_shape else ""
+
+
+def _how(axes: Axes) -> str:
+    """Write `pad N, K`, `absorb N, pad K`, `aligned` or `skip`."""
+    if axes.n == axes.k and axes.n in ("aligned", "skip"):
+        return axes.n
+    settled = [(disposition, axis) for disposition, axis in ((axes.n, "N"), (axes.k, "K")) if disposition != "aligned"]
+    return ", ".join(
+        f"{disposition} {', '.join(axis for _, axis in group)}"
+        for disposition, group in groupby(settled, key=lambda item: item[0])
+    )
+
+
+def _untouched_facts(plan: CheckpointPlan) -> Iterator[tuple[str, str]]:
+    names: dict[str, list[str]] = {}
+    for tensor in plan.untouched:
+        names.setdefault(tensor.reason, []).append(tensor.name)
+    for reason, tensors in names.items():
+        yield "untouched", f"{printable(reason)}: {_patterns(tensors)}"
+
+
+def _patterns(names: Iterable[str]) -> str:
+    return ", ".join(map(printable, name_patterns(names)))
+
+
+def _price_facts(plan: CheckpointPlan) -> Iterator[tuple[str, str]]:
+    added = plan.bytes_after - plan.bytes_before
+    share = added / plan.bytes_before if plan.bytes_before else 0.0
+    yield "bytes", f"{decimal(plan.bytes_before)} -> {decimal(plan.bytes_after)} (+{decimal(added)}, {share:+.2%})"
+    if plan.layers:
+        yield "FLOPs", f"{flops_added_share(plan.layers):+.2%} in these layers, per token and pass"
+
+
+def _file_facts(source: Source, plan: CheckpointPlan) -> Iterator[tuple[str, str]]:
+    files = output_files(source, plan)
+    for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("left out", files.left_out)):
+        if names:
+            yield label, _shortened(names)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(map(printable, names[:MOST_FILES]))
+    return f"{shown} and {len(names) - MOST_FILES} more" if len(names) > MOST_FILES else shown
+
+
+def _outlook_facts(source: Source, plan: CheckpointPlan) -> Iterator[tuple[str, str]]:
+    padded = {layer.name for layer in plan.layers if "pad" in (layer.axes.n, layer.axes.k)}
+    sizes: dict[str, list[str]] = {}
+    for at in outlook(source, plan):
+        sizes.setdefault(_finding(at, padded), []).append(str(at.tensor_parallel_size))
+    for finding, at_sizes in sizes.items():
+        yield f"at TP {', '.join(at_sizes)}", finding
+
+
+def _finding(at: RankOutlook, padded: Container[str]) -> str:
+    unaligned = _patterns(name for name in at.unaligned if name not in padded)
+    indivisible = _patterns(at.indivisible)
+    findings = [f"also unaligned: {unaligned}"] if unaligned else []
+    if indivisible:
+        findings.append(f"cannot be split evenly, which engines refuse: {indivisible}")
+    return "; ".join(findings) or "no other layer needs padding"
+
+
+def _after_plan(source: Source, plan: CheckpointPlan) -> Iterator[str]:
+    options = _policy_options(plan.policy)
+    if plan.changes_nothing:
+        yield "nothing to convert: the checkpoint would stay as it is"
+    else:
+        out_dir = source.root.with_name(f"{source.root.name}-padded")
+        yield _command("convert", source.root, out_dir, *options)
+    if not plan.policy.absorb and any(_is_left_unaligned(layer) for layer in plan.layers):
+        yield f"{_command('plan', source.root, '--absorb', *options)}  # shows what absorbing would settle"
+
+
+def _is_left_unaligned(layer: LayerPlan) -> bool:
+    return "skip" in (layer.axes.n, layer.axes.k) and not is_aligned(layer.logical_shape[-2:], layer.alignment)
+
+
+def _policy_options(policy: Policy) -> list[str]:
+    """Return the options that ask for a policy, defaults left out."""
+    options = ["--absorb"] if policy.absorb else []
+    if policy.absorb_experts:
+        options.append("--absorb-experts")
+    if policy.tensor_parallel_size != 1:
+        options += ["--tensor-parallel-size", str(policy.tensor_parallel_size)]
+    if policy.alignment != "auto":
+        options += ["--alignment", str(policy.alignment)]
+    return options
+
+
+def _fact_table(facts: Iterable[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for label, fact in facts:
+        table.add_row(label, fact)
+    return table
+
+
+def _command(name: str, *arguments: object) -> str:
+    return shlex.join(["fp8pad", name, *map(str, arguments)])
