@@ -1,0 +1,259 @@
+"""Absorbing: which config keys can be rounded up for good, and what that does to every tensor that they govern.
+
+A key is absorbed whole or not at all. The entry is `absorb`; for what it refuses it gives the reason, and the layers
+concerned are padded as if absorbing had not been asked for. That zeros are inert is arithmetic: with zero rows of gate
+and up, and zero biases there, the added activations are act(0) * 0 = 0 or act(0) = 0, they leave the maximum of
+dynamic activation scales alone, and the zero columns of down multiply zeros.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import gcd, lcm
+
+from fp8pad.errors import ConfigError
+from fp8pad.geometry import round_up
+from fp8pad.planning.architectures import Mlp, Section, architecture_of
+from fp8pad.planning.architectures.family import FINITE_AT_ZERO, ZERO_AT_ZERO
+from fp8pad.planning.claims import Axis, Claim, Claims, GovernedKey, find_claims
+from fp8pad.planning.cost import KeyCost, cost_notes, price
+from fp8pad.planning.growing import NotAbsorbableError, grown, growth_of, with_block
+from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.quantization import CONFIG_FILE, Block
+from fp8pad.planning.settling import alignment_of
+from fp8pad.record import Axes, ConfigEdit, Json, PaddedTensor, Policy
+from fp8pad.tensors import TensorHeader
+
+__all__ = ["Absorption", "absorb", "merged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Absorption:
+    """What absorbing settles.
+
+    `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `sizes` maps `(module, axis)` to the
+    size that the edited config asks for, for the axes that are settled so; `refusals` maps others that a key governs,
+    or would, to the reason why not. `notes` are sentences for the plan: prices, refusals, recommendations.
+    """
+
+    tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
+    sizes: Mapping[tuple[str, Axis], int] = field(default_factory=dict)
+    edits: tuple[ConfigEdit, ...] = ()
+    refusals: Mapping[tuple[str, Axis], str] = field(default_factory=dict)
+    costs: tuple[KeyCost, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def absorb(
+    config: Json,
+    tensors: Mapping[str, TensorHeader],
+    linears: Sequence[Fp8Linear],
+    policy: Policy,
+    blocks: Sequence[Block] = (),
+) -> Absorption:
+    """Decide what to absorb in a checkpoint; `blocks` are the `(block_n, block_k)` that its quantization config names.
+
+    Raises `ConfigError` where a size in the config is not that of the tensors, and `PlanError` where tensors of one
+    module do not fit together, two keys claim one axis, or a family file is malformed.
+    """
+    if not (policy.absorb or policy.absorb_experts):
+        return Absorption()
+    sections = architecture_of(config)
+    claims = find_claims(sections, tensors)
+    by_name = {linear.name: with_block(linear, blocks) for linear in linears}
+    outcomes = [_settle(key, by_name, policy) for key in claims.keys]
+    costs = tuple(outcome.cost for outcome in outcomes if outcome.cost)
+    refused = tuple(outcome for outcome in outcomes if outcome.reason)
+    padded: dict[str, PaddedTensor] = {}
+    for outcome in outcomes:
+        for name, tensor in outcome.tensors.items():
+            padded[name] = merged(padded[name], tensor) if name in padded else tensor
+    return Absorption(
+        tensors=padded,
+        sizes={place: size for outcome in outcomes for place, size in outcome.sizes.items()},
+        edits=tuple(edit for outcome in outcomes for edit in outcome.edits),
+        refusals=_refusals(refused, claims, sections, by_name),
+        costs=costs,
+        notes=(*cost_notes(costs), *(f"{outcome.key.path} is not absorbed: {outcome.reason}" for outcome in refused)),
+    )
+
+
+def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
+    """Return one tensor that grows along one axis as `first` does and along the other as `second` does."""
+    grown_first = [padded > logical for logical, padded in zip(first.logical_shape, first.padded_shape, strict=True)]
+    shapes = zip(grown_first, first.padded_shape, second.padded_shape, strict=True)
+    return replace(
+        first,
+        padded_shape=tuple(one if grows else other for grows, one, other in shapes),
+        axes=Axes(
+            second.axes.n if first.axes.n == "aligned" else first.axes.n,
+            second.axes.k if first.axes.k == "aligned" else first.axes.k,
+        ),
+        segments=first.segments or second.segments,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one key; `reason` says why it is refused."""
+
+    key: GovernedKey
+    reason: str | None = None
+    tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
+    sizes: Mapping[tuple[str, Axis], int] = field(default_factory=dict)
+    edits: tuple[ConfigEdit, ...] = ()
+    cost: KeyCost | None = None
+
+
+def _settle(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+    weights = [claim for claim in key.claims if claim.leaf == "weight"]
+    if not any(claim.module in linears for claim in weights):
+        return _Outcome(key)
+    _check_sizes(key, weights)
+    if not any(_is_unaligned(claim, linears, policy) for claim in weights):
+        return _Outcome(key)
+    try:
+        return _absorbed(key, linears, policy)
+    except NotAbsorbableError as error:
+        return _Outcome(key, reason=str(error))
+
+
+def _absorbed(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+    old = _config_size(key)
+    _check_experts(key, policy)
+    for mlp in {claim.mlp for claim in key.claims}:
+        _check_activation(mlp, key.section)
+    _check_complete(key)
+    growths = [(claim, growth_of(claim, linears.get(claim.module), old * _times(claim, key))) for claim in key.claims]
+    ranks = [size for size in range(1, policy.tensor_parallel_size + 1) if policy.tensor_parallel_size % size == 0]
+    news = {size: round_up(old, _multiple(key, linears, policy, size)) for size in ranks}
+    new = news[policy.tensor_parallel_size]
+    tensors = {}
+    for claim, growth in growths:
+        times = _times(claim, key)
+        if growth and (tensor := grown(claim, growth, old * times, new * times)):
+            tensors[claim.tensor.name] = tensor
+    sizes = {
+        (claim.module, claim.axis): new * _times(claim, key) * claim.num_segments
+        for claim in key.claims
+        if claim.leaf == "weight"
+    }
+    return _Outcome(key, None, tensors, sizes, tuple(_edits(key, old, new)), price(key, old, news, tensors))
+
+
+def _edits(key: GovernedKey, old: int, new: int) -> Iterator[ConfigEdit]:
+    yield ConfigEdit(CONFIG_FILE, key.path, old, new)
+    for path, twin in key.section.twins:
+        if key.key in twin:
+            yield ConfigEdit(CONFIG_FILE, f"{path}.{key.key}" if path else key.key, old, new)
+
+
+def _multiple(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy, num_ranks: int) -> int:
+    """The multiple that the key's value is to have, so that every FP8 weight under it is aligned on each rank."""
+    multiples = [1]
+    for claim in key.claims:
+        if claim.leaf == "weight" and claim.module in linears:
+            multiple = _alignment(claim, linears[claim.module], policy) * num_ranks
+            multiples.append(multiple // gcd(multiple, _times(claim, key)))
+    return lcm(*multiples)
+
+
+def _alignment(claim: Claim, linear: Fp8Linear, policy: Policy) -> int:
+    return alignment_of(linear, policy)[0 if claim.axis == "n" else 1]
+
+
+def _is_unaligned(claim: Claim, linears: Mapping[str, Fp8Linear], policy: Policy) -> bool:
+    linear = linears.get(claim.module)
+    if linear is None:
+        return False
+    return (
+        not claim.is_plain_weight
+        or claim.inner_size % (_alignment(claim, linear, policy) * policy.tensor_parallel_size) != 0
+    )
+
+
+def _config_size(key: GovernedKey) -> int:
+    if key.key not in key.section.config:
+        raise NotAbsorbableError("the config does not have the key")
+    value = key.section.config[key.key]
+    if value is None or isinstance(value, list):
+        raise NotAbsorbableError("its value is null" if value is None else "its value is a list")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise NotAbsorbableError(f"its value is not a size: {value!r}")
+    for path, twin in key.section.twins:
+        if twin.get(key.key, value) != value:
+            raise NotAbsorbableError(f"{path or CONFIG_FILE} repeats it with another value, {twin[key.key]!r}")
+    return value
+
+
+def _times(claim: Claim, key: GovernedKey) -> int:
+    if claim.mlp.times is None:
+        return 1
+    value = key.section.config.get(claim.mlp.times)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise NotAbsorbableError(f"{key.section.dotted(claim.mlp.times)} is not a number: {value!r}")
+    return value
+
+
+def _check_sizes(key: GovernedKey, weights: Sequence[Claim]) -> None:
+    """Raise `ConfigError` where the key is an integer and a weight under it has another size."""
+    try:
+        sizes = [_config_size(key) * _times(claim, key) * claim.num_segments for claim in weights]
+    except NotAbsorbableError:
+        return
+    for claim, size in zip(weights, sizes, strict=True):
+        if claim.is_plain_weight and claim.tensor.shape[claim.index] != size:
+            raise ConfigError(
+                f"{CONFIG_FILE}: {key.path} asks for {size} {'rows' if claim.axis == 'n' else 'columns'}"
+                f" of {claim.tensor.name}, got {list(claim.tensor.shape)}"
+            )
+
+
+def _check_experts(key: GovernedKey, policy: Policy) -> None:
+    experts = {claim.mlp.experts for claim in key.claims}
+    if True in experts and not policy.absorb_experts:
+        too = "sizes the routed experts too" if False in experts else "sizes the routed experts"
+        raise NotAbsorbableError(f"it {too}, which are absorbed only with --absorb-experts")
+
+
+def _check_activation(mlp: Mlp, section: Section) -> None:
+    named = section.config.get(mlp.activation_key) if mlp.activation_key else None
+    activation = named or mlp.activation
+    if not isinstance(activation, str) or activation.lower() not in FINITE_AT_ZERO:
+        raise NotAbsorbableError(f"the activation {activation!r} is not known to be finite at 0")
+    if not mlp.is_gated and activation.lower() not in ZERO_AT_ZERO:
+        raise NotAbsorbableError(f"there is no gate and the activation {activation!r} is not 0 at 0")
+
+
+def _check_complete(key: GovernedKey) -> None:
+    """Refuse what has parts missing, tied weights for one, or tensors that look governed but are not described."""
+    found: dict[tuple[Mlp, tuple[str, ...]], dict[str, Claim]] = {}
+    for claim in key.claims:
+        parts = found.setdefault((claim.mlp, claim.instance), {})
+        if claim.leaf == "weight" or claim.role not in parts:
+            parts[claim.role] = claim
+    for parts in found.values():
+        some = next(iter(parts.values()))
+        for role in some.mlp.parts:
+            if role not in parts or parts[role].leaf != "weight":
+                raise NotAbsorbableError(f"{some.block.rstrip('.')} has no {role} weight: it may be tied to another")
+    if key.strays:
+        stray = key.strays[0]
+        raise NotAbsorbableError(f"{stray.name} {list(stray.shape)} has that size too and is not described")
+
+
+def _refusals(
+    refused: Sequence[_Outcome], claims: Claims, sections: Sequence[Section], linears: Mapping[str, Fp8Linear]
+) -> dict[tuple[str, Axis], str]:
+    reasons: dict[tuple[str, Axis], str] = {}
+    for section in reversed(sections):
+        if section.family is None:
+            for name in linears:
+                if name.startswith(section.prefixes):
+                    reason = f"no file in planning/architectures knows the model type {section.model_type}"
+                    reasons.update({(name, "n"): reason, (name, "k"): reason})
+    for name, reason in claims.never.items():
+        reasons.update({(name, "n"): reason, (name, "k"): reason})
+    for outcome in refused:
+        for claim in outcome.key.claims:
+            reasons[claim.module, claim.axis] = f"{outcome.key.path} is not absorbed: {outcome.reason}"
+    return reasons

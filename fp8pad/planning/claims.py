@@ -1,0 +1,178 @@
+"""Which tensors a config key governs: family files matched against the names in a checkpoint, whole names only."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fp8pad.errors import PlanError
+from fp8pad.planning.architectures import Mlp, Pattern, Section
+from fp8pad.planning.architectures.family import Role
+from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
+
+Axis = Literal["n", "k"]
+
+# Dtypes besides FP8 whose zero is all zero bytes and that hold one matrix entry per element.
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
+# Where a weight `[N, K]`, or a stack of them, has its N and its K.
+_WEIGHT_INDEX: Mapping[str | None, Mapping[Axis, int]] = {
+    None: {"n": 0, "k": 1},
+    "nk": {"n": 1, "k": 2},
+    "kn": {"n": 2, "k": 1},
+}
+_PLAIN = FP8_WEIGHT_DTYPES | FLOAT_DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One tensor of an MLP whose inner size a key governs.
+
+    `leaf` is the tensor's name inside its module: "weight", "bias", "weight_scale", ... `instance` tells the MLPs of
+    one rule apart: the prefix, then the numbers that stood for `{layer}` and `{expert}`.
+    """
+
+    tensor: TensorHeader
+    module: str
+    leaf: str
+    role: Role
+    mlp: Mlp
+    instance: tuple[str, ...]
+
+    @property
+    def axis(self) -> Axis:
+        """The axis that the key sizes: the columns of down, the rows of everything else."""
+        return "k" if self.role == "down" else "n"
+
+    @property
+    def index(self) -> int:
+        """The dimension of the module's weight that the key sizes."""
+        return _WEIGHT_INDEX[self.mlp.stacked][self.axis]
+
+    @property
+    def num_segments(self) -> int:
+        """How many matrices lie behind each other along the claimed axis."""
+        return 2 if self.role == "gate_up" else 1
+
+    @property
+    def is_plain_weight(self) -> bool:
+        """Whether this is a weight with one element per matrix entry, so that its shape can be compared with sizes."""
+        num_dimensions = 3 if self.mlp.stacked else 2
+        return self.leaf == "weight" and self.tensor.dtype in _PLAIN and len(self.tensor.shape) == num_dimensions
+
+    @property
+    def inner_size(self) -> int:
+        """The inner size of the MLP as the shape of a plain weight has it."""
+        return self.tensor.shape[self.index] // self.num_segments
+
+    @property
+    def block(self) -> str:
+        """The part of the layer that holds the MLP, routers and shared experts included: `model.layers.3.mlp.`."""
+        in_front = self.mlp.parts[self.role].text.partition("}.")[0].count(".") + 1
+        parts = self.module.removeprefix(self.instance[0]).split(".")
+        return self.instance[0] + ".".join(parts[: min(in_front + 1, len(parts) - 1)]) + "."
+
+
+@dataclass(frozen=True, slots=True)
+class GovernedKey:
+    """A config key and everything that it governs; `strays` look governed too, but no family file covers them."""
+
+    section: Section
+    key: str
+    claims: tuple[Claim, ...]
+    strays: tuple[TensorHeader, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """The key's dotted path in config.json."""
+        return self.section.dotted(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """All keys that govern something, and the modules that family files rule out, with the reason."""
+
+    keys: tuple[GovernedKey, ...]
+    never: Mapping[str, str]
+
+
+def find_claims(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> Claims:
+    """Match every section's family against the tensors; `PlanError` where one axis of a tensor is claimed twice."""
+    keys: dict[str, GovernedKey] = {}
+    claimed: dict[tuple[str, Axis], str] = {}
+    rules = [(section, mlp) for section in sections for mlp in (section.family.mlps if section.family else ())]
+    for section, mlp in rules:
+        path = section.dotted(mlp.key)
+        found = tuple(_matches(section, mlp, tensors))
+        for claim in found:
+            other = claimed.setdefault((claim.tensor.name, claim.axis), path)
+            if other != path:
+                raise PlanError(f"{claim.tensor.name}: both {other} and {path} claim its axis {claim.axis.upper()}")
+        governed = keys.setdefault(path, GovernedKey(section, mlp.key, ()))
+        keys[path] = replace(governed, claims=governed.claims + found)
+    never, beside = _never(sections, tensors), _beside(sections, tensors)
+    names = {name for name, _ in claimed} | beside
+    unclaimed = [
+        tensor for name, tensor in tensors.items() if name not in names and name.rpartition(".")[0] not in never
+    ]
+    return Claims(tuple(_with_strays(key, unclaimed) for key in keys.values() if key.claims), never)
+
+
+def _matches(section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader]) -> Iterator[Claim]:
+    for role, pattern in mlp.parts.items():
+        regex = pattern.regex(section.prefixes)
+        for name, tensor in tensors.items():
+            match = regex.match(name)
+            leaf = _leaf(name[match.end() :], mlp) if match else None
+            if match and leaf:
+                yield Claim(tensor, match.group(), leaf, role, mlp, match.groups())
+
+
+def _leaf(rest: str, mlp: Mlp) -> str | None:
+    """The name behind the module's; stacked weights are bare parameters, and their scales are named `module_scale`."""
+    if rest.startswith("."):
+        return rest[1:]
+    if mlp.stacked and (not rest or rest.startswith("_")):
+        return rest[1:] or "weight"
+    return None
+
+
+def _never(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> dict[str, str]:
+    never = {}
+    for section in sections:
+        for rule in section.family.never if section.family else ():
+            for module in _modules(section, rule.modules, tensors):
+                never[module] = rule.reason
+    return never
+
+
+def _beside(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> set[str]:
+    modules: set[str] = set()
+    for section in sections:
+        modules.update(_modules(section, section.family.beside if section.family else (), tensors))
+    return {name for name in tensors if name.rpartition(".")[0] in modules}
+
+
+def _modules(section: Section, patterns: Sequence[Pattern], tensors: Mapping[str, TensorHeader]) -> Iterator[str]:
+    regexes = [pattern.regex(section.prefixes) for pattern in patterns]
+    for module in {name.rpartition(".")[0] for name in tensors}:
+        if any(regex.fullmatch(module) for regex in regexes):
+            yield module
+
+
+def _with_strays(key: GovernedKey, unclaimed: Sequence[TensorHeader]) -> GovernedKey:
+    """Find tensors of a governed size in a governed MLP, or at its modules' names elsewhere (`mtp.layers.0.mlp`)."""
+    sizes = {claim.inner_size for claim in key.claims if claim.is_plain_weight}
+    blocks = tuple({claim.block for claim in key.claims})
+    texts = {pattern.text.partition("}.")[2] for claim in key.claims for pattern in claim.mlp.parts.values()} - {""}
+    elsewhere = re.compile("|".join(rf"(^|\.){_any_number(text)}\." for text in texts) or r"(?!)")
+    strays = tuple(
+        tensor
+        for tensor in unclaimed
+        if sizes & set(tensor.shape) and (tensor.name.startswith(blocks) or elsewhere.search(tensor.name))
+    )
+    return replace(key, strays=strays)
+
+
+def _any_number(text: str) -> str:
+    return r"\d+".join(map(re.escape, re.split(r"\{\w+\}", text)))
