@@ -90,10 +90,10 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what converting would do to each FP8 layer, and its price; nothing is written."""
-    from fp8pad import render
+    from fp8pad.render.plan import show_plan
 
     source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
-    render.show_plan(source, checkpoint_plan, as_json)
+    show_plan(source, checkpoint_plan, as_json)
 
 
 @app.command()
@@ -114,19 +114,20 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Pad a checkpoint into OUT_DIR, verify it, and publish it in one step."""
-    from fp8pad import render
     from fp8pad.convert import ConvertOptions
     from fp8pad.convert import convert as convert_checkpoint
-    from fp8pad.progress import shown_progress
+    from fp8pad.render.plan import show_plan
+    from fp8pad.render.progress import shown_progress
+    from fp8pad.render.reports import show_conversion
 
     source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
     if dry_run:
-        render.show_plan(source, checkpoint_plan, as_json)
+        show_plan(source, checkpoint_plan, as_json)
         return
     options = ConvertOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
     with shown_progress() as progress:
         report = convert_checkpoint(source, checkpoint_plan, out_dir, options, progress)
-    render.show_conversion(source, checkpoint_plan, report, as_json)
+    show_conversion(source, checkpoint_plan, report, as_json)
 
 
 def main() -> None:

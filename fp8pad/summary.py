@@ -9,6 +9,7 @@ from typing import Any
 
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.source import CONFIG_FILE, Source
+from fp8pad.convert import ConvertReport
 from fp8pad.planning.architectures import architecture_of
 from fp8pad.planning.outlook import RankOutlook, tp_outlook
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
@@ -112,6 +113,21 @@ def plan_document(source: Source, plan: CheckpointPlan) -> dict[str, Any]:
         "needs_runtime": plan.needs_runtime,
         "tensor_parallel": [asdict(at) for at in outlook(source, plan)],
         "notes": list(plan.notes),
+    }
+
+
+def conversion_document(report: ConvertReport) -> dict[str, Any]:
+    """Return the keys that `fp8pad convert --json` adds to the plan's."""
+    return {
+        "out_dir": str(report.out_dir),
+        "tensors_padded": report.tensors_padded,
+        "source_bytes": report.source_bytes,
+        "written_bytes": report.written_bytes,
+        "files_rewritten": list(report.rewritten),
+        "files_kept": list(report.kept),
+        "files_left_out": list(report.left_out),
+        "files_resumed": list(report.resumed),
+        "verified": report.verified,
     }
 
 

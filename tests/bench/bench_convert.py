@@ -34,7 +34,7 @@ CONFIG = {
     "quantization_config": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
 }
 # Runs a command of fp8pad, or nothing, and writes the high-water mark of its own resident memory, in KiB, to a file.
-MEASURED = """
+MEASURED = r"""
 import re, sys
 from pathlib import Path
 peak_file, *arguments = sys.argv[1:]
@@ -44,7 +44,7 @@ try:
         sys.argv[1:] = arguments
         main()
 finally:
-    Path(peak_file).write_text(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    Path(peak_file).write_text(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 """
 
 

@@ -1,17 +1,9 @@
-"""What the terminal shows of plans and reports; nothing that comes from a checkpoint is read as markup.
+"""A plan on one screen."""
 
-On a terminal, tables fit its width; otherwise lines are as long as they need to be, so that no name is ever cut.
-"""
-
-import json
-import shlex
-import sys
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.filesize import decimal
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +13,17 @@ from fp8pad.geometry import is_aligned
 from fp8pad.planning.outlook import RankOutlook
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.record import Axes, Policy
+from fp8pad.render.console import (
+    WIDE,
+    Fact,
+    command,
+    fact_table,
+    growth,
+    print_json,
+    print_parts,
+    shortened,
+    stdout_console,
+)
 from fp8pad.summary import (
     LayerGroup,
     flops_added_share,
@@ -32,38 +35,22 @@ from fp8pad.summary import (
 )
 from fp8pad.text import printable
 
-WIDE = 100_000  # columns, where nobody counts them
 NARROWEST_REASON = 28  # columns
-MOST_FILES = 8
+
+_KINDS = {"pad": "to pad", "absorb": "to absorb", "aligned": "aligned already", "skip": "skipped"}
 
 
 def show_plan(source: Source, plan: CheckpointPlan, as_json: bool = False) -> None:
     """Print a plan: a row for each group of like layers, its price, the files, other TP sizes, and what to do next."""
     if as_json:
-        _print_json(plan_document(source, plan))
+        print_json(plan_document(source, plan))
         return
     facts = [*_untouched_facts(plan), *_price_facts(plan), *_file_facts(source, plan), *_outlook_facts(source, plan)]
     facts += [("note", printable(note)) for note in plan.notes]
     facts += [("next", line) for line in _after_plan(source, plan)]
-    console = _console()
+    console = stdout_console()
     layers = [_layers(console, plan.layers)] if plan.layers else []
-    _print(console, Text(_headline(source, plan), style="bold"), *layers, _fact_table(facts))
-
-
-def _console() -> Console:
-    is_terminal = sys.stdout.isatty()
-    return Console(width=None if is_terminal else WIDE, markup=False, highlight=False, emoji=False)
-
-
-def _print(console: Console, *parts: RenderableType) -> None:
-    """Print without the blanks that fill a table's last column."""
-    with console.capture() as capture:
-        console.print(*parts, sep="\n")
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    print_parts(console, Text(_headline(source, plan), style="bold"), *layers, fact_table(facts))
 
 
 def _headline(source: Source, plan: CheckpointPlan) -> str:
@@ -71,9 +58,6 @@ def _headline(source: Source, plan: CheckpointPlan) -> str:
     counts = [f"{kinds.count(kind)} {word}" for kind, word in _KINDS.items() if kind in kinds]
     layers = f"{len(kinds)} FP8 layers: {', '.join(counts)}" if kinds else "no FP8 layers"
     return f"{printable(str(source.root))}: {layers}"
-
-
-_KINDS = {"pad": "to pad", "absorb": "to absorb", "aligned": "aligned already", "skip": "skipped"}
 
 
 def _kind(axes: Axes) -> str:
@@ -123,7 +107,7 @@ def _how(axes: Axes) -> str:
     )
 
 
-def _untouched_facts(plan: CheckpointPlan) -> Iterator[tuple[str, str]]:
+def _untouched_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     names: dict[str, list[str]] = {}
     for tensor in plan.untouched:
         names.setdefault(tensor.reason, []).append(tensor.name)
@@ -135,27 +119,20 @@ def _patterns(names: Iterable[str]) -> str:
     return ", ".join(map(printable, name_patterns(names)))
 
 
-def _price_facts(plan: CheckpointPlan) -> Iterator[tuple[str, str]]:
-    added = plan.bytes_after - plan.bytes_before
-    share = added / plan.bytes_before if plan.bytes_before else 0.0
-    yield "bytes", f"{decimal(plan.bytes_before)} -> {decimal(plan.bytes_after)} (+{decimal(added)}, {share:+.2%})"
+def _price_facts(plan: CheckpointPlan) -> Iterator[Fact]:
+    yield "bytes", growth(plan.bytes_before, plan.bytes_after)
     if plan.layers:
         yield "FLOPs", f"{flops_added_share(plan.layers):+.2%} in these layers, per token and pass"
 
 
-def _file_facts(source: Source, plan: CheckpointPlan) -> Iterator[tuple[str, str]]:
+def _file_facts(source: Source, plan: CheckpointPlan) -> Iterator[Fact]:
     files = output_files(source, plan)
     for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("left out", files.left_out)):
         if names:
-            yield label, _shortened(names)
+            yield label, shortened(names)
 
 
-def _shortened(names: Sequence[str]) -> str:
-    shown = ", ".join(map(printable, names[:MOST_FILES]))
-    return f"{shown} and {len(names) - MOST_FILES} more" if len(names) > MOST_FILES else shown
-
-
-def _outlook_facts(source: Source, plan: CheckpointPlan) -> Iterator[tuple[str, str]]:
+def _outlook_facts(source: Source, plan: CheckpointPlan) -> Iterator[Fact]:
     padded = {layer.name for layer in plan.layers if "pad" in (layer.axes.n, layer.axes.k)}
     sizes: dict[str, list[str]] = {}
     for at in outlook(source, plan):
@@ -179,9 +156,9 @@ def _after_plan(source: Source, plan: CheckpointPlan) -> Iterator[str]:
         yield "nothing to convert: the checkpoint would stay as it is"
     else:
         out_dir = source.root.with_name(f"{source.root.name}-padded")
-        yield _command("convert", source.root, out_dir, *options)
+        yield command("convert", source.root, out_dir, *options)
     if not plan.policy.absorb and any(_is_left_unaligned(layer) for layer in plan.layers):
-        yield f"{_command('plan', source.root, '--absorb', *options)}  # shows what absorbing would settle"
+        yield f"{command('plan', source.root, '--absorb', *options)}  # shows what absorbing would settle"
 
 
 def _is_left_unaligned(layer: LayerPlan) -> bool:
@@ -198,16 +175,3 @@ def _policy_options(policy: Policy) -> list[str]:
     if policy.alignment != "auto":
         options += ["--alignment", str(policy.alignment)]
     return options
-
-
-def _fact_table(facts: Iterable[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for label, fact in facts:
-        table.add_row(label, fact)
-    return table
-
-
-def _command(name: str, *arguments: object) -> str:
-    return shlex.join(["fp8pad", name, *map(str, arguments)])

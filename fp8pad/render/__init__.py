@@ -1,0 +1,1 @@
+"""What the terminal shows: plans, reports and progress, with rich."""

@@ -1,0 +1,67 @@
+"""How results get to stdout: nothing that comes from a checkpoint is read as markup, and no name is ever cut.
+
+On a terminal, lines fit its width; otherwise they are as long as they need to be.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+
+from fp8pad.text import printable
+
+WIDE = 100_000  # columns, where nobody counts them
+MOST_FILES = 8
+
+Fact = tuple[str, str]
+
+
+def stdout_console() -> Console:
+    """Return the console of results."""
+    width = None if sys.stdout.isatty() else WIDE
+    return Console(width=width, markup=False, highlight=False, emoji=False)
+
+
+def print_parts(console: Console, *parts: RenderableType) -> None:
+    """Print one below the other, without the blanks that fill a table's last column."""
+    with console.capture() as capture:
+        console.print(*parts, sep="\n")
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print a document, in ASCII, so that it arrives whatever the encoding."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def fact_table(facts: Iterable[Fact]) -> Table:
+    """Return a row for each `(label, fact)`."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for label, fact in facts:
+        table.add_row(label, fact)
+    return table
+
+
+def command(name: str, *arguments: object) -> str:
+    """Return a command of fp8pad that can be pasted into a shell."""
+    return shlex.join(["fp8pad", name, *map(str, arguments)])
+
+
+def growth(bytes_before: int, bytes_after: int) -> str:
+    """Write two sizes in bytes and what lies between them."""
+    added = bytes_after - bytes_before
+    share = added / bytes_before if bytes_before else 0.0
+    return f"{decimal(bytes_before)} -> {decimal(bytes_after)} (+{decimal(added)}, {share:+.2%})"
+
+
+def shortened(names: Sequence[str]) -> str:
+    """List file names, the first few of many."""
+    shown = ", ".join(map(printable, names[:MOST_FILES]))
+    return f"{shown} and {len(names) - MOST_FILES} more" if len(names) > MOST_FILES else shown
