@@ -42,6 +42,11 @@ class Segments:
     padded: tuple[int, ...]
     axis: int | None = None
 
+    @property
+    def matrix_axis(self) -> int:
+        """The axis in `geometry.as_matrices`: 1 is N, 2 is K."""
+        return 1 if self.axis is None else 3 + self.axis
+
 
 @dataclass(frozen=True, slots=True)
 class PaddedTensor:
@@ -304,7 +309,7 @@ def _check_larger(entry: _Reader, logical: Shape, padded: Shape) -> None:
 
 def _check_segments(entry: _Reader, tensor: PaddedTensor, segments: Segments) -> None:
     shapes = as_matrices(tensor.logical_shape), as_matrices(tensor.padded_shape)
-    axis = 1 if segments.axis is None else 3 + segments.axis
+    axis = segments.matrix_axis
     if axis not in (1, 2) or (sum(segments.logical), sum(segments.padded)) != (shapes[0][axis], shapes[1][axis]):
         raise RecordError(f"{entry.where}: segments do not add up to {list(tensor.logical_shape)}")
 

@@ -11,7 +11,7 @@ from fp8pad.planning.quantization import CONFIG_FILE
 from fp8pad.record import Json, QuantizationRecord
 
 
-def edited_config(config: Json, plan: CheckpointPlan) -> dict[str, Any]:
+def edited_config(config: Json, plan: CheckpointPlan, fp8pad_version: str = __version__) -> dict[str, Any]:
     """Return a copy of `config` with the plan's sizes, and with fp8pad's quantization config where one is needed.
 
     Key order and every other key stay. Raises `ConfigError` where a key of the plan is not in `config`.
@@ -21,7 +21,7 @@ def edited_config(config: Json, plan: CheckpointPlan) -> dict[str, Any]:
         if edit.file == CONFIG_FILE:
             _replace(edited, edit.key, edit.new)
     if plan.needs_runtime and plan.base is not None and plan.base_source is not None:
-        record = QuantizationRecord(plan.modules, plan.base, __version__)
+        record = QuantizationRecord(plan.modules, plan.base, fp8pad_version)
         key = plan.base_source.key if plan.base_source.file == CONFIG_FILE else None
         _replace(edited, key or "quantization_config", record.to_json(), must_exist=key is not None)
     return edited

@@ -1,0 +1,68 @@
+"""Whether a checkpoint can be written to a folder: all of it asked before anything is created."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from fp8pad.checkpoint.source import Source
+from fp8pad.checkpoint.transfer import OpenFile, clone, open_file
+from fp8pad.errors import OutputError
+
+
+def check_destination(source: Source, out_dir: Path, overwrite: bool) -> Path:
+    """Return `out_dir` without symbolic links, or raise an `OutputError` that says why it cannot be written to."""
+    target = out_dir.resolve()
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{out_dir}: expected a folder")
+    _check_apart(source, target, out_dir)
+    parent = existing_parent(target)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{out_dir}: {parent} cannot be written to")
+    if target.is_dir():
+        if target.stat().st_dev != parent.stat().st_dev or target.is_mount():
+            raise OutputError(f"{out_dir}: is a mount point, which cannot be replaced; name a folder inside it")
+        if not overwrite and any(target.iterdir()):
+            raise OutputError(f"{out_dir}: is not empty; use --overwrite to replace it")
+    return target
+
+
+def check_space(target: Path, needed_bytes: int, reclaimed_bytes: int) -> None:
+    """Raise `OutputError` if less is free where `target` is to be, `reclaimed_bytes` of an earlier run included."""
+    free_bytes = shutil.disk_usage(existing_parent(target)).free + reclaimed_bytes
+    if needed_bytes > free_bytes:
+        raise OutputError(f"{target}: not enough disk space: {needed_bytes} bytes are needed, {free_bytes} are free")
+
+
+def can_clone(file: Path, target: Path) -> bool:
+    """Return whether `file` can be cloned to where `target` is to be, tried on a file that never gets a name."""
+    try:
+        descriptor = os.open(existing_parent(target), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        with open_file(file, file.name) as source:
+            return clone(source, OpenFile(descriptor, file.name))
+    finally:
+        os.close(descriptor)
+
+
+def existing_parent(target: Path) -> Path:
+    """Return the nearest folder above `target` that exists."""
+    return next(parent for parent in target.parents if parent.is_dir())
+
+
+def _check_apart(source: Source, target: Path, out_dir: Path) -> None:
+    model = source.root.resolve()
+    if target == model:
+        raise OutputError(f"{out_dir}: is the model folder itself")
+    if target.is_relative_to(model):
+        raise OutputError(f"{out_dir}: lies inside the model folder {source.root}")
+    for path in _read_from(source):
+        if path.is_relative_to(target):
+            raise OutputError(f"{out_dir}: the model, or a file that it links to, lies inside: {path}")
+
+
+def _read_from(source: Source) -> Iterable[Path]:
+    yield source.root.resolve()
+    yield from ((source.root / file).resolve() for file in source.stamps)

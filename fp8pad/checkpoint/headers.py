@@ -1,0 +1,167 @@
+"""The header of a safetensors file: parsed strictly, and written as the safetensors library writes it.
+
+Stricter than that library, which accepts a tensor that is named twice. Source of the rules: the safetensors format,
+https://github.com/huggingface/safetensors#format, and `Metadata::validate` in its tensor.rs.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Any, NoReturn
+
+from fp8pad.errors import CheckpointError, HeaderError
+from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
+
+METADATA = "__metadata__"
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+LFS_POINTER = b"version https://git-lfs"
+
+
+def read_header(path: Path, file: str) -> ShardHeader:
+    """Read and check the header of the safetensors file at `path`, called `file` in its checkpoint.
+
+    Raises `CheckpointError` if it cannot be read and `HeaderError` if its header is not what the format asks for.
+    """
+    return parse_header(*read_header_bytes(path, file), file)
+
+
+def read_header_bytes(path: Path, file: str) -> tuple[bytes, int]:
+    """Return the first bytes of a safetensors file, up to where its data begins, and the file's size in bytes."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{file}: expected a regular file")
+        with path.open("rb") as shard:
+            file_bytes = os.fstat(shard.fileno()).st_size
+            prefix = shard.read(max(LENGTH_BYTES, len(LFS_POINTER)))
+            return prefix[:LENGTH_BYTES] + _rest_of_header(shard.fileno(), prefix, file_bytes, file), file_bytes
+    except FileNotFoundError as error:
+        cause = "is a dangling symbolic link" if path.is_symlink() else "is missing"
+        raise CheckpointError(f"{file}: the shard {cause}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _rest_of_header(descriptor: int, prefix: bytes, file_bytes: int, file: str) -> bytes:
+    if prefix == LFS_POINTER:
+        raise HeaderError(f"{file}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+    if file_bytes < LENGTH_BYTES:
+        raise HeaderError(f"{file}: expected a safetensors file, got {file_bytes} bytes")
+    num_bytes = int.from_bytes(prefix[:LENGTH_BYTES], "little")
+    if num_bytes > min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES):
+        raise HeaderError(
+            f"{file}: header length: expected at most {min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES)}"
+            f" in a file of {file_bytes} bytes, got {num_bytes}"
+        )
+    return os.pread(descriptor, num_bytes, LENGTH_BYTES)
+
+
+def parse_header(prefix: bytes, file_bytes: int, file: str) -> ShardHeader:
+    """Parse the first bytes of a safetensors file of `file_bytes` bytes: the length, then the JSON header.
+
+    Raises `HeaderError` for anything that the format forbids, a tensor named twice included.
+    """
+    document = _parse_json(prefix[LENGTH_BYTES:], file)
+    metadata = _metadata(document.pop(METADATA, None), file)
+    tensors = tuple(_tensor(name, entry, file) for name, entry in document.items())
+    _check_dense(tensors, file_bytes - len(prefix), file)
+    return ShardHeader(file, file_bytes, len(prefix), tensors, metadata)
+
+
+def header_bytes(tensors: Iterable[TensorHeader], metadata: Mapping[str, str] | None) -> bytes:
+    """Return the first bytes of a safetensors file, byte for byte as the safetensors library writes them."""
+    document: dict[str, Any] = {} if metadata is None else {METADATA: dict(metadata)}
+    for tensor in tensors:
+        document[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": (tensor.begin, tensor.end),
+        }
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def in_data_order(tensors: Iterable[TensorHeader]) -> list[TensorHeader]:
+    """Sort tensors by where their bytes lie; tensors without bytes come before what begins at the same place."""
+    return sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
+
+
+def _parse_json(text: bytes, file: str) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        raise HeaderError(f"{file}: header: expected JSON that begins with '{{', got {text[:8]!r}")
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        document: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in document:
+                raise ValueError(f"{name} is there twice")
+            document[name] = value
+        return document
+
+    try:
+        document = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse_constant)
+        if b"\\u" in text:
+            json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate could not be written again
+    except (ValueError, RecursionError) as error:
+        raise HeaderError(f"{file}: header: {error}") from error
+    if not isinstance(document, dict):
+        raise HeaderError(f"{file}: header: expected an object")
+    return document
+
+
+def _metadata(entry: object, file: str) -> dict[str, str] | None:
+    if entry is None:
+        return None
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise HeaderError(f"{file}: {METADATA}: expected an object of strings, got {shown(entry)}")
+    return entry
+
+
+def _tensor(name: str, entry: object, file: str) -> TensorHeader:
+    where = f"{file}: {name}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise HeaderError(f"{where}: expected dtype, shape and data_offsets, got {shown(entry)}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise HeaderError(f"{where}: dtype: expected one of {', '.join(DTYPE_BITS)}, got {shown(dtype)}")
+    if not _are_sizes(shape):
+        raise HeaderError(f"{where}: shape: expected a list of sizes, got {shown(shape)}")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise HeaderError(f"{where}: data_offsets: expected [begin, end], got {shown(offsets)}")
+    _check_size(where, dtype, tuple(shape), offsets[1] - offsets[0])
+    return TensorHeader(name, dtype, tuple(shape), *offsets)
+
+
+def _check_size(where: str, dtype: str, shape: tuple[int, ...], num_bytes: int) -> None:
+    num_bits = DTYPE_BITS[dtype]
+    for size in shape:
+        num_bits *= size
+        if num_bits >= 2**64:
+            raise HeaderError(f"{where}: shape: {shown(list(shape))} of {dtype} overflows 64 bits")
+    if num_bits != num_bytes * 8:
+        raise HeaderError(
+            f"{where}: data_offsets: expected {num_bits / 8:g} bytes for {dtype} {list(shape)}, got {num_bytes}"
+        )
+
+
+def _check_dense(tensors: Iterable[TensorHeader], data_bytes: int, file: str) -> None:
+    position = 0
+    for tensor in in_data_order(tensors):
+        if tensor.begin != position:
+            cause = "overlaps what lies before it" if tensor.begin < position else "leaves a hole before it"
+            raise HeaderError(f"{file}: {tensor.name}: {cause}: expected begin {position}, got {tensor.begin}")
+        position = tensor.end
+    if position != data_bytes:
+        cause = "is truncated" if position > data_bytes else "has bytes that belong to no tensor"
+        raise HeaderError(f"{file}: {cause}: expected {position} bytes of data, got {data_bytes}")
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)

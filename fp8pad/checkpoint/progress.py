@@ -1,0 +1,29 @@
+"""How long work tells what it is doing."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told of every step; called from several threads at once."""
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """A step called `label` begins, which will move or compare `total_bytes` bytes."""
+
+    def advance(self, num_bytes: int) -> None:
+        """That many bytes more are done."""
+
+    def say(self, line: str) -> None:
+        """A line for the user."""
+
+
+class Silence:
+    """A `Progress` that says nothing."""
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """Say nothing."""
+
+    def advance(self, num_bytes: int) -> None:
+        """Say nothing."""
+
+    def say(self, line: str) -> None:
+        """Say nothing."""

@@ -1,0 +1,58 @@
+"""JSON files of a checkpoint as text: written again in the manner in which they were found."""
+
+import json
+import re
+from collections.abc import Mapping
+from reprlib import repr as shown
+from typing import Any, TypeAlias
+
+Difference: TypeAlias = tuple[str, str, str]
+
+
+def dumps_like(original: str, document: Mapping[str, Any]) -> str:
+    """Return `document` as JSON text with the indentation, separators, escapes and ending of the text `original`."""
+    indent = re.match(r"\s*\{\s*?\n([ \t]+)", original)
+    colon = re.search(r'^\s*\{\s*"(?:[^"\\]|\\.)*"(\s*:\s*)', original)
+    comma = "," if indent or not re.search(r'[\]}"\w], "', original) else ", "
+    text = json.dumps(
+        document,
+        indent=indent[1] if indent else None,
+        separators=(comma, colon[1] if colon else ": "),
+        ensure_ascii=original.isascii(),
+    )
+    return text + original[len(original.rstrip()) :]
+
+
+def index_text(original: str, document: Mapping[str, Any], total_bytes: int) -> str:
+    """Return an index with the true sum of tensor bytes; everything else stays as in `document`."""
+    metadata = document.get("metadata")
+    edited = dict(metadata if isinstance(metadata, Mapping) else {}, total_size=total_bytes)
+    return dumps_like(original, {**document, "metadata": edited})
+
+
+def first_difference(expected: str, found: str) -> Difference | None:
+    """Return the key path at which two JSON texts first differ, what is expected there and what is found.
+
+    Where they say the same in another spelling, the place is a line.
+    """
+    if expected == found:
+        return None
+    try:
+        difference = _differing(json.loads(expected), json.loads(found), "")
+    except (ValueError, RecursionError) as error:
+        return "text", "JSON", str(error)
+    lines = zip(expected.split("\n"), found.split("\n"), strict=False)
+    line = next((number for number, (one, other) in enumerate(lines, 1) if one != other), 0)
+    return difference or (f"line {line}", "the same spelling", "another")
+
+
+def _differing(expected: Any, found: Any, path: str) -> Difference | None:
+    if isinstance(expected, dict) and isinstance(found, dict):
+        if list(expected) == list(found):
+            inner = (_differing(expected[key], found[key], f"{path}.{key}".lstrip(".")) for key in expected)
+            return next(filter(None, inner), None)
+        for key in (*expected, *found):
+            if key not in found or key not in expected:
+                return f"{path}.{key}".lstrip("."), "a key" if key in expected else "no key", shown(found.get(key))
+        return path or "keys", "the same order of keys", shown(list(found))
+    return None if expected == found else (path or "value", shown(expected), shown(found))

@@ -1,0 +1,76 @@
+"""Convert a checkpoint: derive every file from source and plan, then write, read back and publish them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fp8pad.blueprint import Blueprint, blueprint
+from fp8pad.checkpoint.progress import Progress, Silence
+from fp8pad.checkpoint.source import CONFIG_FILE, Source
+from fp8pad.checkpoint.writing import Hashes, VerifyDepth
+from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.publication import Draft, Published, WriteOptions, publish
+from fp8pad.record import RECORD_FILE
+
+__all__ = ["ConvertOptions", "ConvertReport", "Progress", "Silence", "convert"]
+
+ConvertOptions = WriteOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """What was written: counts of tensors and of bytes, over all files, and the names of files.
+
+    `rewritten` files differ from the source's, `kept` ones do not, `left_out` ones did not come along, `resumed` shards
+    had been finished by an earlier run.
+    """
+
+    out_dir: Path
+    tensors_padded: int
+    source_bytes: int
+    written_bytes: int
+    rewritten: tuple[str, ...]
+    kept: tuple[str, ...]
+    left_out: tuple[str, ...]
+    resumed: tuple[str, ...]
+    verified: VerifyDepth
+
+
+def convert(
+    source: Source, plan: CheckpointPlan, out_dir: Path, options: ConvertOptions, progress: Progress
+) -> ConvertReport:
+    """Write the checkpoint that `plan` makes of `source` to `out_dir`, which appears when it is complete and verified.
+
+    A plan that changes nothing gives an equal checkpoint without records. Raises `PlanError` if plan and source do not
+    fit; see `publication.publish` for the rest.
+    """
+    design = blueprint(source, plan)
+    draft = Draft(source, design.layouts, source.side_files, lambda hashes: _texts(design, hashes))
+    published = publish(draft, out_dir, options, progress)
+    return _report(design, published, options.verify)
+
+
+def _texts(design: Blueprint, hashes: Mapping[str, Hashes]) -> dict[str, str]:
+    """Return the text files in the order in which they are written: config.json last, so that nothing loads before."""
+    texts = dict(design.texts)
+    config_text = texts.pop(CONFIG_FILE)
+    if design.record:
+        texts[RECORD_FILE] = design.record_with(hashes).to_text()
+    return {**texts, CONFIG_FILE: config_text}
+
+
+def _report(design: Blueprint, published: Published, verified: VerifyDepth) -> ConvertReport:
+    source = design.source
+    rewritten = {layout.logical.file for layout in design.layouts if not layout.is_untouched}
+    rewritten |= {file for file, text in design.texts.items() if text != source.texts[file]}
+    return ConvertReport(
+        out_dir=published.out_dir,
+        tensors_padded=len(design.record.tensors) if design.record else 0,
+        source_bytes=sum(file.source_size for file in design.files.values()),
+        written_bytes=sum(file.size for file in design.files.values()),
+        rewritten=tuple(sorted(rewritten)),
+        kept=tuple(sorted(design.files.keys() - rewritten)),
+        left_out=source.left_out,
+        resumed=published.resumed,
+        verified=verified,
+    )

@@ -1,0 +1,103 @@
+"""The road that `convert` and `unpad` share: check the destination, stage every file, read it back, publish."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from fp8pad.checkpoint.destination import can_clone, check_destination, check_space
+from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.source import Source, check_unchanged
+from fp8pad.checkpoint.staging import Staging
+from fp8pad.checkpoint.writing import Hashes, Link, VerifyDepth, Writer
+from fp8pad.executors import run_all
+
+Texts: TypeAlias = Callable[[Mapping[str, Hashes]], Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """How a checkpoint is written: `jobs` shards at a time; the other fields are options of the command line."""
+
+    jobs: int = 2
+    link: Link = "auto"
+    overwrite: bool = False
+    resume: bool = True
+    verify: VerifyDepth = "padded"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A checkpoint that is to be written: shards padded, or logical again where it `unpads`.
+
+    `texts` returns the text files, the one without which nothing can be loaded last; it is given the hashes of the
+    other files, which is empty unless they were asked for.
+    """
+
+    source: Source
+    layouts: tuple[ShardLayout, ...]
+    side_files: tuple[str, ...]
+    texts: Texts
+    unpads: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A checkpoint that is complete: its folder, and the shards that an earlier run had finished."""
+
+    out_dir: Path
+    resumed: tuple[str, ...]
+
+
+def publish(draft: Draft, out_dir: Path, options: WriteOptions, progress: Progress) -> Published:
+    """Write a checkpoint beside `out_dir` and rename it when it is complete; `out_dir` changes in that moment only.
+
+    Raises `OutputError` if it cannot be written, before anything is created where that can be known, `CheckpointError`
+    if the source cannot be read or changes meanwhile, and `VerifyError` if what was read back is wrong.
+    """
+    target = check_destination(draft.source, out_dir, options.overwrite)
+    staging = Staging.beside(target)
+    writer = Writer(draft.source, staging, options.link, options.verify, draft.unpads)
+    check_space(target, _needed_bytes(draft, target, options.link), staging.num_bytes)
+    with staging.held(options.resume):
+        finished = [layout for layout in draft.layouts if writer.is_finished(layout)]
+        staging.keep_only({writer.staged(layout) for layout in finished})
+        hashes = _write_files(draft, writer, options.jobs, progress)
+        for file, text in draft.texts(hashes).items():
+            writer.write_text(file, text)
+        check_unchanged(draft.source)
+        staging.publish({layout.logical.file: writer.staged(layout) for layout in draft.layouts}, options.overwrite)
+    return Published(target, tuple(layout.logical.file for layout in finished))
+
+
+def _write_files(draft: Draft, writer: Writer, jobs: int, progress: Progress) -> dict[str, Hashes]:
+    progress.start("unpadding" if draft.unpads else "padding", _work_bytes(draft, writer))
+    shards = run_all(writer.write_shard, draft.layouts, jobs, progress)
+    side_files = run_all(writer.copy_side_file, draft.side_files, jobs, progress)
+    files = (*(layout.logical.file for layout in draft.layouts), *draft.side_files)
+    return {file: hashes for file, hashes in zip(files, (*shards, *side_files), strict=True) if hashes}
+
+
+def _work_bytes(draft: Draft, writer: Writer) -> int:
+    written = sum(writer.target(layout).file_bytes for layout in draft.layouts)
+    compared = {
+        "none": 0,
+        "padded": sum(layout.pad_bytes for layout in draft.layouts),
+        "full": sum(layout.padded.file_bytes - len(layout.padded_prefix) for layout in draft.layouts),
+    }
+    return written + compared[writer.verify] + _side_bytes(draft)
+
+
+def _needed_bytes(draft: Draft, target: Path, link: Link) -> int:
+    written = [layout for layout in draft.layouts if not layout.is_untouched]
+    untouched = [layout for layout in draft.layouts if layout.is_untouched]
+    is_linked = link in {"hardlink", "reflink"} or (
+        link == "auto" and untouched and can_clone(draft.source.root / untouched[0].logical.file, target)
+    )
+    files = written if is_linked else draft.layouts
+    return sum((layout.logical if draft.unpads else layout.padded).file_bytes for layout in files) + _side_bytes(draft)
+
+
+def _side_bytes(draft: Draft) -> int:
+    return sum(draft.source.stamps[file].size for file in draft.side_files)

@@ -1,0 +1,117 @@
+"""Verify a converted checkpoint against its source: derive every file anew and compare it with what lies on disk."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+
+from fp8pad.blueprint import Blueprint, blueprint
+from fp8pad.checkpoint.comparison import MAX_MISMATCHES, Mismatch, compare_files, compare_shard, compare_texts, sha256
+from fp8pad.checkpoint.folder import read_text
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.source import Source, padding_mark, read_checkpoint, read_source
+from fp8pad.errors import RecordError
+from fp8pad.executors import run_all
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, Policy, parse_record
+
+JOBS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """How many tensors were compared, and the first differences that were found."""
+
+    tensors_checked: int
+    mismatches: tuple[Mismatch, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs."""
+        return not self.mismatches
+
+
+def verify(model_dir: Path, out_dir: Path, progress: Progress) -> VerifyReport:
+    """Compare every byte of the checkpoint `out_dir` with what converting `model_dir` gives.
+
+    The plan is made anew from the source and the policy in fp8pad.json, so that a record that lies is a mismatch; a
+    checkpoint without records must equal its source. Raises `CheckpointError` if either folder cannot be read as a
+    checkpoint, and `RecordError` if fp8pad.json is missing or malformed.
+    """
+    source, converted = read_source(model_dir), read_checkpoint(out_dir)
+    record = read_record(converted)
+    design = blueprint(source, _plan(source, record), *([record.fp8pad_version] if record else []))
+    mismatches = chain(
+        _compare_names(design, converted),
+        _compare_texts(design, converted, record),
+        _compare_side_files(design, converted),
+        _compare_shards(design, converted, progress),
+    )
+    return VerifyReport(
+        tensors_checked=sum(len(shard.tensors) for shard in source.shards),
+        mismatches=tuple(islice(mismatches, MAX_MISMATCHES)),
+    )
+
+
+def read_record(converted: Source) -> CheckpointRecord | None:
+    """Return what fp8pad.json says, None if nothing marks the checkpoint as fp8pad's; else it is a `RecordError`."""
+    if RECORD_FILE in converted.side_files:
+        return parse_record(read_text(converted.root, RECORD_FILE))
+    if mark := padding_mark(converted):
+        raise RecordError(f"{converted.root}: {RECORD_FILE} is missing, although there is {mark}")
+    return None
+
+
+def _plan(source: Source, record: CheckpointRecord | None) -> CheckpointPlan:
+    plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
+    return plan if record else replace(plan, tensors={}, modules={}, config_edits=())
+
+
+def _compare_names(design: Blueprint, converted: Source) -> Iterator[Mismatch]:
+    found = converted.stamps.keys()
+    for file in sorted(design.files.keys() - found):
+        yield Mismatch(file, "file", f"{design.files[file].size} bytes", "no such file")
+    for file in converted.left_out:
+        yield Mismatch(file, "file", "no such file", "weights that converting leaves out")
+
+
+def _compare_texts(design: Blueprint, converted: Source, record: CheckpointRecord | None) -> Iterator[Mismatch]:
+    for file in design.texts.keys() & converted.texts.keys():
+        yield from compare_texts(file, design.texts[file], converted.texts[file])
+    if record and design.record:
+        files = {file: _hashed(design, converted, file, record.files) for file in design.files}
+        expected = replace(design.record, files=files).to_text()
+        yield from compare_texts(RECORD_FILE, expected, read_text(converted.root, RECORD_FILE))
+    elif record:
+        yield Mismatch(RECORD_FILE, "file", "no record, since nothing is padded", "a record")
+
+
+def _hashed(design: Blueprint, converted: Source, file: str, recorded: Mapping[str, FileRecord]) -> FileRecord:
+    """Return what fp8pad.json should say of a file, with hashes where it has any."""
+    entry = recorded.get(file)
+    if entry is None or file not in converted.stamps:
+        return design.files[file]
+    return replace(
+        design.files[file],
+        sha256=sha256(converted.root / file, file) if entry.sha256 else None,
+        source_sha256=sha256(design.source.root / file, file) if entry.source_sha256 else None,
+    )
+
+
+def _compare_side_files(design: Blueprint, converted: Source) -> Iterator[Mismatch]:
+    for file in design.source.side_files:
+        if file in converted.stamps:
+            yield from compare_files(file, design.source.root / file, converted.root / file)
+
+
+def _compare_shards(design: Blueprint, converted: Source, progress: Progress) -> Iterator[Mismatch]:
+    layouts = [layout for layout in design.layouts if layout.logical.file in converted.stamps]
+    progress.start("verifying", sum(layout.padded.file_bytes - len(layout.padded_prefix) for layout in layouts))
+    for mismatches in run_all(
+        lambda layout, advance: compare_shard(layout, design.source.root, converted.root, advance),
+        layouts,
+        JOBS,
+        progress,
+    ):
+        yield from mismatches
