@@ -70,9 +70,9 @@ def read_checkpoint(root: Path) -> Source:
     if not root.is_dir():
         raise CheckpointError(f"{root}: {'expected a folder' if root.exists() else 'no such folder'}")
     config_text = read_text(root, CONFIG_FILE)
-    configs = {CONFIG_FILE: _parse_object(CONFIG_FILE, config_text)}
+    configs = {CONFIG_FILE: parse_object(CONFIG_FILE, config_text)}
     configs |= {
-        file: _parse_object(file, read_text(root, file)) for file in OPTIONAL_CONFIG_FILES if (root / file).exists()
+        file: parse_object(file, read_text(root, file)) for file in OPTIONAL_CONFIG_FILES if (root / file).exists()
     }
     index = read_index(root)
     shards = tuple(read_header(root / file, file) for file in shard_files(root, index))
@@ -112,7 +112,7 @@ def read_index(root: Path) -> Index | None:
     if not (root / INDEX_FILE).exists() and not (root / INDEX_FILE).is_symlink():
         return None
     text = read_text(root, INDEX_FILE)
-    index = Index(text, _parse_object(INDEX_FILE, text))
+    index = Index(text, parse_object(INDEX_FILE, text))
     weight_map = index.document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_FILE}: weight_map: expected an object that names shards")
@@ -171,7 +171,8 @@ def _check_tensors(shards: tuple[ShardHeader, ...], index: Index | None) -> None
             raise CheckpointError(f"{INDEX_FILE}: {name}: lies in {file}, but weight_map does not name it")
 
 
-def _parse_object(file: str, text: str) -> Json:
+def parse_object(file: str, text: str) -> Json:
+    """Return the JSON object that `text` is; `ConfigError` names it as `file` if it is none."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

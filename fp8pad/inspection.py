@@ -1,0 +1,135 @@
+"""What fp8pad did to a checkpoint, told from its records alone, and where these disagree."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fp8pad.checkpoint.folder import read_text
+from fp8pad.checkpoint.source import CONFIG_FILE, Source, padding_mark, parse_object, read_checkpoint
+from fp8pad.errors import RecordError
+from fp8pad.record import (
+    METADATA_KEY,
+    QUANT_METHOD,
+    RECORD_FILE,
+    CheckpointRecord,
+    Json,
+    QuantizationRecord,
+    Shape,
+    parse_quantization_config,
+    parse_record,
+    parse_shard_metadata,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The three records of a checkpoint, None where one is missing or cannot be read, and where they disagree.
+
+    `record` is fp8pad.json, `quantization` what config.json tells the runtime (a checkpoint that is only absorbed has
+    none), `logical_shapes` what the shards' metadata say. `disagreements` are sentences.
+    """
+
+    path: Path
+    record: CheckpointRecord | None
+    quantization: QuantizationRecord | None
+    logical_shapes: Mapping[str, Shape]
+    disagreements: tuple[str, ...]
+
+
+def inspect_checkpoint(path: Path) -> Inspection:
+    """Read the records of the checkpoint folder `path`.
+
+    Raises `RecordError` if nothing marks it as fp8pad's, and `CheckpointError` if it cannot be read as a checkpoint.
+    """
+    source = read_checkpoint(path)
+    if padding_mark(source) is None:
+        raise RecordError(f"{path}: was not padded by fp8pad: it has none of its records")
+    faults: list[str] = []
+    record = _attempt(lambda: parse_record(read_text(path, RECORD_FILE)), faults)
+    document = _padded_config(source.configs[CONFIG_FILE])
+    quantization = _attempt(lambda: parse_quantization_config(document), faults) if document else None
+    logical_shapes = _attempt(lambda: _logical_shapes(source), faults) or {}
+    if record:
+        faults += _shard_faults(source, record, logical_shapes)
+        faults += _config_faults(source, record, quantization)
+        faults += _file_faults(source, record)
+    return Inspection(path, record, quantization, logical_shapes, tuple(faults))
+
+
+def _attempt(parse: Callable[[], T], faults: list[str]) -> T | None:
+    try:
+        return parse()
+    except RecordError as error:
+        faults.append(str(error))
+        return None
+
+
+def _padded_config(document: Json) -> Json | None:
+    for value in document.values():
+        if isinstance(value, dict):
+            found = value if value.get("quant_method") == QUANT_METHOD else _padded_config(value)
+            if found:
+                return found
+    return None
+
+
+def _logical_shapes(source: Source) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for shard in source.shards:
+        if text := (shard.metadata or {}).get(METADATA_KEY):
+            shapes |= parse_shard_metadata(text, shard.file)
+    return shapes
+
+
+def _shard_faults(source: Source, record: CheckpointRecord, logical_shapes: Mapping[str, Shape]) -> Iterator[str]:
+    on_disk = {tensor.name: tensor.shape for shard in source.shards for tensor in shard.tensors}
+    for name in sorted(record.tensors.keys() | logical_shapes.keys()):
+        tensor, logical_shape = record.tensors.get(name), logical_shapes.get(name)
+        if tensor is None:
+            yield f"{name}: is in a shard's metadata, but not in {RECORD_FILE}"
+        elif logical_shape != tensor.logical_shape:
+            found = f"is {list(logical_shape)}" if logical_shape is not None else "is missing"
+            yield f"{name}: logical_shape {list(tensor.logical_shape)} in {RECORD_FILE} {found} in its shard's metadata"
+        elif on_disk.get(name) != tensor.padded_shape:
+            yield f"{name}: expected {list(tensor.padded_shape)} on disk, got {list(on_disk.get(name, ()))}"
+
+
+def _config_faults(source: Source, record: CheckpointRecord, quantization: QuantizationRecord | None) -> Iterator[str]:
+    config = source.configs[CONFIG_FILE]
+    for edit in record.config_edits:
+        if edit.file == CONFIG_FILE and (found := _at(config, edit.key)) != edit.new:
+            yield f"{CONFIG_FILE}: {edit.key}: expected {edit.new}, got {found}"
+    if quantization is None:
+        return
+    on_disk = {tensor.name: tensor.shape for shard in source.shards for tensor in shard.tensors}
+    for name, module in quantization.modules.items():
+        if (shape := on_disk.get(f"{name}.weight")) != module.padded_shape:
+            yield f"{CONFIG_FILE}: {name}: padded_shape {list(module.padded_shape)}, but on disk {list(shape or ())}"
+    if quantization.base != _original_base(source, record):
+        yield f"{CONFIG_FILE}: base is not what {RECORD_FILE} says of the original"
+
+
+def _original_base(source: Source, record: CheckpointRecord) -> Any:
+    if record.base_source is None:
+        return None
+    file, key = record.base_source.file, record.base_source.key
+    document = source.configs.get(file, {})
+    if file in record.originals:
+        document = parse_object(f"{RECORD_FILE}: originals: {file}", record.originals[file])
+    return document if key is None else _at(document, key)
+
+
+def _file_faults(source: Source, record: CheckpointRecord) -> Iterator[str]:
+    for file, sizes in record.files.items():
+        found = source.stamps[file].size if file in source.stamps else None
+        if found != sizes.size:
+            yield f"{file}: expected {sizes.size} bytes, got {'no such file' if found is None else f'{found} bytes'}"
+
+
+def _at(document: Any, key: str) -> Any:
+    for part in key.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
