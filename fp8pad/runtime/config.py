@@ -89,7 +89,7 @@ def restore_base(quantization_config: dict[str, Any], hf_config: Any) -> None:
 
 
 def _padded_configs(hf_config: Any) -> list[dict[str, Any]]:
-    """Return fp8pad's configs in a Hugging Face config: vLLM reads these places, and a copy of the one that it finds."""
+    """Return fp8pad's configs in a Hugging Face config: vLLM reads these places, and a copy of the one it finds."""
     places = [
         getattr(holder, name, None)
         for holder in (hf_config, getattr(hf_config, "text_config", None))

@@ -80,6 +80,12 @@ HOST_SYMBOLS = (
         "is the property through which every loader of a parameter is reached",
     ),
     HostSymbol(
+        f"{_QUANTIZATION}.utils.quant_utils",
+        "get_and_maybe_dequant_weights",
+        ("layer", "out_dtype"),
+        "reads the weight of MLA's `kv_b_proj` past its linear method",
+    ),
+    HostSymbol(
         "vllm.model_executor.models.utils",
         "WeightsMapper.apply_list",
         ("self", "values"),

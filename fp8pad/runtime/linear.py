@@ -10,11 +10,15 @@ import torch
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.runtime.loading import Corner, hide_corner, show_corner
+from fp8pad.runtime.quantizer import pad_where_quantized
 from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerRecord, RankSizes, Tile
 
 # What the base's create_weights may write on a layer; its kernels want the padded sizes, everybody else the logical.
 _SIZES = ("input_size_per_partition", "output_size_per_partition", "logical_widths")
 _PADDED_BIAS = "fp8pad_bias"
+
+# Kernels that take N and K from the layer in every forward, not from the weight.
+_KERNELS_THAT_READ_SIZES = ("Marlin", "XPU")
 
 
 def padded_linear_method(method: Any, record: LayerRecord) -> Any:
@@ -44,6 +48,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
 
     record: LayerRecord
     sizes: RankSizes
+    pads_where_quantized: bool
     reads_layer_sizes: bool
 
     def create_weights(
@@ -56,19 +61,21 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
     ) -> None:
         """Ask the base for parameters of padded sizes, which show only their logical corner to loaders."""
         sizes = RankSizes.of(output_partition_sizes, input_size_per_partition, self.record.alignment)
-        self.sizes = sizes
         super().create_weights(layer, sizes.padded_k, list(sizes.padded_partitions), *args, **kwargs)
         _write_sizes(layer, sizes.k, sizes.partitions)
         if sizes.is_padded or self.record.is_padded:
             for parameter in layer.parameters(recurse=False):
                 _show_corner(parameter, self.record, sizes)
+        kernel = _kernel(self, layer)
+        self.sizes = sizes
+        self.reads_layer_sizes = type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
+        self.pads_where_quantized = sizes.padded_k > sizes.k and pad_where_quantized(kernel, sizes.padded_k)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
         sizes = self.sizes
         with _padded_sizes(layer, sizes):
             super().process_weights_after_loading(layer)
-        self.reads_layer_sizes = _reads_layer_sizes(self, layer)
         for parameter in layer.parameters(recurse=False):
             hide_corner(parameter)
         bias = getattr(layer, "bias", None)
@@ -82,8 +89,13 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         if bias is not None and sizes.padded_n > sizes.n:
             bias = _padded_bias(layer, bias, sizes.padded_n)
         shown: Any = _PaddedLayer(layer, sizes) if self.reads_layer_sizes else layer
-        output: torch.Tensor = super().apply(shown, _pad_activation(x, sizes.padded_k), bias)
+        output: torch.Tensor = super().apply(shown, self._padded_activation(x), bias)
         return output if sizes.padded_n == sizes.n else output[..., : sizes.n].contiguous()
+
+    def _padded_activation(self, x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):  # quantized by an earlier kernel, with its scale
+            return dataclasses.replace(x, data=_pad_last(x.data, self.sizes.padded_k))
+        return x if self.pads_where_quantized else _pad_last(x, self.sizes.padded_k)
 
 
 class _PaddedLayer:
@@ -97,11 +109,13 @@ class _PaddedLayer:
         return getattr(self._layer, name)
 
 
-def _reads_layer_sizes(method: Any, layer: torch.nn.Module) -> bool:
-    """Whether the kernel takes its sizes from the layer in every forward, not from the weight (Marlin, XPU)."""
-    owner = method if hasattr(method, "fp8_linear") else getattr(layer, "scheme", method)
-    kernel = getattr(owner, "fp8_linear", None) or getattr(owner, "kernel", None)
-    return type(kernel).__name__.startswith(("Marlin", "XPU"))
+def _kernel(method: Any, layer: torch.nn.Module) -> Any:
+    """Return the vLLM kernel of a layer: the method has it, or the scheme that the method gave the layer."""
+    for owner in (method, getattr(layer, "scheme", None)):
+        for name in ("fp8_linear", "kernel"):
+            if (kernel := getattr(owner, name, None)) is not None:
+                return kernel
+    return None
 
 
 def _write_sizes(layer: torch.nn.Module, k: int, partitions: Sequence[int]) -> None:
@@ -143,13 +157,6 @@ def _padded_bias(layer: torch.nn.Module, bias: torch.Tensor, padded_n: int) -> t
     # Another bias than the layer's own could not be padded at load.
     padded: torch.Tensor = getattr(layer, _PADDED_BIAS) if bias is layer.bias else _pad_last(bias, padded_n)
     return padded
-
-
-def _pad_activation(x: Any, padded_k: int) -> Any:
-    """Pad activations along K; those that an earlier kernel has quantized already keep their scale."""
-    if isinstance(x, torch.Tensor):
-        return _pad_last(x, padded_k)
-    return dataclasses.replace(x, data=_pad_last(x.data, padded_k))
 
 
 def _pad_last(tensor: torch.Tensor, size: int) -> torch.Tensor:
