@@ -30,6 +30,8 @@ Alignment = Literal["auto", "16", "32", "64", "128"]
 Link = Literal["auto", "copy", "hardlink", "reflink"]
 VerifyDepth = Literal["padded", "full", "none"]
 
+DEFAULT_JOBS = 2
+
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of an FP8 checkpoint.")]
 OutDirArgument = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder of the converted checkpoint.")]
 RestoredDirArgument = Annotated[Path, typer.Argument(metavar="RESTORED_DIR", help="Folder to restore into.")]
@@ -105,7 +107,7 @@ def convert(
     alignment: AlignmentOption = "auto",
     absorb: AbsorbOption = False,
     absorb_experts: AbsorbExpertsOption = False,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = DEFAULT_JOBS,
     link: LinkOption = "auto",
     overwrite: OverwriteOption = False,
     resume: ResumeOption = True,
@@ -128,6 +130,60 @@ def convert(
     with shown_progress() as progress:
         report = convert_checkpoint(source, checkpoint_plan, out_dir, options, progress)
     show_conversion(source, checkpoint_plan, report, as_json)
+
+
+@app.command()
+def verify(model: ModelArgument, out_dir: OutDirArgument, *, as_json: JsonOption = False) -> None:
+    """Compare every byte of a converted checkpoint with what converting MODEL gives."""
+    from fp8pad.render.progress import shown_progress
+    from fp8pad.render.reports import show_verification
+    from fp8pad.verify import verify as verify_checkpoint
+
+    with shown_progress() as progress:
+        report = verify_checkpoint(model, out_dir, progress)
+    show_verification(out_dir, report, as_json)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def unpad(
+    out_dir: OutDirArgument,
+    restored_dir: RestoredDirArgument,
+    *,
+    jobs: JobsOption = DEFAULT_JOBS,
+    link: LinkOption = "auto",
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = True,
+    verify: VerifyOption = "padded",
+    as_json: JsonOption = False,
+) -> None:
+    """Restore the checkpoint that OUT_DIR was converted from, byte for byte."""
+    from fp8pad.publication import WriteOptions
+    from fp8pad.render.progress import shown_progress
+    from fp8pad.render.reports import show_restoration
+    from fp8pad.unpad import unpad as unpad_checkpoint
+
+    options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
+    with shown_progress() as progress:
+        report = unpad_checkpoint(out_dir, restored_dir, options, progress)
+    show_restoration(report, as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a checkpoint that fp8pad made.")],
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what fp8pad did to a checkpoint, from its records, and where they disagree."""
+    from fp8pad.inspection import inspect_checkpoint
+    from fp8pad.render.inspection import show_inspection
+
+    inspection = inspect_checkpoint(path)
+    show_inspection(inspection, as_json)
+    if inspection.disagreements:
+        raise typer.Exit(1)
 
 
 def main() -> None:

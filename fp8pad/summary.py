@@ -9,13 +9,13 @@ from typing import Any
 
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.source import CONFIG_FILE, Source
-from fp8pad.convert import ConvertReport
 from fp8pad.planning.architectures import architecture_of
 from fp8pad.planning.outlook import RankOutlook, tp_outlook
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.record import FORMAT_VERSION
 
 Indices = tuple[int, ...]
+Parts = tuple[str, ...]
 
 _INDEX = "0"  # stands for every whole number in a template, and can stand for nothing else
 
@@ -40,20 +40,18 @@ class OutputFiles:
 def name_patterns(names: Iterable[str]) -> list[str]:
     """Fold dotted names into patterns, so that each name is in exactly one.
 
-    Names that differ in whole-number parts, or in their last part, share one:
-    `model.layers.{0-31}.mlp.{gate_proj,up_proj}`.
+    Names that differ in whole-number parts, or in one of the last two parts, share one:
+    `model.layers.{0-31}.mlp.{gate_proj,up_proj}.weight`.
     """
-    templates: dict[tuple[str, ...], set[Indices]] = {}
+    templates: dict[Parts, set[Indices]] = {}
     for name in names:
         parts = name.split(".")
         template = tuple(_INDEX if _is_index(part) else part for part in parts)
         templates.setdefault(template, set()).add(tuple(int(part) for part in parts if _is_index(part)))
-    siblings: dict[str, list[str]] = {}
-    for template, indices in templates.items():
-        for product in _products(sorted(indices)):
-            parent, dot, last = _fill(template, product).rpartition(".")
-            siblings.setdefault(parent + dot, []).append(last)
-    return [parent + (lasts[0] if len(lasts) == 1 else _braces(lasts)) for parent, lasts in siblings.items()]
+    patterns = [
+        _fill(template, product) for template, indices in templates.items() for product in _products(sorted(indices))
+    ]
+    return [".".join(parts) for parts in _fold(_fold(patterns, -1), -2)]
 
 
 def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:
@@ -116,21 +114,6 @@ def plan_document(source: Source, plan: CheckpointPlan) -> dict[str, Any]:
     }
 
 
-def conversion_document(report: ConvertReport) -> dict[str, Any]:
-    """Return the keys that `fp8pad convert --json` adds to the plan's."""
-    return {
-        "out_dir": str(report.out_dir),
-        "tensors_padded": report.tensors_padded,
-        "source_bytes": report.source_bytes,
-        "written_bytes": report.written_bytes,
-        "files_rewritten": list(report.rewritten),
-        "files_kept": list(report.kept),
-        "files_left_out": list(report.left_out),
-        "files_resumed": list(report.resumed),
-        "verified": report.verified,
-    }
-
-
 def _layer_document(layer: LayerPlan) -> dict[str, Any]:
     return {
         "name": layer.name,
@@ -157,9 +140,27 @@ def _products(indices: Sequence[Indices]) -> list[tuple[Indices, ...]]:
     return [(tuple(values), *product) for rest, values in firsts.items() for product in _products(rest)]
 
 
-def _fill(template: Sequence[str], product: Sequence[Indices]) -> str:
+def _fill(template: Parts, product: Sequence[Indices]) -> Parts:
     values = iter(product)
-    return ".".join(_range(next(values)) if part == _INDEX else part for part in template)
+    return tuple(_range(next(values)) if part == _INDEX else part for part in template)
+
+
+def _fold(patterns: Iterable[Parts], position: int) -> list[Parts]:
+    """Make one of patterns that differ only in the word at `position`, counted from the end."""
+    siblings: dict[Parts, list[Parts]] = {}
+    for parts in patterns:
+        is_word = len(parts) > -position and not (parts[position].startswith("{") or _is_index(parts[position]))
+        siblings.setdefault(_replaced(parts, position, "") if is_word else parts, []).append(parts)
+    return [
+        group[0] if len(group) == 1 else _replaced(group[0], position, _braces(parts[position] for parts in group))
+        for group in siblings.values()
+    ]
+
+
+def _replaced(parts: Parts, position: int, part: str) -> Parts:
+    changed = list(parts)
+    changed[position] = part
+    return tuple(changed)
 
 
 def _range(values: Indices) -> str:

@@ -89,14 +89,14 @@ def _cells(group: LayerGroup) -> tuple[str, ...]:
     layer = group.example
     padded = "same" if layer.padded_shape == layer.logical_shape else str(list(layer.padded_shape))
     scheme, logical = layer.scheme or "other", str(list(layer.logical_shape))
-    return printable(group.pattern), scheme, logical, padded, _how(layer.axes), printable(layer.reason)
+    return printable(group.pattern), scheme, logical, padded, how(layer.axes), printable(layer.reason)
 
 
 def _style(layer: LayerPlan) -> str:
     return "dim" if layer.padded_shape == layer.logical_shape else ""
 
 
-def _how(axes: Axes) -> str:
+def how(axes: Axes) -> str:
     """Write `pad N, K`, `absorb N, pad K`, `aligned` or `skip`."""
     if axes.n == axes.k and axes.n in ("aligned", "skip"):
         return axes.n

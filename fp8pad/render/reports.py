@@ -1,7 +1,9 @@
 """What was done, and what was found."""
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -9,8 +11,10 @@ from fp8pad.checkpoint.source import Source
 from fp8pad.convert import ConvertReport
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.render.console import command, fact_table, growth, print_json, print_parts, shortened, stdout_console
-from fp8pad.summary import conversion_document, plan_document
+from fp8pad.summary import plan_document
 from fp8pad.text import printable
+from fp8pad.unpad import UnpadReport
+from fp8pad.verify import VerifyReport
 
 _VERIFIED = {
     "padded": "every header, size and padded tensor read back",
@@ -22,7 +26,7 @@ _VERIFIED = {
 def show_conversion(source: Source, plan: CheckpointPlan, report: ConvertReport, as_json: bool = False) -> None:
     """Print what was written, what was checked, what did not come along, and what to do next."""
     if as_json:
-        print_json(plan_document(source, plan) | conversion_document(report))
+        print_json(plan_document(source, plan) | _conversion_document(report))
         return
     verdict = f"complete, {_VERIFIED[report.verified]}"
     if plan.changes_nothing:
@@ -39,3 +43,50 @@ def show_conversion(source: Source, plan: CheckpointPlan, report: ConvertReport,
 def _serve(plan: CheckpointPlan, out_dir: Path) -> str:
     how = "  # with fp8pad installed beside vLLM" if plan.needs_runtime else ""
     return shlex.join(["vllm", "serve", str(out_dir)]) + how
+
+
+def show_verification(out_dir: Path, report: VerifyReport, as_json: bool = False) -> None:
+    """Print whether every byte is as it should be, and the first differences if not."""
+    if as_json:
+        mismatches = [asdict(mismatch) for mismatch in report.mismatches]
+        print_json({"ok": report.ok, "tensors_checked": report.tensors_checked, "mismatches": mismatches})
+        return
+    verdict = f"{report.tensors_checked} tensors, the records and every file are as they should be"
+    if not report.ok:
+        verdict = "is not what converting gives; the first differences are:"
+    facts = [("differs", printable(str(mismatch))) for mismatch in report.mismatches]
+    print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
+
+
+def show_restoration(report: UnpadReport, as_json: bool = False) -> None:
+    """Print what was restored and what did not come along."""
+    if as_json:
+        print_json(
+            {
+                "restored_dir": str(report.restored_dir),
+                "tensors_unpadded": report.tensors_unpadded,
+                "files_left_out": list(report.left_out),
+                "files_resumed": list(report.resumed),
+            }
+        )
+        return
+    verdict = f"restored, {report.tensors_unpadded} tensors as they were before padding"
+    named = ("resumed", report.resumed), ("left out", report.left_out)
+    facts = [(label, shortened(names)) for label, names in named if names]
+    headline = f"{printable(str(report.restored_dir))}: {verdict}"
+    print_parts(stdout_console(), Text(headline, style="bold"), fact_table(facts))
+
+
+def _conversion_document(report: ConvertReport) -> dict[str, Any]:
+    """Return the keys that `fp8pad convert --json` adds to the plan's."""
+    return {
+        "out_dir": str(report.out_dir),
+        "tensors_padded": report.tensors_padded,
+        "source_bytes": report.source_bytes,
+        "written_bytes": report.written_bytes,
+        "files_rewritten": list(report.rewritten),
+        "files_kept": list(report.kept),
+        "files_left_out": list(report.left_out),
+        "files_resumed": list(report.resumed),
+        "verified": report.verified,
+    }
