@@ -234,8 +234,10 @@ def _check_complete(key: GovernedKey) -> None:
     for parts in found.values():
         some = next(iter(parts.values()))
         for role in some.mlp.parts:
-            if role not in parts or parts[role].leaf != "weight":
+            if role not in parts:
                 raise NotAbsorbableError(f"{some.block.rstrip('.')} has no {role} weight: it may be tied to another")
+            if parts[role].leaf != "weight":
+                raise NotAbsorbableError(f"{parts[role].tensor.name} has no weight beside it: a layout not padded")
     if key.strays:
         stray = key.strays[0]
         raise NotAbsorbableError(f"{stray.name} {list(stray.shape)} has that size too and is not described")

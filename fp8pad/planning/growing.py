@@ -78,7 +78,7 @@ def with_block(linear: Fp8Linear, blocks: Sequence[Block]) -> Fp8Linear:
 
 def _scale_growth(claim: Claim, linear: Fp8Linear, inner_size: int) -> Growth | None:
     scale, num_matrices = claim.tensor, claim.num_segments
-    if num_elements(scale.shape) == 1:
+    if linear.scheme == "tensor":
         return None
     if scale.dtype not in ONE_BYTES or (linear.scheme is None and not claim.mlp.stacked):
         raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")

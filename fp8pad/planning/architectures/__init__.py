@@ -84,6 +84,8 @@ def _parts(parent: Section, places: Sequence[str], known: Mapping[str, Family]) 
             prefixes=tuple(place + prefix for place in places for prefix in rule.prefixes),
             twins=tuple((parent.dotted(other) if other else parent.path, twin) for other, twin in twins),
         )
+        if not key and section.family and section.family.sections:
+            raise PlanError(f"{section.family.file}: the whole config cannot be a part that has parts itself")
         yield section
         yield from _parts(section, section.prefixes, known)
 

@@ -1,0 +1,494 @@
+"""Absorbing as a pure function: what grows, what is refused and why, what is an error, and that the answers stay."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fp8pad.errors import ConfigError, PlanError
+from fp8pad.planning.absorption import Absorption, absorb, merged
+from fp8pad.planning.architectures import architecture_of, index_families
+from fp8pad.planning.claims import find_claims
+from fp8pad.planning.layers import recognise
+from fp8pad.planning.quantization import find_quantization
+from fp8pad.record import Axes, ConfigEdit, PaddedTensor, Policy, Segments
+from fp8pad.tensors import TensorHeader, tensor_bytes
+
+CHANNEL = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}}},
+}
+BLOCK = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+TENSOR = {"quant_method": "fp8"}
+
+ABSORB = Policy(absorb=True)
+EXPERTS = Policy(absorb=True, absorb_experts=True)
+
+Tensors = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def channel(module: str, num_n: int, num_k: int, *, bias: bool = False) -> Tensors:
+    """An FP8 Linear with a scale per channel."""
+    tensors: Tensors = {f"{module}.weight": ("F8_E4M3", (num_n, num_k)), f"{module}.weight_scale": ("F32", (num_n, 1))}
+    return tensors | ({f"{module}.bias": ("BF16", (num_n,))} if bias else {})
+
+
+def block(module: str, num_n: int, num_k: int) -> Tensors:
+    """An FP8 Linear with a scale per block of 128 x 128."""
+    grid = (-(-num_n // 128), -(-num_k // 128))
+    return {f"{module}.weight": ("F8_E4M3", (num_n, num_k)), f"{module}.weight_scale_inv": ("F32", grid)}
+
+
+def gated(prefix: str, inner_size: int, hidden_size: int, make: Any = channel) -> Tensors:
+    """Llama's MLP."""
+    return {
+        **make(f"{prefix}.gate_proj", inner_size, hidden_size),
+        **make(f"{prefix}.up_proj", inner_size, hidden_size),
+        **make(f"{prefix}.down_proj", hidden_size, inner_size),
+    }
+
+
+def settle(config: Mapping[str, Any], tensors: Tensors, policy: Policy = ABSORB) -> Absorption:
+    """Absorb as the planner does, from headers and config alone."""
+    headers = {
+        name: TensorHeader(name, dtype, shape, 0, tensor_bytes(dtype, shape))
+        for name, (dtype, shape) in tensors.items()
+    }
+    quantization = find_quantization({"config.json": config})
+    linears, _ = recognise(headers, quantization, config)
+    return absorb(config, headers, linears, policy, quantization.blocks if quantization else ())
+
+
+def llama(quantization: Mapping[str, Any] = CHANNEL, **sizes: Any) -> dict[str, Any]:
+    """A Llama config with an inner size of 213 unless told otherwise."""
+    return {"model_type": "llama", "intermediate_size": 213, "quantization_config": quantization, **sizes}
+
+
+MLP = "model.layers.0.mlp"
+
+
+def test_every_tensor_of_the_key_grows() -> None:
+    """FP8, scales, biases and unquantized layers grow together, to the next multiple of 16."""
+    tensors = gated(MLP, 213, 136) | {
+        f"{MLP}.gate_proj.bias": ("BF16", (213,)),
+        f"{MLP}.down_proj.bias": ("BF16", (136,)),
+        "model.layers.1.mlp.gate_proj.weight": ("BF16", (213, 136)),
+        "model.layers.1.mlp.up_proj.weight": ("BF16", (213, 136)),
+        "model.layers.1.mlp.down_proj.weight": ("BF16", (136, 213)),
+        "model.layers.0.self_attn.o_proj.weight": ("BF16", (136, 213)),
+    }
+    settled = settle(llama(), tensors)
+    rows, columns = Axes("absorb", "aligned"), Axes("aligned", "absorb")
+    assert settled.tensors == {
+        f"{MLP}.gate_proj.weight": PaddedTensor((213, 136), (224, 136), 0, rows),
+        f"{MLP}.gate_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, rows),
+        f"{MLP}.gate_proj.bias": PaddedTensor((213,), (224,), 0, rows),
+        f"{MLP}.up_proj.weight": PaddedTensor((213, 136), (224, 136), 0, rows),
+        f"{MLP}.up_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, rows),
+        f"{MLP}.down_proj.weight": PaddedTensor((136, 213), (136, 224), 0, columns),
+        "model.layers.1.mlp.gate_proj.weight": PaddedTensor((213, 136), (224, 136), 0, rows),
+        "model.layers.1.mlp.up_proj.weight": PaddedTensor((213, 136), (224, 136), 0, rows),
+        "model.layers.1.mlp.down_proj.weight": PaddedTensor((136, 213), (136, 224), 0, columns),
+    }
+    assert settled.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
+    assert settled.sizes[f"{MLP}.gate_proj", "n"] == settled.sizes[f"{MLP}.down_proj", "k"] == 224
+    assert settled.refusals == {}
+
+
+def test_nothing_is_absorbed_unasked() -> None:
+    """Without --absorb the same checkpoint is left to padding."""
+    assert settle(llama(), gated(MLP, 213, 136), Policy()) == Absorption()
+
+
+@pytest.mark.parametrize(
+    ("old", "quantization", "policy", "new"),
+    [
+        (3420, CHANNEL, ABSORB, 3424),
+        (3420, CHANNEL, replace(ABSORB, tensor_parallel_size=8), 3456),
+        (10944, CHANNEL, replace(ABSORB, tensor_parallel_size=8), 11008),
+        (10944, CHANNEL, replace(ABSORB, alignment=128, tensor_parallel_size=8), 11264),
+        (10944, BLOCK, replace(ABSORB, tensor_parallel_size=8), 11264),
+        (29568, BLOCK, replace(ABSORB, tensor_parallel_size=2), 29696),
+        (29568, BLOCK, replace(ABSORB, tensor_parallel_size=8), 29696),
+        (1536, BLOCK, replace(ABSORB, tensor_parallel_size=8), 2048),
+        (13653, CHANNEL, replace(ABSORB, tensor_parallel_size=2), 13664),
+        (13653, TENSOR, replace(ABSORB, alignment=64), 13696),
+        (9728, BLOCK, ABSORB, 9728),
+    ],
+)
+def test_how_far(old: int, quantization: Mapping[str, Any], policy: Policy, new: int) -> None:
+    """The multiple is the alignment, or the block, times the tensor-parallel size."""
+    make = {id(CHANNEL): channel, id(BLOCK): block, id(TENSOR): tensor_scaled}[id(quantization)]
+    settled = settle(llama(quantization, intermediate_size=old), gated(MLP, old, 256, make), policy)
+    assert [edit.new for edit in settled.edits] == ([] if new == old else [new])
+    assert bool(settled.tensors) == (new != old)
+
+
+def tensor_scaled(module: str, num_n: int, num_k: int) -> Tensors:
+    """An FP8 Linear with one scale, and one for its input."""
+    return {
+        f"{module}.weight": ("F8_E4M3", (num_n, num_k)),
+        f"{module}.weight_scale": ("F32", ()),
+        f"{module}.input_scale": ("F32", ()),
+    }
+
+
+def test_scales_of_whole_tensors_stay() -> None:
+    """Weight and input scales of one element are not touched."""
+    settled = settle(llama(TENSOR), gated(MLP, 213, 136, tensor_scaled))
+    assert sorted(settled.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
+
+
+def test_blocks_grow_by_whole_blocks_of_ones() -> None:
+    """29568 is 231 blocks; 29696 is 232, so each grid gets one row, or one column."""
+    settled = settle(
+        llama(BLOCK, intermediate_size=29568), gated(MLP, 29568, 256, block), replace(ABSORB, tensor_parallel_size=8)
+    )
+    assert settled.tensors[f"{MLP}.up_proj.weight_scale_inv"] == PaddedTensor(
+        (231, 2), (232, 2), 1, Axes("absorb", "aligned")
+    )
+    assert settled.tensors[f"{MLP}.down_proj.weight_scale_inv"] == PaddedTensor(
+        (2, 231), (2, 232), 1, Axes("aligned", "absorb")
+    )
+
+
+def test_a_partial_block_has_room() -> None:
+    """213 and 256 both are two blocks: the weights grow, the grids do not."""
+    settled = settle(llama(BLOCK), gated(MLP, 213, 136, block))
+    assert sorted(settled.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
+
+
+def test_grids_of_four_sizes() -> None:
+    """ModelOpt's grids [R, 1, C, 1] grow in R for gate and up and in C for down."""
+    config = llama({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, intermediate_size=384)
+    tensors = gated(MLP, 384, 256, block)
+    tensors = {
+        name.replace("_inv", ""): (dtype, (shape[0], 1, shape[1], 1) if "scale" in name else shape)
+        for name, (dtype, shape) in tensors.items()
+    }
+    settled = settle(config, tensors, replace(ABSORB, tensor_parallel_size=2))
+    assert settled.tensors[f"{MLP}.up_proj.weight_scale"].padded_shape == (4, 1, 2, 1)
+    assert settled.tensors[f"{MLP}.down_proj.weight_scale"].padded_shape == (2, 1, 4, 1)
+
+
+def test_fused_gate_and_up_are_padded_each_at_its_tail() -> None:
+    """Phi-3 keeps 2 x 213 rows in one tensor: two segments, in the weight and in its scale."""
+    config = {"model_type": "phi3", "intermediate_size": 213, "quantization_config": CHANNEL}
+    settled = settle(config, channel(f"{MLP}.gate_up_proj", 426, 160) | channel(f"{MLP}.down_proj", 160, 213))
+    segments = Segments((213, 213), (224, 224))
+    rows = Axes("absorb", "aligned")
+    assert settled.tensors[f"{MLP}.gate_up_proj.weight"] == PaddedTensor((426, 160), (448, 160), 0, rows, segments)
+    assert settled.tensors[f"{MLP}.gate_up_proj.weight_scale"] == PaddedTensor((426, 1), (448, 1), 1, rows, segments)
+    assert settled.sizes[f"{MLP}.gate_up_proj", "n"] == 448
+
+
+def test_a_block_that_straddles_gate_and_up_stops_the_key() -> None:
+    """With 2 x 213 rows in one tensor, the second block of 128 holds rows of both; 2 x 256 rows would do."""
+    config = {"model_type": "phi3", "intermediate_size": 213, "quantization_config": BLOCK}
+    refused = settle(config, block(f"{MLP}.gate_up_proj", 426, 128) | block(f"{MLP}.down_proj", 128, 213))
+    assert refused.tensors == {}
+    assert refused.notes == (
+        (
+            f"intermediate_size is not absorbed: a block of 128 rows straddles gate and up in {MLP}.gate_up_proj:"
+            " 213 is not a multiple"
+        ),
+    )
+    config["intermediate_size"] = 384
+    settled = settle(
+        config,
+        block(f"{MLP}.gate_up_proj", 768, 128) | block(f"{MLP}.down_proj", 128, 384),
+        replace(ABSORB, tensor_parallel_size=2),
+    )
+    assert settled.tensors[f"{MLP}.gate_up_proj.weight_scale_inv"].segments == Segments((3, 3), (4, 4))
+
+
+MOE = "model.layers.1.mlp"
+
+
+def deepseek(shared: int = 2, **sizes: Any) -> dict[str, Any]:
+    """A DeepSeek config: dense layer of 213, experts of 74, shared experts of `shared` x 74."""
+    return {
+        "model_type": "deepseek_v3", "intermediate_size": 213, "moe_intermediate_size": 74, "n_shared_experts": shared,
+        "num_experts_per_tok": 1, "quantization_config": CHANNEL, **sizes,
+    }  # fmt: skip
+
+
+def deepseek_tensors(shared: int = 2) -> Tensors:
+    """A dense layer, and one with two routed and the shared experts."""
+    return {
+        **gated(MLP, 213, 128),
+        **gated(f"{MOE}.shared_experts", 74 * shared, 128),
+        **gated(f"{MOE}.experts.0", 74, 128),
+        **gated(f"{MOE}.experts.1", 74, 128),
+        f"{MOE}.gate.weight": ("BF16", (74, 128)),
+    }
+
+
+def test_shared_experts_are_not_absorbed_without_the_routed_ones() -> None:
+    """One key sizes both, so it waits for --absorb-experts; the dense layer's key does not."""
+    settled = settle(deepseek(), deepseek_tensors())
+    reason = "it sizes the routed experts too, which are absorbed only with --absorb-experts"
+    assert [edit.key for edit in settled.edits] == ["intermediate_size"]
+    assert settled.refusals[f"{MOE}.shared_experts.up_proj", "n"] == f"moe_intermediate_size is not absorbed: {reason}"
+    assert (f"{MOE}.shared_experts.up_proj", "k") not in settled.refusals
+
+
+def test_one_key_with_a_multiplier() -> None:
+    """With --absorb-experts 74 becomes 80, and the shared experts 160 wide; the router of 74 rows is left alone."""
+    settled = settle(deepseek(), deepseek_tensors(), EXPERTS)
+    assert ConfigEdit("config.json", "moe_intermediate_size", 74, 80) in settled.edits
+    assert settled.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
+    assert settled.tensors[f"{MOE}.experts.1.down_proj.weight"].padded_shape == (128, 80)
+    assert f"{MOE}.gate.weight" not in settled.tensors
+
+
+@pytest.mark.parametrize("shared", [None, 0, "two"])
+def test_a_multiplier_that_is_not_a_number_stops_the_key(shared: object) -> None:
+    """Without a usable n_shared_experts the width of the shared experts is not known."""
+    config = deepseek() | {"n_shared_experts": shared}
+    settled = settle(config, deepseek_tensors(), EXPERTS)
+    assert [edit.key for edit in settled.edits] == ["intermediate_size"]
+    assert f"n_shared_experts is not a number: {shared!r}" in settled.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layout", "segments"),
+    [
+        ("granitemoe", ((4, 426, 64), (4, 64, 213)), Segments((213, 213), (224, 224))),
+        ("qwen3_vl_moe_text", ((4, 64, 426), (4, 213, 64)), Segments((213, 213), (224, 224), axis=-1)),
+    ],
+)
+def test_stacked_experts(model_type: str, layout: tuple[tuple[int, ...], ...], segments: Segments) -> None:
+    """Experts in one 3-D tensor grow in the middle or at the end, by how they are laid out, scales with them."""
+    names = {
+        "granitemoe": ("model.layers.0.block_sparse_moe.input_linear", "model.layers.0.block_sparse_moe.output_linear"),
+        "qwen3_vl_moe_text": ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"),
+    }[model_type]
+    key = "intermediate_size" if model_type == "granitemoe" else "moe_intermediate_size"
+    suffix = ".weight" if model_type == "granitemoe" else ""
+    attention = "model.layers.0.self_attn.q_proj"
+    tensors = {f"{name}{suffix}": ("BF16", shape) for name, shape in zip(names, layout, strict=True)}
+    if model_type != "granitemoe":
+        first, second = layout
+        tensors = {
+            names[0]: ("F8_E4M3", first),
+            f"{names[0]}_scale": ("F32", (4, 1, first[2])),
+            names[1]: ("F8_E4M3", second),
+            f"{names[1]}_scale": ("F32", (4, 1, second[2])),
+        }
+    config = {"model_type": model_type, key: 213, "quantization_config": CHANNEL}
+    settled = settle(config, tensors | channel(attention, 64, 64), EXPERTS)
+    if model_type == "granitemoe":
+        assert settled == Absorption()  # no FP8 weight needs it
+        return
+    assert settled.tensors[names[0]].padded_shape == (4, 64, 448)
+    assert settled.tensors[names[0]].segments == segments
+    assert settled.tensors[names[0]].axes == Axes("aligned", "absorb")
+    assert settled.tensors[names[1]].padded_shape == (4, 224, 64)
+    assert settled.tensors[names[1]].axes == Axes("absorb", "aligned")
+    assert settled.tensors[f"{names[0]}_scale"].padded_shape == (4, 1, 448)
+    assert f"{names[1]}_scale" not in settled.tensors
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"intermediate_size": None}, "its value is null"),
+        ({"intermediate_size": [213, 213]}, "its value is a list"),
+        ({"intermediate_size": "213"}, "its value is not a size: '213'"),
+        ({"intermediate_size": True}, "its value is not a size: True"),
+        ({"hidden_act": "expcos"}, "the activation 'expcos' is not known to be finite at 0"),
+    ],
+)
+def test_a_key_that_cannot_be_edited(change: dict[str, Any], reason: str) -> None:
+    """Null, a list, anything that is no size, and an unknown activation each stop the key with their reason."""
+    settled = settle(llama(**change), gated(MLP, 213, 136))
+    assert (settled.tensors, settled.edits) == ({}, ())
+    assert settled.notes == (f"intermediate_size is not absorbed: {reason}",)
+    assert settled.refusals[f"{MLP}.down_proj", "k"] == settled.notes[0]
+
+
+def test_an_absent_key() -> None:
+    """A config that leaves the size to the engine's default has nothing to edit."""
+    config = llama()
+    del config["intermediate_size"]
+    assert settle(config, gated(MLP, 213, 136)).notes == (
+        "intermediate_size is not absorbed: the config does not have the key",
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        (
+            {f"{MLP}.inner_norm.weight": ("BF16", (213,))},
+            f"{MLP}.inner_norm.weight [213] has that size too and is not described",
+        ),
+        (
+            {"mtp.layers.0.mlp.up_proj.weight": ("BF16", (213, 136))},
+            "mtp.layers.0.mlp.up_proj.weight [213, 136] has that size too and is not described",
+        ),
+        (
+            {f"{MLP}.up_proj.lora_B.default.weight": ("BF16", (213, 8))},
+            f"{MLP}.up_proj.lora_B.default.weight belongs to a LoRA adapter, which is not merged",
+        ),
+        (
+            {f"{MLP}.down_proj.pre_quant_scale": ("BF16", (213,))},
+            f"{MLP}.down_proj.pre_quant_scale [213] is not a tensor that fp8pad knows how to pad",
+        ),
+        (
+            {"model.layers.1.mlp.gate_proj.weight": ("BF16", (213, 136))},
+            "model.layers.1.mlp has no up weight: it may be tied to another",
+        ),
+        (
+            {
+                "model.layers.1.mlp.gate_proj.weight": ("I8", (213, 136)),
+                "model.layers.1.mlp.up_proj.weight": ("I8", (213, 136)),
+                "model.layers.1.mlp.down_proj.weight": ("I8", (136, 213)),
+            },
+            "model.layers.1.mlp.gate_proj.weight is I8 [213, 136], a layout that is not padded",
+        ),
+        (
+            {
+                "model.layers.1.mlp.gate_proj.weight_packed": ("U8", (213, 68)),
+                "model.layers.1.mlp.up_proj.weight_packed": ("U8", (213, 68)),
+                "model.layers.1.mlp.down_proj.weight_packed": ("U8", (136, 107)),
+            },
+            "model.layers.1.mlp.gate_proj.weight_packed has no weight beside it: a layout not padded",
+        ),
+    ],
+)
+def test_all_or_nothing(tensors: Tensors, reason: str) -> None:
+    """One tensor that cannot grow, or is not described, stops the whole key."""
+    settled = settle(llama(), gated(MLP, 213, 136) | tensors)
+    assert (settled.tensors, settled.edits) == ({}, ())
+    assert settled.notes == (f"intermediate_size is not absorbed: {reason}",)
+
+
+def test_scales_that_cannot_hold_one_stop_the_key() -> None:
+    """E8M0 scales are not filled."""
+    tensors = {
+        name: ("F8_E8M0" if "scale" in name else dtype, shape)
+        for name, (dtype, shape) in gated(MLP, 213, 136, block).items()
+    }
+    settled = settle(llama(BLOCK), tensors)
+    assert settled.tensors == {}
+    assert "a layout that is not padded (scales of dtype F8_E8M0)" in settled.notes[0]
+
+
+def test_a_size_by_chance_elsewhere_is_no_obstacle() -> None:
+    """A hidden size equal to the inner size does not make attention look governed."""
+    tensors = gated(MLP, 213, 213) | channel("model.layers.0.self_attn.o_proj", 213, 213)
+    assert settle(llama(), tensors).edits
+
+
+@pytest.mark.parametrize("policy", [ABSORB, EXPERTS])
+def test_an_unknown_model_type_is_not_guessed(policy: Policy) -> None:
+    """The names look like Llama's, but no file says so."""
+    settled = settle(llama() | {"model_type": "blob"}, gated(MLP, 213, 136), policy)
+    assert settled.tensors == {}
+    assert settled.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/architectures knows the model type blob"
+
+
+def test_modules_that_a_family_rules_out() -> None:
+    """Qwen2-VL's vision MLP has no size of its own, and the plan can say so."""
+    config = {
+        "model_type": "qwen2_vl", "text_config": {}, "vision_config": {"mlp_ratio": 4}, "quantization_config": CHANNEL
+    }  # fmt: skip
+    module = "visual.blocks.0.mlp.fc1"
+    assert settle(config, channel(module, 340, 85)).refusals[module, "n"].startswith("its inner size is embed_dim")
+
+
+def test_a_size_that_two_sections_repeat() -> None:
+    """Where text_config and the top level both have the size, both are edited; where they differ, neither is."""
+    text = {"model_type": "qwen2_5_vl_text", "intermediate_size": 213}
+    config = {"model_type": "qwen2_5_vl", "intermediate_size": 213, "text_config": text, "quantization_config": CHANNEL}
+    assert settle(config, gated(MLP, 213, 136)).edits == (
+        ConfigEdit("config.json", "text_config.intermediate_size", 213, 224),
+        ConfigEdit("config.json", "intermediate_size", 213, 224),
+    )
+    config["intermediate_size"] = 300
+    assert settle(config, gated(MLP, 213, 136)).notes == (
+        "text_config.intermediate_size is not absorbed: config.json repeats it with another value, 300",
+    )
+
+
+def test_a_config_that_disagrees_with_the_tensors() -> None:
+    """An integer that is not the tensors' size is an error that names key, tensor and both sizes."""
+    with pytest.raises(ConfigError) as error:
+        settle(llama(intermediate_size=212), gated(MLP, 213, 136))
+    assert str(error.value) == (
+        f"config.json: intermediate_size asks for 212 rows of {MLP}.gate_proj.weight, got [213, 136]"
+    )
+
+
+def test_a_bias_of_another_length() -> None:
+    """A bias that does not fit its weight is an error."""
+    with pytest.raises(PlanError, match=r"gate_proj\.bias: expected 213 in place 0, got \[212\]"):
+        settle(llama(), gated(MLP, 213, 136) | {f"{MLP}.gate_proj.bias": ("BF16", (212,))})
+
+
+TWO_KEYS = """
+model_types = ["toy"]
+[[mlp]]
+key = "a"
+up = "layers.{layer}.one"
+down = "layers.{layer}.down"
+activation = "relu"
+[[mlp]]
+key = "b"
+up = "layers.{layer}.two"
+down = "layers.{layer}.down"
+activation = "relu"
+"""
+
+
+def test_two_keys_that_claim_one_axis() -> None:
+    """A family file that gives one axis to two keys is an error that names both."""
+    sections = architecture_of({"model_type": "toy"}, index_families({"toy.toml": TWO_KEYS}))
+    tensors = {"layers.0.down.weight": TensorHeader("layers.0.down.weight", "F8_E4M3", (32, 213), 0, 32 * 213)}
+    with pytest.raises(PlanError, match=r"^layers\.0\.down\.weight: both a and b claim its axis K$"):
+        find_claims(sections, tensors)
+
+
+def test_mixed_schemes_share_one_multiple() -> None:
+    """A channel-scaled and a block-scaled layer under one key: the multiple is that of both."""
+    quantization = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {
+            "a": {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}},
+            "b": {"weights": {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]}},
+        },
+    }
+    tensors = gated(MLP, 200, 256) | gated("model.layers.1.mlp", 200, 256, block)
+    (edit,) = settle(llama(quantization, intermediate_size=200), tensors).edits
+    assert edit.new == 256
+
+
+def test_one_axis_absorbed_the_other_padded() -> None:
+    """Two growths of one tensor along different axes make one."""
+    absorbed = PaddedTensor((136, 213), (136, 224), 0, Axes("aligned", "absorb"))
+    padded = PaddedTensor((136, 213), (144, 213), 0, Axes("pad", "aligned"))
+    both = PaddedTensor((136, 213), (144, 224), 0, Axes("pad", "absorb"))
+    assert merged(absorbed, padded) == merged(padded, absorbed) == both
+
+
+def test_the_price_and_what_is_better() -> None:
+    """1536 -> 2048 is a third more: expert parallelism, or fewer ranks, would cost nothing."""
+    config = {
+        "model_type": "qwen3_moe", "moe_intermediate_size": 1536, "num_experts_per_tok": 1, "quantization_config": BLOCK
+    }  # fmt: skip
+    tensors = gated(f"{MOE}.experts.0", 1536, 256, block) | gated(f"{MOE}.experts.1", 1536, 256, block)
+    settled = settle(config, tensors, replace(EXPERTS, tensor_parallel_size=8))
+    (cost,) = settled.costs
+    assert cost.added_bytes == 2 * 3 * (512 * 256 + 4 * 2 * 4)
+    assert cost.added_flops == 2 * 3 * 512 * 256  # a token meets one of the two experts
+    assert cost.governed_flops == 2 * 3 * 1536 * 256
+    assert settled.notes == (
+        "moe_intermediate_size 1536 -> 2048: +33.3%, 787 kB of weights and 786 kFLOP per token more",
+        (
+            "moe_intermediate_size grows by 33%: better expert parallelism, which keeps experts whole (inner size 1536)"
+            " or --tensor-parallel-size 4 (+0.0%)"
+        ),
+    )
