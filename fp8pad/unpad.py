@@ -10,13 +10,12 @@ from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.source import CONFIG_FILE, Source, read_checkpoint
+from fp8pad.checkpoint.source import CONFIG_FILE, Source, read_checkpoint, read_record
 from fp8pad.checkpoint.writing import Hashes
 from fp8pad.errors import RecordError, VerifyError
 from fp8pad.publication import Draft, WriteOptions, publish
 from fp8pad.record import RECORD_FILE, CheckpointRecord
 from fp8pad.tensors import ShardHeader
-from fp8pad.verify import read_record
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,11 @@ from fp8pad.blueprint import Blueprint, blueprint
 from fp8pad.checkpoint.comparison import MAX_MISMATCHES, Mismatch, compare_files, compare_shard, compare_texts, sha256
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.source import Source, padding_mark, read_checkpoint, read_source
-from fp8pad.errors import RecordError
+from fp8pad.checkpoint.source import Source, read_checkpoint, read_record, read_source
 from fp8pad.executors import run_all
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, Policy, parse_record
+from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, Policy
 
 JOBS = 2
 
@@ -52,15 +51,6 @@ def verify(model_dir: Path, out_dir: Path, progress: Progress) -> VerifyReport:
         tensors_checked=sum(len(shard.tensors) for shard in source.shards),
         mismatches=tuple(islice(mismatches, MAX_MISMATCHES)),
     )
-
-
-def read_record(converted: Source) -> CheckpointRecord | None:
-    """Return what fp8pad.json says, None if nothing marks the checkpoint as fp8pad's; else it is a `RecordError`."""
-    if RECORD_FILE in converted.side_files:
-        return parse_record(read_text(converted.root, RECORD_FILE))
-    if mark := padding_mark(converted):
-        raise RecordError(f"{converted.root}: {RECORD_FILE} is missing, although there is {mark}")
-    return None
 
 
 def _plan(source: Source, record: CheckpointRecord | None) -> CheckpointPlan:

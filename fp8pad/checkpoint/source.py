@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, Stamp, list_folder, read_text, stamp
 from fp8pad.checkpoint.headers import read_header
-from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError
-from fp8pad.record import METADATA_KEY, QUANT_METHOD, RECORD_FILE, Json
+from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError, RecordError
+from fp8pad.record import METADATA_KEY, QUANT_METHOD, RECORD_FILE, CheckpointRecord, Json, parse_record
 from fp8pad.tensors import ShardHeader
 
 CONFIG_FILE = "config.json"
@@ -93,6 +93,15 @@ def padding_mark(source: Source) -> str | None:
     for shard in source.shards:
         if METADATA_KEY in (shard.metadata or {}):
             return f"the metadata of {shard.file}"
+    return None
+
+
+def read_record(converted: Source) -> CheckpointRecord | None:
+    """Return what fp8pad.json says, None if nothing marks the checkpoint as fp8pad's; else it is a `RecordError`."""
+    if RECORD_FILE in converted.side_files:
+        return parse_record(read_text(converted.root, RECORD_FILE))
+    if mark := padding_mark(converted):
+        raise RecordError(f"{converted.root}: {RECORD_FILE} is missing, although there is {mark}")
     return None
 
 
