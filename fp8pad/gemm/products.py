@@ -1,0 +1,141 @@
+"""Sums of products of FP8 bytes, a bounded piece at a time: exact in float64, or as a GPU's tensor cores form them.
+
+**Why float64 is exact here.** Activations are whole numbers of at most 8 in size. An FP8 weight is a multiple of 2^-17
+and at most 57,344 in size (E5M2FNUZ, the widest; E4M3 is a multiple of 2^-9 and at most 448). So every product, and
+every sum of products in any order, is a multiple of 2^-17 and at most K x 458,752 in size: for K up to 2^17 that is at
+most 2^53 multiples, which float64 holds. Whatever order a BLAS chooses, the sum is the true one, and zeros add nothing.
+
+**What a GPU gives.** `torch._scaled_mm` rounds, in an order that depends on the shape. Two forms of a weight that reach
+it with equal bytes in equal shapes give equal sums; that is why the logical form is padded in memory for it, as an
+engine does that pads at load.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fp8pad.gemm.float8 import Bytes, Floats, fp8_bytes, fp8_values
+
+MAX_EXACT_K = 2**17
+MAX_ACTIVATION = 8
+ROWS_AT_A_TIME_BYTES = 2**22  # of FP8; eight times as much once decoded
+
+# FP8 dtypes that CUDA's tensor cores take, as torch calls them.
+_CUDA_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+
+Positions = np.ndarray[Any, np.dtype[np.int64]]
+Multiply = Callable[[Floats, Bytes, str], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """An FP8 weight `[N, K]` of which `read(begin, end)` gives rows, as bytes `[end - begin, K]`."""
+
+    dtype: str
+    num_n: int
+    num_k: int
+    read: Callable[[int, int], Bytes]
+
+    def chunks(self) -> Iterator[tuple[slice, Bytes]]:
+        """Yield all rows, in pieces of the same bounded size whatever the form the matrix lies in."""
+        step = max(16, ROWS_AT_A_TIME_BYTES // max(1, self.num_k) // 16 * 16)
+        for begin in range(0, self.num_n, step):
+            end = min(begin + step, self.num_n)
+            yield slice(begin, end), self.read(begin, end)
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """What activations `[M, K]` are multiplied with: scales `[N, num_blocks]`, one for every `block_k` columns."""
+
+    weight: Matrix
+    scales: Floats
+    block_k: int
+    bias: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """A way to multiply: activations `[M, K]`, FP8 bytes `[n, K]` and their dtype give `[M, n]`.
+
+    `takes_any_shape` says that neither n nor K need be a multiple of 16.
+    """
+
+    name: str
+    takes_any_shape: bool
+    multiply: Multiply
+
+
+def output(operands: Operands, activations: Floats, arithmetic: Arithmetic) -> Floats:
+    """Return `activations @ weight.T * scales + bias`, `[M, N]`; blocks of columns are added up from the first on."""
+    weight, block_k = operands.weight, operands.block_k
+    total = np.zeros((len(activations), weight.num_n))
+    for rows, data in weight.chunks():
+        for block, begin in enumerate(range(0, weight.num_k, block_k)):
+            columns = slice(begin, begin + block_k)
+            sums = arithmetic.multiply(activations[:, columns], data[:, columns], weight.dtype)
+            total[:, rows] += sums * operands.scales[rows, block]
+    return total + operands.bias
+
+
+def on_disk(path: Path, begin: int, dtype: str, num_n: int, num_k: int) -> Matrix:
+    """Return the matrix that lies row by row in the file `path` from byte `begin` on."""
+
+    def read(first: int, last: int) -> Bytes:
+        return np.fromfile(path, np.uint8, (last - first) * num_k, offset=begin + first * num_k).reshape(-1, num_k)
+
+    return Matrix(dtype, num_n, num_k, read)
+
+
+def padded_in_memory(logical: Operands, like: Operands, rows: Positions, columns: Positions) -> Operands:
+    """Return `logical` in the shape of `like`: its rows and columns at the given ascending positions, else zeros."""
+
+    def read(first: int, last: int) -> Bytes:
+        begin, end = np.searchsorted(rows, (first, last))
+        padded = np.zeros((last - first, like.weight.num_k), np.uint8)
+        padded[np.ix_(rows[begin:end] - first, columns)] = logical.weight.read(int(begin), int(end))
+        return padded
+
+    weight = Matrix(logical.weight.dtype, like.weight.num_n, like.weight.num_k, read)
+    scales, bias = np.ones_like(like.scales), np.zeros_like(like.bias)
+    blocks = columns[:: logical.block_k] // like.block_k
+    scales[np.ix_(rows, blocks)] = logical.scales
+    bias[rows] = logical.bias
+    return Operands(weight, scales, like.block_k, bias)
+
+
+def best_arithmetic(dtypes: frozenset[str]) -> Arithmetic:
+    """Return the GPU's arithmetic if there is one whose tensor cores take all of `dtypes`, else the exact one."""
+    try:
+        import torch
+    except ImportError:
+        return EXACT
+    takes_fp8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
+    if not takes_fp8 or not dtypes <= _CUDA_DTYPES.keys():
+        return EXACT
+    return Arithmetic(f"torch._scaled_mm on {torch.cuda.get_device_name()}", False, _multiply_on_gpu)
+
+
+def _multiply_exactly(activations: Floats, weight: Bytes, dtype: str) -> Floats:
+    return activations @ fp8_values(dtype)[weight].T
+
+
+def _multiply_on_gpu(activations: Floats, weight: Bytes, dtype: str) -> Floats:
+    import torch
+
+    def to_gpu(data: Bytes, name: str) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(data)).cuda().view(getattr(torch, name))
+
+    one = torch.ones((), device="cuda")
+    left = to_gpu(fp8_bytes("F8_E4M3", activations), "float8_e4m3fn")  # [M, K]
+    right = to_gpu(weight, _CUDA_DTYPES[dtype]).t()  # [K, n], by columns, as the tensor cores want it
+    sums: Floats = (
+        torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.float32).double().cpu().numpy()
+    )
+    return sums
+
+
+EXACT = Arithmetic("exact float64", True, _multiply_exactly)
