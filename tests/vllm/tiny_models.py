@@ -1,0 +1,139 @@
+"""Builds tiny FP8 checkpoints of given families: random weights, sizes that are no multiple of 16, the same each time.
+
+For where the checkpoints of real tools are not at hand; the layouts are compressed-tensors' and AutoFP8's.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+FP8_MAX = 448.0
+
+CHANNEL: Mapping[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+TOKEN: Mapping[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True}
+KV_CACHE: Mapping[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor"}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """One family: its transformers config, and which FP8 layout its Linear weights take."""
+
+    config: Callable[[], Any]
+    scale_dtype: torch.dtype = torch.bfloat16
+    static: bool = False
+    quantized_head: bool = False
+    kv_cache: bool = False
+
+
+def _llama(**sizes: Any) -> Any:
+    from transformers import LlamaConfig
+
+    defaults = {"hidden_size": 136, "intermediate_size": 213, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaConfig(head_dim=32, num_hidden_layers=2, vocab_size=509, **{**defaults, **sizes})
+
+
+def _phi3() -> Any:
+    from transformers import Phi3Config
+
+    return Phi3Config(
+        hidden_size=160,
+        intermediate_size=213,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        num_hidden_layers=2,
+        vocab_size=509,
+        pad_token_id=0,
+    )
+
+
+def _gpt_bigcode() -> Any:
+    from transformers import GPTBigCodeConfig
+
+    return GPTBigCodeConfig(n_embd=160, n_inner=213, n_head=5, n_layer=2, n_positions=256, vocab_size=509)
+
+
+MODELS: Mapping[str, TinyModel] = {
+    "llama": TinyModel(_llama),
+    "llama_bias": TinyModel(lambda: _llama(attention_bias=True, mlp_bias=True)),
+    "llama_float32_scales": TinyModel(_llama, scale_dtype=torch.float32),
+    "llama_float16_scales": TinyModel(_llama, scale_dtype=torch.float16),
+    "llama_hidden_200": TinyModel(lambda: _llama(hidden_size=200, intermediate_size=256)),
+    "llama_quantized_head": TinyModel(_llama, quantized_head=True),
+    "llama_kv_cache": TinyModel(_llama, kv_cache=True),
+    "llama_static": TinyModel(_llama, scale_dtype=torch.float32, static=True),
+    # Sizes that stock vLLM splits over two ranks: aligned whole, not in halves.
+    "llama_halves": TinyModel(lambda: _llama(hidden_size=144, intermediate_size=272)),
+    "phi3": TinyModel(_phi3),
+    "gpt_bigcode": TinyModel(_gpt_bigcode),
+}
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write the tiny model `name` of `MODELS` to `folder` and return it."""
+    from transformers import AutoModelForCausalLM
+
+    tiny = MODELS[name]
+    torch.manual_seed(20)
+    model = AutoModelForCausalLM.from_config(tiny.config(), dtype=torch.bfloat16)
+    tensors = _quantized(model, tiny)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__], "dtype": "bfloat16"}
+    config["quantization_config"] = _autofp8_config() if tiny.static else _compressed_tensors_config(tiny)
+    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
+    return folder
+
+
+def _quantized(model: Any, tiny: TinyModel) -> dict[str, torch.Tensor]:
+    linears = {name for name, module in model.named_modules() if _is_linear(module) and "lm_head" not in name}
+    linears |= {"lm_head"} if tiny.quantized_head else set()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        if kind == "bias":
+            tensors[name] = torch.randn_like(tensor) * 0.1  # transformers starts them at zero, which would show nothing
+        elif module in linears and kind == "weight":
+            tensors |= _static(name, tensor) if tiny.static else _per_channel(name, tensor, tiny.scale_dtype)
+        elif name != "lm_head.weight" or not model.config.tie_word_embeddings:
+            tensors[name] = tensor.contiguous()
+    if tiny.kv_cache:
+        attentions = {name.rpartition(".")[0] for name in linears if name.endswith("k_proj")}
+        tensors |= {f"{name}.{kind}_scale": torch.tensor([0.05]) for name in attentions for kind in "kv"}
+    return tensors
+
+
+def _is_linear(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
+def _per_channel(name: str, weight: torch.Tensor, scale_dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    scale = (weight.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).to(scale_dtype)  # [N, 1]
+    return {name: (weight.float() / scale.float()).to(torch.float8_e4m3fn), f"{name}_scale": scale}
+
+
+def _static(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    scale = weight.float().abs().max() / FP8_MAX  # [], another one for each of q, k, v, gate and up
+    fp8 = (weight.float() / scale).to(torch.float8_e4m3fn)
+    input_scale = torch.tensor(0.02)
+    return {name: fp8, f"{name}_scale": scale, name.replace("weight", "input_scale"): input_scale}
+
+
+def _compressed_tensors_config(tiny: TinyModel) -> dict[str, Any]:
+    targets = ["Linear", "re:.*lm_head"] if tiny.quantized_head else ["Linear"]
+    group = {"targets": targets, "weights": dict(CHANNEL), "input_activations": dict(TOKEN)}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": group},
+        "ignore": [] if tiny.quantized_head else ["lm_head"],
+        "kv_cache_scheme": dict(KV_CACHE) if tiny.kv_cache else None,
+    }
+
+
+def _autofp8_config() -> dict[str, Any]:
+    return {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
