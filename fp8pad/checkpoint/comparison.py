@@ -15,6 +15,7 @@ from fp8pad.checkpoint.texts import first_difference
 from fp8pad.checkpoint.transfer import (
     BUFFER_BYTES,
     Advance,
+    Bytes,
     OpenFile,
     open_file,
     padded_rows,
@@ -80,8 +81,7 @@ def compare_files(file: str, expected: Path, found: Path) -> Iterator[Mismatch]:
         for offset in range(0, sizes[0], BUFFER_BYTES):
             count = min(BUFFER_BYTES, sizes[0] - offset)
             one, other = before.read(offset, count), after.read(offset, count)
-            if not np.array_equal(one, other):
-                first = int(np.argmax(one != other))
+            if (first := _first_difference(one, other)) is not None:
                 yield Mismatch(file, f"byte {offset + first}", f"0x{one[first]:02x}", f"0x{other[first]:02x}")
                 return
 
@@ -122,6 +122,15 @@ def sha256(path: Path, file: str) -> str:
     return digest.hexdigest()
 
 
+def _first_difference(expected: Bytes, found: Bytes) -> int | None:
+    """Return where two arrays `[n]` of bytes first differ."""
+    words = expected.size // 8 * 8
+    equal_words = np.array_equal(expected[:words].view(np.uint64), found[:words].view(np.uint64))
+    if equal_words and np.array_equal(expected[words:], found[words:]):
+        return None
+    return int(np.argmax(expected != found))
+
+
 def _compare_padded(
     layout: ShardLayout, step: Pad, logical: OpenFile, padded: OpenFile, advance: Advance
 ) -> Iterator[Mismatch]:
@@ -129,8 +138,7 @@ def _compare_padded(
         expected = padded_rows(step.grid, tile, read_logical(step, tile, logical)).reshape(-1)
         found = read_padded(step, tile, padded).reshape(-1)
         advance(found.size)
-        if not np.array_equal(expected, found):
-            first = int(np.argmax(expected != found))
+        if (first := _first_difference(expected, found)) is not None:
             offset = step.padded + tile.begin * step.grid.row_bytes + first
             yield _mismatch(layout.padded, offset, expected[first], found[first])
             return
@@ -144,11 +152,10 @@ def _compare_range(
         count = min(BUFFER_BYTES, step.num_bytes - done)
         expected = logical.read(step.logical + done, count)
         found = padded.read(step.padded + done, count)
-        if np.array_equal(expected, found):
+        if (first := _first_difference(expected, found)) is None:
             advance(count)
             done += count
             continue
-        first = int(np.argmax(expected != found))
         offset = step.padded + done + first
         yield _mismatch(layout.padded, offset, expected[first], found[first])
         skipped = _end_of_tensor(layout.padded, offset) - step.padded - done

@@ -18,7 +18,7 @@ from fp8pad.errors import CheckpointError, OutputError
 Bytes: TypeAlias = NDArray[np.uint8]
 Advance: TypeAlias = Callable[[int], None]
 
-BUFFER_BYTES = 4 << 20
+BUFFER_BYTES = 1 << 20  # two of them fit into a core's cache
 KERNEL_COPY_BYTES = 64 << 20  # small enough for progress and for stopping soon, and below the kernel's 2 GiB
 FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 # What a file system, or a pair of them, answers when it cannot copy in the kernel; EIO does not tell which side failed.
@@ -165,6 +165,8 @@ def read_padded(step: Pad, tile: Tile, padded: OpenFile) -> Bytes:
 
 def padded_rows(grid: Grid, tile: Tile, logical: Bytes) -> Bytes:
     """Place logical rows `[num_logical_rows, logical_row_bytes]` in padded ones `[num_rows, row_bytes]`."""
+    if logical.shape == (tile.num_rows, grid.row_bytes):
+        return logical
     padded = np.empty((tile.num_rows, grid.row_bytes), np.uint8)
     padded.reshape(-1, len(grid.fill))[:] = np.frombuffer(grid.fill, np.uint8)
     for inside_padded, inside_logical in _places(grid, tile):
@@ -174,6 +176,8 @@ def padded_rows(grid: Grid, tile: Tile, logical: Bytes) -> Bytes:
 
 def logical_rows(grid: Grid, tile: Tile, padded: Bytes) -> Bytes:
     """Take logical rows `[num_logical_rows, logical_row_bytes]` out of padded ones `[num_rows, row_bytes]`."""
+    if padded.shape == (tile.num_logical_rows, grid.logical_row_bytes):
+        return padded
     logical = np.empty((tile.num_logical_rows, grid.logical_row_bytes), np.uint8)
     for inside_padded, inside_logical in _places(grid, tile):
         logical[inside_logical] = padded[inside_padded]
