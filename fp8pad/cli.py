@@ -129,7 +129,7 @@ def convert(
     options = ConvertOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
     with shown_progress() as progress:
         report = convert_checkpoint(source, checkpoint_plan, out_dir, options, progress)
-    show_conversion(source, checkpoint_plan, report, as_json)
+    show_conversion(source, checkpoint_plan, out_dir, report, as_json)
 
 
 @app.command()

@@ -72,9 +72,9 @@ def flops_added_share(layers: Iterable[LayerPlan]) -> float:
 
     A Linear `[N, K]` multiplies N * K times for each token, so this is also the share of weight elements added.
     """
-    shapes = [(prod(layer.logical_shape), prod(layer.padded_shape)) for layer in layers]
-    logical = sum(before for before, _ in shapes)
-    return sum(after for _, after in shapes) / logical - 1 if logical else 0.0
+    sizes = [(prod(layer.logical_shape), prod(layer.padded_shape)) for layer in layers]
+    logical = sum(before for before, _ in sizes)
+    return sum(after - before for before, after in sizes) / logical if logical else 0.0
 
 
 def output_files(source: Source, plan: CheckpointPlan) -> OutputFiles:

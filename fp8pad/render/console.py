@@ -6,13 +6,14 @@ On a terminal, lines fit its width; otherwise they are as long as they need to b
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
+from fp8pad.record import ConfigEdit
 from fp8pad.text import printable
 
 WIDE = 100_000  # columns, where nobody counts them
@@ -59,6 +60,12 @@ def growth(bytes_before: int, bytes_after: int) -> str:
     added = bytes_after - bytes_before
     share = added / bytes_before if bytes_before else 0.0
     return f"{decimal(bytes_before)} -> {decimal(bytes_after)} (+{decimal(added)}, {share:+.2%})"
+
+
+def edit_facts(edits: Iterable[ConfigEdit]) -> Iterator[Fact]:
+    """Yield a row for each size that absorbing changes."""
+    for edit in edits:
+        yield "config", printable(f"{edit.file}: {edit.key}: {edit.old} -> {edit.new}")
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fp8pad.inspection import Inspection
 from fp8pad.record import CheckpointRecord, PaddedTensor, tensor_to_json
-from fp8pad.render.console import Fact, fact_table, growth, print_json, print_parts, stdout_console
+from fp8pad.render.console import Fact, edit_facts, fact_table, growth, print_json, print_parts, stdout_console
 from fp8pad.render.plan import how
 from fp8pad.summary import name_patterns
 from fp8pad.text import printable
@@ -50,8 +50,7 @@ def _record_facts(record: CheckpointRecord) -> Iterator[Fact]:
     policy = record.policy
     absorbed = ("experts too" if policy.absorb_experts else "yes") if policy.absorb else "no"
     yield "policy", f"alignment {policy.alignment}, TP {policy.tensor_parallel_size}, absorb: {absorbed}"
-    for edit in record.config_edits:
-        yield "config", printable(f"{edit.file}: {edit.key}: {edit.old} -> {edit.new}")
+    yield from edit_facts(record.config_edits)
     sizes = record.files.values()
     yield "bytes", growth(sum(file.source_size for file in sizes), sum(file.size for file in sizes))
 

@@ -17,6 +17,7 @@ from fp8pad.render.console import (
     WIDE,
     Fact,
     command,
+    edit_facts,
     fact_table,
     growth,
     print_json,
@@ -45,7 +46,8 @@ def show_plan(source: Source, plan: CheckpointPlan, as_json: bool = False) -> No
     if as_json:
         print_json(plan_document(source, plan))
         return
-    facts = [*_untouched_facts(plan), *_price_facts(plan), *_file_facts(source, plan), *_outlook_facts(source, plan)]
+    facts = [*_untouched_facts(plan), *edit_facts(plan.config_edits), *_price_facts(plan)]
+    facts += [*_file_facts(source, plan), *_outlook_facts(source, plan)]
     facts += [("note", printable(note)) for note in plan.notes]
     facts += [("next", line) for line in _after_plan(source, plan)]
     console = stdout_console()

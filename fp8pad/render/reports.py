@@ -23,7 +23,9 @@ _VERIFIED = {
 }
 
 
-def show_conversion(source: Source, plan: CheckpointPlan, report: ConvertReport, as_json: bool = False) -> None:
+def show_conversion(
+    source: Source, plan: CheckpointPlan, out_dir: Path, report: ConvertReport, as_json: bool = False
+) -> None:
     """Print what was written, what was checked, what did not come along, and what to do next."""
     if as_json:
         print_json(plan_document(source, plan) | _conversion_document(report))
@@ -35,9 +37,9 @@ def show_conversion(source: Source, plan: CheckpointPlan, report: ConvertReport,
     facts.append(("bytes", growth(report.source_bytes, report.written_bytes)))
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.left_out)
     facts += [(label, shortened(names)) for label, names in named if names]
-    facts.append(("next", f"{command('verify', source.root, report.out_dir)}  # compares every byte"))
-    facts.append(("next", _serve(plan, report.out_dir)))
-    print_parts(stdout_console(), Text(f"{printable(str(report.out_dir))}: {verdict}", style="bold"), fact_table(facts))
+    facts.append(("next", f"{command('verify', source.root, out_dir)}  # compares every byte"))
+    facts.append(("next", _serve(plan, out_dir)))
+    print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
 
 
 def _serve(plan: CheckpointPlan, out_dir: Path) -> str:

@@ -1,0 +1,104 @@
+"""What the terminal shows of a golden run: how far it is, on stderr, and its result, on stdout."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from fp8pad.golden.compare import Comparison
+from fp8pad.golden.document import GoldenDocument
+from fp8pad.golden.engines import Progress
+from fp8pad.render.console import Fact, command, fact_table, print_json, print_parts, stdout_console
+from fp8pad.text import printable
+
+MOST_DIFFERENCES = 10
+_QUIET_SECONDS = 15  # between two lines about one engine, where lines stay: the log of a CI job
+
+
+class _Lines:
+    """Progress as plain lines."""
+
+    def __init__(self) -> None:
+        self.spoke_at = time.monotonic()
+
+    def say(self, line: str) -> None:
+        sys.stderr.write(f"{printable(line)}\n")
+        self.spoke_at = time.monotonic()
+
+    def show(self, line: str) -> None:
+        if time.monotonic() - self.spoke_at >= _QUIET_SECONDS:
+            self.say(f"  {line}")
+
+
+class _Spinner:
+    """Progress as one line that changes."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+
+    def say(self, line: str) -> None:
+        self.status.console.print(Text(printable(line)))
+
+    def show(self, line: str) -> None:
+        self.status.update(Text(printable(line), style="dim", no_wrap=True, overflow="ellipsis"))
+
+
+@contextmanager
+def golden_progress() -> Iterator[Progress]:
+    """Show progress on stderr: a line that changes on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    with Console(stderr=True).status("") as status:
+        yield _Spinner(status)
+
+
+def show_recording(golden: GoldenDocument, file: Path) -> None:
+    """Print what was recorded."""
+    num_tokens = sum(len(answer.token_ids) for answer in golden.answers)
+    where = f"{golden.settings.engine} {golden.environment.engine_version}, {golden.settings.mode}"
+    verdict = f"{len(golden.answers)} answers, {num_tokens} tokens, of {golden.model} on {where}"
+    facts = [("next", f"{command('golden', 'check', 'CONVERTED_MODEL', file)}  # compares another model's answers")]
+    print_parts(stdout_console(), Text(printable(f"{file}: {verdict}"), style="bold"), fact_table(facts))
+
+
+def show_comparison(comparison: Comparison, as_json: bool = False) -> None:
+    """Print the warnings, the result, and a table of the first differences."""
+    for warning in comparison.warnings:
+        sys.stderr.write(f"warning: {printable(warning)}\n")
+    if as_json:
+        print_json(comparison.to_json())
+        return
+    total = len(comparison.prompts)
+    verdict = "answers as recorded" if comparison.ok else f"{len(comparison.differing)} of {total} answers differ"
+    headline = Text(printable(f"{comparison.model}: {verdict}"), style="bold")
+    table = [] if comparison.ok else [_differences(comparison)]
+    print_parts(stdout_console(), headline, *table, fact_table(_facts(comparison)))
+
+
+def _facts(comparison: Comparison) -> list[Fact]:
+    num_compared = sum(result.num_compared for result in comparison.prompts)
+    return [
+        ("equal", f"{comparison.num_identical} of {len(comparison.prompts)} answers, to the last bit"),
+        ("tokens", f"{num_compared} of {comparison.num_tokens} compared, up to the first that differs in each answer"),
+        ("logprobs", f"differ by {comparison.max_abs_difference:.3g} at most; {comparison.atol:.3g} is allowed"),
+    ]
+
+
+def _differences(comparison: Comparison) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for header in ("prompt", "its tokens", "step", "what", "expected", "got"):
+        table.add_column(header, overflow="fold")
+    for result in comparison.differing[:MOST_DIFFERENCES]:
+        if difference := result.difference:
+            where = (str(result.prompt), str(result.num_prompt_tokens), str(difference.step), difference.kind)
+            table.add_row(*where, difference.expected, difference.got)
+    if len(comparison.differing) > MOST_DIFFERENCES:
+        table.add_row("...")
+    return table

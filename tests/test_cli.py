@@ -1,0 +1,268 @@
+"""The command line as users and their scripts meet it: results, messages and exit statuses."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fp8pad import __version__
+from fp8pad.cli import main
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended: its exit status and what it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+Fp8pad = Callable[..., Finished]
+
+
+@pytest.fixture
+def fp8pad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fp8pad:
+    """Run the command line in this process: `fp8pad("plan", path)`."""
+    monkeypatch.delenv("FP8PAD_DEBUG", raising=False)
+
+    def run(*arguments: object) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["fp8pad", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else 0
+        return Finished(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def converted(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> Path:
+    """The example checkpoint, converted."""
+    out_dir = tmp_path / "converted"
+    assert fp8pad("convert", example, out_dir).status == 0
+    return out_dir
+
+
+def test_plan_json_says_what_the_contract_promises(fp8pad: Fp8pad, example: Path) -> None:
+    """One document, with literal numbers for one layer, the bytes and the files."""
+    finished = fp8pad("plan", example, "--json")
+    document = json.loads(finished.stdout)
+    assert (finished.status, finished.stderr) == (0, "")
+    assert (document["format_version"], document["model"]) == (1, str(example))
+    assert document["policy"] == {
+        "alignment": "auto",
+        "tensor_parallel_size": 1,
+        "absorb": False,
+        "absorb_experts": False,
+    }
+    assert document["layers"][0] == {
+        "name": "model.layers.0.mlp.down_proj",
+        "scheme": "channel",
+        "logical_shape": [136, 213],
+        "padded_shape": [144, 224],
+        "alignment": [16, 16],
+        "disposition": {"n": "pad", "k": "pad"},
+        "reason": "N = 136 is not a multiple of 16 and K = 213 is not a multiple of 16",
+    }
+    assert len(document["layers"]) == 14
+    assert document["config_edits"] == []
+    # Of two layers: FP8 weights (down, gate, up; q, k, v; o), and 2 bytes for each added row's BF16 scale.
+    weights = 2 * (3 * (144 * 224 - 136 * 213) + (128 + 2 * 64) * 8 + 8 * 128)
+    scales = 2 * 2 * (8 + 2 * 11 + 8)
+    assert document["bytes_after"] - document["bytes_before"] == weights + scales
+    assert document["files_rewritten"] == ["config.json", "model.safetensors"]
+    assert document["files_kept"] == [
+        "generation_config.json",
+        "recipe.yaml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_options_reach_the_policy(fp8pad: Fp8pad, example: Path) -> None:
+    """Alignment and TP size are parsed once and handed on."""
+    document = json.loads(fp8pad("plan", example, "--json", "--alignment", "64", "-tp", "2").stdout)
+    assert (document["policy"]["alignment"], document["policy"]["tensor_parallel_size"]) == (64, 2)
+    assert document["layers"][0]["padded_shape"] == [192, 256]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
+    """The plan of `convert --dry-run` is that of `plan`."""
+    finished = fp8pad("convert", example, tmp_path / "out", "--dry-run")
+    assert finished.status == 0
+    assert finished.stdout == fp8pad("plan", example).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_says_what_it_wrote_and_what_is_next(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
+    """The result is on stdout, progress on stderr, and the next commands can be pasted."""
+    model, out_dir = tmp_path / "my model", tmp_path / "out"
+    shutil.copytree(example, model)
+    (model / "pytorch_model.bin").write_bytes(b"old")
+    finished = fp8pad("convert", model, out_dir)
+    assert finished.status == 0
+    assert "padded     22 tensors" in finished.stdout
+    assert "left out   pytorch_model.bin" in finished.stdout
+    assert f"fp8pad verify '{model}' {out_dir}" in finished.stdout
+    assert f"vllm serve {out_dir}" in finished.stdout
+    assert finished.stderr.startswith("padding: ")
+
+
+def test_convert_json_is_one_document(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
+    """The plan's keys, and what was written; nothing else on stdout."""
+    document = json.loads(fp8pad("convert", example, tmp_path / "out", "--json", "--verify", "full").stdout)
+    assert document["tensors_padded"] == 22
+    assert document["verified"] == "full"
+    assert document["layers"][0]["name"] == "model.layers.0.mlp.down_proj"
+
+
+def test_verify_unpad_and_inspect_end_well(fp8pad: Fp8pad, example: Path, converted: Path, tmp_path: Path) -> None:
+    """The road there and back: every command exits 0, and the checkpoint is the one it was."""
+    verified = json.loads(fp8pad("verify", example, converted, "--json").stdout)
+    assert verified == {"ok": True, "tensors_checked": 35, "mismatches": []}
+    inspected = json.loads(fp8pad("inspect", converted, "--json").stdout)
+    assert (inspected["ok"], len(inspected["tensors"])) == (True, 22)
+    assert fp8pad("inspect", converted).status == 0
+    restored = tmp_path / "restored"
+    assert fp8pad("unpad", converted, restored).status == 0
+    for path in example.iterdir():
+        assert (restored / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_mismatch_is_shown_and_ends_with_1(fp8pad: Fp8pad, example: Path, converted: Path) -> None:
+    """One flipped byte of one weight is named by tensor and position."""
+    shard = converted / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[300_000] ^= 0x01
+    shard.write_bytes(data)
+    finished = fp8pad("verify", example, converted)
+    assert finished.status == 1
+    assert "model.safetensors: model.layers.0.self_attn.v_proj.weight[42, 24]: expected byte" in finished.stdout
+    document = json.loads(fp8pad("verify", example, converted, "--json").stdout)
+    assert (document["ok"], len(document["mismatches"])) == (False, 1)
+
+
+def test_a_record_that_lies_is_shown_by_inspect(fp8pad: Fp8pad, converted: Path) -> None:
+    """A disagreement between records is a sentence, and exit status 1."""
+    record = converted / "fp8pad.json"
+    record.write_text(record.read_text().replace("[\n    136,\n    213\n   ]", "[\n    136,\n    212\n   ]"))
+    finished = fp8pad("inspect", converted)
+    assert finished.status == 1
+    assert "disagrees  model.layers.0.mlp.down_proj.weight: logical_shape [136, 212]" in finished.stdout
+
+
+@pytest.mark.parametrize("command", ["plan", "convert", "verify", "unpad", "inspect"])
+@pytest.mark.parametrize("model", ["missing", "file"])
+def test_what_is_no_checkpoint_folder_is_one_line(
+    fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, model: str
+) -> None:
+    """A missing folder and a file in its place end with status 1, one line on stderr, nothing on stdout or disk."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("not a folder")
+    arguments = [model, "out"] if command in ("convert", "verify", "unpad") else [model]
+    finished = fp8pad(command, *arguments)
+    assert (finished.status, finished.stdout) == (1, "")
+    assert finished.stderr.startswith(f"error: {model}: ")
+    assert finished.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_converted_checkpoint_is_refused_with_a_hint(fp8pad: Fp8pad, converted: Path, tmp_path: Path) -> None:
+    """Converting twice would nest records."""
+    finished = fp8pad("convert", converted, tmp_path / "again")
+    assert finished.status == 1
+    assert "fp8pad unpad" in finished.stderr
+
+
+def test_debug_shows_the_traceback(fp8pad: Fp8pad, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FP8PAD_DEBUG=1 lets the exception through."""
+    monkeypatch.setenv("FP8PAD_DEBUG", "1")
+    with pytest.raises(Exception, match="no such folder"):
+        fp8pad("plan", "missing")
+
+
+def test_steering_characters_of_a_name_are_escaped(fp8pad: Fp8pad) -> None:
+    """A name cannot break the one line of an error, nor colour the terminal."""
+    assert fp8pad("plan", "a\nb\x1b[31m").stderr == "error: a\\nb\\x1b[31m: no such folder\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["plan"], ["plan", "x", "--alignment", "17"], ["plan", "x", "-tp", "0"], ["convert", "x"], ["pad"], ["--nothing"]],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_2(fp8pad: Fp8pad, arguments: list[str]) -> None:
+    """Missing and unknown arguments are told apart from bad checkpoints."""
+    assert fp8pad(*arguments).status == 2
+
+
+def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the operating system names its file and cause."""
+
+    def read_source(_: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/model.safetensors")
+
+    monkeypatch.setattr("fp8pad.checkpoint.source.read_source", read_source)
+    finished = fp8pad("plan", example)
+    assert (finished.status, finished.stderr) == (1, "error: /disk/model.safetensors: No space left on device\n")
+
+
+def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control-C is no error: no traceback, the status that shells expect."""
+
+    def read_source(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fp8pad.checkpoint.source.read_source", read_source)
+    finished = fp8pad("plan", example)
+    assert finished.status == 130
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(example: Path) -> None:
+    """`fp8pad plan ... | head` ends quietly."""
+    command = [sys.executable, "-m", "fp8pad", "plan", str(example), "--json"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        run = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(write_end)
+    assert run.stderr == b""
+
+
+def test_version_and_module() -> None:
+    """`python -m fp8pad` is the command, and it knows its version."""
+    run = subprocess.run([sys.executable, "-m", "fp8pad", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout == f"fp8pad {__version__}\n"
+
+
+def test_shells_can_complete() -> None:
+    """The shell's question for words that begin with `ver` is answered with the command."""
+    environment = os.environ | {"_FP8PAD_COMPLETE": "complete_bash", "COMP_WORDS": "fp8pad ver", "COMP_CWORD": "1"}
+    script = "import sys; sys.argv = ['fp8pad']; from fp8pad.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["verify"]
+
+
+def test_help_is_quick() -> None:
+    """The best of three runs takes less than 0.4 s of processor time, start of the interpreter included."""
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "fp8pad", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.4

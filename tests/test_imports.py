@@ -1,0 +1,168 @@
+"""Who may import whom: the directions of the architecture, read from the source and tried in a fresh interpreter."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import fp8pad
+
+ROOT = Path(fp8pad.__file__).parent
+EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
+
+# What each part may import at all, of this project and of others; the first name that fits a module decides.
+PURE = {"errors", "geometry", "record", "tensors", "text"}
+READING = PURE | {"planning", "checkpoint"}
+WRITING = READING | {"blueprint", "executors", "publication"}
+RESULTS = {"convert", "verify", "unpad", "inspection", "gemm", "golden", "bench"}
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "geometry": set(),
+    "text": set(),
+    "tensors": {"geometry"},
+    "record": {"errors", "geometry"},
+    "float8": {"errors", "numpy"},
+    "planning": PURE | {"__init__", "planning"},
+    "checkpoint": PURE | {"checkpoint", "numpy", "safetensors"},
+    "executors": {"checkpoint"},
+    "blueprint": READING | {"__init__"},
+    "publication": WRITING,
+    "convert": WRITING,
+    "verify": WRITING,
+    "unpad": WRITING | {"verify"},
+    "inspection": WRITING,
+    "gemm": READING | {"float8", "gemm", "numpy", "torch"},
+    "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},
+    "bench": PURE | {"__init__", "bench", "runtime", "torch", "triton", "vllm"},
+    "runtime": {"__init__", "errors", "geometry", "record", "runtime", "torch", "triton", "vllm"},
+    "summary": READING,
+    "render": READING | RESULTS | {"render", "rich", "summary"},
+    "cli": READING | RESULTS | {"__init__", "bench_cli", "golden_cli", "publication", "render", "typer"},
+    "golden_cli": READING | {"golden", "render", "typer"},
+    "bench_cli": READING | {"bench", "render", "typer"},
+}
+# Heavy, or not there: imported inside functions by those that may import them at all.
+LAZY = {"vllm", "transformers"}
+FILES = {"io", "os", "pathlib", "shutil", "subprocess", "tempfile"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target: a part of fp8pad, or another package."""
+
+    importer: str
+    line: int
+    target: str
+    is_lazy: bool
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Yield what a module imports when it runs; what stands under `if TYPE_CHECKING` does not."""
+    importer = path.relative_to(ROOT).with_suffix("").parts[0]
+    pending: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text(), str(path)), False)]
+    while pending:
+        node, is_lazy = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        for name in imported_names(node):
+            yield Import(importer, node.lineno, part_of(name), is_lazy)
+        is_lazy = is_lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        pending += [(child, is_lazy) for child in ast.iter_child_nodes(node)]
+
+
+def imported_names(node: ast.AST) -> list[str]:
+    """Return the dotted names that a statement imports; relative imports are not the style here."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "a relative import"
+        if node.module == "fp8pad":
+            return [f"fp8pad.{alias.name}" for alias in node.names]
+        return [str(node.module)]
+    return []
+
+
+def part_of(name: str) -> str:
+    """Return `planning` for `fp8pad.planning.plan`, `__init__` for `fp8pad.__version__`, `numpy` for `numpy.typing`."""
+    package, _, rest = name.partition(".")
+    if package != "fp8pad":
+        return package
+    part = rest.partition(".")[0]
+    return part if (ROOT / part).is_dir() or (ROOT / f"{part}.py").is_file() else "__init__"
+
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_in_the_allowed_directions(path: Path) -> None:
+    """A module imports nothing that its part of the architecture may not know."""
+    wrong = [
+        f"line {found.line}: {found.target}"
+        for found in imports_of(path)
+        if found.target not in ALLOWED[found.importer] | sys.stdlib_module_names
+    ]
+    assert not wrong
+
+
+def test_planning_knows_no_files() -> None:
+    """A plan is made of data alone: neither it nor what it stands on can open, list or run anything."""
+    pure = [path for path in MODULES if path.relative_to(ROOT).with_suffix("").parts[0] in PURE | {"planning"}]
+    assert len(pure) > len(PURE)
+    assert not [found for path in pure for found in imports_of(path) if found.target in FILES]
+
+
+def test_engines_are_imported_inside_functions() -> None:
+    """No module loads vLLM or transformers by being imported."""
+    found = [found for path in MODULES for found in imports_of(path) if found.target in LAZY]
+    assert found
+    assert not [eager for eager in found if not eager.is_lazy]
+
+
+def test_the_scan_sees_lazy_and_eager_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan itself finds imports in functions and at the top, and passes over type checking."""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    module = tmp_path / "convert.py"
+    module.write_text("import vllm\nif TYPE_CHECKING:\n    import jax\ndef f():\n    import torch.nn\n")
+    found = {(found.target, found.is_lazy) for found in imports_of(module)}
+    assert found == {("vllm", False), ("torch", True)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "forbidden"),
+    [
+        (["--help"], ["torch", "vllm", "numpy", "safetensors"]),
+        (["convert", "--help"], ["torch", "vllm", "numpy", "safetensors"]),
+        (["plan", str(EXAMPLE)], ["torch", "vllm", "numpy"]),
+        (["convert", str(EXAMPLE), "OUT_DIR"], ["torch", "vllm"]),
+        (["verify", str(EXAMPLE), str(EXAMPLE)], ["torch", "vllm"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_commands_do_not_load_what_they_do_not_need(tmp_path: Path, arguments: list[str], forbidden: list[str]) -> None:
+    """Each command runs to its end where importing a heavy package is fatal."""
+    for package in forbidden:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(f"raise SystemExit('{package} was imported')")
+    arguments = [argument.replace("OUT_DIR", str(tmp_path / "out")) for argument in arguments]
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fp8pad.cli import main; main()"
+    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert "was imported" not in run.stderr
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_plugin_module_loads_neither_vllm_nor_the_converter(tmp_path: Path) -> None:
+    """vLLM swallows import errors of plugins, so importing ours must not be able to fail on vLLM's account."""
+    script = (
+        "import sys, fp8pad.runtime;"
+        "print(*(name for name in sys.modules if name.split('.')[0] in ('vllm', 'torch', 'rich', 'typer')"
+        " or name in ('fp8pad.planning', 'fp8pad.convert', 'fp8pad.render', 'fp8pad.cli')))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
