@@ -211,7 +211,7 @@ class Network:
         scale = arrays.get(f"{module}.weight_scale")
         if scale is not None:
             weight = weight * self._spread(scale, weight.shape)
-        if self.mlp.stacked == "kn":
+        if self.mlp.stacked in {"kn", "either"}:
             weight = weight.swapaxes(1, 2)
         weight = weight.reshape(as_matrices(weight.shape))
         bias = arrays.get(f"{module}.bias", np.zeros(weight.shape[1], dtype=np.int64))
@@ -235,7 +235,7 @@ class Network:
             gate, up = np.split(self._apply("gate_up", tokens), 2, axis=-1)
         else:
             gate, up = self._apply("gate", tokens), self._apply("up", tokens)
-        return activation(5)(gate) * up
+        return np.asarray(activation(5)(gate) * up, dtype=np.int64)
 
     def scale_of_activations(self, tokens: Array) -> Array:
         """The maximum per token, which dynamic quantization divides by."""

@@ -114,7 +114,7 @@ def test_an_unknown_model_type_has_no_family() -> None:
         (('activation = "silu"', ""), "toy.toml: mlp 1: expected activation_key, activation or both"),
         (('"silu"', '"silu"\nexpert = true'), "toy.toml: mlp 1: unknown entries: expert"),
         (('"silu"', '"silu"\nexperts = 1'), "toy.toml: mlp 1: experts: expected true or false, got 1"),
-        (('"silu"', '"silu"\nstacked = "xy"'), "toy.toml: mlp 1: stacked: expected nk or kn, got 'xy'"),
+        (('"silu"', '"silu"\nstacked = "xy"'), "toy.toml: mlp 1: stacked: expected nk, kn or either, got 'xy'"),
         (('"silu"', '"silu"\n[[never]]\nmodules = ["a"]'), "toy.toml: never 1: expected a reason"),
         (
             ('"silu"', '"silu"\n[[section]]\nkeys = ["a"]\nprefixes = ["b"]\nlike = "c"\n[[section.mlp]]\nkey = "d"'),

@@ -119,6 +119,7 @@ def find_claims(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]
 
 
 def _matches(section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader]) -> Iterator[Claim]:
+    mlp = _laid_out(section, mlp, tensors)
     for role, pattern in mlp.parts.items():
         regex = pattern.regex(section.prefixes)
         for name, tensor in tensors.items():
@@ -126,6 +127,17 @@ def _matches(section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader]) ->
             leaf = _leaf(name[match.end() :], mlp) if match else None
             if match and leaf:
                 yield Claim(tensor, match.group(), leaf, role, mlp, match.groups())
+
+
+def _laid_out(section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader]) -> Mlp:
+    """Decide between the two layouts of stacked experts: in one of them the weights have the size that is asked for."""
+    if mlp.stacked != "either":
+        return mlp
+    straight = replace(mlp, stacked="nk")
+    weights = [claim for claim in _matches(section, straight, tensors) if claim.is_plain_weight]
+    size = section.config.get(mlp.key)
+    has_size = all(claim.inner_size == size for claim in weights)
+    return straight if has_size else replace(mlp, stacked="kn")
 
 
 def _leaf(rest: str, mlp: Mlp) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fp8pad.errors import PlanError
 
 Role = Literal["gate", "up", "gate_up", "down"]
-Stacked = Literal["nk", "kn"]
+Stacked = Literal["nk", "kn", "either"]
 
 # Activations with act(0) = 0, by their names in Hugging Face configs (transformers `ACT2CLS`).
 ZERO_AT_ZERO = frozenset(
@@ -44,7 +44,7 @@ class Mlp:
 
     `gate_up` is gate and up in one tensor, one behind the other. The inner size is `key`, times the value of the key
     `times` where that is given. `stacked` says that the weights are 3-D, one matrix per expert: "nk" as
-    `[num_experts, out_features, in_features]`, "kn" the other way round.
+    `[num_experts, out_features, in_features]`, "kn" the other way round, "either" where tools write both.
     """
 
     key: str
@@ -159,10 +159,10 @@ class _Table:
 
     def stacked(self) -> Stacked | None:
         match self.string("stacked"):
-            case None | "nk" | "kn" as value:
+            case None | "nk" | "kn" | "either" as value:
                 return value
             case value:
-                raise PlanError(f"{self.where}: stacked: expected nk or kn, got {value!r}")
+                raise PlanError(f"{self.where}: stacked: expected nk, kn or either, got {value!r}")
 
     def tables(self, key: str) -> list["_Table"]:
         values = self.document.pop(key, [])
