@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.record import Axes, BaseSource, ModuleRecord, PaddedTensor, Policy
+from fp8pad.record import Axes, BaseSource, ConfigEdit, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 FBGEMM = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
@@ -89,6 +89,45 @@ def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> 
     assert eight.layers[0].reason == (
         "N and K are multiples of 16; K = 10944 / 8 = 1368 is not a multiple of 16: the runtime pads it at load"
     )
+
+
+MLP = shard(
+    "m.safetensors",
+    ("model.layers.0.mlp.down_proj.weight", "F8_E4M3", (136, 213)),
+    ("model.layers.0.mlp.down_proj.weight_scale", "F32", (136, 1)),
+    ("model.layers.0.mlp.gate_proj.weight", "F8_E4M3", (213, 136)),
+    ("model.layers.0.mlp.gate_proj.weight_scale", "F32", (213, 1)),
+    ("model.layers.0.mlp.up_proj.weight", "F8_E4M3", (213, 136)),
+    ("model.layers.0.mlp.up_proj.weight_scale", "F32", (213, 1)),
+)
+MLP_CONFIG = {"model_type": "llama", "hidden_act": "silu", "intermediate_size": 213, "quantization_config": FBGEMM}
+
+
+def test_one_axis_absorbed_and_the_other_padded_compose() -> None:
+    """The MLP's inner size goes into the config, the hidden size stays to the runtime, which knows the edited shape."""
+    plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG}, Policy(absorb=True))
+    down, up = Axes("pad", "absorb"), Axes("absorb", "pad")
+    assert plan.config_edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
+    assert {name.removeprefix("model.layers.0.mlp."): tensor for name, tensor in plan.tensors.items()} == {
+        "down_proj.weight": PaddedTensor((136, 213), (144, 224), 0, down),
+        "down_proj.weight_scale": PaddedTensor((136, 1), (144, 1), 1, Axes("pad", "aligned")),
+        "gate_proj.weight": PaddedTensor((213, 136), (224, 144), 0, up),
+        "gate_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, Axes("absorb", "aligned")),
+        "up_proj.weight": PaddedTensor((213, 136), (224, 144), 0, up),
+        "up_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, Axes("absorb", "aligned")),
+    }
+    assert plan.modules["model.layers.0.mlp.down_proj"] == ModuleRecord((136, 224), (144, 224), (16, 16))
+    assert plan.modules["model.layers.0.mlp.up_proj"] == ModuleRecord((224, 136), (224, 144), (16, 16))
+    edited = edited_config(MLP_CONFIG, plan)
+    assert (edited["intermediate_size"], edited["quantization_config"]["base"]) == (224, FBGEMM)
+
+
+def test_what_cannot_be_absorbed_is_padded_and_says_why() -> None:
+    """A family that no file knows falls back to `pad`."""
+    plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG | {"model_type": "unheard_of"}}, Policy(absorb=True))
+    assert plan.config_edits == ()
+    assert {layer.axes for layer in plan.layers} == {Axes("pad", "pad")}
+    assert plan.layers[0].reason.endswith("no file in planning/architectures knows the model type unheard_of")
 
 
 def test_the_config_is_replaced_in_place() -> None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+from fp8pad.planning.absorption import Absorption, absorb, merged
 from fp8pad.planning.architectures import architecture_of
-from fp8pad.planning.layers import recognise
+from fp8pad.planning.claims import Axis
+from fp8pad.planning.layers import Fp8Linear, recognise
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
-from fp8pad.planning.settling import needs_runtime, padded_tensors, settle, with_rank_reason
+from fp8pad.planning.settling import alignment_of, needs_runtime, padded_tensors, settle, with_rank_reason
 from fp8pad.record import Json, ModuleRecord, PaddedTensor, Policy
-from fp8pad.tensors import ShardHeader, tensor_bytes
+from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 __all__ = ["plan_checkpoint"]
 
@@ -19,34 +21,58 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     `configs` maps file names to parsed JSON: config.json, and hf_quant_config.json where there is one. Raises
     `ConfigError` for a quantization config that cannot be read and `PlanError` for tensors that do not fit together.
     """
+    config = configs[CONFIG_FILE]
     tensors = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
     quantization = find_quantization(configs)
-    linears, untouched = recognise(tensors, quantization, configs[CONFIG_FILE])
-    sections = architecture_of(configs[CONFIG_FILE])
-    layers = tuple(
-        with_rank_reason(settle(linear, policy), policy.tensor_parallel_size, sections) for linear in linears
-    )
-    padded: dict[str, PaddedTensor] = {}
-    for linear, layer in zip(linears, layers, strict=True):
-        padded.update(padded_tensors(linear, layer))
+    linears, untouched = recognise(tensors, quantization, config)
+    absorption = absorb(config, tensors, linears, policy, quantization.blocks if quantization else ())
+    sections = architecture_of(config)
+    settled = [
+        settle(linear, policy, absorption.tensors.get(linear.weight.name), _refusal(linear, absorption, policy))
+        for linear in linears
+    ]
+    layers = tuple(with_rank_reason(layer, policy.tensor_parallel_size, sections) for layer in settled)
+    padded = _all_tensors(linears, layers, absorption)
     bytes_before = sum(tensor.num_bytes for tensor in tensors.values())
-    bytes_added = sum(
-        tensor_bytes(tensors[name].dtype, tensor.padded_shape) - tensors[name].num_bytes
-        for name, tensor in padded.items()
-    )
     return CheckpointPlan(
         policy=policy,
         layers=layers,
         untouched=untouched,
         tensors=padded,
         modules={layer.name: _module(layer) for layer in layers if needs_runtime(layer, policy, sections)},
-        config_edits=(),
+        config_edits=absorption.edits,
         base=quantization.config if quantization else None,
         base_source=quantization.source if quantization else None,
         shards_rewritten=tuple(shard.file for shard in shards if any(t.name in padded for t in shard.tensors)),
         bytes_before=bytes_before,
-        bytes_after=bytes_before + bytes_added,
+        bytes_after=bytes_before + sum(_bytes_added(tensors[name], tensor) for name, tensor in padded.items()),
+        notes=absorption.notes,
     )
+
+
+def _refusal(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> str:
+    """Why absorbing left alone what it was asked to settle in a layer; empty where there was nothing to settle."""
+    axes: tuple[Axis, Axis] = ("n", "k")
+    reasons = [
+        absorption.refusals[linear.name, axis]
+        for axis, size, multiple in zip(axes, linear.weight.shape[-2:], alignment_of(linear, policy), strict=True)
+        if (linear.name, axis) in absorption.refusals and size % (multiple * policy.tensor_parallel_size)
+    ]
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def _all_tensors(
+    linears: Sequence[Fp8Linear], layers: Sequence[LayerPlan], absorption: Absorption
+) -> dict[str, PaddedTensor]:
+    tensors = dict(absorption.tensors)
+    for linear, layer in zip(linears, layers, strict=True):
+        for name, tensor in padded_tensors(linear, layer):
+            tensors[name] = merged(tensors[name], tensor) if name in tensors else tensor
+    return tensors
+
+
+def _bytes_added(header: TensorHeader, tensor: PaddedTensor) -> int:
+    return tensor_bytes(header.dtype, tensor.padded_shape) - header.num_bytes
 
 
 def _module(layer: LayerPlan) -> ModuleRecord:

@@ -25,18 +25,17 @@ def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
     return lcm(block_n, policy.alignment), lcm(block_k, policy.alignment)
 
 
-def settle(linear: Fp8Linear, policy: Policy) -> LayerPlan:
-    """Decide how a Linear is padded when nothing of it is absorbed."""
+def settle(linear: Fp8Linear, policy: Policy, absorbed: PaddedTensor | None = None, refusal: str = "") -> LayerPlan:
+    """Decide what becomes of a Linear; `absorbed` is what absorbing does to its weight, `refusal` why it does not."""
     alignment = alignment_of(linear, policy)
     logical = linear.weight.shape
+    config_shape = absorbed.padded_shape if absorbed else logical
     skip_reason = linear.skip_reason or (BLOCK_REASON if linear.scheme == "block" else None)
-    if skip_reason:
-        return LayerPlan(
-            linear.name, linear.scheme, logical, logical, alignment, Axes("skip", "skip"), skip_reason, logical
-        )
-    padded = padded_shape(logical, alignment)
-    axes = Axes(_disposition(logical[0], padded[0]), _disposition(logical[1], padded[1]))
-    return LayerPlan(linear.name, linear.scheme, logical, padded, alignment, axes, _reason(logical, alignment), logical)
+    padded = config_shape if skip_reason else padded_shape(config_shape, alignment)
+    axes = _axes(absorbed, config_shape, padded, alignment, is_skipped=skip_reason is not None)
+    parts = [_absorbed_reason(logical, config_shape), _own_reason(axes, config_shape, alignment, skip_reason), refusal]
+    reason = "; ".join(part for part in parts if part)
+    return LayerPlan(linear.name, linear.scheme, logical, padded, alignment, axes, reason, config_shape)
 
 
 def with_rank_reason(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section]) -> LayerPlan:
@@ -54,22 +53,60 @@ def needs_runtime(layer: LayerPlan, policy: Policy, sections: Sequence[Section])
 
 
 def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, PaddedTensor]]:
-    """Yield what a layer's padding does to its weight and to its scale, by name, where it does anything."""
-    if layer.padded_shape == layer.logical_shape:
+    """Yield what the disposition `pad` does to a layer's weight and to its scale, by name, where it does anything."""
+    pads = Axes(*("pad" if axis == "pad" else "aligned" for axis in (layer.axes.n, layer.axes.k)))
+    if "pad" not in (pads.n, pads.k):
         return
-    yield linear.weight.name, PaddedTensor(layer.logical_shape, layer.padded_shape, 0, layer.axes)
-    if linear.scale is not None and linear.scheme == "channel" and layer.axes.n == "pad":
-        shape = linear.scale.shape
-        padded = (layer.padded_shape[0], *shape[1:])
-        yield linear.scale.name, PaddedTensor(shape, padded, 1, Axes("pad", "aligned"))
+    (num_n, num_k), (padded_n, padded_k) = layer.logical_shape, layer.padded_shape
+    shape = (padded_n if pads.n == "pad" else num_n, padded_k if pads.k == "pad" else num_k)
+    yield linear.weight.name, PaddedTensor(layer.logical_shape, shape, 0, pads)
+    if linear.scale is not None and linear.scheme == "channel" and pads.n == "pad":
+        scale_shape = linear.scale.shape
+        yield linear.scale.name, PaddedTensor(scale_shape, (padded_n, *scale_shape[1:]), 1, Axes("pad", "aligned"))
 
 
-def _disposition(logical_size: int, padded_size: int) -> Disposition:
-    return "aligned" if logical_size == padded_size else "pad"
+def _axes(
+    absorbed: PaddedTensor | None,
+    config_shape: tuple[int, ...],
+    padded: tuple[int, ...],
+    alignment: tuple[int, int],
+    is_skipped: bool,
+) -> Axes:
+    if is_skipped and absorbed is None:
+        return Axes("skip", "skip")
+    settled: list[Disposition] = []
+    for axis, size, padded_size, multiple in zip("nk", config_shape[-2:], padded[-2:], alignment, strict=True):
+        if absorbed and getattr(absorbed.axes, axis) == "absorb":
+            settled.append("absorb")
+        elif size != padded_size:
+            settled.append("pad")
+        else:
+            settled.append("aligned" if size % multiple == 0 else "skip")
+    return Axes(*settled)
+
+
+def _absorbed_reason(logical: tuple[int, ...], config_shape: tuple[int, ...]) -> str:
+    sizes = zip(("", "", "N", "K")[-len(logical) :], logical, config_shape, strict=True)
+    grown = [f"{axis} = {old} becomes {new}" for axis, old, new in sizes if old != new]
+    return f"{' and '.join(grown)} in the config" if grown else ""
+
+
+def _own_reason(axes: Axes, config_shape: tuple[int, ...], alignment: tuple[int, int], skip_reason: str | None) -> str:
+    """Why the axes that are not absorbed are settled as they are; nothing where there is nothing left to say."""
+    if skip_reason:
+        return skip_reason if "skip" in (axes.n, axes.k) else ""
+    broken = [
+        f"{axis} = {size} is not a multiple of {multiple}"
+        for axis, size, multiple in zip("NK", config_shape, alignment, strict=True)
+        if size % multiple
+    ]
+    if broken or "absorb" in (axes.n, axes.k):
+        return " and ".join(broken)
+    return "N and K are multiples of " + " and ".join(map(str, dict.fromkeys(alignment)))
 
 
 def _broken_on_rank(layer: LayerPlan, num_ranks: int, sections: Sequence[Section]) -> list[str]:
-    if num_ranks == 1 or layer.axes.n == "skip":
+    if num_ranks == 1 or layer.scheme == "block" or "skip" in (layer.axes.n, layer.axes.k):
         return []
     shapes = zip("NK", layer.config_shape, rank_shape(layer, num_ranks, sections), layer.alignment, strict=True)
     return [
@@ -77,12 +114,3 @@ def _broken_on_rank(layer: LayerPlan, num_ranks: int, sections: Sequence[Section
         for axis, size, share, multiple in shapes
         if share is not None and share != size and share % multiple
     ]
-
-
-def _reason(logical: tuple[int, ...], alignment: tuple[int, int]) -> str:
-    broken = [
-        f"{axis} = {size} is not a multiple of {multiple}"
-        for axis, size, multiple in zip("NK", logical, alignment, strict=True)
-        if size % multiple
-    ]
-    return " and ".join(broken) or "N and K are multiples of " + " and ".join(map(str, dict.fromkeys(alignment)))
