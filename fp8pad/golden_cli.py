@@ -42,6 +42,12 @@ AtolOption = Annotated[
     float | None,
     typer.Option("--atol", min=0.0, help="Allowed difference of logprobs; default: 0 where equal bits are due."),
 ]
+TiesOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-ties", help="Accept another token where both were about as likely; what follows is not compared."
+    ),
+]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Refuse another engine, version, device or setting than recorded.")
 ]
@@ -67,18 +73,19 @@ def record(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Ask a model, and write what it answers to a golden file."""
-    from fp8pad.golden import report, runs
+    from fp8pad.golden import runs
     from fp8pad.golden.files import check_writable, write_text
     from fp8pad.golden.options import RecordOptions
+    from fp8pad.render.golden import golden_progress, show_recording
 
     check_writable(output)
     options = RecordOptions(
         engine, mode, dtype, seed, tensor_parallel_size, max_model_len, max_tokens, top_k, prompts, trust_remote_code
     )
-    with report.golden_progress() as progress:
+    with golden_progress() as progress:
         golden = runs.record(model, options, progress)
     write_text(output, golden.to_text())
-    report.show_recording(golden, str(output))
+    show_recording(golden, output)
 
 
 @app.command()
@@ -87,6 +94,7 @@ def check(
     file: GoldenArgument,
     *,
     atol: AtolOption = None,
+    allow_ties: TiesOption = False,
     strict: StrictOption = False,
     as_json: JsonOption = False,
     junit: JunitOption = None,
@@ -96,15 +104,16 @@ def check(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Ask a model what a golden file holds the answers to, and compare."""
-    from fp8pad.golden import report, runs
+    from fp8pad.golden import runs
     from fp8pad.golden.files import check_writable
     from fp8pad.golden.options import CheckOptions
+    from fp8pad.render.golden import golden_progress
 
     if junit:
         check_writable(junit)
     golden = runs.read_golden(file)
-    options = CheckOptions(engine, mode, tensor_parallel_size, atol, strict, trust_remote_code)
-    with report.golden_progress() as progress:
+    options = CheckOptions(engine, mode, tensor_parallel_size, atol, allow_ties, strict, trust_remote_code)
+    with golden_progress() as progress:
         comparison = runs.check(model, golden, options, progress)
     _finish(comparison, as_json, junit)
 
@@ -115,6 +124,7 @@ def compare(
     model_b: Annotated[Path, typer.Argument(metavar="MODEL_B", help="Folder of the checkpoint to check.")],
     *,
     atol: AtolOption = None,
+    allow_ties: TiesOption = False,
     as_json: JsonOption = False,
     junit: JunitOption = None,
     prompts: PromptsOption = None,
@@ -129,28 +139,29 @@ def compare(
     trust_remote_code: TrustOption = False,
 ) -> None:
     """Record MODEL_A and check MODEL_B against it; one engine start each, no file."""
-    from fp8pad.golden import report, runs
+    from fp8pad.golden import runs
     from fp8pad.golden.files import check_writable
     from fp8pad.golden.options import CheckOptions, RecordOptions
+    from fp8pad.render.golden import golden_progress
 
     if junit:
         check_writable(junit)
     options = RecordOptions(
         engine, mode, dtype, seed, tensor_parallel_size, max_model_len, max_tokens, top_k, prompts, trust_remote_code
     )
-    with report.golden_progress() as progress:
-        check_options = CheckOptions(atol=atol, trust_remote_code=trust_remote_code)
+    with golden_progress() as progress:
+        check_options = CheckOptions(atol=atol, allow_ties=allow_ties, trust_remote_code=trust_remote_code)
         comparison = runs.compare(model_a, model_b, options, check_options, progress)
     _finish(comparison, as_json, junit)
 
 
 def _finish(comparison: "Comparison", as_json: bool, junit: Path | None) -> None:
     """Show the result, write it for CI, and set the exit status."""
-    from fp8pad.golden import report
     from fp8pad.golden.files import write_text
     from fp8pad.golden.junit import to_junit
+    from fp8pad.render.golden import show_comparison
 
-    report.show_comparison(comparison, as_json)
+    show_comparison(comparison, as_json)
     if junit:
         write_text(junit, to_junit(comparison))
     if not comparison.ok:

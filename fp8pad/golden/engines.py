@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,14 @@ from fp8pad.golden.reading import parse_json, read
 # Set only where the user has not. Without its own process for the scheduler vLLM forms the same batches every time
 # (vLLM's documentation, "Reproducibility"); the CPU build otherwise claims most of the machine's memory for its cache.
 ENGINE_DEFAULTS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONUNBUFFERED": "1"}
+# The CPU build wants a memory node for each rank, or this.
+SEVERAL_RANKS_DEFAULTS = {"VLLM_CPU_SIM_MULTI_NUMA": "1"}
 
 _LOOK_EVERY_SECONDS = 0.5
-_NUM_LAST_LINES = 12
+_NUM_LAST_LINES = 10
+_NUM_CAUSES = 5
+_LOG_END_BYTES = 65536
+_EXCEPTION = re.compile(r"\b[A-Za-z]\w*(Error|Exception): ")
 _INSTALL_HINTS = {"vllm": "pip install 'fp8pad[vllm]'", "transformers": "pip install torch transformers"}
 
 
@@ -49,25 +55,26 @@ def ask(question: Question, progress: Progress) -> Reply:
     with TemporaryDirectory(prefix="fp8pad-golden-") as folder:
         question_file, reply_file, log = (Path(folder, name) for name in ("question.json", "reply.json", "log"))
         question_file.write_text(json.dumps(asdict(question)), encoding="utf-8")
-        with _started(question_file, reply_file, log) as process:
+        defaults = ENGINE_DEFAULTS | (SEVERAL_RANKS_DEFAULTS if question.settings.tensor_parallel_size > 1 else {})
+        command = [sys.executable, "-m", "fp8pad.golden.worker", str(question_file), str(reply_file)]
+        with _started(command, {**defaults, **os.environ}, log) as process:
             _watch(process, reply_file, log, progress)
         document = _read_reply(reply_file)
         if "reply" not in document:
-            raise _failure(question, process.returncode, document, _last_lines(log))
+            raise _failure(question, process.returncode, document, _telling_lines(log))
     return _checked(read(Reply, document["reply"], f"{engine}'s reply"), question)
 
 
 @contextmanager
-def _started(question_file: Path, reply_file: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def _started(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """Run the worker in a process group of its own, and leave none of it behind."""
-    command = [sys.executable, "-m", "fp8pad.golden.worker", str(question_file), str(reply_file)]
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**ENGINE_DEFAULTS, **os.environ},
+            env=environment,
             start_new_session=True,
         )
     try:
@@ -94,10 +101,18 @@ def _watch(process: "subprocess.Popen[bytes]", reply_file: Path, log: Path, prog
 def _last_lines(log: Path) -> list[str]:
     """Return the last lines that are not blank; a progress bar's returns of the carriage end a line too."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 16384))
+        file.seek(max(0, log.stat().st_size - _LOG_END_BYTES))
         text = file.read().decode(errors="replace")
     lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
-    return [line for line in lines if line][-_NUM_LAST_LINES:]
+    return [line for line in lines if line]
+
+
+def _telling_lines(log: Path) -> list[str]:
+    """Return the log's last lines, and before them those that name an earlier exception, which may be the cause."""
+    lines = _last_lines(log)
+    earlier, last = lines[:-_NUM_LAST_LINES], lines[-_NUM_LAST_LINES:]
+    named = dict.fromkeys(line for line in earlier if _EXCEPTION.search(line))
+    return [*list(named)[-_NUM_CAUSES:], *last]
 
 
 def _read_reply(reply_file: Path) -> dict[str, Any]:

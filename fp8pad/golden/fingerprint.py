@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fp8pad.checkpoint.source import CONFIG_FILE, Source, padding_mark
-from fp8pad.errors import GoldenError, RecordError
-from fp8pad.record import RECORD_FILE, CheckpointRecord, ConfigEdit, parse_record
+from fp8pad.checkpoint.source import CONFIG_FILE, Source, read_record
+from fp8pad.errors import RecordError
+from fp8pad.record import RECORD_FILE, ConfigEdit
 
 _QUANTIZATION_KEYS = frozenset({"quantization_config", "compression_config"})
 
@@ -21,10 +21,10 @@ def fingerprint(source: Source) -> str:
     """Return the SHA-256 that a model and its fp8pad checkpoints share.
 
     Hashed, as JSON: `[name, dtype, source shape]` of every tensor, sorted, and config.json without quantization
-    config, in which the sizes that absorbing edited have their old values. Raises `GoldenError` for an fp8pad
-    checkpoint without fp8pad.json, `RecordError` where that file cannot be read.
+    config, in which the sizes that absorbing edited have their old values. Raises `RecordError` for an fp8pad
+    checkpoint whose fp8pad.json is missing or malformed, or says of config.json what is not so.
     """
-    record = _read_record(source)
+    record = read_record(source)
     shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()} if record else {}
     tensors = sorted(
         [tensor.name, tensor.dtype, list(shapes.get(tensor.name, tensor.shape))]
@@ -53,18 +53,6 @@ def _restore(document: Any, edit: ConfigEdit) -> None:
         found = document.get(last) if isinstance(document, dict) else None
         raise RecordError(f"{edit.file}: {edit.key}: expected {edit.new}, as {RECORD_FILE} says, got {found}")
     document[last] = edit.old
-
-
-def _read_record(source: Source) -> CheckpointRecord | None:
-    mark = padding_mark(source)
-    if mark is None:
-        return None
-    try:
-        return parse_record((source.root / RECORD_FILE).read_bytes().decode())
-    except OSError as error:
-        raise GoldenError(f"{source.root}: padded by fp8pad ({mark}), but without its {RECORD_FILE}") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{RECORD_FILE}: not UTF-8: {error}") from error
 
 
 def _without_quantization(node: Any) -> Any:

@@ -33,14 +33,16 @@ class RecordOptions:
 class CheckOptions:
     """How a golden file is checked; None is as recorded, and for `atol`, in nats, what `default_atol` says.
 
-    With `strict`, anything that is not as recorded is an error. Code that comes with the model runs only where
-    `trust_remote_code` says so here: a golden file cannot ask for it.
+    `allow_ties` takes another token for right where, by `atol`, the two may have been equally likely. With `strict`,
+    anything that is not as recorded is an error. Code that comes with the model runs only where `trust_remote_code`
+    says so here: a golden file cannot ask for it.
     """
 
     engine: EngineName | None = None
     mode: Mode | None = None
     tensor_parallel_size: int | None = None
     atol: float | None = None
+    allow_ties: bool = False
     strict: bool = False
     trust_remote_code: bool = False
 

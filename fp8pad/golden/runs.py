@@ -64,8 +64,9 @@ def check(model: Path, golden: GoldenDocument, options: CheckOptions, progress: 
     if settings.engine == golden.settings.engine:
         warnings += environment_differences(golden.environment, reply.environment)
     atol = default_atol(settings, warnings) if options.atol is None else options.atol
-    results = compare_answers(golden.answers, reply.answers, atol)
-    return Comparison(model.resolve().name, atol, warnings, results)
+    results = compare_answers(golden.answers, reply.answers, atol, options.allow_ties)
+    num_tokens = sum(len(answer.token_ids) for answer in golden.answers)
+    return Comparison(model.resolve().name, atol, warnings, num_tokens, results)
 
 
 def compare(

@@ -9,6 +9,7 @@ import sys
 import traceback
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from fp8pad.errors import GoldenError
@@ -16,6 +17,7 @@ from fp8pad.golden import transformers_engine, vllm_engine
 from fp8pad.golden.question import Question, Reply, check_environment
 from fp8pad.golden.reading import parse_json, read
 
+_LONGEST_CAUSE = 300  # characters
 _ENGINES = {"vllm": vllm_engine, "transformers": transformers_engine}
 
 
@@ -28,7 +30,8 @@ def main(question_file: str, reply_file: str) -> int:
         document = {"refused": str(error)}
     except Exception as error:  # whatever an engine may raise becomes one line
         traceback.print_exc()
-        document = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        cause = shorten(str(error), _LONGEST_CAUSE, placeholder=" ...")
+        document = {"failed": f"{type(error).__name__}: {cause}"}
     _publish(document, Path(reply_file))
     return 0 if "reply" in document else 1
 
