@@ -83,7 +83,6 @@ def test_rows_longer_than_a_block(k: int, monkeypatch: pytest.MonkeyPatch) -> No
     x = _activation(3, k)
     whole, whole_scale = kernels.quantize_and_pad(x, 112)
     monkeypatch.setattr(kernels, "LONGEST_BLOCK", 32)
-    monkeypatch.setattr(kernels, "LONGEST_TILE", 32)
     parts, parts_scale = kernels.quantize_and_pad(x, 112)
     assert torch.equal(_bytes(whole), _bytes(parts))
     assert torch.equal(whole_scale, parts_scale)
@@ -152,6 +151,18 @@ def test_per_tensor(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     _assert_padded(x_fp8, x.float() / 8.0, 32)
 
 
+@pytest.mark.parametrize(("n", "padded_n"), [(1, 16), (213, 224), (40, 48), (100, 112)])
+def test_cut_columns(n: int, padded_n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first columns come back side by side, also where a row takes several tiles."""
+    monkeypatch.setattr(kernels, "LONGEST_BLOCK", 64)
+    x = torch.randn(5, padded_n).to(torch.bfloat16)
+    cut = torch.ops.fp8pad.cut_columns(x, n)
+    assert cut.is_contiguous()
+    assert torch.equal(cut, x[:, :n])
+    assert torch.equal(torch.ops.fp8pad.cut_columns(x[:, ::2], n // 2), x[:, : 2 * (n // 2) : 2])
+    assert torch.ops.fp8pad.cut_columns(x[:0], n).shape == (0, n)
+
+
 def test_no_tokens() -> None:
     """An empty batch gives empty results of the right shapes."""
     x = torch.empty(0, 213, dtype=torch.bfloat16)
@@ -178,7 +189,7 @@ def test_what_is_refused(x: "torch.Tensor", padded_k: int) -> None:
         kernels.quantize_and_pad(x, padded_k)
 
 
-@pytest.mark.parametrize("scheme", ["static", "per_token", "scale_ub", "per_tensor"])
+@pytest.mark.parametrize("scheme", ["static", "per_token", "scale_ub", "per_tensor", "cut"])
 def test_operators_tell_the_truth_about_themselves(scheme: str) -> None:
     """The fake implementations, the schemas and the kernels agree, so that torch.compile may trust them."""
     x = _activation(3, 20)
@@ -187,6 +198,7 @@ def test_operators_tell_the_truth_about_themselves(scheme: str) -> None:
         "per_token": (torch.ops.fp8pad.quantize_per_token.default, (x, None, 32)),
         "scale_ub": (torch.ops.fp8pad.quantize_per_token.default, (x, torch.ones(1), 32)),
         "per_tensor": (torch.ops.fp8pad.quantize_per_tensor.default, (x, 32)),
+        "cut": (torch.ops.fp8pad.cut_columns.default, (torch.randn(3, 32), 20)),
     }
     operator, arguments = cases[scheme]
     torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -1,0 +1,80 @@
+"""The four ways to run one FP8 layer, per-channel weights and per-token activations, each on vLLM's own kernel class.
+
+* `ideal`: a layer whose sizes are aligned, as if the model had been made so;
+* `vllm`: the layer as it is; vLLM pads its weight at load, and in every forward its activation, or cuts its output;
+* `shim`: the layer of a padded checkpoint, its activation padded as it is quantized;
+* `absorbed`: the layer of an absorbed checkpoint. It is an aligned layer: what it differs from `ideal` by is noise.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fp8pad.bench.shapes import LayerShape
+from fp8pad.runtime.quantizer import pad_where_quantized
+
+CANDIDATES = ("ideal", "vllm", "shim", "absorbed")
+_PARAMETERS = ("weight", "weight_scale", "input_scale", "input_scale_ub")
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def vllm_operators() -> Iterator[None]:
+    """Make layers inside as an eager vLLM does: with its own CUDA operators."""
+    from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
+
+    with set_current_vllm_config(VllmConfig(compilation_config=CompilationConfig(mode=0, custom_ops=["all"]))):
+        yield
+
+
+def make_forward(candidate: str, shape: LayerShape, dtype: torch.dtype) -> tuple[Forward, int]:
+    """Return one layer of random weights as a function of its activation `[M, K]`, and the K it takes."""
+    if candidate in ("ideal", "absorbed"):
+        return _forward(shape.padded_shape, dtype), shape.padded_shape[1]
+    if candidate == "vllm":
+        return _forward(shape.logical_shape, dtype), shape.k
+    return _shim_forward(shape, dtype), shape.k
+
+
+def _forward(weight_shape: tuple[int, int], dtype: torch.dtype) -> Forward:
+    layer, kernel = _layer(weight_shape, dtype)
+    return lambda x: kernel.apply_weights(layer, x)
+
+
+def _shim_forward(shape: LayerShape, dtype: torch.dtype) -> Forward:
+    layer, kernel = _layer(shape.padded_shape, dtype)
+    if not pad_where_quantized(kernel, shape.padded_shape[1]):
+        raise TypeError(f"the shim does not pad in {type(kernel).__name__}")
+    if shape.n == shape.padded_shape[0]:
+        return lambda x: kernel.apply_weights(layer, x)
+    return lambda x: kernel.apply_weights(layer, x)[..., : shape.n].contiguous()
+
+
+def _layer(weight_shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+    """Return a layer as vLLM holds it once loaded, with its CUTLASS kernel."""
+    kernel = _cutlass_kernel(weight_shape, dtype)
+    layer = torch.nn.Module()
+    weight = torch.randn(weight_shape, device="cuda", dtype=torch.bfloat16).to(torch.float8_e4m3fn)
+    weight_scale = torch.rand(weight_shape[0], 1, device="cuda") / weight_shape[1] + 1e-4
+    layer.weight = torch.nn.Parameter(weight.t(), requires_grad=False)
+    layer.weight_scale = torch.nn.Parameter(weight_scale, requires_grad=False)
+    kernel.process_weights_after_loading(layer)
+    return layer, kernel
+
+
+def _cutlass_kernel(weight_shape: tuple[int, int], dtype: torch.dtype) -> Any:
+    from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassFP8ScaledMMLinearKernel
+    from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import FP8ScaledMMLinearLayerConfig
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8DynamicTokenSym, kFp8StaticChannelSym
+
+    config = FP8ScaledMMLinearLayerConfig(
+        weight_quant_key=kFp8StaticChannelSym,
+        activation_quant_key=kFp8DynamicTokenSym,
+        weight_shape=weight_shape,
+        input_dtype=dtype,
+        out_dtype=dtype,
+    )
+    return CutlassFP8ScaledMMLinearKernel(config, _PARAMETERS)

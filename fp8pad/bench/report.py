@@ -1,0 +1,121 @@
+"""What a benchmark found, on what, and its summary against the aligned layer."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+from fp8pad.bench.shapes import LayerShape
+from fp8pad.bench.timing import Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The device and the versions that a figure belongs to."""
+
+    device: str
+    date: str
+    versions: Mapping[str, str]
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """Describe this machine, now."""
+        import torch
+        import triton
+        import vllm
+
+        from fp8pad import __version__
+
+        versions = {
+            "fp8pad": __version__,
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "cuda": torch.version.cuda or "none",
+        }
+        return cls(torch.cuda.get_device_name(), datetime.now(UTC).strftime("%Y-%m-%d"), versions)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One layer at one number of tokens: the timing of each candidate (see candidates.py)."""
+
+    shape: LayerShape
+    num_tokens: int
+    timings: Mapping[str, Timing]
+
+    def ratio(self, candidate: str) -> float:
+        """How many times as long as the aligned layer the candidate takes, by medians."""
+        return self.timings[candidate].median_us / self.timings["ideal"].median_us
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the case as a JSON object, ratios included."""
+        return {
+            "layer": self.shape.name,
+            "logical_shape": list(self.shape.logical_shape),
+            "padded_shape": list(self.shape.padded_shape),
+            "num_tokens": self.num_tokens,
+            "timings": {name: asdict(timing) for name, timing in self.timings.items()},
+            "ratio_to_ideal": {name: round(self.ratio(name), 4) for name in self.timings if name != "ideal"},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Ratios to the aligned layer over several cases."""
+
+    num_cases: int
+    median: Mapping[str, float]
+    worst: Mapping[str, float]
+
+    @classmethod
+    def of(cls, cases: Sequence[Case]) -> "Summary":
+        """Summarize at least one case."""
+        names = [name for name in cases[0].timings if name != "ideal"]
+        ratios = {name: [case.ratio(name) for case in cases] for name in names}
+        return cls(
+            len(cases),
+            {name: round(median(values), 4) for name, values in ratios.items()},
+            {name: round(max(values), 4) for name, values in ratios.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole benchmark."""
+
+    machine: Machine
+    dtype: str
+    cases: tuple[Case, ...]
+
+    def summaries(self) -> dict[str, Summary]:
+        """Summarize the layers whose K is unaligned, and those of which only N is: they cost different things."""
+        groups = {
+            "K": [case for case in self.cases if case.shape.k != case.shape.padded_shape[1]],
+            "N": [case for case in self.cases if case.shape.k == case.shape.padded_shape[1]],
+        }
+        return {name: Summary.of(cases) for name, cases in groups.items() if cases}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document that `fp8pad bench --json` prints."""
+        return {
+            "format_version": 1,
+            "machine": asdict(self.machine),
+            "dtype": self.dtype,
+            "scheme": "per-channel weights, dynamic per-token activations",
+            "cases": [case.to_json() for case in self.cases],
+            "summaries": {name: asdict(summary) for name, summary in self.summaries().items()},
+        }
+
+
+def report_from_json(document: Mapping[str, Any]) -> Report:
+    """Read what `Report.to_json` wrote; for charts, which are drawn on machines without a GPU."""
+    return Report(Machine(**document["machine"]), document["dtype"], tuple(_cases(document["cases"])))
+
+
+def _cases(documents: Iterable[Mapping[str, Any]]) -> Iterable[Case]:
+    for document in documents:
+        n, k = document["logical_shape"]
+        timings = {name: Timing(**timing) for name, timing in document["timings"].items()}
+        yield Case(LayerShape(document["layer"], n, k), document["num_tokens"], timings)

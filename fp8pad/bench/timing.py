@@ -1,0 +1,68 @@
+"""Time GPU work by replaying CUDA graphs, candidates in turn, over data that the L2 cache cannot hold."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Microseconds per call: the median over replays, and the first and third quartile around it."""
+
+    median_us: float
+    lower_us: float
+    upper_us: float
+    num_replays: int
+
+    @classmethod
+    def of(cls, samples_us: Sequence[float]) -> "Timing":
+        """Summarize at least two samples."""
+        lower, _, upper = quantiles(samples_us, n=4, method="inclusive")
+        return cls(round(median(samples_us), 3), round(lower, 3), round(upper, 3), len(samples_us))
+
+
+def time_in_turn(candidates: Mapping[str, Sequence[Call]], num_replays: int) -> dict[str, Timing]:
+    """Time each candidate's calls, one after another in a CUDA graph, and divide by their number.
+
+    The graphs are replayed in turn, so that a change of the GPU's clock meets every candidate. A candidate's calls
+    should differ in their data and take, together, more memory than the cache; `num_replays` is at least 2.
+    """
+    graphs = {name: _captured(calls) for name, calls in candidates.items()}
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for graph in graphs.values():
+        graph.replay()
+    for _ in range(num_replays):
+        for name, graph in graphs.items():
+            samples[name].append(_elapsed_us(graph.replay) / len(candidates[name]))
+    return {name: Timing.of(of_candidate) for name, of_candidate in samples.items()}
+
+
+def _captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+def _elapsed_us(run: Call) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1000.0
+
+
+def rotation(bytes_of_one: int, cache_bytes: int, most: int) -> int:
+    """Return how many sets of data to go round so that none is still in the cache when it is used again."""
+    return min(max(-(-4 * cache_bytes // bytes_of_one), 1), most)
