@@ -10,6 +10,7 @@ import torch
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.runtime.loading import Corner, hide_corner, show_corner
+from fp8pad.runtime.output import cut_output
 from fp8pad.runtime.quantizer import pad_where_quantized
 from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerRecord, RankSizes, Tile
 
@@ -90,7 +91,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
             bias = _padded_bias(layer, bias, sizes.padded_n)
         shown: Any = _PaddedLayer(layer, sizes) if self.reads_layer_sizes else layer
         output: torch.Tensor = super().apply(shown, self._padded_activation(x), bias)
-        return output if sizes.padded_n == sizes.n else output[..., : sizes.n].contiguous()
+        return output if sizes.padded_n == sizes.n else cut_output(output, sizes.n)
 
     def _padded_activation(self, x: Any) -> Any:
         if not isinstance(x, torch.Tensor):  # quantized by an earlier kernel, with its scale
