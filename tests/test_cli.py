@@ -119,6 +119,14 @@ def test_convert_says_what_it_wrote_and_what_is_next(fp8pad: Fp8pad, example: Pa
     assert finished.stderr.startswith("padding: ")
 
 
+def test_the_suggested_folder_lies_beside_the_model(
+    fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is named as the current folder gets a suggestion outside of it."""
+    monkeypatch.chdir(example)
+    assert f"fp8pad convert . {example}-padded" in fp8pad("plan", ".").stdout
+
+
 def test_convert_json_is_one_document(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
     """The plan's keys, and what was written; nothing else on stdout."""
     document = json.loads(fp8pad("convert", example, tmp_path / "out", "--json", "--verify", "full").stdout)

@@ -157,8 +157,8 @@ def _after_plan(source: Source, plan: CheckpointPlan) -> Iterator[str]:
     if plan.changes_nothing:
         yield "nothing to convert: the checkpoint would stay as it is"
     else:
-        out_dir = source.root.with_name(f"{source.root.name}-padded")
-        yield command("convert", source.root, out_dir, *options)
+        named = source.root if source.root.name not in ("", "..") else source.root.resolve()
+        yield command("convert", source.root, f"{named}-padded", *options)
     if not plan.policy.absorb and any(_is_left_unaligned(layer) for layer in plan.layers):
         yield f"{command('plan', source.root, '--absorb', *options)}  # shows what absorbing would settle"
 
