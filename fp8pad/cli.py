@@ -9,6 +9,7 @@ import typer
 
 from fp8pad import __version__
 from fp8pad.errors import Fp8padError
+from fp8pad.golden_cli import app as golden_app
 from fp8pad.text import printable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(golden_app, name="golden")
 
 Alignment = Literal["auto", "16", "32", "64", "128"]
 Link = Literal["auto", "copy", "hardlink", "reflink"]
@@ -60,6 +62,12 @@ ResumeOption = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Take up what an interrupted run has finished.")
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+GemmOption = Annotated[
+    bool, typer.Option("--gemm", help="Also multiply padded layers in both forms, and compare every bit.")
+]
+GemmLayersOption = Annotated[
+    int, typer.Option("--gemm-layers", metavar="N", min=0, help="Layers that --gemm multiplies; 0 is all of them.")
+]
 VerifyOption = Annotated[
     VerifyDepth,
     typer.Option("--verify", help="What is re-read before publishing: padded tensors, every byte (full), or nothing."),
@@ -133,16 +141,26 @@ def convert(
 
 
 @app.command()
-def verify(model: ModelArgument, out_dir: OutDirArgument, *, as_json: JsonOption = False) -> None:
+def verify(
+    model: ModelArgument,
+    out_dir: OutDirArgument,
+    *,
+    gemm: GemmOption = False,
+    gemm_layers: GemmLayersOption = 16,
+    as_json: JsonOption = False,
+) -> None:
     """Compare every byte of a converted checkpoint with what converting MODEL gives."""
+    from fp8pad.gemm.check import GemmOptions, verify_gemm
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_verification
     from fp8pad.verify import verify as verify_checkpoint
 
     with shown_progress() as progress:
         report = verify_checkpoint(model, out_dir, progress)
-    show_verification(out_dir, report, as_json)
-    if not report.ok:
+        options = GemmOptions(num_layers=gemm_layers or None)
+        products = verify_gemm(model, out_dir, options, progress) if gemm else None
+    show_verification(out_dir, report, as_json, products)
+    if not report.ok or (products and not products.ok):
         raise typer.Exit(1)
 
 
@@ -206,6 +224,8 @@ def main() -> None:
 
 def _fail(error: Exception) -> NoReturn:
     typer.echo(f"error: {printable(_message(error))}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        typer.echo(f"  {printable(note)}", err=True)
     sys.exit(1)
 
 
