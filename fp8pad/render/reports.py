@@ -34,19 +34,16 @@ def show_conversion(
         return
     verdict = f"complete, {_VERIFIED[report.verified]}"
     if plan.changes_nothing:
-        verdict = f"nothing to pad: an equal copy, {verdict}"
+        verdict = f"nothing padded, an equal copy, {verdict}"
     facts = [("padded", f"{report.tensors_padded} tensors")] if report.tensors_padded else []
     facts.append(("bytes", growth(report.source_bytes, report.written_bytes)))
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.left_out)
     facts += [(label, shortened(names)) for label, names in named if names]
-    facts.append(("next", f"{command('verify', source.root, out_dir)}  # compares every byte"))
-    facts.append(("next", _serve(plan, out_dir)))
+    facts.append(("compare", command("verify", source.root, out_dir)))
+    facts.append(("serve", shlex.join(["vllm", "serve", str(out_dir)])))
+    if plan.needs_runtime:
+        facts.append(("", "with fp8pad installed beside vLLM"))
     print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
-
-
-def _serve(plan: CheckpointPlan, out_dir: Path) -> str:
-    how = "  # with fp8pad installed beside vLLM" if plan.needs_runtime else ""
-    return shlex.join(["vllm", "serve", str(out_dir)]) + how
 
 
 def show_verification(
