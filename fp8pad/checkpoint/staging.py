@@ -96,7 +96,11 @@ class Staging:
         if not _exchange(self.root, self.out_dir):
             retired = _retired(self.out_dir)
             self.out_dir.rename(retired)
-            self.root.rename(self.out_dir)
+            try:
+                self.root.rename(self.out_dir)
+            except BaseException:
+                retired.rename(self.out_dir)
+                raise
             retired.rename(self.root)
 
 
