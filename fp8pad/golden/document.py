@@ -93,6 +93,8 @@ def parse_document(text: str, file: str) -> GoldenDocument:
     if (version := document["format_version"]) != FORMAT_VERSION or isinstance(version, bool):
         raise GoldenError(f"{file}: format_version: expected {FORMAT_VERSION}, got {json.dumps(version)}")
     golden = read(GoldenDocument, document, file)
+    if not golden.answers:
+        raise GoldenError(f"{file}: answers: expected at least one")
     for index, answer in enumerate(golden.answers):
         where = f"{file}: answers[{index}]"
         check_answer(answer, golden.settings, where)
@@ -102,7 +104,9 @@ def parse_document(text: str, file: str) -> GoldenDocument:
 
 
 def check_answer(answer: Answer, settings: Settings, where: str) -> None:
-    """Raise `GoldenError` unless an answer has a step for each of its tokens, and as many as were asked for."""
+    """Raise `GoldenError` unless an answer has a prompt, as many tokens as were asked for, and a step for each."""
+    if not answer.prompt_token_ids:
+        raise GoldenError(f"{where}: a prompt without tokens")
     if len(answer.token_ids) != settings.max_tokens or len(answer.logprobs) != settings.max_tokens:
         raise GoldenError(f"{where}: expected {settings.max_tokens} tokens with logprobs, got {len(answer.token_ids)}")
     for token_id, step in zip(answer.token_ids, answer.logprobs, strict=True):

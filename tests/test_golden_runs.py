@@ -1,0 +1,259 @@
+"""Golden runs from the command line to the exit status, on an engine that is a stand-in: a process all the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+FAKE_ENGINE = Path(__file__).parent / "fake_engine"
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def golden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Return a function that runs `fp8pad golden` where the only engine is the stand-in, in a folder of its own."""
+    monkeypatch.setenv("PYTHONPATH", str(FAKE_ENGINE))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "fp8pad", "golden", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def recorded(golden: Run, example: Path, tmp_path: Path) -> Path:
+    """Return a golden file of the example."""
+    run = golden("record", example, "-o", "golden.json")
+    assert run.returncode == 0, run.stderr
+    return tmp_path / "golden.json"
+
+
+def failure(run: "subprocess.CompletedProcess[str]") -> list[str]:
+    """Return the lines of stderr from the error on, after checking the status."""
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    lines = run.stderr.splitlines()
+    return lines[[line.startswith("error: ") for line in lines].index(True) :]
+
+
+def test_record_writes_everything_that_repeating_takes(recorded: Path) -> None:
+    """Engine, versions, device, dtype, mode, seed, ranks, lengths, prompts and answers are in the file."""
+    document = json.loads(recorded.read_text())
+    assert document["settings"] == {
+        "engine": "vllm",
+        "mode": "eager",
+        "dtype": "bfloat16",
+        "seed": 0,
+        "tensor_parallel_size": 1,
+        "max_model_len": 81,
+        "max_tokens": 16,
+        "top_k": 5,
+    }
+    assert document["environment"]["engine_version"] == "0.32.0"
+    assert document["environment"]["device"].startswith("CPU ")
+    assert document["model"] == "llama-fp8"
+    assert [len(answer["prompt_token_ids"]) for answer in document["answers"]][:4] == [1, 2, 3, 5]
+
+
+def test_check_passes_on_equal_answers(golden: Run, recorded: Path, example: Path) -> None:
+    """Status 0, the verdict on stdout, progress on stderr."""
+    run = golden("check", example, recorded, "--junit", "report.xml")
+    assert run.returncode == 0, run.stderr
+    assert "llama-fp8: answers as recorded" in run.stdout
+    assert "16 of 16 answers, to the last bit" in run.stdout
+    assert "16 prompts to vllm, eager" in run.stderr
+    assert ElementTree.parse(recorded.parent / "report.xml").getroot().get("failures") == "0"  # noqa: S314 - our own
+
+
+def test_check_fails_on_a_moved_logprob(
+    golden: Run, recorded: Path, example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Status 1, a table of the first ten differences, and the same in JSON and JUnit."""
+    monkeypatch.setenv("FAKE_SHIFT", "-0.0625")
+    run = golden("check", example, recorded, "--junit", "report.xml")
+    assert run.returncode == 1
+    assert "llama-fp8: 16 of 16 answers differ" in run.stdout
+    assert run.stdout.count(" logprob ") == 10
+    assert ElementTree.parse(recorded.parent / "report.xml").getroot().get("failures") == "16"  # noqa: S314 - our own
+    run = golden("check", example, recorded, "--json")
+    assert (run.returncode, json.loads(run.stdout)["max_abs_difference"]) == (1, 0.0625)
+    assert golden("check", example, recorded, "--atol", "0.0625").returncode == 0
+
+
+def test_another_version_is_a_warning_and_loosens_the_bound(
+    golden: Run, recorded: Path, example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bits are promised for one version only, so the documented bound holds instead."""
+    monkeypatch.setenv("FAKE_VERSION", "0.33.0")
+    monkeypatch.setenv("FAKE_SHIFT", "-0.0625")
+    run = golden("check", example, recorded)
+    assert run.returncode == 0
+    assert "warning: engine version: recorded with 0.32.0, here 0.33.0" in run.stderr
+    assert "0.5 is allowed" in run.stdout
+
+
+def test_another_version_is_an_error_where_that_is_asked(
+    golden: Run, recorded: Path, example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--strict refuses before the engine is started."""
+    monkeypatch.setenv("FAKE_VERSION", "0.33.0")
+    monkeypatch.setenv("FAKE_FAULT", "raise")
+    assert failure(golden("check", example, recorded, "--strict")) == [
+        "error: engine version: recorded with 0.32.0, here 0.33.0"
+    ]
+
+
+def test_another_setting_is_an_error_where_that_is_asked(golden: Run, recorded: Path, example: Path) -> None:
+    """--strict refuses what the user asked to change, too."""
+    run = golden("check", example, recorded, "--strict", "--mode", "compiled", "-tp", "2")
+    assert failure(run) == [
+        "error: mode: recorded with eager, here compiled; tensor parallel size: recorded with 1, here 2"
+    ]
+
+
+def test_another_model_is_refused(golden: Run, recorded: Path, example: Path, tmp_path: Path) -> None:
+    """A golden file is checked against the model that it was recorded with, or what was made of it."""
+    shutil.copytree(example, tmp_path / "other")
+    config = (example / "config.json").read_text().replace('"silu"', '"gelu"')
+    (tmp_path / "other" / "config.json").write_text(config)
+    (line,) = failure(golden("check", "other", recorded))
+    assert line.startswith("error: other: not the model that was recorded (llama-fp8): expected fingerprint sha256:")
+    (line,) = failure(golden("compare", example, "other"))
+    assert line == f"error: other: not the model of {example}: their fingerprints differ"
+
+
+def test_compare_does_both(golden: Run, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two engine starts, no file; the status is that of the check."""
+    run = golden("compare", example, example, "--max-tokens", "4", "--json")
+    assert (run.returncode, json.loads(run.stdout)["num_tokens"]) == (0, 64)
+    assert run.stderr.count("16 prompts to vllm") == 2
+
+
+def test_prompts_of_token_ids_need_no_tokenizer(golden: Run, example: Path, tmp_path: Path) -> None:
+    """The stand-in has no transformers; token ids are asked as they are."""
+    (tmp_path / "p.jsonl").write_text('{"prompt_token_ids": [5, 6]}\n')
+    run = golden("record", example, "-o", "g.json", "--prompts", "p.jsonl", "--max-tokens", "3", "--top-k", "2")
+    assert run.returncode == 0, run.stderr
+    document = json.loads((tmp_path / "g.json").read_text())
+    assert (document["prompts_from"], document["settings"]["max_model_len"]) == ("p.jsonl", 5)
+    assert document["answers"][0]["token_ids"] == [17, 68, 82]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "error: p.jsonl: expected a prompt a line, found none"),
+        (b'{"prompt_token_ids": [300]}', "error: prompt 1: a token id that is not below the vocabulary's size, 258"),
+        (b"\xff", "error: p.jsonl: not UTF-8: byte 0xff at 0"),
+    ],
+)
+def test_prompts_that_cannot_be_asked_are_one_line(
+    golden: Run, example: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    """Before an engine starts, and without leaving a file."""
+    (tmp_path / "p.jsonl").write_bytes(content)
+    assert failure(golden("record", example, "-o", "g.json", "--prompts", "p.jsonl")) == [message]
+    assert not (tmp_path / "g.json").exists()
+
+
+def test_a_prompt_that_is_too_long_is_one_line(golden: Run, example: Path, tmp_path: Path) -> None:
+    """The model's own limit counts."""
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt_token_ids": [5] * 250}))
+    assert failure(golden("record", example, "-o", "g.json", "--prompts", "p.jsonl")) == [
+        "error: prompt 1: 250 tokens and an answer of 16 are longer than the 256 that the model takes"
+    ]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("raise", "failed on {model}: RuntimeError: no kernel for this [layer]", "  SomeError: the cause, far above"),
+        ("kill", "failed on {model}: ended by SIGKILL", "  Loading {model} with"),
+        ("nan", "'s reply: answers[0]: logprobs[0][0][1]: expected a finite number, got NaN", None),
+        ("lose", " did not answer the prompts that it was given, in their order", None),
+    ],
+)
+def test_an_engine_that_fails_is_one_line_and_its_last_lines(
+    golden: Run, example: Path, monkeypatch: pytest.MonkeyPatch, fault: tuple[str, str, str | None]
+) -> None:
+    """The cause first; then what the engine wrote, the exceptions that it named before included."""
+    name, message, note = fault
+    monkeypatch.setenv("FAKE_FAULT", name)
+    line, *notes = failure(golden("record", example, "-o", "g.json"))
+    assert message.format(model=example) in line
+    assert notes[0].startswith(note.format(model=example)) if note else not notes
+
+
+def test_an_engine_that_is_not_installed_is_named(golden: Run, example: Path) -> None:
+    """The error says how to install it."""
+    (line,) = failure(golden("record", example, "-o", "g.json", "--engine", "transformers"))
+    assert line == "error: transformers is not installed in this environment: pip install torch transformers"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("record", "gone", "-o", "g.json"), "error: gone: no such folder"),
+        (("record", "{example}", "-o", "gone/g.json"), "error: gone/g.json: gone is no folder"),
+        (("record", "{example}", "-o", "."), "error: .: cannot be written"),
+        (("check", "{example}", "gone.json"), "error: gone.json: No such file or directory"),
+        (("check", "{example}", "{example}/config.json"), "error: config.json: not a golden file"),
+        (
+            ("check", "{example}", "{example}/model.safetensors"),
+            "error: model.safetensors: not a golden file: not UTF-8",
+        ),
+        (("check", "{example}", "golden.json", "--junit", "gone/r.xml"), "error: gone/r.xml: gone is no folder"),
+    ],
+)
+def test_files_that_cannot_be_used_are_one_line(
+    golden: Run, recorded: Path, example: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    """Each names the file and the reason."""
+    (line,) = failure(golden(*(argument.format(example=example) for argument in arguments)))
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("record", "m"),
+        ("check", "m"),
+        ("record", "m", "-o", "g", "--engine", "sglang"),
+        ("check", "m", "g", "--atol", "-1"),
+    ],
+)
+def test_wrong_usage_has_status_2(golden: Run, arguments: tuple[str, ...]) -> None:
+    """As everywhere in fp8pad."""
+    assert golden(*arguments).returncode == 2
+
+
+def test_an_interrupted_run_leaves_no_engine_behind(example: Path, tmp_path: Path) -> None:
+    """The engine's whole process group ends with the run that started it."""
+    import signal
+    import time
+
+    fake = tmp_path / "fake"
+    shutil.copytree(FAKE_ENGINE, fake)
+    (fake / "vllm" / "__init__.py").write_text(
+        f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "fp8pad", "golden", "record", str(example), "-o", str(tmp_path / "g.json")]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(fake)}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait(20)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
