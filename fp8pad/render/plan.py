@@ -1,6 +1,7 @@
 """A plan on one screen."""
 
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console, Group, RenderableType
@@ -12,7 +13,7 @@ from fp8pad.checkpoint.source import Source
 from fp8pad.geometry import is_aligned
 from fp8pad.planning.outlook import RankOutlook
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
-from fp8pad.record import Axes, Policy
+from fp8pad.record import Axes, Disposition, Policy
 from fp8pad.render.console import (
     WIDE,
     Fact,
@@ -38,7 +39,12 @@ from fp8pad.text import printable
 
 NARROWEST_REASON = 28  # columns
 
-_KINDS = {"pad": "to pad", "absorb": "to absorb", "aligned": "aligned already", "skip": "skipped"}
+_KINDS: dict[Disposition, str] = {
+    "pad": "to pad",
+    "absorb": "to absorb",
+    "aligned": "aligned already",
+    "skip": "skipped",
+}
 
 
 def show_plan(source: Source, plan: CheckpointPlan, as_json: bool = False) -> None:
@@ -56,14 +62,15 @@ def show_plan(source: Source, plan: CheckpointPlan, as_json: bool = False) -> No
 
 
 def _headline(source: Source, plan: CheckpointPlan) -> str:
-    kinds = [_kind(layer.axes) for layer in plan.layers]
+    kinds = [kind for layer in plan.layers for kind in _kinds(layer.axes)]
     counts = [f"{kinds.count(kind)} {word}" for kind, word in _KINDS.items() if kind in kinds]
-    layers = f"{len(kinds)} FP8 layers: {', '.join(counts)}" if kinds else "no FP8 layers"
+    layers = f"{len(plan.layers)} FP8 layers: {', '.join(counts)}" if kinds else "no FP8 layers"
     return f"{printable(str(source.root))}: {layers}"
 
 
-def _kind(axes: Axes) -> str:
-    return next(kind for kind in _KINDS if kind in (axes.n, axes.k))
+def _kinds(axes: Axes) -> set[Disposition]:
+    """Return what is done to a layer: it is aligned only if both axes are, but can be padded and absorbed."""
+    return {axes.n, axes.k} - {"aligned"} or {"aligned"}
 
 
 def _layers(console: Console, layers: Iterable[LayerPlan]) -> RenderableType:
@@ -159,8 +166,18 @@ def _after_plan(source: Source, plan: CheckpointPlan) -> Iterator[str]:
     else:
         named = source.root if source.root.name not in ("", "..") else source.root.resolve()
         yield command("convert", source.root, f"{named}-padded", *options)
-    if not plan.policy.absorb and any(_is_left_unaligned(layer) for layer in plan.layers):
-        yield f"{command('plan', source.root, '--absorb', *options)}  # shows what absorbing would settle"
+    if not plan.policy.absorb and (options_to_try := _absorb_options(source, plan)):
+        yield f"{command('plan', source.root, *options_to_try)}  # what absorbing would settle"
+
+
+def _absorb_options(source: Source, plan: CheckpointPlan) -> list[str]:
+    """Return the options to absorb for the largest TP size that meets sizes it cannot use; none if all is well."""
+    troubled = [at.tensor_parallel_size for at in outlook(source, plan) if not at.is_clear]
+    if troubled:
+        return _policy_options(replace(plan.policy, absorb=True, tensor_parallel_size=max(troubled)))
+    if any(_is_left_unaligned(layer) for layer in plan.layers):
+        return _policy_options(replace(plan.policy, absorb=True))
+    return []
 
 
 def _is_left_unaligned(layer: LayerPlan) -> bool:
