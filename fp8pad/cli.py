@@ -1,5 +1,6 @@
 """The command line: a command parses, calls one function and renders; errors become text and a status in `main`."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -209,10 +210,13 @@ def main() -> None:
 
     With FP8PAD_DEBUG=1 in the environment, the traceback is shown instead.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name in letters that the locale lacks
     try:
-        app()
-        # A reader that went away is noticed when the last lines are flushed.
-        sys.stdout.flush()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a reader that went away is noticed here, not by the dying interpreter
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -238,16 +238,30 @@ def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: 
     assert "Traceback" not in finished.stderr
 
 
-def test_a_reader_that_goes_away_is_no_error(example: Path) -> None:
-    """`fp8pad plan ... | head` ends quietly."""
-    command = [sys.executable, "-m", "fp8pad", "plan", str(example), "--json"]
+@pytest.mark.parametrize("arguments", [["plan", "MODEL", "--json"], ["plan", "MODEL"], ["--version"]], ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(example: Path, arguments: list[str]) -> None:
+    """`fp8pad plan ... | head` ends quietly, whether the pipe breaks in the middle or at the last flush."""
+    command = [sys.executable, "-m", "fp8pad", *(str(example) if word == "MODEL" else word for word in arguments)]
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
         run = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, check=False)
     finally:
         os.close(write_end)
-    assert run.stderr == b""
+    assert (run.returncode, run.stderr) == (1, b"")
+
+
+def test_names_that_the_locale_lacks_are_escaped(example: Path, tmp_path: Path) -> None:
+    """Printing to an ASCII terminal works whatever a folder is called."""
+    shutil.copytree(example, tmp_path / "späces")
+    run = subprocess.run(
+        [sys.executable, "-m", "fp8pad", "plan", "späces"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert run.stdout.startswith(b"sp\\xe4ces: 14 FP8 layers")
 
 
 def test_version_and_module() -> None:
