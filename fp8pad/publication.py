@@ -64,10 +64,12 @@ def publish(draft: Draft, out_dir: Path, options: WriteOptions, progress: Progre
         finished = [layout for layout in draft.layouts if writer.is_finished(layout)]
         staging.keep_only({writer.staged(layout) for layout in finished})
         hashes = _write_files(draft, writer, options.jobs, progress)
-        for file, text in draft.texts(hashes).items():
+        texts = draft.texts(hashes)
+        for file, text in texts.items():
             writer.write_text(file, text)
         check_unchanged(draft.source)
-        staging.publish({layout.logical.file: writer.staged(layout) for layout in draft.layouts}, options.overwrite)
+        shards = {layout.logical.file: writer.staged(layout) for layout in draft.layouts}
+        staging.publish({**shards, **{file: staging.staged_text(file) for file in texts}}, options.overwrite)
     return Published(target, tuple(layout.logical.file for layout in finished))
 
 

@@ -44,6 +44,10 @@ class Staging:
         """Return where the shard `file`, made from what `digest` stands for, lies when it is complete."""
         return self.root / f"{file}.{digest}{STAGED}"
 
+    def staged_text(self, file: str) -> Path:
+        """Return where the text file `file` lies until the checkpoint is published."""
+        return self.root / f"{file}{STAGED}"
+
     def unfinished_shard(self, file: str) -> Path:
         """Return where the shard `file` lies while it is written."""
         return self.root / f"{file}{UNFINISHED}"
@@ -66,8 +70,11 @@ class Staging:
             try:
                 yield
             except BaseException as error:
-                if isinstance(error, Exception) or not any(self.root.glob(f"*{STAGED}")):
+                staged = set(self.root.glob(f"*{STAGED}"))
+                if isinstance(error, Exception) or not staged:
                     shutil.rmtree(self.root, ignore_errors=True)
+                else:
+                    self.keep_only(staged)
                 raise
 
     def keep_only(self, staged: set[Path]) -> None:
@@ -76,11 +83,14 @@ class Staging:
             if path not in staged:
                 _remove(path)
 
-    def publish(self, shards: Mapping[str, Path], overwrite: bool) -> None:
-        """Give the staged shards their names, then put the whole folder in the place of `out_dir` in one step."""
+    def publish(self, staged: Mapping[str, Path], overwrite: bool) -> None:
+        """Give the staged files their names, in order, then put the whole folder in the place of `out_dir` in one step.
+
+        The file without which nothing can be loaded has to be the last.
+        """
         with writing(self.out_dir):
-            for file, staged in shards.items():
-                staged.rename(self.root / file)
+            for file, path in staged.items():
+                path.rename(self.root / file)
             for folder, _, _ in os.walk(self.root):
                 sync_folder(Path(folder))
             if overwrite and self.out_dir.exists():

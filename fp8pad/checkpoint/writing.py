@@ -91,8 +91,8 @@ class Writer:
         return self._hashes(origin, path, file)
 
     def write_text(self, file: str, text: str) -> None:
-        """Write a text file and read it back. Raises as `write_shard` does."""
-        path = self.staging.root / file
+        """Write a text file, under its staged name, and read it back. Raises as `write_shard` does."""
+        path = self.staging.staged_text(file)
         data = text.encode()
         with create_file(path, file) as target:
             target.write(0, data)

@@ -1,0 +1,454 @@
+"""Converting: what lies on disk afterwards, and that nothing half-done is ever visible."""
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import signal
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import (
+    FBGEMM,
+    INDEX,
+    case_names,
+    copy_case,
+    files_of,
+    linear,
+    llama,
+    stored,
+    stored_header,
+    tensor_rows,
+    write_checkpoint,
+)
+
+from fp8pad.checkpoint import destination, writing
+from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.source import read_source
+from fp8pad.checkpoint.transfer import Advance, OpenFile
+from fp8pad.convert import ConvertOptions, ConvertReport, Silence, convert
+from fp8pad.errors import CheckpointError, OutputError
+from fp8pad.planning import plan_checkpoint
+from fp8pad.record import Policy, parse_record
+from fp8pad.verify import verify
+
+
+def converted(model: Path, out_dir: Path, options: ConvertOptions = ConvertOptions(jobs=1)) -> ConvertReport:  # noqa: B008
+    """Plan and convert `model` with the default policy."""
+    source = read_source(model)
+    return convert(source, plan_checkpoint(source.shards, source.configs, Policy()), out_dir, options, Silence())
+
+
+def test_shards_hold_the_padded_tensors(tmp_path: Path) -> None:
+    """Weights end in zeros, channel scales in ones, everything else is as it was."""
+    model = llama(tmp_path / "model", n=21, k=24)
+    report = converted(model, tmp_path / "out")
+    before, after = model / "model.safetensors", tmp_path / "out" / "model.safetensors"
+    weight, scale = "model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.down_proj.weight_scale"
+    assert stored(after) == stored(before) | {
+        weight: ("F8_E4M3", (32, 32), 1024),
+        scale: ("F32", (32, 1), 128),
+    }
+    assert list(stored(after)) == list(stored(before))
+    rows = np.zeros((32, 32, 1), np.uint8)
+    rows[:21, :24] = tensor_rows(before, weight)
+    assert np.array_equal(tensor_rows(after, weight), rows)
+    ones = np.tile(np.array([0, 0, 128, 63], np.uint8), (32, 1, 1))
+    ones[:21] = tensor_rows(before, scale)
+    assert np.array_equal(tensor_rows(after, scale), ones)
+    for name in stored(before).keys() - {weight, scale}:
+        assert np.array_equal(tensor_rows(after, name), tensor_rows(before, name))
+    assert report == ConvertReport(
+        out_dir=tmp_path / "out",
+        tensors_padded=2,
+        source_bytes=sum(len(content) for content in files_of(model).values()),
+        written_bytes=sum(len(text) for name, text in files_of(tmp_path / "out").items() if name != "fp8pad.json"),
+        rewritten=("config.json", "model.safetensors"),
+        kept=("tokenizer.json",),
+        left_out=(),
+        resumed=(),
+        verified="padded",
+    )
+
+
+def test_the_three_records_are_written(tmp_path: Path) -> None:
+    """Shard metadata, config.json and fp8pad.json, as they are specified."""
+    model = llama(tmp_path / "model", n=21, k=24)
+    converted(model, tmp_path / "out")
+    name = "model.layers.0.mlp.down_proj"
+    logical = {f"{name}.weight": {"logical_shape": [21, 24]}, f"{name}.weight_scale": {"logical_shape": [21, 1]}}
+    metadata = stored_header(tmp_path / "out" / "model.safetensors")["__metadata__"]
+    assert metadata.keys() == {"format", "fp8pad"}
+    assert json.loads(metadata["fp8pad"]) == {"format_version": 1, "tensors": logical}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert list(config) == ["model_type", "quantization_config"]
+    assert config["quantization_config"]["quant_method"] == "fp8pad"
+    assert config["quantization_config"]["base"] == FBGEMM["quantization_config"]
+    record = json.loads((tmp_path / "out" / "fp8pad.json").read_text())
+    assert record["format_version"] == 1
+    assert record["originals"] == {"config.json": (model / "config.json").read_text()}
+    assert record["tensors"].keys() == logical.keys()
+    sizes = {
+        file: {"source_size": len(content), "size": (tmp_path / "out" / file).stat().st_size}
+        for file, content in files_of(model).items()
+    }
+    assert record["files"] == sizes
+
+
+def test_the_index_tells_the_true_size_and_keeps_the_rest(tmp_path: Path) -> None:
+    """`weight_map` and foreign metadata stay; `total_size` counts the padded bytes."""
+    model = llama(tmp_path / "model", num_shards=3)
+    document = json.loads((model / INDEX).read_text())
+    document["metadata"] = {"total_size": 1, "made by": "ä"}
+    (model / INDEX).write_text(json.dumps(document, ensure_ascii=False))
+    converted(model, tmp_path / "out")
+    total = sum(size for path in (tmp_path / "out").glob("*.safetensors") for _, _, size in stored(path).values())
+    text = (tmp_path / "out" / INDEX).read_text()
+    assert json.loads(text) == document | {"metadata": {"total_size": total, "made by": "ä"}}
+    assert "ä" in text
+    assert "\n" not in text
+
+
+def test_shards_without_padded_tensors_stay_as_they_are(tmp_path: Path) -> None:
+    """Their bytes are those of the source, header included."""
+    one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    model = write_checkpoint(
+        tmp_path / "model", {one: {"model.norm.weight": ("BF16", (7,))}, two: linear("model.x_proj", 17, 16)}
+    )
+    report = converted(model, tmp_path / "out")
+    assert (tmp_path / "out" / one).read_bytes() == (model / one).read_bytes()
+    assert report.kept == (one, "tokenizer.json")
+    assert report.rewritten == ("config.json", two, INDEX)
+
+
+def test_with_nothing_to_pad_the_checkpoint_is_equal(tmp_path: Path) -> None:
+    """No record marks it, since fp8pad did nothing to it."""
+    model = llama(tmp_path / "model", num_shards=2, n=32, k=16)
+    report = converted(model, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(model)
+    assert (report.tensors_padded, report.rewritten) == (0, ())
+
+
+@pytest.mark.parametrize("path", case_names("good", "variants"))
+def test_checkpoints_of_other_tools_convert_and_verify(path: str, tmp_path: Path) -> None:
+    """Every layout that was found, links of a hub cache and odd names included; the source stays as it was."""
+    model = copy_case(path, tmp_path)
+    before = files_of(model)
+    report = converted(model, tmp_path / "out", ConvertOptions(jobs=2, verify="full"))
+    assert files_of(model) == before
+    checked = verify(model, tmp_path / "out", Silence())
+    assert checked.mismatches == ()
+    assert checked.tensors_checked == sum(len(shard.tensors) for shard in read_source(model).shards)
+    assert files_of(tmp_path / "out").keys() - {"fp8pad.json"} == before.keys() - set(report.left_out)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("depth", ["none", "padded", "full"])
+def test_jobs_and_depth_of_checking_do_not_change_what_is_written(tmp_path: Path, jobs: int, depth: str) -> None:
+    """Only hashes are added where every byte was read."""
+    model = llama(tmp_path / "model", num_shards=5)
+    converted(model, tmp_path / "expected")
+    converted(model, tmp_path / "out", ConvertOptions(jobs=jobs, verify=depth))  # type: ignore[arg-type]
+    expected, found = files_of(tmp_path / "expected"), files_of(tmp_path / "out")
+    records = [json.loads(files.pop("fp8pad.json")) for files in (expected, found)]
+    assert found == expected
+    hashes = [entry.pop(key, None) for entry in records[1]["files"].values() for key in ("sha256", "source_sha256")]
+    assert all((len(digest) == 64) if depth == "full" else digest is None for digest in hashes)
+    assert records[0] == records[1]
+
+
+def test_new_files_belong_to_the_user_not_to_the_source(tmp_path: Path) -> None:
+    """Tools save shards with mode 0600, which a server under another user could not read: the umask decides instead."""
+    model = llama(tmp_path / "model", num_shards=2)
+    for path in model.iterdir():
+        path.chmod(0o600)
+    (model / "run.sh").write_text("#!/bin/sh")
+    (model / "run.sh").chmod(0o700)
+    mask = os.umask(0o027)
+    try:
+        converted(model, tmp_path / "out")
+    finally:
+        os.umask(mask)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    assert modes.pop("run.sh") == 0o740
+    assert set(modes.values()) == {0o640}
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+
+
+def test_hard_links_are_made_only_on_request_and_only_of_untouched_shards(tmp_path: Path) -> None:
+    """By default, writing to the output can never change the source."""
+    one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+    model = write_checkpoint(
+        tmp_path / "model", {one: {"model.norm.weight": ("BF16", (7,))}, two: linear("model.x_proj", 17, 16)}
+    )
+    for link, linked in (("auto", set()), ("copy", set()), ("hardlink", {one})):
+        converted(model, tmp_path / link, ConvertOptions(link=link))  # type: ignore[arg-type]
+        found = {path.name for path in (tmp_path / link).iterdir() if path.stat().st_nlink > 1}
+        assert found == linked
+        assert verify(model, tmp_path / link, Silence()).ok
+
+
+def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for it does not want a copy."""
+    model = llama(tmp_path / "model", n=32, k=16)
+    monkeypatch.setattr("fp8pad.checkpoint.writing.clone", lambda *_: False)
+    with pytest.raises(OutputError, match="cannot be reflinked"):
+        converted(model, tmp_path / "out", ConvertOptions(link="reflink"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_in_use_is_refused_and_replaced_only_on_request(tmp_path: Path) -> None:
+    """An empty one is used; one that is not is replaced with --overwrite, whole."""
+    model = llama(tmp_path / "model")
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    converted(model, out_dir)
+    expected = files_of(out_dir)
+    (out_dir / "note.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not empty; use --overwrite"):
+        converted(model, out_dir)
+    assert files_of(out_dir) == expected | {"note.txt": b"mine"}
+    converted(model, out_dir, ConvertOptions(overwrite=True))
+    assert files_of(out_dir) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_a_failing_replacement_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old folder goes when the new one is complete, not before."""
+    model = llama(tmp_path / "model")
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    (out_dir / "old").write_text("old")
+    monkeypatch.setattr(os, "pwrite", failing_with(errno.ENOSPC))
+    with pytest.raises(OutputError, match="No space left"):
+        converted(model, out_dir, ConvertOptions(overwrite=True))
+    assert files_of(out_dir) == {"old": b"old"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("where", ["model", "model/out", ".", "link", "link/out", "file"])
+def test_destinations_that_would_harm_the_source_are_refused(tmp_path: Path, where: str, overwrite: bool) -> None:
+    """The model itself, inside it, around it, through a link, and a file."""
+    model = llama(tmp_path / "around" / "model")
+    (tmp_path / "around" / "link").symlink_to(model)
+    (tmp_path / "around" / "file").write_text("mine")
+    before = files_of(tmp_path)
+    with pytest.raises(OutputError):
+        converted(model, tmp_path / "around" / where, ConvertOptions(overwrite=overwrite))
+    assert files_of(tmp_path) == before
+
+
+def test_a_destination_that_holds_linked_blobs_is_refused(tmp_path: Path) -> None:
+    """Replacing it would remove what the model's links lead to."""
+    blobs = llama(tmp_path / "blobs")
+    (tmp_path / "model").mkdir()
+    for path in blobs.iterdir():
+        (tmp_path / "model" / path.name).symlink_to(path)
+    with pytest.raises(OutputError, match="links to, lies inside"):
+        converted(tmp_path / "model", blobs, ConvertOptions(overwrite=True))
+
+
+def test_a_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be renamed onto, which would show only at the end."""
+    model = llama(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
+    with pytest.raises(OutputError, match="is a mount point"):
+        converted(model, tmp_path / "out")
+
+
+def test_too_little_space_is_noticed_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier run left counts as free: it is used or removed."""
+    model = llama(tmp_path / "model")
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(OutputError, match="not enough disk space"):
+        converted(model, tmp_path / "deep" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / ".out.fp8pad").mkdir()
+    (tmp_path / ".out.fp8pad" / "x.unfinished").write_bytes(bytes(4000))
+    assert converted(model, tmp_path / "out").resumed == ()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    """Before anything is read from the shards."""
+    model = llama(tmp_path / "model")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(OutputError, match="cannot be written to"):
+        converted(model, tmp_path / "closed" / "out")
+
+
+def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
+    """What was read may be half of one checkpoint and half of another."""
+    model = llama(tmp_path / "model")
+    source = read_source(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    os.utime(model / "model.safetensors", ns=(0, 0))
+    with pytest.raises(CheckpointError, match="was changed while"):
+        convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def failing_with(code: int, after: int = 0) -> Callable[..., int]:
+    """Return a stand-in for a system call that fails, once it has been called `after` times."""
+    original, calls = os.pwrite, []
+
+    def fail(*arguments: object) -> int:
+        calls.append(arguments)
+        if len(calls) > after:
+            raise OSError(code, os.strerror(code))
+        return original(*arguments)  # type: ignore[arg-type]
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("after", [0, 1, 4, 7])
+def test_a_disk_that_fills_up_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
+) -> None:
+    """Whichever write fails, the error names a file and everything written is removed."""
+    model = llama(tmp_path / "model", num_shards=3)
+    monkeypatch.setattr(os, "pwrite", failing_with(code, after))
+    with pytest.raises(OutputError, match=r"^(model-|config|fp8pad).*cannot be written: "):
+        converted(model, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def in_child(action: Callable[[], None]) -> int:
+    """Run `action` in a forked process; return its wait status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            os._exit(0)
+        except OutputError:
+            os._exit(3)
+        finally:
+            os._exit(4)
+    return os.waitpid(child, 0)[1]
+
+
+def test_a_limit_on_file_sizes_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+    """The kernel itself refuses the write here."""
+    model = llama(tmp_path / "model", num_shards=2)
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+        converted(model, tmp_path / "out")
+
+    assert os.waitstatus_to_exitcode(in_child(limited)) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+SYSTEM_CALLS = ("pwrite", "copy_file_range", "fsync", "rename", "mkdir", "preadv", "unlink")
+
+
+def kill_at(number: int) -> None:
+    """Make the process die before its system call of that number, of those that matter here."""
+    calls = []
+
+    def counted(original: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **keywords: object) -> object:
+            calls.append(original)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **keywords)
+
+        return call
+
+    for name in SYSTEM_CALLS:
+        setattr(os, name, counted(getattr(os, name)))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_run_that_is_killed_anywhere_leaves_nothing_to_load(tmp_path: Path, resume: bool, exists: bool) -> None:
+    """Killed before any of its system calls, the destination is the old one or complete, and the next run succeeds."""
+    model = llama(tmp_path / "model", num_shards=2)
+    converted(model, tmp_path / "expected")
+    expected = files_of(tmp_path / "expected")
+    old = {"old": b"old"} if exists else {}
+    options = ConvertOptions(jobs=1, overwrite=True, resume=resume)
+    for number in range(1, 500):
+        area = tmp_path / str(number)
+        area.mkdir()
+        if exists:
+            (area / "out").mkdir()
+            (area / "out" / "old").write_text("old")
+        status = in_child(lambda: (kill_at(number), converted(model, area / "out", options))[0])  # noqa: B023
+        found = files_of(area / "out") if (area / "out").exists() else {}
+        assert found in (old, expected)
+        assert all(files_of(path.parent) == expected for path in area.rglob("config.json"))
+        converted(model, area / "out", options)
+        assert files_of(area / "out") == expected
+        assert [path.name for path in area.iterdir()] == ["out"]
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+    else:
+        pytest.fail("it never ran to its end")
+    assert number > 40
+
+
+def test_finished_shards_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an interruption, what was complete is not written again, but checked."""
+    model = llama(tmp_path / "model", num_shards=2)
+    interrupt_second_shard(tmp_path, monkeypatch, model)
+    report = converted(model, tmp_path / "out")
+    assert report.resumed == ("model-00001-of-00002.safetensors",)
+    assert verify(model, tmp_path / "out", Silence()).ok
+
+
+@pytest.mark.parametrize("change", ["source", "plan", "no-resume", "damage"])
+def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """A source that was touched, another plan, another wish, or a file of another size: all is written anew."""
+    model = llama(tmp_path / "model", num_shards=2)
+    interrupt_second_shard(tmp_path, monkeypatch, model)
+    (finished,) = (tmp_path / ".out.fp8pad").iterdir()
+    policy = Policy(alignment=64) if change == "plan" else Policy()
+    if change == "source":
+        os.utime(model / "model-00001-of-00002.safetensors", ns=(0, 0))
+    if change == "damage":
+        os.truncate(finished, finished.stat().st_size - 1)
+    source = read_source(model)
+    plan = plan_checkpoint(source.shards, source.configs, policy)
+    options = ConvertOptions(jobs=1, resume=change != "no-resume")
+    report = convert(source, plan, tmp_path / "out", options, Silence())
+    assert report.resumed == ()
+    assert verify(model, tmp_path / "out", Silence()).ok
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    """Convert a checkpoint of two shards and interrupt it when the second is being written."""
+    original = writing.write_padded
+
+    def interrupt(layout: ShardLayout, source: OpenFile, target: OpenFile, advance: Advance) -> None:
+        original(layout, source, target, advance)
+        if layout.logical.file == "model-00002-of-00002.safetensors":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "write_padded", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            converted(model, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.fp8pad", "model"]
+
+
+def test_full_checking_hashes_every_file(tmp_path: Path) -> None:
+    """The hashes are those that any other tool computes."""
+    model = llama(tmp_path / "model", num_shards=2)
+    converted(model, tmp_path / "out", ConvertOptions(verify="full"))
+    record = parse_record((tmp_path / "out" / "fp8pad.json").read_text())
+    assert record.files.keys() == files_of(model).keys()
+    for file, entry in record.files.items():
+        assert entry.sha256 == hashlib.sha256((tmp_path / "out" / file).read_bytes()).hexdigest()
+        assert entry.source_sha256 == hashlib.sha256((model / file).read_bytes()).hexdigest()
