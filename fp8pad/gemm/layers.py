@@ -106,6 +106,10 @@ class LayerPair:
         """Multiply both with `num_tokens` rows of activations; say what differs first, None if nothing does."""
         if mismatch := self._wrong_shape():
             return mismatch
+        with np.errstate(invalid="ignore", over="ignore"):  # a weight or a scale may be infinite or NaN
+            return self._first_difference(arithmetic, num_tokens, seed)
+
+    def _first_difference(self, arithmetic: Arithmetic, num_tokens: int, seed: int) -> str | None:
         name = self.linear.weight.name
         rows, columns = positions(self.padded[name], 1), positions(self.padded[name], 2)
         activations = seeded_activations(num_tokens, len(columns), crc32(name.encode()) ^ seed)

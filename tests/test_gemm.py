@@ -1,0 +1,253 @@
+"""`verify --gemm`: FP8 as numbers, sums that are exact, layers of every scheme compared, and what it catches."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from corruptions import CORRUPTIONS, with_biases
+from helpers import case_names, copy_case, linear, write_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fp8pad.checkpoint.progress import Silence
+from fp8pad.checkpoint.source import read_checkpoint, read_source
+from fp8pad.convert import ConvertOptions, convert
+from fp8pad.errors import CheckpointError
+from fp8pad.gemm.check import GemmOptions, GemmReport, sample, verify_gemm
+from fp8pad.gemm.float8 import fp8_bytes, fp8_values, scale_values
+from fp8pad.gemm.layers import positions, seeded_activations
+from fp8pad.gemm.products import EXACT, MAX_ACTIVATION, MAX_EXACT_K
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.layers import recognise
+from fp8pad.planning.quantization import find_quantization
+from fp8pad.record import Axes, PaddedTensor, Policy, Segments
+from fp8pad.tensors import FP8_WEIGHT_DTYPES
+from fp8pad.verify import verify
+
+ALL_LAYERS = GemmOptions(num_layers=None)
+
+
+def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
+    """Convert a checkpoint and return where it is."""
+    source = read_source(model)
+    plan = plan_checkpoint(source.shards, source.configs, policy)
+    convert(source, plan, out_dir, ConvertOptions(), Silence())
+    return out_dir
+
+
+def multiplied(model: Path, out_dir: Path, options: GemmOptions = ALL_LAYERS) -> GemmReport:
+    """Compare the products of all padded layers."""
+    return verify_gemm(model, out_dir, options, Silence())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "literal"),
+    [
+        ("F8_E4M3", {0x00: 0.0, 0x01: 2.0**-9, 0x08: 2.0**-6, 0x38: 1.0, 0xB8: -1.0, 0x7E: 448.0, 0x7F: np.nan}),
+        ("F8_E5M2", {0x01: 2.0**-16, 0x04: 2.0**-14, 0x3C: 1.0, 0x7B: 57344.0, 0xFC: -np.inf, 0x7D: np.nan}),
+        ("F8_E4M3FNUZ", {0x01: 2.0**-10, 0x40: 1.0, 0x7F: 240.0, 0x80: np.nan, 0xFF: -240.0}),
+        ("F8_E5M2FNUZ", {0x01: 2.0**-17, 0x40: 1.0, 0x7F: 57344.0, 0x80: np.nan, 0xFF: -57344.0}),
+    ],
+)
+def test_fp8_bytes_have_the_values_of_their_formats(dtype: str, literal: Mapping[int, float]) -> None:
+    """The smallest, the largest, one, and what is no number, as the specifications tabulate them."""
+    values = fp8_values(dtype)
+    np.testing.assert_array_equal([values[byte] for byte in literal], list(literal.values()))
+
+
+def test_fp8_values_are_those_of_torch() -> None:
+    """All 256 bytes of each format, and of E8M0 scales."""
+    torch = pytest.importorskip("torch", reason="needs torch")
+    data = np.arange(256, dtype=np.uint8)
+    names = {"F8_E4M3": "e4m3fn", "F8_E5M2": "e5m2", "F8_E4M3FNUZ": "e4m3fnuz", "F8_E5M2FNUZ": "e5m2fnuz"}
+    for dtype, name in names.items():
+        expected = torch.from_numpy(data).view(getattr(torch, f"float8_{name}")).double().numpy()
+        np.testing.assert_array_equal(fp8_values(dtype), expected)
+    expected = torch.from_numpy(data).view(torch.float8_e8m0fnu).double().numpy()
+    np.testing.assert_array_equal(scale_values("F8_E8M0", data), expected)
+
+
+def test_activations_survive_their_encoding() -> None:
+    """E4M3 holds every activation exactly; what it does not hold is refused."""
+    activations = seeded_activations(16, 100, seed=0)
+    assert set(np.unique(activations)) == set(range(-MAX_ACTIVATION, MAX_ACTIVATION + 1))
+    np.testing.assert_array_equal(fp8_values("F8_E4M3")[fp8_bytes("F8_E4M3", activations)], activations)
+    with pytest.raises(ValueError, match="F8_E4M3"):
+        fp8_bytes("F8_E4M3", np.array([17.0]))
+
+
+@pytest.mark.parametrize("dtype", sorted(FP8_WEIGHT_DTYPES))
+def test_the_bound_of_exact_sums_is_right(dtype: str) -> None:
+    """Every weight is a multiple of 2^-17, and MAX_EXACT_K of the largest products are at most 2^53 such multiples."""
+    finite = fp8_values(dtype)[np.isfinite(fp8_values(dtype))]
+    assert np.array_equal(finite * 2.0**17 % 1, np.zeros(len(finite)))
+    assert np.abs(finite).max() * MAX_ACTIVATION * MAX_EXACT_K * 2.0**17 <= 2.0**53
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(FP8_WEIGHT_DTYPES)), st.integers(1, 300))
+@settings(deadline=None)
+def test_sums_are_the_true_ones(seed: int, dtype: str, num_k: int) -> None:
+    """The product equals the sum of fractions in whole numbers, whatever order the BLAS chooses."""
+    choose = np.random.default_rng(seed)
+    weight = choose.integers(0, 256, (3, num_k), np.uint8)
+    weight[~np.isfinite(fp8_values(dtype)[weight])] = 0
+    activations = seeded_activations(2, num_k, seed)
+    in_units = (fp8_values(dtype)[weight] * 2**17).astype(object)
+    true = [
+        [sum(int(a) * int(w) for a, w in zip(row, units, strict=True)) for units in in_units] for row in activations
+    ]
+    np.testing.assert_array_equal(EXACT.multiply(activations, weight, dtype), np.array(true, dtype=object) / 2**17)
+
+
+def test_scales_of_every_dtype_are_decoded() -> None:
+    """1.0 and 0.5 in the bytes of each; another dtype is refused."""
+    for dtype, data in {
+        "F32": b"\0\0\x80?\0\0\0?",
+        "BF16": b"\x80?\0?",
+        "F16": b"\0<\0\x38",
+        "F8_E8M0": b"\x7f\x7e",
+    }.items():
+        assert scale_values(dtype, np.frombuffer(data, np.uint8)).tolist() == [1.0, 0.5]
+    with pytest.raises(CheckpointError, match="dtype I8"):
+        scale_values("I8", np.zeros(1, np.uint8))
+
+
+def test_positions_follow_the_segments() -> None:
+    """Each of several matrices is padded at its own tail; the other axis at its only one."""
+    fused = PaddedTensor((6, 5), (8, 16), 0, Axes("absorb", "pad"), Segments((3, 3), (4, 4)))
+    assert positions(fused, 1).tolist() == [0, 1, 2, 4, 5, 6]
+    assert positions(fused, 2).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True, absorb_experts=True), Policy(alignment=64)])
+@pytest.mark.parametrize("path", case_names("good", "variants"))
+def test_padded_checkpoints_of_every_tool_multiply_as_their_sources(path: str, policy: Policy, tmp_path: Path) -> None:
+    """Per tensor, channel and block, fused, biased, experts: every padded FP8 layer, every bit."""
+    model = copy_case(path, tmp_path)
+    out_dir = converted(model, tmp_path / "out", policy)
+    report = multiplied(model, out_dir)
+    assert [result.mismatch for result in report.results if result.mismatch] == []
+    assert report.ok
+    padded = verify_record(out_dir)
+    assert report.num_padded == len(report.results) == len(padded)
+
+
+def verify_record(out_dir: Path) -> list[str]:
+    """Return the padded FP8 weights of a checkpoint, read without fp8pad."""
+    if not (out_dir / "fp8pad.json").exists():
+        return []
+    dtypes = {tensor.name: tensor.dtype for shard in read_checkpoint(out_dir).shards for tensor in shard.tensors}
+    names = json.loads((out_dir / "fp8pad.json").read_text())["tensors"]
+    scales = ("_scale", "_scale_inv")
+    return [name for name in names if dtypes[name] in FP8_WEIGHT_DTYPES and not name.endswith(scales)]
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return the example with biases, and what it is absorbed to: hidden size padded, intermediate size absorbed."""
+    root = tmp_path_factory.mktemp("biased")
+    example = Path(__file__).parent.parent / "examples" / "llama-fp8"
+    model = with_biases(example, root / "model")
+    return model, converted(model, root / "out", Policy(absorb=True))
+
+
+def claims() -> dict[str, dict[str, bool]]:
+    """Return the table of docs/equality.md: which check catches which corruption."""
+    text = (Path(__file__).parent.parent / "docs" / "equality.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    header = next(row for row in rows if row[0] == "what is wrong")
+    return {
+        row[0]: {name: cell.startswith("yes") for name, cell in zip(header, row, strict=True)}
+        for row in rows
+        if row[0] in CORRUPTIONS
+    }
+
+
+def test_the_documentation_names_every_corruption() -> None:
+    """The table is complete, and its other column is tested where vLLM is."""
+    assert claims().keys() == CORRUPTIONS.keys()
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_what_verify_and_gemm_catch_is_as_documented(name: str, biased: tuple[Path, Path], tmp_path: Path) -> None:
+    """Each corruption is caught by the checks that docs/equality.md names, and passes the others."""
+    import shutil
+
+    model, out_dir = biased
+    wrong = tmp_path / "wrong"
+    shutil.copytree(out_dir, wrong)
+    CORRUPTIONS[name](wrong)
+    found = {"verify": not verify(model, wrong, Silence()).ok, "verify --gemm": not multiplied(model, wrong).ok}
+    assert found == {check: claims()[name][check] for check in found}
+
+
+def test_mismatches_say_where(biased: tuple[Path, Path], tmp_path: Path) -> None:
+    """The weight, the token, the row and both values; a padded row is called one."""
+    import shutil
+
+    model, out_dir = biased
+    wrong = tmp_path / "wrong"
+    shutil.copytree(out_dir, wrong)
+    CORRUPTIONS["one value of a bias"](wrong)
+    CORRUPTIONS["one padded byte, in an absorbed row"](wrong)
+    found = {result.name: result.mismatch for result in multiplied(model, wrong).results if result.mismatch}
+    assert list(found) == ["model.layers.0.mlp.gate_proj.weight", "model.layers.0.self_attn.o_proj.weight"]
+    gate, output = (mismatch or "" for mismatch in found.values())
+    assert gate.startswith("token 0, padded row 223: expected 0.0, got ")
+    assert output.startswith("token 0, row 9: expected ")
+
+
+def test_the_command_line_reports_products(biased: tuple[Path, Path], tmp_path: Path) -> None:
+    """--gemm adds to the table and to the JSON, and decides on the status."""
+    import shutil
+
+    model, out_dir = biased
+    command = [sys.executable, "-m", "fp8pad", "verify", model, out_dir, "--gemm", "--gemm-layers"]
+    run = subprocess.run([*command, "5"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "5 layers equal to the last bit, of 5 multiplied, 14 padded; exact float64" in run.stdout
+    wrong = tmp_path / "wrong"
+    shutil.copytree(out_dir, wrong)
+    CORRUPTIONS["one scale"](wrong)
+    command[5] = wrong
+    run = subprocess.run([*command, "0", "--json"], capture_output=True, text=True, check=False)
+    document: dict[str, Any] = json.loads(run.stdout)
+    assert (run.returncode, document["ok"], document["gemm"]["ok"]) == (1, False, False)
+    assert len(document["gemm"]["results"]) == 14
+
+
+def test_a_sample_has_every_shape(example: Path) -> None:
+    """Four shapes among fourteen layers: four layers are enough to see each, and the seed decides on them."""
+    source = read_source(example)
+    tensors = {tensor.name: tensor for shard in source.shards for tensor in shard.tensors}
+    linears, _ = recognise(tensors, find_quantization(source.configs), source.configs["config.json"])
+    chosen = sample(linears, 5, seed=1)
+    assert len({linear.weight.shape for linear in chosen}) == len({linear.weight.shape for linear in linears}) == 5
+    assert chosen == sample(linears, 5, seed=1) != sample(linears, 5, seed=2)
+    assert sample(linears, None, seed=0) == sorted(linears, key=lambda linear: linear.name)
+
+
+def test_a_checkpoint_without_padding_has_nothing_to_multiply(tmp_path: Path) -> None:
+    """An equal copy is fine, and says so."""
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": linear("model.layers.0.mlp.up_proj", 32, 16)})
+    report = multiplied(model, converted(model, tmp_path / "out", Policy()))
+    assert (report.ok, report.num_padded, report.results) == (True, 0, ())
+
+
+def test_memory_does_not_grow_with_the_layer(tmp_path: Path) -> None:
+    """A weight of 64 MB is multiplied in pieces of 4 MB, which are 32 MB once decoded."""
+    tensors = linear("model.layers.0.mlp.down_proj", 16_001, 4_096)
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors})
+    out_dir = converted(model, tmp_path / "out", Policy())
+    tracemalloc.start()
+    report = multiplied(model, out_dir, GemmOptions(num_tokens=4))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.ok
+    assert peak < 60 * 2**20
