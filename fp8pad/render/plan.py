@@ -1,7 +1,6 @@
 """A plan on one screen."""
 
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from rich.console import Console, Group, RenderableType
@@ -10,7 +9,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fp8pad.checkpoint.source import Source
-from fp8pad.geometry import is_aligned
 from fp8pad.planning.outlook import RankOutlook
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.record import Axes, Disposition, Policy
@@ -34,10 +32,12 @@ from fp8pad.summary import (
     outlook,
     output_files,
     plan_document,
+    remedy,
 )
 from fp8pad.text import printable
 
 NARROWEST_REASON = 28  # columns
+MOST_SHARDS = 3
 
 _KINDS: dict[Disposition, str] = {
     "pad": "to pad",
@@ -131,14 +131,24 @@ def _patterns(names: Iterable[str]) -> str:
 def _price_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     yield "bytes", growth(plan.bytes_before, plan.bytes_after)
     if plan.layers:
-        yield "FLOPs", f"{flops_added_share(plan.layers):+.2%} in these layers, per token and pass"
+        yield "FLOPs", f"{flops_added_share(plan.layers):+.2%} over these layers, each counted once"
 
 
 def _file_facts(source: Source, plan: CheckpointPlan) -> Iterator[Fact]:
     files = output_files(source, plan)
+    shards = {shard.file for shard in source.shards}
     for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("left out", files.left_out)):
         if names:
-            yield label, shortened(names)
+            yield label, _files(names, shards)
+
+
+def _files(names: Sequence[str], shards: Container[str]) -> str:
+    """List files by name, but of many shards only how many they are."""
+    listed = [name for name in names if name not in shards]
+    num_shards = len(names) - len(listed)
+    if num_shards <= MOST_SHARDS:
+        return shortened(names)
+    return f"{num_shards} shards{', ' if listed else ''}{shortened(listed)}"
 
 
 def _outlook_facts(source: Source, plan: CheckpointPlan) -> Iterator[Fact]:
@@ -166,22 +176,8 @@ def _after_plan(source: Source, plan: CheckpointPlan) -> Iterator[str]:
     else:
         named = source.root if source.root.name not in ("", "..") else source.root.resolve()
         yield command("convert", source.root, f"{named}-padded", *options)
-    if not plan.policy.absorb and (options_to_try := _absorb_options(source, plan)):
-        yield f"{command('plan', source.root, *options_to_try)}  # what absorbing would settle"
-
-
-def _absorb_options(source: Source, plan: CheckpointPlan) -> list[str]:
-    """Return the options to absorb for the largest TP size that meets sizes it cannot use; none if all is well."""
-    troubled = [at.tensor_parallel_size for at in outlook(source, plan) if not at.is_clear]
-    if troubled:
-        return _policy_options(replace(plan.policy, absorb=True, tensor_parallel_size=max(troubled)))
-    if any(_is_left_unaligned(layer) for layer in plan.layers):
-        return _policy_options(replace(plan.policy, absorb=True))
-    return []
-
-
-def _is_left_unaligned(layer: LayerPlan) -> bool:
-    return "skip" in (layer.axes.n, layer.axes.k) and not is_aligned(layer.logical_shape[-2:], layer.alignment)
+    if policy := remedy(source, plan):
+        yield f"{command('plan', source.root, *_policy_options(policy))}  # what absorbing would settle"
 
 
 def _policy_options(policy: Policy) -> list[str]:
