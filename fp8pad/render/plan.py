@@ -88,9 +88,9 @@ def _layers(console: Console, layers: Iterable[LayerPlan]) -> RenderableType:
 
 
 def _paragraph(group: LayerGroup) -> RenderableType:
-    pattern, scheme, logical, padded, how, why = _cells(group)
+    pattern, scheme, logical, padded, settled, why = _cells(group)
     shapes = logical if padded == "same" else f"{logical} -> {padded}"
-    details = f"{scheme}  {shapes}  {how}: {why}"
+    details = f"{scheme}  {shapes}  {settled}: {why}"
     return Group(Text(pattern, style="bold"), Padding(Text(details, style=_style(group.example)), (0, 0, 0, 4)))
 
 
@@ -152,16 +152,15 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
 
 
 def _outlook_facts(source: Source, plan: CheckpointPlan) -> Iterator[Fact]:
-    padded = {layer.name for layer in plan.layers if "pad" in (layer.axes.n, layer.axes.k)}
     sizes: dict[str, list[str]] = {}
     for at in outlook(source, plan):
-        sizes.setdefault(_finding(at, padded), []).append(str(at.tensor_parallel_size))
+        sizes.setdefault(_finding(at, plan.modules), []).append(str(at.tensor_parallel_size))
     for finding, at_sizes in sizes.items():
         yield f"at TP {', '.join(at_sizes)}", finding
 
 
-def _finding(at: RankOutlook, padded: Container[str]) -> str:
-    unaligned = _patterns(name for name in at.unaligned if name not in padded)
+def _finding(at: RankOutlook, known_to_runtime: Container[str]) -> str:
+    unaligned = _patterns(name for name in at.unaligned if name not in known_to_runtime)
     indivisible = _patterns(at.indivisible)
     findings = [f"also unaligned: {unaligned}"] if unaligned else []
     if indivisible:
