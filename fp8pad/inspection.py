@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.source import CONFIG_FILE, Source, padding_mark, parse_object, read_checkpoint
-from fp8pad.errors import RecordError
+from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.record import (
     METADATA_KEY,
     QUANT_METHOD,
@@ -62,7 +62,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
 def _attempt(parse: Callable[[], T], faults: list[str]) -> T | None:
     try:
         return parse()
-    except RecordError as error:
+    except CheckpointError as error:
         faults.append(str(error))
         return None
 

@@ -38,6 +38,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     record = read_record(converted)
     if record is None:
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; only a checkpoint that fp8pad padded can be unpadded")
+    _check_complete(converted, record)
     layouts = tuple(_layout(shard, record) for shard in converted.shards)
     texts = _texts(converted, record, [layout.logical for layout in layouts])
 
@@ -49,6 +50,12 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     draft = Draft(converted, layouts, side_files, checked_texts, unpads=True)
     published = publish(draft, restored_dir, options, progress)
     return UnpadReport(published.out_dir, len(record.tensors), converted.left_out, published.resumed)
+
+
+def _check_complete(converted: Source, record: CheckpointRecord) -> None:
+    names = {tensor.name for shard in converted.shards for tensor in shard.tensors}
+    if missing := sorted(record.tensors.keys() - names):
+        raise RecordError(f"{RECORD_FILE} does not fit its shards: {missing[0]} is in none of them")
 
 
 def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:

@@ -1,0 +1,126 @@
+"""Bad input through the command line: exit status 1, one clear line, no traceback, nothing left behind."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from helpers import cases_dir, copy_case, files_of, llama
+from test_verify import convert_to
+
+from fp8pad import publication
+from fp8pad.cli import main
+from fp8pad.convert import Silence
+from fp8pad.verify import verify
+
+
+def bad_cases() -> list[str]:
+    """Return the malformed checkpoints, by their paths in the folder of cases."""
+    cases = cases_dir()
+    return [] if cases is None else [f"bad/{path.name}" for path in sorted((cases / "bad").glob("b_*"))]
+
+
+class Refusal(Protocol):
+    """Runs the command line, which has to refuse in one line, and returns that line."""
+
+    def __call__(self, *arguments: object) -> str:
+        """Take the arguments as on a command line."""
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """The command line, in this process."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["fp8pad", *map(str, arguments)])
+        monkeypatch.setenv("FP8PAD_DEBUG", "")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        output, errors = capsys.readouterr()
+        assert stopped.value.code == 1
+        assert output == ""
+        *progress, line = errors.strip().split("\n")
+        assert line.startswith("error: ")
+        assert not any("error" in other or "Traceback" in other for other in progress)
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize("path", bad_cases())
+def test_malformed_checkpoints_are_refused(path: str, tmp_path: Path, refused: Refusal) -> None:
+    """Each names the file, tensor or key that is wrong, and is left as it was, with nothing beside it."""
+    model = copy_case(path, tmp_path / "in")
+    before = files_of(model)
+    line = refused("convert", model, tmp_path / "out")
+    assert any(word in line for word in (".json", ".safetensors", "model.", "b_only_bin", "fp8pad"))
+    assert files_of(model) == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
+
+
+def test_what_is_no_checkpoint_folder_is_refused(tmp_path: Path, refused: Refusal) -> None:
+    """A folder that is not there, and a file."""
+    (tmp_path / "file").write_text("")
+    assert "no such folder" in refused("convert", tmp_path / "none", tmp_path / "out")
+    assert "expected a folder" in refused("convert", tmp_path / "file", tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_converted_checkpoint_is_refused_with_a_hint(tmp_path: Path, refused: Refusal) -> None:
+    """Padding twice would lose what the first time recorded."""
+    model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
+    convert_to(model, out_dir)
+    assert "fp8pad unpad" in refused("convert", out_dir, tmp_path / "again")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_an_output_inside_the_input_is_refused(tmp_path: Path, refused: Refusal) -> None:
+    """The next reading of the model would find it."""
+    model = llama(tmp_path / "model")
+    before = files_of(model)
+    assert "lies inside" in refused("convert", model, model / "out")
+    assert files_of(model) == before
+
+
+def test_bad_input_ends_a_process_with_status_one(tmp_path: Path) -> None:
+    """The same through a process of its own, where a limit on file sizes stands for a full disk."""
+    model = llama(tmp_path / "model")
+    limited = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (1024, 1024)); import fp8pad.cli; fp8pad.cli.main()"
+    found = subprocess.run(
+        [sys.executable, "-B", "-c", limited, "convert", model, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert found.stderr.endswith("error: model.safetensors: cannot be written: File too large\n")
+    assert "Traceback" not in found.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for a hundred kilobytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root can mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_refused_and_stays_empty(
+    tmp_path: Path, small_disk: Path, refused: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is written where it can be known, and else when it fills up; what fits is written there."""
+    model = llama(tmp_path / "model", num_shards=2, n=200, k=400)
+    assert "not enough disk space" in refused("convert", model, small_disk / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(publication, "check_space", lambda *_: None)
+        assert "cannot be written: No space left on device" in refused("convert", model, small_disk / "out")
+    assert list(small_disk.iterdir()) == []
+    assert verify(llama(tmp_path / "small"), convert_to(tmp_path / "small", small_disk / "out"), Silence()).ok

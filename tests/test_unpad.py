@@ -1,0 +1,187 @@
+"""Unpadding: the source comes back byte for byte, whatever it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import INDEX, case_names, copy_case, files_of, framed, llama, safetensors_bytes, write_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_verify import convert_to
+
+from fp8pad.checkpoint.source import read_source
+from fp8pad.convert import ConvertOptions, Silence, convert
+from fp8pad.errors import OutputError, RecordError, VerifyError
+from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.record import Axes, ConfigEdit, PaddedTensor, Policy, Segments
+from fp8pad.unpad import UnpadReport, unpad
+
+OPTIONS = ConvertOptions()
+
+
+def restore(out_dir: Path, restored_dir: Path, options: ConvertOptions = OPTIONS) -> UnpadReport:
+    """Unpad without a word."""
+    return unpad(out_dir, restored_dir, options, Silence())
+
+
+@pytest.mark.parametrize("path", case_names("good", "variants"))
+def test_checkpoints_of_other_tools_come_back(path: str, tmp_path: Path) -> None:
+    """All files that came along are those of the source, byte for byte."""
+    model = copy_case(path, tmp_path)
+    out_dir = convert_to(model, tmp_path / "out")
+    if not (out_dir / "fp8pad.json").exists():
+        pytest.skip("nothing in it is padded")
+    restore(out_dir, tmp_path / "restored")
+    left_out = set(read_source(model).left_out)
+    assert files_of(tmp_path / "restored") == {
+        name: content for name, content in files_of(model).items() if name not in left_out
+    }
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_unpadding_undoes_converting_for_any_checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any shapes, any split into shards, with or without index and metadata, any alignment."""
+    area = tmp_path_factory.mktemp("area")
+    sizes = st.integers(1, 40)
+    tensors = {}
+    for number in range(data.draw(st.integers(1, 5))):
+        n, k = data.draw(sizes), data.draw(sizes)
+        scale = data.draw(st.sampled_from([(n, 1), (n,)]))
+        tensors[f"m.{number}_proj.weight"] = ("F8_E4M3", (n, k))
+        tensors[f"m.{number}_proj.weight_scale"] = (data.draw(st.sampled_from(["F32", "BF16", "F16"])), scale)
+        tensors[f"m.{number}.norm"] = ("BF16", (data.draw(st.integers(0, 9)),))
+    names = data.draw(st.permutations(sorted(tensors)))
+    num_shards = data.draw(st.integers(1, 3))
+    shards = {
+        f"model-{number + 1:05}-of-{num_shards:05}.safetensors": {
+            name: tensors[name] for name in names[number::num_shards]
+        }
+        for number in range(num_shards)
+    }
+    metadata = data.draw(st.sampled_from([None, {}, {"format": "pt"}, {"b": "1", "a": "ü"}]))
+    model = write_checkpoint(area / "model", shards, metadata=metadata, index=data.draw(st.booleans()))
+    out_dir = convert_to(model, area / "out", Policy(alignment=data.draw(st.sampled_from(["auto", 16, 32, 64, 128]))))
+    if (out_dir / "fp8pad.json").exists():
+        restore(out_dir, area / "restored")
+        assert files_of(area / "restored") == files_of(model)
+    else:
+        assert files_of(out_dir) == files_of(model)
+
+
+def test_absorbed_tensors_in_segments_come_back(tmp_path: Path) -> None:
+    """Stacked experts and a bias whose segments are padded each at its own tail, along N and along K."""
+    tensors = {"gate_up": ("F8_E4M3", (2, 6, 5)), "bias": ("BF16", (6,)), "down": ("F8_E4M3", (2, 4, 6))}
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}, {"intermediate_size": 3, "é": "ü"})
+    (model / "config.json").write_text('{"intermediate_size": 3, "é": "ü"}')
+    source = read_source(model)
+    absorbed, halves = Axes("absorb", "absorb"), ((3, 3), (16, 16))
+    edit = ConfigEdit("config.json", "intermediate_size", 3, 16)
+    plan = CheckpointPlan(
+        policy=Policy(absorb=True),
+        layers=(),
+        untouched=(),
+        tensors={
+            "gate_up": PaddedTensor((2, 6, 5), (2, 32, 16), 0, absorbed, Segments(*halves)),
+            "bias": PaddedTensor((6,), (32,), 0, absorbed, Segments(*halves)),
+            "down": PaddedTensor((2, 4, 6), (2, 4, 32), 0, absorbed, Segments(*halves, axis=-1)),
+        },
+        modules={},
+        config_edits=(edit,),
+        base=None,
+        base_source=None,
+        shards_rewritten=("model.safetensors",),
+        bytes_before=0,
+        bytes_after=0,
+    )
+    convert(source, plan, tmp_path / "out", OPTIONS, Silence())
+    assert (tmp_path / "out" / "config.json").read_text() == '{"intermediate_size": 16, "é": "ü"}'
+    restore(tmp_path / "out", tmp_path / "restored", ConvertOptions(verify="full"))
+    assert files_of(tmp_path / "restored") == files_of(model)
+
+
+def test_odd_spellings_come_back_too(tmp_path: Path) -> None:
+    """A header and an index that nobody would write so, and a total_size that is wrong, are kept word for word."""
+    model = llama(tmp_path / "model", num_shards=2)
+    path = model / "model-00001-of-00002.safetensors"
+    content = path.read_bytes()
+    size = 8 + int.from_bytes(content[:8], "little")
+    path.write_bytes(framed(json.dumps(json.loads(content[8:size])).encode()) + content[size:])
+    index = json.loads((model / INDEX).read_text())
+    (model / INDEX).write_text(json.dumps({"weight_map": index["weight_map"], "x": 1e-06, "metadata": {}}, indent="\t"))
+    (model / "config.json").write_text((model / "config.json").read_text().replace("1200.0", "1.2E3"))
+    out_dir = convert_to(model, tmp_path / "out")
+    record = json.loads((out_dir / "fp8pad.json").read_text())
+    assert record["originals"].keys() == {"config.json", INDEX, path.name}
+    restore(out_dir, tmp_path / "restored")
+    assert files_of(tmp_path / "restored") == files_of(model)
+
+
+def test_what_was_added_later_comes_along(tmp_path: Path) -> None:
+    """A model card that the publisher wrote is not lost; fp8pad's record goes."""
+    model = llama(tmp_path / "model")
+    out_dir = convert_to(model, tmp_path / "out")
+    (out_dir / "README.md").write_text("padded")
+    report = restore(out_dir, tmp_path / "restored")
+    assert files_of(tmp_path / "restored") == files_of(model) | {"README.md": b"padded"}
+    assert report == UnpadReport(tmp_path / "restored", tensors_unpadded=2, left_out=(), resumed=())
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_without_a_record_nothing_can_be_undone(tmp_path: Path, is_padded: bool) -> None:
+    """Of a padded checkpoint it is missing; any other was never padded."""
+    model = llama(tmp_path / "model")
+    out_dir = convert_to(model, tmp_path / "out")
+    (out_dir / "fp8pad.json").unlink()
+    with pytest.raises(RecordError, match=r"fp8pad\.json"):
+        restore(out_dir if is_padded else model, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"format_version": 1', '"format_version": 2', "format_version: expected 1, got 2"),
+        ("21,", "20,", "does not fit its shards"),
+        ('"config.json": "', '"other.json": "', "originals: config.json is missing"),
+        ("{", "[", "not JSON"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """An unknown version, sizes that are not those of the shards, no original config, no JSON."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
+    text = (out_dir / "fp8pad.json").read_text()
+    (out_dir / "fp8pad.json").write_text(text.replace(old, new))
+    with pytest.raises(RecordError, match=message):
+        restore(out_dir, tmp_path / "restored")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_a_shard_of_another_shape_is_refused(tmp_path: Path) -> None:
+    """Somebody saved the tensors anew."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
+    (out_dir / "model.safetensors").write_bytes(safetensors_bytes({"a": ("U8", (1,))}))
+    with pytest.raises(RecordError, match="does not fit"):
+        restore(out_dir, tmp_path / "restored")
+
+
+def test_damage_shows_where_the_source_was_hashed(tmp_path: Path) -> None:
+    """With hashes in the record, what is restored is compared with what was converted."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
+    path = out_dir / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(VerifyError, match=r"model\.safetensors: sha256"):
+        restore(out_dir, tmp_path / "restored", ConvertOptions(verify="full"))
+    assert not (tmp_path / "restored").exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    """As when converting."""
+    model = llama(tmp_path / "model")
+    out_dir = convert_to(model, tmp_path / "out")
+    with pytest.raises(OutputError, match="--overwrite"):
+        restore(out_dir, model)
