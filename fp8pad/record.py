@@ -219,7 +219,7 @@ class _Reader:
 
     def check_version(self) -> None:
         version = self.document.get("format_version")
-        if version != FORMAT_VERSION or isinstance(version, bool):
+        if type(version) is not int or version != FORMAT_VERSION:
             raise RecordError(f"{self.where}: format_version: expected {FORMAT_VERSION}, got {_shown(version)}")
 
     def get(self, key: str, kind: type[T]) -> T:
@@ -268,7 +268,7 @@ class _Reader:
 
     def one_of(self, key: str, choices: Sequence[T]) -> T:
         value = self.document.get(key)
-        if isinstance(value, bool) or value not in choices:
+        if not any(type(value) is type(choice) and value == choice for choice in choices):
             raise RecordError(f"{self.where}: {key}: expected one of {list(choices)}, got {_shown(value)}")
         return cast("T", value)
 
@@ -308,7 +308,10 @@ def _check_larger(entry: _Reader, logical: Shape, padded: Shape) -> None:
 
 
 def _check_segments(entry: _Reader, tensor: PaddedTensor, segments: Segments) -> None:
-    shapes = as_matrices(tensor.logical_shape), as_matrices(tensor.padded_shape)
+    try:
+        shapes = as_matrices(tensor.logical_shape), as_matrices(tensor.padded_shape)
+    except ValueError as error:
+        raise RecordError(f"{entry.where}: segments: {error}") from error
     axis = segments.matrix_axis
     if axis not in (1, 2) or (sum(segments.logical), sum(segments.padded)) != (shapes[0][axis], shapes[1][axis]):
         raise RecordError(f"{entry.where}: segments do not add up to {list(tensor.logical_shape)}")

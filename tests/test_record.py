@@ -1,0 +1,209 @@
+"""Records: what is written is read back the same, and nothing else is read at all."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fp8pad.errors import RecordError
+from fp8pad.record import (
+    Axes,
+    BaseSource,
+    CheckpointRecord,
+    ConfigEdit,
+    FileRecord,
+    ModuleRecord,
+    PaddedTensor,
+    Policy,
+    QuantizationRecord,
+    Segments,
+    parse_quantization_config,
+    parse_record,
+    parse_shard_metadata,
+    shard_metadata,
+    tensor_to_json,
+)
+
+RECORD = CheckpointRecord(
+    fp8pad_version="0.1.0",
+    policy=Policy(128, 8, absorb=True, absorb_experts=True),
+    tensors={
+        "a.weight": PaddedTensor((426, 136), (448, 144), 0, Axes("absorb", "pad"), Segments((213, 213), (224, 224))),
+        "b.weight": PaddedTensor((4, 8, 426), (4, 8, 448), 0, Axes("aligned", "absorb"), Segments((426,), (448,), -1)),
+        "a.weight_scale": PaddedTensor((426, 1), (448, 1), 1, Axes("absorb", "aligned")),
+    },
+    config_edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),),
+    base_source=BaseSource("hf_quant_config.json", None),
+    originals={"config.json": '{"é": 1}\n'},
+    files={"a.safetensors": FileRecord(10, 20, "ab", "cd"), "README.md": FileRecord(1, 1)},
+)
+QUANTIZATION = QuantizationRecord(
+    {"a": ModuleRecord((213, 136), (224, 144), (16, 16))}, {"quant_method": "fp8"}, "0.1.0"
+)
+
+
+def test_the_record_is_written_as_it_is_specified() -> None:
+    """Field by field, in literal JSON; what says nothing is left out."""
+    document = json.loads(RECORD.to_text())
+    assert list(document) == [
+        "format_version",
+        "fp8pad_version",
+        "policy",
+        "tensors",
+        "config_edits",
+        "base_source",
+        "originals",
+        "files",
+    ]
+    assert document["policy"] == {
+        "alignment": 128,
+        "tensor_parallel_size": 8,
+        "absorb": True,
+        "absorb_experts": True,
+    }
+    assert document["tensors"]["a.weight"] == {
+        "logical_shape": [426, 136],
+        "padded_shape": [448, 144],
+        "fill": 0,
+        "axes": {"n": "absorb", "k": "pad"},
+        "segments": {"logical": [213, 213], "padded": [224, 224]},
+    }
+    assert document["tensors"]["a.weight_scale"]["fill"] == 1
+    assert document["base_source"] == {"file": "hf_quant_config.json", "key": None}
+    assert document["files"] == {
+        "a.safetensors": {"source_size": 10, "size": 20, "sha256": "ab", "source_sha256": "cd"},
+        "README.md": {"source_size": 1, "size": 1},
+    }
+    assert "é" in RECORD.to_text()
+
+
+def test_records_are_read_back_the_same() -> None:
+    """All three of them."""
+    assert parse_record(RECORD.to_text()) == RECORD
+    assert parse_quantization_config(json.loads(json.dumps(QUANTIZATION.to_json()))) == QUANTIZATION
+    assert parse_shard_metadata(shard_metadata({"a": (2, 3), "b": ()}), "x") == {"a": (2, 3), "b": ()}
+
+
+def test_a_record_may_be_of_little() -> None:
+    """A checkpoint in which only the config is changed has no tensors."""
+    record = CheckpointRecord("0.1.0", Policy(), {})
+    assert parse_record(record.to_text()) == record
+
+
+def test_segments_count_their_axis_from_the_end() -> None:
+    """None is the N axis, which is where segments nearly always lie."""
+    assert [Segments((), (), axis).matrix_axis for axis in (None, -2, -1)] == [1, 1, 2]
+    assert "axis" not in tensor_to_json(RECORD.tensors["a.weight"])["segments"]
+
+
+A = "a.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "place"),
+    [
+        (lambda d: d.pop("format_version"), "format_version: expected 1, got null"),
+        (lambda d: d.update(format_version=2), "format_version: expected 1, got 2"),
+        (lambda d: d.update(format_version=True), "format_version: expected 1, got true"),
+        (lambda d: d.update(format_version=1.0), "format_version: expected 1, got 1.0"),
+        (lambda d: d.pop("fp8pad_version"), "fp8pad_version: expected str"),
+        (lambda d: d.pop("policy"), "policy: expected an object"),
+        (lambda d: d["policy"].update(alignment=17), "alignment: expected one of"),
+        (lambda d: d["policy"].update(alignment=True), "alignment: expected one of"),
+        (lambda d: d["policy"].update(absorb=1), "absorb: expected bool"),
+        (lambda d: d["policy"].update(tensor_parallel_size=-1), "tensor_parallel_size: expected a size"),
+        (lambda d: d["policy"].update(tensor_parallel_size=True), "tensor_parallel_size: expected int"),
+        (lambda d: d.update(tensors=[]), "tensors"),
+        (lambda d: d["tensors"].update({A: 1}), f"{A}: expected an object"),
+        (lambda d: d["tensors"][A].update(logical_shape=[426, -1]), "logical_shape: expected a list of sizes"),
+        (lambda d: d["tensors"][A].update(logical_shape=[426, 1.0]), "logical_shape: expected a list of sizes"),
+        (lambda d: d["tensors"][A].update(logical_shape=[426]), "does not fit into its padded"),
+        (lambda d: d["tensors"][A].update(padded_shape=[400, 144]), "does not fit into its padded"),
+        (lambda d: d["tensors"][A].update(fill=2), "fill: expected one of"),
+        (lambda d: d["tensors"][A].update(fill=False), "fill: expected one of"),
+        (lambda d: d["tensors"][A].update(fill=0.0), "fill: expected one of"),
+        (lambda d: d["tensors"][A]["axes"].update(n="padded"), "n: expected one of"),
+        (lambda d: d["tensors"][A].update(segments=3), "segments: expected an object"),
+        (lambda d: d["tensors"][A]["segments"].update(logical=[213]), "does not fit"),
+        (lambda d: d["tensors"][A]["segments"].update(logical=[213, 212]), "do not add up"),
+        (lambda d: d["tensors"][A]["segments"].update(axis=-1), "do not add up"),
+        (lambda d: d["tensors"][A]["segments"].update(axis=0), "do not add up"),
+        (lambda d: d["tensors"][A]["segments"].update(axis=7), "do not add up"),
+        (lambda d: d.update(config_edits={}), "config_edits"),
+        (lambda d: d["config_edits"][0].pop("key"), "key: expected str"),
+        (lambda d: d.update(base_source="config.json"), "base_source: expected an object"),
+        (lambda d: d.update(originals={"config.json": {}}), "originals"),
+        (lambda d: d["files"]["README.md"].pop("size"), "size: expected int"),
+        (lambda d: d["files"]["README.md"].update(sha256=1), "sha256: expected str"),
+    ],
+)
+def test_what_is_not_as_specified_is_refused(damage: Callable[[Any], None], place: str) -> None:
+    """The error names the place, what is expected there and what was found."""
+    document = json.loads(RECORD.to_text())
+    damage(document)
+    with pytest.raises(RecordError) as caught:
+        parse_record(json.dumps(document))
+    assert str(caught.value).startswith("fp8pad.json")
+    assert place in str(caught.value)
+
+
+def test_segments_of_what_is_no_stack_of_matrices_are_refused() -> None:
+    """A shape that cannot be cut into segments is an error of the record, too."""
+    document = json.loads(RECORD.to_text())
+    document["tensors"][A].update(logical_shape=[1, 2, 3, 4], padded_shape=[1, 2, 3, 4])
+    with pytest.raises(RecordError):
+        parse_record(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("damage", "place"),
+    [
+        (lambda d: d.pop("modules"), "modules"),
+        (lambda d: d.update(base=None), "base: expected dict"),
+        (lambda d: d["modules"]["a"].update(alignment=[0, 16]), "alignment: expected two positive sizes"),
+        (lambda d: d["modules"]["a"].update(logical_shape=[1, 2, 3]), "logical_shape: expected two sizes"),
+        (lambda d: d["modules"]["a"].update(padded_shape=[1, 1]), "does not fit into its padded"),
+        (lambda d: d.update(format_version=0), "format_version: expected 1, got 0"),
+    ],
+)
+def test_a_quantization_config_that_is_not_as_specified_is_refused(damage: Callable[[Any], None], place: str) -> None:
+    """The runtime must not guess."""
+    document = json.loads(json.dumps(QUANTIZATION.to_json()))
+    damage(document)
+    with pytest.raises(RecordError, match=r"config\.json: quantization_config") as caught:
+        parse_quantization_config(document)
+    assert place in str(caught.value)
+
+
+@pytest.mark.parametrize("document", [None, [], "fp8pad", 7])
+def test_a_quantization_config_that_is_no_object_is_refused(document: object) -> None:
+    """Whatever stands in its place."""
+    with pytest.raises(RecordError, match="expected an object"):
+        parse_quantization_config(document)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "garbage", "[]", '{"a":' * 100_000, '{"format_version": 1}', '{"format_version": 9}']
+)
+def test_shard_metadata_that_is_not_as_specified_is_refused(text: str) -> None:
+    """The error names the shard."""
+    with pytest.raises(RecordError, match=r"^x\.safetensors: __metadata__\.fp8pad"):
+        parse_shard_metadata(text, "x.safetensors")
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_no_json_raises_anything_but_a_record_error(value: Any) -> None:
+    """Wherever it stands in a record."""
+    for key in json.loads(RECORD.to_text()):
+        document = json.loads(RECORD.to_text()) | {key: value}
+        try:
+            parse_record(json.dumps(document))
+        except RecordError:
+            continue
