@@ -22,7 +22,7 @@ from fp8pad.errors import CheckpointError
 from fp8pad.gemm.check import GemmOptions, GemmReport, sample, verify_gemm
 from fp8pad.gemm.float8 import fp8_bytes, fp8_values, scale_values
 from fp8pad.gemm.layers import positions, seeded_activations
-from fp8pad.gemm.products import EXACT, MAX_ACTIVATION, MAX_EXACT_K
+from fp8pad.gemm.products import EXACT, MAX_ACTIVATION, MAX_EXACT_K, scaled_mm
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
@@ -155,6 +155,18 @@ def biased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     example = Path(__file__).parent.parent / "examples" / "llama-fp8"
     model = with_biases(example, root / "model")
     return model, converted(model, root / "out", Policy(absorb=True))
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True, absorb_experts=True), Policy(alignment=128)])
+def test_torch_multiplies_both_forms_to_the_same_bits(policy: Policy, example: Path, tmp_path: Path) -> None:
+    """`_scaled_mm`, here on the CPU, rounds as it likes; both forms reach it in one shape, so it rounds both alike."""
+    pytest.importorskip("torch", reason="needs torch")
+    out_dir = converted(example, tmp_path / "out", policy)
+    report = verify_gemm(example, out_dir, ALL_LAYERS, Silence(), scaled_mm("cpu", "this CPU"))
+    assert (report.ok, report.arithmetic, len(report.results)) == (True, "torch._scaled_mm on this CPU", 14)
+    CORRUPTIONS["one padded byte, in the tail of K"](out_dir)
+    report = verify_gemm(example, out_dir, ALL_LAYERS, Silence(), scaled_mm("cpu", "this CPU"))
+    assert [result.name for result in report.results if result.mismatch] == ["model.layers.0.self_attn.q_proj.weight"]
 
 
 def claims() -> dict[str, dict[str, bool]]:

@@ -10,7 +10,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.source import CONFIG_FILE, read_checkpoint, read_record, read_source
 from fp8pad.errors import CheckpointError
 from fp8pad.gemm.layers import Form, LayerPair
-from fp8pad.gemm.products import MAX_EXACT_K, best_arithmetic
+from fp8pad.gemm.products import MAX_EXACT_K, Arithmetic, best_arithmetic
 from fp8pad.planning.layers import Fp8Linear, recognise
 from fp8pad.planning.quantization import find_quantization
 
@@ -52,11 +52,14 @@ class GemmReport:
         return {"ok": self.ok, **asdict(self)}
 
 
-def verify_gemm(model_dir: Path, out_dir: Path, options: GemmOptions, progress: Progress) -> GemmReport:
+def verify_gemm(
+    model_dir: Path, out_dir: Path, options: GemmOptions, progress: Progress, arithmetic: Arithmetic | None = None
+) -> GemmReport:
     """Multiply padded FP8 weights of `out_dir`, and those of `model_dir` that they were made from, and compare.
 
-    A layer at a time, rows in pieces: memory does not grow with the checkpoint. Raises `CheckpointError` if either
-    folder cannot be read as a checkpoint, `RecordError` if fp8pad.json is missing or malformed.
+    `arithmetic` None is the best that this machine has. A layer at a time, rows in pieces: memory does not grow with the
+    checkpoint. Raises `CheckpointError` if either folder cannot be read as a checkpoint, `RecordError` if fp8pad.json is
+    missing or malformed.
     """
     source, converted = read_source(model_dir), read_checkpoint(out_dir)
     record = read_record(converted)
@@ -65,7 +68,7 @@ def verify_gemm(model_dir: Path, out_dir: Path, options: GemmOptions, progress: 
     padded = record.tensors if record else {}
     candidates = [linear for linear in linears if linear.weight.name in padded]
     chosen = sample(candidates, options.num_layers, options.seed)
-    arithmetic = best_arithmetic(frozenset(linear.weight.dtype for linear in chosen))
+    arithmetic = arithmetic or best_arithmetic(frozenset(linear.weight.dtype for linear in chosen))
     before, after = Form.of(source), Form.of(converted)
     results = []
     progress.start("multiplying", sum(linear.weight.num_bytes for linear in chosen))

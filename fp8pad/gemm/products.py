@@ -23,8 +23,8 @@ MAX_EXACT_K = 2**17
 MAX_ACTIVATION = 8
 ROWS_AT_A_TIME_BYTES = 2**22  # of FP8; eight times as much once decoded
 
-# FP8 dtypes that CUDA's tensor cores take, as torch calls them.
-_CUDA_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+# FP8 dtypes that CUDA's tensor cores take, by torch's names.
+_TORCH_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 Multiply = Callable[[Floats, Bytes, str], Floats]
@@ -114,28 +114,31 @@ def best_arithmetic(dtypes: frozenset[str]) -> Arithmetic:
     except ImportError:
         return EXACT
     takes_fp8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
-    if not takes_fp8 or not dtypes <= _CUDA_DTYPES.keys():
+    if not takes_fp8 or not dtypes <= _TORCH_DTYPES.keys():
         return EXACT
-    return Arithmetic(f"torch._scaled_mm on {torch.cuda.get_device_name()}", False, _multiply_on_gpu)
+    return scaled_mm("cuda", torch.cuda.get_device_name())
+
+
+def scaled_mm(device: str, device_name: str) -> Arithmetic:
+    """Return the arithmetic of `torch._scaled_mm` on a torch device: sums in float32, as its kernel forms them."""
+    import torch
+
+    one = torch.ones((), device=device)
+
+    def on_device(data: Bytes, dtype: str) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(data)).to(device).view(getattr(torch, _TORCH_DTYPES[dtype]))
+
+    def multiply(activations: Floats, weight: Bytes, dtype: str) -> Floats:
+        left = on_device(fp8_bytes("F8_E4M3", activations), "F8_E4M3")  # [M, K]
+        right = on_device(weight, dtype).t()  # [K, n], column by column, as tensor cores want it
+        sums = torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.float32)
+        return sums.double().cpu().numpy()  # type: ignore[no-any-return]
+
+    return Arithmetic(f"torch._scaled_mm on {device_name}", False, multiply)
 
 
 def _multiply_exactly(activations: Floats, weight: Bytes, dtype: str) -> Floats:
     return activations @ fp8_values(dtype)[weight].T
-
-
-def _multiply_on_gpu(activations: Floats, weight: Bytes, dtype: str) -> Floats:
-    import torch
-
-    def to_gpu(data: Bytes, name: str) -> Any:
-        return torch.from_numpy(np.ascontiguousarray(data)).cuda().view(getattr(torch, name))
-
-    one = torch.ones((), device="cuda")
-    left = to_gpu(fp8_bytes("F8_E4M3", activations), "float8_e4m3fn")  # [M, K]
-    right = to_gpu(weight, _CUDA_DTYPES[dtype]).t()  # [K, n], by columns, as the tensor cores want it
-    sums: Floats = (
-        torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.float32).double().cpu().numpy()
-    )
-    return sums
 
 
 EXACT = Arithmetic("exact float64", True, _multiply_exactly)
