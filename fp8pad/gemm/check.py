@@ -57,9 +57,9 @@ def verify_gemm(
 ) -> GemmReport:
     """Multiply padded FP8 weights of `out_dir`, and those of `model_dir` that they were made from, and compare.
 
-    `arithmetic` None is the best that this machine has. A layer at a time, rows in pieces: memory does not grow with the
-    checkpoint. Raises `CheckpointError` if either folder cannot be read as a checkpoint, `RecordError` if fp8pad.json is
-    missing or malformed.
+    `arithmetic` None is the best that this machine has. A layer at a time, rows in pieces: memory does not grow with
+    the checkpoint. Raises `CheckpointError` if either folder cannot be read as a checkpoint, `RecordError` if
+    fp8pad.json is missing or malformed.
     """
     source, converted = read_source(model_dir), read_checkpoint(out_dir)
     record = read_record(converted)
