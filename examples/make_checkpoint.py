@@ -19,16 +19,16 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = ["<s>", "</s>"]
+BEGIN, END = "<s>", "</s>"
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of 258 tokens: two special ones and each byte, so that every text can be encoded."""
-    tokens = SPECIAL_TOKENS + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [BEGIN, END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BEGIN, eos_token=END)
 
 
 def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
