@@ -99,12 +99,12 @@ def _watch(process: "subprocess.Popen[bytes]", reply_file: Path, log: Path, prog
 
 
 def _last_lines(log: Path) -> list[str]:
-    """Return the last lines that are not blank; a progress bar's returns of the carriage end a line too."""
+    """Return the last lines that say something; a progress bar's returns of the carriage end a line too."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_END_BYTES))
         text = file.read().decode(errors="replace")
     lines = (line.strip() for line in text.replace("\r", "\n").split("\n"))
-    return [line for line in lines if line]
+    return [line for line in lines if line.strip("^~ ")]
 
 
 def _telling_lines(log: Path) -> list[str]:
