@@ -37,6 +37,19 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def case() -> Callable[[str], Path]:
+    """Return a function that finds a checkpoint made by a real tool; the test skips itself where there are none."""
+    folder = Path(os.environ.get("FP8PAD_CASES", HERE.parents[2] / "shared" / "cases"))
+
+    def find(name: str) -> Path:
+        if not (folder / name).is_dir():
+            pytest.skip(f"no {name} in {folder}; FP8PAD_CASES says where such checkpoints are")
+        return folder / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function that builds a tiny model, once in a session, and returns where it is."""
     from tiny_models import build

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ ENGINE_OPTIONS: Mapping[str, Any] = {
 # Lengths around and beyond the sizes at which kernels change their ways; ids that every tiny vocabulary has.
 PROMPTS = tuple({"prompt_token_ids": [(7 * i + n) % 400 + 8 for i in range(n)]} for n in (1, 5, 16, 33))
 
+Prompts = Sequence[Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -46,23 +48,27 @@ class Served:
     kv_cache_dtype: str
 
 
-def serve(model: Path, prompts: Any = PROMPTS, **options: Any) -> Served:
-    """Start an engine on `model` in this process, ask it `prompts`, and end it."""
+def serve(model: Path, prompts: Prompts = PROMPTS, **options: Any) -> Served:
+    """Start an engine on `model` in this process, ask it `prompts`, and end it.
+
+    A prompt with `image_size`, `[height, width]`, comes with an image of random pixels, the same each time.
+    """
     from vllm import LLM
 
     llm = LLM(str(model), **{**ENGINE_OPTIONS, **options})
     try:
-        return Served(_answers(llm, prompts), _padded_layers(llm), _kv_cache_dtype(llm))
+        return Served(answers_of(llm, prompts), llm.apply_model(padded_layers)[0], _kv_cache_dtype(llm))
     finally:
         del llm
         gc.collect()
 
 
-def serve_apart(model: Path, environment: Mapping[str, str] | None = None, **options: Any) -> Served:
+def serve_apart(
+    model: Path, prompts: Prompts = PROMPTS, environment: Mapping[str, str] | None = None, **options: Any
+) -> Served:
     """Do as `serve` does in a process of its own, as several ranks need; raise its last words if it fails."""
-    command = [sys.executable, __file__, str(model), json.dumps(options)]
-    path = os.pathsep.join([str(STANDINS), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, **(environment or {})}
+    command = [sys.executable, __file__, str(model), json.dumps({"prompts": prompts, **options})]
+    env = {**os.environ, **(environment or {})}
     run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
     if run.returncode:
         raise RuntimeError(run.stderr)
@@ -71,11 +77,12 @@ def serve_apart(model: Path, environment: Mapping[str, str] | None = None, **opt
     return Served(tuple(answers), tuple(result["padded_layers"]), result["kv_cache_dtype"])
 
 
-def _answers(llm: Any, prompts: Any) -> tuple[Answer, ...]:
+def answers_of(llm: Any, prompts: Prompts, **options: Any) -> tuple[Answer, ...]:
+    """Return what an engine answers to `prompts`, eight tokens each, chosen greedily."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=8, logprobs=0, prompt_logprobs=0, detokenize=False)
-    outputs = llm.generate(list(prompts), params, use_tqdm=False)
+    outputs = llm.generate([_with_image(prompt) for prompt in prompts], params, use_tqdm=False, **options)
     return tuple(
         Answer(
             tokens=tuple(output.outputs[0].token_ids),
@@ -86,22 +93,26 @@ def _answers(llm: Any, prompts: Any) -> tuple[Answer, ...]:
     )
 
 
+def _with_image(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    if "image_size" not in prompt:
+        return dict(prompt)
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*prompt["image_size"], 3), dtype=np.uint8)
+    token_ids = list(prompt["prompt_token_ids"])
+    return {"prompt_token_ids": token_ids, "multi_modal_data": {"image": Image.fromarray(pixels)}}
+
+
 def _chosen(steps: Any) -> tuple[float, ...]:
     return tuple(next(iter(step.values())).logprob for step in steps)
 
 
-def model_of(llm: Any) -> Any:
-    """Return the torch module that an engine of this process, on one rank, runs."""
-    return llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
-
-
-def _padded_layers(llm: Any) -> tuple[str, ...]:
+def padded_layers(model: Any) -> tuple[str, ...]:
+    """Return the names of the layers that fp8pad pads in `model`, the torch module of one rank."""
     from fp8pad.runtime.linear import PaddedLinearMethod
 
-    worker = getattr(llm.llm_engine.model_executor, "driver_worker", None)
-    if worker is None:  # the ranks are other processes
-        return ()
-    methods = ((name, getattr(layer, "quant_method", None)) for name, layer in model_of(llm).named_modules())
+    methods = ((name, getattr(layer, "quant_method", None)) for name, layer in model.named_modules())
     return tuple(name for name, method in methods if isinstance(method, PaddedLinearMethod) and method.sizes.is_padded)
 
 

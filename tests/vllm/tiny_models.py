@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -24,10 +24,11 @@ class TinyModel:
     """One family: its transformers config, and which FP8 layout its Linear weights take."""
 
     config: Callable[[], Any]
+    layout: Literal["compressed-tensors", "autofp8", "modelopt"] = "compressed-tensors"
     scale_dtype: torch.dtype = torch.bfloat16
-    static: bool = False
     quantized_head: bool = False
     kv_cache: bool = False
+    seed: int = 20
 
 
 def _llama(**sizes: Any) -> Any:
@@ -37,18 +38,11 @@ def _llama(**sizes: Any) -> Any:
     return LlamaConfig(head_dim=32, num_hidden_layers=2, vocab_size=509, **{**defaults, **sizes})
 
 
-def _phi3() -> Any:
+def _phi3(**sizes: Any) -> Any:
     from transformers import Phi3Config
 
-    return Phi3Config(
-        hidden_size=160,
-        intermediate_size=213,
-        num_attention_heads=5,
-        num_key_value_heads=1,
-        num_hidden_layers=2,
-        vocab_size=509,
-        pad_token_id=0,
-    )
+    defaults = {"hidden_size": 160, "intermediate_size": 213, "num_attention_heads": 5, "num_key_value_heads": 1}
+    return Phi3Config(num_hidden_layers=2, vocab_size=509, pad_token_id=0, **{**defaults, **sizes})
 
 
 def _gpt_bigcode() -> Any:
@@ -60,14 +54,21 @@ def _gpt_bigcode() -> Any:
 MODELS: Mapping[str, TinyModel] = {
     "llama": TinyModel(_llama),
     "llama_bias": TinyModel(lambda: _llama(attention_bias=True, mlp_bias=True)),
+    "llama_bias_other": TinyModel(lambda: _llama(attention_bias=True, mlp_bias=True), seed=21),
     "llama_float32_scales": TinyModel(_llama, scale_dtype=torch.float32),
     "llama_float16_scales": TinyModel(_llama, scale_dtype=torch.float16),
     "llama_hidden_200": TinyModel(lambda: _llama(hidden_size=200, intermediate_size=256)),
     "llama_quantized_head": TinyModel(_llama, quantized_head=True),
     "llama_kv_cache": TinyModel(_llama, kv_cache=True),
-    "llama_static": TinyModel(_llama, scale_dtype=torch.float32, static=True),
-    # Sizes that stock vLLM splits over two ranks: aligned whole, not in halves.
-    "llama_halves": TinyModel(lambda: _llama(hidden_size=144, intermediate_size=272)),
+    "llama_modelopt_kv_cache": TinyModel(_llama, "modelopt", torch.float32, kv_cache=True),
+    "llama_static": TinyModel(_llama, "autofp8"),
+    # Sizes that vLLM splits over two ranks: aligned as a whole, but not in halves; and unaligned both ways.
+    "llama_halves": TinyModel(
+        lambda: _llama(hidden_size=144, intermediate_size=272, attention_bias=True, mlp_bias=True)
+    ),
+    "phi3_halves": TinyModel(
+        lambda: _phi3(hidden_size=192, intermediate_size=210, num_attention_heads=6, num_key_value_heads=2)
+    ),
     "phi3": TinyModel(_phi3),
     "gpt_bigcode": TinyModel(_gpt_bigcode),
 }
@@ -78,13 +79,13 @@ def build(name: str, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     tiny = MODELS[name]
-    torch.manual_seed(20)
+    torch.manual_seed(tiny.seed)
     model = AutoModelForCausalLM.from_config(tiny.config(), dtype=torch.bfloat16)
     tensors = _quantized(model, tiny)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = {**model.config.to_dict(), "architectures": [type(model).__name__], "dtype": "bfloat16"}
-    config["quantization_config"] = _autofp8_config() if tiny.static else _compressed_tensors_config(tiny)
+    config["quantization_config"] = _quantization_config(tiny)
     (folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
     return folder
 
@@ -98,12 +99,13 @@ def _quantized(model: Any, tiny: TinyModel) -> dict[str, torch.Tensor]:
         if kind == "bias":
             tensors[name] = torch.randn_like(tensor) * 0.1  # transformers starts them at zero, which would show nothing
         elif module in linears and kind == "weight":
-            tensors |= _static(name, tensor) if tiny.static else _per_channel(name, tensor, tiny.scale_dtype)
+            tensors |= _static(name, tensor) if tiny.layout == "autofp8" else _per_channel(name, tensor, tiny)
         elif name != "lm_head.weight" or not model.config.tie_word_embeddings:
             tensors[name] = tensor.contiguous()
     if tiny.kv_cache:
-        attentions = {name.rpartition(".")[0] for name in linears if name.endswith("k_proj")}
-        tensors |= {f"{name}.{kind}_scale": torch.tensor([0.05]) for name in attentions for kind in "kv"}
+        attentions = sorted(name.rpartition(".")[0] for name in linears if name.endswith("k_proj"))
+        modules = {kind: f".{kind}_proj" if tiny.layout == "modelopt" else "" for kind in "kv"}
+        tensors |= {f"{name}{modules[kind]}.{kind}_scale": torch.tensor([0.05]) for name in attentions for kind in "kv"}
     return tensors
 
 
@@ -111,9 +113,10 @@ def _is_linear(module: Any) -> bool:
     return isinstance(module, torch.nn.Linear)
 
 
-def _per_channel(name: str, weight: torch.Tensor, scale_dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    scale = (weight.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).to(scale_dtype)  # [N, 1]
-    return {name: (weight.float() / scale.float()).to(torch.float8_e4m3fn), f"{name}_scale": scale}
+def _per_channel(name: str, weight: torch.Tensor, tiny: TinyModel) -> dict[str, torch.Tensor]:
+    scale = (weight.float().abs().amax(dim=1, keepdim=True) / FP8_MAX).to(tiny.scale_dtype)  # [N, 1]
+    fp8 = (weight.float() / scale.float()).to(torch.float8_e4m3fn)
+    return {name: fp8, f"{name}_scale": scale.flatten() if tiny.layout == "modelopt" else scale}
 
 
 def _static(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -123,17 +126,21 @@ def _static(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: fp8, f"{name}_scale": scale, name.replace("weight", "input_scale"): input_scale}
 
 
-def _compressed_tensors_config(tiny: TinyModel) -> dict[str, Any]:
-    targets = ["Linear", "re:.*lm_head"] if tiny.quantized_head else ["Linear"]
-    group = {"targets": targets, "weights": dict(CHANNEL), "input_activations": dict(TOKEN)}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "config_groups": {"group_0": group},
-        "ignore": [] if tiny.quantized_head else ["lm_head"],
-        "kv_cache_scheme": dict(KV_CACHE) if tiny.kv_cache else None,
-    }
-
-
-def _autofp8_config() -> dict[str, Any]:
-    return {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+def _quantization_config(tiny: TinyModel) -> dict[str, Any]:
+    match tiny.layout:
+        case "autofp8":
+            return {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+        case "modelopt":
+            scheme = {"num_bits": 8, "type": "float", "dynamic": False}
+            base = {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN", "ignore": ["lm_head"]}
+            return {**base, "kv_cache_scheme": scheme if tiny.kv_cache else None}
+        case "compressed-tensors":
+            targets = ["Linear", "re:.*lm_head"] if tiny.quantized_head else ["Linear"]
+            group = {"targets": targets, "weights": dict(CHANNEL), "input_activations": dict(TOKEN)}
+            return {
+                "quant_method": "compressed-tensors",
+                "format": "float-quantized",
+                "config_groups": {"group_0": group},
+                "ignore": [] if tiny.quantized_head else ["lm_head"],
+                "kv_cache_scheme": dict(KV_CACHE) if tiny.kv_cache else None,
+            }

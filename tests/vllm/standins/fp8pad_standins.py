@@ -1,8 +1,7 @@
 """A vLLM plugin of the tests alone: torch stand-ins for operators that vLLM's CPU build lacks.
 
 With them static and per-tensor checkpoints serve on the CPU, through vLLM's own layers, loaders and requantization; the
-original and the converted one alike. `torchvision`'s two operators let its Python parts be imported beside a torch that
-they were not compiled for, which is all that Qwen2.5-VL's image processor needs.
+original and the converted one alike.
 """
 
 import torch
@@ -16,19 +15,13 @@ def register() -> None:
         return
     import vllm._custom_ops  # noqa: F401  defines the operators that are there
 
-    _libraries.append(_quantization())
-    if not _has_torchvision_operators():
-        _libraries.append(_torchvision())
-
-
-def _quantization() -> torch.library.Library:
     library = torch.library.Library("_C", "FRAGMENT")
     # vLLM's CPU build has a nameless, empty overload of the first.
     library.define("static_scaled_fp8_quant.torch(Tensor! out, Tensor input, Tensor scale, int[]? group_shape) -> ()")
     library.define("silu_and_mul_quant(Tensor! out, Tensor input, Tensor scale) -> ()")
     library.impl("static_scaled_fp8_quant.torch", _static_scaled_fp8_quant, "CPU")
     library.impl("silu_and_mul_quant", _silu_and_mul_quant, "CPU")
-    return library
+    _libraries.append(library)
 
 
 def _static_scaled_fp8_quant(
@@ -47,14 +40,3 @@ def _silu_and_mul_quant(out: torch.Tensor, x: torch.Tensor, scale: torch.Tensor)
 
 def _quantized(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (x * scale.float().reciprocal()).clamp(-448, 448).to(torch.float8_e4m3fn)
-
-
-def _has_torchvision_operators() -> bool:
-    return hasattr(torch.ops.torchvision, "nms")
-
-
-def _torchvision() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library

@@ -1,0 +1,86 @@
+"""What someone meets who types `vllm serve`: answers with the plugin, a refusal that names it without."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import PROMPTS, serve, serve_apart
+
+pytestmark = pytest.mark.vllm
+
+Find = Callable[[str], Path]
+Convert = Callable[..., Path]
+STARTUP_SECONDS = 300
+
+
+def test_vllm_serve_answers_completions(tmp_path: Path, tiny: Find, converted: Convert) -> None:
+    """A padded checkpoint behind `vllm serve` completes a prompt with the original's tokens."""
+    padded = converted(tiny("llama"))
+    expected = serve(tiny("llama")).answers[-1].tokens
+    with _server(padded, tmp_path / "server.log") as url:
+        prompt = PROMPTS[-1]["prompt_token_ids"]
+        request = {"model": str(padded), "prompt": prompt, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
+        answer = _post(f"{url}/v1/completions", request)
+    assert tuple(answer["choices"][0]["token_ids"]) == expected
+
+
+def test_without_the_plugin_the_refusal_names_fp8pad(tiny: Find, converted: Convert) -> None:
+    """A server that lacks fp8pad says that it does not know this quantization method, before it loads a weight."""
+    with pytest.raises(RuntimeError, match="Unknown quantization method: fp8pad"):
+        serve_apart(converted(tiny("llama")), environment={"VLLM_PLUGINS": ""})
+
+
+@contextmanager
+def _server(model: Path, log: Path) -> Iterator[str]:
+    port = _free_port()
+    options = ["--enforce-eager", "--max-model-len", "256", "--dtype", "bfloat16", "--skip-tokenizer-init"]
+    command = [_vllm(), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *options]
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
+        ) as run,
+    ):
+        try:
+            _wait_until_healthy(run, f"http://127.0.0.1:{port}", log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            run.terminate()
+
+
+def _vllm() -> str:
+    return str(Path(sys.executable).parent / "vllm")
+
+
+def _wait_until_healthy(run: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    deadline = time.monotonic() + STARTUP_SECONDS
+    while time.monotonic() < deadline and run.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310  on this machine
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(1)
+    pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")
+
+
+def _post(url: str, document: dict[str, Any]) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(document).encode(), headers)  # noqa: S310  on this machine
+    with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
+        return json.load(response)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
