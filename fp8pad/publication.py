@@ -69,7 +69,7 @@ def publish(draft: Draft, out_dir: Path, options: WriteOptions, progress: Progre
             writer.write_text(file, text)
         check_unchanged(draft.source)
         shards = {layout.logical.file: writer.staged(layout) for layout in draft.layouts}
-        staging.publish({**shards, **{file: staging.staged_text(file) for file in texts}}, options.overwrite)
+        staging.publish({**shards, **{file: staging.staged(file) for file in texts}}, options.overwrite)
     return Published(target, tuple(layout.logical.file for layout in finished))
 
 

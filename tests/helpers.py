@@ -17,9 +17,18 @@ FBGEMM = {"model_type": "llama", "quantization_config": {"quant_method": "fbgemm
 Tensors = Mapping[str, tuple[str, Sequence[int]]]
 
 
-def safetensors_bytes(tensors: Tensors, metadata: Mapping[str, str] | None = None, seed: int = 0) -> bytes:
-    """Return a safetensors file with random data, in the spelling of the safetensors library."""
+def safetensors_bytes(
+    tensors: Tensors,
+    metadata: Mapping[str, str] | None = None,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+) -> bytes:
+    """Return a safetensors file with random data, in the spelling of the safetensors library.
+
+    Data lies in the order of `tensors`; the header names them in the order of `names`, if given.
+    """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    header |= dict.fromkeys(names or ())
     end = 0
     for name, (dtype, shape) in tensors.items():
         begin, end = end, end + int(np.prod(shape, dtype=np.int64)) * BITS[dtype] // 8

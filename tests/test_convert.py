@@ -272,9 +272,10 @@ def test_too_little_space_is_noticed_before_anything_is_written(
     with pytest.raises(OutputError, match="not enough disk space"):
         converted(model, tmp_path / "deep" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    (tmp_path / ".out.fp8pad").mkdir()
-    (tmp_path / ".out.fp8pad" / "x.unfinished").write_bytes(bytes(4000))
-    assert converted(model, tmp_path / "out").resumed == ()
+    (tmp_path / ".out.fp8pad" / "staged").mkdir(parents=True)
+    (tmp_path / ".out.fp8pad" / "staged" / "x.unfinished").write_bytes(bytes(4000))
+    converted(model, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -412,7 +413,7 @@ def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pyt
     """A source that was touched, another plan, another wish, or a file of another size: all is written anew."""
     model = llama(tmp_path / "model", num_shards=2)
     interrupt_second_shard(tmp_path, monkeypatch, model)
-    (finished,) = (tmp_path / ".out.fp8pad").iterdir()
+    (finished,) = (tmp_path / ".out.fp8pad" / "staged").iterdir()
     policy = Policy(alignment=64) if change == "plan" else Policy()
     if change == "source":
         os.utime(model / "model-00001-of-00002.safetensors", ns=(0, 0))

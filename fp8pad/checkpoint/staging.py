@@ -19,13 +19,14 @@ from fp8pad.errors import OutputError
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2  # linux/fs.h
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a network file system may know none
 UNFINISHED = ".unfinished"
 STAGED = ".staged"
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """The hidden folder `root` in which the future `out_dir` grows; this process alone holds it."""
+    """The hidden folder `root` in which the future `out_dir` grows; one process at a time holds it."""
 
     root: Path
     out_dir: Path
@@ -36,52 +37,53 @@ class Staging:
         return cls(out_dir.with_name(f".{out_dir.name}.fp8pad"), out_dir)
 
     @property
+    def files(self) -> Path:
+        """The folder that is to become `out_dir`."""
+        return self.root / "files"
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the files that an earlier run left."""
         return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
 
-    def staged_shard(self, file: str, digest: str) -> Path:
-        """Return where the shard `file`, made from what `digest` stands for, lies when it is complete."""
-        return self.root / f"{file}.{digest}{STAGED}"
+    def staged(self, file: str, digest: str = "") -> Path:
+        """Return where `file` lies when it is complete; `digest` stands for what a shard was made from."""
+        return self._shelf / f"{file}.{digest}{STAGED}"
 
-    def staged_text(self, file: str) -> Path:
-        """Return where the text file `file` lies until the checkpoint is published."""
-        return self.root / f"{file}{STAGED}"
-
-    def unfinished_shard(self, file: str) -> Path:
-        """Return where the shard `file` lies while it is written."""
-        return self.root / f"{file}{UNFINISHED}"
+    def unfinished(self, file: str) -> Path:
+        """Return where `file` lies while it is written."""
+        return self._shelf / f"{file}{UNFINISHED}"
 
     @contextmanager
     def held(self, resume: bool) -> Iterator[None]:
-        """Create the folder, or take up what a killed run left in it if `resume`, and keep other processes out.
+        """Create the folder and keep other processes out; with `resume`, take up what a killed run left in it.
 
-        It is removed if an error is raised inside; if the run is interrupted, finished shards stay. Raises
-        `OutputError` if it cannot be created or another process holds it.
+        Everything in it is removed at the end; if the run is interrupted, finished files stay. Raises `OutputError` if
+        it cannot be created or another process holds it.
         """
         with writing(self.root):
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.root.with_name(f"{self.root.name}.lock")):
+            lock = self._lock()
+        try:
             with writing(self.root):
-                _undo_half_replacement(self.out_dir)
-                if not resume and self.root.exists():
-                    shutil.rmtree(self.root)
-                self.root.mkdir(exist_ok=True)
-            try:
-                yield
-            except BaseException as error:
-                staged = set(self.root.glob(f"*{STAGED}"))
-                if isinstance(error, Exception) or not staged:
-                    shutil.rmtree(self.root, ignore_errors=True)
-                else:
-                    self.keep_only(staged)
-                raise
+                self._undo_half_replacement()
+                self._clear(self.files, self._replaced, *([] if resume else [self._shelf]))
+                self.files.mkdir()
+                self._shelf.mkdir(exist_ok=True)
+            yield
+            with writing(self.root):
+                self._remove()
+        except BaseException as error:
+            with suppress(OSError, OutputError):
+                self._leave(keep_staged=not isinstance(error, Exception))
+            raise
+        finally:
+            os.close(lock)
 
     def keep_only(self, staged: set[Path]) -> None:
-        """Remove everything but the complete shards `staged`."""
-        for path in self.root.iterdir():
-            if path not in staged:
-                _remove(path)
+        """Remove every staged file but those that can be used."""
+        with writing(self.root):
+            for path in set(self._shelf.iterdir()) - staged:
+                path.unlink()
 
     def publish(self, staged: Mapping[str, Path], overwrite: bool) -> None:
         """Give the staged files their names, in order, then put the whole folder in the place of `out_dir` in one step.
@@ -90,28 +92,65 @@ class Staging:
         """
         with writing(self.out_dir):
             for file, path in staged.items():
-                path.rename(self.root / file)
-            for folder, _, _ in os.walk(self.root):
+                path.rename(self.files / file)
+            for folder, _, _ in os.walk(self.files):
                 sync_folder(Path(folder))
             if overwrite and self.out_dir.exists():
                 self._replace()
             else:
-                self.root.rename(self.out_dir)  # an empty folder may stand there
+                self.files.rename(self.out_dir)  # an empty folder may stand there
             sync_folder(self.out_dir.parent)
-        if self.root.exists():
-            with writing(f"{self.root}: the replaced checkpoint"):
-                shutil.rmtree(self.root)
+
+    @property
+    def _shelf(self) -> Path:
+        return self.root / "staged"
+
+    @property
+    def _replaced(self) -> Path:
+        return self.root / "replaced"
+
+    def _lock(self) -> int:
+        path = self.root / "lock"  # a file, since folders cannot be locked on NFS
+        while True:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # its holder removes it when it is done
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+                if _is_locked(descriptor, path):
+                    return descriptor
+                os.close(descriptor)
 
     def _replace(self) -> None:
-        if not _exchange(self.root, self.out_dir):
-            retired = _retired(self.out_dir)
-            self.out_dir.rename(retired)
-            try:
-                self.root.rename(self.out_dir)
-            except BaseException:
-                retired.rename(self.out_dir)
-                raise
-            retired.rename(self.root)
+        if _exchange(self.files, self.out_dir):
+            return
+        self.out_dir.rename(self._replaced)
+        try:
+            self.files.rename(self.out_dir)
+        except BaseException:
+            self._replaced.rename(self.out_dir)
+            raise
+
+    def _undo_half_replacement(self) -> None:
+        if self._replaced.exists() and not self.out_dir.exists():
+            self._replaced.rename(self.out_dir)
+
+    def _leave(self, keep_staged: bool) -> None:
+        staged = set(self._shelf.glob(f"*{STAGED}"))
+        if not keep_staged or not staged:
+            self._remove()
+            return
+        self.keep_only(staged)
+        self._clear(self.files, self._replaced)
+
+    def _remove(self) -> None:
+        self._clear(self.files, self._replaced, self._shelf)
+        (self.root / "lock").unlink()
+        with suppress(OSError):  # another process may have come to lock it
+            self.root.rmdir()
+
+    def _clear(self, *folders: Path) -> None:
+        for folder in folders:
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -123,43 +162,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, which is gone afterwards. Folders cannot be locked on NFS."""
-    with writing(path):
-        descriptor = _lock(path)
+def _is_locked(descriptor: int, path: Path) -> bool:
+    """Lock an open file; False if `path` is another file by now."""
     try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         os.close(descriptor)
-
-
-def _lock(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OutputError(f"{path}: another fp8pad is writing there") from error
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)  # its holder removed it between open and flock
-
-
-def _retired(out_dir: Path) -> Path:
-    return out_dir.with_name(f".{out_dir.name}.fp8pad-replaced")
-
-
-def _undo_half_replacement(out_dir: Path) -> None:
-    """Put back a folder that a killed run had moved away to replace it, where the kernel could not exchange them."""
-    retired = _retired(out_dir)
-    if retired.exists() and not out_dir.exists():
-        retired.rename(out_dir)
-    elif retired.exists():
-        shutil.rmtree(retired)
+        raise OutputError(f"{path.parent}: another fp8pad is writing there") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -173,10 +186,3 @@ def _exchange(one: Path, other: Path) -> bool:
     if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
         return False
     raise OSError(code, os.strerror(code), str(other))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -54,7 +54,7 @@ class Writer:
         """Return where the finished shard lies; the name tells what it was made from."""
         file = layout.logical.file
         made_from = repr((self.unpads, self.source.stamps[file], self._prefix(layout), layout.steps))
-        return self.staging.staged_shard(file, hashlib.sha256(made_from.encode()).hexdigest()[:16])
+        return self.staging.staged(file, hashlib.sha256(made_from.encode()).hexdigest()[:16])
 
     def is_finished(self, layout: ShardLayout) -> bool:
         """Return whether an earlier run finished this very shard."""
@@ -72,7 +72,7 @@ class Writer:
         if self.is_finished(layout):
             advance(self.target(layout).file_bytes)
         else:
-            unfinished = self.staging.unfinished_shard(file)
+            unfinished = self.staging.unfinished(file)
             self._write(layout, origin, unfinished, advance)
             with writing(file):
                 unfinished.rename(staged)
@@ -82,7 +82,7 @@ class Writer:
 
     def copy_side_file(self, file: str, advance: Advance) -> Hashes | None:
         """Copy a file as it is; only the permission to execute it comes along. Raises as `write_shard` does."""
-        origin, path = self.source.root / file, self.staging.root / file
+        origin, path = self.source.root / file, self.staging.files / file
         with writing(file):
             path.parent.mkdir(parents=True, exist_ok=True)
             mode = origin.stat().st_mode & 0o111 | 0o666
@@ -92,7 +92,7 @@ class Writer:
 
     def write_text(self, file: str, text: str) -> None:
         """Write a text file, under its staged name, and read it back. Raises as `write_shard` does."""
-        path = self.staging.staged_text(file)
+        path = self.staging.staged(file)
         data = text.encode()
         with create_file(path, file) as target:
             target.write(0, data)
@@ -115,7 +115,7 @@ class Writer:
             if layout.is_untouched and self.link in {"auto", "reflink"} and clone(source, target):
                 advance(layout.logical.file_bytes)
             elif layout.is_untouched and self.link == "reflink":
-                raise OutputError(f"{file}: cannot be reflinked to {path.parent.parent}; use --link auto")
+                raise OutputError(f"{file}: cannot be reflinked to {self.staging.out_dir.parent}; use --link auto")
             else:
                 (write_logical if self.unpads else write_padded)(layout, source, target, advance)
 
