@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Converts a checkpoint and proves that nothing changed: bytes, products, and what a served model answers.
+#
+#   golden.sh MODEL OUT_DIR [GOLDEN_FILE]
+#
+# A GOLDEN_FILE that is there already is used, so that CI can keep it: the original is then not started again.
+# Environment: REPORTS (folder for verify.json and golden.xml, default ./reports), CONVERT_OPTIONS (such as --absorb),
+# RECORD_OPTIONS (such as --prompts FILE), CHECK_OPTIONS (such as --strict). Words are split at blanks.
+set -euo pipefail
+
+if [ $# -lt 2 ] || [ $# -gt 3 ]; then
+  echo "usage: $0 MODEL OUT_DIR [GOLDEN_FILE]" >&2
+  exit 2
+fi
+model=$1
+out_dir=$2
+golden=${3:-golden.json}
+reports=${REPORTS:-reports}
+read -ra convert_options <<< "${CONVERT_OPTIONS:-}"
+read -ra record_options <<< "${RECORD_OPTIONS:-}"
+read -ra check_options <<< "${CHECK_OPTIONS:-}"
+mkdir -p "$reports"
+
+fp8pad convert "$model" "$out_dir" "${convert_options[@]}"
+# To see the mismatches where there are some, the document is shown; the status is that of verify.
+fp8pad verify "$model" "$out_dir" --gemm --json > "$reports/verify.json" || { cat "$reports/verify.json"; exit 1; }
+if [ ! -f "$golden" ]; then
+  fp8pad golden record "$model" -o "$golden" "${record_options[@]}"
+fi
+fp8pad golden check "$out_dir" "$golden" --junit "$reports/golden.xml" "${check_options[@]}"

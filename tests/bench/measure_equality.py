@@ -1,0 +1,117 @@
+"""Measures how equal answers are: original, padded and absorbed, eager and compiled, one rank and two.
+
+    python tests/bench/measure_equality.py MODEL... [--ways eager compiled cross ranks] [--json FILE]
+
+Prints the rows of the table in docs/equality.md; each is one engine recorded and another checked.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fp8pad.checkpoint.progress import Silence
+from fp8pad.checkpoint.source import read_source
+from fp8pad.convert import ConvertOptions, convert
+from fp8pad.errors import Fp8padError
+from fp8pad.golden.document import GoldenDocument
+from fp8pad.golden.options import CheckOptions, RecordOptions
+from fp8pad.golden.runs import check, record
+from fp8pad.planning import plan_checkpoint
+from fp8pad.record import Policy
+
+ANY_ATOL = 1e9
+POLICIES = {"padded": Policy(), "absorbed": Policy(absorb=True)}
+WAYS = ("eager", "compiled", "cross", "ranks")
+
+
+class Stderr:
+    """Progress as lines on stderr."""
+
+    def say(self, line: str) -> None:
+        """Print it."""
+        print(line, file=sys.stderr)
+
+    def show(self, line: str) -> None:
+        """Leave it out."""
+
+
+def conversions(model: Path, folder: Path) -> dict[str, Path]:
+    """Return the checkpoint itself and what it is converted to."""
+    made = {"original": model}
+    for name, policy in POLICIES.items():
+        source = read_source(model)
+        plan = plan_checkpoint(source.shards, source.configs, policy)
+        made[name] = folder / name
+        convert(source, plan, made[name], ConvertOptions(), Silence())
+    return made
+
+
+def compared(golden: GoldenDocument, model: Path, options: CheckOptions) -> dict[str, Any]:
+    """Return the figures of one check, ties allowed, so that it compares as much as can be compared."""
+    try:
+        result = check(model, golden, replace(options, atol=ANY_ATOL, allow_ties=True), Stderr())
+    except Fp8padError as error:
+        return {"error": str(error)}
+    return {
+        "identical": result.num_identical,
+        "answers": len(result.prompts),
+        "tokens_compared": sum(prompt.num_compared for prompt in result.prompts),
+        "tokens": result.num_tokens,
+        "max_abs_difference": result.max_abs_difference,
+    }
+
+
+def measured(model: Path, ways: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield a row for each pair that the ways ask for."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = conversions(model, Path(folder))
+        for mode in ("eager", "compiled"):
+            if mode not in ways and not (mode == "eager" and {"cross", "ranks"} & set(ways)):
+                continue
+            golden = record(model, RecordOptions(mode=mode), Stderr())
+            where = {"model": model.name, "engine": f"{golden.settings.engine} {golden.environment.engine_version}"}
+            where["device"] = golden.environment.device
+            for name, path in made.items() if mode in ways else ():
+                yield (
+                    where
+                    | {"recorded": f"original, {mode}", "checked": f"{name}, {mode}"}
+                    | compared(golden, path, CheckOptions())
+                )
+            if mode == "eager" and "cross" in ways:
+                yield (
+                    where
+                    | {"recorded": "original, eager", "checked": "original, compiled"}
+                    | compared(golden, model, CheckOptions(mode="compiled"))
+                )
+        if "ranks" in ways:
+            for name in ("original", "padded", "absorbed"):
+                yield (
+                    where
+                    | {"recorded": "original, eager", "checked": f"{name}, eager, TP 2"}
+                    | compared(golden, made[name], CheckOptions(tensor_parallel_size=2))
+                )
+
+
+def main() -> None:
+    """Print a row as soon as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["eager"])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for model in arguments.models:
+        for row in measured(model.resolve(), arguments.ways):
+            rows.append(row)
+            print("|".join(str(value) for value in row.values()), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
