@@ -3,6 +3,8 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
 	$(name) -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# Tests that skip themselves, in whole or in part, where there is no torch.
+NEEDS_TORCH := $(shell grep -lE 'importorskip|needs torch' tests/test_*.py)
 DEMO := build/demo/llama-fp8-padded
 
 .PHONY: demo test test-vllm lint bench clean
@@ -18,6 +20,7 @@ test: .venv/installed
 
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/pytest -m vllm tests/vllm
+	.venv-vllm/bin/pytest $(NEEDS_TORCH)
 
 lint: .venv/installed
 	.venv/bin/ruff check

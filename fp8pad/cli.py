@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 import typer
 
 from fp8pad import __version__
+from fp8pad.bench_cli import bench
 from fp8pad.errors import Fp8padError
 from fp8pad.golden_cli import app as golden_app
 from fp8pad.text import printable
@@ -203,6 +204,9 @@ def inspect(
     show_inspection(inspection, as_json)
     if inspection.disagreements:
         raise typer.Exit(1)
+
+
+app.command()(bench)
 
 
 def main() -> None:
