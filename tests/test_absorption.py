@@ -486,9 +486,25 @@ def test_the_price_and_what_is_better() -> None:
     assert cost.added_flops == 2 * 3 * 512 * 256  # a token meets one of the two experts
     assert cost.governed_flops == 2 * 3 * 1536 * 256
     assert settled.notes == (
-        "moe_intermediate_size 1536 -> 2048: +33.3%, 787 kB of weights and 786 kFLOP per token more",
+        "moe_intermediate_size 1536 -> 2048: +33.3%, 787 kB more on disk and in memory, 786 kFLOP more per token",
         (
             "moe_intermediate_size grows by 33%: better expert parallelism, which keeps experts whole (inner size 1536)"
             " or --tensor-parallel-size 4 (+0.0%)"
         ),
+    )
+
+
+def test_a_price_that_fewer_ranks_do_not_lower() -> None:
+    """One block of 128 is needed for 74 neurons on any number of ranks up to the one asked for."""
+    settled = settle(llama(BLOCK, intermediate_size=74), gated(MLP, 74, 128, block))
+    assert settled.notes[-1] == "intermediate_size grows by 73%, and by no less for fewer ranks"
+
+
+def test_the_price_in_all() -> None:
+    """Two keys have a line each and one together: 213 -> 224 and 74 -> 80 of a tenth of the weights."""
+    notes = settle(deepseek(), deepseek_tensors(), EXPERTS).notes
+    assert notes == (
+        "intermediate_size 213 -> 224: +5.2%, 4.31 kB more on disk and in memory, 8.45 kFLOP more per token",
+        "moe_intermediate_size 74 -> 80: +8.1%, 9.41 kB more on disk and in memory, 13.8 kFLOP more per token",
+        "absorbed in all: +6.7%, 13.7 kB more on disk and in memory, 22.3 kFLOP more per token",
     )

@@ -60,31 +60,35 @@ def price(key: GovernedKey, old: int, sizes: Mapping[int, int], padded: Mapping[
 def cost_notes(costs: Sequence[KeyCost]) -> tuple[str, ...]:
     """Return the price in sentences: one per key, one for all, one for each key that costs too much."""
     lines = [
-        f"{cost.path} {cost.old} -> {cost.new}: {cost.share:+.1%}, {_amount(cost.added_bytes, 'B')} of weights and "
-        f"{_amount(cost.added_flops, 'FLOP')} per token more"
+        f"{cost.path} {cost.old} -> {cost.new}: {cost.share:+.1%}, {_amounts(cost.added_bytes, cost.added_flops)}"
         for cost in costs
     ]
     if len(costs) > 1:
-        lines.append(
-            f"absorbing in all: {_amount(sum(cost.added_bytes for cost in costs), 'B')} of weights and "
-            f"{_amount(sum(cost.added_flops for cost in costs), 'FLOP')} per token more"
-        )
+        added_bytes, added_flops = (sum(cost.added_bytes for cost in costs), sum(cost.added_flops for cost in costs))
+        share = added_flops / sum(cost.governed_flops for cost in costs)
+        lines.append(f"absorbed in all: {share:+.1%}, {_amounts(added_bytes, added_flops)}")
     return (*lines, *(_recommendation(cost) for cost in costs if cost.share > HIGH_SHARE))
 
 
+def _amounts(added_bytes: int, added_flops: float) -> str:
+    return f"{_amount(added_bytes, 'B')} more on disk and in memory, {_amount(added_flops, 'FLOP')} more per token"
+
+
 def _recommendation(cost: KeyCost) -> str:
-    return f"{cost.path} grows by {cost.share:.0%}: better " + " or ".join(_alternatives(cost))
+    better = " or ".join(_alternatives(cost))
+    if not better:
+        return f"{cost.path} grows by {cost.share:.0%}, and by no less for fewer ranks"
+    return f"{cost.path} grows by {cost.share:.0%}: better {better}"
 
 
 def _alternatives(cost: KeyCost) -> Iterator[str]:
     if cost.is_expert and cost.tensor_parallel_size > 1:
         yield f"expert parallelism, which keeps experts whole (inner size {cost.sizes[1]})"
-    cheap = [size for size, new in cost.sizes.items() if new / cost.old - 1 <= HIGH_SHARE]
-    if cheap:
-        size = max(cheap)
+    cheaper = [size for size, new in cost.sizes.items() if new < cost.new]
+    cheap = [size for size in cheaper if cost.sizes[size] / cost.old - 1 <= HIGH_SHARE]
+    if cheaper:
+        size = max(cheap) if cheap else min(cheaper)
         yield f"--tensor-parallel-size {size} ({cost.sizes[size] / cost.old - 1:+.1%})"
-    elif not cost.is_expert or cost.tensor_parallel_size == 1:
-        yield "the disposition pad, without --absorb"
 
 
 def _activity(key: GovernedKey, weights: Sequence[Claim]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Tiny FP8 checkpoints of several families for the proofs of absorbing: only their inner sizes are unaligned.
 
 Weights are random; names and layouts are those that transformers saves. Per-channel models are laid out as
-compressed-tensors does, per-tensor and block-scaled ones as Hugging Face's `fp8`.
+compressed-tensors does, per-tensor and block-scaled ones as Hugging Face's `fp8`, static ones as AutoFP8.
 """
 
 import copy
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 FP8_MAX = 448.0
 BLOCK = 16
 
-Scheme = Literal["channel", "tensor", "block"]
+Scheme = Literal["channel", "tensor", "static", "block"]
 
 _TEXT: Mapping[str, Any] = {
     "vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -36,6 +36,9 @@ _VISION: Mapping[str, Any] = {
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "llama": {**_TEXT, "mlp_bias": True},
+    "gpt_bigcode": {
+        "vocab_size": 512, "n_embd": 128, "n_inner": 213, "n_head": 4, "n_layer": 2, "n_positions": 256,
+    },
     "phi3": _TEXT,
     "opt": {**_TEXT, "ffn_dim": 213, "word_embed_proj_dim": 128},
     "qwen3_moe": _MOE,
@@ -56,6 +59,7 @@ class TinyFp8:
     scheme: Scheme
     sizes: tuple[tuple[str, Any], ...] = ()
     block: int = BLOCK
+    dead_neurons: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -79,6 +83,7 @@ def build(tiny: TinyFp8, folder: Path) -> Path:
     model.save_pretrained(folder)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
+        _kill(name, tensor, tiny.dead_neurons)
         tensors |= _quantized(name, tensor, tiny) if _is_linear(name, tensor) else {name: tensor}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     document = json.loads((folder / "config.json").read_text())
@@ -98,6 +103,15 @@ def _sized(config: Mapping[str, Any], sizes: tuple[tuple[str, Any], ...]) -> dic
     return sized
 
 
+def _kill(name: str, tensor: torch.Tensor, neurons: tuple[int, int]) -> None:
+    """Zero what makes and what takes the activations of a range of neurons of Llama's MLP."""
+    first, end = neurons
+    if name.endswith("mlp.down_proj.weight"):
+        tensor[:, first:end] = 0
+    elif ".mlp." in name and "down_proj" not in name:
+        tensor[first:end] = 0
+
+
 def _is_linear(name: str, tensor: torch.Tensor) -> bool:
     parts = name.split(".")
     inside = {"self_attn", "attn", "mlp", "experts", "fc1", "fc2"} & set(parts)
@@ -113,11 +127,16 @@ def _is_linear(name: str, tensor: torch.Tensor) -> bool:
 def _quantized(name: str, weight: torch.Tensor, tiny: TinyFp8) -> dict[str, torch.Tensor]:
     values = weight.float()
     if tiny.scheme == "channel":
-        scale = (values.abs().amax(dim=1, keepdim=True) / FP8_MAX).bfloat16()  # [N, 1]
+        scale = (values.abs().amax(dim=1, keepdim=True).clamp(min=1e-9) / FP8_MAX).bfloat16()  # [N, 1]
         return {name: (values / scale.float()).to(torch.float8_e4m3fn), f"{name}_scale": scale}
     if tiny.scheme == "tensor":
         scale = (values.abs().max() / FP8_MAX).reshape(1, 1)
         return {name: (values / scale).to(torch.float8_e4m3fn), f"{name}_scale_inv": scale}
+    if tiny.scheme == "static":
+        scale = values.abs().max() / FP8_MAX
+        input_scale = torch.tensor(0.02)
+        fp8 = (values / scale).to(torch.float8_e4m3fn)
+        return {name: fp8, f"{name}_scale": scale, name.replace("weight", "input_scale"): input_scale}
     grid = _block_scales(values, tiny.block)
     spread = grid.repeat_interleave(tiny.block, 0).repeat_interleave(tiny.block, 1)[
         : values.shape[0], : values.shape[1]
@@ -146,6 +165,8 @@ def _quantization_config(tiny: TinyFp8) -> dict[str, Any]:
             },
             "ignore": ["lm_head", "re:.*merger.*", "re:.*mlp.gate$"],
         }
+    if tiny.scheme == "static":
+        return {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
     config: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
     config["modules_to_not_convert"] = ["lm_head", "merger", "mlp.gate"]
     return config | ({"weight_block_size": [tiny.block, tiny.block]} if tiny.scheme == "block" else {})

@@ -64,7 +64,8 @@ def test_summation_order_in_float32(inner_size: int, padded_inner_size: int) -> 
     """Zeros added to a float32 product change at most the order of its sum.
 
     Whatever the order, a sum of n products is off by at most n u / (1 - n u) times the sum of their absolute values,
-    u = 2**-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1); two orders by twice that.
+    u = 2**-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, section 3.1); two orders by twice
+    that.
     """
     generator = torch.Generator().manual_seed(inner_size)
     activations = torch.randn(33, inner_size, generator=generator)
