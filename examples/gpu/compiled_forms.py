@@ -1,9 +1,10 @@
-"""Under torch.compile: pad with native operations, which Inductor fuses, or with the operator, which it cannot?
+"""Under torch.compile: pad with native operations, which Inductor may fuse, or with the operator, which it cannot?
 
     python examples/gpu/compiled_forms.py -o docs/benchmarks/compiled-forms-h100.json
 
 Times SiLU, multiplication, quantization and GEMM, compiled as one function for any number of tokens, as they follow
-each other in an MLP. vLLM's compiled mode quantizes with native operations; `aligned` is that with nothing to pad.
+each other in an MLP. vLLM's compiled mode quantizes with native operations: `native` is its own path for an unaligned
+layer, and `aligned` the same with nothing to pad.
 """
 
 import argparse
@@ -24,14 +25,17 @@ Quantize = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 TOKEN_COUNTS = (1, 16, 256, 1024, 4096, 16384)
 
 
-def native_quantize() -> Quantize:
-    """Return vLLM's own per-token quantization in native operations."""
+def native_quantize(static_scale: torch.Tensor | None) -> Quantize:
+    """Return vLLM's own quantization in native operations: with a scale for each token, or with a static one."""
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
     from vllm.model_executor.layers.quantization.utils.quant_utils import GroupShape
 
+    static = static_scale is not None
+    group_shape = GroupShape.PER_TENSOR if static else GroupShape.PER_TOKEN
     with set_current_vllm_config(VllmConfig()):
-        return QuantFP8(static=False, group_shape=GroupShape.PER_TOKEN).forward_native
+        quantize = QuantFP8(static=static, group_shape=group_shape).forward_native
+    return lambda x: quantize(x, static_scale)
 
 
 def compiled_mlp(quantize: Quantize, n: int) -> Callable[..., torch.Tensor]:
@@ -47,9 +51,12 @@ def compiled_mlp(quantize: Quantize, n: int) -> Callable[..., torch.Tensor]:
     return torch.compile(tail, fullgraph=True, dynamic=True)
 
 
-def time_shape(shape: LayerShape, token_counts: tuple[int, ...], native: Quantize) -> list[dict[str, object]]:
-    """Time the three forms of one down projection at each number of tokens."""
+def time_shape(shape: LayerShape, token_counts: tuple[int, ...], scheme: str) -> list[dict[str, object]]:
+    """Time the three forms of one down projection at each number of tokens; `scheme` is "token" or "static"."""
     padded_n, padded_k = shape.padded_shape
+    static_scale = torch.full((1,), 0.02, device="cuda") if scheme == "static" else None
+    native = native_quantize(static_scale)
+    torch._dynamo.reset()
 
     def native_padded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x_fp8, x_scale = native(x)
@@ -58,7 +65,7 @@ def time_shape(shape: LayerShape, token_counts: tuple[int, ...], native: Quantiz
     forms = {
         "aligned": (compiled_mlp(native, padded_n), padded_k),
         "native": (compiled_mlp(native_padded, padded_n), shape.k),
-        "operator": (compiled_mlp(partial(quantize_and_pad, padded_k=padded_k), padded_n), shape.k),
+        "operator": (compiled_mlp(partial(quantize_and_pad, padded_k=padded_k, scale=static_scale), padded_n), shape.k),
     }
     weight = torch.randn(padded_n, padded_k, device="cuda").to(torch.float8_e4m3fn).t()
     weight_scale = torch.rand(padded_n, 1, device="cuda") / padded_k
@@ -70,8 +77,11 @@ def time_shape(shape: LayerShape, token_counts: tuple[int, ...], native: Quantiz
             for name, (form, k) in forms.items()
         }
         timings = {name: asdict(timing) for name, timing in time_in_turn(calls, 21).items()}
-        rows.append({"layer": shape.name, "n": shape.n, "k": shape.k, "num_tokens": num_tokens, "timings": timings})
-        print(shape.name, num_tokens, {name: timing["median_us"] for name, timing in timings.items()}, flush=True)
+        layer = {"layer": shape.name, "n": shape.n, "k": shape.k, "scheme": scheme}
+        rows.append({**layer, "num_tokens": num_tokens, "timings": timings})
+        print(
+            shape.name, scheme, num_tokens, {name: timing["median_us"] for name, timing in timings.items()}, flush=True
+        )
     return rows
 
 
@@ -85,13 +95,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--layers", nargs="+", default=["Qwen2.5-VL vision down", "jais-13b fc2"])
     parser.add_argument("--num-tokens", nargs="+", type=int, default=TOKEN_COUNTS)
+    parser.add_argument("--schemes", nargs="+", choices=("token", "static"), default=("token", "static"))
     arguments = parser.parse_args()
-    native = native_quantize()
     rows: list[dict[str, object]] = []
     with torch.inference_mode():
         for shape in REAL_SHAPES:
             if shape.name in arguments.layers:
-                rows += time_shape(shape, tuple(arguments.num_tokens), native)
+                for scheme in arguments.schemes:
+                    rows += time_shape(shape, tuple(arguments.num_tokens), scheme)
     document = {"format_version": 1, "machine": asdict(Machine.here()), "cases": rows}
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fp8pad.bench.shapes import LayerShape
+from fp8pad.runtime.output import cut_output
 from fp8pad.runtime.quantizer import pad_where_quantized
 
 CANDIDATES = ("ideal", "vllm", "shim", "absorbed")
@@ -50,7 +51,7 @@ def _shim_forward(shape: LayerShape, dtype: torch.dtype) -> Forward:
         raise TypeError(f"the shim does not pad in {type(kernel).__name__}")
     if shape.n == shape.padded_shape[0]:
         return lambda x: kernel.apply_weights(layer, x)
-    return lambda x: kernel.apply_weights(layer, x)[..., : shape.n].contiguous()
+    return lambda x: cut_output(kernel.apply_weights(layer, x), shape.n)
 
 
 def _layer(weight_shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:

@@ -34,7 +34,8 @@ class Machine:
             "triton": triton.__version__,
             "cuda": torch.version.cuda or "none",
         }
-        return cls(torch.cuda.get_device_name(), datetime.now(UTC).strftime("%Y-%m-%d"), versions)
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+        return cls(device, datetime.now(UTC).strftime("%Y-%m-%d"), versions)
 
 
 @dataclass(frozen=True, slots=True)

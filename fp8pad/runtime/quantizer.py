@@ -25,10 +25,12 @@ def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
 
 
 class PaddedQuantization:
-    """Quantizes as the vLLM `QuantFP8` in `quantize` does, to the same bytes and scales, and appends zeros along K.
+    """Quantizes as the vLLM `QuantFP8` in `quantize` does, and appends zeros along K.
 
-    Where vLLM would launch its own CUDA operator (eager, or `custom_ops` with `quant_fp8`), one launch does both. Where
-    it quantizes with native operations, which torch.compile fuses with their neighbours, padding is one more of them.
+    Where vLLM launches its own CUDA operator, one launch of ours gives the same bytes and scales, zeros included. Under
+    torch.compile vLLM quantizes with native operations. With a scale for each token Inductor does not fuse these well
+    with the padding, and one launch is faster (docs/benchmarks.md); its bytes are then those of eager vLLM. With
+    a static scale they are pointwise, and padding is one more of them.
     """
 
     def __init__(self, quantize: Any, padded_k: int) -> None:
@@ -48,8 +50,9 @@ class PaddedQuantization:
 
 
 def _launch(quantize: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
-    launches_an_operator = quantize._forward_method == quantize.forward_cuda
-    if not launches_an_operator or quantize.is_group_quant or quantize.num_token_padding is not None:
+    if quantize.is_group_quant or quantize.num_token_padding is not None:
+        return None
+    if quantize.static and quantize._forward_method != quantize.forward_cuda:
         return None
     from fp8pad.runtime.kernels import quantize_and_pad  # Triton, which not every host has
 

@@ -35,10 +35,15 @@ def _load(x_row, begin, ALIGNMENT: tl.constexpr, K: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def _store(out_row, begin, quotient, K: tl.constexpr, PADDED_K: tl.constexpr, BLOCK: tl.constexpr):
-    """Clamp as vLLM does (min first: it turns NaN into +448), round to FP8, and write; beyond K, write zeros."""
+    """Clamp as vLLM does (min first: it turns NaN into +448), round to FP8, and write; beyond K, write zeros.
+
+    The zeros are set in FP8, not before rounding: where the compiler knew them it rounded a constant, once, and ptxas
+    12.8 then stored two such results side by side as one that was merged with another's bits (1025 to 1040, sm_90).
+    """
     columns = begin + tl.arange(0, BLOCK)
     clamped = tl.maximum(tl.minimum(quotient, FP8_MAX), -FP8_MAX)
-    x_fp8 = tl.where(columns < K, clamped, 0.0).to(tl.float8e4nv)
+    rounded = clamped.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    x_fp8 = tl.where(columns < K, rounded, 0).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
     tl.store(out_row + columns, x_fp8, mask=columns < PADDED_K)
 
 

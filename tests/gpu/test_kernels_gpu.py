@@ -15,16 +15,18 @@ pytest.importorskip("vllm", reason="vLLM's operators are the reference")
 import triton
 import triton.language as tl
 from vllm import _custom_ops as vllm_ops
+from vllm.config import VllmConfig, set_current_vllm_config
 
-from fp8pad.bench.candidates import vllm_operators
+from fp8pad.bench.candidates import _cutlass_kernel, vllm_operators
 from fp8pad.geometry import round_up
 from fp8pad.runtime import kernels
+from fp8pad.runtime.quantizer import pad_where_quantized
 from fp8pad.runtime.triton_kernels import _divide
 
 pytestmark = pytest.mark.gpu
 
 DTYPES = (torch.bfloat16, torch.float16)
-WIDTHS = (1, 15, 16, 88, 213, 232, 855, 1368, 1710, 2152, 3420, 3424, 13653, 29568, 33000, 53248)
+WIDTHS = (1, 15, 16, 88, 213, 855, 1025, 1368, 1710, 2049, 2152, 3420, 3424, 4097, 8193, 13653, 16385, 29568, 53248)
 
 
 @pytest.fixture(autouse=True)
@@ -206,8 +208,6 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layer(n: int, k: int, dtype: torch.dtype) -> None:
     """A layer with a weight padded beforehand answers bit for bit as vLLM does for the unpadded one."""
-    from fp8pad.runtime.quantizer import pad_where_quantized
-
     with torch.inference_mode(), vllm_operators():
         weight = torch.randn(n, k, device="cuda").to(torch.float8_e4m3fn)
         scale = torch.rand(n, 1, device="cuda") / k
@@ -224,9 +224,22 @@ def test_layer(n: int, k: int, dtype: torch.dtype) -> None:
             assert expected.abs().max() > 0
 
 
-def _loaded(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
-    from fp8pad.bench.candidates import _cutlass_kernel
+def test_compiled_layer() -> None:
+    """Compiled, a padded layer takes one graph, and answers as eager vLLM does: its operator rounds as that does."""
+    n, k = 1280, 3420
+    weight, scale = torch.randn(n, k, device="cuda").to(torch.float8_e4m3fn), torch.rand(n, 1, device="cuda") / k
+    with torch.inference_mode(), vllm_operators():
+        stock, stock_kernel = _loaded(weight, scale, torch.bfloat16)
+    with torch.inference_mode(), set_current_vllm_config(VllmConfig()):
+        padded, padded_kernel = _loaded(torch.nn.functional.pad(weight, (0, 4)), scale, torch.bfloat16)
+        assert pad_where_quantized(padded_kernel, 3424)
+        forward = torch.compile(lambda x: padded_kernel.apply_weights(padded, x), fullgraph=True, dynamic=True)
+        for num_tokens in (3, 500):
+            x = torch.randn(num_tokens, k, device="cuda", dtype=torch.bfloat16)
+            assert torch.equal(forward(x), stock_kernel.apply_weights(stock, x))
 
+
+def _loaded(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
     kernel = _cutlass_kernel(tuple(weight.shape), dtype)
     layer = torch.nn.Module()
     layer.weight = torch.nn.Parameter(weight.t(), requires_grad=False)

@@ -1,0 +1,92 @@
+"""Which kernels one quantized and padded activation takes, how long each runs, and at what share of the bandwidth.
+
+    python examples/gpu/profile_launches.py -o docs/benchmarks/launches-h100.json
+
+The PyTorch profiler lists the kernels of vLLM's own path and of fp8pad's, both of which start from the same unaligned
+activation. The limit is each value read once and each result written once, at the speed of a large copy on this device.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from vllm import _custom_ops as vllm_ops
+
+from fp8pad.bench.report import Machine
+from fp8pad.bench.timing import time_in_turn
+from fp8pad.geometry import round_up
+from fp8pad.runtime.kernels import quantize_and_pad
+
+SHAPES = ((16384, 3420), (16384, 1368), (16384, 13653), (1024, 3420), (1, 3420))
+COPY_BYTES = 1 << 30
+REPEATS = 5
+
+
+def kernels_of(run: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Return the device's work for one call of `run`: names in order, and the shortest time each took in `REPEATS`."""
+    run()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(REPEATS):
+            run()
+        torch.cuda.synchronize()
+    events = sorted(
+        (event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA),
+        key=lambda event: event.time_range.start,
+    )
+    per_call = len(events) // REPEATS
+    return [
+        {
+            "kernel": events[index].name[:80],
+            "us": min(event.device_time for event in events[index::per_call]),
+        }
+        for index in range(per_call)
+    ]
+
+
+def copy_gb_per_s() -> float:
+    """Return the speed of a device-to-device copy, bytes read plus bytes written."""
+    source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    timing = time_in_turn({"copy": [lambda: target.copy_(source)]}, 11)["copy"]
+    return 2 * COPY_BYTES / timing.median_us / 1000
+
+
+def profile_shape(num_tokens: int, k: int, limit_gb_per_s: float) -> dict[str, Any]:
+    """Profile both paths for an activation `[num_tokens, k]` of BF16."""
+    x = torch.randn(num_tokens, k, device="cuda", dtype=torch.bfloat16)
+    padded_k = round_up(k, 16)
+    paths = {
+        "vllm": lambda: pad(vllm_ops.scaled_fp8_quant(x, use_per_token_if_dynamic=True)[0], (0, padded_k - k)),
+        "fp8pad": lambda: quantize_and_pad(x, padded_k),
+    }
+    num_bytes = num_tokens * (2 * k + padded_k + 4)
+    row: dict[str, Any] = {"num_tokens": num_tokens, "k": k, "padded_k": padded_k, "bytes": num_bytes}
+    for name, run in paths.items():
+        kernels = kernels_of(run)
+        gb_per_s = num_bytes / sum(kernel["us"] for kernel in kernels) / 1000
+        share = round(gb_per_s / limit_gb_per_s, 3)
+        row[name] = {"kernels": kernels, "gb_per_s": round(gb_per_s), "share_of_copy": share}
+        print(num_tokens, k, name, len(kernels), "kernels", row[name]["gb_per_s"], "GB/s", share, flush=True)
+    return row
+
+
+def main() -> None:
+    """Parse, profile, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    with torch.inference_mode():
+        limit = copy_gb_per_s()
+        rows = [profile_shape(num_tokens, k, limit) for num_tokens, k in SHAPES]
+    document = {"format_version": 1, "machine": asdict(Machine.here()), "copy_gb_per_s": round(limit), "rows": rows}
+    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
