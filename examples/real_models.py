@@ -1,0 +1,222 @@
+"""What `fp8pad plan --absorb` says of five real models at tensor-parallel sizes 1 to 8, from their sizes alone.
+
+Prints the table of the README's section on absorbing. No weights are needed: the headers of the safetensors files are
+generated from the sizes in the published configs.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.architectures import architecture_of
+from fp8pad.planning.outlook import tp_outlook
+from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.record import Policy
+from fp8pad.summary import name_patterns
+from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+
+Scheme = Literal["tensor", "channel", "block"]
+Shape = tuple[int, int]
+Linears = Iterator[tuple[str, Shape]]
+
+CHANNEL = {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}}
+QUANTIZATION: Mapping[Scheme, Mapping[str, Any]] = {
+    "tensor": {"quant_method": "modelopt", "quant_algo": "FP8"},
+    "channel": {"quant_method": "compressed-tensors", "config_groups": {"group_0": CHANNEL}},
+    "block": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by its published sizes, and how its FP8 checkpoints are scaled."""
+
+    name: str
+    scheme: Scheme
+    config: Mapping[str, Any]
+
+
+MODELS = (
+    Model(
+        "Qwen2.5-VL-7B",
+        "channel",
+        {
+            "model_type": "qwen2_5_vl", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+            "num_attention_heads": 28, "num_key_value_heads": 4, "head_dim": 128,
+            "vision_config": {
+                "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584,
+            },
+        },
+    ),
+    Model(
+        "Qwen2.5-72B",
+        "block",
+        {
+            "model_type": "qwen2", "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+        },
+    ),
+    Model(
+        "DeepSeek-Coder-V2-Lite",
+        "channel",
+        {
+            "model_type": "deepseek_v2", "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408,
+            "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "first_k_dense_replace": 1,
+            "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "kv_lora_rank": 512,
+            "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        },
+    ),
+    Model(
+        "Nemotron-3-Nano-30B-A3B",
+        "tensor",
+        {
+            "model_type": "nemotron_h", "hidden_size": 2688, "intermediate_size": 1856, "moe_intermediate_size": 1856,
+            "moe_shared_expert_intermediate_size": 3712, "n_routed_experts": 128, "n_shared_experts": 1,
+            "num_experts_per_tok": 6, "mlp_hidden_act": "relu2", "num_attention_heads": 32, "num_key_value_heads": 2,
+            "head_dim": 128, "mamba_num_heads": 64, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8,
+            "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
+        },
+    ),
+    Model(
+        "Qwen3-30B-A3B",
+        "block",
+        {
+            "model_type": "qwen3_moe", "hidden_size": 2048, "moe_intermediate_size": 768, "num_experts": 128,
+            "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+            "head_dim": 128,
+        },
+    ),
+)  # fmt: skip
+
+
+def main() -> None:
+    """Print one table, a row for each group of tensor-parallel sizes that the plan treats alike."""
+    print("| model, scales | TP | unaligned as published | what `plan` says with --absorb |")
+    print("|---|---|---|---|")
+    for model in MODELS:
+        as_published = planned(model, Policy())
+        rows: dict[tuple[str, str], list[str]] = {}
+        for size in (1, 2, 4, 8):
+            rows.setdefault(cells(model, as_published, size), []).append(str(size))
+        for row, sizes in rows.items():
+            print(f"| {model.name}, per {model.scheme} | {', '.join(sizes)} | {' | '.join(row)} |")
+
+
+def cells(model: Model, as_published: CheckpointPlan, size: int) -> tuple[str, str]:
+    """What would be unaligned on a rank, and what absorbing does about it."""
+    (outlook,) = tp_outlook(as_published.layers, architecture_of(model.config), (size,))
+    names = name_patterns((*outlook.unaligned, *outlook.indivisible))
+    patterns = [re.sub(r"\{[\d,-]{12,}\}", "{…}", pattern) for pattern in names]
+    plan = planned(model, Policy("auto", size, absorb=True, absorb_experts=True))
+    return "<br>".join(f"`{pattern}`" for pattern in patterns) or "nothing", "<br>".join(plan.notes) or "nothing to do"
+
+
+def planned(model: Model, policy: Policy) -> CheckpointPlan:
+    """Plan a model from generated headers."""
+    config = {**model.config, "quantization_config": QUANTIZATION[model.scheme]}
+    return plan_checkpoint([header_of(model)], {"config.json": config}, policy)
+
+
+def header_of(model: Model) -> ShardHeader:
+    """The header of one file with every FP8 Linear of a model and its scale; what is not FP8 does not matter here."""
+    tensors: list[TensorHeader] = []
+    for name, (num_n, num_k) in linears(model.config):
+        scale = {"tensor": (), "channel": (num_n, 1), "block": (-(-num_n // 128), -(-num_k // 128))}[model.scheme]
+        suffix = "_inv" if model.scheme == "block" else ""
+        for tensor, dtype, shape in ((name, "F8_E4M3", (num_n, num_k)), (f"{name}_scale{suffix}", "F32", scale)):
+            begin = tensors[-1].end if tensors else 0
+            tensors.append(TensorHeader(tensor, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+    return ShardHeader("model.safetensors", tensors[-1].end, 0, tuple(tensors))
+
+
+def linears(config: Mapping[str, Any]) -> Linears:
+    """Every Linear of a model, `[N, K]`, under the names of its checkpoints."""
+    if config["model_type"] == "nemotron_h":
+        yield from nemotron(config)
+        return
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}"
+        yield from (attention if "kv_lora_rank" not in config else latent_attention)(config, f"{block}.self_attn")
+        if "moe_intermediate_size" in config and layer >= config.get("first_k_dense_replace", 0):
+            yield from experts(config, f"{block}.mlp")
+        else:
+            yield from gated(f"{block}.mlp", config["intermediate_size"], config["hidden_size"])
+    if "vision_config" in config:
+        yield from vision(config["vision_config"])
+
+
+def gated(prefix: str, inner_size: int, hidden_size: int) -> Linears:
+    """Gate, up and down."""
+    yield f"{prefix}.gate_proj.weight", (inner_size, hidden_size)
+    yield f"{prefix}.up_proj.weight", (inner_size, hidden_size)
+    yield f"{prefix}.down_proj.weight", (hidden_size, inner_size)
+
+
+def plain(prefix: str, inner_size: int, hidden_size: int) -> Linears:
+    """Up and down, without a gate."""
+    yield f"{prefix}.up_proj.weight", (inner_size, hidden_size)
+    yield f"{prefix}.down_proj.weight", (hidden_size, inner_size)
+
+
+def experts(config: Mapping[str, Any], prefix: str) -> Linears:
+    """Shared experts as one MLP, and the routed ones."""
+    inner_size, hidden_size = config["moe_intermediate_size"], config["hidden_size"]
+    if "n_shared_experts" in config:
+        yield from gated(f"{prefix}.shared_experts", inner_size * config["n_shared_experts"], hidden_size)
+    for expert in range(config.get("num_experts") or config["n_routed_experts"]):
+        yield from gated(f"{prefix}.experts.{expert}", inner_size, hidden_size)
+
+
+def attention(config: Mapping[str, Any], prefix: str) -> Linears:
+    """Grouped-query attention."""
+    hidden_size, head_dim = config["hidden_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    yield f"{prefix}.q_proj.weight", (queries, hidden_size)
+    yield f"{prefix}.k_proj.weight", (keys, hidden_size)
+    yield f"{prefix}.v_proj.weight", (keys, hidden_size)
+    yield f"{prefix}.o_proj.weight", (hidden_size, queries)
+
+
+def latent_attention(config: Mapping[str, Any], prefix: str) -> Linears:
+    """DeepSeek's attention, without a low rank for the queries."""
+    heads, hidden_size, rank = config["num_attention_heads"], config["hidden_size"], config["kv_lora_rank"]
+    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    yield f"{prefix}.q_proj.weight", (heads * (nope + rope), hidden_size)
+    yield f"{prefix}.kv_a_proj_with_mqa.weight", (rank + rope, hidden_size)
+    yield f"{prefix}.kv_b_proj.weight", (heads * (nope + value), rank)
+    yield f"{prefix}.o_proj.weight", (hidden_size, heads * value)
+
+
+def nemotron(config: Mapping[str, Any]) -> Linears:
+    """Nemotron-H: M is Mamba, * attention, E experts."""
+    hidden_size = config["hidden_size"]
+    for layer, kind in enumerate(config["hybrid_override_pattern"]):
+        mixer = f"backbone.layers.{layer}.mixer"
+        if kind == "M":
+            inner = config["mamba_num_heads"] * config["mamba_head_dim"]
+            groups = 2 * config["n_groups"] * config["ssm_state_size"]
+            yield f"{mixer}.in_proj.weight", (2 * inner + groups + config["mamba_num_heads"], hidden_size)
+            yield f"{mixer}.out_proj.weight", (hidden_size, inner)
+        elif kind == "*":
+            yield from attention(config, mixer)
+        else:
+            yield from plain(f"{mixer}.shared_experts", config["moe_shared_expert_intermediate_size"], hidden_size)
+            for expert in range(config["n_routed_experts"]):
+                yield from plain(f"{mixer}.experts.{expert}", config["moe_intermediate_size"], hidden_size)
+
+
+def vision(config: Mapping[str, Any]) -> Linears:
+    """Qwen2.5-VL's vision tower and its merger of two by two patches."""
+    hidden_size = config["hidden_size"]
+    for block in range(config["depth"]):
+        yield f"visual.blocks.{block}.attn.qkv.weight", (3 * hidden_size, hidden_size)
+        yield f"visual.blocks.{block}.attn.proj.weight", (hidden_size, hidden_size)
+        yield from gated(f"visual.blocks.{block}.mlp", config["intermediate_size"], hidden_size)
+    yield "visual.merger.mlp.0.weight", (4 * hidden_size, 4 * hidden_size)
+    yield "visual.merger.mlp.2.weight", (config["out_hidden_size"], 4 * hidden_size)
+
+
+if __name__ == "__main__":
+    main()
