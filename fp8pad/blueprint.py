@@ -1,7 +1,6 @@
 """What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it anew and compares."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -57,8 +56,10 @@ def blueprint(source: Source, plan: CheckpointPlan, fp8pad_version: str = __vers
 
     Reads the first bytes of each shard once more. Raises `PlanError` if the plan does not fit the source.
     """
-    prefixes = {shard.file: read_header_bytes(source.root / shard.file, shard.file)[0] for shard in source.shards}
-    layouts = tuple(shard_layout(shard, prefixes[shard.file], plan.tensors) for shard in source.shards)
+    layouts = tuple(
+        shard_layout(shard, read_header_bytes(source.root / shard.file, shard.file)[0], plan.tensors)
+        for shard in source.shards
+    )
     _check_complete(source, plan)
     texts = _texts(source, plan, layouts, fp8pad_version)
     files = _files(source, layouts, texts)
@@ -86,7 +87,7 @@ def _texts(source: Source, plan: CheckpointPlan, layouts: Iterable[ShardLayout],
     texts: dict[str, str] = {}
     if source.index:
         total_bytes = _data_bytes(layout.padded for layout in layouts)
-        rewritten = index_text(source.index.text, source.index.document, total_bytes)
+        rewritten = index_text(source.index.text, total_bytes)
         texts[INDEX_FILE] = rewritten if plan.tensors else source.index.text
     edited = edited_config(source.configs[CONFIG_FILE], plan, fp8pad_version)
     is_edited = plan.needs_runtime or plan.config_edits
@@ -107,7 +108,7 @@ def _originals(source: Source, layouts: Iterable[ShardLayout], texts: Mapping[st
 
 def restored_index(text: str, shards: Iterable[ShardHeader]) -> str:
     """Return the index of the logical `shards`, from the text of the padded checkpoint's index."""
-    return index_text(text, json.loads(text), _data_bytes(shards))
+    return index_text(text, _data_bytes(shards))
 
 
 def _data_bytes(shards: Iterable[ShardHeader]) -> int:

@@ -60,6 +60,8 @@ def _check_complete(converted: Source, record: CheckpointRecord) -> None:
 
 def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
     """Work out the shard that `padded` was made from, and check that padding it again would give `padded`."""
+    if not any(tensor.name in record.tensors for tensor in padded.tensors):
+        return shard_layout(padded, b"", {})
     shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()}
     logical, prefix = logical_shard(padded, shapes)
     if text := record.originals.get(padded.file):

@@ -7,6 +7,7 @@ https://github.com/huggingface/safetensors#format, and `Metadata::validate` in i
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from reprlib import repr as shown
@@ -136,7 +137,7 @@ def _tensor(name: str, entry: object, file: str) -> TensorHeader:
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError(f"{where}: data_offsets: expected [begin, end], got {shown(offsets)}")
     _check_size(where, dtype, tuple(shape), offsets[1] - offsets[0])
-    return TensorHeader(name, dtype, tuple(shape), *offsets)
+    return TensorHeader(sys.intern(name), sys.intern(dtype), tuple(shape), *offsets)
 
 
 def _check_size(where: str, dtype: str, shape: tuple[int, ...], num_bytes: int) -> None:

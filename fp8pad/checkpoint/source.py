@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +20,10 @@ SINGLE_SHARD = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`model.safetensors.index.json`, as text and parsed."""
+    """`model.safetensors.index.json` as it lies on disk, and its map from tensors to shards."""
 
     text: str
-    document: Json
-
-    @property
-    def weight_map(self) -> Mapping[str, str]:
-        """The shard of each tensor."""
-        return self.document["weight_map"]  # type: ignore[no-any-return]
+    weight_map: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +117,14 @@ def read_index(root: Path) -> Index | None:
     if not (root / INDEX_FILE).exists() and not (root / INDEX_FILE).is_symlink():
         return None
     text = read_text(root, INDEX_FILE)
-    index = Index(text, parse_object(INDEX_FILE, text))
-    weight_map = index.document.get("weight_map")
+    weight_map = parse_object(INDEX_FILE, text).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_FILE}: weight_map: expected an object that names shards")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _is_plain_name(file):
             raise CheckpointError(f"{INDEX_FILE}: {name}: expected the name of a file in the folder, got {file!r}")
-    return index
+    # A large checkpoint has a hundred thousand names: they are kept once, here and in the headers.
+    return Index(text, {sys.intern(name): sys.intern(file) for name, file in weight_map.items()})
 
 
 def shard_files(root: Path, index: Index | None) -> list[str]:

@@ -12,22 +12,30 @@ Difference: TypeAlias = tuple[str, str, str]
 def dumps_like(original: str, document: Mapping[str, Any]) -> str:
     """Return `document` as JSON text with the indentation, separators, escapes and ending of the text `original`."""
     indent = re.match(r"\s*\{\s*?\n([ \t]+)", original)
-    colon = re.search(r'^\s*\{\s*"(?:[^"\\]|\\.)*"(\s*:\s*)', original)
-    comma = "," if indent or not re.search(r'[\]}"\w], "', original) else ", "
+    colon = re.match(r'^\s*\{\s*"(?:[^"\\]|\\.)*"(\s*:\s*)', original)
+    separator = colon[1] if colon else ": "
     text = json.dumps(
         document,
         indent=indent[1] if indent else None,
-        separators=(comma, colon[1] if colon else ": "),
+        separators=("," if indent or separator == ":" else ", ", separator),
         ensure_ascii=original.isascii(),
     )
     return text + original[len(original.rstrip()) :]
 
 
-def index_text(original: str, document: Mapping[str, Any], total_bytes: int) -> str:
-    """Return an index with the true sum of tensor bytes; everything else stays as in `document`."""
+def index_text(original: str, total_bytes: int) -> str:
+    """Return the text of an index with the true sum of tensor bytes; everything else stays as it is in `original`."""
+    edited, num_places = re.subn(
+        r'("metadata"\s*:\s*\{[^{}]*"total_size"\s*:\s*)\d+(?=\s*[,}])', rf"\g<1>{total_bytes}", original
+    )
+    if num_places == 1:
+        return edited
+    document = json.loads(original)
     metadata = document.get("metadata")
-    edited = dict(metadata if isinstance(metadata, Mapping) else {}, total_size=total_bytes)
-    return dumps_like(original, {**document, "metadata": edited})
+    return dumps_like(
+        original,
+        {**document, "metadata": {**(metadata if isinstance(metadata, dict) else {}), "total_size": total_bytes}},
+    )
 
 
 def first_difference(expected: str, found: str) -> Difference | None:
