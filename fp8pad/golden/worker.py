@@ -31,7 +31,7 @@ def main(question_file: str, reply_file: str) -> int:
     except Exception as error:  # whatever an engine may raise becomes one line
         traceback.print_exc()
         cause = shorten(str(error), _LONGEST_CAUSE, placeholder=" ...")
-        document = {"failed": f"{type(error).__name__}: {cause}"}
+        document = {"failed": f"{type(error).__name__}: {cause}" if cause else type(error).__name__}
     _publish(document, Path(reply_file))
     return 0 if "reply" in document else 1
 
