@@ -1,7 +1,5 @@
 """`verify --gemm` on a CUDA device: tensor cores give both forms of a layer the same bits."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,24 +8,45 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("needs a CUDA device with FP8 tensor cores", allow_module_level=True)
 
-corruptions = pytest.importorskip("corruptions")
+from corruptions import CORRUPTIONS  # noqa: E402
+from helpers import linear, write_checkpoint  # noqa: E402
+
+from fp8pad.checkpoint.progress import Silence  # noqa: E402
+from fp8pad.checkpoint.source import read_source  # noqa: E402
+from fp8pad.convert import ConvertOptions, convert  # noqa: E402
+from fp8pad.gemm.check import GemmOptions, verify_gemm  # noqa: E402
+from fp8pad.planning import plan_checkpoint  # noqa: E402
+from fp8pad.record import Policy  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "llama-fp8"
+ALL_LAYERS = GemmOptions(num_layers=None)
 
 
-@pytest.mark.parametrize("options", [[], ["--absorb"], ["--alignment", "128"]])
-def test_tensor_cores_give_both_forms_the_same_bits(options: list[str], tmp_path: Path) -> None:
+def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
+    """Convert a checkpoint and return where it is."""
+    source = read_source(model)
+    convert(source, plan_checkpoint(source.shards, source.configs, policy), out_dir, ConvertOptions(), Silence())
+    return out_dir
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True), Policy(alignment=128)])
+def test_tensor_cores_give_both_forms_the_same_bits(policy: Policy, example: Path, tmp_path: Path) -> None:
     """Every padded layer of the example; and a byte that is wrong is caught there too."""
-    out_dir = tmp_path / "out"
-    fp8pad = [sys.executable, "-m", "fp8pad"]
-    subprocess.run([*fp8pad, "convert", EXAMPLE, out_dir, *options], check=True)
-    verify = [*fp8pad, "verify", EXAMPLE, out_dir, "--gemm", "--gemm-layers", "0"]
-    run = subprocess.run(verify, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "14 layers equal to the last bit, of 14 multiplied, 14 padded; torch._scaled_mm on " in run.stdout
-    corruptions.CORRUPTIONS["one padded byte, in the tail of K"](out_dir)
-    run = subprocess.run(verify, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert "13 layers equal to the last bit" in run.stdout
+    out_dir = converted(example, tmp_path / "out", policy)
+    report = verify_gemm(example, out_dir, ALL_LAYERS, Silence())
+    assert report.arithmetic == f"torch._scaled_mm on {torch.cuda.get_device_name()}"
+    assert ([result.mismatch for result in report.results if result.mismatch], len(report.results)) == ([], 14)
+    CORRUPTIONS["one padded byte, in the tail of K"](out_dir)
+    report = verify_gemm(example, out_dir, ALL_LAYERS, Silence())
+    assert [result.name for result in report.results if result.mismatch] == ["model.layers.0.self_attn.q_proj.weight"]
+
+
+def test_a_layer_of_real_size_is_equal_too(tmp_path: Path) -> None:
+    """5120 rows of 13,653 columns (jais-13b), in several pieces."""
+    model = write_checkpoint(
+        tmp_path / "model", {"model.safetensors": linear("model.layers.0.mlp.c_fc2", 5120, 13_653)}
+    )
+    report = verify_gemm(model, converted(model, tmp_path / "out", Policy()), ALL_LAYERS, Silence())
+    assert report.arithmetic.startswith("torch._scaled_mm")
+    assert [result.mismatch for result in report.results] == [None]
