@@ -62,6 +62,8 @@ def _compare_names(design: Blueprint, converted: Source) -> Iterator[Mismatch]:
     found = converted.stamps.keys()
     for file in sorted(design.files.keys() - found):
         yield Mismatch(file, "file", f"{design.files[file].size} bytes", "no such file")
+    for file in sorted(converted.texts.keys() - design.texts.keys()):
+        yield Mismatch(file, "file", "no such file, as in the source", "an index")
     for file in converted.left_out:
         yield Mismatch(file, "file", "no such file", "weights that converting leaves out")
 

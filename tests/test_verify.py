@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import INDEX, files_of, llama, stored_header, write_checkpoint
+from helpers import INDEX, files_of, llama, stored, stored_header, write_checkpoint
 
 from fp8pad.checkpoint.source import read_source
 from fp8pad.convert import ConvertOptions, Silence, convert
@@ -129,6 +129,15 @@ def test_a_file_that_is_missing_or_too_many_is_named(model: Path, out_dir: Path)
     assert places[0] == ("tokenizer.json", "no such file")
     assert places[1][0] == "consolidated.safetensors"
     assert len(places) == 2
+
+
+def test_an_index_that_the_source_has_not_is_named(tmp_path: Path) -> None:
+    """It may name the right shards and still is not what was converted."""
+    model = llama(tmp_path / "model")
+    out_dir = convert_to(model, tmp_path / "out")
+    weight_map = dict.fromkeys(stored(out_dir / "model.safetensors"), "model.safetensors")
+    (out_dir / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert [mismatch.file for mismatch in check(model, out_dir).mismatches] == [INDEX]
 
 
 def test_a_missing_record_is_an_error(model: Path, out_dir: Path) -> None:
