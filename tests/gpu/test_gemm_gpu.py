@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
     pytest.skip("needs a CUDA device with FP8 tensor cores", allow_module_level=True)
 
-from corruptions import CORRUPTIONS  # noqa: E402
+import numpy as np  # noqa: E402
+from corruptions import CORRUPTIONS, SHARD  # noqa: E402
 from helpers import linear, write_checkpoint  # noqa: E402
 
 from fp8pad.checkpoint.progress import Silence  # noqa: E402
@@ -43,10 +44,14 @@ def test_tensor_cores_give_both_forms_the_same_bits(policy: Policy, example: Pat
 
 
 def test_a_layer_of_real_size_is_equal_too(tmp_path: Path) -> None:
-    """5120 rows of 13,653 columns (jais-13b), in several pieces."""
-    model = write_checkpoint(
-        tmp_path / "model", {"model.safetensors": linear("model.layers.0.mlp.c_fc2", 5120, 13_653)}
-    )
+    """5120 rows of 13,653 columns (jais-13b), in several pieces, without a NaN that would make all sums NaN."""
+    num_n, num_k = 5120, 13_653
+    model = write_checkpoint(tmp_path / "model", {SHARD: linear("model.layers.0.mlp.c_fc2", num_n, num_k)})
+    data = np.fromfile(model / SHARD, np.uint8)
+    weight, scales = data[-num_n * (num_k + 4) : -num_n * 4], data[-num_n * 4 :].view("<f4")
+    weight[weight & 0x7F == 0x7F] = 0
+    scales[:] = np.random.default_rng(0).uniform(0.001, 0.1, num_n)
+    data.tofile(model / SHARD)
     report = verify_gemm(model, converted(model, tmp_path / "out", Policy()), ALL_LAYERS, Silence())
     assert report.arithmetic.startswith("torch._scaled_mm")
     assert [result.mismatch for result in report.results] == [None]
