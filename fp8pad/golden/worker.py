@@ -5,7 +5,11 @@ writes to stdout and stderr as it likes.
 """
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +21,7 @@ from fp8pad.golden import transformers_engine, vllm_engine
 from fp8pad.golden.question import Question, Reply, check_environment
 from fp8pad.golden.reading import parse_json, read
 
+_LOOK_EVERY_SECONDS = 1.0
 _LONGEST_CAUSE = 300  # characters
 _ENGINES = {"vllm": vllm_engine, "transformers": transformers_engine}
 
@@ -51,5 +56,13 @@ def _reply(question: Question) -> Reply:
     return Reply(environment, dtype, answers)
 
 
+def _end_with(parent: int) -> None:
+    """End the whole process group when whoever asked is gone, however that came about."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY_SECONDS)
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sys.exit(main(*sys.argv[1:]))
