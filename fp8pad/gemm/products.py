@@ -138,7 +138,8 @@ def scaled_mm(device: str, device_name: str) -> Arithmetic:
 
 
 def _multiply_exactly(activations: Floats, weight: Bytes, dtype: str) -> Floats:
-    return activations @ fp8_values(dtype)[weight].T
+    # This way round a BLAS reads the large matrix row by row; the other way it took 40 times as long.
+    return (fp8_values(dtype)[weight] @ activations.T).T
 
 
 EXACT = Arithmetic("exact float64", True, _multiply_exactly)
