@@ -291,6 +291,27 @@ def test_stacked_experts(model_type: str, layout: tuple[tuple[int, ...], ...], s
     assert f"{names[1]}_scale" not in settled.tensors
 
 
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
+    """Grids per expert grow by whole blocks, in either layout of the stack: 3 blocks of gate and of up become 4."""
+    experts = "model.layers.0.mlp.experts"
+    shapes = [(4, 768, 256), (4, 6, 2), (4, 256, 384), (4, 2, 3)]
+    grown = [(4, 1024, 256), (4, 8, 2), (4, 256, 512), (4, 2, 4)]
+    if is_transposed:
+        shapes, grown = ([(shape[0], shape[2], shape[1]) for shape in each] for each in (shapes, grown))
+    names = [f"{experts}.{part}_proj{scale}" for part in ("gate_up", "down") for scale in ("", "_scale_inv")]
+    dtypes = ["F8_E4M3", "F32"] * 2
+    config = {"model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 384, "quantization_config": BLOCK}
+    tensors = dict(zip(names, zip(dtypes, shapes, strict=True), strict=True))
+    settled = settle(config, tensors, replace(EXPERTS, tensor_parallel_size=2))
+    assert {name: tensor.padded_shape for name, tensor in settled.tensors.items()} == dict(
+        zip(names, grown, strict=True)
+    )
+    axis = -1 if is_transposed else None
+    assert settled.tensors[names[0]].segments == Segments((384, 384), (512, 512), axis)
+    assert settled.tensors[names[1]].segments == Segments((3, 3), (4, 4), axis)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

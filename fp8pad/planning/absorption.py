@@ -124,9 +124,8 @@ def _absorbed(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy
         _check_activation(mlp, key.section)
     _check_complete(key)
     growths = [(claim, growth_of(claim, linears.get(claim.module), old * _times(claim, key))) for claim in key.claims]
-    ranks = [size for size in range(1, policy.tensor_parallel_size + 1) if policy.tensor_parallel_size % size == 0]
-    news = {size: round_up(old, _multiple(key, linears, policy, size)) for size in ranks}
-    new = news[policy.tensor_parallel_size]
+    padded_sizes = _padded_sizes(key, old, linears, policy)
+    new = padded_sizes[policy.tensor_parallel_size]
     tensors = {}
     for claim, growth in growths:
         times = _times(claim, key)
@@ -137,7 +136,7 @@ def _absorbed(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy
         for claim in key.claims
         if claim.leaf == "weight"
     }
-    return _Outcome(key, None, tensors, sizes, tuple(_edits(key, old, new)), price(key, old, news, tensors))
+    return _Outcome(key, None, tensors, sizes, tuple(_edits(key, old, new)), price(key, old, padded_sizes, tensors))
 
 
 def _edits(key: GovernedKey, old: int, new: int) -> Iterator[ConfigEdit]:
@@ -147,14 +146,19 @@ def _edits(key: GovernedKey, old: int, new: int) -> Iterator[ConfigEdit]:
             yield ConfigEdit(CONFIG_FILE, f"{path}.{key.key}" if path else key.key, old, new)
 
 
-def _multiple(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy, num_ranks: int) -> int:
-    """The multiple that the key's value is to have, so that every FP8 weight under it is aligned on each rank."""
-    multiples = [1]
-    for claim in key.claims:
-        if claim.leaf == "weight" and claim.module in linears:
-            multiple = _alignment(claim, linears[claim.module], policy) * num_ranks
-            multiples.append(multiple // gcd(multiple, _times(claim, key)))
-    return lcm(*multiples)
+def _padded_sizes(key: GovernedKey, old: int, linears: Mapping[str, Fp8Linear], policy: Policy) -> dict[int, int]:
+    """The key's value that aligns every FP8 weight under it on each rank, for the size asked for and its divisors."""
+    alignments = {
+        (_alignment(claim, linears[claim.module], policy), _times(claim, key))
+        for claim in key.claims
+        if claim.leaf == "weight" and claim.module in linears
+    }
+    sizes = {}
+    for ranks in range(1, policy.tensor_parallel_size + 1):
+        if policy.tensor_parallel_size % ranks == 0:
+            multiples = (ranks * alignment // gcd(ranks * alignment, times) for alignment, times in alignments)
+            sizes[ranks] = round_up(old, lcm(*multiples))
+    return sizes
 
 
 def _alignment(claim: Claim, linear: Fp8Linear, policy: Policy) -> int:

@@ -175,8 +175,9 @@ def _modules(section: Section, patterns: Sequence[Pattern], tensors: Mapping[str
 def _with_strays(key: GovernedKey, unclaimed: Sequence[TensorHeader]) -> GovernedKey:
     """Find tensors of a governed size in a governed MLP, or at its modules' names elsewhere (`mtp.layers.0.mlp`)."""
     sizes = {claim.inner_size for claim in key.claims if claim.is_plain_weight}
-    blocks = tuple({claim.block for claim in key.claims})
-    texts = {pattern.text.partition("}.")[2] for claim in key.claims for pattern in claim.mlp.parts.values()} - {""}
+    blocks = tuple({claim.block for claim in key.claims if claim.role == "down"})
+    mlps = {claim.mlp for claim in key.claims}
+    texts = {pattern.text.partition("}.")[2] for mlp in mlps for pattern in mlp.parts.values()} - {""}
     elsewhere = re.compile("|".join(rf"(^|\.){_any_number(text)}\." for text in texts) or r"(?!)")
     strays = tuple(
         tensor

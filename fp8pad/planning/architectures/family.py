@@ -38,13 +38,14 @@ class Pattern:
         return self.text.rpartition("}.")[2]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Mlp:
     """One MLP, `down(act(gate(x)) * up(x))` or `down(act(up(x)))`, and the config key that is its inner size.
 
     `gate_up` is gate and up in one tensor, one behind the other. The inner size is `key`, times the value of the key
     `times` where that is given. `stacked` says that the weights are 3-D, one matrix per expert: "nk" as
-    `[num_experts, out_features, in_features]`, "kn" the other way round, "either" where tools write both.
+    `[num_experts, out_features, in_features]`, "kn" the other way round, "either" where tools write both. Two rules are
+    the same only if they are one object.
     """
 
     key: str
