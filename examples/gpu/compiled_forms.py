@@ -100,11 +100,10 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     with torch.inference_mode():
         for shape in REAL_SHAPES:
-            if shape.name in arguments.layers:
-                for scheme in arguments.schemes:
-                    rows += time_shape(shape, tuple(arguments.num_tokens), scheme)
-    document = {"format_version": 1, "machine": asdict(Machine.here()), "cases": rows}
-    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+            for scheme in arguments.schemes if shape.name in arguments.layers else ():
+                rows += time_shape(shape, tuple(arguments.num_tokens), scheme)
+                document = {"format_version": 1, "machine": asdict(Machine.here()), "cases": rows}
+                arguments.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def kernels_of(run: Callable[[], Any]) -> list[dict[str, Any]]:
     return [
         {
             "kernel": events[index].name[:80],
-            "us": min(event.device_time for event in events[index::per_call]),
+            "us": round(min(event.device_time for event in events[index::per_call]), 3),
         }
         for index in range(per_call)
     ]

@@ -46,10 +46,12 @@ def _forward(weight_shape: tuple[int, int], dtype: torch.dtype) -> Forward:
 
 
 def _shim_forward(shape: LayerShape, dtype: torch.dtype) -> Forward:
+    """Do what runtime.linear does: pad along K where the activation is quantized, cut the output along N."""
     layer, kernel = _layer(shape.padded_shape, dtype)
-    if not pad_where_quantized(kernel, shape.padded_shape[1]):
+    padded_n, padded_k = shape.padded_shape
+    if padded_k > shape.k and not pad_where_quantized(kernel, padded_k):
         raise TypeError(f"the shim does not pad in {type(kernel).__name__}")
-    if shape.n == shape.padded_shape[0]:
+    if padded_n == shape.n:
         return lambda x: kernel.apply_weights(layer, x)
     return lambda x: cut_output(kernel.apply_weights(layer, x), shape.n)
 

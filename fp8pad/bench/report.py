@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from fp8pad.bench.shapes import LayerShape
-from fp8pad.bench.timing import Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,22 @@ class Machine:
         }
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
         return cls(device, datetime.now(UTC).strftime("%Y-%m-%d"), versions)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Microseconds per call: the median over replays, and the first and third quartile around it."""
+
+    median_us: float
+    lower_us: float
+    upper_us: float
+    num_replays: int
+
+    @classmethod
+    def of(cls, samples_us: Sequence[float]) -> "Timing":
+        """Summarize at least two samples."""
+        lower, _, upper = quantiles(samples_us, n=4, method="inclusive")
+        return cls(round(median(samples_us), 3), round(lower, 3), round(upper, 3), len(samples_us))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +105,16 @@ class Report:
     dtype: str
     cases: tuple[Case, ...]
 
+    def groups(self) -> dict[str, list[Case]]:
+        """Part the layers whose K is unaligned from those of which only N is: they cost different things."""
+        groups: dict[str, list[Case]] = {"K": [], "N": []}
+        for case in self.cases:
+            groups["N" if case.shape.k == case.shape.padded_shape[1] else "K"].append(case)
+        return {name: cases for name, cases in groups.items() if cases}
+
     def summaries(self) -> dict[str, Summary]:
-        """Summarize the layers whose K is unaligned, and those of which only N is: they cost different things."""
-        groups = {
-            "K": [case for case in self.cases if case.shape.k != case.shape.padded_shape[1]],
-            "N": [case for case in self.cases if case.shape.k == case.shape.padded_shape[1]],
-        }
-        return {name: Summary.of(cases) for name, cases in groups.items() if cases}
+        """Summarize each group."""
+        return {name: Summary.of(cases) for name, cases in self.groups().items()}
 
     def to_json(self) -> dict[str, Any]:
         """Return the document that `fp8pad bench --json` prints."""

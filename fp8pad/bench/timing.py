@@ -1,29 +1,13 @@
 """Time GPU work by replaying CUDA graphs, candidates in turn, over data that the L2 cache cannot hold."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median, quantiles
 from typing import Any
 
 import torch
 
+from fp8pad.bench.report import Timing
+
 Call = Callable[[], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Microseconds per call: the median over replays, and the first and third quartile around it."""
-
-    median_us: float
-    lower_us: float
-    upper_us: float
-    num_replays: int
-
-    @classmethod
-    def of(cls, samples_us: Sequence[float]) -> "Timing":
-        """Summarize at least two samples."""
-        lower, _, upper = quantiles(samples_us, n=4, method="inclusive")
-        return cls(round(median(samples_us), 3), round(lower, 3), round(upper, 3), len(samples_us))
 
 
 def time_in_turn(candidates: Mapping[str, Sequence[Call]], num_replays: int) -> dict[str, Timing]:

@@ -27,10 +27,10 @@ def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
 class PaddedQuantization:
     """Quantizes as the vLLM `QuantFP8` in `quantize` does, and appends zeros along K.
 
-    Where vLLM launches its own CUDA operator, one launch of ours gives the same bytes and scales, zeros included. Under
-    torch.compile vLLM quantizes with native operations. With a scale for each token Inductor does not fuse these well
-    with the padding, and one launch is faster (docs/benchmarks.md); its bytes are then those of eager vLLM. With
-    a static scale they are pointwise, and padding is one more of them.
+    One launch of ours gives the bytes and scales of vLLM's CUDA operators, and the zeros. Under torch.compile vLLM
+    quantizes with native operations instead, for Inductor to fuse; but a layer padded so takes up to 1.5 times as long
+    as with our launch, which is slower only where static scales meet a handful of tokens (docs/benchmarks.md). So it is
+    made there too: a compiled layer then quantizes as eager vLLM does.
     """
 
     def __init__(self, quantize: Any, padded_k: int) -> None:
@@ -51,8 +51,6 @@ class PaddedQuantization:
 
 def _launch(quantize: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
     if quantize.is_group_quant or quantize.num_token_padding is not None:
-        return None
-    if quantize.static and quantize._forward_method != quantize.forward_cuda:
         return None
     from fp8pad.runtime.kernels import quantize_and_pad  # Triton, which not every host has
 

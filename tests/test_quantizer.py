@@ -1,0 +1,82 @@
+"""Padding in the place where a vLLM kernel quantizes, on stand-ins for vLLM's classes."""
+
+from dataclasses import dataclass
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fp8pad.runtime.output import cut_output  # noqa: E402
+from fp8pad.runtime.quantizer import PaddedQuantization, pad_where_quantized  # noqa: E402
+
+
+@dataclass
+class QuantFP8:
+    """What vLLM's class of this name tells of itself, and what it does with a static scale."""
+
+    is_group_quant: bool = False
+    num_token_padding: int | None = None
+    use_per_token_if_dynamic: bool = True
+
+    def __call__(
+        self, x: "torch.Tensor", scale: "torch.Tensor", _: "torch.Tensor | None"
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        return (x.float() / scale).to(torch.float8_e4m3fn), scale
+
+
+@dataclass
+class CutlassFP8ScaledMMLinearKernel:
+    """The kernel that is padded for, by its name."""
+
+    quant_fp8: QuantFP8
+
+
+@dataclass
+class MarlinFP8ScaledMMLinearKernel:
+    """A kernel that is not."""
+
+    quant_fp8: QuantFP8
+
+
+def test_only_cutlass_pads_where_it_quantizes() -> None:
+    """Another kernel is left as it is, and its caller is told to pad."""
+    marlin = MarlinFP8ScaledMMLinearKernel(QuantFP8())
+    assert not pad_where_quantized(marlin, 32)
+    assert isinstance(marlin.quant_fp8, QuantFP8)
+
+
+def test_a_quantization_that_no_launch_replaces() -> None:
+    """Where vLLM also pads the number of tokens, its own step quantizes, and zeros follow in FP8."""
+    kernel = CutlassFP8ScaledMMLinearKernel(QuantFP8(num_token_padding=17))
+    assert pad_where_quantized(kernel, 32)
+    x, scale = torch.randn(3, 20), torch.tensor([0.5])
+    x_fp8, x_scale = kernel.quant_fp8(x, scale, None)
+    expected, _ = QuantFP8()(x, scale, None)
+    assert x_scale is scale
+    assert torch.equal(x_fp8.view(torch.uint8)[:, :20], expected.view(torch.uint8))
+    assert x_fp8.shape == (3, 32)
+    assert not x_fp8.view(torch.uint8)[:, 20:].any()
+
+
+def test_a_quantization_that_one_launch_replaces() -> None:
+    """Otherwise the launch gets all that decides the scale."""
+    pytest.importorskip("triton")
+    quantization = PaddedQuantization(QuantFP8(use_per_token_if_dynamic=False), 32)
+    asked: list[object] = []
+    quantization.launch = lambda *arguments, **options: asked.append((arguments, options)) or (arguments[0], None)
+    quantization("x", "scale", "upper bound")
+    assert asked == [(("x", 32), {"scale": "scale", "scale_ub": "upper bound", "per_token": False})]
+
+
+def test_group_scales_are_not_ours() -> None:
+    """A scale for each group of 128 values is vLLM's to find."""
+    assert PaddedQuantization(QuantFP8(is_group_quant=True), 128).launch is None
+
+
+@pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (0, 32)])
+def test_cut_output(shape: tuple[int, ...]) -> None:
+    """An output of any rank is cut along its last axis, and is contiguous."""
+    output = torch.randn(shape)
+    cut = cut_output(output, 20)
+    assert cut.is_contiguous()
+    assert torch.equal(cut, output[..., :20])
