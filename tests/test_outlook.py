@@ -49,6 +49,24 @@ def test_key_value_heads_are_copied_rather_than_split() -> None:
     assert unaligned_at(key, 8) == (True, False)
 
 
+def test_key_value_heads_fused_with_the_queries_are_copied_too() -> None:
+    """32 heads and 2 key-value heads in one tensor: eight ranks hold 4 + 1 + 1 heads each; 5 heads do not split."""
+    sections = architecture_of({"model_type": "glm4", "num_attention_heads": 32, "num_key_value_heads": 2})
+    fused = layer("model.layers.0.self_attn.qkv_proj", (36 * 128, 4096))
+    assert rank_shape(fused, 8, sections) == (6 * 128, 4096)
+    assert rank_shape(fused, 2, sections) == (18 * 128, 4096)
+    sections = architecture_of({"model_type": "gpt_bigcode", "n_head": 5, "multi_query": True})
+    assert rank_shape(layer("transformer.h.0.attn.c_attn", (7 * 32, 160)), 2, sections) == (None, 160)
+
+
+def test_heads_are_those_of_the_part_that_holds_the_module() -> None:
+    """A vision tower without key-value heads of its own does not borrow the text model's."""
+    config = {"model_type": "qwen2_5_vl", "num_key_value_heads": 2, "vision_config": {"num_heads": 16}}
+    sections = architecture_of(config)
+    assert rank_shape(layer("visual.blocks.0.attn.qkv", (3840, 1280)), 8, sections) == (480, 1280)
+    assert rank_shape(layer("model.layers.0.self_attn.k_proj", (256, 2048)), 8, sections) == (128, 2048)
+
+
 def test_the_outlook_tells_unaligned_from_indivisible() -> None:
     """13653 is odd, so that no even size splits it; 29568 is merely unaligned with 128-blocks."""
     layers = (

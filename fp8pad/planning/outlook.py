@@ -8,6 +8,7 @@ last part of the names of every `RowParallelLinear` and `ReplicatedLinear` in vL
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Literal
 
 from fp8pad.planning.architectures import Section
@@ -24,6 +25,9 @@ _REPLICATED = frozenset(
      "router", "shared_expert_gate", "wk", "wq_b"}
 )  # fmt: skip
 _KEY_VALUE = frozenset({"k_proj", "v_proj"})
+# Queries, keys and values in one tensor on disk.
+_FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "c_attn", "qkv", "qkv_proj", "query_key_value"})
+_HEADS = ("num_attention_heads", "n_head", "num_heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,20 @@ def parallelism_of(module: str) -> Parallelism:
     return "column"
 
 
-def num_kv_heads(module: str, sections: Sequence[Section]) -> int | None:
-    """Return the number of key-value heads of the part of the model in which `module` lies, where its config says."""
-    around = [(prefix, section) for section in sections for prefix in section.prefixes if module.startswith(prefix)]
-    for _, section in sorted(around, key=lambda found: len(found[0]), reverse=True):
-        heads = section.config.get("num_key_value_heads")
-        if isinstance(heads, int) and heads > 0:
-            return heads
-    return None
+def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int | None]:
+    """Return the numbers of heads and of key-value heads of the part of the model in which `module` lies.
+
+    None is what its config does not say.
+    """
+    around = [
+        (len(prefix), section) for section in sections for prefix in section.prefixes if module.startswith(prefix)
+    ]
+    if not around:
+        return None, None
+    config = max(around, key=itemgetter(0))[1].config
+    queries = next((config[key] for key in _HEADS if key in config), None)
+    keys = config.get("num_key_value_heads", 1 if config.get("multi_query") else None)
+    return _count(queries), _count(keys)
 
 
 def rank_shape(
@@ -79,14 +89,26 @@ def rank_shape(
     fewer heads than ranks, ranks hold copies (vllm/model_executor/layers/linear.py, `QKVParallelLinear`).
     """
     num_n, num_k = layer.config_shape[-2:]
-    num_ranks = tensor_parallel_size
-    parallelism = parallelism_of(layer.name)
-    if layer.name.rpartition(".")[2] in _KEY_VALUE and (heads := num_kv_heads(layer.name, sections)):
-        num_ranks = min(num_ranks, heads)
-    return (
-        _share(num_n, num_ranks if parallelism == "column" else 1),
-        _share(num_k, num_ranks if parallelism == "row" else 1),
-    )
+    match parallelism_of(layer.name):
+        case "row":
+            return num_n, _share(num_k, tensor_parallel_size)
+        case "column":
+            return _columns(layer.name, num_n, tensor_parallel_size, sections), num_k
+        case "replicated":
+            return num_n, num_k
+
+
+def _columns(module: str, num_n: int, num_ranks: int, sections: Sequence[Section]) -> int | None:
+    """What a rank holds of the N of a column-parallel layer."""
+    last = module.rpartition(".")[2]
+    queries, keys = num_heads(module, sections)
+    if keys and last in _KEY_VALUE:
+        return _share(num_n, min(num_ranks, keys))
+    if keys and queries and last in _FUSED_ATTENTION and num_n % (queries + 2 * keys) == 0:
+        shares = _share(queries, num_ranks), _share(keys, min(num_ranks, keys))
+        head_dim = num_n // (queries + 2 * keys)
+        return (shares[0] + 2 * shares[1]) * head_dim if shares[0] and shares[1] else None
+    return _share(num_n, num_ranks)
 
 
 def unaligned_at(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> tuple[bool, bool]:
@@ -121,3 +143,7 @@ def _at(layers: Sequence[LayerPlan], size: int, sections: Sequence[Section]) -> 
 
 def _share(size: int, num_ranks: int) -> int | None:
     return size // num_ranks if size % num_ranks == 0 else None
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None
