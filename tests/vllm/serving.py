@@ -77,17 +77,19 @@ def serve_apart(
     return Served(tuple(answers), tuple(result["padded_layers"]), result["kv_cache_dtype"])
 
 
-def answers_of(llm: Any, prompts: Prompts, **options: Any) -> tuple[Answer, ...]:
+def answers_of(
+    llm: Any, prompts: Prompts = PROMPTS, *, prompt_logprobs: int | None = 0, **options: Any
+) -> tuple[Answer, ...]:
     """Return what an engine answers to `prompts`, eight tokens each, chosen greedily."""
     from vllm import SamplingParams
 
-    params = SamplingParams(temperature=0, max_tokens=8, logprobs=0, prompt_logprobs=0, detokenize=False)
+    params = SamplingParams(temperature=0, max_tokens=8, logprobs=0, prompt_logprobs=prompt_logprobs, detokenize=False)
     outputs = llm.generate([_with_image(prompt) for prompt in prompts], params, use_tqdm=False, **options)
     return tuple(
         Answer(
             tokens=tuple(output.outputs[0].token_ids),
             logprobs=_chosen(output.outputs[0].logprobs),
-            prompt_logprobs=_chosen(output.prompt_logprobs[1:]),
+            prompt_logprobs=_chosen((output.prompt_logprobs or [])[1:]),
         )
         for output in outputs
     )

