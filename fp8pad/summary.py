@@ -9,6 +9,7 @@ from typing import Any
 
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.source import CONFIG_FILE, Source
+from fp8pad.errors import CheckpointError
 from fp8pad.geometry import is_aligned
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.architectures import architecture_of
@@ -107,8 +108,11 @@ def remedy(source: Source, plan: CheckpointPlan) -> Policy | None:
         troubled.append(plan.policy.tensor_parallel_size)
     for experts in (False, True) if troubled else ():
         policy = replace(plan.policy, absorb=True, absorb_experts=experts, tensor_parallel_size=max(troubled))
-        if plan_checkpoint(source.shards, source.configs, policy).config_edits:
-            return policy
+        try:
+            if plan_checkpoint(source.shards, source.configs, policy).config_edits:
+                return policy
+        except CheckpointError:  # a config that only absorbing reads, and that disagrees with the tensors
+            return None
     return None
 
 
