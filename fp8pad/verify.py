@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fp8pad.blueprint import Blueprint, blueprint
 from fp8pad.checkpoint.comparison import MAX_MISMATCHES, Mismatch, compare_files, compare_shard, compare_texts, sha256
-from fp8pad.checkpoint.folder import read_text
+from fp8pad.checkpoint.folder import is_weight_file, read_text
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.source import Source, read_checkpoint, read_record, read_source
 from fp8pad.executors import run_all
@@ -65,12 +65,14 @@ def _compare_names(design: Blueprint, converted: Source) -> Iterator[Mismatch]:
     for file in sorted(converted.texts.keys() - design.texts.keys()):
         yield Mismatch(file, "file", "no such file, as in the source", "an index")
     for file in converted.left_out:
-        yield Mismatch(file, "file", "no such file", "weights that converting leaves out")
+        if is_weight_file(file):
+            yield Mismatch(file, "file", "no such file", "weights that converting leaves out")
 
 
 def _compare_texts(design: Blueprint, converted: Source, record: CheckpointRecord | None) -> Iterator[Mismatch]:
-    for file in design.texts.keys() & converted.texts.keys():
-        yield from compare_texts(file, design.texts[file], converted.texts[file])
+    for file, text in converted.texts.items():
+        if file in design.texts:
+            yield from compare_texts(file, design.texts[file], text)
     if record and design.record:
         files = {file: _hashed(design, converted, file, record.files) for file in design.files}
         expected = replace(design.record, files=files).to_text()

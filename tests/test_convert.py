@@ -243,6 +243,17 @@ def test_destinations_that_would_harm_the_source_are_refused(tmp_path: Path, whe
     assert files_of(tmp_path) == before
 
 
+def test_a_destination_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    """A loop of links, and a folder inside a file."""
+    model = llama(tmp_path / "model")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("mine")
+    for where in ("loop", "loop/out", "file/out"):
+        with pytest.raises(OutputError):
+            converted(model, tmp_path / where)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop", "model"]
+
+
 def test_a_destination_that_holds_linked_blobs_is_refused(tmp_path: Path) -> None:
     """Replacing it would remove what the model's links lead to."""
     blobs = llama(tmp_path / "blobs")

@@ -238,7 +238,7 @@ def test_headers_that_say_something_else_are_told_apart(tmp_path: Path) -> None:
     expected, prefix = read_header(path, FILE), read_header_bytes(path, FILE)[0]
     path.write_bytes(safetensors_bytes({"a": ("U8", (2, 2)), "b": ("U8", (2,))}, {"format": "np"}))
     assert [str(mismatch) for mismatch in compare_header(expected, prefix, path)] == [
-        f"{FILE}: __metadata__: expected {{'format': 'pt'}}, got {{'format': 'np'}}",
+        f"{FILE}: __metadata__.format: expected 'pt', got 'np'",
         f"{FILE}: a: expected U8 [4] at 0, got U8 [2, 2] at 0",
         f"{FILE}: size: expected {expected.file_bytes} bytes, got {path.stat().st_size} bytes",
     ]

@@ -125,6 +125,7 @@ def test_a_file_that_is_missing_or_too_many_is_named(model: Path, out_dir: Path)
     (out_dir / "tokenizer.json").unlink()
     (out_dir / "consolidated.safetensors").write_bytes(b"")
     (out_dir / "README.md").write_text("a card of its own is no mismatch")
+    (out_dir / ".git").mkdir()
     places = [(mismatch.file, mismatch.got) for mismatch in check(model, out_dir).mismatches]
     assert places[0] == ("tokenizer.json", "no such file")
     assert places[1][0] == "consolidated.safetensors"

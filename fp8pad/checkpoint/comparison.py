@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from reprlib import repr as shown
 
 import numpy as np
 
@@ -100,8 +101,11 @@ def compare_header(expected: ShardHeader, prefix: bytes, path: Path) -> list[Mis
 
 def header_differences(expected: ShardHeader, found: ShardHeader) -> Iterator[Mismatch]:
     """Compare what two headers say; tensors that are there in another order count only where their bytes moved."""
-    if dict(expected.metadata or {}) != dict(found.metadata or {}):
-        yield Mismatch(found.file, "__metadata__", str(expected.metadata), str(found.metadata))
+    before_metadata, after_metadata = expected.metadata or {}, found.metadata or {}
+    for key in sorted(before_metadata.keys() | after_metadata.keys()):
+        if before_metadata.get(key) != after_metadata.get(key):
+            values = shown(before_metadata.get(key)), shown(after_metadata.get(key))
+            yield Mismatch(found.file, f"__metadata__.{key}", *values)
     expected_tensors = {tensor.name: tensor for tensor in expected.tensors}
     found_tensors = {tensor.name: tensor for tensor in found.tensors}
     for name in chain(expected_tensors, found_tensors.keys() - expected_tensors.keys()):

@@ -12,7 +12,10 @@ from fp8pad.errors import OutputError
 
 def check_destination(source: Source, out_dir: Path, overwrite: bool) -> Path:
     """Return `out_dir` without symbolic links, or raise an `OutputError` that says why it cannot be written to."""
-    target = out_dir.resolve()
+    try:
+        target = out_dir.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise OutputError(f"{out_dir}: cannot be followed: {error}") from error
     if target.exists() and not target.is_dir():
         raise OutputError(f"{out_dir}: expected a folder")
     _check_apart(source, target, out_dir)

@@ -47,6 +47,11 @@ def list_folder(root: Path, own_files: frozenset[str]) -> tuple[tuple[str, ...],
     return tuple(sorted(side_files)), tuple(sorted(left_out))
 
 
+def is_weight_file(name: str) -> bool:
+    """Return whether a file holds weights, in safetensors or in another format."""
+    return PurePath(name).suffix.lower() in WEIGHT_SUFFIXES
+
+
 def read_text(root: Path, file: str) -> str:
     """Return the text of a file of the folder `root`; `ConfigError` if it is missing, not a file, or not UTF-8."""
     path = root / file
@@ -72,7 +77,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _comes_along(path: Path, name: str) -> bool:
-    if PurePath(name).suffix.lower() in WEIGHT_SUFFIXES:
+    if is_weight_file(name):
         return False
     try:
         name.encode()
