@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, lcm
 
-from fp8pad.errors import ConfigError
 from fp8pad.geometry import round_up
-from fp8pad.planning.architectures import Mlp, Section, architecture_of
-from fp8pad.planning.architectures.family import FINITE_AT_ZERO, ZERO_AT_ZERO
+from fp8pad.planning.architectures import Section, architecture_of
 from fp8pad.planning.claims import Axis, Claim, Claims, GovernedKey, find_claims
+from fp8pad.planning.conditions import check_absorbable, check_sizes, config_size, times_of
 from fp8pad.planning.cost import KeyCost, cost_notes, price
 from fp8pad.planning.growing import NotAbsorbableError, grown, growth_of, with_block
 from fp8pad.planning.layers import Fp8Linear
@@ -108,7 +107,7 @@ def _settle(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) 
     weights = [claim for claim in key.claims if claim.leaf == "weight"]
     if not any(claim.module in linears for claim in weights):
         return _Outcome(key)
-    _check_sizes(key, weights)
+    check_sizes(key, weights)
     if not any(_is_unaligned(claim, linears, policy) for claim in weights):
         return _Outcome(key)
     try:
@@ -118,21 +117,18 @@ def _settle(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) 
 
 
 def _absorbed(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
-    old = _config_size(key)
-    _check_experts(key, policy)
-    for mlp in {claim.mlp for claim in key.claims}:
-        _check_activation(mlp, key.section)
-    _check_complete(key)
-    growths = [(claim, growth_of(claim, linears.get(claim.module), old * _times(claim, key))) for claim in key.claims]
+    old = config_size(key)
+    check_absorbable(key, policy)
+    growths = [(claim, growth_of(claim, linears.get(claim.module), old * times_of(claim, key))) for claim in key.claims]
     padded_sizes = _padded_sizes(key, old, linears, policy)
     new = padded_sizes[policy.tensor_parallel_size]
     tensors = {}
     for claim, growth in growths:
-        times = _times(claim, key)
+        times = times_of(claim, key)
         if growth and (tensor := grown(claim, growth, old * times, new * times)):
             tensors[claim.tensor.name] = tensor
     sizes = {
-        (claim.module, claim.axis): new * _times(claim, key) * claim.num_segments
+        (claim.module, claim.axis): new * times_of(claim, key) * claim.num_segments
         for claim in key.claims
         if claim.leaf == "weight"
     }
@@ -149,7 +145,7 @@ def _edits(key: GovernedKey, old: int, new: int) -> Iterator[ConfigEdit]:
 def _padded_sizes(key: GovernedKey, old: int, linears: Mapping[str, Fp8Linear], policy: Policy) -> dict[int, int]:
     """The key's value that aligns every FP8 weight under it on each rank, for the size asked for and its divisors."""
     alignments = {
-        (_alignment(claim, linears[claim.module], policy), _times(claim, key))
+        (_alignment(claim, linears[claim.module], policy), times_of(claim, key))
         for claim in key.claims
         if claim.leaf == "weight" and claim.module in linears
     }
@@ -173,78 +169,6 @@ def _is_unaligned(claim: Claim, linears: Mapping[str, Fp8Linear], policy: Policy
         not claim.is_plain_weight
         or claim.inner_size % (_alignment(claim, linear, policy) * policy.tensor_parallel_size) != 0
     )
-
-
-def _config_size(key: GovernedKey) -> int:
-    if key.key not in key.section.config:
-        raise NotAbsorbableError("the config does not have the key")
-    value = key.section.config[key.key]
-    if value is None or isinstance(value, list):
-        raise NotAbsorbableError("its value is null" if value is None else "its value is a list")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise NotAbsorbableError(f"its value is not a size: {value!r}")
-    for path, twin in key.section.twins:
-        if twin.get(key.key, value) != value:
-            raise NotAbsorbableError(f"{path or CONFIG_FILE} repeats it with another value, {twin[key.key]!r}")
-    return value
-
-
-def _times(claim: Claim, key: GovernedKey) -> int:
-    if claim.mlp.times is None:
-        return 1
-    value = key.section.config.get(claim.mlp.times)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise NotAbsorbableError(f"{key.section.dotted(claim.mlp.times)} is not a number: {value!r}")
-    return value
-
-
-def _check_sizes(key: GovernedKey, weights: Sequence[Claim]) -> None:
-    """Raise `ConfigError` where the key is an integer and a weight under it has another size."""
-    try:
-        sizes = [_config_size(key) * _times(claim, key) * claim.num_segments for claim in weights]
-    except NotAbsorbableError:
-        return
-    for claim, size in zip(weights, sizes, strict=True):
-        if claim.is_plain_weight and claim.tensor.shape[claim.index] != size:
-            raise ConfigError(
-                f"{CONFIG_FILE}: {key.path} asks for {size} {'rows' if claim.axis == 'n' else 'columns'}"
-                f" of {claim.tensor.name}, got {list(claim.tensor.shape)}"
-            )
-
-
-def _check_experts(key: GovernedKey, policy: Policy) -> None:
-    experts = {claim.mlp.experts for claim in key.claims}
-    if True in experts and not policy.absorb_experts:
-        too = "sizes the routed experts too" if False in experts else "sizes the routed experts"
-        raise NotAbsorbableError(f"it {too}, which are absorbed only with --absorb-experts")
-
-
-def _check_activation(mlp: Mlp, section: Section) -> None:
-    named = section.config.get(mlp.activation_key) if mlp.activation_key else None
-    activation = named or mlp.activation
-    if not isinstance(activation, str) or activation.lower() not in FINITE_AT_ZERO:
-        raise NotAbsorbableError(f"the activation {activation!r} is not known to be finite at 0")
-    if not mlp.is_gated and activation.lower() not in ZERO_AT_ZERO:
-        raise NotAbsorbableError(f"there is no gate and the activation {activation!r} is not 0 at 0")
-
-
-def _check_complete(key: GovernedKey) -> None:
-    """Refuse what has parts missing, tied weights for one, or tensors that look governed but are not described."""
-    found: dict[tuple[Mlp, tuple[str, ...]], dict[str, Claim]] = {}
-    for claim in key.claims:
-        parts = found.setdefault((claim.mlp, claim.instance), {})
-        if claim.leaf == "weight" or claim.role not in parts:
-            parts[claim.role] = claim
-    for parts in found.values():
-        some = next(iter(parts.values()))
-        for role in some.mlp.parts:
-            if role not in parts:
-                raise NotAbsorbableError(f"{some.block.rstrip('.')} has no {role} weight: it may be tied to another")
-            if parts[role].leaf != "weight":
-                raise NotAbsorbableError(f"{parts[role].tensor.name} has no weight beside it: a layout not padded")
-    if key.strays:
-        stray = key.strays[0]
-        raise NotAbsorbableError(f"{stray.name} {list(stray.shape)} has that size too and is not described")
 
 
 def _refusals(
