@@ -12,9 +12,11 @@ from test_verify import convert_to
 from fp8pad.checkpoint.source import read_source
 from fp8pad.convert import ConvertOptions, Silence, convert
 from fp8pad.errors import OutputError, RecordError, VerifyError
+from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import Axes, ConfigEdit, PaddedTensor, Policy, Segments
 from fp8pad.unpad import UnpadReport, unpad
+from fp8pad.verify import verify
 
 OPTIONS = ConvertOptions()
 
@@ -24,18 +26,19 @@ def restore(out_dir: Path, restored_dir: Path, options: ConvertOptions = OPTIONS
     return unpad(out_dir, restored_dir, options, Silence())
 
 
+@pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True, absorb_experts=True, tensor_parallel_size=4)])
 @pytest.mark.parametrize("path", case_names("good", "variants"))
-def test_checkpoints_of_other_tools_come_back(path: str, tmp_path: Path) -> None:
-    """All files that came along are those of the source, byte for byte."""
+def test_checkpoints_of_other_tools_come_back(path: str, policy: Policy, tmp_path: Path) -> None:
+    """All files that came along are those of the source, byte for byte, and the records agreed before."""
     model = copy_case(path, tmp_path)
-    out_dir = convert_to(model, tmp_path / "out")
-    if not (out_dir / "fp8pad.json").exists():
-        pytest.skip("nothing in it is padded")
-    restore(out_dir, tmp_path / "restored")
+    restored = convert_to(model, tmp_path / "out", policy)
+    if (restored / "fp8pad.json").exists():
+        assert inspect_checkpoint(restored).disagreements == ()
+        assert verify(model, restored, Silence()).ok
+        restored = tmp_path / "restored"
+        restore(tmp_path / "out", restored)
     left_out = set(read_source(model).left_out)
-    assert files_of(tmp_path / "restored") == {
-        name: content for name, content in files_of(model).items() if name not in left_out
-    }
+    assert files_of(restored) == {name: content for name, content in files_of(model).items() if name not in left_out}
 
 
 @settings(deadline=None, max_examples=60)
