@@ -1,8 +1,8 @@
 """Measures how equal answers are: original, padded and absorbed, eager and compiled, one rank and two.
 
-    python tests/bench/measure_equality.py MODEL... [--ways eager compiled cross ranks] [--json FILE]
+    python tests/bench/measure_equality.py MODEL... [--ways eager compiled ranks ...] [--json FILE]
 
-Prints the rows of the table in docs/equality.md; each is one engine recorded and another checked.
+Prints the rows of the table in docs/equality.md: the original recorded, then it and what it is converted to checked.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from fp8pad.record import Policy
 
 ANY_ATOL = 1e9
 POLICIES = {"padded": Policy(), "absorbed": Policy(absorb=True)}
-WAYS = ("eager", "compiled", "cross", "ranks")
 
 
 class Stderr:
@@ -66,42 +65,34 @@ def compared(golden: GoldenDocument, model: Path, options: CheckOptions) -> dict
     }
 
 
+# What is recorded of the original, and with what each conversion is then checked; None is as recorded.
+PAIRS = {
+    "eager": (RecordOptions(), CheckOptions()),
+    "compiled": (RecordOptions(mode="compiled"), CheckOptions()),
+    "ranks": (RecordOptions(tensor_parallel_size=2), CheckOptions()),
+    "eager-compiled": (RecordOptions(), CheckOptions(mode="compiled")),
+    "one-two-ranks": (RecordOptions(), CheckOptions(tensor_parallel_size=2)),
+}
+
+
 def measured(model: Path, ways: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each pair that the ways ask for."""
+    """Yield a row for each way and each conversion; where settings change, for the original alone."""
     with tempfile.TemporaryDirectory() as folder:
         made = conversions(model, Path(folder))
-        for mode in ("eager", "compiled"):
-            if mode not in ways and not (mode == "eager" and {"cross", "ranks"} & set(ways)):
-                continue
-            golden = record(model, RecordOptions(mode=mode), Stderr())
-            where = {"model": model.name, "engine": f"{golden.settings.engine} {golden.environment.engine_version}"}
-            where["device"] = golden.environment.device
-            for name, path in made.items() if mode in ways else ():
-                yield (
-                    where
-                    | {"recorded": f"original, {mode}", "checked": f"{name}, {mode}"}
-                    | compared(golden, path, CheckOptions())
-                )
-            if mode == "eager" and "cross" in ways:
-                yield (
-                    where
-                    | {"recorded": "original, eager", "checked": "original, compiled"}
-                    | compared(golden, model, CheckOptions(mode="compiled"))
-                )
-        if "ranks" in ways:
-            for name in ("original", "padded", "absorbed"):
-                yield (
-                    where
-                    | {"recorded": "original, eager", "checked": f"{name}, eager, TP 2"}
-                    | compared(golden, made[name], CheckOptions(tensor_parallel_size=2))
-                )
+        for way in ways:
+            record_options, check_options = PAIRS[way]
+            golden = record(model, record_options, Stderr())
+            where = {"model": model.name, "way": way, "device": golden.environment.device}
+            where["engine"] = f"{golden.settings.engine} {golden.environment.engine_version}"
+            for name, path in made.items() if check_options == CheckOptions() else [("original", model)]:
+                yield where | {"checked": name} | compared(golden, path, check_options)
 
 
 def main() -> None:
     """Print a row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["eager"])
+    parser.add_argument("--ways", nargs="+", choices=PAIRS, default=["eager"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
