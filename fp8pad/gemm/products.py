@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fp8pad.gemm.float8 import Bytes, Floats, fp8_bytes, fp8_values
+from fp8pad.geometry import round_up
 
 MAX_EXACT_K = 2**17
 MAX_ACTIVATION = 8
@@ -129,12 +130,18 @@ def scaled_mm(device: str, device_name: str) -> Arithmetic:
         return torch.from_numpy(np.ascontiguousarray(data)).to(device).view(getattr(torch, _TORCH_DTYPES[dtype]))
 
     def multiply(activations: Floats, weight: Bytes, dtype: str) -> Floats:
-        left = on_device(fp8_bytes("F8_E4M3", activations), "F8_E4M3")  # [M, K]
-        right = on_device(weight, dtype).t()  # [K, n], column by column, as tensor cores want it
+        left = on_device(_filled_up(fp8_bytes("F8_E4M3", activations)), "F8_E4M3")  # [M, K]
+        right = on_device(_filled_up(weight), dtype).t()  # [K, n], column by column, as tensor cores want it
         sums = torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.float32)
-        return sums.double().cpu().numpy()  # type: ignore[no-any-return]
+        return sums[: len(activations), : len(weight)].double().cpu().numpy()  # type: ignore[no-any-return]
 
     return Arithmetic(f"torch._scaled_mm on {device_name}", False, multiply)
+
+
+def _filled_up(data: Bytes) -> Bytes:
+    """Append rows and columns of zero bytes up to multiples of 16, where an axis was not padded on disk (experts)."""
+    fill = [(0, round_up(size, 16) - size) for size in data.shape]
+    return np.pad(data, fill) if any(added for _, added in fill) else data
 
 
 def _multiply_exactly(activations: Floats, weight: Bytes, dtype: str) -> Floats:
