@@ -21,6 +21,9 @@ TensorParallelSizeOption = Annotated[
     int,
     typer.Option("--tensor-parallel-size", "-tp", metavar="N", min=1, help="Time what one of N ranks of MODEL does."),
 ]
+ChartOption = Annotated[
+    Path | None, typer.Option("--chart", metavar="FILE", help="Draw it too (.svg, .png, .pdf); needs matplotlib.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
 
@@ -30,19 +33,27 @@ def bench(
     tokens: TokensOption = None,
     tensor_parallel_size: TensorParallelSizeOption = 1,
     replays: ReplaysOption = 21,
+    chart: ChartOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time FP8 layers on this GPU: aligned, with vLLM's own padding, with fp8pad's, and absorbed."""
     try:
         from fp8pad.bench.run import bench as run_bench
+
+        if chart:
+            from fp8pad.bench.chart import draw_layers
     except ImportError as error:
-        raise HostError(f"fp8pad bench: {error}; install fp8pad[vllm] beside a GPU") from error
+        raise HostError(
+            f"fp8pad bench: {error}; install fp8pad[vllm] beside a GPU, and fp8pad[chart] for --chart"
+        ) from error
     from fp8pad.bench.shapes import REAL_SHAPES, TOKEN_COUNTS
     from fp8pad.render.bench import show_bench, tell_case
 
     shapes = _shapes(model, tensor_parallel_size) if model else REAL_SHAPES
     report = run_bench(shapes, tokens or TOKEN_COUNTS, tell_case, replays)
     show_bench(report, as_json)
+    if chart:
+        draw_layers(report, chart)
 
 
 def _shapes(model: Path, tensor_parallel_size: int) -> "tuple[LayerShape, ...]":

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "inspection": WRITING,
     "gemm": READING | {"float8", "gemm", "numpy", "torch"},
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},
-    "bench": PURE | {"__init__", "bench", "runtime", "torch", "triton", "vllm"},
+    "bench": PURE | {"__init__", "bench", "matplotlib", "runtime", "torch", "triton", "vllm"},
     "runtime": {"__init__", "errors", "geometry", "record", "runtime", "torch", "triton", "vllm"},
     "summary": READING,
     "render": READING | RESULTS | {"render", "rich", "summary"},

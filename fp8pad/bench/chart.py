@@ -5,6 +5,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
 from fp8pad.bench.report import Case, Machine, Report
 
 COLORS = {"vllm": "#c2543d", "shim": "#2f6db3"}
@@ -40,9 +43,6 @@ def _ratios(cases: Sequence[Case], candidate: str) -> dict[int, list[float]]:
 
 def new_figure(num_panels: int) -> tuple[Any, Sequence[Any]]:
     """Return a figure of panels side by side that share their vertical axis, over numbers of tokens."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     mpl.rcParams["svg.hashsalt"] = "fp8pad"  # the same figures give the same file
     mpl.rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(4.2 * num_panels, 3.4), layout="constrained")

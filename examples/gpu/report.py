@@ -1,0 +1,191 @@
+"""Draw the charts of docs/benchmarks and fill the tables of docs/benchmarks.md from the results beside them.
+
+    python examples/gpu/report.py
+
+Needs matplotlib, no GPU. Text between `<!-- NAME -->` and `<!-- end -->` in the page is replaced by the table of the
+results in `docs/benchmarks/NAME.json`; everything else there is written by hand.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fp8pad.bench.chart import COLORS, draw_layers, draw_range, new_figure, save
+from fp8pad.bench.report import Machine, report_from_json
+
+DOCS = Path(__file__).parents[2] / "docs"
+SHOWN_TOKENS = (1, 64, 1024, 16384)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def machine_line(document: dict[str, Any]) -> str:
+    """Say on what, with what and when."""
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['device']}; {versions}; {machine['date']}."
+
+
+def layers(document: dict[str, Any], chart: Path) -> str:
+    """Show each layer at a few numbers of tokens, and the summary of all."""
+    report = report_from_json(document)
+    draw_layers(report, chart)
+    summary = table(
+        ("unaligned", "cases", "vLLM, median", "worst", "shim, median", "worst", "absorbed, median", "worst"),
+        [
+            (
+                name,
+                group.num_cases,
+                *(f"{part[kind]:.3f}" for kind in group.median for part in (group.median, group.worst)),
+            )
+            for name, group in report.summaries().items()
+        ],
+    )
+    columns = [f"{tokens}: aligned, vLLM, shim" for tokens in SHOWN_TOKENS]
+    rows: dict[str, list[str]] = {}
+    for case in report.cases:
+        shape = f"{case.shape.name}, {case.shape.k} -> {case.shape.n}"
+        if case.num_tokens in SHOWN_TOKENS:
+            aligned = case.timings["ideal"].median_us
+            rows.setdefault(shape, []).append(f"{aligned:.1f} us, {case.ratio('vllm'):.2f}, {case.ratio('shim'):.2f}")
+    return f"{summary}\n\n{table(('layer, K -> N', *columns), ([name, *cells] for name, cells in rows.items()))}"
+
+
+def launches(document: dict[str, Any], _: Path) -> str:
+    """Show kernels, time and bandwidth of quantizing and padding."""
+    rows = []
+    for row in document["rows"]:
+        cells: list[object] = [row["num_tokens"], f"{row['k']} -> {row['padded_k']}"]
+        for path in ("vllm", "fp8pad"):
+            kernels = row[path]["kernels"]
+            total = sum(kernel["us"] for kernel in kernels)
+            cells += [len(kernels), f"{total:.1f}", f"{row[path]['gb_per_s']} ({row[path]['share_of_copy']:.2f})"]
+        rows.append(cells)
+    header = ("tokens", "K", "vLLM: kernels", "us", "GB/s (of a copy)", "fp8pad: kernels", "us", "GB/s (of a copy)")
+    return f"A large copy on this device: {document['copy_gb_per_s']} GB/s, read and written.\n\n{table(header, rows)}"
+
+
+def compiled_forms(document: dict[str, Any], chart: Path) -> str:
+    """Show the compiled tail of an MLP in its three forms."""
+    rows = []
+    for case in document["cases"]:
+        aligned, native, operator = (case["timings"][name]["median_us"] for name in ("aligned", "native", "operator"))
+        times = (
+            f"{aligned:.1f}",
+            f"{native:.1f} ({native / aligned:.2f})",
+            f"{operator:.1f} ({operator / aligned:.2f})",
+        )
+        rows.append((case["layer"], case["scheme"], case["num_tokens"], *times))
+    _draw_forms(document, chart)
+    return table(("layer", "scale", "tokens", "aligned, us", "native padding (= vLLM)", "one launch (= shim)"), rows)
+
+
+def _draw_forms(document: dict[str, Any], chart: Path) -> None:
+    schemes = sorted({case["scheme"] for case in document["cases"]}, reverse=True)
+    figure, panels = new_figure(len(schemes))
+    for panel, scheme in zip(panels, schemes, strict=True):
+        panel.set_title({"token": "a scale for each token", "static": "a static scale"}[scheme], fontsize=10)
+        for name, label, kind in (
+            ("native", "native padding (vLLM)", "vllm"),
+            ("operator", "one launch (shim)", "shim"),
+        ):
+            ratios: dict[int, list[float]] = {}
+            for case in document["cases"]:
+                if case["scheme"] == scheme:
+                    timings = case["timings"]
+                    ratio = timings[name]["median_us"] / timings["aligned"]["median_us"]
+                    ratios.setdefault(case["num_tokens"], []).append(ratio)
+            draw_range(panel, ratios, COLORS[kind], label)
+        panel.axhline(1.0, color="#555", linewidth=0.8, linestyle="--")
+        panel.set_xlabel("tokens")
+    panels[0].set_ylabel("time / time of an aligned layer")
+    panels[0].legend(frameon=False, fontsize=9)
+    save(figure, Machine(**document["machine"]), chart)
+
+
+def whole_models(document: dict[str, Any], _: Path) -> str:
+    """Show how far answers agree, then how long they take."""
+    agreement = [
+        (
+            run["model"],
+            run["mode"],
+            kind,
+            f"{one['num_identical']} of {one['num_answers']}",
+            one["num_tokens"],
+            f"{one['largest_difference']:.3g}",
+        )
+        for run in document["runs"]
+        for kind, one in run["agreement"].items()
+    ]
+    header = (
+        "model",
+        "mode",
+        "compared with stock",
+        "answers equal to the last bit",
+        "tokens",
+        "largest difference of a logprob",
+    )
+    figures = [
+        (
+            run["model"],
+            run["mode"],
+            _figure_name(row),
+            *(_timed(row["timings"], kind) for kind in ("stock", "shim", "absorbed")),
+        )
+        for run in document["runs"]
+        for row in run["figures"]
+    ]
+    timed = table(("model", "mode", "figure", "stock, ms", "shim, ms", "absorbed, ms"), figures)
+    return f"{table(header, agreement)}\n\n{timed if figures else ''}".strip()
+
+
+def _figure_name(row: dict[str, Any]) -> str:
+    match row["figure"]:
+        case "ttft_ms":
+            return f"first token, {row['num_tokens']}"
+        case "tpot_ms":
+            return f"each token after, batch {row['batch']}"
+        case _:
+            return f"vision tower, {row['num_images']} x {row['pixels']} px"
+
+
+def _timed(timings: dict[str, Any], kind: str) -> str:
+    if kind not in timings:
+        return "-"
+    median = timings[kind]["median"]
+    change = "" if kind == "stock" else f" ({100 * (median / timings['stock']['median'] - 1):+.1f} %)"
+    return f"{median:.2f}{change}"
+
+
+TABLES: dict[str, Callable[[dict[str, Any], Path], str]] = {
+    "layers": layers,
+    "launches": launches,
+    "compiled-forms": compiled_forms,
+    "whole-models": whole_models,
+}
+
+
+def main() -> None:
+    """Replace every marked part of the page whose results are there."""
+    page = DOCS / "benchmarks.md"
+
+    def filled(match: re.Match[str]) -> str:
+        results = DOCS / "benchmarks" / f"{match[1]}.json"
+        if not results.exists():
+            return match[0]
+        document = json.loads(results.read_text())
+        kind = match[1].rsplit("-", 1)[0]
+        content = TABLES[kind](document, results.with_suffix(".svg"))
+        return f"<!-- {match[1]} -->\n{machine_line(document)}\n\n{content}\n<!-- end -->"
+
+    page.write_text(re.sub(r"<!-- ([a-z0-9-]+) -->\n.*?<!-- end -->", filled, page.read_text(), flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()

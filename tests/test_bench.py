@@ -1,0 +1,78 @@
+"""What a benchmark makes of its samples, on any machine: timings, ratios, groups, JSON and charts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fp8pad.bench.report import Case, Machine, Report, Timing, report_from_json
+from fp8pad.bench.shapes import REAL_SHAPES, LayerShape
+
+DOWN = LayerShape("down", 1280, 3420)
+GATE_UP = LayerShape("gate_up", 6840, 1280)
+MACHINE = Machine("a device", "2026-11-23", {"vllm": "0.33.0"})
+
+
+def _case(shape: LayerShape, num_tokens: int, **medians: float) -> Case:
+    return Case(shape, num_tokens, {name: Timing(us, us - 1, us + 1, 21) for name, us in medians.items()})
+
+
+REPORT = Report(
+    MACHINE,
+    "bfloat16",
+    (
+        _case(DOWN, 1, ideal=10.0, vllm=15.0, shim=9.0, absorbed=10.0),
+        _case(DOWN, 64, ideal=20.0, vllm=25.0, shim=20.0, absorbed=20.2),
+        _case(DOWN, 4096, ideal=100.0, vllm=180.0, shim=101.0, absorbed=99.0),
+        _case(GATE_UP, 1, ideal=10.0, vllm=10.0, shim=11.0, absorbed=10.0),
+    ),
+)
+
+
+def test_timing_of_samples() -> None:
+    """A timing is the median of its samples and the quartiles around it; one outlier moves none of them much."""
+    assert Timing.of([4.0, 1.0, 3.0, 2.0, 1000.0]) == Timing(3.0, 2.0, 4.0, 5)
+
+
+def test_real_shapes_have_something_to_pad() -> None:
+    """Every layer that is timed by default is unaligned, and is padded to what CUTLASS takes."""
+    assert not any(shape.is_aligned for shape in REAL_SHAPES)
+    assert DOWN.padded_shape == (1280, 3424)
+    assert GATE_UP.padded_shape == (6848, 1280)
+    assert LayerShape("aligned", 1280, 3424).is_aligned
+
+
+def test_summaries_part_unaligned_k_from_unaligned_n() -> None:
+    """Layers of unaligned K and of unaligned N alone are summarized apart: medians and worst of their ratios."""
+    summaries = REPORT.summaries()
+    assert summaries["K"].num_cases == 3
+    assert summaries["K"].median == {"vllm": 1.5, "shim": 1.0, "absorbed": 1.0}
+    assert summaries["K"].worst == {"vllm": 1.8, "shim": 1.01, "absorbed": 1.01}
+    assert summaries["N"].median == {"vllm": 1.0, "shim": 1.1, "absorbed": 1.0}
+
+
+def test_report_comes_back_from_its_json() -> None:
+    """A chart drawn on another machine sees the report that was written."""
+    assert report_from_json(json.loads(json.dumps(REPORT.to_json()))) == REPORT
+
+
+def test_chart(tmp_path: Path) -> None:
+    """The chart names its device, and the same report gives the same file."""
+    pytest.importorskip("matplotlib")
+    from fp8pad.bench.chart import draw_layers
+
+    for name in ("one.svg", "two.svg"):
+        draw_layers(REPORT, tmp_path / name)
+    drawn = (tmp_path / "one.svg").read_text()
+    assert "a device, vLLM 0.33.0, 2026-11-23" in drawn
+    assert drawn == (tmp_path / "two.svg").read_text()
+
+
+def test_how_many_sets_of_data_outgrow_a_cache() -> None:
+    """The sets together take four times the cache, within a limit, and there is always one."""
+    pytest.importorskip("torch")
+    from fp8pad.bench.timing import rotation
+
+    assert rotation(bytes_of_one=30, cache_bytes=50, most=64) == 7
+    assert rotation(bytes_of_one=1, cache_bytes=50, most=64) == 64
+    assert rotation(bytes_of_one=1000, cache_bytes=50, most=64) == 1
