@@ -76,6 +76,7 @@ class Server:
             max_model_len=MAX_MODEL_LEN,
             max_num_batched_tokens=MAX_MODEL_LEN,
             max_num_seqs=64,
+            gpu_memory_utilization=0.3,  # what must be free at the start; three engines share the GPU
             enable_prefix_caching=False,
             kv_cache_memory_bytes=int(os.environ.get("KV_CACHE_BYTES", str(6 << 30))),
             limit_mm_per_prompt={"image": 4, "video": 0} if "vl" in Path(model).name else None,

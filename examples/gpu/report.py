@@ -114,7 +114,7 @@ def whole_models(document: dict[str, Any], _: Path) -> str:
     agreement = [
         (
             run["model"],
-            run["mode"],
+            _mode(run),
             kind,
             f"{one['num_identical']} of {one['num_answers']}",
             one["num_tokens"],
@@ -134,7 +134,7 @@ def whole_models(document: dict[str, Any], _: Path) -> str:
     figures = [
         (
             run["model"],
-            run["mode"],
+            _mode(run),
             _figure_name(row),
             *(_timed(row["timings"], kind) for kind in ("stock", "shim", "absorbed")),
         )
@@ -143,6 +143,11 @@ def whole_models(document: dict[str, Any], _: Path) -> str:
     ]
     timed = table(("model", "mode", "figure", "stock, ms", "shim, ms", "absorbed, ms"), figures)
     return f"{table(header, agreement)}\n\n{timed if figures else ''}".strip()
+
+
+def _mode(run: dict[str, Any]) -> str:
+    ranks = run["tensor_parallel_size"]
+    return run["mode"] if ranks == 1 else f"{run['mode']}, TP {ranks}"
 
 
 def _figure_name(row: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ LONG_QUESTIONS = [(1, 1, 2048), (1, 2, 4000)]
 ANSWER_TOKENS = 16
 TTFT_TOKENS = (512, 2048, 8000)
 TPOT_BATCHES = (1, 32)
-TPOT_STEPS = 32
+TPOT_STEPS = 16
 ENCODER_IMAGES = ((1, 448), (1, 1036), (4, 1036))
 
 Engines = Mapping[str, Engine]
@@ -56,9 +56,10 @@ def _run(*arguments: str) -> None:
 
 
 @contextmanager
-def served(paths: Mapping[str, Path], *, eager: bool) -> Iterator[dict[str, Engine]]:
+def served(paths: Mapping[str, Path], *, eager: bool, tensor_parallel_size: int) -> Iterator[dict[str, Engine]]:
     """Start an engine for each checkpoint, all at once; only the shim's may load plugins."""
-    engines = {kind: Engine(path, eager=eager, stock=kind != "shim") for kind, path in paths.items()}
+    options: dict[str, Any] = {"eager": eager, "tensor_parallel_size": tensor_parallel_size}
+    engines = {kind: Engine(path, stock=kind != "shim", **options) for kind, path in paths.items()}
     try:
         yield engines
     finally:
@@ -169,6 +170,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=("eager",))
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="how many GPUs serve each model")
     parser.add_argument("--samples", type=int, default=21, help="how often each figure is taken; 0: compare only")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try this on a CPU")
@@ -190,10 +192,12 @@ def main() -> int:
 
 def _one_run(name: str, mode: str, paths: Mapping[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
     start, images = time.monotonic(), "vl" in name
-    with served(paths, eager=mode == "eager") as engines:
+    ranks = arguments.tensor_parallel_size
+    with served(paths, eager=mode == "eager", tensor_parallel_size=ranks) as engines:
         layers = ask_all(engines, "ready")
         _tell(f"{name}, {mode}: ready after {time.monotonic() - start:.0f} s, {layers['shim']}")
-        run = {"model": name, "mode": mode, "shim": layers["shim"], "agreement": compare(engines, images=images)}
+        run = {"model": name, "mode": mode, "tensor_parallel_size": ranks, "shim": layers["shim"]}
+        run["agreement"] = compare(engines, images=images)
         _tell(f"{name}, {mode}: {run['agreement']}")
         run["figures"] = measure(engines, arguments.samples, images=images) if arguments.samples else []
     for row in run["figures"]:
