@@ -185,7 +185,7 @@ def main() -> None:
         if not results.exists():
             return match[0]
         document = json.loads(results.read_text())
-        kind = match[1].rsplit("-", 1)[0]
+        kind = next(kind for kind in TABLES if match[1].startswith(kind))
         content = TABLES[kind](document, results.with_suffix(".svg"))
         return f"<!-- {match[1]} -->\n{machine_line(document)}\n\n{content}\n<!-- end -->"
 
