@@ -141,7 +141,7 @@ def test_tail_of_a_scale_that_is_zero() -> None:
 @pytest.mark.parametrize("num_tokens", [1, 4, 7])
 def test_per_tensor(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One dynamic scale for all tokens is the absmax of them all, also where programs see several rows."""
-    monkeypatch.setattr(kernels, "MOST_MAXIMA", 4)
+    monkeypatch.setattr(kernels, "NUM_MAXIMA", 4)
     x = _activation(num_tokens, 20, powers=(3, 3))
     x[:, 5] = 8.0
     x[x == -448.0 * 8] = 64.0

@@ -27,8 +27,9 @@ from fp8pad.runtime import triton_kernels
 LONGEST_BLOCK = 8192
 VALUES_PER_WARP = 1024
 MOST_WARPS = 8
-# A tensor's absmax takes two launches: every program of the second reads all that those of the first found.
-MOST_MAXIMA = 512
+# A tensor's absmax takes two launches: every program of the second reads all that those of the first found. A fixed
+# number of them (a power of two) makes one kernel for any number of tokens.
+NUM_MAXIMA = 512
 
 _library = torch.library.Library("fp8pad", "FRAGMENT")
 
@@ -114,7 +115,7 @@ def _quantize_per_tensor(x: torch.Tensor, padded_k: int) -> tuple[torch.Tensor, 
     x_fp8, scale = _empty_fp8(x, padded_k), _empty_scale(x, 1)
     if not x.shape[0]:
         return x_fp8, scale.zero_()
-    maxima = _empty_scale(x, _block(x.shape[0], MOST_MAXIMA))
+    maxima = _empty_scale(x, NUM_MAXIMA)
     block = _block(x.shape[1], LONGEST_BLOCK)
     triton_kernels.maxima_kernel[maxima.shape](x, maxima, x.shape[0], *_layout(x), block, num_warps=_num_warps(block))
     _quantize_tiles(x, x_fp8, scale, maxima)
