@@ -1,6 +1,7 @@
 """Ways in which a converted checkpoint can be wrong, one at a time, and the checkpoint that they are tried on."""
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,6 @@ def with_biases(example: Path, root: Path) -> Path:
 
 
 def _bf16(value: float) -> bytes:
-    import struct
-
     return struct.pack("<f", value)[2:]
 
 

@@ -1,6 +1,7 @@
 """`verify --gemm`: FP8 as numbers, sums that are exact, layers of every scheme compared, and what it catches."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -134,11 +135,11 @@ def test_padded_checkpoints_of_every_tool_multiply_as_their_sources(path: str, p
     report = multiplied(model, out_dir)
     assert [result.mismatch for result in report.results if result.mismatch] == []
     assert report.ok
-    padded = verify_record(out_dir)
+    padded = padded_weights(out_dir)
     assert report.num_padded == len(report.results) == len(padded)
 
 
-def verify_record(out_dir: Path) -> list[str]:
+def padded_weights(out_dir: Path) -> list[str]:
     """Return the padded FP8 weights of a checkpoint, read without fp8pad."""
     if not (out_dir / "fp8pad.json").exists():
         return []
@@ -200,8 +201,6 @@ def test_the_documentation_names_every_corruption() -> None:
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_what_verify_and_gemm_catch_is_as_documented(name: str, biased: tuple[Path, Path], tmp_path: Path) -> None:
     """Each corruption is caught by the checks that docs/equality.md names, and passes the others."""
-    import shutil
-
     model, out_dir = biased
     wrong = tmp_path / "wrong"
     shutil.copytree(out_dir, wrong)
@@ -212,8 +211,6 @@ def test_what_verify_and_gemm_catch_is_as_documented(name: str, biased: tuple[Pa
 
 def test_mismatches_say_where(biased: tuple[Path, Path], tmp_path: Path) -> None:
     """The weight, the token, the row and both values; a padded row is called one."""
-    import shutil
-
     model, out_dir = biased
     wrong = tmp_path / "wrong"
     shutil.copytree(out_dir, wrong)
@@ -228,8 +225,6 @@ def test_mismatches_say_where(biased: tuple[Path, Path], tmp_path: Path) -> None
 
 def test_the_command_line_reports_products(biased: tuple[Path, Path], tmp_path: Path) -> None:
     """--gemm adds to the table and to the JSON, and decides on the status."""
-    import shutil
-
     model, out_dir = biased
     command = [sys.executable, "-m", "fp8pad", "verify", model, out_dir, "--gemm", "--gemm-layers"]
     run = subprocess.run([*command, "5"], capture_output=True, text=True, check=False)

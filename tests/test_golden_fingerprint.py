@@ -1,5 +1,6 @@
 """Fingerprints: the same before and after padding, another for anything that makes another model."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -50,8 +51,6 @@ def test_checkpoints_of_every_tool_keep_their_fingerprints(path: str, policy: Po
 
 def test_the_fingerprint_is_literally_this(tmp_path: Path) -> None:
     """It is part of the file format: other implementations can work it out."""
-    import hashlib
-
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": linear("b", 3, 5) | linear("a", 16, 16)})
     content = (
         '[[["a.weight","F8_E4M3",[16,16]],["a.weight_scale","F32",[16,1]],'
