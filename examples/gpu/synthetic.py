@@ -253,7 +253,11 @@ def write_model(name: str, out_dir: Path, seed: int = 0, *, tiny: bool = False) 
     elif name == "llama-hidden-4104":
         write_llama(out_dir, Decoder(264 if tiny else 4104, 512 if tiny else 14336, layers, **small))
     elif name == "qwen2_5_vl-3420":
-        decoder = Decoder(256 if tiny else 2048, 512 if tiny else 11008, 2 if tiny else 4, **small)
+        # vLLM's Qwen2 takes hidden size / heads for the size of a head, whatever the config says.
+        hidden = 256 if tiny else 2048
+        decoder = Decoder(
+            hidden, 512 if tiny else 11008, 2 if tiny else 4, **(small | {"heads": hidden // 128, "kv_heads": 2})
+        )
         tower = VisionTower(decoder.hidden, 128, 172, 2, 2, (1,)) if tiny else VisionTower(decoder.hidden)
         write_qwen2_5_vl(out_dir, decoder, tower)
     else:
