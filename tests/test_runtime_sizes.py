@@ -9,6 +9,8 @@ from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerRecord, RankSizes, 
 GATE = ModuleRecord((213, 136), (224, 144), (16, 16))
 UP = ModuleRecord((215, 136), (224, 144), (16, 16))
 DOWN = ModuleRecord((136, 213), (144, 224), (16, 16))
+GATE_BLOCK = ModuleRecord((213, 136), (256, 256), (128, 128))
+UP_BLOCK = ModuleRecord((215, 136), (256, 256), (128, 128))
 BLOCK = Tile(128, 128)
 
 
@@ -81,7 +83,7 @@ def test_the_alignment_of_a_layer_suits_every_part() -> None:
 def test_the_last_partition_takes_the_tail_of_n() -> None:
     """Two matrices of 213 rows and 136 columns become 213 and 219 rows of 144 columns."""
     sizes = RankSizes.of([213, 213], 136, (16, 16))
-    assert sizes == RankSizes((213, 213), 136, 432, 144)
+    assert sizes == RankSizes((213, 213), (426,), (432,), 136, 144, False)
     assert sizes.padded_partitions == (213, 219)
     assert (sizes.logical_shape, sizes.padded_shape, sizes.is_padded) == ((426, 136), (432, 144), True)
 
@@ -89,3 +91,50 @@ def test_the_last_partition_takes_the_tail_of_n() -> None:
 def test_matrices_that_are_aligned_together_need_no_tail() -> None:
     """Two matrices of 8 rows are 16 together, whatever padding each had on disk."""
     assert not RankSizes.of([8, 8], 144, (16, 16)).is_padded
+
+
+def test_each_matrix_of_a_block_scaled_layer_has_a_tail_of_its_own() -> None:
+    """The scale of row r is in row r // 128: 213 and 215 rows become two times 256."""
+    record = LayerRecord("gate_up_proj", (GATE_BLOCK, UP_BLOCK))
+    sizes = RankSizes.of_blocks([213, 215], 136, record, (128, 128), 1)
+    assert sizes == RankSizes((213, 215), (213, 215), (256, 256), 136, 256, True)
+    assert sizes.padded_partitions == (256, 256)
+    assert sizes.slices == (slice(0, 213), slice(256, 471))
+
+
+def test_a_matrix_that_is_fused_on_disk_stays_in_one_piece() -> None:
+    """Its blocks straddle what the engine takes for two matrices; only its end has a tail."""
+    record = LayerRecord("gate_up_proj", (ModuleRecord((426, 160), (512, 256), (128, 128)),))
+    sizes = RankSizes.of_blocks([213, 213], 160, record, (128, 128), 1)
+    assert (sizes.segments, sizes.padded_partitions) == ((426,), (512,))
+
+
+def test_a_share_of_whole_blocks_is_padded_like_any_other() -> None:
+    """Half of 512 rows begins at a block; its 136 columns are padded to 256."""
+    record = LayerRecord("gate_proj", (ModuleRecord((512, 136), (512, 256), (128, 128)),))
+    sizes = RankSizes.of_blocks([256], 136, record, (128, 128), 2)
+    assert sizes == RankSizes((256,), (256,), (256,), 136, 256, False)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "k", "message"),
+    [
+        ([14784], 8192, r"\[14784\] rows would begin inside a scale block of 128"),
+        ([29568], 4000, "4000 columns .* of 128"),
+    ],
+)
+def test_a_share_that_begins_inside_a_block_is_refused_with_what_helps(
+    partitions: list[int], k: int, message: str
+) -> None:
+    """29568 rows on two ranks are 115.5 blocks each: no padding at load gives a row the right scale."""
+    record = LayerRecord("model.up_proj", (ModuleRecord((29568, 8192), (29568, 8192), (128, 128)),))
+    with pytest.raises(UnsupportedLayerError, match=rf"model.up_proj: .*{message}.*fp8pad convert --absorb -tp 2"):
+        RankSizes.of_blocks(partitions, k, record, (128, 128), 2)
+
+
+def test_parts_of_one_size_are_told_apart_by_their_shard() -> None:
+    """Where each part has its own place, two of one shape are told apart by the shard id, or not at all."""
+    layer = LayerRecord("gate_up_proj", (GATE, GATE))
+    assert [layer.position((224, 144), WEIGHT, shard_id) for shard_id in (0, 1)] == [0, 1]
+    with pytest.raises(UnsupportedLayerError):
+        layer.position((224, 144), WEIGHT, None)

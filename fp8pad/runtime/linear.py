@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fp8pad.errors import UnsupportedLayerError
-from fp8pad.runtime.loading import Corner, hide_corner, show_corner
+from fp8pad.geometry import num_blocks
+from fp8pad.runtime.loading import Corner, Segments, hide_corner, show_corner
 from fp8pad.runtime.output import cut_output
 from fp8pad.runtime.quantizer import pad_where_quantized
 from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerRecord, RankSizes, Tile
@@ -61,16 +62,22 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Ask the base for parameters of padded sizes, which show only their logical corner to loaders."""
-        sizes = RankSizes.of(output_partition_sizes, input_size_per_partition, self.record.alignment)
+        sizes = self._rank_sizes(layer, output_partition_sizes, input_size_per_partition)
         super().create_weights(layer, sizes.padded_k, list(sizes.padded_partitions), *args, **kwargs)
         _write_sizes(layer, sizes.k, sizes.partitions)
         if sizes.is_padded or self.record.is_padded:
             for parameter in layer.parameters(recurse=False):
-                _show_corner(parameter, self.record, sizes)
+                _show_corner(parameter, self.record, sizes, _block(self, layer))
         kernel = _kernel(self, layer)
         self.sizes = sizes
         self.reads_layer_sizes = type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
         self.pads_where_quantized = sizes.padded_k > sizes.k and pad_where_quantized(kernel, sizes.padded_k)
+
+    def _rank_sizes(self, layer: torch.nn.Module, partitions: list[int], k: int) -> RankSizes:
+        block = _block(self, layer)
+        if block is None:
+            return RankSizes.of(partitions, k, self.record.alignment)
+        return RankSizes.of_blocks(partitions, k, self.record, block, getattr(layer, "tp_size", 1))
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
@@ -82,15 +89,17 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         bias = getattr(layer, "bias", None)
         if bias is not None and sizes.padded_n > sizes.n:
             # Persistent, because a reload copies new values into such a buffer in place (reload/layerwise.py).
-            layer.register_buffer(_PADDED_BIAS, _pad_last(bias.detach(), sizes.padded_n), persistent=True)
+            layer.register_buffer(_PADDED_BIAS, _spread(bias.detach(), sizes), persistent=True)
 
     def apply(self, layer: torch.nn.Module, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Return `[..., N]` for `x` of `[..., K]`: pad along K, run the base's kernel, cut to N."""
         sizes = self.sizes
         if bias is not None and sizes.padded_n > sizes.n:
-            bias = _padded_bias(layer, bias, sizes.padded_n)
+            bias = _padded_bias(layer, bias, sizes)
         shown: Any = _PaddedLayer(layer, sizes) if self.reads_layer_sizes else layer
         output: torch.Tensor = super().apply(shown, self._padded_activation(x), bias)
+        if len(sizes.segments) > 1:
+            return torch.cat([output[..., rows] for rows in sizes.slices], dim=-1)
         return output if sizes.padded_n == sizes.n else cut_output(output, sizes.n)
 
     def _padded_activation(self, x: Any) -> Any:
@@ -135,28 +144,52 @@ def _padded_sizes(layer: torch.nn.Module, sizes: RankSizes) -> Iterator[None]:
         _write_sizes(layer, sizes.k, sizes.partitions)
 
 
-def _show_corner(parameter: torch.nn.Parameter, record: LayerRecord, sizes: RankSizes) -> None:
-    tile = _tile(parameter)
+def _block(method: Any, layer: torch.nn.Module) -> tuple[int, int] | None:
+    """Return the `(block_n, block_k)` that a scale belongs to, or None if it belongs to a channel or to all."""
+    for owner in (method, getattr(layer, "scheme", None)):
+        if (block := getattr(owner, "weight_block_size", None)) is not None:
+            return int(block[0]), int(block[1])
+    return None
+
+
+def _show_corner(
+    parameter: torch.nn.Parameter, record: LayerRecord, sizes: RankSizes, block: tuple[int, int] | None
+) -> None:
+    tile = _tile(parameter, block)
     if tile is None:
         return
     expected = tile.shape(sizes.padded_shape)
     if tuple(parameter.shape[: len(expected)]) != expected:
         got = list(parameter.shape)
         raise UnsupportedLayerError(f"{record.prefix}: vLLM made a parameter of shape {got}, expected {list(expected)}")
-    corner = Corner(record, tile, tile.shape(sizes.logical_shape), fill=0 if tile == WEIGHT else 1)
-    show_corner(parameter, corner)
+    fill = 0 if tile == WEIGHT else 1
+    if not sizes.is_whole:
+        show_corner(parameter, Corner(record, tile, tile.shape(sizes.logical_shape), fill))
+        return
+    slices = tuple(slice(rows.start // tile.n, num_blocks(rows.stop, tile.n)) for rows in sizes.slices)
+    show_corner(parameter, Segments(record, tile, slices, tile.shape(sizes.logical_shape)[1], fill))
 
 
-def _tile(parameter: torch.nn.Parameter) -> Tile | None:
+def _tile(parameter: torch.nn.Parameter, block: tuple[int, int] | None) -> Tile | None:
     """Return what `parameter` is, by the axes that vLLM gives it: a scale per tensor, with none, is never padded."""
     if not hasattr(parameter, "output_dim"):
         return None
-    return WEIGHT if hasattr(parameter, "input_dim") else CHANNEL_SCALE
+    if not hasattr(parameter, "input_dim"):
+        return CHANNEL_SCALE
+    return Tile(*block) if block and parameter.dtype != torch.float8_e4m3fn else WEIGHT
 
 
-def _padded_bias(layer: torch.nn.Module, bias: torch.Tensor, padded_n: int) -> torch.Tensor:
+def _padded_bias(layer: torch.nn.Module, bias: torch.Tensor, sizes: RankSizes) -> torch.Tensor:
     # Another bias than the layer's own could not be padded at load.
-    padded: torch.Tensor = getattr(layer, _PADDED_BIAS) if bias is layer.bias else _pad_last(bias, padded_n)
+    padded: torch.Tensor = getattr(layer, _PADDED_BIAS) if bias is layer.bias else _spread(bias, sizes)
+    return padded
+
+
+def _spread(bias: torch.Tensor, sizes: RankSizes) -> torch.Tensor:
+    """Return `bias`, `[N]`, with zeros at the tail of each segment."""
+    padded = bias.new_zeros(sizes.padded_n)
+    for rows, segment in zip(sizes.slices, bias.split(list(sizes.segments)), strict=True):
+        padded[rows] = segment
     return padded
 
 

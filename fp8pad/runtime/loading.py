@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fp8pad.runtime.sizes import LayerRecord, ShardId, Tile
+from fp8pad.runtime.sizes import LayerRecord, Tile
 
 Loader = Callable[..., Any]
 
@@ -34,9 +34,12 @@ class Corner:
     logical_shape: tuple[int, ...]
     fill: int
 
-    def cut(self, tensor: torch.Tensor, shard_id: ShardId) -> torch.Tensor:
-        """Return `tensor`, as it lies in the checkpoint, without its padding."""
-        return _leading(tensor, self.record.logical_shape(tensor.shape, self.tile, shard_id))
+    def load(self, loader: Loader, parameter: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Let `loader` fill the corner from `tensor`, as it lies in the checkpoint, without its padding."""
+        sizes = self.record.logical_shape(tensor.shape, self.tile, _shard_id(args, kwargs))
+        self.fill_tails(parameter)
+        with self._shown(parameter):
+            return loader(parameter, _leading(tensor, sizes), *args, **kwargs)
 
     def fill_tails(self, parameter: torch.Tensor) -> None:
         """Set what lies outside the corner: zeros in a weight, ones in a scale."""
@@ -44,8 +47,12 @@ class Corner:
             tail = parameter.data.narrow(axis, size, parameter.shape[axis] - size)
             tail.fill_(self.fill)
 
+    def num_elements(self, parameter: torch.Tensor) -> int:
+        """Return how many elements loaders fill."""
+        return int(_leading(parameter.data, self.logical_shape).numel())
+
     @contextmanager
-    def shown(self, parameter: torch.Tensor) -> Iterator[None]:
+    def _shown(self, parameter: torch.Tensor) -> Iterator[None]:
         """Let `parameter` be its logical corner; what is written there is written into the whole."""
         whole = parameter.data
         parameter.data = _leading(whole, self.logical_shape)
@@ -55,12 +62,43 @@ class Corner:
             parameter.data = whole
 
 
-def show_corner(parameter: torch.nn.Parameter, corner: Corner) -> None:
+@dataclass(frozen=True)
+class Segments:
+    """Where each whole matrix of a layer lies in one parameter: `slices` of rows, and the first `num_columns`.
+
+    For scales per block. vLLM's loaders put one matrix right behind the other, which tears blocks apart; here each has
+    its place, with a tail of its own. Like a corner, it refers to no layer.
+    """
+
+    record: LayerRecord
+    tile: Tile
+    slices: tuple[slice, ...]
+    num_columns: int
+    fill: int
+
+    def load(self, loader: Loader, parameter: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Put a whole matrix, or its scales, into its place, without its padding; `loader` has nothing to do."""
+        shard_id = _shard_id(args, kwargs)
+        position = self.record.position(tensor.shape, self.tile, shard_id)
+        sizes = self.record.logical_shape(tensor.shape, self.tile, shard_id)
+        place = parameter.data[self.slices[position], : self.num_columns]
+        place.copy_(_leading(tensor, sizes))
+
+    def fill_tails(self, parameter: torch.Tensor) -> None:
+        """Set every element: those of the segments are loaded later."""
+        parameter.data.fill_(self.fill)
+
+    def num_elements(self, parameter: torch.Tensor) -> int:  # noqa: ARG002
+        """Return how many elements loads fill."""
+        return sum(int(rows.stop - rows.start) for rows in self.slices) * self.num_columns
+
+
+def show_corner(parameter: torch.nn.Parameter, corner: Corner | Segments) -> None:
     """Make every loader of `parameter`, whichever is set later, work inside `corner`."""
     corner.fill_tails(parameter)
     setattr(parameter, CORNER, corner)
     # vLLM >= 0.32 counts these elements to know when a reloaded layer is complete (reload/utils.py).
-    parameter.weight_loader_numel = _leading(parameter.data, corner.logical_shape).numel()
+    parameter.weight_loader_numel = corner.num_elements(parameter)
     parameter.__class__ = _cornered_class(type(parameter))  # type: ignore[arg-type]
 
 
@@ -90,13 +128,10 @@ def _inside_corner(loader: Loader) -> Loader:
     # `wraps` keeps the name and the signature, which vLLM's reload reads, and lets its own wrapper inherit the mark.
     @functools.wraps(loader)
     def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        corner: Corner | None = getattr(param, CORNER, None)
+        corner: Corner | Segments | None = getattr(param, CORNER, None)
         if corner is None:  # in the kernel's layout by now
             return loader(param, loaded_weight, *args, **kwargs)
-        logical_weight = corner.cut(loaded_weight, _shard_id(args, kwargs))
-        corner.fill_tails(param)
-        with corner.shown(param):
-            return loader(param, logical_weight, *args, **kwargs)
+        return corner.load(loader, param, loaded_weight, *args, **kwargs)
 
     setattr(load, _INSIDE, True)
     return load

@@ -65,29 +65,55 @@ class LayerRecord:
     def logical_shape(self, shape: Sequence[int], tile: Tile, shard_id: ShardId) -> tuple[int, ...]:
         """Return the leading sizes that a tensor from the checkpoint has without its padding.
 
-        A loader learns a shard id but no name, and shard ids mean what each model wants: the shape decides, and the
-        shard id only between parts that have one shape on disk but not without padding. A tensor that is not padded,
-        as a trainer sends it, is itself. Raises `UnsupportedLayerError` if no part, or more than one, fits.
+        A tensor that is not padded, as a trainer sends it, is itself. Raises `UnsupportedLayerError` if no part fits,
+        or several that differ without their padding.
         """
-        parts = [part for part in self.known if _fits(part, shape, tile)]
-        sizes = {tile.shape(part.logical_shape) for part in parts}
-        if len(sizes) > 1:
-            sizes = {tile.shape(part.logical_shape) for part in self._named(shard_id) if part in parts}
+        fitting = self._fitting(shape, tile, shard_id)
+        sizes = {tile.shape(self._known(position).logical_shape) for position in fitting}
         if len(sizes) == 1:
             return sizes.pop()
         if None in self.parts:
             return tuple(shape[: len(tile.shape((0, 0)))])
-        raise UnsupportedLayerError(
-            f"{self.prefix}: a tensor of shape {list(shape)}, shard {shard_id}, has no logical size in fp8pad's "
-            f"record, which knows weights of {[list(part.padded_shape) for part in self.known]}"
+        raise self._no_part(shape, shard_id)
+
+    def position(self, shape: Sequence[int], tile: Tile, shard_id: ShardId) -> int:
+        """Return which part a tensor from the checkpoint is; raises `UnsupportedLayerError` if it cannot be told."""
+        fitting = self._fitting(shape, tile, shard_id)
+        if len(fitting) > 1:
+            fitting = [position for position in fitting if position == _position(shard_id)]
+        if len(fitting) != 1:
+            raise self._no_part(shape, shard_id)
+        return fitting[0]
+
+    def _fitting(self, shape: Sequence[int], tile: Tile, shard_id: ShardId) -> list[int]:
+        """Return the positions of the parts that a tensor may be.
+
+        A loader learns a shard id but no name, and shard ids mean what each model wants: the shape decides, and the
+        shard id only between parts that have one shape on disk but not without padding.
+        """
+        fitting = [at for at, part in enumerate(self.parts) if part is not None and _fits(part, shape, tile)]
+        if len({tile.shape(self._known(position).logical_shape) for position in fitting}) > 1:
+            return [position for position in fitting if position == _position(shard_id)]
+        return fitting
+
+    def _known(self, position: int) -> ModuleRecord:
+        part = self.parts[position]
+        if part is None:
+            raise UnsupportedLayerError(f"{self.prefix}: part {position} is not in fp8pad's record")
+        return part
+
+    def _no_part(self, shape: Sequence[int], shard_id: ShardId) -> UnsupportedLayerError:
+        known = [list(part.padded_shape) for part in self.known]
+        return UnsupportedLayerError(
+            f"{self.prefix}: a tensor of shape {list(shape)}, shard {shard_id}, has no logical size in "
+            f"fp8pad's record, which knows weights of {known}"
         )
 
-    def _named(self, shard_id: ShardId) -> tuple[ModuleRecord, ...]:
-        position = _QKV_POSITIONS.get(shard_id) if isinstance(shard_id, str) else shard_id
-        if not isinstance(position, int) or position >= len(self.parts):
-            return ()
-        part = self.parts[position]
-        return () if part is None else (part,)
+
+def _position(shard_id: ShardId) -> int | None:
+    if isinstance(shard_id, str):
+        return _QKV_POSITIONS.get(shard_id)
+    return shard_id if isinstance(shard_id, int) else None
 
 
 def _fits(part: ModuleRecord, shape: Sequence[int], tile: Tile) -> bool:
@@ -111,22 +137,65 @@ def find_layer(
 
 @dataclass(frozen=True, slots=True)
 class RankSizes:
-    """The sizes of one layer on one rank: `partitions` are the N of each matrix that the layer fuses."""
+    """The sizes of one layer on one rank.
+
+    `partitions` are the N of each matrix that the engine fuses here, `segments` those that are padded, each at its own
+    tail: one, the layer, where a scale belongs to a channel or to all, but each of the checkpoint's matrices where it
+    belongs to a block, since the scale of row r is in row `r // block_n` of the grid. `is_whole` says that the segments
+    are whole matrices of the checkpoint.
+    """
 
     partitions: tuple[int, ...]
+    segments: tuple[int, ...]
+    padded_segments: tuple[int, ...]
     k: int
-    padded_n: int
     padded_k: int
+    is_whole: bool
 
     @classmethod
     def of(cls, partitions: Sequence[int], k: int, alignment: tuple[int, int]) -> "RankSizes":
         """Round the sum of `partitions` and `k` up to `alignment`, `(n, k)`."""
-        return cls(tuple(partitions), k, round_up(sum(partitions), alignment[0]), round_up(k, alignment[1]))
+        return cls._padded(partitions, (sum(partitions),), k, alignment)
+
+    @classmethod
+    def of_blocks(
+        cls, partitions: Sequence[int], k: int, record: LayerRecord, block: tuple[int, int], num_ranks: int
+    ) -> "RankSizes":
+        """Round each whole matrix of the checkpoint up to blocks.
+
+        Raises `UnsupportedLayerError` where this rank's share of one begins inside a block: no scale would be right.
+        """
+        wholes = tuple(part.logical_shape[0] for part in record.known)
+        has_all_rows = None not in record.parts and sum(wholes) == sum(partitions)
+        has_all_columns = all(part.logical_shape[1] == k for part in record.known)
+        if not has_all_rows and any(n % block[0] for n in partitions):
+            raise _inside_a_block(record.prefix, f"{list(partitions)} rows", block[0], num_ranks)
+        if not has_all_columns and k % block[1]:
+            raise _inside_a_block(record.prefix, f"{k} columns", block[1], num_ranks)
+        is_whole = has_all_rows and has_all_columns
+        return cls._padded(partitions, wholes if is_whole else (sum(partitions),), k, record.alignment, is_whole)
+
+    @classmethod
+    def _padded(
+        cls,
+        partitions: Sequence[int],
+        segments: tuple[int, ...],
+        k: int,
+        alignment: tuple[int, int],
+        is_whole: bool = False,
+    ) -> "RankSizes":
+        padded_segments = tuple(round_up(segment, alignment[0]) for segment in segments)
+        return cls(tuple(partitions), segments, padded_segments, k, round_up(k, alignment[1]), is_whole)
 
     @property
     def n(self) -> int:
         """The layer's N on this rank, without padding."""
         return sum(self.partitions)
+
+    @property
+    def padded_n(self) -> int:
+        """The layer's N on this rank, as the kernel gets it."""
+        return sum(self.padded_segments)
 
     @property
     def logical_shape(self) -> tuple[int, int]:
@@ -145,5 +214,20 @@ class RankSizes:
 
     @property
     def padded_partitions(self) -> tuple[int, ...]:
-        """`partitions` with the tail of N given to the last."""
+        """What to ask the engine for: whole segments, or the partitions with the tail given to the last."""
+        if self.is_whole:
+            return self.padded_segments
         return (*self.partitions[:-1], self.partitions[-1] + self.padded_n - self.n)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each segment lies, without its tail, in the padded N."""
+        starts = [sum(self.padded_segments[:index]) for index in range(len(self.segments))]
+        return tuple(slice(start, start + segment) for start, segment in zip(starts, self.segments, strict=True))
+
+
+def _inside_a_block(prefix: str, share: str, block: int, num_ranks: int) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"{prefix}: a rank's share of {share} would begin inside a scale block of {block}: convert the checkpoint with "
+        f"`fp8pad convert --absorb -tp {num_ranks}`"
+    )
