@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from absorb_models import TinyFp8, build
-from serving import Answer, serve_apart
+from serving import Answer, serve, serve_apart
 from stock import PLUGINS, serve_stock
 from test_serving import VISION
 from test_serving import _torchvision as torchvision
@@ -86,6 +86,22 @@ def test_stock_vllm_does_not_split_the_original(pairs: dict[TinyFp8, tuple[Path,
     """What absorbing makes possible is refused without it."""
     with pytest.raises(RuntimeError, match=r"output_size % self\.tp_size == 0(.|\n)*AssertionError"):
         serve_stock([pairs[ODD][0]], **TWO_RANKS)
+
+
+def test_the_runtime_serves_what_is_left(tiny: Callable[[str], Path], converted: Convert) -> None:
+    """213 neurons absorbed and a hidden size of 136 padded, in the same weights: fp8pad's runtime knows the rest."""
+    original = tiny("llama")
+    mixed = converted(original, "--absorb")
+    config = json.loads((mixed / "config.json").read_text())
+    assert config["intermediate_size"] == 224
+    assert config["quantization_config"]["modules"]["model.layers.0.mlp.down_proj"] == {
+        "logical_shape": [136, 224],
+        "padded_shape": [144, 224],
+        "alignment": [16, 16],
+    }
+    before, after = serve(original), serve(mixed)
+    assert after.answers == before.answers
+    assert after.padded_layers
 
 
 def test_a_vision_tower_answers_as_its_original(case: Callable[[str], Path], converted: Convert) -> None:
