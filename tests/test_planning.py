@@ -122,6 +122,12 @@ def test_one_axis_absorbed_and_the_other_padded_compose() -> None:
     assert (edited["intermediate_size"], edited["quantization_config"]["base"]) == (224, FBGEMM)
 
 
+def test_absorbing_experts_alone_leaves_dense_sizes_to_the_runtime() -> None:
+    """`--absorb-experts` concerns routed experts; what sizes dense layers only is edited by `--absorb`."""
+    plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG}, Policy(absorb_experts=True))
+    assert (plan.config_edits, plan.layers[0].axes) == ((), Axes("pad", "pad"))
+
+
 def test_what_cannot_be_absorbed_is_padded_and_says_why() -> None:
     """A family that no file knows falls back to `pad`."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG | {"model_type": "unheard_of"}}, Policy(absorb=True))

@@ -80,6 +80,23 @@ def test_what_is_skipped_has_its_reason(name: str, model_type: str, scale_dtype:
     assert reason in linear.skip_reason
 
 
+def test_one_scale_of_one_row_is_not_padded_where_the_config_allows_a_scale_per_tensor() -> None:
+    """transformers' FP8 keeps `[1, 1]` for every weight, also for a gate of a single row."""
+    (linear,), _ = recognised(("gate.weight", "F8_E4M3", (1, 136)), ("gate.weight_scale_inv", "F32", (1, 1)))
+    assert linear.scheme == "tensor"
+
+
+def test_conv1d_is_recognised_inside_a_composite_model() -> None:
+    """A GPT-2 under `text_config` keeps its weights as `[K, N]` too."""
+    config = {"model_type": "composite", "text_config": {"model_type": "gpt2"}, "quantization_config": FP8}
+    headers = {
+        name: header(name, dtype, shape)
+        for name, dtype, shape in (("h.0.c_attn.weight", "F8_E4M3", (100, 300)), ("h.0.c_attn.weight_scale", "F32", ()))
+    }
+    (linear,), _ = recognise(headers, find_quantization({"config.json": config}), config)
+    assert linear.skip_reason == "a Conv1D, stored as [K, N]"
+
+
 def test_shared_experts_and_gpt_bigcode_are_linears() -> None:
     """Names and families that only look like routed experts or Conv1D are padded."""
     linears, _ = recognised(

@@ -98,6 +98,7 @@ def test_no_quantization_config_is_none() -> None:
         ({"quant_method": "fp8", "weight_block_size": [0, 128]}, r"two positive block sizes, got \[0, 128\]"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"two block sizes, got \[128\]"),
         ({"quant_method": "fp8", "weight_block_size": ["a", "b"]}, "two block sizes"),
+        ({"quant_method": "fp8", "weight_block_size": [float("inf"), 128]}, "two block sizes"),
         ({"quant_method": "compressed-tensors", "config_groups": []}, "config_groups: expected an object, got list"),
     ],
 )

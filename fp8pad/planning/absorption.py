@@ -107,6 +107,8 @@ def _settle(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) 
     weights = [claim for claim in key.claims if claim.leaf == "weight"]
     if not any(claim.module in linears for claim in weights):
         return _Outcome(key)
+    if not policy.absorb and not any(claim.mlp.experts for claim in weights):
+        return _Outcome(key)
     check_sizes(key, weights)
     if not any(_is_unaligned(claim, linears, policy) for claim in weights):
         return _Outcome(key)

@@ -143,11 +143,20 @@ def _skip_reason(name: str, scale: TensorHeader, is_expert: bool, config: Json) 
         return "a routed expert: the fused MoE kernels never meet the runtime"
     if last in _EMBEDDINGS:
         return "an embedding, not a Linear"
-    if config.get("model_type") in _CONV1D_MODEL_TYPES and last in _CONV1D_MODULES:
+    if last in _CONV1D_MODULES and not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config)):
         return "a Conv1D, stored as [K, N]"
     if scale.dtype not in ONE_BYTES:
         return f"scales of dtype {scale.dtype}"
     return None
+
+
+def _model_types(config: Json) -> Iterator[str]:
+    """Yield the model types of a config and of the configs nested in it."""
+    if isinstance(model_type := config.get("model_type"), str):
+        yield model_type
+    for value in config.values():
+        if isinstance(value, Mapping):
+            yield from _model_types(value)
 
 
 def _foreign_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> str | None:
@@ -169,17 +178,21 @@ def _scheme(weight: TensorHeader, scale: TensorHeader, quantization: Quantizatio
 def _schemes(
     weight: TensorHeader, scale: TensorHeader, quantization: Quantization
 ) -> list[tuple[Scheme, Block | None]]:
-    """Every scheme that both the shape of the scale and the config allow, the most specific first."""
+    """Every scheme that both the shape of the scale and the config allow.
+
+    A single scale of a single row is both a tensor's and a channel's: it is left as it is, unless the config has only
+    channels.
+    """
     num_n, num_k = weight.shape
     found: list[tuple[Scheme, Block | None]] = []
     for block in quantization.blocks:
         grid = num_blocks(num_n, block[0]), num_blocks(num_k, block[1])
         if scale.shape in (grid, (grid[0], 1, grid[1], 1)):
             found.append(("block", block))
-    if scale.shape in ((num_n,), (num_n, 1)):
-        found.append(("channel", None))
     if scale.shape in ((), (1,), (1, 1)):
         found.append(("tensor", None))
+    if scale.shape in ((num_n,), (num_n, 1)):
+        found.append(("channel", None))
     return [(scheme, block) for scheme, block in found if scheme in quantization.schemes]
 
 

@@ -180,7 +180,7 @@ def _block(value: Any, where: str) -> Block:
         raise ConfigError(f"{where}: expected two block sizes, got {value!r}")
     try:
         block = int(sizes[0]), int(sizes[1])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: expected two block sizes, got {value!r}") from error
     if min(block) < 1:
         raise ConfigError(f"{where}: expected two positive block sizes, got {value!r}")

@@ -14,7 +14,7 @@ from fp8pad.record import Axes, Disposition, PaddedTensor, Policy
 # CUTLASS and cuBLASLt want both dimensions of an FP8 matrix in multiples of 16 bytes
 # (vllm csrc/quantization/w8a8/cutlass/scaled_mm_entry.cu; cuBLASLt documentation, "FP8 data types").
 KERNEL_MULTIPLE = 16
-BLOCK_REASON = "block scales: padded only by --absorb, or by a runtime that knows blocks"
+BLOCK_REASON = "block scales wait for --absorb, or for a runtime that knows blocks"
 
 
 def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
