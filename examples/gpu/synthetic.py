@@ -251,7 +251,9 @@ def write_model(name: str, out_dir: Path, seed: int = 0, *, tiny: bool = False) 
     if name == "llama-13653":
         write_llama(out_dir, Decoder(256 if tiny else 4096, 213 if tiny else 13653, layers, **small))
     elif name == "llama-hidden-4104":
-        write_llama(out_dir, Decoder(264 if tiny else 4104, 512 if tiny else 14336, layers, **small))
+        # transformers wants the number of heads to divide the hidden size: 264 = 4 * 66, 4104 = 24 * 171.
+        sizes = small or {"heads": 24}
+        write_llama(out_dir, Decoder(264 if tiny else 4104, 512 if tiny else 14336, layers, **sizes))
     elif name == "qwen2_5_vl-3420":
         # vLLM's Qwen2 takes hidden size / heads for the size of a head, whatever the config says.
         hidden = 256 if tiny else 2048
