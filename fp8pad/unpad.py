@@ -1,7 +1,8 @@
 """Unpad a checkpoint: the exact inverse of converting, from what fp8pad.json says."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from fp8pad.blueprint import restored_index
@@ -10,11 +11,11 @@ from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.source import CONFIG_FILE, Source, read_checkpoint, read_record
+from fp8pad.checkpoint.source import CONFIG_FILE, Source, parse_object, read_checkpoint, read_record
 from fp8pad.checkpoint.writing import Hashes
-from fp8pad.errors import RecordError, VerifyError
+from fp8pad.errors import ConfigError, RecordError, VerifyError
 from fp8pad.publication import Draft, WriteOptions, publish
-from fp8pad.record import RECORD_FILE, CheckpointRecord
+from fp8pad.record import METADATA_KEY, RECORD_FILE, CheckpointRecord, parse_shard_metadata
 from fp8pad.tensors import ShardHeader
 
 
@@ -31,8 +32,9 @@ class UnpadReport:
 def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Progress) -> UnpadReport:
     """Write the checkpoint that `out_dir` was converted from to `restored_dir`.
 
-    Shards, index and config.json are those of the source byte for byte. Raises `RecordError` if fp8pad.json is missing,
-    malformed or does not fit the shards; see `publication.publish` for the rest.
+    Shards, index and config.json are those of the source byte for byte; where fp8pad.json has hashes of the source,
+    every byte is read back and hashed unless `options` ask for no verification. Raises `RecordError` if fp8pad.json is
+    missing, malformed or does not fit the files; see `publication.publish` for the rest.
     """
     converted = read_checkpoint(out_dir)
     record = read_record(converted)
@@ -41,14 +43,18 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     _check_complete(converted, record)
     layouts = tuple(_layout(shard, record) for shard in converted.shards)
     texts = _texts(converted, record, [layout.logical for layout in layouts])
+    _check_sizes(record, layouts, texts)
+    # Other files may have been edited since, such as a model card: only who asks for `full` wants them compared too.
+    hashed = converted.stamps.keys() if options.verify == "full" else {layout.logical.file for layout in layouts}
 
     def checked_texts(hashes: Mapping[str, Hashes]) -> Mapping[str, str]:
-        _check_hashes(record, hashes)
+        found = {file: entry.sha256 for file, entry in hashes.items() if file in hashed}
+        _check_hashes(record, found | {file: sha256(text.encode()).hexdigest() for file, text in texts.items()})
         return texts
 
     side_files = tuple(file for file in converted.side_files if file != RECORD_FILE)
     draft = Draft(converted, layouts, side_files, checked_texts, unpads=True)
-    published = publish(draft, restored_dir, options, progress)
+    published = publish(draft, restored_dir, _as_deep_as(record, layouts, options), progress)
     return UnpadReport(published.out_dir, len(record.tensors), converted.left_out, published.resumed)
 
 
@@ -56,10 +62,27 @@ def _check_complete(converted: Source, record: CheckpointRecord) -> None:
     names = {tensor.name for shard in converted.shards for tensor in shard.tensors}
     if missing := sorted(record.tensors.keys() - names):
         raise RecordError(f"{RECORD_FILE} does not fit its shards: {missing[0]} is in none of them")
+    if absent := sorted(record.files.keys() - converted.stamps.keys()):
+        raise RecordError(f"{absent[0]}: is named in {RECORD_FILE}: expected a file, got no such file")
+
+
+def _check_metadata(padded: ShardHeader, record: CheckpointRecord) -> None:
+    """Check that a shard names the tensors that fp8pad.json names, with the same logical shapes."""
+    recorded = {t.name: record.tensors[t.name].logical_shape for t in padded.tensors if t.name in record.tensors}
+    text = (padded.metadata or {}).get(METADATA_KEY)
+    named = {} if text is None else parse_shard_metadata(text, padded.file)
+    where = f"{RECORD_FILE} does not fit its shards: {padded.file}: __metadata__.{METADATA_KEY}"
+    for name in sorted(recorded.keys() | named.keys()):
+        if recorded.get(name) != named.get(name):
+            expected, got = (list(shapes[name]) if name in shapes else "no entry" for shapes in (recorded, named))
+            raise RecordError(f"{where}: {name}: logical_shape: expected {expected}, got {got}")
+    if text is not None and not recorded:
+        raise RecordError(f"{where}: expected none, since no tensor of the shard is recorded as padded")
 
 
 def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
     """Work out the shard that `padded` was made from, and check that padding it again would give `padded`."""
+    _check_metadata(padded, record)
     if not any(tensor.name in record.tensors for tensor in padded.tensors):
         return shard_layout(padded, b"", {})
     shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()}
@@ -77,6 +100,8 @@ def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
 def _texts(converted: Source, record: CheckpointRecord, shards: list[ShardHeader]) -> dict[str, str]:
     if CONFIG_FILE not in record.originals:
         raise RecordError(f"{RECORD_FILE}: originals: {CONFIG_FILE} is missing")
+    for file in (CONFIG_FILE, INDEX_FILE):
+        _check_json(file, record.originals.get(file, "{}"))
     texts: dict[str, str] = {}
     if converted.index:
         restored = record.originals.get(INDEX_FILE) or restored_index(converted.index.text, shards)
@@ -84,7 +109,30 @@ def _texts(converted: Source, record: CheckpointRecord, shards: list[ShardHeader
     return {**texts, CONFIG_FILE: record.originals[CONFIG_FILE]}
 
 
-def _check_hashes(record: CheckpointRecord, hashes: Mapping[str, Hashes]) -> None:
+def _check_json(file: str, text: str) -> None:
+    try:
+        parse_object(f"{RECORD_FILE}: originals: {file}", text)
+    except ConfigError as error:
+        raise RecordError(str(error)) from error
+
+
+def _check_sizes(record: CheckpointRecord, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> None:
+    sizes = {layout.logical.file: layout.logical.file_bytes for layout in layouts}
+    sizes |= {file: len(text.encode()) for file, text in texts.items()}
+    for file, size in sizes.items():
+        if file in record.files and record.files[file].source_size != size:
+            expected = record.files[file].source_size
+            raise RecordError(f"{RECORD_FILE}: files: {file}: source_size: expected {expected} bytes, got {size}")
+
+
+def _as_deep_as(record: CheckpointRecord, layouts: Iterable[ShardLayout], options: WriteOptions) -> WriteOptions:
+    """Return options that hash every restored shard, if fp8pad.json has hashes to compare them with."""
+    files = {layout.logical.file for layout in layouts}
+    has_hashes = any(entry.source_sha256 for file, entry in record.files.items() if file in files)
+    return replace(options, verify="full") if has_hashes and options.verify == "padded" else options
+
+
+def _check_hashes(record: CheckpointRecord, hashes: Mapping[str, str]) -> None:
     for file, entry in record.files.items():
-        if file in hashes and entry.source_sha256 and hashes[file].sha256 != entry.source_sha256:
-            raise VerifyError(f"{file}: sha256: expected {entry.source_sha256}, got {hashes[file].sha256}")
+        if file in hashes and entry.source_sha256 and hashes[file] != entry.source_sha256:
+            raise VerifyError(f"{file}: sha256: expected {entry.source_sha256}, got {hashes[file]}")

@@ -1,15 +1,18 @@
 """Unpadding: the source comes back byte for byte, whatever it was."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import INDEX, case_names, copy_case, files_of, framed, llama, safetensors_bytes, write_checkpoint
+from helpers import INDEX, case_names, copy_case, files_of, framed, llama, safetensors_bytes, stored, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_verify import convert_to
+from test_verify import convert_to, edit_json
 
 from fp8pad.checkpoint.source import read_source
+from fp8pad.checkpoint.writing import VerifyDepth
 from fp8pad.convert import ConvertOptions, Silence, convert
 from fp8pad.errors import OutputError, RecordError, VerifyError
 from fp8pad.inspection import inspect_checkpoint
@@ -180,6 +183,85 @@ def test_damage_shows_where_the_source_was_hashed(tmp_path: Path) -> None:
     with pytest.raises(VerifyError, match=r"model\.safetensors: sha256"):
         restore(out_dir, tmp_path / "restored", ConvertOptions(verify="full"))
     assert not (tmp_path / "restored").exists()
+
+
+@pytest.mark.parametrize("depth", ["padded", "full"])
+def test_hashes_are_compared_whatever_the_depth(tmp_path: Path, depth: VerifyDepth) -> None:
+    """A record with hashes of the source is held against every restored shard, unless nothing is to be verified."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
+    edit_json(out_dir / "fp8pad.json", lambda d: d["files"]["model.safetensors"].update(source_sha256="0" * 64))
+    with pytest.raises(VerifyError, match=r"model\.safetensors: sha256: expected 0000"):
+        restore(out_dir, tmp_path / "restored", ConvertOptions(verify=depth))
+    restore(out_dir, tmp_path / "restored", ConvertOptions(verify="none"))
+
+
+def test_the_original_config_is_held_against_its_hash(tmp_path: Path) -> None:
+    """Same size, other text: only the hash tells."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
+
+    def other_letters(record: Any) -> None:
+        record["originals"]["config.json"] = record["originals"]["config.json"].replace("llama", "lemma")
+
+    edit_json(out_dir / "fp8pad.json", other_letters)
+    with pytest.raises(VerifyError, match=r"config\.json: sha256"):
+        restore(out_dir, tmp_path / "restored")
+
+
+def test_a_model_card_may_change_after_hashing(tmp_path: Path) -> None:
+    """Only who asks for a full verification wants other files compared too."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
+    (out_dir / "tokenizer.json").write_text("{}")
+    with pytest.raises(VerifyError, match=r"tokenizer\.json: sha256"):
+        restore(out_dir, tmp_path / "restored", ConvertOptions(verify="full"))
+    restore(out_dir, tmp_path / "restored")
+    assert (tmp_path / "restored" / "tokenizer.json").read_text() == "{}"
+
+
+WEIGHT = "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d["tensors"].clear(), f"{WEIGHT}: logical_shape: expected no entry, got \\[21, 24\\]"),
+        (lambda d: d["tensors"].pop(WEIGHT), f"{WEIGHT}: logical_shape: expected no entry"),
+        (lambda d: d["tensors"][WEIGHT].update(logical_shape=[20, 24]), "expected \\[20, 24\\], got \\[21, 24\\]"),
+        (
+            lambda d: d["tensors"].update({WEIGHT.replace("mlp.down", "self_attn.o"): d["tensors"][WEIGHT]}),
+            "self_attn.o_proj.weight: logical_shape: expected \\[21, 24\\], got no entry",
+        ),
+        (lambda d: d["files"].update(x={"source_size": 1, "size": 1}), "^x: .*got no such file"),
+        (
+            lambda d: d["files"]["model.safetensors"].update(source_size=1),
+            "model.safetensors: source_size: expected 1 ",
+        ),
+        (lambda d: d["files"]["config.json"].update(source_size=1), "config.json: source_size: expected 1 "),
+        (lambda d: d["originals"].update({"config.json": "[]"}), "originals: config.json: expected a JSON object"),
+        (lambda d: d["originals"].update({INDEX: "no"}), f"originals: {INDEX}: not JSON"),
+    ],
+)
+def test_records_that_disagree_restore_nothing(tmp_path: Path, edit: Callable[[Any], None], message: str) -> None:
+    """fp8pad.json against the metadata of the shards, and against the files that it names."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
+    edit_json(out_dir / "fp8pad.json", edit)
+    with pytest.raises(RecordError, match=message):
+        restore(out_dir, tmp_path / "restored")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_a_mark_on_a_shard_that_nothing_explains_is_refused(tmp_path: Path) -> None:
+    """The shard says that fp8pad wrote it and names no tensor; it cannot be what the source was."""
+    model = llama(tmp_path / "model", num_shards=2)
+    out_dir = convert_to(model, tmp_path / "out")
+    shard = out_dir / "model-00002-of-00002.safetensors"
+    tensors = {name: (dtype, shape) for name, (dtype, shape, _) in stored(model / shard.name).items()}
+    shard.write_bytes(safetensors_bytes(tensors, {"fp8pad": '{"format_version":1,"tensors":{}}'}))
+    edit_json(
+        out_dir / "fp8pad.json",
+        lambda d: d.update(tensors={name: tensor for name, tensor in d["tensors"].items() if ".1." not in name}),
+    )
+    with pytest.raises(RecordError, match="expected none, since no tensor"):
+        restore(out_dir, tmp_path / "restored")
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
