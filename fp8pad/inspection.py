@@ -14,6 +14,8 @@ from fp8pad.record import (
     RECORD_FILE,
     CheckpointRecord,
     Json,
+    ModuleRecord,
+    PaddedTensor,
     QuantizationRecord,
     Shape,
     parse_quantization_config,
@@ -103,13 +105,37 @@ def _config_faults(source: Source, record: CheckpointRecord, quantization: Quant
         if edit.file == CONFIG_FILE and (found := _at(config, edit.key)) != edit.new:
             yield f"{CONFIG_FILE}: {edit.key}: expected {edit.new}, got {found}"
     if quantization is None:
+        padded = next((name for name, t in record.tensors.items() if "pad" in (t.axes.n, t.axes.k)), None)
+        if padded:
+            yield f"{padded}: is padded, but {CONFIG_FILE} has no quantization config of fp8pad"
         return
-    on_disk = {tensor.name: tensor.shape for shard in source.shards for tensor in shard.tensors}
-    for name, module in quantization.modules.items():
-        if (shape := on_disk.get(f"{name}.weight")) != module.padded_shape:
-            yield f"{CONFIG_FILE}: {name}: padded_shape {list(module.padded_shape)}, but on disk {list(shape or ())}"
+    yield from _module_faults(source, record, quantization.modules)
     if quantization.base != _original_base(source, record):
         yield f"{CONFIG_FILE}: base is not what {RECORD_FILE} says of the original"
+
+
+def _module_faults(source: Source, record: CheckpointRecord, modules: Mapping[str, ModuleRecord]) -> Iterator[str]:
+    on_disk = {tensor.name: tensor.shape for shard in source.shards for tensor in shard.tensors}
+    for name, module in modules.items():
+        where, weight = f"{CONFIG_FILE}: {name}", f"{name}.weight"
+        shape = on_disk.get(weight, ())
+        if shape != module.padded_shape:
+            yield f"{where}: padded_shape {list(module.padded_shape)}, but on disk {list(shape)}"
+        if (expected := _config_shape(record.tensors.get(weight), shape)) != module.logical_shape:
+            yield f"{where}: logical_shape {list(module.logical_shape)}, but by {RECORD_FILE} {list(expected)}"
+        if any(size % multiple for size, multiple in zip(module.padded_shape, module.alignment, strict=True)):
+            yield f"{where}: alignment {list(module.alignment)} does not divide {list(module.padded_shape)}"
+    for name, tensor in record.tensors.items():
+        if "pad" in (tensor.axes.n, tensor.axes.k) and name.rpartition(".")[0] not in modules:
+            yield f"{name}: is padded, but {CONFIG_FILE} has no module for it"
+
+
+def _config_shape(tensor: PaddedTensor | None, on_disk: Shape) -> Shape:
+    """Return the shape `[N, K]` that config.json asks for: absorbed axes are as large there as on disk."""
+    if tensor is None or len(tensor.logical_shape) != 2:
+        return on_disk
+    axes = zip((tensor.axes.n, tensor.axes.k), tensor.logical_shape, tensor.padded_shape, strict=True)
+    return tuple(padded if axis == "absorb" else logical for axis, logical, padded in axes)
 
 
 def _original_base(source: Source, record: CheckpointRecord) -> Any:

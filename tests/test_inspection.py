@@ -59,6 +59,26 @@ def test_the_records_are_read(out_dir: Path) -> None:
         ),
         (
             "config.json",
+            lambda d: d["quantization_config"]["modules"][NAME].update(logical_shape=[20, 24]),
+            f"config.json: {NAME}: logical_shape [20, 24], but by fp8pad.json [21, 24]",
+        ),
+        (
+            "config.json",
+            lambda d: d["quantization_config"]["modules"][NAME].update(alignment=[32, 48]),
+            f"config.json: {NAME}: alignment [32, 48] does not divide [32, 32]",
+        ),
+        (
+            "config.json",
+            lambda d: d["quantization_config"]["modules"].pop(NAME),
+            f"{NAME}.weight_scale: is padded, but config.json has no module for it",
+        ),
+        (
+            "config.json",
+            lambda d: d.pop("quantization_config"),
+            f"{NAME}.weight: is padded, but config.json has no quantization config of fp8pad",
+        ),
+        (
+            "config.json",
             lambda d: d["quantization_config"]["base"].clear(),
             "config.json: base is not what fp8pad.json says of the original",
         ),
@@ -78,6 +98,23 @@ def test_disagreements_are_told(out_dir: Path, file: str, edit: Callable[[Any], 
     """Each record against the others, and against what lies on disk."""
     edit_json(out_dir / file, edit)
     assert expected in inspect_checkpoint(out_dir).disagreements
+
+
+def test_an_absorbed_axis_has_its_padded_size_in_the_config(example: Path, tmp_path: Path) -> None:
+    """down_proj is absorbed along K and padded along N: config.json asks for the larger K, and for the source's N."""
+    out_dir = convert_to(example, tmp_path / "absorbed", Policy(absorb=True))
+    found = inspect_checkpoint(out_dir)
+    assert found.disagreements == ()
+    assert found.quantization is not None
+    assert found.quantization.modules[NAME].logical_shape == (136, 224)
+
+    def source_shape(config: Any) -> None:
+        config["quantization_config"]["modules"][NAME]["logical_shape"] = [136, 213]
+
+    edit_json(out_dir / "config.json", source_shape)
+    assert inspect_checkpoint(out_dir).disagreements[0] == (
+        f"config.json: {NAME}: logical_shape [136, 213], but by fp8pad.json [136, 224]"
+    )
 
 
 def test_a_garbled_record_is_a_disagreement(out_dir: Path) -> None:
