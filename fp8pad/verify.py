@@ -34,14 +34,17 @@ class VerifyReport:
 def verify(model_dir: Path, out_dir: Path, progress: Progress) -> VerifyReport:
     """Compare every byte of the checkpoint `out_dir` with what converting `model_dir` gives.
 
-    The plan is made anew from the source and the policy in fp8pad.json, so that a record that lies is a mismatch; a
-    checkpoint without records must equal its source. Raises `CheckpointError` if either folder cannot be read as a
-    checkpoint, and `RecordError` if fp8pad.json is missing or malformed.
+    The plan is made anew from the source and the policy in fp8pad.json, so that a record that lies is a mismatch. A
+    checkpoint without records must equal its source, and there must have been nothing to convert. Raises
+    `CheckpointError` if either folder cannot be read as a checkpoint, and `RecordError` if fp8pad.json is missing
+    or malformed.
     """
     source, converted = read_source(model_dir), read_checkpoint(out_dir)
     record = read_record(converted)
-    design = blueprint(source, _plan(source, record), *([record.fp8pad_version] if record else []))
+    plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
+    design = blueprint(source, plan if record else _nothing_of(plan), *([record.fp8pad_version] if record else []))
     mismatches = chain(
+        [] if record or plan.changes_nothing else [Mismatch(RECORD_FILE, "file", "a record", "no such file")],
         _compare_names(design, converted),
         _compare_texts(design, converted, record),
         _compare_side_files(design, converted),
@@ -53,9 +56,8 @@ def verify(model_dir: Path, out_dir: Path, progress: Progress) -> VerifyReport:
     )
 
 
-def _plan(source: Source, record: CheckpointRecord | None) -> CheckpointPlan:
-    plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
-    return plan if record else replace(plan, tensors={}, modules={}, config_edits=())
+def _nothing_of(plan: CheckpointPlan) -> CheckpointPlan:
+    return replace(plan, tensors={}, modules={}, config_edits=())
 
 
 def _compare_names(design: Blueprint, converted: Source) -> Iterator[Mismatch]:

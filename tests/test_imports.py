@@ -154,7 +154,8 @@ def test_commands_do_not_load_what_they_do_not_need(tmp_path: Path, arguments: l
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fp8pad.cli import main; main()"
     run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert "was imported" not in run.stderr
-    assert run.returncode == 0, run.stderr
+    # What was never converted is no match, which is found out by reading all of it.
+    assert run.returncode == (1 if arguments[0] == "verify" else 0), run.stderr
 
 
 def test_the_plugin_module_loads_neither_vllm_nor_the_converter(tmp_path: Path) -> None:

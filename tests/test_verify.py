@@ -1,6 +1,7 @@
 """Verifying: an honest checkpoint passes, and no damage to any byte of any file does."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from helpers import INDEX, files_of, llama, stored, stored_header, write_checkpoint
 
+from fp8pad.checkpoint.comparison import Mismatch
 from fp8pad.checkpoint.source import read_source
 from fp8pad.convert import ConvertOptions, Silence, convert
 from fp8pad.errors import CheckpointError, RecordError
@@ -159,6 +161,15 @@ def test_an_equal_copy_passes_and_a_different_one_does_not(tmp_path: Path) -> No
     assert [mismatch.place for mismatch in check(model, out_dir).mismatches] == [
         "model.layers.0.self_attn.o_proj.weight_scale[31, 0]"
     ]
+
+
+def test_a_copy_that_was_never_converted_is_a_mismatch(model: Path, tmp_path: Path) -> None:
+    """Where there is something to pad, an equal copy lacks the record; other differences are told beside it."""
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    missing = Mismatch("fp8pad.json", "file", "a record", "no such file")
+    assert check(model, copy).mismatches == (missing,)
+    (copy / "tokenizer.json").write_text("{}")
+    assert [mismatch.file for mismatch in check(model, copy).mismatches] == ["fp8pad.json", "tokenizer.json"]
 
 
 def test_another_source_is_no_match(out_dir: Path, tmp_path: Path) -> None:
