@@ -5,7 +5,7 @@ Parsing is strict: what is missing, of another type, or of an unknown version is
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -21,6 +21,9 @@ Disposition = Literal["aligned", "pad", "absorb", "skip"]
 Json = Mapping[str, Any]
 Shape = tuple[int, ...]
 T = TypeVar("T")
+
+MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and writes them, stays far from its limit
+MAX_TENSOR_PARALLEL_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,37 @@ class CheckpointRecord:
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
+def parse_json(text: str) -> Any:
+    """Return what JSON text says.
+
+    Raises `ValueError` if it is not JSON, or could not be written again: if it nests deeper than `MAX_NESTING`, or has
+    an escape of half a surrogate pair, which no UTF-8 stands for.
+    """
+    try:
+        document = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"expected at most {MAX_NESTING} levels") from error
+    _check_nesting(document)
+    if "\\u" in text:
+        json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
+def _check_nesting(document: object) -> None:
+    level = [document]
+    for _ in range(MAX_NESTING):
+        level = [inner for value in level for inner in _inside(value)]
+        if not level:
+            return
+    raise ValueError(f"expected at most {MAX_NESTING} levels")
+
+
+def _inside(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
 def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
     """Return one entry of `tensors` in `fp8pad.json`; optional fields are left out where they say nothing."""
     document = _without_none(asdict(tensor))
@@ -213,8 +247,8 @@ class _Reader:
     @classmethod
     def of_text(cls, text: str, where: str) -> "_Reader":
         try:
-            return cls(json.loads(text), where)
-        except (ValueError, RecursionError) as error:
+            return cls(parse_json(text), where)
+        except ValueError as error:
             raise RecordError(f"{where}: not JSON: {error}") from error
 
     def check_version(self) -> None:
@@ -320,10 +354,17 @@ def _check_segments(entry: _Reader, tensor: PaddedTensor, segments: Segments) ->
 def _policy(entry: _Reader) -> Policy:
     return Policy(
         alignment=entry.one_of("alignment", ("auto", 16, 32, 64, 128)),
-        tensor_parallel_size=entry.size("tensor_parallel_size"),
+        tensor_parallel_size=_tensor_parallel_size(entry),
         absorb=entry.get("absorb", bool),
         absorb_experts=entry.get("absorb_experts", bool),
     )
+
+
+def _tensor_parallel_size(entry: _Reader) -> int:
+    size = entry.size("tensor_parallel_size")
+    if not 1 <= size <= MAX_TENSOR_PARALLEL_SIZE:
+        raise RecordError(f"{entry.where}: tensor_parallel_size: expected 1 to {MAX_TENSOR_PARALLEL_SIZE}, got {size}")
+    return size
 
 
 def _config_edit(entry: _Reader) -> ConfigEdit:

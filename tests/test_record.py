@@ -102,6 +102,14 @@ def test_segments_count_their_axis_from_the_end() -> None:
 A = "a.weight"
 
 
+def nested(levels: int) -> Any:
+    """Return lists one in another."""
+    value: Any = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("damage", "place"),
     [
@@ -115,6 +123,11 @@ A = "a.weight"
         (lambda d: d["policy"].update(alignment=True), "alignment: expected one of"),
         (lambda d: d["policy"].update(absorb=1), "absorb: expected bool"),
         (lambda d: d["policy"].update(tensor_parallel_size=-1), "tensor_parallel_size: expected a size"),
+        (lambda d: d["policy"].update(tensor_parallel_size=0), "tensor_parallel_size: expected 1 to 1024, got 0"),
+        (lambda d: d["policy"].update(tensor_parallel_size=1025), "tensor_parallel_size: expected 1 to 1024, got 1025"),
+        (lambda d: d["originals"].update({"config.json": "\ud800"}), "surrogates not allowed"),
+        (lambda d: d.update(config_edits=nested(99)), "config_edits"),
+        (lambda d: d.update(extra=nested(100)), "expected at most 100 levels"),
         (lambda d: d["policy"].update(tensor_parallel_size=True), "tensor_parallel_size: expected int"),
         (lambda d: d.update(tensors=[]), "tensors"),
         (lambda d: d["tensors"].update({A: 1}), f"{A}: expected an object"),

@@ -262,3 +262,14 @@ def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
     (root / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read any more"):
         check_unchanged(source)
+
+
+@pytest.mark.parametrize("file", ["config.json", "hf_quant_config.json", INDEX])
+@pytest.mark.parametrize("value", ['"\\ud800"', "[" * 400 + "]" * 400, "[" * 5000 + "]" * 5000])
+def test_json_that_could_not_be_written_again_is_refused(tmp_path: Path, file: str, value: str) -> None:
+    """Half a surrogate pair, and nesting that recursion cannot follow, are found before anything is written."""
+    model = llama(tmp_path / "model", num_shards=2)
+    text = (model / file).read_text() if (model / file).exists() else "{}"
+    (model / file).write_text(f'{{"x": {value}{"," if len(text) > 2 else ""}{text.lstrip()[1:]}')
+    with pytest.raises(ConfigError, match=f"^{file}: not JSON: .*(surrogates not allowed|at most 100 levels)"):
+        read_source(model)
