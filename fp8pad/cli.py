@@ -3,6 +3,8 @@
 import io
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, cast
 
@@ -10,8 +12,9 @@ import typer
 
 from fp8pad import __version__
 from fp8pad.bench_cli import bench
-from fp8pad.errors import Fp8padError
+from fp8pad.errors import Fp8padError, OutputError, RecordError, VerifyError
 from fp8pad.golden_cli import app as golden_app
+from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE
 from fp8pad.text import printable
 
 if TYPE_CHECKING:
@@ -36,13 +39,32 @@ VerifyDepth = Literal["padded", "full", "none"]
 
 DEFAULT_JOBS = 2
 
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of an FP8 checkpoint.")]
-OutDirArgument = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="Folder of the converted checkpoint.")]
-RestoredDirArgument = Annotated[Path, typer.Argument(metavar="RESTORED_DIR", help="Folder to restore into.")]
+
+def _folder(argument: str | Path) -> Path:
+    """Return a path that was named: an empty one, as of a variable that is not set, would be the current folder."""
+    if not str(argument):
+        raise typer.BadParameter("an empty name")
+    return Path(argument)
+
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of an FP8 checkpoint.", parser=_folder)]
+OutDirArgument = Annotated[
+    Path, typer.Argument(metavar="OUT_DIR", help="Folder of the converted checkpoint.", parser=_folder)
+]
+RestoredDirArgument = Annotated[
+    Path, typer.Argument(metavar="RESTORED_DIR", help="Folder to restore into.", parser=_folder)
+]
 
 TensorParallelSizeOption = Annotated[
     int,
-    typer.Option("--tensor-parallel-size", "-tp", metavar="N", min=1, help="Size absorbed dimensions for N ranks."),
+    typer.Option(
+        "--tensor-parallel-size",
+        "-tp",
+        metavar="N",
+        min=1,
+        max=MAX_TENSOR_PARALLEL_SIZE,
+        help="Size absorbed dimensions for N ranks.",
+    ),
 ]
 AlignmentOption = Annotated[
     Alignment, typer.Option("--alignment", help="Pad to multiples of this; auto is 16, or the scale block.")
@@ -137,7 +159,7 @@ def convert(
         show_plan(source, checkpoint_plan, as_json)
         return
     options = ConvertOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
-    with shown_progress() as progress:
+    with _resume_hint(resume), shown_progress() as progress:
         report = convert_checkpoint(source, checkpoint_plan, out_dir, options, progress)
     show_conversion(source, checkpoint_plan, out_dir, report, as_json)
 
@@ -162,8 +184,11 @@ def verify(
         options = GemmOptions(num_layers=gemm_layers or None)
         products = verify_gemm(model, out_dir, options, progress) if gemm else None
     show_verification(out_dir, report, as_json, products)
-    if not report.ok or (products and not products.ok):
-        raise typer.Exit(1)
+    if not report.ok:
+        raise VerifyError(_first_of(out_dir, report.mismatches, "mismatch", "mismatches"))
+    if products and not products.ok:
+        differing = [f"{result.name}: {result.mismatch}" for result in products.results if result.mismatch]
+        raise VerifyError(_first_of(out_dir, differing, "product differs", "products differ"))
 
 
 @app.command()
@@ -185,14 +210,16 @@ def unpad(
     from fp8pad.unpad import unpad as unpad_checkpoint
 
     options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
-    with shown_progress() as progress:
+    with _resume_hint(resume), shown_progress() as progress:
         report = unpad_checkpoint(out_dir, restored_dir, options, progress)
     show_restoration(report, as_json)
 
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a checkpoint that fp8pad made.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a checkpoint that fp8pad made.", parser=_folder)
+    ],
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -203,7 +230,7 @@ def inspect(
     inspection = inspect_checkpoint(path)
     show_inspection(inspection, as_json)
     if inspection.disagreements:
-        raise typer.Exit(1)
+        raise RecordError(_first_of(path, inspection.disagreements, "disagreement", "disagreements"))
 
 
 app.command()(bench)
@@ -214,6 +241,9 @@ def main() -> None:
 
     With FP8PAD_DEBUG=1 in the environment, the traceback is shown instead.
     """
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  None where the caller closed it, `2>&-`
+    if sys.stdout is None:
+        _fail(OutputError("stdout is closed; redirect it to /dev/null if the result is not wanted"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name in letters that the locale lacks
     try:
@@ -237,10 +267,24 @@ def _fail(error: Exception) -> NoReturn:
     sys.exit(1)
 
 
+def _first_of(path: Path, found: Sequence[object], one: str, many: str) -> str:
+    return f"{path}: {len(found)} {one if len(found) == 1 else many}, the first: {found[0]}"
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
+
+
+@contextmanager
+def _resume_hint(resume: bool) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if resume:
+            typer.echo("interrupted: the same command takes up the shards that are finished", err=True)
+        raise
 
 
 def _policy(tensor_parallel_size: int, alignment: Alignment, absorb: bool, absorb_experts: bool) -> "Policy":

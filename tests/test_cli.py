@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,8 @@ def test_a_mismatch_is_shown_and_ends_with_1(fp8pad: Fp8pad, example: Path, conv
     finished = fp8pad("verify", example, converted)
     assert finished.status == 1
     assert "model.safetensors: model.layers.0.self_attn.v_proj.weight[42, 24]: expected byte" in finished.stdout
+    place = "model.safetensors: model.layers.0.self_attn.v_proj.weight[42, 24]: expected byte"
+    assert f"error: {converted}: 1 mismatch, the first: {place}" in finished.stderr
     document = json.loads(fp8pad("verify", example, converted, "--json").stdout)
     assert (document["ok"], len(document["mismatches"])) == (False, 1)
 
@@ -168,6 +171,9 @@ def test_a_record_that_lies_is_shown_by_inspect(fp8pad: Fp8pad, converted: Path)
     finished = fp8pad("inspect", converted)
     assert finished.status == 1
     assert "disagrees  model.layers.0.mlp.down_proj.weight: logical_shape [136, 212]" in finished.stdout
+    assert finished.stderr.startswith(f"error: {converted}: ")
+    assert "the first: model.layers.0.mlp.down_proj.weight: logical_shape [136, 212]" in finished.stderr
+    assert finished.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["plan", "convert", "verify", "unpad", "inspect"])
@@ -207,12 +213,69 @@ def test_steering_characters_of_a_name_are_escaped(fp8pad: Fp8pad) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["plan"], ["plan", "x", "--alignment", "17"], ["plan", "x", "-tp", "0"], ["convert", "x"], ["pad"], ["--nothing"]],
+    [
+        ["plan"],
+        ["plan", "x", "--alignment", "17"],
+        ["plan", "x", "-tp", "0"],
+        ["plan", "x", "-tp", "1025"],
+        ["convert", "x"],
+        ["pad"],
+        ["--nothing"],
+    ],
     ids=" ".join,
 )
 def test_wrong_usage_ends_with_2(fp8pad: Fp8pad, arguments: list[str]) -> None:
     """Missing and unknown arguments are told apart from bad checkpoints."""
     assert fp8pad(*arguments).status == 2
+
+
+@pytest.mark.parametrize("arguments", [["plan", ""], ["convert", "MODEL", "", "--overwrite"], ["unpad", "x", ""]])
+def test_an_empty_path_is_wrong_usage(
+    fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """A variable that is not set must not become the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("kept").write_text("mine")
+    finished = fp8pad(*(example if word == "MODEL" else word for word in arguments))
+    assert (finished.status, finished.stdout) == (2, "")
+    assert "an empty name" in finished.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("out_dir", [".", ".."])
+def test_the_current_folder_is_never_replaced(
+    fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_dir: str
+) -> None:
+    """Neither it nor a folder above it, whatever --overwrite says."""
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    finished = fp8pad("convert", example, out_dir, "--overwrite")
+    assert finished.status == 1
+    assert finished.stderr == f"error: {out_dir}: is the current folder, or holds it; name another one\n"
+
+
+@pytest.mark.parametrize(("command", "hints"), [(["convert"], 1), (["convert", "--no-resume"], 0)])
+def test_interrupting_tells_how_to_resume(
+    fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], hints: int
+) -> None:
+    """One line, where the same command would take up what is finished."""
+
+    def convert(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fp8pad.convert.convert", convert)
+    finished = fp8pad(*command, example, "out")
+    assert finished.status == 130
+    assert finished.stderr.count("interrupted: the same command") == hints
+
+
+@pytest.mark.parametrize(("closed", "status"), [(">&-", 1), ("2>&-", 0)])
+def test_closed_streams_are_no_traceback(example: Path, closed: str, status: int) -> None:
+    """A result that cannot go anywhere is an error in one line; talk that cannot is dropped."""
+    command = f"{shlex.quote(sys.executable)} -m fp8pad plan {shlex.quote(str(example))} {closed}"
+    run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    expected = "error: stdout is closed; redirect it to /dev/null if the result is not wanted\n" if status else ""
+    assert (run.returncode, run.stderr) == (status, expected)
 
 
 def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from fp8pad.checkpoint.source import Source
@@ -61,6 +62,9 @@ def _check_apart(source: Source, target: Path, out_dir: Path) -> None:
         raise OutputError(f"{out_dir}: is the model folder itself")
     if target.is_relative_to(model):
         raise OutputError(f"{out_dir}: lies inside the model folder {source.root}")
+    with suppress(FileNotFoundError):  # the current folder may have been removed
+        if Path.cwd().is_relative_to(target):
+            raise OutputError(f"{out_dir}: is the current folder, or holds it; name another one")
     for path in _read_from(source):
         if path.is_relative_to(target):
             raise OutputError(f"{out_dir}: the model, or a file that it links to, lies inside: {path}")
