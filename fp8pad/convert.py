@@ -61,13 +61,14 @@ def _texts(design: Blueprint, hashes: Mapping[str, Hashes]) -> dict[str, str]:
 
 def _report(design: Blueprint, published: Published, verified: VerifyDepth) -> ConvertReport:
     source = design.source
+    record_bytes = (published.out_dir / RECORD_FILE).stat().st_size if design.record else 0
     rewritten = {layout.logical.file for layout in design.layouts if not layout.is_untouched}
     rewritten |= {file for file, text in design.texts.items() if text != source.texts[file]}
     return ConvertReport(
         out_dir=published.out_dir,
         tensors_padded=len(design.record.tensors) if design.record else 0,
         source_bytes=sum(file.source_size for file in design.files.values()),
-        written_bytes=sum(file.size for file in design.files.values()),
+        written_bytes=sum(file.size for file in design.files.values()) + record_bytes,
         rewritten=tuple(sorted(rewritten)),
         kept=tuple(sorted(design.files.keys() - rewritten)),
         left_out=source.left_out,

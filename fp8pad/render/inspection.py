@@ -52,7 +52,7 @@ def _record_facts(record: CheckpointRecord) -> Iterator[Fact]:
     yield "policy", f"alignment {policy.alignment}, TP {policy.tensor_parallel_size}, absorb: {absorbed}"
     yield from edit_facts(record.config_edits)
     sizes = record.files.values()
-    yield "bytes", growth(sum(file.source_size for file in sizes), sum(file.size for file in sizes))
+    yield "files", growth(sum(file.source_size for file in sizes), sum(file.size for file in sizes))
 
 
 def _serving(inspection: Inspection) -> str:

@@ -129,7 +129,7 @@ def _patterns(names: Iterable[str]) -> str:
 
 
 def _price_facts(plan: CheckpointPlan) -> Iterator[Fact]:
-    yield "bytes", growth(plan.bytes_before, plan.bytes_after)
+    yield "tensor bytes", growth(plan.bytes_before, plan.bytes_after)
     if plan.layers:
         yield "FLOPs", f"{flops_added_share(plan.layers):+.2%} over these layers, each counted once"
 

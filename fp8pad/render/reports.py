@@ -36,7 +36,7 @@ def show_conversion(
     if plan.changes_nothing:
         verdict = f"nothing padded, an equal copy, {verdict}"
     facts = [("padded", f"{report.tensors_padded} tensors")] if report.tensors_padded else []
-    facts.append(("bytes", growth(report.source_bytes, report.written_bytes)))
+    facts.append(("files", growth(report.source_bytes, report.written_bytes)))
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.left_out)
     facts += [(label, shortened(names)) for label, names in named if names]
     facts.append(("compare", command("verify", source.root, out_dir)))
