@@ -3,6 +3,14 @@
 A message is one line and says which tensor or key, in which file, what was expected and what was found.
 """
 
+import json
+
+
+def shown(value: object) -> str:
+    """Return a value of a JSON document as a message shows it: as JSON, on one line, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
 
 class Fp8padError(Exception):
     """The root of all errors with a message for the user; the command line turns it into exit status 1."""

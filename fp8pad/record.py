@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar, cast, get_args
 
-from fp8pad.errors import RecordError
+from fp8pad.errors import RecordError, shown
 from fp8pad.geometry import as_matrices
 
 FORMAT_VERSION = 1
@@ -242,7 +242,7 @@ class _Reader:
 
     def __post_init__(self) -> None:
         if not isinstance(self.document, dict):
-            raise RecordError(f"{self.where}: expected an object, got {_shown(self.document)}")
+            raise RecordError(f"{self.where}: expected an object, got {shown(self.document)}")
 
     @classmethod
     def of_text(cls, text: str, where: str) -> "_Reader":
@@ -254,12 +254,12 @@ class _Reader:
     def check_version(self) -> None:
         version = self.document.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
-            raise RecordError(f"{self.where}: format_version: expected {FORMAT_VERSION}, got {_shown(version)}")
+            raise RecordError(f"{self.where}: format_version: expected {FORMAT_VERSION}, got {shown(version)}")
 
     def get(self, key: str, kind: type[T]) -> T:
         value = self.document.get(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise RecordError(f"{self.where}: {key}: expected {kind.__name__}, got {_shown(value)}")
+            raise RecordError(f"{self.where}: {key}: expected {kind.__name__}, got {shown(value)}")
         return value
 
     def optional(self, key: str, kind: type[T]) -> T | None:
@@ -291,19 +291,19 @@ class _Reader:
     def shape(self, key: str) -> Shape:
         values = self.get(key, list)
         if not all(type(value) is int and 0 <= value < 2**63 for value in values):
-            raise RecordError(f"{self.where}: {key}: expected a list of sizes, got {_shown(values)}")
+            raise RecordError(f"{self.where}: {key}: expected a list of sizes, got {shown(values)}")
         return tuple(values)
 
     def pair(self, key: str) -> tuple[int, int]:
         shape = self.shape(key)
         if len(shape) != 2:
-            raise RecordError(f"{self.where}: {key}: expected two sizes, got {_shown(list(shape))}")
+            raise RecordError(f"{self.where}: {key}: expected two sizes, got {shown(list(shape))}")
         return shape[0], shape[1]
 
     def one_of(self, key: str, choices: Sequence[T]) -> T:
         value = self.document.get(key)
         if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise RecordError(f"{self.where}: {key}: expected one of {list(choices)}, got {_shown(value)}")
+            raise RecordError(f"{self.where}: {key}: expected one of {list(choices)}, got {shown(value)}")
         return cast("T", value)
 
 
@@ -383,11 +383,6 @@ def _base_source(reader: _Reader) -> BaseSource | None:
 def _file(entry: _Reader) -> FileRecord:
     hashes = entry.optional("sha256", str), entry.optional("source_sha256", str)
     return FileRecord(entry.size("source_size"), entry.size("size"), *hashes)
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _without_none(document: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from fp8pad.errors import GoldenError
+from fp8pad.errors import GoldenError, shown
 
 T = TypeVar("T")
 
@@ -62,10 +62,5 @@ def _is_finite(value: object) -> bool:
 
 def _expect(holds: bool, wanted: str, value: Any, where: str) -> Any:
     if not holds:
-        raise GoldenError(f"{where}: expected {wanted}, got {_shown(value)}")
+        raise GoldenError(f"{where}: expected {wanted}, got {shown(value)}")
     return value
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
