@@ -94,6 +94,10 @@ def test_every_tensor_of_the_key_grows() -> None:
     assert settled.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
     assert settled.sizes[f"{MLP}.gate_proj", "n"] == settled.sizes[f"{MLP}.down_proj", "k"] == 224
     assert settled.refusals == {}
+    assert settled.notes[-1] == (
+        "intermediate_size also sizes 3 weights that are not FP8, model.layers.1.mlp.gate_proj.weight among them: a "
+        "GPU may add their products in another order, which can change an answer's last digits"
+    )
 
 
 def test_nothing_is_absorbed_unasked() -> None:

@@ -12,7 +12,7 @@ from math import gcd, lcm
 
 from fp8pad.geometry import round_up
 from fp8pad.planning.architectures import Section, architecture_of
-from fp8pad.planning.claims import Axis, Claim, Claims, GovernedKey, find_claims
+from fp8pad.planning.claims import FLOAT_DTYPES, Axis, Claim, Claims, GovernedKey, find_claims
 from fp8pad.planning.conditions import check_absorbable, check_sizes, config_size, times_of
 from fp8pad.planning.cost import KeyCost, cost_notes, price
 from fp8pad.planning.growing import NotAbsorbableError, grown, growth_of, with_block
@@ -72,7 +72,11 @@ def absorb(
         edits=tuple(edit for outcome in outcomes for edit in outcome.edits),
         refusals=_refusals(refused, claims, sections, by_name),
         costs=costs,
-        notes=(*cost_notes(costs), *(f"{outcome.key.path} is not absorbed: {outcome.reason}" for outcome in refused)),
+        notes=(
+            *cost_notes(costs),
+            *_float_notes(outcomes),
+            *(f"{outcome.key.path} is not absorbed: {outcome.reason}" for outcome in refused),
+        ),
     )
 
 
@@ -171,6 +175,18 @@ def _is_unaligned(claim: Claim, linears: Mapping[str, Fp8Linear], policy: Policy
         not claim.is_plain_weight
         or claim.inner_size % (_alignment(claim, linear, policy) * policy.tensor_parallel_size) != 0
     )
+
+
+def _float_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
+    """Say where a key sizes weights that are not FP8 too: libraries choose by size how to group a sum."""
+    for outcome in outcomes:
+        plain = [claim.tensor for claim in outcome.key.claims if claim.is_plain_weight]
+        names = [tensor.name for tensor in plain if tensor.dtype in FLOAT_DTYPES and tensor.name in outcome.tensors]
+        if names:
+            yield (
+                f"{outcome.key.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: a GPU "
+                "may add their products in another order, which can change an answer's last digits"
+            )
 
 
 def _refusals(
