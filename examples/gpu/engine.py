@@ -4,53 +4,128 @@
 side by side on one GPU, and only one works at a time, so that measurements of them can be interleaved.
 """
 
+import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# What an engine is given besides a model. KV_CACHE_BYTES is room for one longest prompt of the largest model here.
 MAX_MODEL_LEN = 9216
+KV_CACHE_BYTES = 1536 << 20
+OPTIONS: dict[str, Any] = {
+    "max_model_len": MAX_MODEL_LEN,
+    "max_num_batched_tokens": MAX_MODEL_LEN,
+    "max_num_seqs": 64,
+    "gpu_memory_utilization": 0.05,  # what must be free at the start: several engines share the GPU
+    "kv_cache_memory_bytes": KV_CACHE_BYTES,
+    "enable_prefix_caching": False,
+    "skip_tokenizer_init": True,
+    "disable_log_stats": True,
+    "seed": 0,
+}
+# What an image prompt holds around its images, as synthetic.SPECIAL_TOKENS has them: start, image, end.
+IMAGE_TOKENS = (3, 6, 4)
+
+
+class EngineError(Exception):
+    """What an engine answered instead of an answer, or that it ended."""
 
 
 class Engine:
-    """A checkpoint being served. `stock` leaves out every plugin, fp8pad's too."""
+    """A process that serves one checkpoint after another. `stock` leaves out every plugin, fp8pad's too.
 
-    def __init__(self, model: Path, *, eager: bool, stock: bool, tensor_parallel_size: int = 1) -> None:
+    Several ranks are a process each. With `share_gpu` they share the first GPU: NCCL, told that they are on different
+    hosts, sends everything through the loopback device. That is slow, and computes what ranks on GPUs of their own do.
+    """
+
+    def __init__(self, *, stock: bool, num_ranks: int = 1, share_gpu: bool = False) -> None:
         environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
         if stock:
             environment["VLLM_PLUGINS"] = ""
-        command = [sys.executable, __file__, str(model), str(int(eager)), str(tensor_parallel_size)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        if num_ranks > 1:
+            environment |= {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment | (_rank_environment(rank, share_gpu) if num_ranks > 1 else {}),
+            )
+            for rank in range(num_ranks)
+        ]
 
     def ask(self, question: str, **arguments: Any) -> Any:
-        """Send a question and wait for its answer; `RuntimeError` if the engine has died."""
+        """Send a question and wait for its answer; `EngineError` if there is none."""
         self.send(question, **arguments)
         return self.receive()
 
     def send(self, question: str, **arguments: Any) -> None:
-        """Send a question; its answer is to be received before the next."""
-        if self._process.stdin is None:
-            raise RuntimeError("the engine cannot be asked")
-        self._process.stdin.write(json.dumps({"question": question, **arguments}) + "\n")
-        self._process.stdin.flush()
+        """Send a question to every rank; its answer is to be received before the next."""
+        line = json.dumps({"question": question, **arguments}) + "\n"
+        try:
+            for process in self._processes:
+                _pipe(process.stdin).write(line)
+                _pipe(process.stdin).flush()
+        except BrokenPipeError as error:
+            raise EngineError(f"the engine ended with status {process.wait()}") from error
 
     def receive(self) -> Any:
-        """Wait for the answer to the question that was sent; what else the engine prints goes to standard error."""
-        for line in self._process.stdout or ():
-            if line.startswith('{"answer":'):
-                return json.loads(line)["answer"]
-            print(line, end="", file=sys.stderr)
-        raise RuntimeError(f"the engine ended with status {self._process.wait()}: {self._process.args}")
+        """Wait for every rank and return what the first one answers to the question that was sent."""
+        first, *_ = [_answer(process) for process in self._processes]
+        return first
 
     def close(self) -> None:
         """End the engine."""
-        self._process.kill()
-        self._process.wait()
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+def ask_all(engines: Mapping[str, Engine], question: str, **asked: Any) -> dict[str, Any]:
+    """Ask all engines at once; not for measurements."""
+    for engine in engines.values():
+        engine.send(question, **asked)
+    return {kind: engine.receive() for kind, engine in engines.items()}
+
+
+def _rank_environment(rank: int, share_gpu: bool) -> dict[str, str]:
+    local_rank = 0 if share_gpu else rank
+    environment = {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}
+    if share_gpu:
+        environment |= {"NCCL_HOSTID": f"rank-{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
+        environment |= {"VLLM_ALLREDUCE_USE_SYMM_MEM": "0", "VLLM_HOST_IP": "127.0.0.1"}
+    return environment
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _pipe(stream: Any) -> Any:
+    if stream is None:
+        raise EngineError("the engine cannot be asked")
+    return stream
+
+
+def _answer(process: "subprocess.Popen[str]") -> Any:
+    """Return the next answer of a process; what else it prints goes to standard error."""
+    for line in _pipe(process.stdout):
+        if line.startswith('{"answer":'):
+            return json.loads(line)["answer"]
+        if line.startswith('{"error":'):
+            raise EngineError(json.loads(line)["error"])
+        print(line, end="", file=sys.stderr)
+    raise EngineError(f"the engine ended with status {process.wait()}")
 
 
 def prompt_ids(num_tokens: int, seed: int) -> list[int]:
@@ -66,34 +141,30 @@ def prompt_ids(num_tokens: int, seed: int) -> list[int]:
 class Server:
     """Answers each question by a method of its name."""
 
-    def __init__(self, model: str, eager: bool, tensor_parallel_size: int) -> None:
+    def __init__(self) -> None:
+        import vllm  # noqa: F401 (this takes long, and an engine may not be asked at once)
+
+        self.llm: Any = None
+
+    def start(self, model: str, **options: Any) -> dict[str, Any]:
+        """Serve `model` from now on, in place of what was served before, and say how many layers fp8pad pads.
+
+        By these numbers a measurement of the shim is known to be one.
+        """
         from vllm import LLM
 
-        self.llm = LLM(
-            model,
-            enforce_eager=eager,
-            tensor_parallel_size=tensor_parallel_size,
-            max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=MAX_MODEL_LEN,
-            max_num_seqs=64,
-            gpu_memory_utilization=0.3,  # what must be free at the start; three engines share the GPU
-            enable_prefix_caching=False,
-            kv_cache_memory_bytes=int(os.environ.get("KV_CACHE_BYTES", str(6 << 30))),
-            limit_mm_per_prompt={"image": 4, "video": 0} if "vl" in Path(model).name else None,
-            skip_tokenizer_init="vl" not in Path(model).name,
-            disable_log_stats=True,
-            seed=0,
-        )
-
-    def ready(self) -> dict[str, Any]:
-        """Say how many layers fp8pad pads; by this a measurement of the shim is known to be one."""
-        if self._worker() is None:  # the ranks are other processes
-            return {}
-        methods = [getattr(layer, "quant_method", None) for layer in self._model().modules()]
-        padded = [method for method in methods if hasattr(method, "pads_where_quantized")]
+        self.llm = None
+        gc.collect()
+        if "RANK" in os.environ:
+            options |= {"distributed_executor_backend": "external_launcher", "disable_custom_all_reduce": True}
+        self.llm = LLM(model, **{**OPTIONS, **options})
+        layers = [layer for layer in self._model().modules() if hasattr(layer, "quant_method")]
+        methods = [layer.quant_method for layer in layers]
+        padded = [method for method in methods if hasattr(method, "pads_where_quantized") and method.sizes.is_padded]
         return {
-            "padded_layers": sum(method.sizes.is_padded for method in padded),
+            "padded_layers": len(padded),
             "padded_where_quantized": sum(method.pads_where_quantized for method in padded),
+            "kernels": dict(Counter(name for layer in layers if (name := _kernel_name(layer)))),
         }
 
     def answers(
@@ -118,6 +189,19 @@ class Server:
         start = time.perf_counter()
         self._generate([{"prompt_token_ids": ids} for ids in prompts], max_tokens)
         return time.perf_counter() - start
+
+    def kernel_us(self, prompts: list[list[int]], max_tokens: int, times: int) -> dict[str, float]:
+        """Return the GPU time of one batch by kernel, the mean of `times`, as the PyTorch profiler sees it."""
+        import torch
+
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(times):
+                self.seconds(prompts, max_tokens)
+        totals: Counter[str] = Counter()
+        for event in profile.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                totals[event.name[:120]] += event.device_time / times
+        return {name: round(us, 2) for name, us in totals.most_common()}
 
     def encoder_seconds(self, images: int, size: int) -> float:
         """Return how long the vision tower takes for `images` squares of `size` pixels."""
@@ -146,11 +230,17 @@ class Server:
         outputs: list[Any] = self.llm.generate(requests, parameters, use_tqdm=False)
         return outputs
 
-    def _worker(self) -> Any:
-        return getattr(self.llm.llm_engine.model_executor, "driver_worker", None)
-
     def _model(self) -> Any:
-        return self._worker().worker.model_runner.model
+        return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+
+
+def _kernel_name(layer: Any) -> str | None:
+    """Return the class of the kernel that runs a quantized layer, where its method or its scheme says so."""
+    for owner in (layer.quant_method, getattr(layer, "scheme", None)):
+        for name in ("fp8_linear", "kernel"):
+            if (kernel := getattr(owner, name, None)) is not None:
+                return type(kernel).__name__
+    return None
 
 
 def _request(ids: list[int], images: int, size: int, seed: int) -> dict[str, Any]:
@@ -162,18 +252,30 @@ def _request(ids: list[int], images: int, size: int, seed: int) -> dict[str, Any
 
     noise = np.random.default_rng(seed)
     pictures = [Image.fromarray(noise.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(images)]
-    start, pad, end = 3, 6, 4  # as synthetic.SPECIAL_TOKENS has them
-    return {"prompt_token_ids": [start, pad, end] * images + ids, "multi_modal_data": {"image": pictures}}
+    return {"prompt_token_ids": [*IMAGE_TOKENS] * images + ids, "multi_modal_data": {"image": pictures}}
+
+
+def options_for(model: Path) -> dict[str, Any]:
+    """Return what a checkpoint asks of an engine besides `OPTIONS`: one with a vision tower needs its processor."""
+    config = json.loads((model / "config.json").read_text())
+    options: dict[str, Any] = {}
+    if config.get("quantization_config", {}).get("quant_method") == "fbgemm_fp8":
+        options["allow_deprecated_quantization"] = True
+    if "vision_config" in config:
+        options |= {"skip_tokenizer_init": False, "limit_mm_per_prompt": {"image": 4, "video": 0}}
+    return options
 
 
 def main() -> None:
     """Answer until the input ends."""
-    model, eager, tensor_parallel_size = sys.argv[1:]
-    server = Server(model, bool(int(eager)), int(tensor_parallel_size))
+    server = Server()
     for line in sys.stdin:
         arguments = json.loads(line)
-        answer = getattr(server, arguments.pop("question"))(**arguments)
-        print(json.dumps({"answer": answer}), flush=True)
+        try:
+            result = {"answer": getattr(server, arguments.pop("question"))(**arguments)}
+        except Exception as error:  # whatever it is, the other side is to hear of it
+            result = {"error": f"{type(error).__name__}: {error}"[:500]}
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes FP8 checkpoints of real sizes and random weights: per-channel scales, as llm-compressor's FP8_DYNAMIC writes.
+"""Writes FP8 checkpoints of real sizes and random weights.
 
     python examples/gpu/synthetic.py llama-13653 /tmp/models/llama-13653
 
@@ -7,70 +7,54 @@ What they answer means nothing, but how fast, and whether two servers agree to t
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from fp8_schemes import SCHEMES, Fp8Scheme, Tensors, normal
 from safetensors.torch import save_file
-
-Tensors = Iterator[tuple[str, torch.Tensor]]
-
-FP8_DYNAMIC = {
-    "quant_method": "compressed-tensors",
-    "format": "float-quantized",
-    "quantization_status": "compressed",
-    "ignore": ["lm_head"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False},
-            "input_activations": {
-                "num_bits": 8,
-                "type": "float",
-                "strategy": "token",
-                "symmetric": True,
-                "dynamic": True,
-            },
-        }
-    },
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """The sizes of a Llama-like decoder."""
+    """The sizes of a Llama-like decoder, and how its weights are scaled."""
 
     hidden: int
     intermediate: int
-    layers: int
+    layers: int = 12
     heads: int = 32
     kv_heads: int = 8
     head_dim: int = 128
     vocabulary: int = 32000
+    qkv_bias: bool = False
+    scheme: Fp8Scheme = SCHEMES["channel"]
 
-    def tensors(self, *, qkv_bias: bool = False) -> Tensors:
+    def tensors(self) -> Tensors:
         """Yield every tensor under its checkpoint name."""
-        yield "model.embed_tokens.weight", _normal(self.vocabulary, self.hidden)
+        yield "model.embed_tokens.weight", normal(self.vocabulary, self.hidden)
         for layer in range(self.layers):
-            yield from self._layer(f"model.layers.{layer}", qkv_bias)
+            yield f"model.layers.{layer}.input_layernorm.weight", _ones(self.hidden)
+            yield from self.attention(f"model.layers.{layer}.self_attn")
+            yield f"model.layers.{layer}.post_attention_layernorm.weight", _ones(self.hidden)
+            yield from _gated_mlp(self.scheme, f"model.layers.{layer}.mlp", self.hidden, self.intermediate)
         yield "model.norm.weight", _ones(self.hidden)
-        yield "lm_head.weight", _normal(self.vocabulary, self.hidden) * self.hidden**-0.5
+        yield "lm_head.weight", normal(self.vocabulary, self.hidden) * self.hidden**-0.5
 
-    def _layer(self, prefix: str, qkv_bias: bool) -> Tensors:
+    def attention(self, name: str) -> Tensors:
+        """Yield the projections of one layer."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        yield f"{prefix}.input_layernorm.weight", _ones(self.hidden)
-        yield from _linear(f"{prefix}.self_attn.q_proj", queries, self.hidden, bias=qkv_bias)
-        yield from _linear(f"{prefix}.self_attn.k_proj", keys, self.hidden, bias=qkv_bias)
-        yield from _linear(f"{prefix}.self_attn.v_proj", keys, self.hidden, bias=qkv_bias)
-        yield from _linear(f"{prefix}.self_attn.o_proj", self.hidden, queries)
-        yield f"{prefix}.post_attention_layernorm.weight", _ones(self.hidden)
-        yield from _gated_mlp(f"{prefix}.mlp", self.hidden, self.intermediate)
+        for part, rows in (("q", queries), ("k", keys), ("v", keys)):
+            yield from self.scheme.linear(f"{name}.{part}_proj", rows, self.hidden, bias=self.qkv_bias)
+        yield from self.scheme.linear(f"{name}.o_proj", self.hidden, queries)
 
     def config(self) -> dict[str, Any]:
         """Return its sizes as a Hugging Face config names them."""
         return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers,
@@ -87,6 +71,45 @@ class Decoder:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentDecoder(Decoder):
+    """A DeepSeek-like decoder without experts, whose keys and values come from a latent vector (MLA)."""
+
+    q_rank: int = 1536
+    kv_rank: int = 512
+    nope_dim: int = 128
+    rope_dim: int = 64
+    v_dim: int = 128
+
+    def attention(self, name: str) -> Tensors:
+        """Yield the projections of one layer."""
+        linear = self.scheme.linear
+        yield from linear(f"{name}.q_a_proj", self.q_rank, self.hidden)
+        yield f"{name}.q_a_layernorm.weight", _ones(self.q_rank)
+        yield from linear(f"{name}.q_b_proj", self.heads * (self.nope_dim + self.rope_dim), self.q_rank)
+        yield from linear(f"{name}.kv_a_proj_with_mqa", self.kv_rank + self.rope_dim, self.hidden)
+        yield f"{name}.kv_a_layernorm.weight", _ones(self.kv_rank)
+        yield from linear(f"{name}.kv_b_proj", self.heads * (self.nope_dim + self.v_dim), self.kv_rank)
+        yield from linear(f"{name}.o_proj", self.hidden, self.heads * self.v_dim)
+
+    def config(self) -> dict[str, Any]:
+        """Return its sizes as a Hugging Face config names them: every layer is dense."""
+        return {
+            **Decoder.config(self),
+            "architectures": ["DeepseekV2ForCausalLM"],
+            "model_type": "deepseek_v2",
+            "q_lora_rank": self.q_rank,
+            "kv_lora_rank": self.kv_rank,
+            "qk_nope_head_dim": self.nope_dim,
+            "qk_rope_head_dim": self.rope_dim,
+            "v_head_dim": self.v_dim,
+            "head_dim": self.rope_dim,
+            "n_routed_experts": None,
+            "n_shared_experts": None,
+            "first_k_dense_replace": self.layers,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class VisionTower:
     """The sizes of Qwen2.5-VL's vision tower; by default those of the 3B and 7B models."""
 
@@ -96,20 +119,22 @@ class VisionTower:
     depth: int = 32
     heads: int = 16
     full_attention: tuple[int, ...] = (7, 15, 23, 31)
+    scheme: Fp8Scheme = SCHEMES["channel"]
 
     def tensors(self) -> Tensors:
         """Yield every tensor under its checkpoint name."""
-        yield "visual.patch_embed.proj.weight", _normal(self.hidden, 3, 2, 14, 14) * 0.03
+        linear = self.scheme.linear
+        yield "visual.patch_embed.proj.weight", normal(self.hidden, 3, 2, 14, 14) * 0.03
         for block in range(self.depth):
             prefix = f"visual.blocks.{block}"
             yield f"{prefix}.norm1.weight", _ones(self.hidden)
             yield f"{prefix}.norm2.weight", _ones(self.hidden)
-            yield from _linear(f"{prefix}.attn.qkv", 3 * self.hidden, self.hidden, bias=True)
-            yield from _linear(f"{prefix}.attn.proj", self.hidden, self.hidden, bias=True)
-            yield from _gated_mlp(f"{prefix}.mlp", self.hidden, self.intermediate, bias=True)
+            yield from linear(f"{prefix}.attn.qkv", 3 * self.hidden, self.hidden, bias=True)
+            yield from linear(f"{prefix}.attn.proj", self.hidden, self.hidden, bias=True)
+            yield from _gated_mlp(self.scheme, f"{prefix}.mlp", self.hidden, self.intermediate, bias=True)
         yield "visual.merger.ln_q.weight", _ones(self.hidden)
-        yield from _linear("visual.merger.mlp.0", 4 * self.hidden, 4 * self.hidden, bias=True)
-        yield from _linear("visual.merger.mlp.2", self.out_hidden, 4 * self.hidden, bias=True)
+        yield from linear("visual.merger.mlp.0", 4 * self.hidden, 4 * self.hidden, bias=True)
+        yield from linear("visual.merger.mlp.2", self.out_hidden, 4 * self.hidden, bias=True)
 
     def config(self) -> dict[str, Any]:
         """Return its sizes as `vision_config` names them."""
@@ -143,10 +168,9 @@ SPECIAL_TOKENS = (
 )
 
 
-def write_llama(out_dir: Path, decoder: Decoder) -> None:
-    """Write a Llama checkpoint."""
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **decoder.config()}
-    _write(out_dir, config, decoder.tensors())
+def write_decoder(out_dir: Path, decoder: Decoder) -> None:
+    """Write a checkpoint of a decoder alone."""
+    _write(out_dir, decoder.config(), decoder.tensors(), decoder.scheme)
 
 
 def write_qwen2_5_vl(out_dir: Path, decoder: Decoder, tower: VisionTower) -> None:
@@ -165,19 +189,14 @@ def write_qwen2_5_vl(out_dir: Path, decoder: Decoder, tower: VisionTower) -> Non
         "text_config": text,
         "vision_config": tower.config(),
     }
-    _write(out_dir, config, _chain(decoder.tensors(qkv_bias=True), tower.tensors()))
+    _write(out_dir, config, chain(decoder.tensors(), tower.tensors()), decoder.scheme)
     _write_processor(out_dir)
 
 
-def _chain(*parts: Tensors) -> Tensors:
-    for part in parts:
-        yield from part
-
-
-def _write(out_dir: Path, config: dict[str, Any], tensors: Tensors) -> None:
+def _write(out_dir: Path, config: dict[str, Any], tensors: Iterator[Any], scheme: Fp8Scheme) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
-    whole = {**config, "dtype": "bfloat16", "tie_word_embeddings": False, "quantization_config": FP8_DYNAMIC}
-    (out_dir / "config.json").write_text(json.dumps(whole, indent=1))
+    common = {"dtype": "bfloat16", "tie_word_embeddings": False, "quantization_config": scheme.quantization_config}
+    (out_dir / "config.json").write_text(json.dumps({**config, **common}, indent=1))
     on_host = {name: tensor.to("cpu").contiguous() for name, tensor in tensors}
     save_file(on_host, out_dir / "model.safetensors", metadata={"format": "pt"})
 
@@ -215,58 +234,65 @@ def _write_processor(out_dir: Path) -> None:
         (out_dir / name).write_text(json.dumps(content, indent=1))
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _normal(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, device=_device()).to(torch.bfloat16)
-
-
 def _ones(size: int) -> torch.Tensor:
     return torch.ones(size, dtype=torch.bfloat16)
 
 
-def _linear(name: str, n: int, k: int, *, bias: bool = False) -> Tensors:
-    """Yield an FP8 weight `[N, K]`, its scales `[N, 1]`, and perhaps its bias `[N]`: outputs as large as inputs."""
-    weight = torch.randn(n, k, device=_device()) * 64.0
-    yield f"{name}.weight", weight.clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
-    spread = 0.5 + torch.rand(n, 1, device=_device())
-    yield f"{name}.weight_scale", (spread * k**-0.5 / 64.0).to(torch.bfloat16)
-    if bias:
-        yield f"{name}.bias", _normal(n) * 0.1
+def _gated_mlp(scheme: Fp8Scheme, name: str, hidden: int, intermediate: int, *, bias: bool = False) -> Tensors:
+    yield from scheme.linear(f"{name}.gate_proj", intermediate, hidden, bias=bias)
+    yield from scheme.linear(f"{name}.up_proj", intermediate, hidden, bias=bias)
+    yield from scheme.linear(f"{name}.down_proj", hidden, intermediate, bias=bias)
 
 
-def _gated_mlp(name: str, hidden: int, intermediate: int, *, bias: bool = False) -> Tensors:
-    yield from _linear(f"{name}.gate_proj", intermediate, hidden, bias=bias)
-    yield from _linear(f"{name}.up_proj", intermediate, hidden, bias=bias)
-    yield from _linear(f"{name}.down_proj", hidden, intermediate, bias=bias)
+_SMALL: Mapping[str, int] = {"layers": 2, "heads": 4, "kv_heads": 2, "vocabulary": 512}
+_SMALL_TOWER = VisionTower(256, 128, 172, 2, 2, (1,))
+
+
+# Each model, and the same with all but its unaligned sizes made small. transformers wants the number of heads to divide
+# the hidden size, and vLLM's Qwen2 takes hidden size / heads for the size of a head, whatever the config says.
+_DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
+    "llama-13653": (Decoder(4096, 13653), Decoder(256, 213, **_SMALL)),
+    "llama-13652": (Decoder(4096, 13652), Decoder(256, 212, **_SMALL)),
+    "llama-hidden-4104": (Decoder(4104, 14336, heads=24), Decoder(264, 512, **_SMALL)),
+    "llama-projections-2520": (
+        Decoder(3200, 8704, 6, heads=25, kv_heads=5, head_dim=72),
+        Decoder(200, 256, 2, heads=5, kv_heads=1, head_dim=40, vocabulary=512),
+    ),
+    "llama-13653-tensor": (
+        Decoder(4096, 13653, 4, scheme=SCHEMES["tensor"]),
+        Decoder(256, 213, **_SMALL, scheme=SCHEMES["tensor"]),
+    ),
+    "llama-13653-static": (
+        Decoder(4096, 13653, 4, scheme=SCHEMES["static"]),
+        Decoder(256, 213, **_SMALL, scheme=SCHEMES["static"]),
+    ),
+    "llama-13653-block": (
+        Decoder(4096, 13653, 4, scheme=SCHEMES["block"]),
+        Decoder(256, 213, **_SMALL, scheme=SCHEMES["block"]),
+    ),
+    "deepseek-latent-2056": (
+        LatentDecoder(2056, 5464, 4, heads=5, q_rank=1032, v_dim=120),
+        LatentDecoder(264, 212, 2, heads=5, vocabulary=512, q_rank=72, v_dim=120),
+    ),
+    "deepseek-latent-block": (
+        LatentDecoder(2048, 5504, 4, heads=4, scheme=SCHEMES["block"]),
+        LatentDecoder(256, 256, 2, heads=4, vocabulary=512, q_rank=128, scheme=SCHEMES["block"]),
+    ),
+}
+_VISION = "qwen2_5_vl-3420"
+
+MODELS = (*_DECODERS, _VISION)
 
 
 def write_model(name: str, out_dir: Path, seed: int = 0, *, tiny: bool = False) -> None:
     """Write one of `MODELS`; `tiny` keeps what is unaligned and makes the rest small, to try a script on a CPU."""
     torch.manual_seed(seed)
-    layers = 2 if tiny else 12
-    small: dict[str, int] = {"heads": 4, "kv_heads": 2, "vocabulary": 512} if tiny else {}
-    if name == "llama-13653":
-        write_llama(out_dir, Decoder(256 if tiny else 4096, 213 if tiny else 13653, layers, **small))
-    elif name == "llama-hidden-4104":
-        # transformers wants the number of heads to divide the hidden size: 264 = 4 * 66, 4104 = 24 * 171.
-        sizes = small or {"heads": 24}
-        write_llama(out_dir, Decoder(264 if tiny else 4104, 512 if tiny else 14336, layers, **sizes))
-    elif name == "qwen2_5_vl-3420":
-        # vLLM's Qwen2 takes hidden size / heads for the size of a head, whatever the config says.
-        hidden = 256 if tiny else 2048
-        decoder = Decoder(
-            hidden, 512 if tiny else 11008, 2 if tiny else 4, **(small | {"heads": hidden // 128, "kv_heads": 2})
-        )
-        tower = VisionTower(decoder.hidden, 128, 172, 2, 2, (1,)) if tiny else VisionTower(decoder.hidden)
-        write_qwen2_5_vl(out_dir, decoder, tower)
+    if name != _VISION:
+        write_decoder(out_dir, _DECODERS[name][tiny])
+    elif tiny:
+        write_qwen2_5_vl(out_dir, Decoder(256, 512, 2, 2, 2, vocabulary=512, qkv_bias=True), _SMALL_TOWER)
     else:
-        raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {name}")
-
-
-MODELS = ("llama-13653", "llama-hidden-4104", "qwen2_5_vl-3420")
+        write_qwen2_5_vl(out_dir, Decoder(2048, 11008, 4, 16, 2, qkv_bias=True), VisionTower(2048))
 
 
 if __name__ == "__main__":

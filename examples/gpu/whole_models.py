@@ -2,15 +2,13 @@
 
     python examples/gpu/whole_models.py -o docs/benchmarks/whole-models-h100.json --modes eager compiled
 
-Writes synthetic checkpoints of real sizes, converts them twice, serves all three side by side, each in a process of its
-own, and asks them in turn. Exit status 1 if an eager answer differs in a token or in any bit of a logprob; compiled
-answers are compared too, and by how much they differ is reported. Needs fp8pad installed beside vLLM.
+Writes synthetic checkpoints of real sizes, converts them twice, serves all forms of all models side by side, each in a
+process of its own, and asks them in turn. Exit status 1 if an eager answer differs in a token or in any bit of a
+logprob; compiled answers are compared too, and by how much they differ is reported. Needs fp8pad installed beside vLLM.
 """
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,103 +19,49 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from engine import Engine, prompt_ids
+from agreement import compare
+from checkpoints import make_checkpoints, needs_plugin
+from engine import Engine, options_for, prompt_ids
 from synthetic import MODELS
 
 # Batches asked of every engine: seeds, prompts in the batch, tokens in each.
-QUESTIONS = [(seed, batch, length) for seed in (1, 2, 3) for batch, length in ((1, 7), (1, 512), (5, 33), (16, 130))]
-LONG_QUESTIONS = [(1, 1, 2048), (1, 2, 4000)]
-ANSWER_TOKENS = 16
+SHORT_QUESTIONS = [
+    (seed, batch, length) for seed in (1, 2, 3) for batch, length in ((1, 7), (1, 512), (5, 33), (16, 130))
+]
+QUESTIONS = (*SHORT_QUESTIONS, (1, 1, 2048), (1, 2, 4000))
 TTFT_TOKENS = (512, 2048, 8000)
 TPOT_BATCHES = (1, 32)
 TPOT_STEPS = 16
 ENCODER_IMAGES = ((1, 448), (1, 1036), (4, 1036))
+PROFILED_TOKENS = 8000
 
 Engines = Mapping[str, Engine]
 
 
-def make_checkpoints(name: str, folder: Path, *, tiny: bool) -> dict[str, Path]:
-    """Write the original, the padded and, where absorbing settles everything, the absorbed checkpoint."""
-    paths = {kind: folder / f"{name}-{kind}" for kind in ("stock", "shim", "absorbed")}
-    if not paths["stock"].exists():
-        script = Path(__file__).with_name("synthetic.py")
-        _run(str(script), name, str(paths["stock"]), *(["--tiny"] if tiny else []))
-    for kind, options in (("shim", []), ("absorbed", ["--absorb"])):
-        _run("-m", "fp8pad", "convert", str(paths["stock"]), str(paths[kind]), "--overwrite", *options)
-    config = json.loads((paths["absorbed"] / "config.json").read_text())
-    if config["quantization_config"]["quant_method"] == "fp8pad":
-        del paths["absorbed"]
-    return paths
-
-
-def _run(*arguments: str) -> None:
-    # What it prints belongs to the log: standard output is for the results.
-    subprocess.run([sys.executable, *arguments], check=True, stdout=sys.stderr)
-
-
 @contextmanager
-def served(paths: Mapping[str, Path], *, eager: bool, tensor_parallel_size: int) -> Iterator[dict[str, Engine]]:
-    """Start an engine for each checkpoint, all at once; only the shim's may load plugins."""
-    options: dict[str, Any] = {"eager": eager, "tensor_parallel_size": tensor_parallel_size}
-    engines = {kind: Engine(path, stock=kind != "shim", **options) for kind, path in paths.items()}
+def served(paths: Mapping[str, Mapping[str, Path]], options: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
+    """Start an engine for each form of each model, all at once, and yield engines and what they say of themselves.
+
+    Only the shim's may load plugins. A model's absorbed form is left out where it is padded too.
+    """
+    engines = {
+        (name, kind): Engine(stock=kind != "shim", **options["ranks"])
+        for name, forms in paths.items()
+        for kind, path in forms.items()
+        if kind == "shim" or not needs_plugin(path)
+    }
     try:
-        yield engines
+        for (name, kind), engine in engines.items():
+            path = paths[name][kind]
+            engine.send("start", model=str(path), **options["engine"], **options_for(path))
+        ready = {key: engine.receive() for key, engine in engines.items()}
+        yield {
+            name: {kind: (engines[name, kind], ready[name, kind]) for kind in forms if (name, kind) in engines}
+            for name, forms in paths.items()
+        }
     finally:
         for engine in engines.values():
             engine.close()
-
-
-def compare(engines: Engines, *, images: bool) -> dict[str, Any]:
-    """Ask every question of each engine and compare the answers with those of stock vLLM."""
-    questions = [*QUESTIONS, *LONG_QUESTIONS]
-    result: dict[str, Any] = {kind: _Agreement() for kind in engines if kind != "stock"}
-    for seed, batch, length in questions:
-        prompts = [prompt_ids(length, 100 * seed + number) for number in range(batch)]
-        asked: dict[str, Any] = {"prompts": prompts, "max_tokens": ANSWER_TOKENS, "seed": seed}
-        if images:
-            asked |= {"images": 1 + seed % 2, "size": 448 if length < 2000 else 1036}
-        answers = ask_all(engines, "answers", **asked)
-        for kind, agreement in result.items():
-            agreement.add(answers["stock"], answers[kind])
-    return {kind: agreement.to_json() for kind, agreement in result.items()}
-
-
-def ask_all(engines: Engines, question: str, **asked: Any) -> dict[str, Any]:
-    """Ask all engines at once; not for measurements."""
-    for engine in engines.values():
-        engine.send(question, **asked)
-    return {kind: engine.receive() for kind, engine in engines.items()}
-
-
-class _Agreement:
-    """Counts how far one engine's answers are those of another."""
-
-    def __init__(self) -> None:
-        self.num_answers = self.num_tokens = self.num_identical = self.num_same_tokens = 0
-        self.largest_difference = 0.0
-
-    def add(self, expected: list[dict[str, Any]], got: list[dict[str, Any]]) -> None:
-        for one, other in zip(expected, got, strict=True):
-            self.num_answers += 1
-            self.num_tokens += len(one["tokens"])
-            self.num_identical += one == other
-            self.num_same_tokens += one["tokens"] == other["tokens"]
-            self.largest_difference = max(self.largest_difference, _largest_difference(one, other))
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self)
-
-
-def _largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return the largest difference of a logprob that both give, up to the first token that is not the same."""
-    largest = 0.0
-    for step, (token, other_token) in enumerate(zip(one["tokens"], other["tokens"], strict=True)):
-        ours, theirs = (dict(map(tuple, answer["logprobs"][step])) for answer in (one, other))
-        differences = (abs(float.fromhex(ours[t]) - float.fromhex(theirs[t])) for t in ours.keys() & theirs.keys())
-        largest = max(largest, *differences)
-        if token != other_token:
-            break
-    return largest
 
 
 def measure(engines: Engines, samples: int, *, images: bool) -> list[dict[str, Any]]:
@@ -164,44 +108,78 @@ def _summary_ms(seconds: list[float]) -> dict[str, float]:
     return {"median": middle, "lower": lower, "upper": upper, "num_samples": len(seconds)}
 
 
+def profile(engines: Engines) -> dict[str, Any]:
+    """Return the GPU time of one long prompt by kernel, engine by engine."""
+    asked = {"prompts": [prompt_ids(PROFILED_TOKENS, 1)], "max_tokens": 1, "times": 3}
+    return {kind: engine.ask("kernel_us", **asked) for kind, engine in engines.items()}
+
+
 def main() -> int:
     """Parse, serve, compare, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=("llama-13653", "llama-hidden-4104", "qwen2_5_vl-3420"),
+        help=f"checkpoints, or names of synthetic ones: {', '.join(MODELS)}",
+    )
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=("eager",))
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="how many GPUs serve each model")
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="ranks that share each layer")
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1, help="ranks that share the layers out")
+    parser.add_argument("--share-gpu", action="store_true", help="all ranks on the first GPU: to compare, not to time")
     parser.add_argument("--samples", type=int, default=21, help="how often each figure is taken; 0: compare only")
+    parser.add_argument("--profile", action="store_true", help="list the kernels of a long prompt too")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try this on a CPU")
     arguments = parser.parse_args()
     from fp8pad.bench.report import Machine
 
-    document: dict[str, Any] = {"format_version": 1, "machine": asdict(Machine.here()), "runs": []}
+    def made(name: str) -> dict[str, Path]:
+        return make_checkpoints(name, arguments.folder, tiny=arguments.tiny, num_ranks=arguments.tensor_parallel_size)
+
     with ThreadPoolExecutor() as pool:
-        made = pool.map(lambda name: make_checkpoints(name, arguments.folder, tiny=arguments.tiny), arguments.models)
-        checkpoints = dict(zip(arguments.models, made, strict=True))
-    for name, paths in checkpoints.items():
-        for mode in arguments.modes:
-            document["runs"].append(_one_run(name, mode, paths, arguments))
-            arguments.output.write_text(json.dumps(document, indent=1) + "\n")
-        for path in paths.values():
-            shutil.rmtree(path)
+        paths = dict(zip(arguments.models, pool.map(made, arguments.models), strict=True))
+    document: dict[str, Any] = {"format_version": 1, "machine": asdict(Machine.here()), "runs": []}
+    for mode in arguments.modes:
+        with served(paths, _options(mode, arguments)) as models:
+            for name, engines in models.items():
+                document["runs"].append(_one_run(name, mode, engines, arguments))
+                arguments.output.write_text(json.dumps(document, indent=1) + "\n")
     return int(not all(_is_equal(run) for run in document["runs"] if run["mode"] == "eager"))
 
 
-def _one_run(name: str, mode: str, paths: Mapping[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
-    start, images = time.monotonic(), "vl" in name
-    ranks = arguments.tensor_parallel_size
-    with served(paths, eager=mode == "eager", tensor_parallel_size=ranks) as engines:
-        layers = ask_all(engines, "ready")
-        _tell(f"{name}, {mode}: ready after {time.monotonic() - start:.0f} s, {layers['shim']}")
-        run = {"model": name, "mode": mode, "tensor_parallel_size": ranks, "shim": layers["shim"]}
-        run["agreement"] = compare(engines, images=images)
-        _tell(f"{name}, {mode}: {run['agreement']}")
-        run["figures"] = measure(engines, arguments.samples, images=images) if arguments.samples else []
+def _options(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    sizes = {
+        "tensor_parallel_size": arguments.tensor_parallel_size,
+        "pipeline_parallel_size": arguments.pipeline_parallel_size,
+    }
+    num_ranks = arguments.tensor_parallel_size * arguments.pipeline_parallel_size
+    return {
+        "ranks": {"num_ranks": num_ranks, "share_gpu": arguments.share_gpu},
+        "engine": {"enforce_eager": mode == "eager", **sizes},
+    }
+
+
+def _one_run(name: str, mode: str, started: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    start = time.monotonic()
+    engines = {kind: engine for kind, (engine, _) in started.items()}
+    images = "vl" in name
+    run: dict[str, Any] = {
+        "model": Path(name).name,
+        "mode": mode,
+        "tensor_parallel_size": arguments.tensor_parallel_size,
+        "pipeline_parallel_size": arguments.pipeline_parallel_size,
+        "share_gpu": arguments.share_gpu,
+        "layers": {kind: layers for kind, (_, layers) in started.items()},
+    }
+    run["agreement"] = compare(engines, QUESTIONS, images=images)
+    _tell(f"{name}, {mode}: {run['layers']}: {run['agreement']}")
+    run["figures"] = measure(engines, arguments.samples, images=images) if arguments.samples else []
     for row in run["figures"]:
         _tell(str(row))
+    if arguments.profile:
+        run["kernel_us"] = profile(engines)
     _tell(f"{name}, {mode}: done after {time.monotonic() - start:.0f} s")
     return run
 

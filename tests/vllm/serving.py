@@ -22,6 +22,9 @@ ENGINE_OPTIONS: Mapping[str, Any] = {
     "dtype": "bfloat16",
     "skip_tokenizer_init": True,
     "disable_log_stats": True,
+    # A GPU is shared by the engines of several tests at a time; on a CPU this is what VLLM_CPU_KVCACHE_SPACE says.
+    "gpu_memory_utilization": 0.05,
+    "kv_cache_memory_bytes": 1 << 30,
 }
 
 # Lengths around and beyond the sizes at which kernels change their ways; ids that every tiny vocabulary has.

@@ -10,8 +10,8 @@ _libraries: list[torch.library.Library] = []
 
 
 def register() -> None:
-    """Define the operators, once in a process."""
-    if _libraries:
+    """Define the operators, once in a process, where vLLM is its CPU build."""
+    if _libraries or torch.version.cuda:
         return
     import vllm._custom_ops  # noqa: F401  defines the operators that are there
 

@@ -1,0 +1,63 @@
+"""How far the answers of engines agree: by bits, by tokens, and by how much a logprob differs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine import Engine, ask_all, prompt_ids
+
+ANSWER_TOKENS = 16
+# From this number of tokens on, images are large too.
+LONG_PROMPT = 2000
+
+Question = tuple[int, int, int]
+Answers = list[dict[str, Any]]
+
+
+def compare(engines: Mapping[str, Engine], questions: Sequence[Question], *, images: bool) -> dict[str, Any]:
+    """Ask every question, `(seed, prompts, tokens in each)`, and compare the answers with those of the first engine."""
+    reference, *others = engines
+    agreements = {kind: Agreement(reference) for kind in others}
+    for seed, batch, length in questions:
+        answers = ask_all(engines, "answers", **question(seed, batch, length, images=images))
+        for kind, agreement in agreements.items():
+            agreement.add(answers[reference], answers[kind])
+    return {kind: vars(agreement) for kind, agreement in agreements.items()}
+
+
+def question(seed: int, batch: int, length: int, *, images: bool = False) -> dict[str, Any]:
+    """Return what an engine is asked for a batch of prompts, with one or two images in front of each if so."""
+    prompts = [prompt_ids(length, 100 * seed + number) for number in range(batch)]
+    asked: dict[str, Any] = {"prompts": prompts, "max_tokens": ANSWER_TOKENS, "seed": seed}
+    if images:
+        asked |= {"images": 1 + seed % 2, "size": 448 if length < LONG_PROMPT else 1036}
+    return asked
+
+
+class Agreement:
+    """Counts how far one engine's answers are those of another, `compared_with`."""
+
+    def __init__(self, compared_with: str) -> None:
+        self.compared_with = compared_with
+        self.num_answers = self.num_tokens = self.num_identical = self.num_same_tokens = 0
+        self.largest_difference = 0.0
+
+    def add(self, expected: Answers, got: Answers) -> None:
+        """Count the answers to one batch."""
+        for one, other in zip(expected, got, strict=True):
+            self.num_answers += 1
+            self.num_tokens += len(one["tokens"])
+            self.num_identical += one == other
+            self.num_same_tokens += one["tokens"] == other["tokens"]
+            self.largest_difference = max(self.largest_difference, _largest_difference(one, other))
+
+
+def _largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return the largest difference of a logprob that both give, up to the first token that is not the same."""
+    largest = 0.0
+    for step, (token, other_token) in enumerate(zip(one["tokens"], other["tokens"], strict=True)):
+        ours, theirs = (dict(map(tuple, answer["logprobs"][step])) for answer in (one, other))
+        differences = (abs(float.fromhex(ours[t]) - float.fromhex(theirs[t])) for t in ours.keys() & theirs.keys())
+        largest = max(largest, *differences)
+        if token != other_token:
+            break
+    return largest

@@ -1,0 +1,92 @@
+"""How FP8 checkpoints lay out a quantized Linear: the tensors beside each weight, and config.json's part.
+
+Weights are random, their scales such that outputs are about as large as inputs.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Tensors = Iterator[tuple[str, torch.Tensor]]
+
+FP8_MAX = 448.0
+BLOCK = 128
+# Random weights are multiplied by this before they are rounded, so that few are clamped and few are subnormal.
+SPREAD = 64.0
+_WEIGHTS = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Scheme:
+    """A layout: what config.json says of it, and the scales that lie beside a weight `[N, K]`."""
+
+    quantization_config: dict[str, Any]
+    scales: Callable[[str, int, int], Tensors]
+
+    def linear(self, name: str, n: int, k: int, *, bias: bool = False) -> Tensors:
+        """Yield an FP8 weight `[N, K]`, its scales, and perhaps its bias `[N]`."""
+        weight = torch.randn(n, k, device=device()) * SPREAD
+        yield f"{name}.weight", weight.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        yield from self.scales(name, n, k)
+        if bias:
+            yield f"{name}.bias", normal(n) * 0.1
+
+
+def device() -> str:
+    """Return where tensors are made."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def normal(*shape: int) -> torch.Tensor:
+    """Return BF16 values of a standard normal distribution."""
+    return torch.randn(shape, device=device()).to(torch.bfloat16)
+
+
+def _scale(k: int, *shape: int) -> torch.Tensor:
+    """Return FP32 scales around the one by which sums of K products are as large as one factor."""
+    return (0.5 + torch.rand(shape, device=device())) * k**-0.5 / SPREAD
+
+
+def _per_channel(name: str, n: int, k: int) -> Tensors:
+    yield f"{name}.weight_scale", _scale(k, n, 1).to(torch.bfloat16)
+
+
+def _per_tensor(name: str, n: int, k: int) -> Tensors:  # noqa: ARG001 (one scale, whatever N)
+    yield f"{name}.weight_scale", _scale(k, 1)
+
+
+def _static(name: str, n: int, k: int) -> Tensors:
+    yield from _per_tensor(name, n, k)
+    yield f"{name}.input_scale", torch.tensor([0.02])  # activations up to 9
+
+
+def _per_block(name: str, n: int, k: int) -> Tensors:
+    yield f"{name}.weight_scale_inv", _scale(k, -(-n // BLOCK), -(-k // BLOCK))
+
+
+def _compressed_tensors(weight_strategy: str, activation_strategy: str, *, dynamic: bool = True) -> dict[str, Any]:
+    activations = {**_WEIGHTS, "strategy": activation_strategy, "dynamic": dynamic}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**_WEIGHTS, "strategy": weight_strategy},
+        "input_activations": activations,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+
+
+SCHEMES = {
+    "channel": Fp8Scheme(_compressed_tensors("channel", "token"), _per_channel),
+    "tensor": Fp8Scheme(_compressed_tensors("tensor", "tensor"), _per_tensor),
+    "static": Fp8Scheme(_compressed_tensors("tensor", "tensor", dynamic=False), _static),
+    "block": Fp8Scheme(
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}, _per_block
+    ),
+}

@@ -1,0 +1,157 @@
+"""Serves many FP8 checkpoints three ways, original, padded and absorbed, and compares what each answers, bit by bit.
+
+    python examples/gpu/schemes.py MODEL... -o docs/benchmarks/schemes-h100.json
+
+A MODEL is a checkpoint, or the name of a synthetic one (see synthetic.py). The original and the absorbed form are
+served without fp8pad's plugin. Where vLLM refuses the original there is nothing to compare with, and the forms that it
+serves are compared with each other. Exit status 1 if any eager answer differs. Needs fp8pad installed beside vLLM.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from agreement import Agreement, question
+from checkpoints import KINDS, make_checkpoints, needs_plugin
+from engine import Engine, EngineError, options_for
+
+from fp8pad.checkpoint.source import read_source
+from fp8pad.planning import plan_checkpoint
+from fp8pad.record import Policy
+
+# Batches asked of every form: seeds, prompts in the batch, tokens in each.
+QUESTIONS = ((1, 1, 1), (2, 1, 7), (3, 5, 33), (4, 16, 100))
+# Tiny checkpoints have short position embeddings.
+MAX_MODEL_LEN = 160
+
+
+class Servers:
+    """Two engines, one without plugins and one with, each replaced after a failure."""
+
+    def __init__(self, start_engine: Callable[[bool], Engine]) -> None:
+        self._start_engine = start_engine
+        self._engines = {stock: start_engine(stock) for stock in (True, False)}
+
+    def answers(self, model: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Serve a checkpoint and return its answers, or why there are none."""
+        stock = not needs_plugin(model)
+        engine = self._engines[stock]
+        try:
+            layers = engine.ask("start", model=str(model), **options, **options_for(model))
+            images = "limit_mm_per_prompt" in options_for(model)
+            asked = [question(*batch, images=images) for batch in QUESTIONS]
+            return {"layers": layers, "answers": [engine.ask("answers", **batch) for batch in asked]}
+        except EngineError as error:
+            engine.close()
+            self._engines[stock] = self._start_engine(stock)
+            return {"refused": str(error)}
+
+    def close(self) -> None:
+        """End the engines."""
+        for engine in self._engines.values():
+            engine.close()
+
+
+def compared(forms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare the answers of each form with those of the first that has any."""
+    reference = next((kind for kind in KINDS if "answers" in forms[kind]), None)
+    result: dict[str, Any] = {}
+    for kind, form in forms.items():
+        result[kind] = {key: form[key] for key in ("layers", "refused") if key in form}
+        if reference and kind != reference and "answers" in form:
+            agreement = Agreement(reference)
+            for expected, got in zip(forms[reference]["answers"], form["answers"], strict=True):
+                agreement.add(expected, got)
+            result[kind]["agreement"] = vars(agreement)
+    return result
+
+
+def compare_all(models: Sequence[str], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the comparison of each model as it is done, `arguments.jobs` models at a time."""
+    num_ranks = arguments.tensor_parallel_size * arguments.pipeline_parallel_size
+    options = {
+        "enforce_eager": True,
+        "max_model_len": MAX_MODEL_LEN,
+        "kv_cache_memory_bytes": 256 << 20,
+        "tensor_parallel_size": arguments.tensor_parallel_size,
+        "pipeline_parallel_size": arguments.pipeline_parallel_size,
+    }
+
+    def start_engine(stock: bool) -> Engine:
+        return Engine(stock=stock, num_ranks=num_ranks, share_gpu=arguments.share_gpu)
+
+    with _servers(arguments.jobs, start_engine) as idle, ThreadPoolExecutor(arguments.jobs) as pool:
+
+        def one(model: str) -> dict[str, Any]:
+            paths = make_checkpoints(model, arguments.folder, num_ranks=arguments.tensor_parallel_size)
+            servers = idle.get()
+            try:
+                forms = {kind: servers.answers(paths[kind], options) for kind in KINDS}
+            finally:
+                idle.put(servers)
+            return {"model": Path(model).name, **_scheme(paths["stock"]), "forms": compared(forms)}
+
+        yield from pool.map(one, models)
+
+
+@contextmanager
+def _servers(number: int, start_engine: Callable[[bool], Engine]) -> Iterator["SimpleQueue[Servers]"]:
+    everyone = [Servers(start_engine) for _ in range(number)]
+    idle: SimpleQueue[Servers] = SimpleQueue()
+    for servers in everyone:
+        idle.put(servers)
+    try:
+        yield idle
+    finally:
+        for servers in everyone:
+            servers.close()
+
+
+def _scheme(model: Path) -> dict[str, Any]:
+    """Return how the original is quantized: its method, what its scales belong to, and whether activations have any."""
+    source = read_source(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    return {
+        "architecture": source.configs["config.json"]["architectures"][0],
+        "quant_method": plan.base["quant_method"] if plan.base else None,
+        "scales": sorted({layer.scheme for layer in plan.layers if layer.scheme}),
+        "static": any(tensor.name.endswith("input_scale") for shard in source.shards for tensor in shard.tensors),
+    }
+
+
+def main() -> int:
+    """Parse, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=6, help="models at a time")
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="ranks that share each layer")
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1, help="ranks that share the layers out")
+    parser.add_argument("--share-gpu", action="store_true", help="all ranks on the first GPU")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
+    arguments = parser.parse_args()
+    from fp8pad.bench.report import Machine
+
+    sizes = {key: getattr(arguments, key) for key in ("tensor_parallel_size", "pipeline_parallel_size", "share_gpu")}
+    document: dict[str, Any] = {"format_version": 1, "machine": asdict(Machine.here()), **sizes, "models": []}
+    for row in compare_all(arguments.models, arguments):
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        document["models"].append(row)
+        arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+    return int(not all(_is_equal(form) for row in document["models"] for form in row["forms"].values()))
+
+
+def _is_equal(form: Mapping[str, Any]) -> bool:
+    agreement = form.get("agreement")
+    return agreement is None or agreement["num_identical"] == agreement["num_answers"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
