@@ -4,13 +4,16 @@
 
 The PyTorch profiler lists the kernels of vLLM's own path and of fp8pad's, both of which start from the same unaligned
 activation. The limit is each value read once and each result written once, at the speed of a large copy on this device.
+Beside it, for how long an eager call keeps the host, which is what counts where the device waits for work.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,6 +28,8 @@ from fp8pad.runtime.kernels import quantize_and_pad
 SHAPES = ((16384, 3420), (16384, 1368), (16384, 13653), (1024, 3420), (1, 3420))
 COPY_BYTES = 1 << 30
 REPEATS = 5
+HOST_REPEATS = 101
+CALLS_IN_A_ROW = 20
 
 
 def kernels_of(run: Callable[[], Any]) -> list[dict[str, Any]]:
@@ -49,6 +54,18 @@ def kernels_of(run: Callable[[], Any]) -> list[dict[str, Any]]:
     ]
 
 
+def host_us(run: Callable[[], Any]) -> float:
+    """Return for how long one call keeps the host, eager: the median over `HOST_REPEATS` of a few calls in a row."""
+    samples = []
+    for _ in range(HOST_REPEATS):
+        start = time.perf_counter()
+        for _ in range(CALLS_IN_A_ROW):
+            run()
+        samples.append((time.perf_counter() - start) / CALLS_IN_A_ROW * 1e6)
+        torch.cuda.synchronize()
+    return round(median(samples), 1)
+
+
 def copy_gb_per_s() -> float:
     """Return the speed of a device-to-device copy, bytes read plus bytes written."""
     source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device="cuda")
@@ -71,7 +88,7 @@ def profile_shape(num_tokens: int, k: int, limit_gb_per_s: float) -> dict[str, A
         kernels = kernels_of(run)
         gb_per_s = num_bytes / sum(kernel["us"] for kernel in kernels) / 1000
         share = round(gb_per_s / limit_gb_per_s, 3)
-        row[name] = {"kernels": kernels, "gb_per_s": round(gb_per_s), "share_of_copy": share}
+        row[name] = {"kernels": kernels, "gb_per_s": round(gb_per_s), "share_of_copy": share, "host_us": host_us(run)}
         print(num_tokens, k, name, len(kernels), "kernels", row[name]["gb_per_s"], "GB/s", share, flush=True)
     return row
 

@@ -1,13 +1,14 @@
-"""Draw the charts of docs/benchmarks and fill the tables of docs/benchmarks.md from the results beside them.
+"""Draw the charts of docs/benchmarks and fill the tables of the pages in docs from the results beside them.
 
     python examples/gpu/report.py
 
-Needs matplotlib, no GPU. Text between `<!-- NAME -->` and `<!-- end -->` in the page is replaced by the table of the
+Needs matplotlib, no GPU. Text between `<!-- NAME -->` and `<!-- end -->` in a page is replaced by the table of the
 results in `docs/benchmarks/NAME.json`; everything else there is written by hand.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ from fp8pad.bench.report import Machine, report_from_json
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOWN_TOKENS = (1, 64, 1024, 16384)
+FORMS = ("stock", "shim", "absorbed")
+# What kernels do, by a pattern in their names; the first that fits.
+KERNEL_GROUPS = (
+    ("attention", "(?i)flash|reshape_and_cache"),
+    ("matrix products", "(?i)cutlass|gemm|nvjet"),
+    ("quantization", "quant|per_token_kernel|per_tensor_kernel"),
+    ("activation", "act_and_mul"),
+    ("norms, rotary embedding", "rms_norm|rotary"),
+    ("fused by Inductor", "^triton_"),
+    ("copies and fills: padding, cutting", "cut_kernel|FillFunctor|elementwise|(?i:memcpy|memset)"),
+    ("the rest", ""),
+)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -65,9 +78,11 @@ def launches(document: dict[str, Any], _: Path) -> str:
         for path in ("vllm", "fp8pad"):
             kernels = row[path]["kernels"]
             total = sum(kernel["us"] for kernel in kernels)
-            cells += [len(kernels), f"{total:.1f}", f"{row[path]['gb_per_s']} ({row[path]['share_of_copy']:.2f})"]
+            bandwidth = f"{row[path]['gb_per_s']} ({row[path]['share_of_copy']:.2f})"
+            cells += [len(kernels), f"{total:.1f}", bandwidth, row[path]["host_us"]]
         rows.append(cells)
-    header = ("tokens", "K", "vLLM: kernels", "us", "GB/s (of a copy)", "fp8pad: kernels", "us", "GB/s (of a copy)")
+    figures = ("kernels", "us", "GB/s (of a copy)", "host, us")
+    header = ("tokens", "K", *(f"{path}: {figure}" for path in ("vLLM", "fp8pad") for figure in figures))
     return f"A large copy on this device: {document['copy_gb_per_s']} GB/s, read and written.\n\n{table(header, rows)}"
 
 
@@ -109,6 +124,31 @@ def _draw_forms(document: dict[str, Any], chart: Path) -> None:
     save(figure, Machine(**document["machine"]), chart)
 
 
+def schemes(document: dict[str, Any], _: Path) -> str:
+    """Show how each checkpoint's forms answer: as the original to the last bit, nearly so, or not at all."""
+    rows = []
+    for row in document["models"]:
+        scales = ", ".join([f"per {scheme}" for scheme in row["scales"]] + ["static"] * row["static"])
+        kernels = Counter(row["forms"]["shim"].get("layers", {}).get("kernels", {}))
+        kernel = ", ".join(name.removesuffix("LinearKernel") for name in kernels)
+        forms = [_form(row["forms"][kind]) for kind in FORMS]
+        rows.append((row["model"], row["architecture"], row["quant_method"], scales, *forms, kernel))
+    return table(("checkpoint", "class", "method", "scales", "original", "padded", "absorbed", "kernel"), rows)
+
+
+def _form(form: dict[str, Any]) -> str:
+    if "refused" in form:
+        return "refused"
+    padded = form["layers"]["padded_layers"]
+    layers = f"; {padded} layers padded" if padded else ""
+    if "agreement" not in form:
+        return f"served{layers}"
+    one = form["agreement"]
+    difference = f", by {one['largest_difference']:.2g} at most" if one["largest_difference"] else ""
+    other = "" if one["compared_with"] == "stock" else f" ({one['compared_with']})"
+    return f"{one['num_identical']} of {one['num_answers']} equal{other}{difference}{layers}"
+
+
 def whole_models(document: dict[str, Any], _: Path) -> str:
     """Show how far answers agree, then how long they take."""
     agreement = [
@@ -136,18 +176,40 @@ def whole_models(document: dict[str, Any], _: Path) -> str:
             run["model"],
             _mode(run),
             _figure_name(row),
-            *(_timed(row["timings"], kind) for kind in ("stock", "shim", "absorbed")),
+            *(_timed(row["timings"], kind) for kind in FORMS),
         )
         for run in document["runs"]
         for row in run["figures"]
     ]
-    timed = table(("model", "mode", "figure", "stock, ms", "shim, ms", "absorbed, ms"), figures)
-    return f"{table(header, agreement)}\n\n{timed if figures else ''}".strip()
+    kinds = [f"{kind}, ms" for kind in FORMS]
+    parts = [table(header, agreement)]
+    if figures:
+        parts.append(table(("model", "mode", "figure", *kinds), figures))
+    if profiles := [row for run in document["runs"] if "kernel_us" in run for row in _profile(run)]:
+        parts.append(table(("model", "mode", "kernels of a prompt of 8,000 tokens", *kinds), profiles))
+    return "\n\n".join(parts)
 
 
 def _mode(run: dict[str, Any]) -> str:
-    ranks = run["tensor_parallel_size"]
-    return run["mode"] if ranks == 1 else f"{run['mode']}, TP {ranks}"
+    sizes = (("TP", run["tensor_parallel_size"]), ("PP", run["pipeline_parallel_size"]))
+    return ", ".join([run["mode"], *(f"{name} {size}" for name, size in sizes if size > 1)])
+
+
+def _profile(run: dict[str, Any]) -> Iterable[Sequence[object]]:
+    """Yield the GPU time of a long prompt by groups of kernels."""
+    times = {kind: _grouped(kernels) for kind, kernels in run["kernel_us"].items()}
+    for group, _ in (*KERNEL_GROUPS, ("all", "")):
+        if any(times[kind][group] for kind in times):
+            cells = (f"{times[kind][group] / 1000:.2f}" if kind in times else "-" for kind in FORMS)
+            yield run["model"], _mode(run), group, *cells
+
+
+def _grouped(kernel_us: dict[str, float]) -> Counter[str]:
+    totals: Counter[str] = Counter()
+    for name, us in kernel_us.items():
+        totals[next(group for group, pattern in KERNEL_GROUPS if re.search(pattern, name))] += us
+        totals["all"] += us
+    return totals
 
 
 def _figure_name(row: dict[str, Any]) -> str:
@@ -173,12 +235,12 @@ TABLES: dict[str, Callable[[dict[str, Any], Path], str]] = {
     "launches": launches,
     "compiled-forms": compiled_forms,
     "whole-models": whole_models,
+    "schemes": schemes,
 }
 
 
 def main() -> None:
-    """Replace every marked part of the page whose results are there."""
-    page = DOCS / "benchmarks.md"
+    """Replace every marked part of each page whose results are there."""
 
     def filled(match: re.Match[str]) -> str:
         results = DOCS / "benchmarks" / f"{match[1]}.json"
@@ -189,7 +251,8 @@ def main() -> None:
         content = TABLES[kind](document, results.with_suffix(".svg"))
         return f"<!-- {match[1]} -->\n{machine_line(document)}\n\n{content}\n<!-- end -->"
 
-    page.write_text(re.sub(r"<!-- ([a-z0-9-]+) -->\n.*?<!-- end -->", filled, page.read_text(), flags=re.DOTALL))
+    for page in DOCS.glob("*.md"):
+        page.write_text(re.sub(r"<!-- ([a-z0-9-]+) -->\n.*?<!-- end -->", filled, page.read_text(), flags=re.DOTALL))
 
 
 if __name__ == "__main__":
