@@ -90,7 +90,9 @@ def compare_all(models: Sequence[str], arguments: argparse.Namespace) -> Iterato
     with _servers(arguments.jobs, start_engine) as idle, ThreadPoolExecutor(arguments.jobs) as pool:
 
         def one(model: str) -> dict[str, Any]:
-            paths = make_checkpoints(model, arguments.folder, num_ranks=arguments.tensor_parallel_size)
+            paths = make_checkpoints(
+                model, arguments.folder, tiny=arguments.tiny, num_ranks=arguments.tensor_parallel_size
+            )
             servers = idle.get()
             try:
                 forms = {kind: servers.answers(paths[kind], options) for kind in KINDS}
@@ -136,6 +138,7 @@ def main() -> int:
     parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1, help="ranks that share the layers out")
     parser.add_argument("--share-gpu", action="store_true", help="all ranks on the first GPU")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
+    parser.add_argument("--tiny", action="store_true", help="make synthetic models tiny")
     arguments = parser.parse_args()
     from fp8pad.bench.report import Machine
 
