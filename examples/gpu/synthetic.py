@@ -103,8 +103,6 @@ class LatentDecoder(Decoder):
             "qk_rope_head_dim": self.rope_dim,
             "v_head_dim": self.v_dim,
             "head_dim": self.rope_dim,
-            "n_routed_experts": None,
-            "n_shared_experts": None,
             "first_k_dense_replace": self.layers,
         }
 
@@ -270,9 +268,9 @@ _DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
         Decoder(4096, 13653, 4, scheme=SCHEMES["block"]),
         Decoder(256, 213, **_SMALL, scheme=SCHEMES["block"]),
     ),
-    "deepseek-latent-2056": (
-        LatentDecoder(2056, 5464, 4, heads=5, q_rank=1032, v_dim=120),
-        LatentDecoder(264, 212, 2, heads=5, vocabulary=512, q_rank=72, v_dim=120),
+    "deepseek-latent-2040": (
+        LatentDecoder(2040, 5464, 4, heads=5, q_rank=1032, v_dim=120),
+        LatentDecoder(280, 212, 2, heads=5, vocabulary=512, q_rank=72, v_dim=120),
     ),
     "deepseek-latent-block": (
         LatentDecoder(2048, 5504, 4, heads=4, scheme=SCHEMES["block"]),
