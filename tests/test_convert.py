@@ -75,6 +75,24 @@ def test_shards_hold_the_padded_tensors(tmp_path: Path) -> None:
     )
 
 
+def test_grids_of_block_scales_end_in_ones(tmp_path: Path) -> None:
+    """Multiples of 16 in blocks of 4 x 8: five rows and three columns of BF16 scales become eight and four."""
+    weight, scale = "mlp.down_proj.weight", "mlp.down_proj.weight_scale_inv"
+    tensors = {weight: ("F8_E4M3", (18, 20)), scale: ("BF16", (5, 3))}
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8", "weight_block_size": [4, 8]}}
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}, config)
+    source = read_source(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy(alignment=16))
+    convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
+    before, after = model / "model.safetensors", tmp_path / "out" / "model.safetensors"
+    rows = np.zeros((32, 32, 1), np.uint8)
+    rows[:18, :20] = tensor_rows(before, weight)
+    assert np.array_equal(tensor_rows(after, weight), rows)
+    grid = np.tile(np.array([128, 63], np.uint8), (8, 4, 1))
+    grid[:5, :3] = tensor_rows(before, scale)
+    assert np.array_equal(tensor_rows(after, scale), grid)
+
+
 def test_the_three_records_are_written(tmp_path: Path) -> None:
     """Shard metadata, config.json and fp8pad.json, as they are specified."""
     model = llama(tmp_path / "model", n=21, k=24)

@@ -3,14 +3,17 @@
 import pytest
 
 from fp8pad.planning.architectures import architecture_of
-from fp8pad.planning.outlook import parallelism_of, rank_shape, tp_outlook, unaligned_at
+from fp8pad.planning.outlook import begins_inside_block, parallelism_of, rank_shape, tp_outlook, unaligned_at
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.record import Axes
 
 
-def layer(name: str, shape: tuple[int, int], alignment: tuple[int, int] = (16, 16)) -> LayerPlan:
+def layer(
+    name: str, shape: tuple[int, int], alignment: tuple[int, int] = (16, 16), block: tuple[int, int] | None = None
+) -> LayerPlan:
     """A layer that is aligned at TP 1, or is taken to be."""
-    return LayerPlan(name, "channel", shape, shape, alignment, Axes("aligned", "aligned"), "aligned", shape)
+    scheme = "block" if block else "channel"
+    return LayerPlan(name, scheme, shape, shape, alignment, Axes("aligned", "aligned"), "aligned", shape, block)
 
 
 @pytest.mark.parametrize(
@@ -81,3 +84,21 @@ def test_the_outlook_tells_unaligned_from_indivisible() -> None:
     assert not any(at.is_clear for at in outlook)
     assert tp_outlook(layers[2:], sizes=(64,))[0].is_clear
     assert outlook[2].options == "--absorb --tensor-parallel-size 8"
+
+
+def test_a_share_begins_at_a_block_or_inside_one() -> None:
+    """384 / 2 is a block and a half, whatever the alignment; a share that is one block may still be unaligned."""
+    block = (128, 128)
+    assert begins_inside_block(layer("m.down_proj", (200, 384), block, block), 2)
+    assert not begins_inside_block(layer("m.down_proj", (200, 384), block, block), 3)
+    assert not begins_inside_block(layer("m.down_proj", (200, 256), (256, 256), block), 2)
+    assert not begins_inside_block(layer("m.down_proj", (200, 384), block), 2)
+    assert not begins_inside_block(layer("m.q_a_proj", (200, 384), block, block), 2)
+
+
+def test_the_outlook_tells_what_no_padding_at_load_helps() -> None:
+    """Of two unaligned layers, only the one whose share begins inside a block is listed."""
+    inside = layer("a.down_proj", (200, 384), (128, 128), (128, 128))
+    padded = layer("b.down_proj", (200, 256), (256, 256), (128, 128))
+    (outlook,) = tp_outlook((inside, padded), sizes=(2,))
+    assert (outlook.unaligned, outlook.inside_block) == (("a.down_proj", "b.down_proj"), ("a.down_proj",))

@@ -1,6 +1,7 @@
 """The plan as a whole, compared with literal numbers."""
 
 import json
+from math import lcm
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,74 @@ def test_a_channel_scaled_layer_is_planned_to_the_last_number() -> None:
     )
 
 
+def block_scaled(name: str, num_n: int, num_k: int, dtype: str = "F32") -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """An FP8 weight with a scale for each block of 32 rows and 128 columns."""
+    grid = (-(-num_n // 32), -(-num_k // 128))
+    return (f"{name}.weight", "F8_E4M3", (num_n, num_k)), (f"{name}.weight_scale_inv", dtype, grid)
+
+
+BLOCK = {"quant_method": "fp8", "weight_block_size": [32, 128]}
+BLOCK_CONFIG = {**CONFIG, "quantization_config": BLOCK}
+
+
+def test_a_block_scaled_layer_is_planned_to_the_last_number() -> None:
+    """Both axes grow to whole blocks; the scales cover them already, so that only the weight changes."""
+    header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213))
+    plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy())
+    reason = "N = 136 is not a multiple of 32 and K = 213 is not a multiple of 128"
+    pads, shapes = Axes("pad", "pad"), ((136, 213), (160, 256), (32, 128))
+    assert plan == CheckpointPlan(
+        policy=Policy(),
+        layers=(LayerPlan("mlp.down_proj", "block", *shapes, pads, reason, (136, 213), (32, 128)),),
+        untouched=(),
+        tensors={"mlp.down_proj.weight": PaddedTensor((136, 213), (160, 256), 0, pads)},
+        modules={"mlp.down_proj": ModuleRecord(*shapes)},
+        config_edits=(),
+        base=BLOCK,
+        base_source=BaseSource("config.json", "quantization_config"),
+        shards_rewritten=("m.safetensors",),
+        bytes_before=136 * 213 + 5 * 2 * 4,
+        bytes_after=160 * 256 + 5 * 2 * 4,
+    )
+
+
+def test_a_grid_of_scales_grows_where_the_alignment_is_larger_than_the_block() -> None:
+    """128 is four blocks of 32 rows and one of 128 columns: rows of ones are added to the scales, no columns."""
+    header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "BF16"))
+    plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(alignment=128))
+    assert plan.tensors == {
+        "mlp.down_proj.weight": PaddedTensor((136, 213), (256, 256), 0, Axes("pad", "pad")),
+        "mlp.down_proj.weight_scale_inv": PaddedTensor((5, 2), (8, 2), 1, Axes("pad", "aligned")),
+    }
+    assert plan.bytes_after == 256 * 256 + 8 * 2 * 2
+
+
+def test_the_siblings_of_a_padded_block_scaled_layer_are_recorded_too() -> None:
+    """An engine that fuses queries with what they share an input with must know where in the grid each begins."""
+    attention = "model.layers.0.self_attn"
+    header = shard(
+        "m.safetensors",
+        *block_scaled(f"{attention}.q_a_proj", 1536, 7168),
+        *block_scaled(f"{attention}.kv_a_proj_with_mqa", 580, 7168),
+        *block_scaled(f"{attention}.q_b_proj", 1536, 1536),
+        *block_scaled("model.layers.1.self_attn.q_a_proj", 1536, 7168),
+    )
+    plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy())
+    assert plan.tensors.keys() == {f"{attention}.kv_a_proj_with_mqa.weight"}
+    assert plan.modules == {
+        f"{attention}.q_a_proj": ModuleRecord((1536, 7168), (1536, 7168), (32, 128)),
+        f"{attention}.kv_a_proj_with_mqa": ModuleRecord((580, 7168), (608, 7168), (32, 128)),
+    }
+
+
+def test_scales_without_a_known_one_are_left_as_they_are() -> None:
+    """E8M0 has no sign and no fraction, and fp8pad fills no scale of that dtype."""
+    header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "F8_E8M0"))
+    plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
+    assert plan.changes_nothing
+    assert (plan.layers[0].axes, plan.layers[0].reason) == (Axes("skip", "skip"), "scales of dtype F8_E8M0")
+
+
 def test_a_checkpoint_without_fp8_changes_nothing() -> None:
     """There is nothing to pad, to edit or to tell the runtime."""
     plan = plan_checkpoint([LM_HEAD], {"config.json": {"model_type": "llama"}}, Policy())
@@ -91,6 +160,42 @@ def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> 
     )
 
 
+@pytest.mark.parametrize(
+    ("module", "shape", "reason"),
+    [
+        (
+            "mlp.down_proj",
+            (8192, 29568),
+            "K = 29568 / 2 = 14784 is not a multiple of 128: {inside}; --absorb --tensor-parallel-size 2",
+        ),
+        (
+            "self_attn.q_proj",
+            (96, 8192),
+            "N = 96 / 2 = 48 is not a multiple of 32: {inside}",
+        ),
+    ],
+)
+def test_a_share_that_begins_inside_a_block_is_reported_and_left_alone(
+    module: str, shape: tuple[int, int], reason: str
+) -> None:
+    """No padding at load gives such a share its scales, so the config stays; only an MLP's inner size is absorbed."""
+    header = shard("m.safetensors", *block_scaled(module, *shape))
+    plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
+    assert plan.changes_nothing
+    inside = "a rank's share would begin inside a scale block"
+    assert plan.layers[0].reason == "N and K are multiples of 32 and 128; " + reason.format(inside=inside)
+
+
+def test_a_share_of_whole_blocks_is_padded_at_load() -> None:
+    """Asked for multiples of 128, three blocks of 32 rows on each of two ranks are one alignment short."""
+    header = shard("m.safetensors", *block_scaled("mlp.up_proj", 384, 256))
+    plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(alignment=128, tensor_parallel_size=4))
+    assert (plan.tensors, list(plan.modules)) == ({}, ["mlp.up_proj"])
+    assert plan.layers[0].reason == (
+        "N and K are multiples of 128; N = 384 / 4 = 96 is not a multiple of 128: the runtime pads it at load"
+    )
+
+
 MLP = shard(
     "m.safetensors",
     ("model.layers.0.mlp.down_proj.weight", "F8_E4M3", (136, 213)),
@@ -120,6 +225,31 @@ def test_one_axis_absorbed_and_the_other_padded_compose() -> None:
     assert plan.modules["model.layers.0.mlp.up_proj"] == ModuleRecord((224, 136), (224, 144), (16, 16))
     edited = edited_config(MLP_CONFIG, plan)
     assert (edited["intermediate_size"], edited["quantization_config"]["base"]) == (224, FBGEMM)
+
+
+def test_one_axis_of_a_block_scaled_layer_absorbed_and_the_other_padded_compose() -> None:
+    """Each axis takes its part of the grid: columns of ones for the inner size, rows of ones for the hidden size."""
+    mlp = "model.layers.0.mlp"
+    sizes = {"gate_proj": (213, 136), "up_proj": (213, 136), "down_proj": (136, 213)}
+    tensors = [tensor for name, size in sizes.items() for tensor in block_scaled(f"{mlp}.{name}", *size)]
+    config = {**MLP_CONFIG, "quantization_config": BLOCK}
+    policy = Policy(alignment=128, tensor_parallel_size=3, absorb=True)
+    plan = plan_checkpoint([shard("m.safetensors", *tensors)], {"config.json": config}, policy)
+    down, up = Axes("pad", "absorb"), Axes("absorb", "pad")
+    assert plan.config_edits == (ConfigEdit("config.json", "intermediate_size", 213, 384),)
+    assert {name.removeprefix(f"{mlp}."): tensor for name, tensor in plan.tensors.items()} == {
+        "gate_proj.weight": PaddedTensor((213, 136), (384, 256), 0, up),
+        "gate_proj.weight_scale_inv": PaddedTensor((7, 2), (12, 2), 1, Axes("absorb", "aligned")),
+        "up_proj.weight": PaddedTensor((213, 136), (384, 256), 0, up),
+        "up_proj.weight_scale_inv": PaddedTensor((7, 2), (12, 2), 1, Axes("absorb", "aligned")),
+        "down_proj.weight": PaddedTensor((136, 213), (256, 384), 0, down),
+        "down_proj.weight_scale_inv": PaddedTensor((5, 2), (8, 3), 1, down),
+    }
+    assert plan.modules == {
+        f"{mlp}.gate_proj": ModuleRecord((384, 136), (384, 256), (128, 128)),
+        f"{mlp}.up_proj": ModuleRecord((384, 136), (384, 256), (128, 128)),
+        f"{mlp}.down_proj": ModuleRecord((136, 384), (256, 384), (128, 128)),
+    }
 
 
 def test_absorbing_experts_alone_leaves_dense_sizes_to_the_runtime() -> None:
@@ -173,3 +303,26 @@ def test_padding_is_the_least_that_aligns(num_n: int, num_k: int, alignment: int
         assert disposition == ("pad" if logical % alignment else "aligned")
     assert set(plan.tensors) <= {"a.weight", "a.weight_scale"}
     assert plan.changes_nothing == (num_n % alignment == 0 and num_k % alignment == 0)
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 500), st.integers(1, 500)),
+    block=st.tuples(st.integers(1, 150), st.integers(1, 150)),
+    alignment=st.sampled_from(["auto", 16, 128]),
+)
+def test_a_grid_of_scales_covers_the_padded_weight(
+    sizes: tuple[int, int], block: tuple[int, int], alignment: object
+) -> None:
+    """Padded sizes are whole blocks, the least that align, and there is a scale for each block and no more."""
+    grid = tuple(-(-size // side) for size, side in zip(sizes, block, strict=True))
+    header = shard("m.safetensors", ("a.weight", "F8_E4M3", sizes), ("a.weight_scale_inv", "F32", grid))
+    config = {"model_type": "llama", "quantization_config": {**BLOCK, "weight_block_size": list(block)}}
+    plan = plan_checkpoint([header], {"config.json": config}, Policy(alignment=alignment))  # type: ignore[arg-type]
+    (layer,) = plan.layers
+    scale = plan.tensors.get("a.weight_scale_inv")
+    for axis in (0, 1):
+        multiple = block[axis] if alignment == "auto" else lcm(block[axis], int(str(alignment)))
+        assert layer.padded_shape[axis] == -(-sizes[axis] // multiple) * multiple
+        assert (scale.padded_shape if scale else grid)[axis] * block[axis] == layer.padded_shape[axis]
+    assert scale is None or (scale.fill, scale.logical_shape) == (1, grid)
+    assert ("a.weight" in plan.tensors) == (layer.padded_shape != sizes)

@@ -42,7 +42,6 @@ def recognised(
         (FBGEMM, "weight_scale", (200, 1), "channel"),
         (FBGEMM, "weight_scale", (200,), "channel"),
         (FP8_BLOCK, "weight_scale_inv", (2, 3), "block"),
-        (MODELOPT_BLOCK, "weight_scale", (2, 1, 3, 1), "block"),
     ],
 )
 def test_scheme_follows_from_the_scale(
@@ -134,6 +133,15 @@ def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
         "mlp.down_proj.weight_scale": "an FP8 scale, not a weight",
         "conv.weight": "FP8, but not the 2-D weight of a Linear",
     }
+
+
+def test_modelopts_grids_are_recognised_and_skipped() -> None:
+    """vLLM pads N of such a layer itself, and asks for K in whole blocks; the runtime does not meet it."""
+    (linear,), _ = recognised(
+        ("a.weight", "F8_E4M3", (200, 300)), ("a.weight_scale", "F32", (2, 1, 3, 1)), quantization=MODELOPT_BLOCK
+    )
+    assert (linear.scheme, linear.block) == ("block", (128, 128))
+    assert linear.skip_reason == "block scales [R, 1, C, 1], which the runtime does not pad"
 
 
 def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:

@@ -124,6 +124,17 @@ def test_config_edits_are_shown(source: Source, capsys: pytest.CaptureFixture[st
     assert "config.json: vision_config.intermediate_size: 3420 -> 3424" in capsys.readouterr().out
 
 
+def test_shares_that_begin_inside_a_block_are_told_apart(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+    """No padding helps them, so they are not among the layers that also need padding."""
+    shape = (8192, 29568)
+    aligned = Axes("aligned", "aligned")
+    inside = LayerPlan("a.down_proj", "block", shape, shape, (128, 128), aligned, "aligned", shape, (128, 128))
+    show_plan(source, plan_of(inside, layer("b.down_proj", 8192, 10944)))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "at TP 2, 4 a rank's share would begin inside a scale block: a.down_proj" in lines
+    assert "at TP 8 also unaligned: b.down_proj; a rank's share would begin inside a scale block: a.down_proj" in lines
+
+
 def test_a_plan_that_changes_nothing_says_so(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
     """Where there is nothing to convert, no conversion is suggested."""
     show_plan(source, plan_of(layer("a", 16, 16)))

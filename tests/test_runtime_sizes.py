@@ -102,6 +102,24 @@ def test_each_matrix_of_a_block_scaled_layer_has_a_tail_of_its_own() -> None:
     assert sizes.slices == (slice(0, 213), slice(256, 471))
 
 
+def test_only_the_last_matrix_needs_a_tail_where_the_others_are_whole_blocks() -> None:
+    """DeepSeek-V3's fused projection: 1536 and 576 rows, so that the output is the leading 2112 of 2176."""
+    parts = ModuleRecord((1536, 7168), (1536, 7168), (128, 128)), ModuleRecord((576, 7168), (640, 7168), (128, 128))
+    sizes = RankSizes.of_blocks([1536, 576], 7168, LayerRecord("fused_qkv_a_proj", parts), (128, 128), 1)
+    assert sizes == RankSizes((1536, 576), (2112,), (2176,), 7168, 7168, False)
+    assert sizes.padded_partitions == (1536, 640)
+
+
+@pytest.mark.parametrize(("partitions", "is_whole"), [([256, 170], False), ([213, 213], True)])
+def test_what_the_engine_splits_on_whole_blocks_needs_no_place_of_its_own(
+    partitions: list[int], is_whole: bool
+) -> None:
+    """Fused on disk, 426 rows in one piece either way; vLLM's loaders would tear a block at row 213, not at 256."""
+    record = LayerRecord("gate_up_proj", (ModuleRecord((426, 128), (512, 128), (128, 128)),))
+    sizes = RankSizes.of_blocks(partitions, 128, record, (128, 128), 1)
+    assert (sizes.segments, sizes.padded_segments, sizes.is_whole) == ((426,), (512,), is_whole)
+
+
 def test_a_matrix_that_is_fused_on_disk_stays_in_one_piece() -> None:
     """Its blocks straddle what the engine takes for two matrices; only its end has a tail."""
     record = LayerRecord("gate_up_proj", (ModuleRecord((426, 160), (512, 256), (128, 128)),))

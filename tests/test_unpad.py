@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import INDEX, case_names, copy_case, files_of, framed, llama, safetensors_bytes, stored, write_checkpoint
+from helpers import (
+    FBGEMM,
+    INDEX,
+    case_names,
+    copy_case,
+    files_of,
+    framed,
+    llama,
+    safetensors_bytes,
+    stored,
+    write_checkpoint,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_verify import convert_to, edit_json
@@ -49,13 +60,15 @@ def test_checkpoints_of_other_tools_come_back(path: str, policy: Policy, tmp_pat
 def test_unpadding_undoes_converting_for_any_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Any shapes, any split into shards, with or without index and metadata, any alignment."""
+    """Any shapes, scales per channel or block, split into shards, with or without index and metadata, any alignment."""
     area = tmp_path_factory.mktemp("area")
     sizes = st.integers(1, 40)
+    block = data.draw(st.none() | st.tuples(sizes, sizes))
     tensors = {}
     for number in range(data.draw(st.integers(1, 5))):
         n, k = data.draw(sizes), data.draw(sizes)
-        scale = data.draw(st.sampled_from([(n, 1), (n,)]))
+        grids = [(-(-n // block[0]), -(-k // block[1]))] if block else [(n, 1), (n,)]
+        scale = data.draw(st.sampled_from(grids))
         tensors[f"m.{number}_proj.weight"] = ("F8_E4M3", (n, k))
         tensors[f"m.{number}_proj.weight_scale"] = (data.draw(st.sampled_from(["F32", "BF16", "F16"])), scale)
         tensors[f"m.{number}.norm"] = ("BF16", (data.draw(st.integers(0, 9)),))
@@ -68,7 +81,9 @@ def test_unpadding_undoes_converting_for_any_checkpoint(
         for number in range(num_shards)
     }
     metadata = data.draw(st.sampled_from([None, {}, {"format": "pt"}, {"b": "1", "a": "ü"}]))
-    model = write_checkpoint(area / "model", shards, metadata=metadata, index=data.draw(st.booleans()))
+    quantization = {"quant_method": "fp8", "weight_block_size": list(block)} if block else FBGEMM["quantization_config"]
+    config = {"model_type": "llama", "quantization_config": quantization}
+    model = write_checkpoint(area / "model", shards, config, metadata, data.draw(st.booleans()))
     out_dir = convert_to(model, area / "out", Policy(alignment=data.draw(st.sampled_from(["auto", 16, 32, 64, 128]))))
     if (out_dir / "fp8pad.json").exists():
         restore(out_dir, area / "restored")

@@ -8,7 +8,7 @@ from fp8pad.planning.claims import Axis
 from fp8pad.planning.layers import Fp8Linear, recognise
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
-from fp8pad.planning.settling import alignment_of, needs_runtime, padded_tensors, settle, with_rank_reason
+from fp8pad.planning.settling import alignment_of, padded_tensors, runtime_layers, settle, with_rank_reason
 from fp8pad.record import Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
@@ -31,7 +31,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         settle(linear, policy, absorption.tensors.get(linear.weight.name), _refusal(linear, absorption, policy))
         for linear in linears
     ]
-    layers = tuple(with_rank_reason(layer, policy.tensor_parallel_size, sections) for layer in settled)
+    layers = tuple(with_rank_reason(layer, policy, sections) for layer in settled)
     padded = _all_tensors(linears, layers, absorption)
     bytes_before = sum(tensor.num_bytes for tensor in tensors.values())
     return CheckpointPlan(
@@ -39,7 +39,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         layers=layers,
         untouched=untouched,
         tensors=padded,
-        modules={layer.name: _module(layer) for layer in layers if needs_runtime(layer, policy, sections)},
+        modules={layer.name: _module(layer) for layer in runtime_layers(layers, policy, sections)},
         config_edits=absorption.edits,
         base=quantization.config if quantization else None,
         base_source=quantization.source if quantization else None,

@@ -147,6 +147,8 @@ def _skip_reason(name: str, scale: TensorHeader, is_expert: bool, config: Json) 
         return "a Conv1D, stored as [K, N]"
     if scale.dtype not in ONE_BYTES:
         return f"scales of dtype {scale.dtype}"
+    if len(scale.shape) == 4:
+        return "block scales [R, 1, C, 1], which the runtime does not pad"
     return None
 
 

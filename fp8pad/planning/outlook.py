@@ -35,12 +35,13 @@ class RankOutlook:
     """What a tensor-parallel size would meet in the converted checkpoint, by module names.
 
     `unaligned` layers have a size on a rank that is not a multiple of their alignment; `indivisible` ones cannot be
-    split evenly, which engines refuse.
+    split evenly, which engines refuse. Of the unaligned ones, `inside_block` are those that no padding at load helps.
     """
 
     tensor_parallel_size: int
     unaligned: tuple[str, ...]
     indivisible: tuple[str, ...]
+    inside_block: tuple[str, ...]
 
     @property
     def is_clear(self) -> bool:
@@ -62,6 +63,11 @@ def parallelism_of(module: str) -> Parallelism:
     if last in _ROW or (last == "2" and parent == "mlp"):
         return "row"
     return "column"
+
+
+def is_attention(module: str) -> bool:
+    """Return whether a module is a part of attention, whose sizes nothing can absorb, told from its name."""
+    return any("attn" in part or "attention" in part for part in module.split("."))
 
 
 def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int | None]:
@@ -124,6 +130,14 @@ def unaligned_at(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence
     )
 
 
+def begins_inside_block(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> bool:
+    """Return whether a rank's share of a layer would begin inside a scale block: no scale would be right for it."""
+    if layer.block is None:
+        return False
+    sizes = zip(layer.config_shape, rank_shape(layer, tensor_parallel_size, sections), layer.block, strict=True)
+    return any(share is not None and share != size and share % side for size, share, side in sizes)
+
+
 def tp_outlook(
     layers: Sequence[LayerPlan], sections: Sequence[Section] = (), sizes: Sequence[int] = (2, 4, 8)
 ) -> tuple[RankOutlook, ...]:
@@ -138,7 +152,8 @@ def _at(layers: Sequence[LayerPlan], size: int, sections: Sequence[Section]) -> 
             indivisible.append(layer.name)
         elif any(unaligned_at(layer, size, sections)):
             unaligned.append(layer.name)
-    return RankOutlook(size, tuple(unaligned), tuple(indivisible))
+    inside = tuple(layer.name for layer in layers if begins_inside_block(layer, size, sections))
+    return RankOutlook(size, tuple(unaligned), tuple(indivisible), inside)
 
 
 def _share(size: int, num_ranks: int) -> int | None:

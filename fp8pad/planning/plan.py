@@ -14,7 +14,8 @@ class LayerPlan:
     """One FP8 Linear, shapes `[N, K]`; `scheme` is None where its scales are of a layout that is not padded.
 
     `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
-    logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
+    logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed. `block`
+    is `(block_n, block_k)` for scheme "block".
     """
 
     name: str
@@ -25,6 +26,7 @@ class LayerPlan:
     axes: Axes
     reason: str
     config_shape: tuple[int, ...]
+    block: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import lcm
 
-from fp8pad.geometry import padded_shape
+from fp8pad.geometry import num_blocks, padded_shape
 from fp8pad.planning.architectures import Section
 from fp8pad.planning.layers import Fp8Linear
-from fp8pad.planning.outlook import rank_shape
+from fp8pad.planning.outlook import begins_inside_block, is_attention, rank_shape
 from fp8pad.planning.plan import LayerPlan
-from fp8pad.record import Axes, Disposition, PaddedTensor, Policy
+from fp8pad.record import Axes, Disposition, PaddedTensor, Policy, Shape
 
 # CUTLASS and cuBLASLt want both dimensions of an FP8 matrix in multiples of 16 bytes
 # (vllm csrc/quantization/w8a8/cutlass/scaled_mm_entry.cu; cuBLASLt documentation, "FP8 data types").
 KERNEL_MULTIPLE = 16
-BLOCK_REASON = "block scales wait for --absorb, or for a runtime that knows blocks"
 
 
 def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
@@ -30,39 +29,67 @@ def settle(linear: Fp8Linear, policy: Policy, absorbed: PaddedTensor | None = No
     alignment = alignment_of(linear, policy)
     logical = linear.weight.shape
     config_shape = absorbed.padded_shape if absorbed else logical
-    skip_reason = linear.skip_reason or (BLOCK_REASON if linear.scheme == "block" else None)
+    skip_reason = linear.skip_reason
     padded = config_shape if skip_reason else padded_shape(config_shape, alignment)
     axes = _axes(absorbed, config_shape, padded, alignment, is_skipped=skip_reason is not None)
     parts = [_absorbed_reason(logical, config_shape), _own_reason(axes, config_shape, alignment, skip_reason), refusal]
     reason = "; ".join(part for part in parts if part)
-    return LayerPlan(linear.name, linear.scheme, logical, padded, alignment, axes, reason, config_shape)
+    return LayerPlan(linear.name, linear.scheme, logical, padded, alignment, axes, reason, config_shape, linear.block)
 
 
-def with_rank_reason(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section]) -> LayerPlan:
-    """Add to a layer's reason what is unaligned on one of `tensor_parallel_size` ranks, though not as a whole."""
-    broken = _broken_on_rank(layer, tensor_parallel_size, sections)
+def with_rank_reason(layer: LayerPlan, policy: Policy, sections: Sequence[Section]) -> LayerPlan:
+    """Add to a layer's reason what is unaligned on one of a policy's ranks, though not as a whole."""
+    broken = _broken_on_rank(layer, policy.tensor_parallel_size, sections)
     if not broken:
         return layer
-    return replace(layer, reason=f"{layer.reason}; {' and '.join(broken)}: the runtime pads it at load")
+    return replace(layer, reason=f"{layer.reason}; {' and '.join(broken)}: {_consequence(layer, policy, sections)}")
 
 
-def needs_runtime(layer: LayerPlan, policy: Policy, sections: Sequence[Section]) -> bool:
-    """Return whether the runtime must know a layer: it is padded on disk, or unaligned on a rank."""
-    on_disk = "pad" in (layer.axes.n, layer.axes.k)
-    return on_disk or bool(_broken_on_rank(layer, policy.tensor_parallel_size, sections))
+def runtime_layers(layers: Sequence[LayerPlan], policy: Policy, sections: Sequence[Section]) -> list[LayerPlan]:
+    """Return the layers that the runtime must know: padded on disk, or to be padded on a rank at load.
+
+    With a block-scaled one go its siblings: where an engine fuses them, all their places in the grid of scales shift.
+    """
+    needed = {layer.name for layer in layers if _needs_runtime(layer, policy, sections)}
+    fused = {_input(layer) for layer in layers if layer.block and layer.name in needed}
+    return [
+        layer
+        for layer in layers
+        if layer.name in needed or (layer.block and "skip" not in _both(layer.axes) and _input(layer) in fused)
+    ]
 
 
 def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, PaddedTensor]]:
     """Yield what the disposition `pad` does to a layer's weight and to its scale, by name, where it does anything."""
-    pads = Axes(*("pad" if axis == "pad" else "aligned" for axis in (layer.axes.n, layer.axes.k)))
-    if "pad" not in (pads.n, pads.k):
+    pads = Axes(*("pad" if axis == "pad" else "aligned" for axis in _both(layer.axes)))
+    if "pad" not in _both(pads):
         return
     (num_n, num_k), (padded_n, padded_k) = layer.logical_shape, layer.padded_shape
     shape = (padded_n if pads.n == "pad" else num_n, padded_k if pads.k == "pad" else num_k)
     yield linear.weight.name, PaddedTensor(layer.logical_shape, shape, 0, pads)
-    if linear.scale is not None and linear.scheme == "channel" and pads.n == "pad":
-        scale_shape = linear.scale.shape
-        yield linear.scale.name, PaddedTensor(scale_shape, (padded_n, *scale_shape[1:]), 1, Axes("pad", "aligned"))
+    if linear.scale is not None and (scale_shape := _scale_shape(linear, linear.scale.shape, shape)):
+        grows = scale_shape[0] > linear.scale.shape[0], scale_shape[1:] > linear.scale.shape[1:]
+        scale_axes = Axes(*("pad" if axis_grows else "aligned" for axis_grows in grows))
+        yield linear.scale.name, PaddedTensor(linear.scale.shape, scale_shape, 1, scale_axes)
+
+
+def _both(axes: Axes) -> tuple[Disposition, Disposition]:
+    return axes.n, axes.k
+
+
+def _input(layer: LayerPlan) -> tuple[str, int]:
+    """What layers have in common that take the same activation."""
+    return layer.name.rpartition(".")[0], layer.config_shape[-1]
+
+
+def _scale_shape(linear: Fp8Linear, shape: Shape, weight_shape: Shape) -> Shape | None:
+    """Return the shape of a scale, now `shape`, for a weight padded to `weight_shape`; None if it does not grow."""
+    padded = shape
+    if linear.block:
+        padded = tuple(num_blocks(size, side) for size, side in zip(weight_shape, linear.block, strict=True))
+    elif linear.scheme == "channel":
+        padded = (weight_shape[0], *shape[1:])
+    return padded if padded != shape else None
 
 
 def _axes(
@@ -105,12 +132,30 @@ def _own_reason(axes: Axes, config_shape: tuple[int, ...], alignment: tuple[int,
     return "N and K are multiples of " + " and ".join(map(str, dict.fromkeys(alignment)))
 
 
+def _needs_runtime(layer: LayerPlan, policy: Policy, sections: Sequence[Section]) -> bool:
+    num_ranks = policy.tensor_parallel_size
+    pads_at_load = _broken_on_rank(layer, num_ranks, sections) and not begins_inside_block(layer, num_ranks, sections)
+    return "pad" in _both(layer.axes) or bool(pads_at_load)
+
+
 def _broken_on_rank(layer: LayerPlan, num_ranks: int, sections: Sequence[Section]) -> list[str]:
-    if num_ranks == 1 or layer.scheme == "block" or "skip" in (layer.axes.n, layer.axes.k):
+    if num_ranks == 1 or "skip" in _both(layer.axes):
         return []
-    shapes = zip("NK", layer.config_shape, rank_shape(layer, num_ranks, sections), layer.alignment, strict=True)
+    multiples = layer.block if begins_inside_block(layer, num_ranks, sections) else None
+    shares = rank_shape(layer, num_ranks, sections)
+    shapes = zip("NK", layer.config_shape, shares, multiples or layer.alignment, strict=True)
     return [
         f"{axis} = {size} / {num_ranks} = {share} is not a multiple of {multiple}"
         for axis, size, share, multiple in shapes
         if share is not None and share != size and share % multiple
     ]
+
+
+def _consequence(layer: LayerPlan, policy: Policy, sections: Sequence[Section]) -> str:
+    num_ranks = policy.tensor_parallel_size
+    if not begins_inside_block(layer, num_ranks, sections):
+        return "the runtime pads it at load"
+    reason = "a rank's share would begin inside a scale block"
+    if policy.absorb or is_attention(layer.name):
+        return reason
+    return f"{reason}; --absorb --tensor-parallel-size {num_ranks}"

@@ -160,9 +160,12 @@ def _outlook_facts(source: Source, plan: CheckpointPlan) -> Iterator[Fact]:
 
 
 def _finding(at: RankOutlook, known_to_runtime: Container[str]) -> str:
-    unaligned = _patterns(name for name in at.unaligned if name not in known_to_runtime)
+    refused = set(at.inside_block)
+    unaligned = _patterns(name for name in at.unaligned if name not in known_to_runtime and name not in refused)
     indivisible = _patterns(at.indivisible)
     findings = [f"also unaligned: {unaligned}"] if unaligned else []
+    if refused:
+        findings.append(f"a rank's share would begin inside a scale block: {_patterns(at.inside_block)}")
     if indivisible:
         findings.append(f"cannot be split evenly, which engines refuse: {indivisible}")
     return "; ".join(findings) or "no other layer needs padding"

@@ -140,9 +140,9 @@ class RankSizes:
     """The sizes of one layer on one rank.
 
     `partitions` are the N of each matrix that the engine fuses here, `segments` those that are padded, each at its own
-    tail: one, the layer, where a scale belongs to a channel or to all, but each of the checkpoint's matrices where it
-    belongs to a block, since the scale of row r is in row `r // block_n` of the grid. `is_whole` says that the segments
-    are whole matrices of the checkpoint.
+    tail: one, the layer, unless a scale belongs to a block and some matrix but the last ends inside one. The scale of
+    row r is in row `r // block_n` of the grid, so then each of the checkpoint's matrices is a segment. `is_whole` says
+    that the segments are whole matrices of the checkpoint.
     """
 
     partitions: tuple[int, ...]
@@ -161,7 +161,7 @@ class RankSizes:
     def of_blocks(
         cls, partitions: Sequence[int], k: int, record: LayerRecord, block: tuple[int, int], num_ranks: int
     ) -> "RankSizes":
-        """Round each whole matrix of the checkpoint up to blocks.
+        """Round the sum of `partitions` up to blocks, or each whole matrix where one before the last needs a tail.
 
         Raises `UnsupportedLayerError` where this rank's share of one begins inside a block: no scale would be right.
         """
@@ -172,7 +172,7 @@ class RankSizes:
             raise _inside_a_block(record.prefix, f"{list(partitions)} rows", block[0], num_ranks)
         if not has_all_columns and k % block[1]:
             raise _inside_a_block(record.prefix, f"{k} columns", block[1], num_ranks)
-        is_whole = has_all_rows and has_all_columns
+        is_whole = has_all_rows and any(n % block[0] for n in (*wholes[:-1], *partitions[:-1]))
         return cls._padded(partitions, wholes if is_whole else (sum(partitions),), k, record.alignment, is_whole)
 
     @classmethod
@@ -228,6 +228,6 @@ class RankSizes:
 
 def _inside_a_block(prefix: str, share: str, block: int, num_ranks: int) -> UnsupportedLayerError:
     return UnsupportedLayerError(
-        f"{prefix}: a rank's share of {share} would begin inside a scale block of {block}: convert the checkpoint with "
-        f"`fp8pad convert --absorb -tp {num_ranks}`"
+        f"{prefix}: a rank's share of {share} would begin inside a scale block of {block}, which no padding at load "
+        f"helps: `fp8pad convert --absorb -tp {num_ranks}` does inside an MLP; elsewhere serve on fewer ranks"
     )

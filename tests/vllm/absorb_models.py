@@ -137,19 +137,18 @@ def _quantized(name: str, weight: torch.Tensor, tiny: TinyFp8) -> dict[str, torc
         input_scale = torch.tensor(0.02)
         fp8 = (values / scale).to(torch.float8_e4m3fn)
         return {name: fp8, f"{name}_scale": scale, name.replace("weight", "input_scale"): input_scale}
-    grid = _block_scales(values, tiny.block)
-    spread = grid.repeat_interleave(tiny.block, 0).repeat_interleave(tiny.block, 1)[
-        : values.shape[0], : values.shape[1]
-    ]
-    return {name: (values / spread).to(torch.float8_e4m3fn), f"{name}_scale_inv": grid}
+    fp8, grid = block_scaled(values, tiny.block)
+    return {name: fp8, f"{name}_scale_inv": grid}
 
 
-def _block_scales(values: torch.Tensor, block: int) -> torch.Tensor:
-    """The scale of each block, `[ceil(N / block), ceil(K / block)]`."""
+def block_scaled(values: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a weight as FP8, and the scale of each block, `[ceil(N / block), ceil(K / block)]`."""
     num_n, num_k = (-(-size // block) for size in values.shape)
     whole = torch.zeros(num_n * block, num_k * block)
     whole[: values.shape[0], : values.shape[1]] = values
-    return whole.abs().reshape(num_n, block, num_k, block).amax(dim=(1, 3)) / FP8_MAX
+    grid = whole.abs().reshape(num_n, block, num_k, block).amax(dim=(1, 3)) / FP8_MAX
+    spread = grid.repeat_interleave(block, 0).repeat_interleave(block, 1)[: values.shape[0], : values.shape[1]]
+    return (values / spread).to(torch.float8_e4m3fn), grid
 
 
 def _quantization_config(tiny: TinyFp8) -> dict[str, Any]:

@@ -149,6 +149,12 @@ def _merged(config: Any) -> Any:
     return MergedColumnParallelLinear(HIDDEN, [212, 212], quant_config=config)
 
 
+def _merged_with_a_tail(config: Any) -> Any:
+    from vllm.model_executor.layers.linear import MergedColumnParallelLinear
+
+    return MergedColumnParallelLinear(HIDDEN, [64, 44], quant_config=config, disable_tp=True)
+
+
 def _qkv(config: Any) -> Any:
     from vllm.model_executor.layers.linear import QKVParallelLinear
 
@@ -161,6 +167,7 @@ LAYERS: dict[str, tuple[Callable[[Any], Any], dict[Any, tuple[int, int]]]] = {
     "column": (_column, {None: (212, HIDDEN)}),
     "replicated": (_replicated, {None: (213, HIDDEN)}),
     "gate and up": (_merged, {0: (212, HIDDEN), 1: (212, HIDDEN)}),
+    "only the last unaligned": (_merged_with_a_tail, {0: (64, HIDDEN), 1: (44, HIDDEN)}),
     "gate_up on disk": (_merged, {None: (424, HIDDEN)}),
     "q, k, v": (_qkv, {"q": (72, HIDDEN), "k": (36, HIDDEN), "v": (36, HIDDEN)}),
     "qkv on disk": (_qkv, {None: (144, HIDDEN)}),
@@ -221,8 +228,27 @@ def test_block_scales_stay_with_their_rows(name: str, monkeypatch: pytest.Monkey
     layer.quant_method.process_weights_after_loading(layer)
     x = torch.randn(7, weights[0].shape[1])
     expected = torch.nn.functional.linear(x, torch.cat(weights), bias)
+    # The output is gathered from parts only where one before the last has a tail.
+    has_inner_tails = any(shape[0] % BLOCK[0] for shape in list(modules.values())[:-1])
+    assert (len(layer.quant_method.sizes.segments) > 1) == has_inner_tails
     # Sums of up to 212 float32 products, which the CPU's GEMM groups by size.
     assert torch.allclose(layer.quant_method.apply(layer, x, layer.bias), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_rank_gets_whole_blocks_of_columns(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks of 96 columns in blocks of 32: each computes its part of the sum, with 136 rows padded to 144."""
+    _pretend_rank(monkeypatch, 2, index)
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    config = _Config(LayerRecord("x", (_module(HIDDEN, 192, BLOCK),)), _block_method_class)
+    layer = RowParallelLinear(192, HIDDEN, bias=False, quant_config=config)
+    weight, scale = _block_tensors((HIDDEN, 192))
+    _load(layer, None, _grown(weight, 0, BLOCK), scale)
+    layer.quant_method.process_weights_after_loading(layer)
+    x = torch.randn(7, 96)
+    expected = torch.nn.functional.linear(x, _dequantized(weight, scale)[:, 96 * index : 96 * (index + 1)])
+    assert torch.allclose(layer.quant_method.apply(layer, x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -89,6 +89,25 @@ def test_static_models_of_real_tools_answer_as_their_originals(name: str, case: 
     _check_near(case(name), converted(case(name)))
 
 
+def test_a_block_scaled_model_answers_as_its_original(tiny: Find, converted: Convert) -> None:
+    """vLLM takes a hidden size of six blocks and a quarter; the stand-in's sums are exact, whatever their size."""
+    _check_equal(tiny("llama_block"), converted(tiny("llama_block")))
+
+
+def test_blocks_that_straddle_matrices_answer_as_when_absorbed(tiny: Find, converted: Convert) -> None:
+    """Gate and up of 213 rows in blocks of 32: the other way to give each row its scale needs no plugin."""
+    original = tiny("llama_block_inner")
+    _check_equal(converted(original, "--absorb"), converted(original))
+
+
+@pytest.mark.parametrize("name", ["good/llama_block", "good/llama_wide_block"])
+def test_block_scaled_models_of_real_tools_answer_as_when_absorbed(name: str, case: Find, converted: Convert) -> None:
+    """llm-compressor's layout, where queries, keys and values straddle blocks too; both ways ask for the plugin."""
+    padded, absorbed = (serve(converted(case(name), *options)) for options in ((), ("--absorb",)))
+    assert padded.answers == absorbed.answers
+    assert len(padded.padded_layers) == len(absorbed.padded_layers) == 8
+
+
 @pytest.mark.parametrize("name", ["llama_kv_cache", "llama_modelopt_kv_cache"])
 def test_the_kv_cache_has_the_originals_dtype(name: str, tiny: Find, converted: Convert) -> None:
     """FP8 scales of the KV cache make it FP8, as without padding, whether vLLM decides by the scheme or the method."""

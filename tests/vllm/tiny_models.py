@@ -1,6 +1,7 @@
 """Builds tiny FP8 checkpoints of given families: random weights, sizes that are no multiple of 16, the same each time.
 
-For where the checkpoints of real tools are not at hand; the layouts are compressed-tensors' and AutoFP8's.
+For where the checkpoints of real tools are not at hand; the layouts are those of compressed-tensors, AutoFP8, ModelOpt
+and, with scales per block, transformers.
 """
 
 import json
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from absorb_models import block_scaled
 from safetensors.torch import save_file
 
 FP8_MAX = 448.0
+BLOCK = 32
 
 CHANNEL: Mapping[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
 TOKEN: Mapping[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True}
@@ -24,7 +27,7 @@ class TinyModel:
     """One family: its transformers config, and which FP8 layout its Linear weights take."""
 
     config: Callable[[], Any]
-    layout: Literal["compressed-tensors", "autofp8", "modelopt"] = "compressed-tensors"
+    layout: Literal["compressed-tensors", "autofp8", "modelopt", "block"] = "compressed-tensors"
     scale_dtype: torch.dtype = torch.bfloat16
     quantized_head: bool = False
     kv_cache: bool = False
@@ -62,6 +65,9 @@ MODELS: Mapping[str, TinyModel] = {
     "llama_kv_cache": TinyModel(_llama, kv_cache=True),
     "llama_modelopt_kv_cache": TinyModel(_llama, "modelopt", torch.float32, kv_cache=True),
     "llama_static": TinyModel(_llama, "autofp8"),
+    # Block-scaled: the hidden size ends inside a block; or the inner one does, so that a block straddles gate and up.
+    "llama_block": TinyModel(lambda: _llama(hidden_size=200, intermediate_size=256, mlp_bias=True), "block"),
+    "llama_block_inner": TinyModel(lambda: _llama(hidden_size=128, attention_bias=True, mlp_bias=True), "block"),
     # Sizes that vLLM splits over two ranks: aligned as a whole, but not in halves; and unaligned both ways.
     "llama_halves": TinyModel(
         lambda: _llama(hidden_size=144, intermediate_size=272, attention_bias=True, mlp_bias=True)
@@ -99,7 +105,7 @@ def _quantized(model: Any, tiny: TinyModel) -> dict[str, torch.Tensor]:
         if kind == "bias":
             tensors[name] = torch.randn_like(tensor) * 0.1  # transformers starts them at zero, which would show nothing
         elif module in linears and kind == "weight":
-            tensors |= _static(name, tensor) if tiny.layout == "autofp8" else _per_channel(name, tensor, tiny)
+            tensors |= _quantize(name, tensor, tiny)
         elif name != "lm_head.weight" or not model.config.tie_word_embeddings:
             tensors[name] = tensor.contiguous()
     if tiny.kv_cache:
@@ -107,6 +113,13 @@ def _quantized(model: Any, tiny: TinyModel) -> dict[str, torch.Tensor]:
         modules = {kind: f".{kind}_proj" if tiny.layout == "modelopt" else "" for kind in "kv"}
         tensors |= {f"{name}{modules[kind]}.{kind}_scale": torch.tensor([0.05]) for name in attentions for kind in "kv"}
     return tensors
+
+
+def _quantize(name: str, weight: torch.Tensor, tiny: TinyModel) -> dict[str, torch.Tensor]:
+    if tiny.layout == "block":
+        fp8, grid = block_scaled(weight.float(), BLOCK)
+        return {name: fp8, f"{name}_scale_inv": grid}
+    return _static(name, weight) if tiny.layout == "autofp8" else _per_channel(name, weight, tiny)
 
 
 def _is_linear(module: Any) -> bool:
@@ -130,6 +143,9 @@ def _quantization_config(tiny: TinyModel) -> dict[str, Any]:
     match tiny.layout:
         case "autofp8":
             return {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+        case "block":
+            base = {"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]}
+            return {**base, "weight_block_size": [BLOCK, BLOCK]}
         case "modelopt":
             scheme = {"num_bits": 8, "type": "float", "dynamic": False}
             base = {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN", "ignore": ["lm_head"]}

@@ -1,8 +1,10 @@
 """A vLLM plugin of the tests alone: torch stand-ins for operators that vLLM's CPU build lacks.
 
-With them static and per-tensor checkpoints serve on the CPU, through vLLM's own layers, loaders and requantization; the
-original and the converted one alike.
+With them static, per-tensor and block-scaled checkpoints serve on the CPU, through vLLM's own layers, loaders and
+requantization; the original and the converted one alike.
 """
+
+# ruff: noqa: N803
 
 import torch
 
@@ -22,6 +24,7 @@ def register() -> None:
     library.impl("static_scaled_fp8_quant.torch", _static_scaled_fp8_quant, "CPU")
     library.impl("silu_and_mul_quant", _silu_and_mul_quant, "CPU")
     _libraries.append(library)
+    _add_block_kernel()
 
 
 def _static_scaled_fp8_quant(
@@ -40,3 +43,40 @@ def _silu_and_mul_quant(out: torch.Tensor, x: torch.Tensor, scale: torch.Tensor)
 
 def _quantized(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (x * scale.float().reciprocal()).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def _add_block_kernel() -> None:
+    from vllm.model_executor.kernels import linear
+    from vllm.platforms import PlatformEnum
+
+    linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU] = [_block_kernel()]
+
+
+def _block_kernel() -> type:
+    """Return a kernel for block scales, for CPUs without AMX: it multiplies as vLLM's Triton kernel does.
+
+    The sums of a block's products are exact in float64, so that no size changes how they are rounded; they are scaled
+    and added up in float32, block by block.
+    """
+    from vllm.model_executor.kernels.linear import Fp8BlockScaledMMLinearKernel
+
+    class TorchFp8BlockScaledMMKernel(Fp8BlockScaledMMLinearKernel):
+        @classmethod
+        def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:  # noqa: ARG003
+            return True, None
+
+        def apply_block_scaled_mm(
+            self,
+            A: torch.Tensor,
+            B: torch.Tensor,
+            As: torch.Tensor,
+            Bs: torch.Tensor,
+        ) -> torch.Tensor:
+            rows = torch.arange(B.shape[0]) // self.weight_group_shape.row
+            width = self.weight_group_shape.col
+            total = torch.zeros(A.shape[0], B.shape[0])
+            for block, (a, b) in enumerate(zip(A.double().split(width, 1), B.double().split(width, 1), strict=True)):
+                total += (a @ b.T).float() * As[:, block, None] * Bs[rows, block].float()
+            return total.to(self.config.out_dtype)
+
+    return TorchFp8BlockScaledMMKernel

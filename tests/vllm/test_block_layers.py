@@ -1,0 +1,140 @@
+"""Block-scaled layers of vLLM's own method, padded, give the bits that vLLM's give; the stand-in's sums are exact."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from absorb_models import block_scaled
+
+from fp8pad.geometry import padded_shape
+from fp8pad.record import ModuleRecord
+from fp8pad.runtime.linear import padded_linear_method
+from fp8pad.runtime.sizes import LayerRecord
+
+pytestmark = pytest.mark.vllm
+
+BLOCK = (32, 32)
+
+
+@dataclass
+class _Config:
+    """Hands out vLLM's method for block scales, as it is or padded by a record."""
+
+    record: LayerRecord | None
+    online_quantization_config: Any = None
+    weight_block_size: list[int] = field(default_factory=lambda: list(BLOCK))
+
+    def get_quant_method(self, layer: Any, prefix: str) -> Any:  # noqa: ARG002
+        from vllm.model_executor.layers.quantization.fp8 import Fp8Config, Fp8LinearMethod
+
+        method = Fp8LinearMethod(Fp8Config(True, "dynamic", weight_block_size=self.weight_block_size))
+        return method if self.record is None else padded_linear_method(method, self.record)
+
+
+@pytest.fixture(autouse=True)
+def vllm_config() -> Iterator[None]:
+    """Give vLLM's layers a config to look at, and the stand-in kernel."""
+    import fp8pad_standins
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    fp8pad_standins.register()
+    config = VllmConfig()
+    config.model_config = SimpleNamespace(dtype=torch.bfloat16)  # type: ignore[assignment]
+    torch.set_default_dtype(torch.bfloat16)
+    with set_current_vllm_config(config):
+        yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "num_k", "num_ranks"),
+    [
+        ("ReplicatedLinear", [44], 72, 1),
+        ("ColumnParallelLinear", [44], 72, 1),
+        ("RowParallelLinear", [44], 72, 1),
+        ("MergedColumnParallelLinear", [64, 44], 72, 1),
+        ("ColumnParallelLinear", [64], 72, 2),
+        ("RowParallelLinear", [44], 128, 2),
+        ("MergedColumnParallelLinear", [128, 64], 72, 2),
+    ],
+)
+def test_what_vllm_takes_gives_its_bits_on_every_rank(
+    kind: str, sizes: list[int], num_k: int, num_ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM takes any sizes that no rank's share tears, but for the rows of a fused layer's matrices before the last."""
+    matrices = _matrices(sizes, num_k)
+    for rank in range(num_ranks):
+        _pretend_rank(monkeypatch, num_ranks, rank)
+        assert torch.equal(*(_output(kind, matrices, is_padded) for is_padded in (False, True)))
+
+
+@pytest.mark.parametrize("sizes", [[44, 64], [44, 44], [20, 20], [72, 40, 40]])
+def test_fused_matrices_give_the_bits_of_each_alone(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM puts such matrices right behind each other: it fails, or gives rows the scales of others."""
+    _pretend_rank(monkeypatch, 1, 0)
+    matrices = _matrices(sizes, 72)
+    alone = torch.cat([_output("ReplicatedLinear", [matrix], is_padded=False) for matrix in matrices], dim=-1)
+    assert torch.equal(_output("MergedColumnParallelLinear", matrices, is_padded=True), alone)
+    with contextlib.suppress(RuntimeError):
+        assert not torch.equal(_output("MergedColumnParallelLinear", matrices, is_padded=False), alone)
+
+
+def _pretend_rank(monkeypatch: pytest.MonkeyPatch, num_ranks: int, rank: int) -> None:
+    from vllm import distributed
+    from vllm.model_executor import parameter
+    from vllm.model_executor.layers import linear
+
+    for module in (distributed, parameter, linear):
+        monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: num_ranks)
+        monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: rank)
+
+
+Matrix = tuple[torch.Tensor, torch.Tensor]
+
+
+def _matrices(sizes: Sequence[int], num_k: int) -> list[Matrix]:
+    """Return an FP8 weight of each size with its scales; rows grow, so that no two blocks have one scale."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(n, num_k, generator=generator, dtype=torch.float32) for n in sizes]
+    return [block_scaled(weight * (1 + torch.arange(len(weight))[:, None] / 10), BLOCK[0]) for weight in weights]
+
+
+def _output(kind: str, matrices: Sequence[Matrix], is_padded: bool) -> torch.Tensor:
+    """Load a layer on the current rank, through vLLM's loaders, and multiply."""
+    layer = _layer(kind, matrices, is_padded)
+    for index, (weight, scale) in enumerate(matrices):
+        arguments = () if len(matrices) == 1 else (index,)
+        on_disk = _grown(weight) if is_padded else weight
+        layer.weight.weight_loader(layer.weight, on_disk, *arguments)
+        layer.weight_scale_inv.weight_loader(layer.weight_scale_inv, scale, *arguments)
+    num_k = layer.input_size_per_partition
+    layer.quant_method.process_weights_after_loading(layer)
+    x = torch.randn(5, num_k, generator=torch.Generator().manual_seed(1), dtype=torch.float32).bfloat16()
+    output: torch.Tensor = layer.quant_method.apply(layer, x)
+    return output
+
+
+def _layer(kind: str, matrices: Sequence[Matrix], is_padded: bool) -> Any:
+    from vllm.model_executor.layers import linear
+
+    shapes = [(weight.shape[0], weight.shape[1]) for weight, _ in matrices]
+    modules = tuple(ModuleRecord(shape, _padded(shape), BLOCK) for shape in shapes)
+    config = _Config(LayerRecord("x", modules) if is_padded else None)
+    sizes = [num_n for num_n, _ in shapes]
+    num_n = sizes if kind.startswith("Merged") else sizes[0]
+    return getattr(linear, kind)(shapes[0][1], num_n, bias=False, quant_config=config)
+
+
+def _padded(shape: tuple[int, int]) -> tuple[int, int]:
+    num_n, num_k = padded_shape(shape, BLOCK)
+    return num_n, num_k
+
+
+def _grown(weight: torch.Tensor) -> torch.Tensor:
+    grown = torch.zeros(_padded((weight.shape[0], weight.shape[1])), dtype=weight.dtype)
+    grown[: weight.shape[0], : weight.shape[1]] = weight
+    return grown
