@@ -237,7 +237,7 @@ class Server:
 def _kernel_name(layer: Any) -> str | None:
     """Return the class of the kernel that runs a quantized layer, where its method or its scheme says so."""
     for owner in (layer.quant_method, getattr(layer, "scheme", None)):
-        for name in ("fp8_linear", "kernel"):
+        for name in ("fp8_linear", "linear_kernel", "kernel"):
             if (kernel := getattr(owner, name, None)) is not None:
                 return type(kernel).__name__
     return None

@@ -66,12 +66,12 @@ def _per_block(name: str, n: int, k: int) -> Tensors:
     yield f"{name}.weight_scale_inv", _scale(k, -(-n // BLOCK), -(-k // BLOCK))
 
 
-def _compressed_tensors(weight_strategy: str, activation_strategy: str, *, dynamic: bool = True) -> dict[str, Any]:
-    activations = {**_WEIGHTS, "strategy": activation_strategy, "dynamic": dynamic}
+def _compressed_tensors(weights: str, activations: str | None, *, dynamic: bool = True) -> dict[str, Any]:
+    """Return the part of config.json for weights and activations of these strategies."""
     group = {
         "targets": ["Linear"],
-        "weights": {**_WEIGHTS, "strategy": weight_strategy},
-        "input_activations": activations,
+        "weights": {**_WEIGHTS, "strategy": weights},
+        "input_activations": {**_WEIGHTS, "strategy": activations, "dynamic": dynamic} if activations else None,
     }
     return {
         "quant_method": "compressed-tensors",
@@ -84,6 +84,7 @@ def _compressed_tensors(weight_strategy: str, activation_strategy: str, *, dynam
 
 SCHEMES = {
     "channel": Fp8Scheme(_compressed_tensors("channel", "token"), _per_channel),
+    "weight-only": Fp8Scheme(_compressed_tensors("channel", None), _per_channel),
     "tensor": Fp8Scheme(_compressed_tensors("tensor", "tensor"), _per_tensor),
     "static": Fp8Scheme(_compressed_tensors("tensor", "tensor", dynamic=False), _static),
     "block": Fp8Scheme(

@@ -256,18 +256,14 @@ _DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
         Decoder(3200, 8704, 6, heads=25, kv_heads=5, head_dim=72),
         Decoder(200, 256, 2, heads=5, kv_heads=1, head_dim=40, vocabulary=512),
     ),
-    "llama-13653-tensor": (
-        Decoder(4096, 13653, 4, scheme=SCHEMES["tensor"]),
-        Decoder(256, 213, **_SMALL, scheme=SCHEMES["tensor"]),
-    ),
-    "llama-13653-static": (
-        Decoder(4096, 13653, 4, scheme=SCHEMES["static"]),
-        Decoder(256, 213, **_SMALL, scheme=SCHEMES["static"]),
-    ),
-    "llama-13653-block": (
-        Decoder(4096, 13653, 4, scheme=SCHEMES["block"]),
-        Decoder(256, 213, **_SMALL, scheme=SCHEMES["block"]),
-    ),
+    **{
+        f"llama-13653-{name}": (
+            Decoder(4096, 13653, 4, scheme=SCHEMES[name]),
+            Decoder(256, 213, **_SMALL, scheme=SCHEMES[name]),
+        )
+        for name in SCHEMES
+        if name != "channel"
+    },
     "deepseek-latent-2040": (
         LatentDecoder(2040, 5464, 4, heads=5, q_rank=1032, v_dim=120),
         LatentDecoder(280, 212, 2, heads=5, vocabulary=512, q_rank=72, v_dim=120),

@@ -122,7 +122,7 @@ class _PaddedLayer:
 def _kernel(method: Any, layer: torch.nn.Module) -> Any:
     """Return the vLLM kernel of a layer: the method has it, or the scheme that the method gave the layer."""
     for owner in (method, getattr(layer, "scheme", None)):
-        for name in ("fp8_linear", "kernel"):
+        for name in ("fp8_linear", "linear_kernel", "kernel"):
             if (kernel := getattr(owner, name, None)) is not None:
                 return kernel
     return None
