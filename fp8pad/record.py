@@ -5,12 +5,13 @@ Parsing is strict: what is missing, of another type, or of an unknown version is
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal
 
-from fp8pad.errors import RecordError, shown
+from fp8pad.errors import RecordError
 from fp8pad.geometry import as_matrices
+from fp8pad.reading import PositiveSize, Reader, Size
 
 FORMAT_VERSION = 1
 QUANT_METHOD = "fp8pad"
@@ -19,11 +20,11 @@ RECORD_FILE = "fp8pad.json"
 
 Disposition = Literal["aligned", "pad", "absorb", "skip"]
 Json = Mapping[str, Any]
-Shape = tuple[int, ...]
-T = TypeVar("T")
+Shape = tuple[Size, ...]
 
-MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and writes them, stays far from its limit
 MAX_TENSOR_PARALLEL_SIZE = 1024
+
+_READER = Reader(RecordError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class Segments:
     `axis` counts from the end of the tensor's shape; None is the N axis (see `geometry.as_matrices`).
     """
 
-    logical: tuple[int, ...]
-    padded: tuple[int, ...]
+    logical: Shape
+    padded: Shape
     axis: int | None = None
 
     @property
@@ -70,7 +71,7 @@ class Policy:
     """What the user asked for; `alignment` "auto" is 16, or the scale block."""
 
     alignment: Literal["auto", 16, 32, 64, 128] = "auto"
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: Annotated[int, range(1, MAX_TENSOR_PARALLEL_SIZE + 1), "1 to 1024"] = 1
     absorb: bool = False
     absorb_experts: bool = False
 
@@ -97,9 +98,9 @@ class BaseSource:
 class ModuleRecord:
     """What the runtime knows of one Linear, `[N, K]` each: the shape the config asks for, the one on disk."""
 
-    logical_shape: tuple[int, int]
-    padded_shape: tuple[int, int]
-    alignment: tuple[int, int]
+    logical_shape: tuple[Size, Size]
+    padded_shape: tuple[Size, Size]
+    alignment: tuple[PositiveSize, PositiveSize]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,21 @@ class QuantizationRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class _ShardTensor:
+    logical_shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class _ShardRecord:
+    tensors: Mapping[str, _ShardTensor]
+
+
+@dataclass(frozen=True, slots=True)
 class FileRecord:
     """Sizes in bytes of one file before and after, and hashes where they were asked for."""
 
-    source_size: int
-    size: int
+    source_size: Size
+    size: Size
     sha256: str | None = None
     source_sha256: str | None = None
 
@@ -158,37 +169,6 @@ class CheckpointRecord:
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def parse_json(text: str) -> Any:
-    """Return what JSON text says.
-
-    Raises `ValueError` if it is not JSON, or could not be written again: if it nests deeper than `MAX_NESTING`, or has
-    an escape of half a surrogate pair, which no UTF-8 stands for.
-    """
-    try:
-        document = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"expected at most {MAX_NESTING} levels") from error
-    _check_nesting(document)
-    if "\\u" in text:
-        json.dumps(document, ensure_ascii=False).encode()
-    return document
-
-
-def _check_nesting(document: object) -> None:
-    level = [document]
-    for _ in range(MAX_NESTING):
-        level = [inner for value in level for inner in _inside(value)]
-        if not level:
-            return
-    raise ValueError(f"expected at most {MAX_NESTING} levels")
-
-
-def _inside(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
-
-
 def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
     """Return one entry of `tensors` in `fp8pad.json`; optional fields are left out where they say nothing."""
     document = _without_none(asdict(tensor))
@@ -205,184 +185,46 @@ def shard_metadata(logical_shapes: Mapping[str, Shape]) -> str:
 
 def parse_shard_metadata(text: str, file: str) -> dict[str, Shape]:
     """Return the logical shape of each tensor named in a shard's `fp8pad` metadata; `RecordError` if it is not one."""
-    reader = _Reader.of_text(text, f"{file}: __metadata__.{METADATA_KEY}")
-    reader.check_version()
-    return {name: entry.shape("logical_shape") for name, entry in reader.entries("tensors")}
+    where = f"{file}: __metadata__.{METADATA_KEY}"
+    shard = _READER.read_versioned(_ShardRecord, _READER.parse_json(text, where), FORMAT_VERSION, where)
+    return {name: tensor.logical_shape for name, tensor in shard.tensors.items()}
 
 
 def parse_quantization_config(document: object, file: str = "config.json") -> QuantizationRecord:
     """Read a `quantization_config` that fp8pad wrote; `RecordError` if anything in it is not as specified."""
-    reader = _Reader(document, f"{file}: quantization_config")
-    reader.check_version()
-    modules = {name: _module(entry) for name, entry in reader.entries("modules")}
-    return QuantizationRecord(modules, reader.object("base"), reader.get("fp8pad_version", str))
+    where = f"{file}: quantization_config"
+    record = _READER.read_versioned(QuantizationRecord, document, FORMAT_VERSION, where)
+    for name, module in record.modules.items():
+        _check_larger(module.logical_shape, module.padded_shape, f"{where}: modules: {name}")
+    return record
 
 
 def parse_record(text: str) -> CheckpointRecord:
     """Read the text of `fp8pad.json`; `RecordError` if anything in it is not as specified."""
-    reader = _Reader.of_text(text, RECORD_FILE)
-    reader.check_version()
-    return CheckpointRecord(
-        fp8pad_version=reader.get("fp8pad_version", str),
-        policy=_policy(reader.child("policy")),
-        tensors={name: _padded_tensor(entry) for name, entry in reader.entries("tensors")},
-        config_edits=tuple(_config_edit(edit) for edit in reader.items("config_edits")),
-        base_source=_base_source(reader),
-        originals=reader.strings("originals"),
-        files={name: _file(entry) for name, entry in reader.entries("files")},
-    )
+    document = _READER.parse_json(text, RECORD_FILE)
+    record = _READER.read_versioned(CheckpointRecord, document, FORMAT_VERSION, RECORD_FILE)
+    for name, tensor in record.tensors.items():
+        where = f"{RECORD_FILE}: tensors: {name}"
+        _check_larger(tensor.logical_shape, tensor.padded_shape, where)
+        if tensor.segments:
+            _check_segments(tensor, tensor.segments, f"{where}: segments")
+    return record
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """One JSON object and the place it was found at, for messages."""
-
-    document: Any
-    where: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.document, dict):
-            raise RecordError(f"{self.where}: expected an object, got {shown(self.document)}")
-
-    @classmethod
-    def of_text(cls, text: str, where: str) -> "_Reader":
-        try:
-            return cls(parse_json(text), where)
-        except ValueError as error:
-            raise RecordError(f"{where}: not JSON: {error}") from error
-
-    def check_version(self) -> None:
-        version = self.document.get("format_version")
-        if type(version) is not int or version != FORMAT_VERSION:
-            raise RecordError(f"{self.where}: format_version: expected {FORMAT_VERSION}, got {shown(version)}")
-
-    def get(self, key: str, kind: type[T]) -> T:
-        value = self.document.get(key)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise RecordError(f"{self.where}: {key}: expected {kind.__name__}, got {shown(value)}")
-        return value
-
-    def optional(self, key: str, kind: type[T]) -> T | None:
-        return None if self.document.get(key) is None else self.get(key, kind)
-
-    def object(self, key: str) -> Json:
-        return cast("Json", self.get(key, dict))
-
-    def child(self, key: str) -> "_Reader":
-        return _Reader(self.document.get(key), f"{self.where}: {key}")
-
-    def entries(self, key: str) -> list[tuple[str, "_Reader"]]:
-        return [(name, _Reader(value, f"{self.where}: {key}: {name}")) for name, value in self.object(key).items()]
-
-    def items(self, key: str) -> list["_Reader"]:
-        values = self.get(key, list)
-        return [_Reader(value, f"{self.where}: {key}[{index}]") for index, value in enumerate(values)]
-
-    def strings(self, key: str) -> dict[str, str]:
-        child = self.child(key)
-        return {name: child.get(name, str) for name in child.document}
-
-    def size(self, key: str) -> int:
-        value = self.get(key, int)
-        if value < 0:
-            raise RecordError(f"{self.where}: {key}: expected a size, got {value}")
-        return value
-
-    def shape(self, key: str) -> Shape:
-        values = self.get(key, list)
-        if not all(type(value) is int and 0 <= value < 2**63 for value in values):
-            raise RecordError(f"{self.where}: {key}: expected a list of sizes, got {shown(values)}")
-        return tuple(values)
-
-    def pair(self, key: str) -> tuple[int, int]:
-        shape = self.shape(key)
-        if len(shape) != 2:
-            raise RecordError(f"{self.where}: {key}: expected two sizes, got {shown(list(shape))}")
-        return shape[0], shape[1]
-
-    def one_of(self, key: str, choices: Sequence[T]) -> T:
-        value = self.document.get(key)
-        if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise RecordError(f"{self.where}: {key}: expected one of {list(choices)}, got {shown(value)}")
-        return cast("T", value)
-
-
-def _module(entry: _Reader) -> ModuleRecord:
-    module = ModuleRecord(entry.pair("logical_shape"), entry.pair("padded_shape"), entry.pair("alignment"))
-    _check_larger(entry, module.logical_shape, module.padded_shape)
-    if 0 in module.alignment:
-        raise RecordError(f"{entry.where}: alignment: expected two positive sizes, got {list(module.alignment)}")
-    return module
-
-
-def _padded_tensor(entry: _Reader) -> PaddedTensor:
-    axes = entry.child("axes")
-    tensor = PaddedTensor(
-        logical_shape=entry.shape("logical_shape"),
-        padded_shape=entry.shape("padded_shape"),
-        fill=entry.one_of("fill", (0, 1)),
-        axes=Axes(axes.one_of("n", get_args(Disposition)), axes.one_of("k", get_args(Disposition))),
-        segments=_segments(entry.child("segments")) if "segments" in entry.document else None,
-    )
-    _check_larger(entry, tensor.logical_shape, tensor.padded_shape)
-    if tensor.segments:
-        _check_segments(entry, tensor, tensor.segments)
-    return tensor
-
-
-def _segments(entry: _Reader) -> Segments:
-    segments = Segments(entry.shape("logical"), entry.shape("padded"), entry.optional("axis", int))
-    _check_larger(entry, segments.logical, segments.padded)
-    return segments
-
-
-def _check_larger(entry: _Reader, logical: Shape, padded: Shape) -> None:
+def _check_larger(logical: Shape, padded: Shape, where: str) -> None:
     if len(logical) != len(padded) or any(small > large for small, large in zip(logical, padded, strict=True)):
-        raise RecordError(f"{entry.where}: {list(logical)} does not fit into its padded {list(padded)}")
+        raise RecordError(f"{where}: {list(logical)} does not fit into its padded {list(padded)}")
 
 
-def _check_segments(entry: _Reader, tensor: PaddedTensor, segments: Segments) -> None:
+def _check_segments(tensor: PaddedTensor, segments: Segments, where: str) -> None:
+    _check_larger(segments.logical, segments.padded, where)
     try:
         shapes = as_matrices(tensor.logical_shape), as_matrices(tensor.padded_shape)
     except ValueError as error:
-        raise RecordError(f"{entry.where}: segments: {error}") from error
+        raise RecordError(f"{where}: {error}") from error
     axis = segments.matrix_axis
     if axis not in (1, 2) or (sum(segments.logical), sum(segments.padded)) != (shapes[0][axis], shapes[1][axis]):
-        raise RecordError(f"{entry.where}: segments do not add up to {list(tensor.logical_shape)}")
-
-
-def _policy(entry: _Reader) -> Policy:
-    return Policy(
-        alignment=entry.one_of("alignment", ("auto", 16, 32, 64, 128)),
-        tensor_parallel_size=_tensor_parallel_size(entry),
-        absorb=entry.get("absorb", bool),
-        absorb_experts=entry.get("absorb_experts", bool),
-    )
-
-
-def _tensor_parallel_size(entry: _Reader) -> int:
-    size = entry.size("tensor_parallel_size")
-    if not 1 <= size <= MAX_TENSOR_PARALLEL_SIZE:
-        raise RecordError(f"{entry.where}: tensor_parallel_size: expected 1 to {MAX_TENSOR_PARALLEL_SIZE}, got {size}")
-    return size
-
-
-def _config_edit(entry: _Reader) -> ConfigEdit:
-    return ConfigEdit(
-        entry.get("file", str), entry.get("key", str), entry.document.get("old"), entry.document.get("new")
-    )
-
-
-def _base_source(reader: _Reader) -> BaseSource | None:
-    if reader.document.get("base_source") is None:
-        return None
-    entry = reader.child("base_source")
-    return BaseSource(entry.get("file", str), entry.optional("key", str))
-
-
-def _file(entry: _Reader) -> FileRecord:
-    hashes = entry.optional("sha256", str), entry.optional("source_sha256", str)
-    return FileRecord(entry.size("source_size"), entry.size("size"), *hashes)
+        raise RecordError(f"{where}: do not add up to {list(tensor.logical_shape)}")
 
 
 def _without_none(document: dict[str, Any]) -> dict[str, Any]:

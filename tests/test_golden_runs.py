@@ -76,6 +76,16 @@ def test_check_passes_on_equal_answers(golden: Run, recorded: Path, example: Pat
     assert ElementTree.parse(recorded.parent / "report.xml").getroot().get("failures") == "0"  # noqa: S314 - our own
 
 
+def test_the_name_of_the_folder_need_not_be_utf_8(golden: Run, recorded: Path, example: Path, tmp_path: Path) -> None:
+    """Neither the question to the engine nor its reply minds."""
+    model = tmp_path / os.fsdecode(b"\xff")
+    try:
+        model.symlink_to(example)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    assert golden("check", model, recorded).returncode == 0
+
+
 def test_check_fails_on_a_moved_logprob(
     golden: Run, recorded: Path, example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

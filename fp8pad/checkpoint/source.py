@@ -9,7 +9,8 @@ from pathlib import Path
 from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, Stamp, list_folder, read_text, stamp
 from fp8pad.checkpoint.headers import read_header
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError, RecordError
-from fp8pad.record import METADATA_KEY, QUANT_METHOD, RECORD_FILE, CheckpointRecord, Json, parse_json, parse_record
+from fp8pad.reading import Reader
+from fp8pad.record import METADATA_KEY, QUANT_METHOD, RECORD_FILE, CheckpointRecord, Json, parse_record
 from fp8pad.tensors import ShardHeader
 
 CONFIG_FILE = "config.json"
@@ -177,10 +178,7 @@ def _check_tensors(shards: tuple[ShardHeader, ...], index: Index | None) -> None
 
 def parse_object(file: str, text: str) -> Json:
     """Return the JSON object that `text` is; `ConfigError` names it as `file` if it is none."""
-    try:
-        document = parse_json(text)
-    except ValueError as error:
-        raise ConfigError(f"{file}: not JSON: {error}") from error
+    document = Reader(ConfigError).parse_json(text, file)
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(document).__name__}")
     return document

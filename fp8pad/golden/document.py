@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fp8pad.errors import GoldenError
-from fp8pad.golden.reading import parse_json, read
+from fp8pad.reading import Reader
 
 FORMAT_VERSION = 1
+READER = Reader(GoldenError)
 
 EngineName = Literal["vllm", "transformers"]
 Mode = Literal["eager", "compiled"]
@@ -87,12 +88,10 @@ class GoldenDocument:
 
 def parse_document(text: str, file: str) -> GoldenDocument:
     """Read the text of a golden file; `GoldenError` if it is not one, of another version, or was edited by hand."""
-    document = parse_json(text, f"{file}: not a golden file")
+    document = READER.parse_json(text, f"{file}: not a golden file")
     if not isinstance(document, dict) or "answers" not in document or "format_version" not in document:
         raise GoldenError(f"{file}: not a golden file: expected an object with format_version and answers")
-    if (version := document["format_version"]) != FORMAT_VERSION or isinstance(version, bool):
-        raise GoldenError(f"{file}: format_version: expected {FORMAT_VERSION}, got {json.dumps(version)}")
-    golden = read(GoldenDocument, document, file)
+    golden = READER.read_versioned(GoldenDocument, document, FORMAT_VERSION, file)
     if not golden.answers:
         raise GoldenError(f"{file}: answers: expected at least one")
     for index, answer in enumerate(golden.answers):

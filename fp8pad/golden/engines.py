@@ -15,9 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from fp8pad.errors import GoldenError
-from fp8pad.golden.document import check_answer
+from fp8pad.golden.document import READER, check_answer
 from fp8pad.golden.question import Question, Reply
-from fp8pad.golden.reading import parse_json, read
 
 # Set only where the user has not. Without its own process for the scheduler vLLM forms the same batches every time
 # (vLLM's documentation, "Reproducibility"); the CPU build otherwise claims most of the machine's memory for its cache.
@@ -62,7 +61,7 @@ def ask(question: Question, progress: Progress) -> Reply:
         document = _read_reply(reply_file)
         if "reply" not in document:
             raise _failure(question, process.returncode, document, _telling_lines(log))
-    return _checked(read(Reply, document["reply"], f"{engine}'s reply"), question)
+    return _checked(READER.read(Reply, document["reply"], f"{engine}'s reply"), question)
 
 
 @contextmanager
@@ -117,8 +116,8 @@ def _telling_lines(log: Path) -> list[str]:
 
 def _read_reply(reply_file: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = parse_json(reply_file.read_text(encoding="utf-8"), "reply")
-    except (OSError, GoldenError):
+        document: dict[str, Any] = json.loads(reply_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return document
 

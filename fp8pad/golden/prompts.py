@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.errors import GoldenError
-from fp8pad.golden.reading import parse_json, read
+from fp8pad.golden.document import READER
 
 Prompt = tuple[int, ...]
 Tokenize = Callable[[str], Sequence[int]]
@@ -102,11 +102,11 @@ def _parse_text_line(line: str, where: str, tokenize: Tokenize) -> Prompt:
 
 
 def _parse_json_line(line: str, where: str, tokenize: Tokenize) -> Prompt:
-    document = parse_json(line, where)
+    document = READER.parse_json(line, where)
     if isinstance(document, dict) and "prompt_token_ids" in document:
-        return _not_empty(read(tuple[int, ...], document["prompt_token_ids"], f"{where}: prompt_token_ids"), where)
+        return _not_empty(READER.read(Prompt, document["prompt_token_ids"], f"{where}: prompt_token_ids"), where)
     if isinstance(document, dict) and "prompt" in document:
-        return _parse_text_line(read(str, document["prompt"], f"{where}: prompt"), where, tokenize)
+        return _parse_text_line(READER.read(str, document["prompt"], f"{where}: prompt"), where, tokenize)
     raise GoldenError(f'{where}: expected {{"prompt": TEXT}} or {{"prompt_token_ids": [IDS]}}')
 
 

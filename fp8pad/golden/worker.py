@@ -18,8 +18,8 @@ from typing import Any
 
 from fp8pad.errors import GoldenError
 from fp8pad.golden import transformers_engine, vllm_engine
+from fp8pad.golden.document import READER
 from fp8pad.golden.question import Question, Reply, check_environment
-from fp8pad.golden.reading import parse_json, read
 
 _LOOK_EVERY_SECONDS = 1.0
 _LONGEST_CAUSE = 300  # characters
@@ -28,7 +28,8 @@ _ENGINES = {"vllm": vllm_engine, "transformers": transformers_engine}
 
 def main(question_file: str, reply_file: str) -> int:
     """Write a reply, what the engine refused, or the cause of its failure; the traceback goes to stderr."""
-    question = read(Question, parse_json(Path(question_file).read_text(encoding="utf-8"), "question"), "question")
+    # Not `parse_json`, which golden files are read with: the name of the model's folder need not be UTF-8.
+    question = READER.read(Question, json.loads(Path(question_file).read_text(encoding="utf-8")), "question")
     try:
         document: dict[str, Any] = {"reply": asdict(_reply(question))}
     except GoldenError as error:

@@ -1,0 +1,88 @@
+"""Reading by type hints: one value of each kind that is read, and every kind of value that is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from fp8pad.errors import GoldenError
+from fp8pad.reading import MAX_NESTING, PositiveSize, Reader, Size
+
+READER = Reader(GoldenError)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """What a mapping holds."""
+
+    pair: tuple[PositiveSize, float]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """A field of each kind."""
+
+    name: str
+    flag: bool
+    choice: Literal["auto", 1]
+    sizes: tuple[Size, ...]
+    inner: Mapping[str, Inner]
+    maybe: Inner | None
+    anything: Any
+    has_default: int = 7
+
+
+DOCUMENT: dict[str, Any] = {
+    "name": "n",
+    "flag": True,
+    "choice": 1,
+    "sizes": [0, 2**63 - 1],
+    "inner": {"a": {"pair": [1, 2]}},
+    "maybe": None,
+    "anything": [None, {}],
+    "has_default": 8,
+}
+OUTER = Outer("n", True, 1, (0, 2**63 - 1), {"a": Inner((1, 2.0))}, None, [None, {}], 8)
+
+
+def test_each_kind_is_read() -> None:
+    """Unknown keys are passed over, and null is as good as nothing where nothing is allowed."""
+    assert READER.read(Outer, DOCUMENT | {"later": 1}, "x") == OUTER
+    assert READER.read(Outer, {key: DOCUMENT[key] for key in DOCUMENT if key != "maybe"}, "x") == OUTER
+    assert READER.read(Outer, DOCUMENT | {"maybe": {"pair": [1, 2]}}, "x").maybe == Inner((1, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "x: name: expected str, got null"),
+        ({"flag": 1}, "x: flag: expected bool, got 1"),
+        ({"choice": True}, "x: choice: expected one of ['auto', 1], got true"),
+        ({"choice": ["auto"]}, "x: choice: expected one of ['auto', 1], got [\"auto\"]"),
+        ({"sizes": None}, "x: sizes: expected a list, got null"),
+        ({"sizes": [3, -1]}, "x: sizes[1]: expected a size, got -1"),
+        ({"sizes": [2**63]}, "x: sizes[0]: expected a size, got 9223372036854775808"),
+        ({"sizes": [True]}, "x: sizes[0]: expected int, got true"),
+        ({"inner": []}, "x: inner: expected an object, got []"),
+        ({"inner": {"a": 3}}, "x: inner: a: expected an object, got 3"),
+        ({"inner": {"a": {"pair": [1]}}}, "x: inner: a: pair: expected a list of 2, got [1]"),
+        ({"inner": {"a": {"pair": [0, 1.5]}}}, "x: inner: a: pair[0]: expected a positive size, got 0"),
+        ({"inner": {"a": {"pair": [1, float("inf")]}}}, "x: inner: a: pair[1]: expected a finite number, got Infinity"),
+        ({"maybe": {"pair": [1, 10**400]}}, f"x: maybe: pair[1]: expected a finite number, got 1{'0' * 56}..."),
+        ({"has_default": None}, "x: has_default: expected int, got null"),
+    ],
+)
+def test_what_is_of_another_type_is_refused(change: dict[str, Any], message: str) -> None:
+    """One line names the place, what was expected and what was found."""
+    with pytest.raises(GoldenError) as caught:
+        READER.read(Outer, DOCUMENT | change, "x")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": "\\ud800"}', "[" * 101 + "]" * 101, "[" * 100_000])
+def test_json_that_is_none_or_could_not_be_written_again_is_refused(text: str) -> None:
+    """Nesting is counted, however deep it goes."""
+    with pytest.raises(GoldenError, match=r"^x: not JSON: "):
+        READER.parse_json(text, "x")
+    assert READER.parse_json("[" * MAX_NESTING + "]" * MAX_NESTING, "x")
