@@ -80,3 +80,18 @@ def test_cut_output(shape: tuple[int, ...]) -> None:
     cut = cut_output(output, 20)
     assert cut.is_contiguous()
     assert torch.equal(cut, output[..., :20])
+
+
+@pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (0, 32)])
+def test_cut_output_as_a_view(shape: tuple[int, ...]) -> None:
+    """Nothing is copied, and rows of any rank can still be counted as tokens."""
+    output = torch.randn(shape)
+    cut = cut_output(output, 20, strided=True)
+    assert (cut.data_ptr(), cut.stride()) == (output.data_ptr(), output.stride())
+    assert torch.equal(cut.view(-1, 20), output.view(-1, 32)[:, :20])
+
+
+def test_a_compiled_cut_is_contiguous() -> None:
+    """Compiled, a copy is Inductor's to fuse, whoever takes the output."""
+    compiled = torch.compile(cut_output, backend="eager", fullgraph=True)
+    assert compiled(torch.randn(5, 32), 20, strided=True).is_contiguous()

@@ -11,7 +11,7 @@ import torch
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import num_blocks
 from fp8pad.runtime.loading import Corner, Segments, hide_corner, show_corner
-from fp8pad.runtime.output import cut_output
+from fp8pad.runtime.output import cut_output, takes_strided_rows
 from fp8pad.runtime.quantizer import pad_where_quantized
 from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerRecord, RankSizes, Tile
 
@@ -52,6 +52,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
     sizes: RankSizes
     pads_where_quantized: bool
     reads_layer_sizes: bool
+    leaves_rows_strided: bool
 
     def create_weights(
         self,
@@ -70,6 +71,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
                 _show_corner(parameter, self.record, sizes, _block(self, layer))
         kernel = _kernel(self, layer)
         self.sizes = sizes
+        self.leaves_rows_strided = takes_strided_rows(self.record.prefix)
         self.reads_layer_sizes = type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
         self.pads_where_quantized = sizes.padded_k > sizes.k and pad_where_quantized(kernel, sizes.padded_k)
 
@@ -100,7 +102,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         output: torch.Tensor = super().apply(shown, self._padded_activation(x), bias)
         if len(sizes.segments) > 1:
             return torch.cat([output[..., rows] for rows in sizes.slices], dim=-1)
-        return output if sizes.padded_n == sizes.n else cut_output(output, sizes.n)
+        return output if sizes.padded_n == sizes.n else cut_output(output, sizes.n, strided=self.leaves_rows_strided)
 
     def _padded_activation(self, x: Any) -> Any:
         if not isinstance(x, torch.Tensor):  # quantized by an earlier kernel, with its scale

@@ -211,6 +211,50 @@ def test_every_rank_computes_what_it_computes_without_padding(name: str, rank: t
     assert padded.logical_widths == original.logical_widths
 
 
+@pytest.mark.parametrize("tokens", [(7,), (3, 5)], ids=["2-D", "3-D"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.layers.0.mixer.out_proj",
+        "model.layers.0.linear_attn.in_proj_qkvz",
+        "model.layers.0.mlp.gate_up_proj",
+        "model.layers.0.mlp.in_proj",
+        "model.layers.0.self_attn.kv_a_proj_with_mqa",
+        "model.layers.0.self_attn.qkv_proj",
+    ],
+)
+def test_only_a_mamba_mixer_gets_its_output_uncopied(
+    name: str, tokens: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets a view of the kernel's rows, 224 long; all others get rows of 213 side by side, of the same values."""
+    _pretend_rank(monkeypatch, 1, 0)
+    x = torch.randn(*tokens, HIDDEN)
+    view, copy = _output("backbone.layers.0.mixer.in_proj", x), _output(name, x)
+    assert view.stride()[-2:] == (224, 1)
+    assert copy.is_contiguous()
+    assert torch.equal(view, copy)
+
+
+def test_with_lora_a_mamba_mixers_output_is_copied_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's LoRA adds to whole outputs, in a kernel that refuses any that is not contiguous."""
+    from vllm.config import LoRAConfig, get_current_vllm_config
+
+    _pretend_rank(monkeypatch, 1, 0)
+    monkeypatch.setattr(get_current_vllm_config(), "lora_config", LoRAConfig(max_lora_rank=8))
+    assert _output("backbone.layers.0.mixer.in_proj", torch.randn(7, HIDDEN)).is_contiguous()
+
+
+def _output(name: str, x: torch.Tensor) -> torch.Tensor:
+    """Return what a layer of 213 rows, called `name` in its model, makes of `x`."""
+    layer = _replicated(_Config(LayerRecord(name, (_module(213, HIDDEN),))))
+    weight, scale = _tensors((213, HIDDEN))
+    _load(layer, None, _grown(weight, 0), _grown(scale, 1))
+    layer.bias.data.zero_()
+    layer.quant_method.process_weights_after_loading(layer)
+    output: torch.Tensor = layer.quant_method.apply(layer, x, layer.bias)
+    return output
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_block_scales_stay_with_their_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one rank, a block-scaled layer computes with the checkpoint's weights, whatever the sizes of its parts."""

@@ -48,6 +48,22 @@ def _phi3(**sizes: Any) -> Any:
     return Phi3Config(num_hidden_layers=2, vocab_size=509, pad_token_id=0, **{**defaults, **sizes})
 
 
+def _deepseek() -> Any:
+    from transformers import DeepseekV2Config
+
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "qk_nope_head_dim": 32, "v_head_dim": 32}
+    latents = {"q_lora_rank": None, "kv_lora_rank": 72, "qk_rope_head_dim": 16}
+    sizes = {"hidden_size": 136, "intermediate_size": 213, "num_hidden_layers": 2, "vocab_size": 509}
+    return DeepseekV2Config(first_k_dense_replace=2, **heads, **latents, **sizes)
+
+
+def _mamba2() -> Any:
+    from transformers import Mamba2Config
+
+    sizes = {"hidden_size": 768, "num_heads": 24, "head_dim": 64, "n_groups": 1, "state_size": 128}  # Mamba2-130m's
+    return Mamba2Config(num_hidden_layers=2, vocab_size=509, **sizes)
+
+
 def _gpt_bigcode() -> Any:
     from transformers import GPTBigCodeConfig
 
@@ -77,6 +93,8 @@ MODELS: Mapping[str, TinyModel] = {
     ),
     "phi3": TinyModel(_phi3),
     "gpt_bigcode": TinyModel(_gpt_bigcode),
+    "deepseek": TinyModel(_deepseek),
+    "mamba2": TinyModel(_mamba2),
 }
 
 
