@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fp8pad.bench.shapes import LayerShape
-from fp8pad.runtime.output import cut_output
+from fp8pad.runtime.output import cut_output, takes_strided_rows
 from fp8pad.runtime.quantizer import pad_where_quantized
 
 CANDIDATES = ("ideal", "vllm", "shim", "absorbed")
@@ -53,7 +53,8 @@ def _shim_forward(shape: LayerShape, dtype: torch.dtype) -> Forward:
         raise TypeError(f"the shim does not pad in {type(kernel).__name__}")
     if padded_n == shape.n:
         return lambda x: kernel.apply_weights(layer, x)
-    return lambda x: cut_output(kernel.apply_weights(layer, x), shape.n)
+    strided = takes_strided_rows(shape.name)
+    return lambda x: cut_output(kernel.apply_weights(layer, x), shape.n, strided=strided)
 
 
 def _layer(weight_shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:

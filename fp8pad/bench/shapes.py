@@ -10,7 +10,10 @@ CUTLASS_ALIGNMENT = (16, 16)
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One linear layer as one rank holds it, `[N, K]` = `[out_features, in_features]`."""
+    """One linear layer as one rank holds it, `[N, K]` = `[out_features, in_features]`.
+
+    `name` ends as the module's does where that decides what the runtime does (`takes_strided_rows` in runtime/output).
+    """
 
     name: str
     n: int
@@ -44,7 +47,7 @@ REAL_SHAPES = (
     LayerShape("jais-13b fc2", 5120, 13653),
     LayerShape("Qwen2.5-VL vision gate_up", 6840, 1280),
     LayerShape("jais-13b fc1, gated", 27306, 5120),
-    LayerShape("Mamba2-130m in_proj", 3352, 768),
+    LayerShape("Mamba2-130m layers.*.mixer.in_proj", 3352, 768),
 )
 
 TOKEN_COUNTS = (1, 16, 64, 256, 1024, 4096, 16384)
