@@ -21,12 +21,12 @@ SHOWN_TOKENS = (1, 64, 1024, 16384)
 FORMS = ("stock", "shim", "absorbed")
 # What kernels do, by a pattern in their names; the first that fits.
 KERNEL_GROUPS = (
+    ("fused by Inductor", "^triton_"),
     ("attention", "(?i)flash|reshape_and_cache"),
     ("matrix products", "(?i)cutlass|gemm|nvjet"),
     ("quantization", "quant|per_token_kernel|per_tensor_kernel"),
     ("activation", "act_and_mul"),
     ("norms, rotary embedding", "rms_norm|rotary"),
-    ("fused by Inductor", "^triton_"),
     ("copies and fills: padding, cutting", "cut_kernel|FillFunctor|elementwise|(?i:memcpy|memset)"),
     ("the rest", ""),
 )

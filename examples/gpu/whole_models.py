@@ -31,9 +31,10 @@ SHORT_QUESTIONS = [
 QUESTIONS = (*SHORT_QUESTIONS, (1, 1, 2048), (1, 2, 4000))
 TTFT_TOKENS = (512, 2048, 8000)
 TPOT_BATCHES = (1, 32)
-TPOT_STEPS = 8
+TPOT_STEPS = 32
 ENCODER_IMAGES = ((1, 448), (1, 1036), (4, 1036))
 PROFILED_TOKENS = 8000
+EAGER = "stock, eager"
 
 Engines = Mapping[str, Engine]
 
@@ -42,23 +43,26 @@ Engines = Mapping[str, Engine]
 def served(paths: Mapping[str, Mapping[str, Path]], options: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
     """Start an engine for each form of each model, all at once, and yield engines and what they say of themselves.
 
-    Only the shim's may load plugins. A model's absorbed form is left out where it is padded too.
+    Only the shim's may load plugins. A model's absorbed form is left out where it is padded too. Beside compiled
+    engines is an eager one of the original, to show how much compiling changes by itself.
     """
-    engines = {
-        (name, kind): Engine(stock=kind != "shim", **options["ranks"])
-        for name, forms in paths.items()
-        for kind, path in forms.items()
+    forms = [
+        (name, kind, path)
+        for name, paths_of_model in paths.items()
+        for kind, path in paths_of_model.items()
         if kind == "shim" or not needs_plugin(path)
-    }
+    ]
+    if not options["engine"]["enforce_eager"]:
+        forms += [(name, EAGER, paths_of_model["stock"]) for name, paths_of_model in paths.items()]
+    engines = {(name, kind): Engine(stock=kind != "shim", **options["ranks"]) for name, kind, _ in forms}
     try:
+        for name, kind, path in forms:
+            asked = {**options["engine"], **options_for(path)} | ({"enforce_eager": True} if kind == EAGER else {})
+            engines[name, kind].send("start", model=str(path), **asked)
+        started: dict[str, dict[str, Any]] = {name: {} for name in paths}
         for (name, kind), engine in engines.items():
-            path = paths[name][kind]
-            engine.send("start", model=str(path), **options["engine"], **options_for(path))
-        ready = {key: engine.receive() for key, engine in engines.items()}
-        yield {
-            name: {kind: (engines[name, kind], ready[name, kind]) for kind in forms if (name, kind) in engines}
-            for name, forms in paths.items()
-        }
+            started[name][kind] = engine, engine.receive()
+        yield started
     finally:
         for engine in engines.values():
             engine.close()
@@ -175,6 +179,7 @@ def _one_run(name: str, mode: str, started: Mapping[str, Any], arguments: argpar
     }
     run["agreement"] = compare(engines, QUESTIONS, images=images)
     _tell(f"{name}, {mode}: {run['layers']}: {run['agreement']}")
+    engines.pop(EAGER, None)
     run["figures"] = measure(engines, arguments.samples, images=images) if arguments.samples else []
     for row in run["figures"]:
         _tell(str(row))
