@@ -223,11 +223,12 @@ def _figure_name(row: dict[str, Any]) -> str:
 
 
 def _timed(timings: dict[str, Any], kind: str) -> str:
+    """Show a median, its quartiles, and how far it is from stock's."""
     if kind not in timings:
         return "-"
-    median = timings[kind]["median"]
-    change = "" if kind == "stock" else f" ({100 * (median / timings['stock']['median'] - 1):+.1f} %)"
-    return f"{median:.2f}{change}"
+    median, lower, upper = (timings[kind][key] for key in ("median", "lower", "upper"))
+    change = "" if kind == "stock" else f", {100 * (median / timings['stock']['median'] - 1):+.1f} %"
+    return f"{median:.1f} ({lower:.1f} to {upper:.1f}){change}"
 
 
 TABLES: dict[str, Callable[[dict[str, Any], Path], str]] = {

@@ -28,8 +28,9 @@ from fp8pad.record import Policy
 
 # Batches asked of every form: seeds, prompts in the batch, tokens in each.
 QUESTIONS = ((1, 1, 1), (2, 1, 7), (3, 5, 33), (4, 16, 100))
-# Tiny checkpoints have short position embeddings.
+# Tiny checkpoints have short position embeddings; images of real sizes take hundreds of tokens each.
 MAX_MODEL_LEN = 160
+MAX_MODEL_LEN_WITH_IMAGES = 2048
 
 
 class Servers:
@@ -43,9 +44,12 @@ class Servers:
         """Serve a checkpoint and return its answers, or why there are none."""
         stock = not needs_plugin(model)
         engine = self._engines[stock]
+        own_options = options_for(model)
+        images = "limit_mm_per_prompt" in own_options
+        if images:
+            own_options["max_model_len"] = MAX_MODEL_LEN_WITH_IMAGES
         try:
-            layers = engine.ask("start", model=str(model), **options, **options_for(model))
-            images = "limit_mm_per_prompt" in options_for(model)
+            layers = engine.ask("start", model=str(model), **{**options, **own_options})
             asked = [question(*batch, images=images) for batch in QUESTIONS]
             return {"layers": layers, "answers": [engine.ask("answers", **batch) for batch in asked]}
         except EngineError as error:

@@ -265,7 +265,7 @@ _DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
         if name != "channel"
     },
     "deepseek-latent-2040": (
-        LatentDecoder(2040, 5464, 4, heads=5, q_rank=1032, v_dim=120),
+        LatentDecoder(2040, 5464, 4, heads=5, q_rank=1032),
         LatentDecoder(280, 212, 2, heads=5, vocabulary=512, q_rank=72, v_dim=120),
     ),
     "deepseek-latent-block": (
