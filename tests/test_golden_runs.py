@@ -76,14 +76,20 @@ def test_check_passes_on_equal_answers(golden: Run, recorded: Path, example: Pat
     assert ElementTree.parse(recorded.parent / "report.xml").getroot().get("failures") == "0"  # noqa: S314 - our own
 
 
-def test_the_name_of_the_folder_need_not_be_utf_8(golden: Run, recorded: Path, example: Path, tmp_path: Path) -> None:
-    """Neither the question to the engine nor its reply minds."""
-    model = tmp_path / os.fsdecode(b"\xff")
+def test_names_of_files_need_not_be_utf_8(golden: Run, recorded: Path, example: Path, tmp_path: Path) -> None:
+    """Neither the question to the engine nor its reply minds; what is written has the names with escapes."""
+    model, prompts = tmp_path / os.fsdecode(b"b\xff"), tmp_path / os.fsdecode(b"p\xff.jsonl")
     try:
-        model.symlink_to(example)
+        shutil.copytree(example, model)
     except OSError:
         pytest.skip("the file system takes UTF-8 names only")
-    assert golden("check", model, recorded).returncode == 0
+    prompts.write_text('{"prompt_token_ids": [3, 4]}\n')
+    assert golden("check", model, recorded, "--junit", "report.xml").returncode == 0
+    assert "fp8pad golden.b\\udcff" in (tmp_path / "report.xml").read_text()
+    run = golden("record", model, "--prompts", prompts, "-o", "bytes.json")
+    assert run.returncode == 0, run.stderr
+    document = json.loads((tmp_path / "bytes.json").read_text())
+    assert (document["model"], document["prompts_from"]) == ("b\\udcff", "p\\udcff.jsonl")
 
 
 def test_check_fails_on_a_moved_logprob(

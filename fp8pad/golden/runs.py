@@ -21,6 +21,7 @@ from fp8pad.golden.options import (
 from fp8pad.golden.prompts import Prompt, built_in_prompts, check_prompts, read_prompts
 from fp8pad.golden.question import Question, Reply, environment_differences
 from fp8pad.golden.tokenizer import tokenizer
+from fp8pad.text import printable
 
 
 def record(model: Path, options: RecordOptions, progress: Progress) -> GoldenDocument:
@@ -37,7 +38,7 @@ def record(model: Path, options: RecordOptions, progress: Progress) -> GoldenDoc
     reply = _ask(source, Question(str(model), settings, prompts, options.trust_remote_code, None), progress)
     return GoldenDocument(
         fp8pad_version=__version__,
-        model=model.resolve().name,
+        model=printable(model.resolve().name),
         fingerprint=fingerprint(source),
         settings=replace(settings, dtype=reply.dtype),
         environment=reply.environment,
@@ -66,7 +67,7 @@ def check(model: Path, golden: GoldenDocument, options: CheckOptions, progress: 
     atol = default_atol(settings, warnings) if options.atol is None else options.atol
     results = compare_answers(golden.answers, reply.answers, atol, options.allow_ties)
     num_tokens = sum(len(answer.token_ids) for answer in golden.answers)
-    return Comparison(model.resolve().name, atol, warnings, num_tokens, results)
+    return Comparison(printable(model.resolve().name), atol, warnings, num_tokens, results)
 
 
 def compare(
@@ -109,4 +110,5 @@ def _prompts(source: Source, options: RecordOptions) -> tuple[tuple[Prompt, ...]
     if options.prompts is None:
         config = source.configs[CONFIG_FILE]
         return built_in_prompts(config, options.max_tokens, options.seed), f"built-in, seed {options.seed}"
-    return read_prompts(options.prompts, tokenizer(source.root, options.trust_remote_code)), options.prompts.name
+    prompts = read_prompts(options.prompts, tokenizer(source.root, options.trust_remote_code))
+    return prompts, printable(options.prompts.name)

@@ -22,6 +22,8 @@ def register() -> None:
     from fp8pad.record import QUANT_METHOD
     from fp8pad.runtime.config import make_config_class
     from fp8pad.runtime.dequantized import cut_dequantized_weights
+    from fp8pad.runtime.misnamed import load_misnamed_layers
 
     register_quantization_config(QUANT_METHOD)(make_config_class())
     cut_dequantized_weights()
+    load_misnamed_layers()

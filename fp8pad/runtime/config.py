@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fp8pad.errors import RecordError
 from fp8pad.record import QUANT_METHOD, ModuleRecord, parse_quantization_config
 from fp8pad.runtime.linear import PaddedLinearMethod, padded_linear_method
+from fp8pad.runtime.names import find_renamed
 from fp8pad.runtime.sizes import find_layer
 
 # Where our own record goes when the base is put back in its place.
@@ -132,7 +133,7 @@ def _rebuild(base_class: type, state: dict[str, Any]) -> Any:
 @functools.cache
 def padded_config_class(base_class: Any) -> type:
     """Return a subclass of a vLLM config class whose linear methods pad."""
-    return type(base_class.__name__, (_PaddedConfig, base_class), {})
+    return type(base_class.__name__, (PaddedConfig, base_class), {})
 
 
 if TYPE_CHECKING:
@@ -141,10 +142,15 @@ else:
     QuantizationConfig = object
 
 
-class _PaddedConfig(QuantizationConfig):  # type: ignore[misc]
+class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
     """Stands before a vLLM quantization config; `fp8pad_modules` are the records of the modules, by vLLM's names."""
 
     fp8pad_modules: dict[str, ModuleRecord]
+
+    @property
+    def padded_modules(self) -> list[str]:
+        """The names of the modules that are larger on disk than the config asks for."""
+        return [name for name, module in self.fp8pad_modules.items() if module.padded_shape != module.logical_shape]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # vLLM sends configs to its worker processes; a class made at run time has no name to be found by there.
@@ -162,13 +168,15 @@ class _PaddedConfig(QuantizationConfig):  # type: ignore[misc]
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
         """Return the base's method; one that pads for a Linear that fp8pad knows, untouched for all else."""
         method = super().get_quant_method(layer, prefix)
-        if not _is_quantized_linear(method) or isinstance(method, PaddedLinearMethod):
+        if not is_quantized_linear(method) or isinstance(method, PaddedLinearMethod):
             return method
-        record = find_layer(self.fp8pad_modules, prefix, self.packed_modules_mapping)
+        names = self.fp8pad_modules, prefix, self.packed_modules_mapping
+        record = find_layer(*names) or find_renamed(*names, getattr(layer, "input_size", 0))
         return method if record is None else padded_linear_method(method, record)
 
 
-def _is_quantized_linear(method: Any) -> bool:
+def is_quantized_linear(method: Any) -> bool:
+    """Return whether `method` is a linear method of a layer whose weights are quantized."""
     from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
 
     return isinstance(method, LinearMethodBase) and not isinstance(method, UnquantizedLinearMethod)

@@ -86,6 +86,12 @@ HOST_SYMBOLS = (
         "reads the weight of MLA's `kv_b_proj` past its linear method",
     ),
     HostSymbol(
+        "vllm.model_executor.model_loader.default_loader",
+        "DefaultModelLoader.load_weights",
+        ("self", "model", "model_config"),
+        "is where a model is whole, and not yet loaded",
+    ),
+    HostSymbol(
         "vllm.model_executor.models.utils",
         "WeightsMapper.apply_list",
         ("self", "values"),

@@ -154,6 +154,13 @@ def _block(method: Any, layer: torch.nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def show_logical(layer: Any, record: LayerRecord) -> None:
+    """Let a layer that is not padded load the padded tensors of `record` without their padding."""
+    n, k = layer.weight.shape
+    for parameter in layer.parameters(recurse=False):
+        _show_corner(parameter, record, RankSizes.of([n], k, (1, 1)), _block(layer.quant_method, layer))
+
+
 def _show_corner(
     parameter: torch.nn.Parameter, record: LayerRecord, sizes: RankSizes, block: tuple[int, int] | None
 ) -> None:

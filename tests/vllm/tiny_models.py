@@ -64,6 +64,34 @@ def _mamba2() -> Any:
     return Mamba2Config(num_hidden_layers=2, vocab_size=509, **sizes)
 
 
+def _granite_hybrid() -> Any:
+    from transformers import GraniteMoeHybridConfig
+
+    attention = {"num_attention_heads": 5, "num_key_value_heads": 1}
+    mamba = {"mamba_n_heads": 8, "mamba_d_head": 40, "mamba_d_state": 16, "mamba_n_groups": 1}
+    sizes = {"hidden_size": 160, "shared_intermediate_size": 213, "num_local_experts": 0, "vocab_size": 509}
+    layers = {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]}
+    return GraniteMoeHybridConfig(**attention, **mamba, **sizes, **layers)
+
+
+def _falcon_h1() -> Any:
+    from transformers import FalconH1Config
+
+    attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    mamba = {"mamba_n_heads": 8, "mamba_d_head": 34, "mamba_d_ssm": 272, "mamba_d_state": 8, "mamba_n_groups": 1}
+    sizes = {"hidden_size": 136, "intermediate_size": 213, "num_hidden_layers": 2, "vocab_size": 509}
+    return FalconH1Config(**attention, **mamba, **sizes)
+
+
+def _zamba2() -> Any:
+    from transformers import Zamba2Config
+
+    attention = {"num_attention_heads": 9, "num_key_value_heads": 9, "attention_head_dim": 32, "adapter_rank": 24}
+    mamba = {"n_mamba_heads": 8, "mamba_d_state": 16, "mamba_ngroups": 1}
+    layers = {"num_hidden_layers": 2, "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1}
+    return Zamba2Config(hidden_size=144, intermediate_size=213, vocab_size=509, **attention, **mamba, **layers)
+
+
 def _gpt_bigcode() -> Any:
     from transformers import GPTBigCodeConfig
 
@@ -95,6 +123,9 @@ MODELS: Mapping[str, TinyModel] = {
     "gpt_bigcode": TinyModel(_gpt_bigcode),
     "deepseek": TinyModel(_deepseek),
     "mamba2": TinyModel(_mamba2),
+    "granite_hybrid": TinyModel(_granite_hybrid),
+    "falcon_h1": TinyModel(_falcon_h1),
+    "zamba2": TinyModel(_zamba2),
 }
 
 
