@@ -65,13 +65,14 @@ def test_a_part_that_the_record_leaves_out_is_taken_as_it_is() -> None:
 
 
 def test_a_layer_is_found_by_its_own_name_or_by_its_parts() -> None:
-    """Fused on disk, as in Phi-3, a module has the layer's own name; else the engine says what it fuses."""
+    """Fused on disk, as in Phi-3, a module has the layer's own name; else it is told, or known, what is fused."""
     fused = {"gate_up_proj": ["gate_proj", "up_proj"], "qkv_proj": ["q_proj", "k_proj", "v_proj"]}
     modules = {"model.mlp.gate_proj": GATE, "model.mlp.up_proj": UP, "phi.mlp.gate_up_proj": DOWN, "q_proj": GATE}
     assert find_layer(modules, "model.mlp.gate_up_proj", fused) == LayerRecord("model.mlp.gate_up_proj", (GATE, UP))
     assert find_layer(modules, "phi.mlp.gate_up_proj", fused) == LayerRecord("phi.mlp.gate_up_proj", (DOWN,))
     assert find_layer(modules, "qkv_proj", fused) == LayerRecord("qkv_proj", (GATE, None, None))
     assert find_layer(modules, "model.mlp.down_proj", fused) is None
+    assert find_layer(modules, "model.mlp.gate_up_proj", {}) == LayerRecord("model.mlp.gate_up_proj", (GATE, UP))
 
 
 def test_the_alignment_of_a_layer_suits_every_part() -> None:

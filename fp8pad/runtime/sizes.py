@@ -12,6 +12,9 @@ from fp8pad.record import ModuleRecord
 
 ShardId = str | int | tuple[int, ...] | None
 
+# What every model fuses so that fuses it at all. Some tell their config too late (qwen3_moe: gate_up_proj).
+_FUSED_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj", "k_proj", "v_proj")}
+
 # vLLM names the matrices of a fused QKV by letter and those of other fused layers by position.
 _QKV_POSITIONS = {"q": 0, "k": 1, "v": 2}
 
@@ -131,7 +134,8 @@ def find_layer(
     if prefix in modules:
         return LayerRecord(prefix, (modules[prefix],))
     parent, dot, name = prefix.rpartition(".")
-    parts = tuple(modules.get(f"{parent}{dot}{part}") for part in fused_modules.get(name, ()))
+    fused = fused_modules.get(name) or _FUSED_MODULES.get(name, ())
+    parts = tuple(modules.get(f"{parent}{dot}{part}") for part in fused)
     return LayerRecord(prefix, parts) if any(parts) else None
 
 
