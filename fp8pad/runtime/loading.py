@@ -77,12 +77,16 @@ class Segments:
     fill: int
 
     def load(self, loader: Loader, parameter: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Put a whole matrix, or its scales, into its place, without its padding; `loader` has nothing to do."""
+        """Put a whole matrix, or its scales, into its place, without its padding; `loader` has nothing to do.
+
+        Its tails are set too: a reload begins with memory that nothing was written to (reload/meta.py).
+        """
         shard_id = _shard_id(args, kwargs)
         position = self.record.position(tensor.shape, self.tile, shard_id)
         sizes = self.record.logical_shape(tensor.shape, self.tile, shard_id)
-        place = parameter.data[self.slices[position], : self.num_columns]
-        place.copy_(_leading(tensor, sizes))
+        starts = [rows.start for rows in self.slices] + [parameter.shape[0]]
+        parameter.data[starts[position] : starts[position + 1]].fill_(self.fill)
+        parameter.data[self.slices[position], : self.num_columns].copy_(_leading(tensor, sizes))
 
     def fill_tails(self, parameter: torch.Tensor) -> None:
         """Set every element: those of the segments are loaded later."""

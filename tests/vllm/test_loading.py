@@ -180,6 +180,7 @@ def test_every_rank_loads_what_it_loads_without_padding(name: str, rank: tuple[i
     make, modules = LAYERS[name]
     record = LayerRecord(name, tuple(_module(*shape) for shape in modules.values()))
     original, padded = make(_Config(None)), make(_Config(record))
+    _poison(padded)
     for shard_id, shape in modules.items():
         weight, scale = _tensors(shape)
         _load(original, shard_id, weight, scale)
@@ -262,6 +263,7 @@ def test_block_scales_stay_with_their_rows(name: str, monkeypatch: pytest.Monkey
     make, modules = LAYERS[name]
     record = LayerRecord(name, tuple(_module(*shape, BLOCK) for shape in modules.values()))
     layer = make(_Config(record, _block_method_class))
+    _poison(layer)
     weights = []
     for shard_id, shape in modules.items():
         weight, scale = _block_tensors(shape)
@@ -361,6 +363,13 @@ def _column_of(n: int, config: Any) -> Any:
     from vllm.model_executor.layers.linear import ColumnParallelLinear
 
     return ColumnParallelLinear(128, n, quant_config=config)
+
+
+def _poison(layer: Any) -> None:
+    """Fill a layer's parameters with NaN, as memory may be full of it in which a reload begins."""
+    for parameter in (layer.weight, layer.weight_scale):
+        parameter.data.view(torch.uint8).fill_(0xFF)
+        assert parameter.data.float().isnan().all()
 
 
 def _tensors(shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
