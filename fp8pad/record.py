@@ -82,8 +82,8 @@ class ConfigEdit:
 
     file: str
     key: str
-    old: Any
-    new: Any
+    old: Size
+    new: Size
 
 
 @dataclass(frozen=True, slots=True)
