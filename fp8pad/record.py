@@ -169,6 +169,19 @@ class CheckpointRecord:
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
+def quantization_method(document: Json) -> str | None:
+    """Return the method that a quantization config names, spelt as vLLM does, or implies; None if it does neither.
+
+    ModelOpt's own files say which algorithm instead, and early ones of compressed-tensors nothing. Source:
+    `_normalize_quantization_config` in vLLM's transformers_utils/model_arch_config_convertor.py.
+    """
+    if isinstance(method := document.get("quant_method"), str):
+        return method.lower().replace("compressed_tensors", "compressed-tensors")
+    if "quant_algo" in document or "quantization" in document:
+        return "modelopt"
+    return "compressed-tensors" if "config_groups" in document else None
+
+
 def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
     """Return one entry of `tensors` in `fp8pad.json`; optional fields are left out where they say nothing."""
     document = _without_none(asdict(tensor))

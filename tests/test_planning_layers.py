@@ -135,13 +135,14 @@ def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
     }
 
 
-def test_modelopts_grids_are_recognised_and_skipped() -> None:
+@pytest.mark.parametrize("grid", [(2, 1, 3, 1), (2, 3)])
+def test_modelopts_grids_are_recognised_and_skipped(grid: tuple[int, ...]) -> None:
     """vLLM pads N of such a layer itself, and asks for K in whole blocks; the runtime does not meet it."""
     (linear,), _ = recognised(
-        ("a.weight", "F8_E4M3", (200, 300)), ("a.weight_scale", "F32", (2, 1, 3, 1)), quantization=MODELOPT_BLOCK
+        ("a.weight", "F8_E4M3", (200, 300)), ("a.weight_scale", "F32", grid), quantization=MODELOPT_BLOCK
     )
     assert (linear.scheme, linear.block) == ("block", (128, 128))
-    assert linear.skip_reason == "block scales [R, 1, C, 1], which the runtime does not pad"
+    assert linear.skip_reason == "block scales of ModelOpt, which the runtime does not pad"
 
 
 def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:

@@ -35,6 +35,7 @@ def found(document: Json) -> Quantization:
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, {"block"}, ((128, 128),), False),
         ({"quant_method": "fp8", "activation_scheme": "static"}, {"tensor", "channel"}, (), False),
         ({"quant_method": "fbgemm_fp8"}, {"channel"}, (), False),
+        ({"quant_method": "FP8"}, {"tensor", "channel"}, (), False),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, {"tensor"}, (), False),
         ({"producer": {}, "quantization": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}}, {"channel"}, (), False),
         ({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, {"block"}, ((128, 128),), False),
@@ -93,7 +94,7 @@ def test_no_quantization_config_is_none() -> None:
     ("document", "message"),
     [
         ({"quant_method": "foo"}, "quant_method: expected one of .* got 'foo'"),
-        ({"bits": 8}, "quant_method: expected a method's name, got None"),
+        ({"bits": 8}, "quant_method: expected a method's name, got null"),
         ([], "quantization_config: expected an object, got list"),
         ({"quant_method": "fp8", "weight_block_size": [0, 128]}, r"two positive block sizes, got \[0, 128\]"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"two block sizes, got \[128\]"),

@@ -133,7 +133,7 @@ def _linear(
     if reason := _foreign_layout(weight, scale, quantization):
         return Fp8Linear(name, weight, scale, None, skip_reason=reason, is_expert=is_expert)
     scheme, block = _scheme(weight, scale, quantization)
-    reason = _skip_reason(name, scale, is_expert, config)
+    reason = _skip_reason(name, scale, is_expert, config) or _unsupported_block(scheme, scale, quantization)
     return Fp8Linear(name, weight, scale, scheme, block, reason, is_expert)
 
 
@@ -147,8 +147,13 @@ def _skip_reason(name: str, scale: TensorHeader, is_expert: bool, config: Json) 
         return "a Conv1D, stored as [K, N]"
     if scale.dtype not in ONE_BYTES:
         return f"scales of dtype {scale.dtype}"
-    if len(scale.shape) == 4:
-        return "block scales [R, 1, C, 1], which the runtime does not pad"
+    return None
+
+
+def _unsupported_block(scheme: Scheme, scale: TensorHeader, quantization: Quantization) -> str | None:
+    # vLLM's ModelOpt method makes scales [R, 1, C, 1] of its own, and refuses an unaligned K (modelopt.py).
+    if scheme == "block" and (quantization.method == "modelopt" or len(scale.shape) == 4):
+        return "block scales of ModelOpt, which the runtime does not pad"
     return None
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fp8pad.errors import ConfigError
+from fp8pad.errors import ConfigError, shown
 from fp8pad.planning.plan import Scheme
-from fp8pad.record import BaseSource, Json
+from fp8pad.record import BaseSource, Json, quantization_method
 
 Block = tuple[int, int]
 
@@ -64,18 +64,6 @@ def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
     return None
 
 
-def method_of(document: Json, where: str) -> str:
-    """Return `quant_method`, or the method that a document without one implies; `ConfigError` if there is neither."""
-    method = document.get("quant_method")
-    if isinstance(method, str):
-        return method
-    if "config_groups" in document and "quant_algo" not in document:
-        return "compressed-tensors"
-    if "quant_algo" in document or "quantization" in document:
-        return "modelopt"
-    raise ConfigError(f"{where}: quant_method: expected a method's name, got {method!r}")
-
-
 def _lookup(config: Json, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
@@ -91,7 +79,7 @@ def _object(value: Any, file: str, key: str) -> Json:
 
 def _read(document: Json, source: BaseSource) -> Quantization:
     where = f"{source.file}: {source.key}" if source.key else source.file
-    method = method_of(document, where)
+    method = quantization_method(document)
     readers = {
         "compressed-tensors": _compressed_tensors,
         "fp8": _fp8,
@@ -99,6 +87,9 @@ def _read(document: Json, source: BaseSource) -> Quantization:
         "modelopt": _modelopt,
         "quark": _quark,
     }
+    if method is None:
+        got = shown(document.get("quant_method"))
+        raise ConfigError(f"{where}: quant_method: expected a method's name, got {got}")
     if method in readers:
         schemes, blocks, foreign = readers[method](document, where)
         return Quantization(source, document, method, schemes, blocks, foreign)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fp8pad.errors import RecordError
-from fp8pad.record import QUANT_METHOD, ModuleRecord, parse_quantization_config
+from fp8pad.record import QUANT_METHOD, ModuleRecord, parse_quantization_config, quantization_method
 from fp8pad.runtime.linear import PaddedLinearMethod, padded_linear_method
 from fp8pad.runtime.names import find_renamed
 from fp8pad.runtime.sizes import find_layer
@@ -100,16 +100,11 @@ def _padded_configs(hf_config: Any) -> list[dict[str, Any]]:
 
 
 def base_method(base: Mapping[str, Any]) -> str:
-    """Return the `quant_method` of an original config, spelt as vLLM does.
-
-    Source: `_normalize_quantization_config` in vLLM's model_arch_config_convertor.py. ModelOpt's hf_quant_config.json
-    names its producer and algorithm instead. Raises `RecordError` if it is none of these.
-    """
-    if isinstance(method := base.get("quant_method"), str):
-        return method.lower().replace("compressed_tensors", "compressed-tensors")
-    if isinstance(inner := base.get("quantization"), dict) and "quant_algo" in inner:
-        return "modelopt"
-    raise RecordError(f"config.json: quantization_config: base names no quant_method, only {sorted(base)}")
+    """Return the `quant_method` of an original config; raises `RecordError` if it neither names nor implies one."""
+    method = quantization_method(base)
+    if method is None:
+        raise RecordError(f"config.json: quantization_config: base names no quant_method, only {sorted(base)}")
+    return method
 
 
 def _host_method(base: dict[str, Any], hf_config: Any) -> str:
