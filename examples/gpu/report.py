@@ -223,12 +223,13 @@ def _figure_name(row: dict[str, Any]) -> str:
 
 
 def _timed(timings: dict[str, Any], kind: str) -> str:
-    """Show a median, its quartiles, and how far it is from stock's."""
+    """Show a median, its quartiles, and how far it is from stock's where the quartiles of both lie apart."""
     if kind not in timings:
         return "-"
-    median, lower, upper = (timings[kind][key] for key in ("median", "lower", "upper"))
-    change = "" if kind == "stock" else f", {100 * (median / timings['stock']['median'] - 1):+.1f} %"
-    return f"{median:.1f} ({lower:.1f} to {upper:.1f}){change}"
+    stock, this = timings["stock"], timings[kind]
+    are_apart = this["lower"] > stock["upper"] or this["upper"] < stock["lower"]
+    change = f", {100 * (this['median'] / stock['median'] - 1):+.1f} %" if are_apart else ""
+    return f"{this['median']:.1f} ({this['lower']:.1f} to {this['upper']:.1f}){change}"
 
 
 TABLES: dict[str, Callable[[dict[str, Any], Path], str]] = {

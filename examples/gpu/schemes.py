@@ -1,6 +1,6 @@
 """Serves many FP8 checkpoints three ways, original, padded and absorbed, and compares what each answers, bit by bit.
 
-    python examples/gpu/schemes.py MODEL... -o docs/benchmarks/schemes-h100.json
+    python examples/gpu/schemes.py MODEL... -o docs/benchmarks/schemes-h200.json
 
 A MODEL is a checkpoint, or the name of a synthetic one (see synthetic.py). The original and the absorbed form are
 served without fp8pad's plugin. Where vLLM refuses the original there is nothing to compare with, and the forms that it
@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from agreement import Agreement, question
-from checkpoints import KINDS, make_checkpoints, needs_plugin
+from checkpoints import KINDS, check_names, make_checkpoints, needs_plugin
 from engine import Engine, EngineError, options_for
 
 from fp8pad.checkpoint.source import read_source
@@ -144,10 +144,12 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
     parser.add_argument("--tiny", action="store_true", help="make synthetic models tiny")
     arguments = parser.parse_args()
+    check_names(parser, arguments.models)
     from fp8pad.bench.report import Machine
 
-    sizes = {key: getattr(arguments, key) for key in ("tensor_parallel_size", "pipeline_parallel_size", "share_gpu")}
-    document: dict[str, Any] = {"format_version": 1, "machine": asdict(Machine.here()), **sizes, "models": []}
+    kept = ("tensor_parallel_size", "pipeline_parallel_size", "share_gpu", "tiny")
+    asked = {key: getattr(arguments, key) for key in kept}
+    document: dict[str, Any] = {"format_version": 1, "machine": asdict(Machine.here()), **asked, "models": []}
     for row in compare_all(arguments.models, arguments):
         print(json.dumps(row), file=sys.stderr, flush=True)
         document["models"].append(row)

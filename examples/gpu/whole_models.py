@@ -20,7 +20,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from agreement import compare
-from checkpoints import make_checkpoints, needs_plugin
+from checkpoints import check_names, make_checkpoints, needs_plugin
 from engine import Engine, options_for, prompt_ids
 from synthetic import MODELS
 
@@ -137,6 +137,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
     parser.add_argument("--tiny", action="store_true", help="tiny models, to try this on a CPU")
     arguments = parser.parse_args()
+    check_names(parser, arguments.models)
     from fp8pad.bench.report import Machine
 
     def made(name: str) -> dict[str, Path]:
@@ -175,6 +176,7 @@ def _one_run(name: str, mode: str, started: Mapping[str, Any], arguments: argpar
         "tensor_parallel_size": arguments.tensor_parallel_size,
         "pipeline_parallel_size": arguments.pipeline_parallel_size,
         "share_gpu": arguments.share_gpu,
+        "tiny": arguments.tiny,
         "layers": {kind: layers for kind, (_, layers) in started.items()},
     }
     run["agreement"] = compare(engines, QUESTIONS, images=images)
