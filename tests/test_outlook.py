@@ -1,11 +1,28 @@
 """What a tensor-parallel size leaves unaligned, with the sizes of real models as literal numbers."""
 
-import pytest
+from math import gcd
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fp8pad.errors import UnsupportedLayerError
+from fp8pad.geometry import round_up
 from fp8pad.planning.architectures import architecture_of
-from fp8pad.planning.outlook import begins_inside_block, parallelism_of, rank_shape, tp_outlook, unaligned_at
+from fp8pad.planning.outlook import (
+    begins_inside_block,
+    parallelism_of,
+    rank_rows,
+    rank_shape,
+    straddles_gate_and_up,
+    tp_outlook,
+    unaligned_at,
+)
 from fp8pad.planning.plan import LayerPlan
-from fp8pad.record import Axes
+from fp8pad.record import Axes, ModuleRecord
+from fp8pad.runtime.sizes import LayerRecord, RankSizes
+
+B = (128, 128)
 
 
 def layer(
@@ -102,3 +119,97 @@ def test_the_outlook_tells_what_no_padding_at_load_helps() -> None:
     padded = layer("b.down_proj", (200, 256), (256, 256), (128, 128))
     (outlook,) = tp_outlook((inside, padded), sizes=(2,))
     assert (outlook.unaligned, outlook.inside_block) == (("a.down_proj", "b.down_proj"), ("a.down_proj",))
+
+
+def test_a_copied_key_or_value_lies_beside_split_queries() -> None:
+    """One head of 64 on two ranks: the queries' 128 rows are a block, the 64 of keys and of values are half of one."""
+    sections = architecture_of({"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 1})
+    sizes = {"q_proj": 256, "k_proj": 64, "v_proj": 64}
+    query, key, value = (layer(f"model.layers.0.self_attn.{name}", (n, 256), B, B) for name, n in sizes.items())
+    assert [rank_rows(each, 2, sections) for each in (query, key, value)] == [(128,), (64,), (64,)]
+    assert [begins_inside_block(each, 2, sections) for each in (query, key, value)] == [False, True, True]
+    assert not begins_inside_block(key, 1, sections)
+    assert not begins_inside_block(layer(key.name, (64, 256)), 2, sections)
+    assert not begins_inside_block(layer(key.name, (128, 256), B, B), 2, sections)
+
+
+def test_a_layer_fused_on_disk_is_aligned_though_its_matrices_are_not() -> None:
+    """128 + 64 + 64 and 192 + 192 are whole blocks together, and clear all the same only where blocks do not matter."""
+    sections = architecture_of({"model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 1})
+    attention, mlp = "model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj"
+    layers = layer(attention, (384, 256), B, B), layer(mlp, (768, 256), B, B)
+    assert [rank_rows(each, 2, sections) for each in layers] == [(128, 64, 64), (192, 192)]
+    (outlook,) = tp_outlook(layers, sections, sizes=(2,))
+    assert (outlook.unaligned, outlook.inside_block, outlook.is_clear) == ((), (attention, mlp), False)
+    assert tp_outlook(layers, sections, sizes=(1,))[0].is_clear
+    unscaled = layer(attention, (384, 256)), layer(mlp, (768, 256))
+    assert tp_outlook(unscaled, sections, sizes=(2,))[0].is_clear
+
+
+def test_only_layers_split_along_n_have_rows_of_their_own_on_a_rank() -> None:
+    """Nothing is told of row-parallel and replicated layers, nor of what does not split; odd halves count as one."""
+    assert [rank_rows(layer(f"m.{name}", (384, 200)), 2) for name in ("down_proj", "q_a_proj")] == [(), ()]
+    assert rank_rows(layer("m.fc1", (13653, 200)), 2) == ()
+    assert rank_rows(layer("m.gate_up_proj", (426, 200)), 2) == (213,)
+
+
+def test_a_block_straddles_gate_and_up_where_half_a_layer_is_no_whole_blocks() -> None:
+    """213 rows of gate end inside a block of up; 384 are three, and without blocks nothing straddles."""
+    assert straddles_gate_and_up(layer("m.gate_up_proj", (426, 200), B, B))
+    assert not straddles_gate_and_up(layer("m.gate_up_proj", (768, 200), B, B))
+    assert not straddles_gate_and_up(layer("m.gate_up_proj", (426, 200)))
+    assert not straddles_gate_and_up(layer("m.gate_proj", (213, 200), B, B))
+
+
+def refuses(prefix: str, rows: tuple[int, ...], held: tuple[int, ...], block: tuple[int, int], num_ranks: int) -> bool:
+    """Whether the runtime refuses `held` rows of matrices that have `rows` on disk."""
+    sizes = [(num_n, 256) for num_n in rows]
+    padded = [(round_up(num_n, block[0]), 256) for num_n in rows]
+    parts = tuple(ModuleRecord(size, room, block) for size, room in zip(sizes, padded, strict=True))
+    try:
+        RankSizes.of_blocks(held, 256, LayerRecord(prefix, parts), block, num_ranks)
+    except UnsupportedLayerError:
+        return True
+    return False
+
+
+SIDES, RANKS = st.sampled_from([16, 32, 64, 128]), st.sampled_from([1, 2, 3, 4, 6, 8])
+
+
+@given(
+    num_ranks=RANKS,
+    heads=st.tuples(st.integers(1, 4), st.integers(1, 3), st.one_of(st.none(), st.integers(1, 8))),
+    head_dim=st.sampled_from([16, 24, 32, 64, 80, 96, 128]),
+    side=SIDES,
+)
+def test_what_the_plan_says_of_attention_the_runtime_does(
+    num_ranks: int, heads: tuple[int, int, int | None], head_dim: int, side: int
+) -> None:
+    """Queries, keys and values, fused on disk or not, are refused on a rank where the plan says so.
+
+    Of `heads` the first two are each rank's key-value heads and the queries of each, where ranks do not hold copies.
+    """
+    keys_held, ratio, copied = heads
+    queries = keys_held * ratio * num_ranks
+    keys = keys_held * num_ranks if copied is None else gcd(num_ranks, copied)
+    config = {"model_type": "llama", "num_attention_heads": queries, "num_key_value_heads": keys}
+    sections, block, attention = architecture_of(config), (side, 128), "model.layers.0.self_attn"
+    held = tuple(count * head_dim for count in (queries // num_ranks, *[max(1, keys // num_ranks)] * 2))
+    rows = queries * head_dim, keys * head_dim, keys * head_dim
+    on_disk = {f"{attention}.{name}_proj": num_n for name, num_n in zip("qkv", rows, strict=True)}
+    apart = [layer(name, (num_n, 256), block, block) for name, num_n in on_disk.items()]
+    fused = layer(f"{attention}.qkv_proj", (sum(rows), 256), block, block)
+    said = any(begins_inside_block(part, num_ranks, sections) for part in apart)
+    assert said == refuses("qkv_proj", rows, held, block, num_ranks)
+    said = begins_inside_block(fused, num_ranks, sections)
+    assert said == refuses("qkv_proj", (sum(rows),), held, block, num_ranks)
+
+
+@given(num_ranks=RANKS, share=st.integers(1, 300), side=SIDES)
+def test_what_the_plan_says_of_an_mlp_the_runtime_does(num_ranks: int, share: int, side: int) -> None:
+    """Gate and up, fused on disk or not, are refused on a rank where the plan says so."""
+    inner, held, block = share * num_ranks, (share, share), (side, 128)
+    gate = layer("model.layers.0.mlp.gate_proj", (inner, 256), block, block)
+    fused = layer("model.layers.0.mlp.gate_up_proj", (2 * inner, 256), block, block)
+    assert begins_inside_block(gate, num_ranks) == refuses("gate_up_proj", (inner, inner), held, block, num_ranks)
+    assert begins_inside_block(fused, num_ranks) == refuses("gate_up_proj", (2 * inner,), held, block, num_ranks)

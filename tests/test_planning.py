@@ -186,6 +186,71 @@ def test_a_share_that_begins_inside_a_block_is_reported_and_left_alone(
     assert plan.layers[0].reason == "N and K are multiples of 32 and 128; " + reason.format(inside=inside)
 
 
+BLOCK_128 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "reason"),
+    [
+        ("self_attn.qkv_proj", (384, 256), "N = 384 is 128 + 64 + 64 on each of 2 ranks, where 64 {broken}: {inside}"),
+        (
+            "mlp.gate_up_proj",
+            (768, 256),
+            "N = 768 is 192 + 192 on each of 2 ranks, where 192 {broken}: {inside}{absorb}",
+        ),
+        ("mlp.gate_up_proj", (640, 256), "N = 640 / 2 = 320 {broken}: {inside}"),
+    ],
+)
+def test_the_matrices_of_a_layer_fused_on_disk_are_named(module: str, shape: tuple[int, int], reason: str) -> None:
+    """The layer alone does not need the runtime, which cannot help; nor can absorbing where gate ends in a block."""
+    name = f"model.layers.0.{module}"
+    grid = tuple(size // 128 for size in shape)
+    header = shard("m.safetensors", (f"{name}.weight", "F8_E4M3", shape), (f"{name}.weight_scale_inv", "F32", grid))
+    config = {
+        "model_type": "phi3",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "quantization_config": BLOCK_128,
+    }
+    alone, two = (plan_checkpoint([header], {"config.json": config}, Policy(tensor_parallel_size=n)) for n in (1, 2))
+    words = {
+        "broken": "is not a multiple of 128",
+        "inside": "a rank's share would begin inside a scale block",
+        "absorb": "; --absorb --tensor-parallel-size 2",
+    }
+    assert alone.changes_nothing
+    assert two.changes_nothing
+    assert alone.layers[0].reason == "N and K are multiples of 128"
+    assert two.layers[0].reason == "N and K are multiples of 128; " + reason.format(**words)
+
+
+def test_a_copied_key_that_ends_inside_a_block_is_reported() -> None:
+    """Padded on disk, it is served on one rank; on two the queries are split and the runtime refuses their layer."""
+    name = "model.layers.0.self_attn.k_proj"
+    header = shard(
+        "m.safetensors", (f"{name}.weight", "F8_E4M3", (64, 256)), (f"{name}.weight_scale_inv", "F32", (1, 2))
+    )
+    config = {"model_type": "llama", "num_key_value_heads": 1, "quantization_config": BLOCK_128}
+    plan = plan_checkpoint([header], {"config.json": config}, Policy(tensor_parallel_size=2))
+    assert plan.modules == {name: ModuleRecord((64, 256), (128, 256), (128, 128))}
+    assert plan.layers[0].reason == (
+        "N = 64 is not a multiple of 128; N = 64 on each of 2 ranks is not a multiple of 128: "
+        "a rank's share would begin inside a scale block"
+    )
+
+
+def test_a_share_of_copied_heads_is_not_called_a_quotient() -> None:
+    """Two heads of 24 on four ranks: each holds one, 24 rows, which are no quarter of 48."""
+    name = "model.layers.0.self_attn.k_proj"
+    header = shard("m.safetensors", (f"{name}.weight", "F8_E4M3", (48, 256)), (f"{name}.weight_scale", "F32", (48, 1)))
+    plan = plan_checkpoint(
+        [header], {"config.json": {**CONFIG, "num_key_value_heads": 2}}, Policy(tensor_parallel_size=4)
+    )
+    assert plan.layers[0].reason == (
+        "N and K are multiples of 16; N = 24 on each of 4 ranks is not a multiple of 16: the runtime pads it at load"
+    )
+
+
 def test_a_share_of_whole_blocks_is_padded_at_load() -> None:
     """Asked for multiples of 128, three blocks of 32 rows on each of two ranks are one alignment short."""
     header = shard("m.safetensors", *block_scaled("mlp.up_proj", 384, 256))

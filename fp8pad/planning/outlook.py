@@ -27,6 +27,8 @@ _REPLICATED = frozenset(
 _KEY_VALUE = frozenset({"k_proj", "v_proj"})
 # Queries, keys and values in one tensor on disk.
 _FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "c_attn", "qkv", "qkv_proj", "query_key_value"})
+# Gate and up in one tensor on disk, one behind the other.
+_FUSED_MLP = frozenset({"gate_up_proj", "input_linear"})
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 
 
@@ -35,7 +37,8 @@ class RankOutlook:
     """What a tensor-parallel size would meet in the converted checkpoint, by module names.
 
     `unaligned` layers have a size on a rank that is not a multiple of their alignment; `indivisible` ones cannot be
-    split evenly, which engines refuse. Of the unaligned ones, `inside_block` are those that no padding at load helps.
+    split evenly, which engines refuse. `inside_block` are the block-scaled layers that no padding at load helps,
+    unaligned or not: a fused one may be aligned though its matrices are not.
     """
 
     tensor_parallel_size: int
@@ -45,8 +48,8 @@ class RankOutlook:
 
     @property
     def is_clear(self) -> bool:
-        """Whether every layer is aligned on every rank."""
-        return not (self.unaligned or self.indivisible)
+        """Whether every layer, and every matrix of a block-scaled one, is aligned on every rank."""
+        return not (self.unaligned or self.indivisible or self.inside_block)
 
     @property
     def options(self) -> str:
@@ -99,22 +102,40 @@ def rank_shape(
         case "row":
             return num_n, _share(num_k, tensor_parallel_size)
         case "column":
-            return _columns(layer.name, num_n, tensor_parallel_size, sections), num_k
+            rows = _columns(layer.name, num_n, tensor_parallel_size, sections)
+            return sum(rows) if rows else None, num_k
         case "replicated":
             return num_n, num_k
 
 
-def _columns(module: str, num_n: int, num_ranks: int, sections: Sequence[Section]) -> int | None:
-    """What a rank holds of the N of a column-parallel layer."""
+def rank_rows(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> tuple[int, ...]:
+    """Return the N of each matrix that a column-parallel layer holds on a rank: several where it is fused on disk.
+
+    Empty for other layers, and where it cannot be split evenly.
+    """
+    if parallelism_of(layer.name) != "column":
+        return ()
+    return _columns(layer.name, layer.config_shape[-2], tensor_parallel_size, sections)
+
+
+def _columns(module: str, num_n: int, num_ranks: int, sections: Sequence[Section]) -> tuple[int, ...]:
+    """What a rank holds of the N of a column-parallel layer, by matrix; nothing where it cannot be split evenly."""
     last = module.rpartition(".")[2]
     queries, keys = num_heads(module, sections)
     if keys and last in _KEY_VALUE:
-        return _share(num_n, min(num_ranks, keys))
+        return _rows(_share(num_n, min(num_ranks, keys)))
     if keys and queries and last in _FUSED_ATTENTION and num_n % (queries + 2 * keys) == 0:
-        shares = _share(queries, num_ranks), _share(keys, min(num_ranks, keys))
         head_dim = num_n // (queries + 2 * keys)
-        return (shares[0] + 2 * shares[1]) * head_dim if shares[0] and shares[1] else None
-    return _share(num_n, num_ranks)
+        own, common = _share(queries, num_ranks), _share(keys, min(num_ranks, keys))
+        return _rows(*(heads and heads * head_dim for heads in (own, common, common)))
+    if last in _FUSED_MLP and (half := _share(num_n, 2 * num_ranks)):
+        return half, half
+    return _rows(_share(num_n, num_ranks))
+
+
+def _rows(*shares: int | None) -> tuple[int, ...]:
+    rows = tuple(share for share in shares if share is not None)
+    return rows if len(rows) == len(shares) else ()
 
 
 def unaligned_at(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> tuple[bool, bool]:
@@ -131,11 +152,23 @@ def unaligned_at(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence
 
 
 def begins_inside_block(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> bool:
-    """Return whether a rank's share of a layer would begin inside a scale block: no scale would be right for it."""
-    if layer.block is None:
+    """Return whether a rank's share of a layer would begin inside a scale block: no scale would be right for it.
+
+    In a column-parallel layer that goes for each matrix, a copied key or value too: it lies beside split queries.
+    """
+    if layer.block is None or tensor_parallel_size == 1:
         return False
-    sizes = zip(layer.config_shape, rank_shape(layer, tensor_parallel_size, sections), layer.block, strict=True)
-    return any(share is not None and share != size and share % side for size, share, side in sizes)
+    if parallelism_of(layer.name) == "row":
+        num_k = rank_shape(layer, tensor_parallel_size, sections)[1]
+        return num_k is not None and num_k % layer.block[1] != 0
+    return any(rows % layer.block[0] for rows in rank_rows(layer, tensor_parallel_size, sections))
+
+
+def straddles_gate_and_up(layer: LayerPlan) -> bool:
+    """Return whether a scale block of a layer lies on both gate and up, fused on disk; such a layer is not absorbed."""
+    if layer.block is None or layer.name.rpartition(".")[2] not in _FUSED_MLP:
+        return False
+    return layer.config_shape[-2] % (2 * layer.block[0]) != 0
 
 
 def tp_outlook(

@@ -7,7 +7,7 @@ from math import lcm
 from fp8pad.geometry import num_blocks, padded_shape
 from fp8pad.planning.architectures import Section
 from fp8pad.planning.layers import Fp8Linear
-from fp8pad.planning.outlook import begins_inside_block, is_attention, rank_shape
+from fp8pad.planning.outlook import begins_inside_block, is_attention, rank_rows, rank_shape, straddles_gate_and_up
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.record import Axes, Disposition, PaddedTensor, Policy, Shape
 
@@ -141,14 +141,32 @@ def _needs_runtime(layer: LayerPlan, policy: Policy, sections: Sequence[Section]
 def _broken_on_rank(layer: LayerPlan, num_ranks: int, sections: Sequence[Section]) -> list[str]:
     if num_ranks == 1 or "skip" in _both(layer.axes):
         return []
-    multiples = layer.block if begins_inside_block(layer, num_ranks, sections) else None
+    is_inside = begins_inside_block(layer, num_ranks, sections)
+    multiples = layer.block if is_inside else None
     shares = rank_shape(layer, num_ranks, sections)
     shapes = zip("NK", layer.config_shape, shares, multiples or layer.alignment, strict=True)
-    return [
-        f"{axis} = {size} / {num_ranks} = {share} is not a multiple of {multiple}"
+    broken = [
+        f"{axis} = {_split(size, share, num_ranks)} is not a multiple of {multiple}"
         for axis, size, share, multiple in shapes
         if share is not None and share != size and share % multiple
     ]
+    if is_inside and layer.block and not broken:
+        return [_broken_rows(layer, rank_rows(layer, num_ranks, sections), layer.block[0], num_ranks)]
+    return broken
+
+
+def _split(size: int, share: int, num_ranks: int) -> str:
+    """A rank's share of a size, in words; key-value heads that ranks hold copies of make it more than an even one."""
+    return f"{size} / {num_ranks} = {share}" if share * num_ranks == size else f"{share} on each of {num_ranks} ranks"
+
+
+def _broken_rows(layer: LayerPlan, rows: tuple[int, ...], block: int, num_ranks: int) -> str:
+    """Which of a rank's matrices is not whole blocks, though all of them together are, or though it is not split."""
+    broken = next(num_n for num_n in rows if num_n % block)
+    if len(rows) == 1:
+        return f"N = {broken} on each of {num_ranks} ranks is not a multiple of {block}"
+    held = f"N = {layer.config_shape[-2]} is {' + '.join(map(str, rows))} on each of {num_ranks} ranks"
+    return f"{held}, where {broken} is not a multiple of {block}"
 
 
 def _consequence(layer: LayerPlan, policy: Policy, sections: Sequence[Section]) -> str:
@@ -156,6 +174,6 @@ def _consequence(layer: LayerPlan, policy: Policy, sections: Sequence[Section]) 
     if not begins_inside_block(layer, num_ranks, sections):
         return "the runtime pads it at load"
     reason = "a rank's share would begin inside a scale block"
-    if policy.absorb or is_attention(layer.name):
+    if policy.absorb or is_attention(layer.name) or straddles_gate_and_up(layer):
         return reason
     return f"{reason}; --absorb --tensor-parallel-size {num_ranks}"
