@@ -74,6 +74,17 @@ def _granite_hybrid() -> Any:
     return GraniteMoeHybridConfig(**attention, **mamba, **sizes, **layers)
 
 
+def _qwen3_5() -> Any:
+    from transformers import Qwen3_5TextConfig
+
+    attention = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    gated_delta_net = {**heads, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
+    layers = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+    sizes = {"hidden_size": 136, "intermediate_size": 213, "vocab_size": 509}
+    return Qwen3_5TextConfig(**attention, **gated_delta_net, **layers, **sizes)
+
+
 def _falcon_h1() -> Any:
     from transformers import FalconH1Config
 
@@ -125,6 +136,7 @@ MODELS: Mapping[str, TinyModel] = {
     "mamba2": TinyModel(_mamba2),
     "granite_hybrid": TinyModel(_granite_hybrid),
     "falcon_h1": TinyModel(_falcon_h1),
+    "qwen3_5": TinyModel(_qwen3_5),
     "zamba2": TinyModel(_zamba2),
 }
 
