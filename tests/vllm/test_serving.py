@@ -169,12 +169,17 @@ def test_a_gated_delta_net_answers_as_its_original(tiny: Find, converted: Conver
     assert linear_attention <= set(padded.padded_layers)
 
 
-@pytest.mark.parametrize("name", ["llama_halves", "phi3_halves"])
-def test_two_ranks_answer_as_the_original_on_two_ranks(name: str, tiny: Find, converted: Convert) -> None:
-    """One padded checkpoint serves any number of ranks, also where only a rank's half is unaligned."""
+@pytest.mark.parametrize(("name", "num_ranks"), [("llama_halves", 2), ("phi3_halves", 2), ("llama_halves", 4)])
+def test_several_ranks_answer_as_the_original_on_as_many(
+    name: str, num_ranks: int, tiny: Find, converted: Convert
+) -> None:
+    """One padded checkpoint serves any number of ranks, also where only a rank's share is unaligned.
+
+    Four ranks hold copies of two key-value heads.
+    """
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    options = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    models = tiny(name), converted(tiny(name), "-tp", "2")
+    options = {"tensor_parallel_size": num_ranks, "distributed_executor_backend": "mp"}
+    models = tiny(name), converted(tiny(name), "-tp", str(num_ranks))
     original, padded = (serve_apart(model, PROMPTS, environment, **options) for model in models)
     assert padded.answers == original.answers
     assert padded.padded_layers
