@@ -102,6 +102,11 @@ class ModuleRecord:
     padded_shape: tuple[Size, Size]
     alignment: tuple[PositiveSize, PositiveSize]
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether it is larger on disk than the config asks for."""
+        return self.padded_shape != self.logical_shape
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizationRecord:

@@ -4,8 +4,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from synthetic import MODELS
 
@@ -32,11 +32,25 @@ def make_checkpoints(model: str, folder: Path, *, tiny: bool = False, num_ranks:
     return paths
 
 
-def check_names(parser: argparse.ArgumentParser, models: Sequence[str]) -> None:
-    """End with a message where two models would be written to one place."""
-    names = [Path(model).name for model in models]
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add what is common to the scripts that serve `models`, and parse; end with a message where two have one name."""
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="ranks that share each layer")
+    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1, help="ranks that share the layers out")
+    parser.add_argument("--share-gpu", action="store_true", help="all ranks on the first GPU: to compare, not to time")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
+    parser.add_argument("--tiny", action="store_true", help="make synthetic models tiny, to try this on a CPU")
+    arguments = parser.parse_args()
+    names = [Path(model).name for model in arguments.models]
     if len(set(names)) < len(names):
         parser.error(f"expected models of different names, got {', '.join(names)}")
+    return arguments
+
+
+def served_by(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what is written down of how the models were served."""
+    names = ("tensor_parallel_size", "pipeline_parallel_size", "share_gpu", "tiny")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def needs_plugin(model: Path) -> bool:

@@ -153,6 +153,8 @@ class Server:
         """
         from vllm import LLM
 
+        from fp8pad.runtime.linear import kernel_of
+
         self.llm = None
         gc.collect()
         if "RANK" in os.environ:
@@ -160,11 +162,12 @@ class Server:
         self.llm = LLM(model, **{**OPTIONS, **options})
         layers = [layer for layer in self._model().modules() if hasattr(layer, "quant_method")]
         methods = [layer.quant_method for layer in layers]
+        kernels = [kernel_of(layer.quant_method, layer) for layer in layers]
         padded = [method for method in methods if hasattr(method, "pads_where_quantized") and method.sizes.is_padded]
         return {
             "padded_layers": len(padded),
             "padded_where_quantized": sum(method.pads_where_quantized for method in padded),
-            "kernels": dict(Counter(name for layer in layers if (name := _kernel_name(layer)))),
+            "kernels": dict(Counter(type(kernel).__name__ for kernel in kernels if kernel is not None)),
         }
 
     def answers(
@@ -232,15 +235,6 @@ class Server:
 
     def _model(self) -> Any:
         return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
-
-
-def _kernel_name(layer: Any) -> str | None:
-    """Return the class of the kernel that runs a quantized layer, where its method or its scheme says so."""
-    for owner in (layer.quant_method, getattr(layer, "scheme", None)):
-        for name in ("fp8_linear", "linear_kernel", "kernel"):
-            if (kernel := getattr(owner, name, None)) is not None:
-                return type(kernel).__name__
-    return None
 
 
 def _request(ids: list[int], images: int, size: int, seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from agreement import Agreement, question
-from checkpoints import KINDS, check_names, make_checkpoints, needs_plugin
+from checkpoints import KINDS, make_checkpoints, needs_plugin, parse, served_by
 from engine import Engine, EngineError, options_for
 
 from fp8pad.checkpoint.source import read_source
@@ -136,20 +136,16 @@ def main() -> int:
     """Parse, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=6, help="models at a time")
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="ranks that share each layer")
-    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1, help="ranks that share the layers out")
-    parser.add_argument("--share-gpu", action="store_true", help="all ranks on the first GPU")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
-    parser.add_argument("--tiny", action="store_true", help="make synthetic models tiny")
-    arguments = parser.parse_args()
-    check_names(parser, arguments.models)
+    arguments = parse(parser)
     from fp8pad.bench.report import Machine
 
-    kept = ("tensor_parallel_size", "pipeline_parallel_size", "share_gpu", "tiny")
-    asked = {key: getattr(arguments, key) for key in kept}
-    document: dict[str, Any] = {"format_version": 1, "machine": asdict(Machine.here()), **asked, "models": []}
+    document: dict[str, Any] = {
+        "format_version": 1,
+        "machine": asdict(Machine.here()),
+        **served_by(arguments),
+        "models": [],
+    }
     for row in compare_all(arguments.models, arguments):
         print(json.dumps(row), file=sys.stderr, flush=True)
         document["models"].append(row)

@@ -20,7 +20,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from agreement import compare
-from checkpoints import check_names, make_checkpoints, needs_plugin
+from checkpoints import make_checkpoints, needs_plugin, parse, served_by
 from engine import Engine, options_for, prompt_ids
 from synthetic import MODELS
 
@@ -121,7 +121,6 @@ def profile(engines: Engines) -> dict[str, Any]:
 def main() -> int:
     """Parse, serve, compare, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument(
         "--models",
         nargs="+",
@@ -129,15 +128,9 @@ def main() -> int:
         help=f"checkpoints, or names of synthetic ones: {', '.join(MODELS)}",
     )
     parser.add_argument("--modes", nargs="+", choices=("eager", "compiled"), default=("eager",))
-    parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="ranks that share each layer")
-    parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1, help="ranks that share the layers out")
-    parser.add_argument("--share-gpu", action="store_true", help="all ranks on the first GPU: to compare, not to time")
     parser.add_argument("--samples", type=int, default=21, help="how often each figure is taken; 0: compare only")
     parser.add_argument("--profile", action="store_true", help="list the kernels of a long prompt too")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
-    parser.add_argument("--tiny", action="store_true", help="tiny models, to try this on a CPU")
-    arguments = parser.parse_args()
-    check_names(parser, arguments.models)
+    arguments = parse(parser)
     from fp8pad.bench.report import Machine
 
     def made(name: str) -> dict[str, Path]:
@@ -173,10 +166,7 @@ def _one_run(name: str, mode: str, started: Mapping[str, Any], arguments: argpar
     run: dict[str, Any] = {
         "model": Path(name).name,
         "mode": mode,
-        "tensor_parallel_size": arguments.tensor_parallel_size,
-        "pipeline_parallel_size": arguments.pipeline_parallel_size,
-        "share_gpu": arguments.share_gpu,
-        "tiny": arguments.tiny,
+        **served_by(arguments),
         "layers": {kind: layers for kind, (_, layers) in started.items()},
     }
     run["agreement"] = compare(engines, QUESTIONS, images=images)

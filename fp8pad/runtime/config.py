@@ -145,7 +145,7 @@ class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
     @property
     def padded_modules(self) -> list[str]:
         """The names of the modules that are larger on disk than the config asks for."""
-        return [name for name, module in self.fp8pad_modules.items() if module.padded_shape != module.logical_shape]
+        return [name for name, module in self.fp8pad_modules.items() if module.is_padded]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # vLLM sends configs to its worker processes; a class made at run time has no name to be found by there.

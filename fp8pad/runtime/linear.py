@@ -69,7 +69,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         if sizes.is_padded or self.record.is_padded:
             for parameter in layer.parameters(recurse=False):
                 _show_corner(parameter, self.record, sizes, _block(self, layer))
-        kernel = _kernel(self, layer)
+        kernel = kernel_of(self, layer)
         self.sizes = sizes
         self.leaves_rows_strided = takes_strided_rows(self.record.prefix)
         self.reads_layer_sizes = type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
@@ -121,7 +121,7 @@ class _PaddedLayer:
         return getattr(self._layer, name)
 
 
-def _kernel(method: Any, layer: torch.nn.Module) -> Any:
+def kernel_of(method: Any, layer: torch.nn.Module) -> Any:
     """Return the vLLM kernel of a layer: the method has it, or the scheme that the method gave the layer."""
     for owner in (method, getattr(layer, "scheme", None)):
         for name in ("fp8_linear", "linear_kernel", "kernel"):

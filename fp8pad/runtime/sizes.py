@@ -58,7 +58,7 @@ class LayerRecord:
     @property
     def is_padded(self) -> bool:
         """Whether any part is larger on disk than the config asks for."""
-        return any(part.padded_shape != part.logical_shape for part in self.known)
+        return any(part.is_padded for part in self.known)
 
     @property
     def alignment(self) -> tuple[int, int]:

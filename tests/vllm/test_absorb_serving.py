@@ -10,7 +10,6 @@ answers are equal to the last digit on two ranks as well.
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,7 @@ import pytest
 from absorb_models import TinyFp8, build
 from serving import Answer, serve, serve_apart
 from stock import PLUGINS, serve_stock
-from test_serving import VISION
-from test_serving import _torchvision as torchvision
+from test_serving import with_torchvision
 
 pytestmark = pytest.mark.vllm
 
@@ -106,10 +104,7 @@ def test_the_runtime_serves_what_is_left(tiny: Callable[[str], Path], converted:
 
 def test_a_vision_tower_answers_as_its_original(case: Callable[[str], Path], converted: Convert) -> None:
     """Qwen2.5-VL with an image: the text and the vision part each have a size of their own, and both grow."""
-    environment = {
-        "PYTHONPATH": os.pathsep.join([str(VISION), *torchvision(), os.environ["PYTHONPATH"]]),
-        "VLLM_PLUGINS": PLUGINS,
-    }
+    environment = {**with_torchvision(), "VLLM_PLUGINS": PLUGINS}
     image = {"prompt_token_ids": [20, 30, 3, 6, 4, 50, 60, 70], "image_size": [70, 98]}  # 6 stands for the image
     prompts = [image, {"prompt_token_ids": [20, 30, 50, 60, 70]}]
     original = case("good/qwen2_5_vl_dyn")

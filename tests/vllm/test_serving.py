@@ -147,7 +147,7 @@ def test_the_kv_cache_has_the_originals_dtype(name: str, tiny: Find, converted: 
 
 def test_a_vision_tower_answers_as_its_original(case: Find, converted: Convert) -> None:
     """Qwen2.5-VL with an image: its vision tower is padded too, under the names that the model gives its modules."""
-    environment = _with_torchvision()
+    environment = with_torchvision()
     image = {"prompt_token_ids": [20, 30, 3, 6, 4, 50, 60, 70], "image_size": [70, 98]}  # 6 stands for the image
 
     def answers(model: Path) -> Served:
@@ -163,7 +163,7 @@ def test_a_vision_tower_answers_as_its_original(case: Find, converted: Convert) 
 def test_a_gated_delta_net_answers_as_its_original(tiny: Find, converted: Convert) -> None:
     """Qwen3.5's linear attention, whose fused projections load by rules of their own."""
     models = tiny("qwen3_5"), converted(tiny("qwen3_5"))
-    original, padded = (serve_apart(model, PROMPTS, _with_torchvision()) for model in models)
+    original, padded = (serve_apart(model, PROMPTS, with_torchvision()) for model in models)
     assert padded.answers == original.answers
     linear_attention = {f"model.layers.0.linear_attn.{name}" for name in ("in_proj_qkvz", "in_proj_ba", "out_proj")}
     assert linear_attention <= set(padded.padded_layers)
@@ -207,7 +207,7 @@ def _check_padded(original: Served, padded: Served) -> None:
     assert not original.padded_layers
 
 
-def _with_torchvision() -> dict[str, str]:
+def with_torchvision() -> dict[str, str]:
     """Return the environment in which vLLM imports models that have a vision tower."""
     return {"PYTHONPATH": os.pathsep.join([str(VISION), *_torchvision(), os.environ["PYTHONPATH"]])}
 
