@@ -16,7 +16,7 @@ demo: .venv/installed
 	.venv/bin/fp8pad inspect $(DEMO)
 
 test: .venv/installed
-	.venv/bin/pytest -m "not vllm"
+	.venv/bin/pytest --numprocesses auto -m "not vllm"
 
 # Two at a time: most of a test is one process's start. Each engine takes about 4 GB.
 test-vllm: .venv-vllm/installed

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.architectures import architecture_of
-from fp8pad.planning.outlook import tp_outlook
+from fp8pad.planning.families import sections_of
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.planning.tensor_parallel import tp_outlook
 from fp8pad.record import Policy
 from fp8pad.summary import name_patterns
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
@@ -106,7 +106,7 @@ def main() -> None:
 
 def cells(model: Model, as_published: CheckpointPlan, size: int) -> tuple[str, str]:
     """What would be unaligned on a rank, and what absorbing does about it."""
-    (outlook,) = tp_outlook(as_published.layers, architecture_of(model.config), (size,))
+    (outlook,) = tp_outlook(as_published.layers, sections_of(model.config), (size,))
     names = name_patterns((*outlook.unaligned, *outlook.indivisible))
     patterns = [re.sub(r"\{[\d,-]{12,}\}", "{…}", pattern) for pattern in names]
     plan = planned(model, Policy("auto", size, absorb=True, absorb_experts=True))

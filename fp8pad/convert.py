@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp8pad.blueprint import Blueprint, blueprint
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.progress import Progress, Silence
-from fp8pad.checkpoint.source import CONFIG_FILE, Source
-from fp8pad.checkpoint.writing import Hashes, VerifyDepth
+from fp8pad.checkpoint.writer import Hashes, VerifyDepth
+from fp8pad.converted import Converted, converted_files
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.publication import Draft, Published, WriteOptions, publish
 from fp8pad.record import RECORD_FILE
@@ -21,7 +21,7 @@ ConvertOptions = WriteOptions
 class ConvertReport:
     """What was written: counts of tensors and of bytes, over all files, and the names of files.
 
-    `rewritten` files differ from the source's, `kept` ones do not, `left_out` ones did not come along, `resumed` shards
+    `rewritten` files differ from the source's, `kept` ones do not, `excluded` ones did not come along, `resumed` shards
     had been finished by an earlier run.
     """
 
@@ -31,26 +31,26 @@ class ConvertReport:
     written_bytes: int
     rewritten: tuple[str, ...]
     kept: tuple[str, ...]
-    left_out: tuple[str, ...]
+    excluded: tuple[str, ...]
     resumed: tuple[str, ...]
     verified: VerifyDepth
 
 
 def convert(
-    source: Source, plan: CheckpointPlan, out_dir: Path, options: ConvertOptions, progress: Progress
+    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: ConvertOptions, progress: Progress
 ) -> ConvertReport:
     """Write the checkpoint that `plan` makes of `source` to `out_dir`, which appears when it is complete and verified.
 
     A plan that changes nothing gives an equal checkpoint without records. Raises `PlanError` if plan and source do not
     fit; see `publication.publish` for the rest.
     """
-    design = blueprint(source, plan)
-    draft = Draft(source, design.layouts, source.side_files, lambda hashes: _texts(design, hashes))
+    design = converted_files(source, plan)
+    draft = Draft(source, design.layouts, source.other_files, lambda hashes: _texts(design, hashes))
     published = publish(draft, out_dir, options, progress)
     return _report(design, published, options.verify)
 
 
-def _texts(design: Blueprint, hashes: Mapping[str, Hashes]) -> dict[str, str]:
+def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
     """Return the text files in the order in which they are written: config.json last, so that nothing loads before."""
     texts = dict(design.texts)
     config_text = texts.pop(CONFIG_FILE)
@@ -59,7 +59,7 @@ def _texts(design: Blueprint, hashes: Mapping[str, Hashes]) -> dict[str, str]:
     return {**texts, CONFIG_FILE: config_text}
 
 
-def _report(design: Blueprint, published: Published, verified: VerifyDepth) -> ConvertReport:
+def _report(design: Converted, published: Published, verified: VerifyDepth) -> ConvertReport:
     source = design.source
     record_bytes = (published.out_dir / RECORD_FILE).stat().st_size if design.record else 0
     rewritten = {layout.logical.file for layout in design.layouts if not layout.is_untouched}
@@ -71,7 +71,7 @@ def _report(design: Blueprint, published: Published, verified: VerifyDepth) -> C
         written_bytes=sum(file.size for file in design.files.values()) + record_bytes,
         rewritten=tuple(sorted(rewritten)),
         kept=tuple(sorted(design.files.keys() - rewritten)),
-        left_out=source.left_out,
+        excluded=source.excluded,
         resumed=published.resumed,
         verified=verified,
     )

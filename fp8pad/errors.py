@@ -52,7 +52,7 @@ class GoldenError(Fp8padError):
     """A golden file that cannot be used, or an engine that did not answer."""
 
 
-class HostError(Fp8padError):
+class EngineError(Fp8padError):
     """The installed vLLM does not hold a contract that the runtime relies on."""
 
 

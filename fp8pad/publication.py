@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from fp8pad.checkpoint.checkpoint import Checkpoint, check_unchanged
 from fp8pad.checkpoint.destination import can_clone, check_destination, check_space
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.source import Source, check_unchanged
 from fp8pad.checkpoint.staging import Staging
-from fp8pad.checkpoint.writing import Hashes, Link, VerifyDepth, Writer
-from fp8pad.executors import run_all
+from fp8pad.checkpoint.writer import Hashes, Link, VerifyDepth, Writer
+from fp8pad.parallel import run_all
 
 Texts: TypeAlias = Callable[[Mapping[str, Hashes]], Mapping[str, str]]
 
@@ -35,9 +35,9 @@ class Draft:
     other files, which is empty unless they were asked for.
     """
 
-    source: Source
+    source: Checkpoint
     layouts: tuple[ShardLayout, ...]
-    side_files: tuple[str, ...]
+    other_files: tuple[str, ...]
     texts: Texts
     unpads: bool = False
 
@@ -76,9 +76,9 @@ def publish(draft: Draft, out_dir: Path, options: WriteOptions, progress: Progre
 def _write_files(draft: Draft, writer: Writer, jobs: int, progress: Progress) -> dict[str, Hashes]:
     progress.start("unpadding" if draft.unpads else "padding", _work_bytes(draft, writer))
     shards = run_all(writer.write_shard, draft.layouts, jobs, progress)
-    side_files = run_all(writer.copy_side_file, draft.side_files, jobs, progress)
-    files = (*(layout.logical.file for layout in draft.layouts), *draft.side_files)
-    return {file: hashes for file, hashes in zip(files, (*shards, *side_files), strict=True) if hashes}
+    other_files = run_all(writer.copy_other_file, draft.other_files, jobs, progress)
+    files = (*(layout.logical.file for layout in draft.layouts), *draft.other_files)
+    return {file: hashes for file, hashes in zip(files, (*shards, *other_files), strict=True) if hashes}
 
 
 def _work_bytes(draft: Draft, writer: Writer) -> int:
@@ -88,7 +88,7 @@ def _work_bytes(draft: Draft, writer: Writer) -> int:
         "padded": sum(layout.pad_bytes for layout in draft.layouts),
         "full": sum(layout.padded.file_bytes - len(layout.padded_prefix) for layout in draft.layouts),
     }
-    return written + compared[writer.verify] + _side_bytes(draft)
+    return written + compared[writer.verify] + _other_bytes(draft)
 
 
 def _needed_bytes(draft: Draft, target: Path, link: Link) -> int:
@@ -98,8 +98,8 @@ def _needed_bytes(draft: Draft, target: Path, link: Link) -> int:
         link == "auto" and untouched and can_clone(draft.source.root / untouched[0].logical.file, target)
     )
     files = written if is_linked else draft.layouts
-    return sum((layout.logical if draft.unpads else layout.padded).file_bytes for layout in files) + _side_bytes(draft)
+    return sum((layout.logical if draft.unpads else layout.padded).file_bytes for layout in files) + _other_bytes(draft)
 
 
-def _side_bytes(draft: Draft) -> int:
-    return sum(draft.source.stamps[file].size for file in draft.side_files)
+def _other_bytes(draft: Draft) -> int:
+    return sum(draft.source.identities[file].size for file in draft.other_files)

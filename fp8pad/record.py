@@ -28,7 +28,7 @@ _READER = Reader(RecordError)
 
 
 @dataclass(frozen=True, slots=True)
-class Axes:
+class AxisActions:
     """How each axis of a weight, or of a tensor that follows it, is settled."""
 
     n: Disposition
@@ -62,7 +62,7 @@ class PaddedTensor:
     logical_shape: Shape
     padded_shape: Shape
     fill: Literal[0, 1]
-    axes: Axes
+    axes: AxisActions
     segments: Segments | None = None
 
 

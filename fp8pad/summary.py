@@ -7,14 +7,14 @@ from math import prod
 from operator import itemgetter
 from typing import Any
 
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
-from fp8pad.checkpoint.source import CONFIG_FILE, Source
 from fp8pad.errors import CheckpointError
 from fp8pad.geometry import is_aligned
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.architectures import architecture_of
-from fp8pad.planning.outlook import RankOutlook, tp_outlook
+from fp8pad.planning.families import sections_of
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.tensor_parallel import RankOutlook, tp_outlook
 from fp8pad.record import FORMAT_VERSION, Policy
 
 Indices = tuple[int, ...]
@@ -37,7 +37,7 @@ class OutputFiles:
 
     rewritten: tuple[str, ...]
     kept: tuple[str, ...]
-    left_out: tuple[str, ...]
+    excluded: tuple[str, ...]
 
 
 def name_patterns(names: Iterable[str]) -> list[str]:
@@ -80,22 +80,22 @@ def flops_added_share(layers: Iterable[LayerPlan]) -> float:
     return sum(after - before for before, after in sizes) / logical if logical else 0.0
 
 
-def output_files(source: Source, plan: CheckpointPlan) -> OutputFiles:
+def output_files(source: Checkpoint, plan: CheckpointPlan) -> OutputFiles:
     """Tell which files converting rewrites, brings along as they are, and leaves out."""
     rewritten = {CONFIG_FILE} if plan.needs_runtime or plan.config_edits else set()
     if plan.shards_rewritten:
         rewritten |= {*plan.shards_rewritten, *([INDEX_FILE] if source.index else [])}
-    everything = {CONFIG_FILE, *(shard.file for shard in source.shards), *source.side_files}
+    everything = {CONFIG_FILE, *(shard.file for shard in source.shards), *source.other_files}
     everything |= {INDEX_FILE} if source.index else set()
-    return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.left_out)
+    return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.excluded)
 
 
-def outlook(source: Source, plan: CheckpointPlan) -> tuple[RankOutlook, ...]:
+def outlook(source: Checkpoint, plan: CheckpointPlan) -> tuple[RankOutlook, ...]:
     """Tell what TP sizes 2, 4 and 8 would meet in the converted checkpoint."""
-    return tp_outlook(plan.layers, architecture_of(source.configs[CONFIG_FILE]))
+    return tp_outlook(plan.layers, sections_of(source.configs[CONFIG_FILE]))
 
 
-def remedy(source: Source, plan: CheckpointPlan) -> Policy | None:
+def remedy(source: Checkpoint, plan: CheckpointPlan) -> Policy | None:
     """Return the policy that absorbs for the largest of those TP sizes that meets sizes it cannot use.
 
     None if all is well, or if absorbing would settle nothing of it. Without trouble at other sizes, it is that of the
@@ -120,7 +120,7 @@ def _is_left_unaligned(layer: LayerPlan) -> bool:
     return "skip" in (layer.axes.n, layer.axes.k) and not is_aligned(layer.logical_shape[-2:], layer.alignment)
 
 
-def plan_document(source: Source, plan: CheckpointPlan) -> dict[str, Any]:
+def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
     """Return the JSON object that `fp8pad plan --json` prints."""
     files = output_files(source, plan)
     return {
@@ -135,7 +135,7 @@ def plan_document(source: Source, plan: CheckpointPlan) -> dict[str, Any]:
         "flops_added_share": flops_added_share(plan.layers),
         "files_rewritten": list(files.rewritten),
         "files_kept": list(files.kept),
-        "files_left_out": list(files.left_out),
+        "files_left_out": list(files.excluded),
         "needs_runtime": plan.needs_runtime,
         "tensor_parallel": [asdict(at) for at in outlook(source, plan)],
         "notes": list(plan.notes),

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
-from fp8pad.blueprint import restored_index
-from fp8pad.checkpoint.comparison import header_differences
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, parse_object, read_checkpoint, read_record
+from fp8pad.checkpoint.compare import header_differences
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.source import CONFIG_FILE, Source, parse_object, read_checkpoint, read_record
-from fp8pad.checkpoint.writing import Hashes
+from fp8pad.checkpoint.writer import Hashes
+from fp8pad.converted import restored_index
 from fp8pad.errors import ConfigError, RecordError, VerifyError
 from fp8pad.publication import Draft, WriteOptions, publish
 from fp8pad.record import METADATA_KEY, RECORD_FILE, CheckpointRecord, parse_shard_metadata
@@ -25,7 +25,7 @@ class UnpadReport:
 
     restored_dir: Path
     tensors_unpadded: int
-    left_out: tuple[str, ...]
+    excluded: tuple[str, ...]
     resumed: tuple[str, ...]
 
 
@@ -45,24 +45,24 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     texts = _texts(converted, record, [layout.logical for layout in layouts])
     _check_sizes(record, layouts, texts)
     # Other files may have been edited since, such as a model card: only who asks for `full` wants them compared too.
-    hashed = converted.stamps.keys() if options.verify == "full" else {layout.logical.file for layout in layouts}
+    hashed = converted.identities.keys() if options.verify == "full" else {layout.logical.file for layout in layouts}
 
     def checked_texts(hashes: Mapping[str, Hashes]) -> Mapping[str, str]:
         found = {file: entry.sha256 for file, entry in hashes.items() if file in hashed}
         _check_hashes(record, found | {file: sha256(text.encode()).hexdigest() for file, text in texts.items()})
         return texts
 
-    side_files = tuple(file for file in converted.side_files if file != RECORD_FILE)
-    draft = Draft(converted, layouts, side_files, checked_texts, unpads=True)
+    other_files = tuple(file for file in converted.other_files if file != RECORD_FILE)
+    draft = Draft(converted, layouts, other_files, checked_texts, unpads=True)
     published = publish(draft, restored_dir, _as_deep_as(record, layouts, options), progress)
-    return UnpadReport(published.out_dir, len(record.tensors), converted.left_out, published.resumed)
+    return UnpadReport(published.out_dir, len(record.tensors), converted.excluded, published.resumed)
 
 
-def _check_complete(converted: Source, record: CheckpointRecord) -> None:
+def _check_complete(converted: Checkpoint, record: CheckpointRecord) -> None:
     names = {tensor.name for shard in converted.shards for tensor in shard.tensors}
     if missing := sorted(record.tensors.keys() - names):
         raise RecordError(f"{RECORD_FILE} does not fit its shards: {missing[0]} is in none of them")
-    if absent := sorted(record.files.keys() - converted.stamps.keys()):
+    if absent := sorted(record.files.keys() - converted.identities.keys()):
         raise RecordError(f"{absent[0]}: is named in {RECORD_FILE}: expected a file, got no such file")
 
 
@@ -97,7 +97,7 @@ def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
     return layout
 
 
-def _texts(converted: Source, record: CheckpointRecord, shards: list[ShardHeader]) -> dict[str, str]:
+def _texts(converted: Checkpoint, record: CheckpointRecord, shards: list[ShardHeader]) -> dict[str, str]:
     if CONFIG_FILE not in record.originals:
         raise RecordError(f"{RECORD_FILE}: originals: {CONFIG_FILE} is missing")
     for file in (CONFIG_FILE, INDEX_FILE):

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from fp8pad.blueprint import Blueprint, blueprint
-from fp8pad.checkpoint.comparison import MAX_MISMATCHES, Mismatch, compare_files, compare_shard, compare_texts, sha256
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record, read_unconverted
+from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch, compare_files, compare_shard, compare_texts, sha256
 from fp8pad.checkpoint.folder import is_weight_file, read_text
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.source import Source, read_checkpoint, read_record, read_source
-from fp8pad.executors import run_all
+from fp8pad.converted import Converted, converted_files
+from fp8pad.parallel import run_all
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, Policy
@@ -39,15 +39,17 @@ def verify(model_dir: Path, out_dir: Path, progress: Progress) -> VerifyReport:
     `CheckpointError` if either folder cannot be read as a checkpoint, and `RecordError` if fp8pad.json is missing
     or malformed.
     """
-    source, converted = read_source(model_dir), read_checkpoint(out_dir)
+    source, converted = read_unconverted(model_dir), read_checkpoint(out_dir)
     record = read_record(converted)
     plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
-    design = blueprint(source, plan if record else _nothing_of(plan), *([record.fp8pad_version] if record else []))
+    design = converted_files(
+        source, plan if record else _nothing_of(plan), *([record.fp8pad_version] if record else [])
+    )
     mismatches = chain(
         [] if record or plan.changes_nothing else [Mismatch(RECORD_FILE, "file", "a record", "no such file")],
         _compare_names(design, converted),
         _compare_texts(design, converted, record),
-        _compare_side_files(design, converted),
+        _compare_other_files(design, converted),
         _compare_shards(design, converted, progress),
     )
     return VerifyReport(
@@ -60,18 +62,18 @@ def _nothing_of(plan: CheckpointPlan) -> CheckpointPlan:
     return replace(plan, tensors={}, modules={}, config_edits=())
 
 
-def _compare_names(design: Blueprint, converted: Source) -> Iterator[Mismatch]:
-    found = converted.stamps.keys()
+def _compare_names(design: Converted, converted: Checkpoint) -> Iterator[Mismatch]:
+    found = converted.identities.keys()
     for file in sorted(design.files.keys() - found):
         yield Mismatch(file, "file", f"{design.files[file].size} bytes", "no such file")
     for file in sorted(converted.texts.keys() - design.texts.keys()):
         yield Mismatch(file, "file", "no such file, as in the source", "an index")
-    for file in converted.left_out:
+    for file in converted.excluded:
         if is_weight_file(file):
             yield Mismatch(file, "file", "no such file", "weights that converting leaves out")
 
 
-def _compare_texts(design: Blueprint, converted: Source, record: CheckpointRecord | None) -> Iterator[Mismatch]:
+def _compare_texts(design: Converted, converted: Checkpoint, record: CheckpointRecord | None) -> Iterator[Mismatch]:
     for file, text in converted.texts.items():
         if file in design.texts:
             yield from compare_texts(file, design.texts[file], text)
@@ -83,10 +85,10 @@ def _compare_texts(design: Blueprint, converted: Source, record: CheckpointRecor
         yield Mismatch(RECORD_FILE, "file", "no record, since nothing is padded", "a record")
 
 
-def _hashed(design: Blueprint, converted: Source, file: str, recorded: Mapping[str, FileRecord]) -> FileRecord:
+def _hashed(design: Converted, converted: Checkpoint, file: str, recorded: Mapping[str, FileRecord]) -> FileRecord:
     """Return what fp8pad.json should say of a file, with hashes where it has any."""
     entry = recorded.get(file)
-    if entry is None or file not in converted.stamps:
+    if entry is None or file not in converted.identities:
         return design.files[file]
     return replace(
         design.files[file],
@@ -95,14 +97,14 @@ def _hashed(design: Blueprint, converted: Source, file: str, recorded: Mapping[s
     )
 
 
-def _compare_side_files(design: Blueprint, converted: Source) -> Iterator[Mismatch]:
-    for file in design.source.side_files:
-        if file in converted.stamps:
+def _compare_other_files(design: Converted, converted: Checkpoint) -> Iterator[Mismatch]:
+    for file in design.source.other_files:
+        if file in converted.identities:
             yield from compare_files(file, design.source.root / file, converted.root / file)
 
 
-def _compare_shards(design: Blueprint, converted: Source, progress: Progress) -> Iterator[Mismatch]:
-    layouts = [layout for layout in design.layouts if layout.logical.file in converted.stamps]
+def _compare_shards(design: Converted, converted: Checkpoint, progress: Progress) -> Iterator[Mismatch]:
+    layouts = [layout for layout in design.layouts if layout.logical.file in converted.identities]
     progress.start("verifying", sum(layout.padded.file_bytes - len(layout.padded_prefix) for layout in layouts))
     for mismatches in run_all(
         lambda layout, advance: compare_shard(layout, design.source.root, converted.root, advance),

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from fp8pad.errors import ConfigError, PlanError
-from fp8pad.planning.absorption import Absorption, absorb, merged
-from fp8pad.planning.architectures import architecture_of, index_families
-from fp8pad.planning.claims import find_claims
+from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
+from fp8pad.planning.absorb.governed import find_governed
+from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
-from fp8pad.record import Axes, ConfigEdit, PaddedTensor, Policy, Segments
+from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments
 from fp8pad.tensors import TensorHeader, tensor_bytes
 
 CHANNEL = {
@@ -49,7 +49,7 @@ def gated(prefix: str, inner_size: int, hidden_size: int, make: Any = channel) -
     }
 
 
-def settle(config: Mapping[str, Any], tensors: Tensors, policy: Policy = ABSORB) -> Absorption:
+def plan_layer(config: Mapping[str, Any], tensors: Tensors, policy: Policy = ABSORB) -> Absorption:
     """Absorb as the planner does, from headers and config alone."""
     headers = {
         name: TensorHeader(name, dtype, shape, 0, tensor_bytes(dtype, shape))
@@ -78,8 +78,8 @@ def test_every_tensor_of_the_key_grows() -> None:
         "model.layers.1.mlp.down_proj.weight": ("BF16", (136, 213)),
         "model.layers.0.self_attn.o_proj.weight": ("BF16", (136, 213)),
     }
-    settled = settle(llama(), tensors)
-    rows, columns = Axes("absorb", "aligned"), Axes("aligned", "absorb")
+    settled = plan_layer(llama(), tensors)
+    rows, columns = AxisActions("absorb", "aligned"), AxisActions("aligned", "absorb")
     assert settled.tensors == {
         f"{MLP}.gate_proj.weight": PaddedTensor((213, 136), (224, 136), 0, rows),
         f"{MLP}.gate_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, rows),
@@ -102,7 +102,7 @@ def test_every_tensor_of_the_key_grows() -> None:
 
 def test_nothing_is_absorbed_unasked() -> None:
     """Without --absorb the same checkpoint is left to padding."""
-    assert settle(llama(), gated(MLP, 213, 136), Policy()) == Absorption()
+    assert plan_layer(llama(), gated(MLP, 213, 136), Policy()) == Absorption()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_nothing_is_absorbed_unasked() -> None:
 def test_how_far(old: int, quantization: Mapping[str, Any], policy: Policy, new: int) -> None:
     """The multiple is the alignment, or the block, times the tensor-parallel size."""
     make = {id(CHANNEL): channel, id(BLOCK): block, id(TENSOR): tensor_scaled}[id(quantization)]
-    settled = settle(llama(quantization, intermediate_size=old), gated(MLP, old, 256, make), policy)
+    settled = plan_layer(llama(quantization, intermediate_size=old), gated(MLP, old, 256, make), policy)
     assert [edit.new for edit in settled.edits] == ([] if new == old else [new])
     assert bool(settled.tensors) == (new != old)
 
@@ -140,26 +140,26 @@ def tensor_scaled(module: str, num_n: int, num_k: int) -> Tensors:
 
 def test_scales_of_whole_tensors_stay() -> None:
     """Weight and input scales of one element are not touched."""
-    settled = settle(llama(TENSOR), gated(MLP, 213, 136, tensor_scaled))
+    settled = plan_layer(llama(TENSOR), gated(MLP, 213, 136, tensor_scaled))
     assert sorted(settled.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
 
 
 def test_blocks_grow_by_whole_blocks_of_ones() -> None:
     """29568 is 231 blocks; 29696 is 232, so each grid gets one row, or one column."""
-    settled = settle(
+    settled = plan_layer(
         llama(BLOCK, intermediate_size=29568), gated(MLP, 29568, 256, block), replace(ABSORB, tensor_parallel_size=8)
     )
     assert settled.tensors[f"{MLP}.up_proj.weight_scale_inv"] == PaddedTensor(
-        (231, 2), (232, 2), 1, Axes("absorb", "aligned")
+        (231, 2), (232, 2), 1, AxisActions("absorb", "aligned")
     )
     assert settled.tensors[f"{MLP}.down_proj.weight_scale_inv"] == PaddedTensor(
-        (2, 231), (2, 232), 1, Axes("aligned", "absorb")
+        (2, 231), (2, 232), 1, AxisActions("aligned", "absorb")
     )
 
 
 def test_a_partial_block_has_room() -> None:
     """213 and 256 both are two blocks: the weights grow, the grids do not."""
-    settled = settle(llama(BLOCK), gated(MLP, 213, 136, block))
+    settled = plan_layer(llama(BLOCK), gated(MLP, 213, 136, block))
     assert sorted(settled.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
 
 
@@ -171,7 +171,7 @@ def test_grids_of_four_sizes() -> None:
         name.replace("_inv", ""): (dtype, (shape[0], 1, shape[1], 1) if "scale" in name else shape)
         for name, (dtype, shape) in tensors.items()
     }
-    settled = settle(config, tensors, replace(ABSORB, tensor_parallel_size=2))
+    settled = plan_layer(config, tensors, replace(ABSORB, tensor_parallel_size=2))
     assert settled.tensors[f"{MLP}.up_proj.weight_scale"].padded_shape == (4, 1, 2, 1)
     assert settled.tensors[f"{MLP}.down_proj.weight_scale"].padded_shape == (2, 1, 4, 1)
 
@@ -179,9 +179,9 @@ def test_grids_of_four_sizes() -> None:
 def test_fused_gate_and_up_are_padded_each_at_its_tail() -> None:
     """Phi-3 keeps 2 x 213 rows in one tensor: two segments, in the weight and in its scale."""
     config = {"model_type": "phi3", "intermediate_size": 213, "quantization_config": CHANNEL}
-    settled = settle(config, channel(f"{MLP}.gate_up_proj", 426, 160) | channel(f"{MLP}.down_proj", 160, 213))
+    settled = plan_layer(config, channel(f"{MLP}.gate_up_proj", 426, 160) | channel(f"{MLP}.down_proj", 160, 213))
     segments = Segments((213, 213), (224, 224))
-    rows = Axes("absorb", "aligned")
+    rows = AxisActions("absorb", "aligned")
     assert settled.tensors[f"{MLP}.gate_up_proj.weight"] == PaddedTensor((426, 160), (448, 160), 0, rows, segments)
     assert settled.tensors[f"{MLP}.gate_up_proj.weight_scale"] == PaddedTensor((426, 1), (448, 1), 1, rows, segments)
     assert settled.sizes[f"{MLP}.gate_up_proj", "n"] == 448
@@ -190,7 +190,7 @@ def test_fused_gate_and_up_are_padded_each_at_its_tail() -> None:
 def test_a_block_that_straddles_gate_and_up_stops_the_key() -> None:
     """With 2 x 213 rows in one tensor, the second block of 128 holds rows of both; 2 x 256 rows would do."""
     config = {"model_type": "phi3", "intermediate_size": 213, "quantization_config": BLOCK}
-    refused = settle(config, block(f"{MLP}.gate_up_proj", 426, 128) | block(f"{MLP}.down_proj", 128, 213))
+    refused = plan_layer(config, block(f"{MLP}.gate_up_proj", 426, 128) | block(f"{MLP}.down_proj", 128, 213))
     assert refused.tensors == {}
     assert refused.notes == (
         (
@@ -199,7 +199,7 @@ def test_a_block_that_straddles_gate_and_up_stops_the_key() -> None:
         ),
     )
     config["intermediate_size"] = 384
-    settled = settle(
+    settled = plan_layer(
         config,
         block(f"{MLP}.gate_up_proj", 768, 128) | block(f"{MLP}.down_proj", 128, 384),
         replace(ABSORB, tensor_parallel_size=2),
@@ -231,7 +231,7 @@ def deepseek_tensors(shared: int = 2) -> Tensors:
 
 def test_shared_experts_are_not_absorbed_without_the_routed_ones() -> None:
     """One key sizes both, so it waits for --absorb-experts; the dense layer's key does not."""
-    settled = settle(deepseek(), deepseek_tensors())
+    settled = plan_layer(deepseek(), deepseek_tensors())
     reason = "it sizes the routed experts too, which are absorbed only with --absorb-experts"
     assert [edit.key for edit in settled.edits] == ["intermediate_size"]
     assert settled.refusals[f"{MOE}.shared_experts.up_proj", "n"] == f"moe_intermediate_size is not absorbed: {reason}"
@@ -240,7 +240,7 @@ def test_shared_experts_are_not_absorbed_without_the_routed_ones() -> None:
 
 def test_one_key_with_a_multiplier() -> None:
     """With --absorb-experts 74 becomes 80, and the shared experts 160 wide; the router of 74 rows is left alone."""
-    settled = settle(deepseek(), deepseek_tensors(), EXPERTS)
+    settled = plan_layer(deepseek(), deepseek_tensors(), EXPERTS)
     assert ConfigEdit("config.json", "moe_intermediate_size", 74, 80) in settled.edits
     assert settled.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
     assert settled.tensors[f"{MOE}.experts.1.down_proj.weight"].padded_shape == (128, 80)
@@ -251,7 +251,7 @@ def test_one_key_with_a_multiplier() -> None:
 def test_a_multiplier_that_is_not_a_number_stops_the_key(shared: object) -> None:
     """Without a usable n_shared_experts the width of the shared experts is not known."""
     config = deepseek() | {"n_shared_experts": shared}
-    settled = settle(config, deepseek_tensors(), EXPERTS)
+    settled = plan_layer(config, deepseek_tensors(), EXPERTS)
     assert [edit.key for edit in settled.edits] == ["intermediate_size"]
     assert f"n_shared_experts is not a number: {shared!r}" in settled.notes[-1]
 
@@ -282,15 +282,15 @@ def test_stacked_experts(model_type: str, layout: tuple[tuple[int, ...], ...], s
             f"{names[1]}_scale": ("F32", (4, 1, second[2])),
         }
     config = {"model_type": model_type, key: 213, "quantization_config": CHANNEL}
-    settled = settle(config, tensors | channel(attention, 64, 64), EXPERTS)
+    settled = plan_layer(config, tensors | channel(attention, 64, 64), EXPERTS)
     if model_type == "granitemoe":
         assert settled == Absorption()  # no FP8 weight needs it
         return
     assert settled.tensors[names[0]].padded_shape == (4, 64, 448)
     assert settled.tensors[names[0]].segments == segments
-    assert settled.tensors[names[0]].axes == Axes("aligned", "absorb")
+    assert settled.tensors[names[0]].axes == AxisActions("aligned", "absorb")
     assert settled.tensors[names[1]].padded_shape == (4, 224, 64)
-    assert settled.tensors[names[1]].axes == Axes("absorb", "aligned")
+    assert settled.tensors[names[1]].axes == AxisActions("absorb", "aligned")
     assert settled.tensors[f"{names[0]}_scale"].padded_shape == (4, 1, 448)
     assert f"{names[1]}_scale" not in settled.tensors
 
@@ -307,7 +307,7 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
     dtypes = ["F8_E4M3", "F32"] * 2
     config = {"model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 384, "quantization_config": BLOCK}
     tensors = dict(zip(names, zip(dtypes, shapes, strict=True), strict=True))
-    settled = settle(config, tensors, replace(EXPERTS, tensor_parallel_size=2))
+    settled = plan_layer(config, tensors, replace(EXPERTS, tensor_parallel_size=2))
     assert {name: tensor.padded_shape for name, tensor in settled.tensors.items()} == dict(
         zip(names, grown, strict=True)
     )
@@ -328,7 +328,7 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
 )
 def test_a_key_that_cannot_be_edited(change: dict[str, Any], reason: str) -> None:
     """Null, a list, anything that is no size, and an unknown activation each stop the key with their reason."""
-    settled = settle(llama(**change), gated(MLP, 213, 136))
+    settled = plan_layer(llama(**change), gated(MLP, 213, 136))
     assert (settled.tensors, settled.edits) == ({}, ())
     assert settled.notes == (f"intermediate_size is not absorbed: {reason}",)
     assert settled.refusals[f"{MLP}.down_proj", "k"] == settled.notes[0]
@@ -338,7 +338,7 @@ def test_an_absent_key() -> None:
     """A config that leaves the size to the engine's default has nothing to edit."""
     config = llama()
     del config["intermediate_size"]
-    assert settle(config, gated(MLP, 213, 136)).notes == (
+    assert plan_layer(config, gated(MLP, 213, 136)).notes == (
         "intermediate_size is not absorbed: the config does not have the key",
     )
 
@@ -386,7 +386,7 @@ def test_an_absent_key() -> None:
 )
 def test_all_or_nothing(tensors: Tensors, reason: str) -> None:
     """One tensor that cannot grow, or is not described, stops the whole key."""
-    settled = settle(llama(), gated(MLP, 213, 136) | tensors)
+    settled = plan_layer(llama(), gated(MLP, 213, 136) | tensors)
     assert (settled.tensors, settled.edits) == ({}, ())
     assert settled.notes == (f"intermediate_size is not absorbed: {reason}",)
 
@@ -397,7 +397,7 @@ def test_scales_that_cannot_hold_one_stop_the_key() -> None:
         name: ("F8_E8M0" if "scale" in name else dtype, shape)
         for name, (dtype, shape) in gated(MLP, 213, 136, block).items()
     }
-    settled = settle(llama(BLOCK), tensors)
+    settled = plan_layer(llama(BLOCK), tensors)
     assert settled.tensors == {}
     assert "a layout that is not padded (scales of dtype F8_E8M0)" in settled.notes[0]
 
@@ -405,15 +405,15 @@ def test_scales_that_cannot_hold_one_stop_the_key() -> None:
 def test_a_size_by_chance_elsewhere_is_no_obstacle() -> None:
     """A hidden size equal to the inner size does not make attention look governed."""
     tensors = gated(MLP, 213, 213) | channel("model.layers.0.self_attn.o_proj", 213, 213)
-    assert settle(llama(), tensors).edits
+    assert plan_layer(llama(), tensors).edits
 
 
 @pytest.mark.parametrize("policy", [ABSORB, EXPERTS])
 def test_an_unknown_model_type_is_not_guessed(policy: Policy) -> None:
     """The names look like Llama's, but no file says so."""
-    settled = settle(llama() | {"model_type": "blob"}, gated(MLP, 213, 136), policy)
+    settled = plan_layer(llama() | {"model_type": "blob"}, gated(MLP, 213, 136), policy)
     assert settled.tensors == {}
-    assert settled.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/architectures knows the model type blob"
+    assert settled.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/families knows the model type blob"
 
 
 def test_modules_that_a_family_rules_out() -> None:
@@ -422,19 +422,19 @@ def test_modules_that_a_family_rules_out() -> None:
         "model_type": "qwen2_vl", "text_config": {}, "vision_config": {"mlp_ratio": 4}, "quantization_config": CHANNEL
     }  # fmt: skip
     module = "visual.blocks.0.mlp.fc1"
-    assert settle(config, channel(module, 340, 85)).refusals[module, "n"].startswith("its inner size is embed_dim")
+    assert plan_layer(config, channel(module, 340, 85)).refusals[module, "n"].startswith("its inner size is embed_dim")
 
 
 def test_a_size_that_two_sections_repeat() -> None:
     """Where text_config and the top level both have the size, both are edited; where they differ, neither is."""
     text = {"model_type": "qwen2_5_vl_text", "intermediate_size": 213}
     config = {"model_type": "qwen2_5_vl", "intermediate_size": 213, "text_config": text, "quantization_config": CHANNEL}
-    assert settle(config, gated(MLP, 213, 136)).edits == (
+    assert plan_layer(config, gated(MLP, 213, 136)).edits == (
         ConfigEdit("config.json", "text_config.intermediate_size", 213, 224),
         ConfigEdit("config.json", "intermediate_size", 213, 224),
     )
     config["intermediate_size"] = 300
-    assert settle(config, gated(MLP, 213, 136)).notes == (
+    assert plan_layer(config, gated(MLP, 213, 136)).notes == (
         "text_config.intermediate_size is not absorbed: config.json repeats it with another value, 300",
     )
 
@@ -442,7 +442,7 @@ def test_a_size_that_two_sections_repeat() -> None:
 def test_a_config_that_disagrees_with_the_tensors() -> None:
     """An integer that is not the tensors' size is an error that names key, tensor and both sizes."""
     with pytest.raises(ConfigError) as error:
-        settle(llama(intermediate_size=212), gated(MLP, 213, 136))
+        plan_layer(llama(intermediate_size=212), gated(MLP, 213, 136))
     assert str(error.value) == (
         f"config.json: intermediate_size asks for 212 rows of {MLP}.gate_proj.weight, got [213, 136]"
     )
@@ -451,18 +451,18 @@ def test_a_config_that_disagrees_with_the_tensors() -> None:
 def test_a_bias_of_another_length() -> None:
     """A bias that does not fit its weight is an error."""
     with pytest.raises(PlanError, match=r"gate_proj\.bias: expected 213 in place 0, got \[212\]"):
-        settle(llama(), gated(MLP, 213, 136) | {f"{MLP}.gate_proj.bias": ("BF16", (212,))})
+        plan_layer(llama(), gated(MLP, 213, 136) | {f"{MLP}.gate_proj.bias": ("BF16", (212,))})
 
 
 TWO_KEYS = """
 model_types = ["toy"]
 [[mlp]]
-key = "a"
+size_key = "a"
 up = "layers.{layer}.one"
 down = "layers.{layer}.down"
 activation = "relu"
 [[mlp]]
-key = "b"
+size_key = "b"
 up = "layers.{layer}.two"
 down = "layers.{layer}.down"
 activation = "relu"
@@ -471,10 +471,10 @@ activation = "relu"
 
 def test_two_keys_that_claim_one_axis() -> None:
     """A family file that gives one axis to two keys is an error that names both."""
-    sections = architecture_of({"model_type": "toy"}, index_families({"toy.toml": TWO_KEYS}))
+    sections = sections_of({"model_type": "toy"}, index_families({"toy.toml": TWO_KEYS}))
     tensors = {"layers.0.down.weight": TensorHeader("layers.0.down.weight", "F8_E4M3", (32, 213), 0, 32 * 213)}
     with pytest.raises(PlanError, match=r"^layers\.0\.down\.weight: both a and b claim its axis K$"):
-        find_claims(sections, tensors)
+        find_governed(sections, tensors)
 
 
 def test_mixed_schemes_share_one_multiple() -> None:
@@ -487,15 +487,15 @@ def test_mixed_schemes_share_one_multiple() -> None:
         },
     }
     tensors = gated(MLP, 200, 256) | gated("model.layers.1.mlp", 200, 256, block)
-    (edit,) = settle(llama(quantization, intermediate_size=200), tensors).edits
+    (edit,) = plan_layer(llama(quantization, intermediate_size=200), tensors).edits
     assert edit.new == 256
 
 
 def test_one_axis_absorbed_the_other_padded() -> None:
     """Two growths of one tensor along different axes make one."""
-    absorbed = PaddedTensor((136, 213), (136, 224), 0, Axes("aligned", "absorb"))
-    padded = PaddedTensor((136, 213), (144, 213), 0, Axes("pad", "aligned"))
-    both = PaddedTensor((136, 213), (144, 224), 0, Axes("pad", "absorb"))
+    absorbed = PaddedTensor((136, 213), (136, 224), 0, AxisActions("aligned", "absorb"))
+    padded = PaddedTensor((136, 213), (144, 213), 0, AxisActions("pad", "aligned"))
+    both = PaddedTensor((136, 213), (144, 224), 0, AxisActions("pad", "absorb"))
     assert merged(absorbed, padded) == merged(padded, absorbed) == both
 
 
@@ -505,7 +505,7 @@ def test_the_price_and_what_is_better() -> None:
         "model_type": "qwen3_moe", "moe_intermediate_size": 1536, "num_experts_per_tok": 1, "quantization_config": BLOCK
     }  # fmt: skip
     tensors = gated(f"{MOE}.experts.0", 1536, 256, block) | gated(f"{MOE}.experts.1", 1536, 256, block)
-    settled = settle(config, tensors, replace(EXPERTS, tensor_parallel_size=8))
+    settled = plan_layer(config, tensors, replace(EXPERTS, tensor_parallel_size=8))
     (cost,) = settled.costs
     assert cost.added_bytes == 2 * 3 * (512 * 256 + 4 * 2 * 4)
     assert cost.added_flops == 2 * 3 * 512 * 256  # a token meets one of the two experts
@@ -521,13 +521,13 @@ def test_the_price_and_what_is_better() -> None:
 
 def test_a_price_that_fewer_ranks_do_not_lower() -> None:
     """One block of 128 is needed for 74 neurons on any number of ranks up to the one asked for."""
-    settled = settle(llama(BLOCK, intermediate_size=74), gated(MLP, 74, 128, block))
+    settled = plan_layer(llama(BLOCK, intermediate_size=74), gated(MLP, 74, 128, block))
     assert settled.notes[-1] == "intermediate_size grows by 73%, and by no less for fewer ranks"
 
 
 def test_the_price_in_all() -> None:
     """Two keys have a line each and one together: 213 -> 224 and 74 -> 80 of a tenth of the weights."""
-    notes = settle(deepseek(), deepseek_tensors(), EXPERTS).notes
+    notes = plan_layer(deepseek(), deepseek_tensors(), EXPERTS).notes
     assert notes == (
         "intermediate_size 213 -> 224: +5.2%, 4.31 kB more on disk and in memory, 8.45 kFLOP more per token",
         "moe_intermediate_size 74 -> 80: +8.1%, 9.41 kB more on disk and in memory, 13.8 kFLOP more per token",

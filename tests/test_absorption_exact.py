@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fp8pad.geometry import as_matrices, num_blocks
-from fp8pad.planning.absorption import Absorption, absorb
-from fp8pad.planning.architectures import Family, Mlp, Section, architecture_of, families
+from fp8pad.planning.absorb.absorption import Absorption, absorb
+from fp8pad.planning.families import Family, Mlp, Section, families, sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import PaddedTensor, Policy
@@ -65,7 +65,7 @@ def test_the_absorbed_mlp_equals_the_original(model_type: str, case: Case) -> No
     """Every MLP of a model of this family answers the same, and its sizes are multiples of what was asked for."""
     config = config_of(model_type, case)
     arrays, dtypes = checkpoint_of(config, case)
-    settled = settle(config, arrays, dtypes, case)
+    settled = plan_layer(config, arrays, dtypes, case)
     absorbed = {name: grow(array, settled.tensors.get(name), name) for name, array in arrays.items()}
     edits = {edit.key: edit for edit in settled.edits}
     for section, mlp in described(config):
@@ -74,8 +74,8 @@ def test_the_absorbed_mlp_equals_the_original(model_type: str, case: Case) -> No
             tokens = np.random.default_rng(case.seed).integers(-3, 4, (4, case.hidden_size))
             assert np.array_equal(before.scale_of_activations(tokens), after.scale_of_activations(tokens))
             assert np.array_equal(before.answer(tokens), after.answer(tokens))
-            edit = edits.get(section.dotted(mlp.key))
-            times = case.times if mlp.times else 1
+            edit = edits.get(section.dotted(mlp.size_key))
+            times = case.times if mlp.multiplier_key else 1
             assert after.inner_size == (edit.new * times if edit else before.inner_size)
             if edit:
                 assert edit.new > edit.old
@@ -93,8 +93,8 @@ def config_of(model_type: str, case: Case) -> dict[str, Any]:
 def section_config(family: Family, model_type: str, sizes: Iterator[int], case: Case) -> dict[str, Any]:
     config: dict[str, Any] = {"model_type": model_type}
     for mlp in family.mlps:
-        config.setdefault(mlp.key, next(sizes))
-        config |= {mlp.times: case.times} if mlp.times else {}
+        config.setdefault(mlp.size_key, next(sizes))
+        config |= {mlp.multiplier_key: case.times} if mlp.multiplier_key else {}
     for rule in family.sections:
         part = rule.like or "llama"
         config[rule.keys[0]] = section_config(rule.family or families()[part], part, sizes, case)
@@ -104,7 +104,7 @@ def section_config(family: Family, model_type: str, sizes: Iterator[int], case: 
 def described(config: Mapping[str, Any]) -> list[tuple[Section, Mlp]]:
     """Every MLP that the family files describe, with its section."""
     return [
-        (section, mlp) for section in architecture_of(config) for mlp in (section.family.mlps if section.family else ())
+        (section, mlp) for section in sections_of(config) for mlp in (section.family.mlps if section.family else ())
     ]
 
 
@@ -133,7 +133,7 @@ def checkpoint_of(config: Mapping[str, Any], case: Case) -> tuple[Arrays, dict[s
 
     for section, mlp in described(config):
         for numbers in instances(mlp):
-            inner_size = section.config[mlp.key] * (case.times if mlp.times else 1)
+            inner_size = section.config[mlp.size_key] * (case.times if mlp.multiplier_key else 1)
             for role in mlp.parts:
                 module = module_of(section, mlp, role, numbers)
                 num_n, num_k = inner_size * (2 if role == "gate_up" else 1), case.hidden_size
@@ -158,7 +158,7 @@ def scale_shape(shape: tuple[int, ...], case: Case) -> tuple[int, ...]:
     return {"tensor": (), "channel": (shape[0], 1), "block": blocks}[case.scheme]
 
 
-def settle(config: Mapping[str, Any], arrays: Arrays, dtypes: Mapping[str, str], case: Case) -> Absorption:
+def plan_layer(config: Mapping[str, Any], arrays: Arrays, dtypes: Mapping[str, str], case: Case) -> Absorption:
     """Absorb everything, experts too, and check that nothing is refused but blocks that straddle gate and up."""
     headers = {
         name: TensorHeader(name, dtypes[name], array.shape, 0, tensor_bytes(dtypes[name], array.shape))
@@ -256,7 +256,7 @@ def test_padding_that_is_not_inert_is_seen() -> None:
     case = Case(4, (5,) * 12, 1, "tensor", (1, 1), False, frozenset(), 1, 7)
     config = config_of("llama", case)
     arrays, dtypes = checkpoint_of(config, case)
-    settled = settle(config, arrays, dtypes, case)
+    settled = plan_layer(config, arrays, dtypes, case)
     absorbed = {name: grow(array, settled.tensors.get(name), name) for name, array in arrays.items()}
     ((section, mlp),) = described(config)
     tokens = np.full((1, 4), 3)

@@ -11,7 +11,7 @@ from helpers import cases_dir, copy_case, files_of, llama
 from test_verify import convert_to
 
 from fp8pad import publication
-from fp8pad.cli import main
+from fp8pad.cli.main import main
 from fp8pad.convert import Silence
 from fp8pad.verify import verify
 
@@ -87,7 +87,9 @@ def test_an_output_inside_the_input_is_refused(tmp_path: Path, refused: Refusal)
 def test_bad_input_ends_a_process_with_status_one(tmp_path: Path) -> None:
     """The same through a process of its own, where a limit on file sizes stands for a full disk."""
     model = llama(tmp_path / "model")
-    limited = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (1024, 1024)); import fp8pad.cli; fp8pad.cli.main()"
+    limited = (
+        "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (1024, 1024)); from fp8pad.cli.main import main; main()"
+    )
     found = subprocess.run(
         [sys.executable, "-B", "-c", limited, "convert", model, tmp_path / "out"],
         capture_output=True,

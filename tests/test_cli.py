@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fp8pad import __version__
-from fp8pad.cli import main
+from fp8pad.cli.main import main
 
 
 @dataclass(frozen=True)
@@ -281,10 +281,10 @@ def test_closed_streams_are_no_traceback(example: Path, closed: str, status: int
 def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the operating system names its file and cause."""
 
-    def read_source(_: Path) -> None:
+    def read_unconverted(_: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/model.safetensors")
 
-    monkeypatch.setattr("fp8pad.checkpoint.source.read_source", read_source)
+    monkeypatch.setattr("fp8pad.checkpoint.checkpoint.read_unconverted", read_unconverted)
     finished = fp8pad("plan", example)
     assert (finished.status, finished.stderr) == (1, "error: /disk/model.safetensors: No space left on device\n")
 
@@ -292,10 +292,10 @@ def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
 def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control-C is no error: no traceback, the status that shells expect."""
 
-    def read_source(_: Path) -> None:
+    def read_unconverted(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fp8pad.checkpoint.source.read_source", read_source)
+    monkeypatch.setattr("fp8pad.checkpoint.checkpoint.read_unconverted", read_unconverted)
     finished = fp8pad("plan", example)
     assert finished.status == 130
     assert "Traceback" not in finished.stderr
@@ -336,7 +336,7 @@ def test_version_and_module() -> None:
 def test_shells_can_complete() -> None:
     """The shell's question for words that begin with `ver` is answered with the command."""
     environment = os.environ | {"_FP8PAD_COMPLETE": "complete_bash", "COMP_WORDS": "fp8pad ver", "COMP_CWORD": "1"}
-    script = "import sys; sys.argv = ['fp8pad']; from fp8pad.cli import main; main()"
+    script = "import sys; sys.argv = ['fp8pad']; from fp8pad.cli.main import main; main()"
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.split() == ["verify"]
 

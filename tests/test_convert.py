@@ -26,9 +26,9 @@ from helpers import (
     write_checkpoint,
 )
 
-from fp8pad.checkpoint import destination, writing
+from fp8pad.checkpoint import destination, writer
+from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.source import read_source
 from fp8pad.checkpoint.transfer import Advance, OpenFile
 from fp8pad.convert import ConvertOptions, ConvertReport, Silence, convert
 from fp8pad.errors import CheckpointError, OutputError
@@ -39,7 +39,7 @@ from fp8pad.verify import verify
 
 def converted(model: Path, out_dir: Path, options: ConvertOptions = ConvertOptions(jobs=1)) -> ConvertReport:  # noqa: B008
     """Plan and convert `model` with the default policy."""
-    source = read_source(model)
+    source = read_unconverted(model)
     return convert(source, plan_checkpoint(source.shards, source.configs, Policy()), out_dir, options, Silence())
 
 
@@ -69,7 +69,7 @@ def test_shards_hold_the_padded_tensors(tmp_path: Path) -> None:
         written_bytes=sum(len(content) for content in files_of(tmp_path / "out").values()),
         rewritten=("config.json", "model.safetensors"),
         kept=("tokenizer.json",),
-        left_out=(),
+        excluded=(),
         resumed=(),
         verified="padded",
     )
@@ -81,7 +81,7 @@ def test_grids_of_block_scales_end_in_ones(tmp_path: Path) -> None:
     tensors = {weight: ("F8_E4M3", (18, 20)), scale: ("BF16", (5, 3))}
     config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8", "weight_block_size": [4, 8]}}
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}, config)
-    source = read_source(model)
+    source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy(alignment=16))
     convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
     before, after = model / "model.safetensors", tmp_path / "out" / "model.safetensors"
@@ -160,8 +160,8 @@ def test_checkpoints_of_other_tools_convert_and_verify(path: str, tmp_path: Path
     assert files_of(model) == before
     checked = verify(model, tmp_path / "out", Silence())
     assert checked.mismatches == ()
-    assert checked.tensors_checked == sum(len(shard.tensors) for shard in read_source(model).shards)
-    assert files_of(tmp_path / "out").keys() - {"fp8pad.json"} == before.keys() - set(report.left_out)
+    assert checked.tensors_checked == sum(len(shard.tensors) for shard in read_unconverted(model).shards)
+    assert files_of(tmp_path / "out").keys() - {"fp8pad.json"} == before.keys() - set(report.excluded)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
@@ -213,7 +213,7 @@ def test_hard_links_are_made_only_on_request_and_only_of_untouched_shards(tmp_pa
 def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for it does not want a copy."""
     model = llama(tmp_path / "model", n=32, k=16)
-    monkeypatch.setattr("fp8pad.checkpoint.writing.clone", lambda *_: False)
+    monkeypatch.setattr("fp8pad.checkpoint.writer.clone", lambda *_: False)
     with pytest.raises(OutputError, match="cannot be reflinked"):
         converted(model, tmp_path / "out", ConvertOptions(link="reflink"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -319,7 +319,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
 def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
     """What was read may be half of one checkpoint and half of another."""
     model = llama(tmp_path / "model")
-    source = read_source(model)
+    source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     os.utime(model / "model.safetensors", ns=(0, 0))
     with pytest.raises(CheckpointError, match="was changed while"):
@@ -448,7 +448,7 @@ def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pyt
         os.utime(model / "model-00001-of-00002.safetensors", ns=(0, 0))
     if change == "damage":
         os.truncate(finished, finished.stat().st_size - 1)
-    source = read_source(model)
+    source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     options = ConvertOptions(jobs=1, resume=change != "no-resume")
     report = convert(source, plan, tmp_path / "out", options, Silence())
@@ -459,7 +459,7 @@ def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pyt
 
 def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     """Convert a checkpoint of two shards and interrupt it when the second is being written."""
-    original = writing.write_padded
+    original = writer.write_padded
 
     def interrupt(layout: ShardLayout, source: OpenFile, target: OpenFile, advance: Advance) -> None:
         original(layout, source, target, advance)
@@ -467,7 +467,7 @@ def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "write_padded", interrupt)
+        patch.setattr(writer, "write_padded", interrupt)
         with pytest.raises(KeyboardInterrupt):
             converted(model, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.fp8pad", "model"]

@@ -16,8 +16,8 @@ from helpers import case_names, copy_case, linear, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
 from fp8pad.checkpoint.progress import Silence
-from fp8pad.checkpoint.source import read_checkpoint, read_source
 from fp8pad.convert import ConvertOptions, convert
 from fp8pad.errors import CheckpointError
 from fp8pad.gemm.check import GemmOptions, GemmReport, sample, verify_gemm
@@ -27,7 +27,7 @@ from fp8pad.gemm.products import EXACT, MAX_ACTIVATION, MAX_EXACT_K, scaled_mm
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
-from fp8pad.record import Axes, PaddedTensor, Policy, Segments
+from fp8pad.record import AxisActions, PaddedTensor, Policy, Segments
 from fp8pad.tensors import FP8_WEIGHT_DTYPES
 from fp8pad.verify import verify
 
@@ -36,7 +36,7 @@ ALL_LAYERS = GemmOptions(num_layers=None)
 
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     """Convert a checkpoint and return where it is."""
-    source = read_source(model)
+    source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     convert(source, plan, out_dir, ConvertOptions(), Silence())
     return out_dir
@@ -121,7 +121,7 @@ def test_scales_of_every_dtype_are_decoded() -> None:
 
 def test_positions_follow_the_segments() -> None:
     """Each of several matrices is padded at its own tail; the other axis at its only one."""
-    fused = PaddedTensor((6, 5), (8, 16), 0, Axes("absorb", "pad"), Segments((3, 3), (4, 4)))
+    fused = PaddedTensor((6, 5), (8, 16), 0, AxisActions("absorb", "pad"), Segments((3, 3), (4, 4)))
     assert positions(fused, 1).tolist() == [0, 1, 2, 4, 5, 6]
     assert positions(fused, 2).tolist() == [0, 1, 2, 3, 4]
 
@@ -242,7 +242,7 @@ def test_the_command_line_reports_products(biased: tuple[Path, Path], tmp_path: 
 
 def test_a_sample_has_every_shape(example: Path) -> None:
     """Four shapes among fourteen layers: four layers are enough to see each, and the seed decides on them."""
-    source = read_source(example)
+    source = read_unconverted(example)
     tensors = {tensor.name: tensor for shard in source.shards for tensor in shard.tensors}
     linears, _ = recognise(tensors, find_quantization(source.configs), source.configs["config.json"])
     chosen = sample(linears, 5, seed=1)

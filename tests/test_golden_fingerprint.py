@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from helpers import case_names, copy_case, linear, write_checkpoint
 
+from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
 from fp8pad.checkpoint.progress import Silence
-from fp8pad.checkpoint.source import read_checkpoint, read_source
 from fp8pad.convert import ConvertOptions, convert
 from fp8pad.errors import RecordError
 from fp8pad.golden.fingerprint import fingerprint
@@ -24,7 +24,7 @@ CASES = [path for path in case_names("good") if "_tf_" not in path]
 
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     """Convert a checkpoint and return where it is."""
-    source = read_source(model)
+    source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     convert(source, plan, out_dir, ConvertOptions(), Silence())
     return out_dir

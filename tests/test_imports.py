@@ -17,8 +17,8 @@ EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
 # What each part may import at all, of this project and of others; the first name that fits a module decides.
 PURE = {"errors", "geometry", "reading", "record", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
-WRITING = READING | {"blueprint", "executors", "publication"}
-RESULTS = {"convert", "verify", "unpad", "inspection", "gemm", "golden", "bench"}
+WRITING = READING | {"converted", "parallel", "publication"}
+RESULTS = {"convert", "verify", "unpad", "inspect", "gemm", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
@@ -31,22 +31,20 @@ ALLOWED: dict[str, set[str]] = {
     "float8": {"errors", "numpy"},
     "planning": PURE | {"__init__", "planning"},
     "checkpoint": PURE | {"checkpoint", "numpy", "safetensors"},
-    "executors": {"checkpoint"},
-    "blueprint": READING | {"__init__"},
+    "parallel": {"checkpoint"},
+    "converted": READING | {"__init__"},
     "publication": WRITING,
     "convert": WRITING,
     "verify": WRITING,
     "unpad": WRITING | {"verify"},
-    "inspection": WRITING,
+    "inspect": WRITING,
     "gemm": READING | {"float8", "gemm", "numpy", "torch"},
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},
     "bench": PURE | {"__init__", "bench", "matplotlib", "runtime", "torch", "triton", "vllm"},
     "runtime": {"__init__", "errors", "geometry", "record", "runtime", "torch", "triton", "vllm"},
     "summary": READING,
     "render": READING | RESULTS | {"render", "rich", "summary"},
-    "cli": READING | RESULTS | {"__init__", "bench_cli", "golden_cli", "publication", "render", "typer"},
-    "golden_cli": READING | {"golden", "render", "typer"},
-    "bench_cli": READING | {"bench", "render", "typer"},
+    "cli": READING | RESULTS | {"__init__", "cli", "publication", "render", "typer"},
 }
 # Heavy, or not there: imported inside functions by those that may import them at all.
 LAZY = {"vllm", "transformers"}
@@ -152,7 +150,7 @@ def test_commands_do_not_load_what_they_do_not_need(tmp_path: Path, arguments: l
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(f"raise SystemExit('{package} was imported')")
     arguments = [argument.replace("OUT_DIR", str(tmp_path / "out")) for argument in arguments]
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fp8pad.cli import main; main()"
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fp8pad.cli.main import main; main()"
     run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert "was imported" not in run.stderr
     # What was never converted is no match, which is found out by reading all of it.
@@ -164,7 +162,7 @@ def test_the_plugin_module_loads_neither_vllm_nor_the_converter(tmp_path: Path) 
     script = (
         "import sys, fp8pad.runtime;"
         "print(*(name for name in sys.modules if name.split('.')[0] in ('vllm', 'torch', 'rich', 'typer')"
-        " or name in ('fp8pad.planning', 'fp8pad.convert', 'fp8pad.render', 'fp8pad.cli')))"
+        " or name in ('fp8pad.planning', 'fp8pad.convert', 'fp8pad.render', 'fp8pad.cli.main')))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []

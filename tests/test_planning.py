@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.record import Axes, BaseSource, ConfigEdit, ModuleRecord, PaddedTensor, Policy
+from fp8pad.record import AxisActions, BaseSource, ConfigEdit, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 FBGEMM = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
@@ -41,14 +41,14 @@ def test_a_channel_scaled_layer_is_planned_to_the_last_number() -> None:
     """Weight and scale are padded, each in its own shard, and the runtime is told."""
     plan = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, Policy())
     reason = "N = 136 is not a multiple of 16 and K = 213 is not a multiple of 16"
-    pads = Axes("pad", "pad")
+    pads = AxisActions("pad", "pad")
     assert plan == CheckpointPlan(
         policy=Policy(),
         layers=(LayerPlan("mlp.down_proj", "channel", (136, 213), (144, 224), (16, 16), pads, reason, (136, 213)),),
         untouched=(UntouchedTensor("lm_head.weight", "BF16", (509, 136), "BF16, not FP8"),),
         tensors={
             "mlp.down_proj.weight": PaddedTensor((136, 213), (144, 224), 0, pads),
-            "mlp.down_proj.weight_scale": PaddedTensor((136, 1), (144, 1), 1, Axes("pad", "aligned")),
+            "mlp.down_proj.weight_scale": PaddedTensor((136, 1), (144, 1), 1, AxisActions("pad", "aligned")),
         },
         modules={"mlp.down_proj": ModuleRecord((136, 213), (144, 224), (16, 16))},
         config_edits=(),
@@ -75,7 +75,7 @@ def test_a_block_scaled_layer_is_planned_to_the_last_number() -> None:
     header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy())
     reason = "N = 136 is not a multiple of 32 and K = 213 is not a multiple of 128"
-    pads, shapes = Axes("pad", "pad"), ((136, 213), (160, 256), (32, 128))
+    pads, shapes = AxisActions("pad", "pad"), ((136, 213), (160, 256), (32, 128))
     assert plan == CheckpointPlan(
         policy=Policy(),
         layers=(LayerPlan("mlp.down_proj", "block", *shapes, pads, reason, (136, 213), (32, 128)),),
@@ -96,8 +96,8 @@ def test_a_grid_of_scales_grows_where_the_alignment_is_larger_than_the_block() -
     header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "BF16"))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(alignment=128))
     assert plan.tensors == {
-        "mlp.down_proj.weight": PaddedTensor((136, 213), (256, 256), 0, Axes("pad", "pad")),
-        "mlp.down_proj.weight_scale_inv": PaddedTensor((5, 2), (8, 2), 1, Axes("pad", "aligned")),
+        "mlp.down_proj.weight": PaddedTensor((136, 213), (256, 256), 0, AxisActions("pad", "pad")),
+        "mlp.down_proj.weight_scale_inv": PaddedTensor((5, 2), (8, 2), 1, AxisActions("pad", "aligned")),
     }
     assert plan.bytes_after == 256 * 256 + 8 * 2 * 2
 
@@ -125,7 +125,7 @@ def test_scales_without_a_known_one_are_left_as_they_are() -> None:
     header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "F8_E8M0"))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
-    assert (plan.layers[0].axes, plan.layers[0].reason) == (Axes("skip", "skip"), "scales of dtype F8_E8M0")
+    assert (plan.layers[0].axes, plan.layers[0].reason) == (AxisActions("skip", "skip"), "scales of dtype F8_E8M0")
 
 
 def test_a_checkpoint_without_fp8_changes_nothing() -> None:
@@ -153,7 +153,7 @@ def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> 
         plan_checkpoint([header], {"config.json": CONFIG}, Policy(tensor_parallel_size=size)) for size in (1, 8)
     )
     assert alone.changes_nothing
-    assert (eight.tensors, eight.layers[0].axes) == ({}, Axes("aligned", "aligned"))
+    assert (eight.tensors, eight.layers[0].axes) == ({}, AxisActions("aligned", "aligned"))
     assert eight.modules == {"mlp.down_proj": ModuleRecord((2048, 10944), (2048, 10944), (16, 16))}
     assert eight.layers[0].reason == (
         "N and K are multiples of 16; K = 10944 / 8 = 1368 is not a multiple of 16: the runtime pads it at load"
@@ -276,15 +276,15 @@ MLP_CONFIG = {"model_type": "llama", "hidden_act": "silu", "intermediate_size": 
 def test_one_axis_absorbed_and_the_other_padded_compose() -> None:
     """The MLP's inner size goes into the config, the hidden size stays to the runtime, which knows the edited shape."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG}, Policy(absorb=True))
-    down, up = Axes("pad", "absorb"), Axes("absorb", "pad")
+    down, up = AxisActions("pad", "absorb"), AxisActions("absorb", "pad")
     assert plan.config_edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
     assert {name.removeprefix("model.layers.0.mlp."): tensor for name, tensor in plan.tensors.items()} == {
         "down_proj.weight": PaddedTensor((136, 213), (144, 224), 0, down),
-        "down_proj.weight_scale": PaddedTensor((136, 1), (144, 1), 1, Axes("pad", "aligned")),
+        "down_proj.weight_scale": PaddedTensor((136, 1), (144, 1), 1, AxisActions("pad", "aligned")),
         "gate_proj.weight": PaddedTensor((213, 136), (224, 144), 0, up),
-        "gate_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, Axes("absorb", "aligned")),
+        "gate_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, AxisActions("absorb", "aligned")),
         "up_proj.weight": PaddedTensor((213, 136), (224, 144), 0, up),
-        "up_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, Axes("absorb", "aligned")),
+        "up_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, AxisActions("absorb", "aligned")),
     }
     assert plan.modules["model.layers.0.mlp.down_proj"] == ModuleRecord((136, 224), (144, 224), (16, 16))
     assert plan.modules["model.layers.0.mlp.up_proj"] == ModuleRecord((224, 136), (224, 144), (16, 16))
@@ -300,13 +300,13 @@ def test_one_axis_of_a_block_scaled_layer_absorbed_and_the_other_padded_compose(
     config = {**MLP_CONFIG, "quantization_config": BLOCK}
     policy = Policy(alignment=128, tensor_parallel_size=3, absorb=True)
     plan = plan_checkpoint([shard("m.safetensors", *tensors)], {"config.json": config}, policy)
-    down, up = Axes("pad", "absorb"), Axes("absorb", "pad")
+    down, up = AxisActions("pad", "absorb"), AxisActions("absorb", "pad")
     assert plan.config_edits == (ConfigEdit("config.json", "intermediate_size", 213, 384),)
     assert {name.removeprefix(f"{mlp}."): tensor for name, tensor in plan.tensors.items()} == {
         "gate_proj.weight": PaddedTensor((213, 136), (384, 256), 0, up),
-        "gate_proj.weight_scale_inv": PaddedTensor((7, 2), (12, 2), 1, Axes("absorb", "aligned")),
+        "gate_proj.weight_scale_inv": PaddedTensor((7, 2), (12, 2), 1, AxisActions("absorb", "aligned")),
         "up_proj.weight": PaddedTensor((213, 136), (384, 256), 0, up),
-        "up_proj.weight_scale_inv": PaddedTensor((7, 2), (12, 2), 1, Axes("absorb", "aligned")),
+        "up_proj.weight_scale_inv": PaddedTensor((7, 2), (12, 2), 1, AxisActions("absorb", "aligned")),
         "down_proj.weight": PaddedTensor((136, 213), (256, 384), 0, down),
         "down_proj.weight_scale_inv": PaddedTensor((5, 2), (8, 3), 1, down),
     }
@@ -320,15 +320,15 @@ def test_one_axis_of_a_block_scaled_layer_absorbed_and_the_other_padded_compose(
 def test_absorbing_experts_alone_leaves_dense_sizes_to_the_runtime() -> None:
     """`--absorb-experts` concerns routed experts; what sizes dense layers only is edited by `--absorb`."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG}, Policy(absorb_experts=True))
-    assert (plan.config_edits, plan.layers[0].axes) == ((), Axes("pad", "pad"))
+    assert (plan.config_edits, plan.layers[0].axes) == ((), AxisActions("pad", "pad"))
 
 
 def test_what_cannot_be_absorbed_is_padded_and_says_why() -> None:
     """A family that no file knows falls back to `pad`."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG | {"model_type": "unheard_of"}}, Policy(absorb=True))
     assert plan.config_edits == ()
-    assert {layer.axes for layer in plan.layers} == {Axes("pad", "pad")}
-    assert plan.layers[0].reason.endswith("no file in planning/architectures knows the model type unheard_of")
+    assert {layer.axes for layer in plan.layers} == {AxisActions("pad", "pad")}
+    assert plan.layers[0].reason.endswith("no file in planning/families knows the model type unheard_of")
 
 
 def test_the_config_is_replaced_in_place() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fp8pad.errors import RecordError
 from fp8pad.record import (
-    Axes,
+    AxisActions,
     BaseSource,
     CheckpointRecord,
     ConfigEdit,
@@ -31,9 +31,13 @@ RECORD = CheckpointRecord(
     fp8pad_version="0.1.0",
     policy=Policy(128, 8, absorb=True, absorb_experts=True),
     tensors={
-        "a.weight": PaddedTensor((426, 136), (448, 144), 0, Axes("absorb", "pad"), Segments((213, 213), (224, 224))),
-        "b.weight": PaddedTensor((4, 8, 426), (4, 8, 448), 0, Axes("aligned", "absorb"), Segments((426,), (448,), -1)),
-        "a.weight_scale": PaddedTensor((426, 1), (448, 1), 1, Axes("absorb", "aligned")),
+        "a.weight": PaddedTensor(
+            (426, 136), (448, 144), 0, AxisActions("absorb", "pad"), Segments((213, 213), (224, 224))
+        ),
+        "b.weight": PaddedTensor(
+            (4, 8, 426), (4, 8, 448), 0, AxisActions("aligned", "absorb"), Segments((426,), (448,), -1)
+        ),
+        "a.weight_scale": PaddedTensor((426, 1), (448, 1), 1, AxisActions("absorb", "aligned")),
     },
     config_edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),),
     base_source=BaseSource("hf_quant_config.json", None),

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from fp8pad.checkpoint.source import Source, read_source
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.record import Axes, ConfigEdit, Disposition, Policy
+from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
 from fp8pad.render import plan as plan_view
 from fp8pad.render.console import shortened
 from fp8pad.render.plan import how, show_plan
@@ -35,7 +35,7 @@ def round_up(size: int) -> int:
 def layer(name: str, num_n: int, num_k: int) -> LayerPlan:
     """A channel-scaled layer, padded to 16."""
     padded = round_up(num_n), round_up(num_k)
-    axes = Axes("pad" if padded[0] > num_n else "aligned", "pad" if padded[1] > num_k else "aligned")
+    axes = AxisActions("pad" if padded[0] > num_n else "aligned", "pad" if padded[1] > num_k else "aligned")
     reason = "N and K are multiples of 16" if padded == (num_n, num_k) else "not a multiple of 16"
     return LayerPlan(name, "channel", (num_n, num_k), padded, (16, 16), axes, reason, (num_n, num_k))
 
@@ -64,9 +64,9 @@ LARGE = plan_of(
 
 
 @pytest.fixture
-def source(example: Path) -> Source:
+def source(example: Path) -> Checkpoint:
     """Some checkpoint for a plan to belong to."""
-    return read_source(example)
+    return read_unconverted(example)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("columns", [80, 120, 200])
 def test_a_plan_of_100_layers_fits_one_screen(
-    source: Source, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str], columns: int
+    source: Checkpoint, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str], columns: int
 ) -> None:
     """Six hundred Linears take a few lines at any usual width, and no name is cut."""
     terminal(columns)
@@ -93,7 +93,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
         assert any(f"model.layers.{{0-99}}.{pattern}" in line for line in lines)
 
 
-def test_lines_are_whole_where_nobody_counts_columns(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Piped output has one line for each group of layers, with every column, no colours and no blanks at the end."""
     show_plan(source, LARGE)
     lines = capsys.readouterr().out.splitlines()
@@ -110,7 +110,7 @@ def test_lines_are_whole_where_nobody_counts_columns(source: Source, capsys: pyt
     assert not any("\x1b" in line or line.endswith(" ") for line in lines)
 
 
-def test_names_are_not_markup(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Brackets, smileys and escape sequences in names and notes are shown as they are, or escaped."""
     show_plan(source, plan_of(layer("[bold]x[/bold]:smile:\x1b[2J", 16, 16), notes=("[red]note[/red]\n",)))
     shown = capsys.readouterr().out
@@ -118,16 +118,18 @@ def test_names_are_not_markup(source: Source, capsys: pytest.CaptureFixture[str]
     assert "[red]note[/red]\\n" in shown
 
 
-def test_config_edits_are_shown(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_edits_are_shown(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """What absorbing would write into config.json stands in the plan, with the old value."""
     show_plan(source, plan_of(edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),)))
     assert "config.json: vision_config.intermediate_size: 3420 -> 3424" in capsys.readouterr().out
 
 
-def test_shares_that_begin_inside_a_block_are_told_apart(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shares_that_begin_inside_a_block_are_told_apart(
+    source: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No padding helps them, so they are not among the layers that also need padding."""
     shape = (8192, 29568)
-    aligned = Axes("aligned", "aligned")
+    aligned = AxisActions("aligned", "aligned")
     inside = LayerPlan("a.down_proj", "block", shape, shape, (128, 128), aligned, "aligned", shape, (128, 128))
     show_plan(source, plan_of(inside, layer("b.down_proj", 8192, 10944)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
@@ -135,7 +137,7 @@ def test_shares_that_begin_inside_a_block_are_told_apart(source: Source, capsys:
     assert "at TP 8 also unaligned: b.down_proj; a rank's share would begin inside a scale block: a.down_proj" in lines
 
 
-def test_a_plan_that_changes_nothing_says_so(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Where there is nothing to convert, no conversion is suggested."""
     show_plan(source, plan_of(layer("a", 16, 16)))
     shown = capsys.readouterr().out
@@ -156,7 +158,7 @@ def test_a_plan_that_changes_nothing_says_so(source: Source, capsys: pytest.Capt
 )
 def test_dispositions_are_told_by_axis(n: Disposition, k: Disposition, text: str) -> None:
     """Both axes of a layer in a few words."""
-    assert how(Axes(n, k)) == text
+    assert how(AxisActions(n, k)) == text
 
 
 def test_many_files_are_shortened() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.names import find_renamed
-from fp8pad.runtime.sizes import LayerRecord
+from fp8pad.runtime.sizes import LayerParts
 
 IN_PROJ = ModuleRecord((568, 136), (576, 144), (16, 16))
 OTHER = ModuleRecord((600, 136), (608, 144), (16, 16))
@@ -30,20 +30,20 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("c_fc_0", 
 )
 def test_a_layer_is_found_by_the_name_of_its_weights(prefix: str, module: str) -> None:
     """It keeps the name that vLLM has for it."""
-    assert find_renamed({module: IN_PROJ}, prefix, FUSED, 136) == LayerRecord(prefix, (IN_PROJ,))
+    assert find_renamed({module: IN_PROJ}, prefix, FUSED, 136) == LayerParts(prefix, (IN_PROJ,))
 
 
 def test_a_fused_layer_is_found_by_the_names_of_its_parts() -> None:
     """Gate and up of Exaone, whose modules are in `transformer`."""
     modules = {"transformer.h.0.mlp.c_fc_0": IN_PROJ, "transformer.h.0.mlp.c_fc_1": OTHER}
     prefix = "model.h.0.mlp.gate_up_proj"
-    assert find_renamed(modules, prefix, FUSED, 136) == LayerRecord(prefix, (IN_PROJ, OTHER))
+    assert find_renamed(modules, prefix, FUSED, 136) == LayerParts(prefix, (IN_PROJ, OTHER))
 
 
 def test_mixers_of_one_size_stand_for_each_other() -> None:
     """vLLM may give a mixer the number of another layer."""
     modules = {f"model.layers.{index}.mamba.in_proj": IN_PROJ for index in range(3)}
-    assert find_renamed(modules, "model.1.mixer.in_proj", {}, 136) == LayerRecord("model.1.mixer.in_proj", (IN_PROJ,))
+    assert find_renamed(modules, "model.1.mixer.in_proj", {}, 136) == LayerParts("model.1.mixer.in_proj", (IN_PROJ,))
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp8pad.checkpoint.source import Source, read_source
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.plan import LayerPlan
-from fp8pad.record import Axes, ConfigEdit, Policy
+from fp8pad.record import AxisActions, ConfigEdit, Policy
 from fp8pad.summary import flops_added_share, group_layers, name_patterns, output_files, remedy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 
 def layer(name: str, logical: tuple[int, int], padded: tuple[int, int]) -> LayerPlan:
     """A channel-scaled layer, padded along whatever grows."""
-    axes = Axes("pad" if logical[0] < padded[0] else "aligned", "pad" if logical[1] < padded[1] else "aligned")
+    axes = AxisActions("pad" if logical[0] < padded[0] else "aligned", "pad" if logical[1] < padded[1] else "aligned")
     return LayerPlan(name, "channel", logical, padded, (16, 16), axes, "because", logical)
 
 
@@ -82,7 +82,7 @@ def test_the_share_of_flops_counts_multiplications() -> None:
 
 def test_files_are_rewritten_only_where_something_changes(example: Path) -> None:
     """Padding rewrites shards and config.json, absorbing config.json, and doing nothing neither."""
-    source = read_source(example)
+    source = read_unconverted(example)
     padded = plan_checkpoint(source.shards, source.configs, Policy())
     nothing = replace(padded, tensors={}, modules={}, shards_rewritten=())
     edited = replace(nothing, config_edits=(ConfigEdit("config.json", "intermediate_size", 213, 224),))
@@ -94,7 +94,7 @@ def test_files_are_rewritten_only_where_something_changes(example: Path) -> None
     assert set(output_files(source, nothing).kept) == {"config.json", "model.safetensors", *others}
 
 
-def mlp_source(example: Source, size: int, module: str = "mlp", **config: object) -> Source:
+def mlp_source(example: Checkpoint, size: int, module: str = "mlp", **config: object) -> Checkpoint:
     """A checkpoint of one MLP with hidden size 2048 and inner size `size`, per-channel scales."""
     shapes = {"gate_proj": (size, 2048), "up_proj": (size, 2048), "down_proj": (2048, size)}
     tensors, end = [], 0
@@ -108,14 +108,14 @@ def mlp_source(example: Source, size: int, module: str = "mlp", **config: object
     return replace(example, shards=(shard,), configs={"config.json": document | config})
 
 
-def remedy_of(source: Source, policy: Policy) -> Policy | None:
+def remedy_of(source: Checkpoint, policy: Policy) -> Policy | None:
     """What is suggested after planning with `policy`."""
     return remedy(source, plan_checkpoint(source.shards, source.configs, policy))
 
 
 def test_absorbing_is_suggested_for_the_largest_size_that_needs_it(example: Path) -> None:
     """10944 is fine at TP 1, 2 and 4; its eighth, 1368, is not a multiple of 16."""
-    source = mlp_source(read_source(example), 10944, model_type="llama", intermediate_size=10944)
+    source = mlp_source(read_unconverted(example), 10944, model_type="llama", intermediate_size=10944)
     assert remedy_of(source, Policy()) == Policy(absorb=True, tensor_parallel_size=8)
     assert remedy_of(source, Policy(alignment=32)) == Policy(alignment=32, absorb=True, tensor_parallel_size=8)
     assert remedy_of(source, Policy(absorb=True, tensor_parallel_size=8)) is None
@@ -123,8 +123,8 @@ def test_absorbing_is_suggested_for_the_largest_size_that_needs_it(example: Path
 
 def test_absorbing_is_not_suggested_where_it_settles_nothing(example: Path) -> None:
     """Neither for sizes that are fine, nor for a family that no file knows."""
-    fine = mlp_source(read_source(example), 11008, model_type="llama", intermediate_size=11008)
-    unknown = mlp_source(read_source(example), 10944, model_type="nobody-knows", intermediate_size=10944)
+    fine = mlp_source(read_unconverted(example), 11008, model_type="llama", intermediate_size=11008)
+    unknown = mlp_source(read_unconverted(example), 10944, model_type="nobody-knows", intermediate_size=10944)
     assert remedy_of(fine, Policy()) is None
     assert remedy_of(unknown, Policy()) is None
 
@@ -132,5 +132,5 @@ def test_absorbing_is_not_suggested_where_it_settles_nothing(example: Path) -> N
 def test_experts_are_suggested_only_where_nothing_else_helps(example: Path) -> None:
     """A model whose experts alone are in the way: 88 columns on a rank at TP 8."""
     config = {"model_type": "qwen3_moe", "moe_intermediate_size": 704, "num_experts": 1, "intermediate_size": 6144}
-    source = mlp_source(read_source(example), 704, "mlp.experts.0", **config)
+    source = mlp_source(read_unconverted(example), 704, "mlp.experts.0", **config)
     assert remedy_of(source, Policy()) == Policy(absorb=True, absorb_experts=True, tensor_parallel_size=8)

@@ -22,13 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_verify import convert_to, edit_json
 
-from fp8pad.checkpoint.source import read_source
-from fp8pad.checkpoint.writing import VerifyDepth
+from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.writer import VerifyDepth
 from fp8pad.convert import ConvertOptions, Silence, convert
 from fp8pad.errors import OutputError, RecordError, VerifyError
-from fp8pad.inspection import inspect_checkpoint
+from fp8pad.inspect import inspect_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import Axes, ConfigEdit, PaddedTensor, Policy, Segments
+from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments
 from fp8pad.unpad import UnpadReport, unpad
 from fp8pad.verify import verify
 
@@ -51,8 +51,8 @@ def test_checkpoints_of_other_tools_come_back(path: str, policy: Policy, tmp_pat
         assert verify(model, restored, Silence()).ok
         restored = tmp_path / "restored"
         restore(tmp_path / "out", restored)
-    left_out = set(read_source(model).left_out)
-    assert files_of(restored) == {name: content for name, content in files_of(model).items() if name not in left_out}
+    excluded = set(read_unconverted(model).excluded)
+    assert files_of(restored) == {name: content for name, content in files_of(model).items() if name not in excluded}
 
 
 @settings(deadline=None, max_examples=60)
@@ -97,8 +97,8 @@ def test_absorbed_tensors_in_segments_come_back(tmp_path: Path) -> None:
     tensors = {"gate_up": ("F8_E4M3", (2, 6, 5)), "bias": ("BF16", (6,)), "down": ("F8_E4M3", (2, 4, 6))}
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}, {"intermediate_size": 3, "é": "ü"})
     (model / "config.json").write_text('{"intermediate_size": 3, "é": "ü"}')
-    source = read_source(model)
-    absorbed, halves = Axes("absorb", "absorb"), ((3, 3), (16, 16))
+    source = read_unconverted(model)
+    absorbed, halves = AxisActions("absorb", "absorb"), ((3, 3), (16, 16))
     edit = ConfigEdit("config.json", "intermediate_size", 3, 16)
     plan = CheckpointPlan(
         policy=Policy(absorb=True),
@@ -147,7 +147,7 @@ def test_what_was_added_later_comes_along(tmp_path: Path) -> None:
     (out_dir / "README.md").write_text("padded")
     report = restore(out_dir, tmp_path / "restored")
     assert files_of(tmp_path / "restored") == files_of(model) | {"README.md": b"padded"}
-    assert report == UnpadReport(tmp_path / "restored", tensors_unpadded=2, left_out=(), resumed=())
+    assert report == UnpadReport(tmp_path / "restored", tensors_unpadded=2, excluded=(), resumed=())
 
 
 @pytest.mark.parametrize("is_padded", [True, False])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from helpers import INDEX, files_of, llama, stored, stored_header, write_checkpoint
 
-from fp8pad.checkpoint.comparison import Mismatch
-from fp8pad.checkpoint.source import read_source
+from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.convert import ConvertOptions, Silence, convert
 from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.planning import plan_checkpoint
@@ -20,7 +20,7 @@ from fp8pad.verify import VerifyReport, verify
 
 def convert_to(model: Path, out_dir: Path, policy: Policy = Policy(), full: bool = False) -> Path:  # noqa: B008
     """Plan and convert `model`."""
-    source = read_source(model)
+    source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     convert(source, plan, out_dir, ConvertOptions(verify="full" if full else "padded"), Silence())
     return out_dir

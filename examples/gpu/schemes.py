@@ -22,7 +22,7 @@ from agreement import Agreement, question
 from checkpoints import KINDS, make_checkpoints, needs_plugin, parse, served_by
 from engine import Engine, EngineError, options_for
 
-from fp8pad.checkpoint.source import read_source
+from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 
@@ -122,7 +122,7 @@ def _servers(number: int, start_engine: Callable[[bool], Engine]) -> Iterator["S
 
 def _scheme(model: Path) -> dict[str, Any]:
     """Return how the original is quantized: its method, what its scales belong to, and whether activations have any."""
-    source = read_source(model)
+    source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     return {
         "architecture": source.configs["config.json"]["architectures"][0],

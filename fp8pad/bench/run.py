@@ -9,7 +9,7 @@ from fp8pad.bench.candidates import CANDIDATES, Forward, make_forward, vllm_oper
 from fp8pad.bench.report import Case, Machine, Report
 from fp8pad.bench.shapes import LayerShape
 from fp8pad.bench.timing import Call, rotation, time_in_turn
-from fp8pad.errors import HostError
+from fp8pad.errors import EngineError
 
 MOST_SETS = 64
 _DTYPE_BYTES = 2
@@ -24,7 +24,7 @@ def bench(
 ) -> Report:
     """Time `shapes` at each of `token_counts`; `tell` is called with each case as it is done.
 
-    Raises `HostError` where there is no CUDA device, or none whose FP8 layers vLLM gives to CUTLASS.
+    Raises `EngineError` where there is no CUDA device, or none whose FP8 layers vLLM gives to CUTLASS.
     """
     _check_host()
     cases: list[Case] = []
@@ -38,12 +38,12 @@ def bench(
 
 def _check_host() -> None:
     if not torch.cuda.is_available():
-        raise HostError("fp8pad bench: expected a CUDA device, found none")
+        raise EngineError("fp8pad bench: expected a CUDA device, found none")
     from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassFP8ScaledMMLinearKernel
 
     supported, reason = CutlassFP8ScaledMMLinearKernel.is_supported()
     if not supported:
-        raise HostError(f"fp8pad bench: {torch.cuda.get_device_name()}: {reason}")
+        raise EngineError(f"fp8pad bench: {torch.cuda.get_device_name()}: {reason}")
 
 
 def _cases(shape: LayerShape, token_counts: Sequence[int], num_replays: int, dtype: torch.dtype) -> Iterator[Case]:

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from fp8pad.checkpoint.source import Source
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.transfer import OpenFile, clone, open_file
 from fp8pad.errors import OutputError
 
 
-def check_destination(source: Source, out_dir: Path, overwrite: bool) -> Path:
+def check_destination(source: Checkpoint, out_dir: Path, overwrite: bool) -> Path:
     """Return `out_dir` without symbolic links, or raise an `OutputError` that says why it cannot be written to."""
     try:
         target = out_dir.resolve()
@@ -56,7 +56,7 @@ def existing_parent(target: Path) -> Path:
     return next(parent for parent in target.parents if parent.is_dir())
 
 
-def _check_apart(source: Source, target: Path, out_dir: Path) -> None:
+def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
     model = source.root.resolve()
     if target == model:
         raise OutputError(f"{out_dir}: is the model folder itself")
@@ -70,6 +70,6 @@ def _check_apart(source: Source, target: Path, out_dir: Path) -> None:
             raise OutputError(f"{out_dir}: the model, or a file that it links to, lies inside: {path}")
 
 
-def _read_from(source: Source) -> Iterable[Path]:
+def _read_from(source: Checkpoint) -> Iterable[Path]:
     yield source.root.resolve()
-    yield from ((source.root / file).resolve() for file in source.stamps)
+    yield from ((source.root / file).resolve() for file in source.identities)

@@ -17,7 +17,7 @@ HISTORY_FOLDERS = frozenset({".git"})
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class FileIdentity:
     """What changes when a file is written to or replaced; `size` is in bytes."""
 
     size: int
@@ -25,10 +25,10 @@ class Stamp:
     inode: int
 
 
-def stamp(path: Path) -> Stamp:
-    """Return the stamp of the file that `path` leads to."""
+def file_identity(path: Path) -> FileIdentity:
+    """Return the file_identity of the file that `path` leads to."""
     status = path.stat()
-    return Stamp(status.st_size, status.st_mtime_ns, status.st_ino)
+    return FileIdentity(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 def list_folder(root: Path, own_files: frozenset[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -38,13 +38,13 @@ def list_folder(root: Path, own_files: frozenset[str]) -> tuple[tuple[str, ...],
     are followed. Weight files of other formats, links to folders, sockets, pipes and devices are left out. Raises
     `CheckpointError` for a dangling link, a name that is not UTF-8 or a folder that cannot be read.
     """
-    side_files: list[str] = []
-    left_out: list[str] = []
+    other_files: list[str] = []
+    excluded: list[str] = []
     for path in _walk(root):
         name = path.relative_to(root).as_posix()
         if name not in own_files:
-            (side_files if _comes_along(path, name) else left_out).append(name)
-    return tuple(sorted(side_files)), tuple(sorted(left_out))
+            (other_files if _comes_along(path, name) else excluded).append(name)
+    return tuple(sorted(other_files)), tuple(sorted(excluded))
 
 
 def is_weight_file(name: str) -> bool:

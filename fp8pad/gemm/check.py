@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, read_checkpoint, read_record, read_unconverted
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.source import CONFIG_FILE, read_checkpoint, read_record, read_source
 from fp8pad.errors import CheckpointError
 from fp8pad.gemm.layers import Form, LayerPair
 from fp8pad.gemm.products import MAX_EXACT_K, Arithmetic, best_arithmetic
@@ -61,7 +61,7 @@ def verify_gemm(
     the checkpoint. Raises `CheckpointError` if either folder cannot be read as a checkpoint, `RecordError` if
     fp8pad.json is missing or malformed.
     """
-    source, converted = read_source(model_dir), read_checkpoint(out_dir)
+    source, converted = read_unconverted(model_dir), read_checkpoint(out_dir)
     record = read_record(converted)
     tensors = {tensor.name: tensor for shard in source.shards for tensor in shard.tensors}
     linears, _ = recognise(tensors, find_quantization(source.configs), source.configs[CONFIG_FILE])

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from fp8pad.checkpoint.source import Source
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.gemm.float8 import Bytes, Floats, scale_values
 from fp8pad.gemm.products import (
     MAX_ACTIVATION,
@@ -38,7 +38,7 @@ class Form:
     tensors: Mapping[str, tuple[str, int, TensorHeader]]
 
     @classmethod
-    def of(cls, source: Source) -> "Form":
+    def of(cls, source: Checkpoint) -> "Form":
         """Return where the tensors of a checkpoint lie."""
         tensors = {
             tensor.name: (shard.file, shard.data_start + tensor.begin, tensor)

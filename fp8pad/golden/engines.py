@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from fp8pad.errors import GoldenError
 from fp8pad.golden.document import READER, check_answer
-from fp8pad.golden.question import Question, Reply
+from fp8pad.golden.request import Question, Reply
 
 # Set only where the user has not. Without its own process for the scheduler vLLM forms the same batches every time
 # (vLLM's documentation, "Reproducibility"); the CPU build otherwise claims most of the machine's memory for its cache.

@@ -10,14 +10,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fp8pad.checkpoint.source import CONFIG_FILE, Source, read_record
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, read_record
 from fp8pad.errors import RecordError
 from fp8pad.record import RECORD_FILE, ConfigEdit
 
 _QUANTIZATION_KEYS = frozenset({"quantization_config", "compression_config"})
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Checkpoint) -> str:
     """Return the SHA-256 that a model and its fp8pad checkpoints share.
 
     Hashed, as JSON: `[name, dtype, source shape]` of every tensor, sorted, and config.json without quantization

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fp8pad import __version__
-from fp8pad.checkpoint.source import CONFIG_FILE, Source, read_checkpoint
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, read_checkpoint
 from fp8pad.errors import GoldenError
 from fp8pad.golden.compare import Comparison, compare_answers
 from fp8pad.golden.document import GoldenDocument, parse_document
@@ -19,7 +19,7 @@ from fp8pad.golden.options import (
     settings_to_record,
 )
 from fp8pad.golden.prompts import Prompt, built_in_prompts, check_prompts, read_prompts
-from fp8pad.golden.question import Question, Reply, environment_differences
+from fp8pad.golden.request import Question, Reply, environment_differences
 from fp8pad.golden.tokenizer import tokenizer
 from fp8pad.text import printable
 
@@ -89,7 +89,7 @@ def read_golden(file: Path) -> GoldenDocument:
         raise GoldenError(f"{file.name}: not a golden file: not UTF-8") from error
 
 
-def _ask(source: Source, question: Question, progress: Progress) -> Reply:
+def _ask(source: Checkpoint, question: Question, progress: Progress) -> Reply:
     settings = question.settings
     progress.say(f"{source.root.name}: {len(question.prompts)} prompts to {settings.engine}, {settings.mode}")
     reply = ask(question, progress)
@@ -98,7 +98,7 @@ def _ask(source: Source, question: Question, progress: Progress) -> Reply:
     return reply
 
 
-def _check_model(source: Source, golden: GoldenDocument) -> None:
+def _check_model(source: Checkpoint, golden: GoldenDocument) -> None:
     if (found := fingerprint(source)) != golden.fingerprint:
         raise GoldenError(
             f"{source.root}: not the model that was recorded ({golden.model}):"
@@ -106,7 +106,7 @@ def _check_model(source: Source, golden: GoldenDocument) -> None:
         )
 
 
-def _prompts(source: Source, options: RecordOptions) -> tuple[tuple[Prompt, ...], str]:
+def _prompts(source: Checkpoint, options: RecordOptions) -> tuple[tuple[Prompt, ...], str]:
     if options.prompts is None:
         config = source.configs[CONFIG_FILE]
         return built_in_prompts(config, options.max_tokens, options.seed), f"built-in, seed {options.seed}"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fp8pad.golden.document import Answer, Environment
-from fp8pad.golden.question import Question, cpu_name, likeliest_first
+from fp8pad.golden.request import Question, cpu_name, likeliest_first
 
 
 def environment() -> Environment:

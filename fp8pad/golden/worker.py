@@ -19,7 +19,7 @@ from typing import Any
 from fp8pad.errors import GoldenError
 from fp8pad.golden import transformers_engine, vllm_engine
 from fp8pad.golden.document import READER
-from fp8pad.golden.question import Question, Reply, check_environment
+from fp8pad.golden.request import Question, Reply, check_environment
 
 _LOOK_EVERY_SECONDS = 1.0
 _LONGEST_CAUSE = 300  # characters

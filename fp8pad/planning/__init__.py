@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from fp8pad.planning.absorption import Absorption, absorb, merged
-from fp8pad.planning.architectures import architecture_of
-from fp8pad.planning.claims import Axis
+from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
+from fp8pad.planning.absorb.governed import Axis
+from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import Fp8Linear, recognise
+from fp8pad.planning.padding import alignment_of, padded_tensors, plan_layer, runtime_layers, with_rank_reason
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
-from fp8pad.planning.settling import alignment_of, padded_tensors, runtime_layers, settle, with_rank_reason
 from fp8pad.record import Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
@@ -26,9 +26,9 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     quantization = find_quantization(configs)
     linears, untouched = recognise(tensors, quantization, config)
     absorption = absorb(config, tensors, linears, policy, quantization.blocks if quantization else ())
-    sections = architecture_of(config)
+    sections = sections_of(config)
     settled = [
-        settle(linear, policy, absorption.tensors.get(linear.weight.name), _refusal(linear, absorption, policy))
+        plan_layer(linear, policy, absorption.tensors.get(linear.weight.name), _refusal(linear, absorption, policy))
         for linear in linears
     ]
     layers = tuple(with_rank_reason(layer, policy, sections) for layer in settled)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fp8pad.record import Axes, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
+from fp8pad.record import AxisActions, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
 
 Scheme = Literal["tensor", "channel", "block"]
 
@@ -23,7 +23,7 @@ class LayerPlan:
     logical_shape: tuple[int, ...]
     padded_shape: tuple[int, ...]
     alignment: tuple[int, int]
-    axes: Axes
+    axes: AxisActions
     reason: str
     config_shape: tuple[int, ...]
     block: tuple[int, int] | None = None

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fp8pad.inspection import Inspection
+from fp8pad.inspect import Inspection
 from fp8pad.record import CheckpointRecord, PaddedTensor, tensor_to_json
 from fp8pad.render.console import Fact, edit_facts, fact_table, growth, print_json, print_parts, stdout_console
 from fp8pad.render.plan import how

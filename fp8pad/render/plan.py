@@ -8,10 +8,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from fp8pad.checkpoint.source import Source
-from fp8pad.planning.outlook import RankOutlook
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
-from fp8pad.record import Axes, Disposition, Policy
+from fp8pad.planning.tensor_parallel import RankOutlook
+from fp8pad.record import AxisActions, Disposition, Policy
 from fp8pad.render.console import (
     WIDE,
     Fact,
@@ -47,7 +47,7 @@ _KINDS: dict[Disposition, str] = {
 }
 
 
-def show_plan(source: Source, plan: CheckpointPlan, as_json: bool = False) -> None:
+def show_plan(source: Checkpoint, plan: CheckpointPlan, as_json: bool = False) -> None:
     """Print a plan: a row for each group of like layers, its price, the files, other TP sizes, and what to do next."""
     if as_json:
         print_json(plan_document(source, plan))
@@ -61,14 +61,14 @@ def show_plan(source: Source, plan: CheckpointPlan, as_json: bool = False) -> No
     print_parts(console, Text(_headline(source, plan), style="bold"), *layers, fact_table(facts))
 
 
-def _headline(source: Source, plan: CheckpointPlan) -> str:
+def _headline(source: Checkpoint, plan: CheckpointPlan) -> str:
     kinds = [kind for layer in plan.layers for kind in _kinds(layer.axes)]
     counts = [f"{kinds.count(kind)} {word}" for kind, word in _KINDS.items() if kind in kinds]
     layers = f"{len(plan.layers)} FP8 layers: {', '.join(counts)}" if kinds else "no FP8 layers"
     return f"{printable(str(source.root))}: {layers}"
 
 
-def _kinds(axes: Axes) -> set[Disposition]:
+def _kinds(axes: AxisActions) -> set[Disposition]:
     """Return what is done to a layer: it is aligned only if both axes are, but can be padded and absorbed."""
     return {axes.n, axes.k} - {"aligned"} or {"aligned"}
 
@@ -105,7 +105,7 @@ def _style(layer: LayerPlan) -> str:
     return "dim" if layer.padded_shape == layer.logical_shape else ""
 
 
-def how(axes: Axes) -> str:
+def how(axes: AxisActions) -> str:
     """Write `pad N, K`, `absorb N, pad K`, `aligned` or `skip`."""
     if axes.n == axes.k and axes.n in ("aligned", "skip"):
         return axes.n
@@ -134,10 +134,10 @@ def _price_facts(plan: CheckpointPlan) -> Iterator[Fact]:
         yield "FLOPs", f"{flops_added_share(plan.layers):+.2%} over these layers, each counted once"
 
 
-def _file_facts(source: Source, plan: CheckpointPlan) -> Iterator[Fact]:
+def _file_facts(source: Checkpoint, plan: CheckpointPlan) -> Iterator[Fact]:
     files = output_files(source, plan)
     shards = {shard.file for shard in source.shards}
-    for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("left out", files.left_out)):
+    for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("left out", files.excluded)):
         if names:
             yield label, _files(names, shards)
 
@@ -151,7 +151,7 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
     return f"{num_shards} shards{', ' if listed else ''}{shortened(listed)}"
 
 
-def _outlook_facts(source: Source, plan: CheckpointPlan) -> Iterator[Fact]:
+def _outlook_facts(source: Checkpoint, plan: CheckpointPlan) -> Iterator[Fact]:
     sizes: dict[str, list[str]] = {}
     for at in outlook(source, plan):
         sizes.setdefault(_finding(at, plan.modules), []).append(str(at.tensor_parallel_size))
@@ -171,7 +171,7 @@ def _finding(at: RankOutlook, known_to_runtime: Container[str]) -> str:
     return "; ".join(findings) or "no other layer needs padding"
 
 
-def _after_plan(source: Source, plan: CheckpointPlan) -> Iterator[str]:
+def _after_plan(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
     options = _policy_options(plan.policy)
     if plan.changes_nothing:
         yield "nothing to convert: the checkpoint would stay as it is"

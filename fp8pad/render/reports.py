@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from fp8pad.checkpoint.source import Source
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.convert import ConvertReport
 from fp8pad.gemm.check import GemmReport
 from fp8pad.planning.plan import CheckpointPlan
@@ -26,7 +26,7 @@ _VERIFIED = {
 
 
 def show_conversion(
-    source: Source, plan: CheckpointPlan, out_dir: Path, report: ConvertReport, as_json: bool = False
+    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, report: ConvertReport, as_json: bool = False
 ) -> None:
     """Print what was written, what was checked, what did not come along, and what to do next."""
     if as_json:
@@ -37,7 +37,7 @@ def show_conversion(
         verdict = f"nothing padded, an equal copy, {verdict}"
     facts = [("padded", f"{report.tensors_padded} tensors")] if report.tensors_padded else []
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
-    named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.left_out)
+    named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]
     facts.append(("compare", command("verify", source.root, out_dir)))
     facts.append(("serve", shlex.join(["vllm", "serve", str(out_dir)])))
@@ -84,13 +84,13 @@ def show_restoration(report: UnpadReport, as_json: bool = False) -> None:
             {
                 "restored_dir": str(report.restored_dir),
                 "tensors_unpadded": report.tensors_unpadded,
-                "files_left_out": list(report.left_out),
+                "files_left_out": list(report.excluded),
                 "files_resumed": list(report.resumed),
             }
         )
         return
     verdict = f"restored, {report.tensors_unpadded} tensors as they were before padding"
-    named = ("resumed", report.resumed), ("left out", report.left_out)
+    named = ("resumed", report.resumed), ("left out", report.excluded)
     facts = [(label, shortened(names)) for label, names in named if names]
     headline = f"{printable(str(report.restored_dir))}: {verdict}"
     print_parts(stdout_console(), Text(headline, style="bold"), fact_table(facts))
@@ -105,7 +105,7 @@ def _conversion_document(report: ConvertReport) -> dict[str, Any]:
         "written_bytes": report.written_bytes,
         "files_rewritten": list(report.rewritten),
         "files_kept": list(report.kept),
-        "files_left_out": list(report.left_out),
+        "files_left_out": list(report.excluded),
         "files_resumed": list(report.resumed),
         "verified": report.verified,
     }

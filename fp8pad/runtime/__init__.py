@@ -8,21 +8,21 @@ a plugin, but not what `register()` raises.
 def register() -> None:
     """Register the quantization method `fp8pad` with vLLM; it does nothing for checkpoints that fp8pad did not make.
 
-    vLLM calls it in each of its processes, through the entry point group `vllm.general_plugins`. Raises `HostError` if
-    the installed vLLM is not one that the runtime can rely on.
+    vLLM calls it in each of its processes, through the entry point group `vllm.general_plugins`. Raises `EngineError`
+    if the installed vLLM is not one that the runtime can rely on.
     """
     import vllm
 
-    from fp8pad.runtime.contract import check_host
+    from fp8pad.runtime.contract import check_engine
 
-    check_host(vllm.__version__)
+    check_engine(vllm.__version__)
 
     from vllm.model_executor.layers.quantization import register_quantization_config
 
     from fp8pad.record import QUANT_METHOD
     from fp8pad.runtime.config import make_config_class
-    from fp8pad.runtime.dequantized import cut_dequantized_weights
     from fp8pad.runtime.misnamed import load_misnamed_layers
+    from fp8pad.runtime.mla import cut_dequantized_weights
 
     register_quantization_config(QUANT_METHOD)(make_config_class())
     cut_dequantized_weights()

@@ -57,12 +57,12 @@ class Fp8padConfigMethods:
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[Any]:
-        """Never asked: `from_config` returns the base's config."""
+        """Unabsorbable asked: `from_config` returns the base's config."""
         raise NotImplementedError
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """Never asked: `from_config` returns the base's config."""
+        """Unabsorbable asked: `from_config` returns the base's config."""
         raise NotImplementedError
 
     @staticmethod
@@ -71,7 +71,7 @@ class Fp8padConfigMethods:
         return []
 
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
-        """Never asked: `from_config` returns the base's config."""
+        """Unabsorbable asked: `from_config` returns the base's config."""
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from fp8pad.errors import HostError
+from fp8pad.errors import EngineError
 
 # Supported versions of vLLM, first and last, as (major, minor); the only place that says so besides pyproject.toml.
 FIRST_VERSION = (0, 26)
@@ -18,7 +18,7 @@ _ADVICE = "VLLM_PLUGINS can leave fp8pad out where its checkpoints are not serve
 
 
 @dataclass(frozen=True, slots=True)
-class HostSymbol:
+class EngineSymbol:
     """A symbol of vLLM: where it is, which parameters it must take (None: it is no function), and what for."""
 
     module: str
@@ -30,31 +30,33 @@ class HostSymbol:
 _LAYERS = "vllm.model_executor.layers"
 _QUANTIZATION = f"{_LAYERS}.quantization"
 
-HOST_SYMBOLS = (
-    HostSymbol(
+ENGINE_SYMBOLS = (
+    EngineSymbol(
         _QUANTIZATION, "register_quantization_config", ("quantization",), "makes `fp8pad` a method that vLLM knows"
     ),
-    HostSymbol(_QUANTIZATION, "get_quantization_config", ("quantization",), "finds the class of the original's method"),
-    HostSymbol(_QUANTIZATION, "QUANTIZATION_METHODS", None, "is asked, one by one, which method serves the original"),
-    HostSymbol(
+    EngineSymbol(
+        _QUANTIZATION, "get_quantization_config", ("quantization",), "finds the class of the original's method"
+    ),
+    EngineSymbol(_QUANTIZATION, "QUANTIZATION_METHODS", None, "is asked, one by one, which method serves the original"),
+    EngineSymbol(
         f"{_QUANTIZATION}.base_config",
         "QuantizationConfig.override_quantization_method",
         ("hf_quant_cfg", "user_quant", "hf_config"),
         "claims a checkpoint and puts the original's quantization config back",
     ),
-    HostSymbol(
+    EngineSymbol(
         f"{_QUANTIZATION}.base_config",
         "QuantizationConfig.apply_vllm_mapper",
         ("self", "hf_to_vllm_mapper"),
         "renames modules as the model renames its weights",
     ),
-    HostSymbol(
+    EngineSymbol(
         f"{_QUANTIZATION}.base_config",
         "QuantizationConfig.get_quant_method",
         ("self", "layer", "prefix"),
         "hands out the linear method of each layer",
     ),
-    HostSymbol(
+    EngineSymbol(
         f"{_LAYERS}.linear",
         "LinearMethodBase.create_weights",
         (
@@ -69,29 +71,29 @@ HOST_SYMBOLS = (
         ),
         "is given padded sizes",
     ),
-    HostSymbol(f"{_LAYERS}.linear", "LinearMethodBase.apply", ("self", "layer", "x", "bias"), "is given a padded x"),
-    HostSymbol(
+    EngineSymbol(f"{_LAYERS}.linear", "LinearMethodBase.apply", ("self", "layer", "x", "bias"), "is given a padded x"),
+    EngineSymbol(
         f"{_LAYERS}.linear", "UnquantizedLinearMethod", None, "tells layers that the original leaves unquantized"
     ),
-    HostSymbol(
+    EngineSymbol(
         "vllm.model_executor.parameter",
         "BasevLLMParameter.weight_loader",
         None,
         "is the property through which every loader of a parameter is reached",
     ),
-    HostSymbol(
+    EngineSymbol(
         f"{_QUANTIZATION}.utils.quant_utils",
         "get_and_maybe_dequant_weights",
         ("layer", "out_dtype"),
         "reads the weight of MLA's `kv_b_proj` past its linear method",
     ),
-    HostSymbol(
+    EngineSymbol(
         "vllm.model_executor.model_loader.default_loader",
         "DefaultModelLoader.load_weights",
         ("self", "model", "model_config"),
         "is where a model is whole, and not yet loaded",
     ),
-    HostSymbol(
+    EngineSymbol(
         "vllm.model_executor.models.utils",
         "WeightsMapper.apply_list",
         ("self", "values"),
@@ -100,29 +102,29 @@ HOST_SYMBOLS = (
 )
 
 
-def check_host(version: str) -> None:
-    """Raise `HostError` unless vLLM `version` is supported and every symbol is as the runtime expects it."""
+def check_engine(version: str) -> None:
+    """Raise `EngineError` unless vLLM `version` is supported and every symbol is as the runtime expects it."""
     first, last = _text(FIRST_VERSION), _text(LAST_VERSION)
     if not FIRST_VERSION <= _major_minor(version) <= LAST_VERSION:
-        raise HostError(f"vLLM {version}: fp8pad supports vLLM {first} to {last}; {_ADVICE}")
-    for symbol in HOST_SYMBOLS:
+        raise EngineError(f"vLLM {version}: fp8pad supports vLLM {first} to {last}; {_ADVICE}")
+    for symbol in ENGINE_SYMBOLS:
         _check_symbol(symbol, version)
 
 
-def _check_symbol(symbol: HostSymbol, version: str) -> None:
+def _check_symbol(symbol: EngineSymbol, version: str) -> None:
     place = f"vLLM {version}: {symbol.module}.{symbol.name}, which {symbol.why}"
     try:
         found: Any = importlib.import_module(symbol.module)
         for name in symbol.name.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise HostError(f"{place}, is missing: {error}; {_ADVICE}") from error
+        raise EngineError(f"{place}, is missing: {error}; {_ADVICE}") from error
     if symbol.parameters is None:
         return
     parameters = tuple(inspect.signature(inspect.unwrap(getattr(found, "__func__", found))).parameters)
     if parameters[: len(symbol.parameters)] != symbol.parameters and parameters[1:] != symbol.parameters:
         expected, got = ", ".join(symbol.parameters), ", ".join(parameters)
-        raise HostError(f"{place}: expected parameters ({expected}), got ({got}); {_ADVICE}")
+        raise EngineError(f"{place}: expected parameters ({expected}), got ({got}); {_ADVICE}")
 
 
 def _major_minor(version: str) -> tuple[int, int]:
@@ -130,7 +132,7 @@ def _major_minor(version: str) -> tuple[int, int]:
         major, minor = version.split(".")[:2]
         return int(major), int(minor)
     except ValueError as error:
-        raise HostError(f"vLLM {version}: a version that cannot be read; {_ADVICE}") from error
+        raise EngineError(f"vLLM {version}: a version that cannot be read; {_ADVICE}") from error
 
 
 def _text(version: tuple[int, int]) -> str:

@@ -13,7 +13,7 @@ from fp8pad.geometry import num_blocks
 from fp8pad.runtime.loading import Corner, Segments, hide_corner, show_corner
 from fp8pad.runtime.output import cut_output, takes_strided_rows
 from fp8pad.runtime.quantizer import pad_where_quantized
-from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerRecord, RankSizes, Tile
+from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerParts, RankSizes, Tile
 
 # What the base's create_weights may write on a layer; its kernels want the padded sizes, everybody else the logical.
 _SIZES = ("input_size_per_partition", "output_size_per_partition", "logical_widths")
@@ -23,7 +23,7 @@ _PADDED_BIAS = "fp8pad_bias"
 _KERNELS_THAT_READ_SIZES = ("Marlin", "XPU")
 
 
-def padded_linear_method(method: Any, record: LayerRecord) -> Any:
+def padded_linear_method(method: Any, record: LayerParts) -> Any:
     """Return a vLLM linear method, just made for one layer, as one that pads as `record` says.
 
     Its class is a subclass of the method's own and has that class's name: vLLM chooses loaders by the name
@@ -48,7 +48,7 @@ else:
 class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
     """Stands before a vLLM linear method: weights of padded sizes, activations padded along K, outputs cut to N."""
 
-    record: LayerRecord
+    record: LayerParts
     sizes: RankSizes
     pads_where_quantized: bool
     reads_layer_sizes: bool
@@ -154,7 +154,7 @@ def _block(method: Any, layer: torch.nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def show_logical(layer: Any, record: LayerRecord) -> None:
+def show_logical(layer: Any, record: LayerParts) -> None:
     """Let a layer that is not padded load the padded tensors of `record` without their padding."""
     n, k = layer.weight.shape
     for parameter in layer.parameters(recurse=False):
@@ -162,7 +162,7 @@ def show_logical(layer: Any, record: LayerRecord) -> None:
 
 
 def _show_corner(
-    parameter: torch.nn.Parameter, record: LayerRecord, sizes: RankSizes, block: tuple[int, int] | None
+    parameter: torch.nn.Parameter, record: LayerParts, sizes: RankSizes, block: tuple[int, int] | None
 ) -> None:
     tile = _tile(parameter, block)
     if tile is None:

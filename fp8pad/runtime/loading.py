@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fp8pad.runtime.sizes import LayerRecord, Tile
+from fp8pad.runtime.sizes import LayerParts, Tile
 
 Loader = Callable[..., Any]
 
@@ -29,7 +29,7 @@ class Corner:
     It refers to no layer: vLLM keeps copies of a parameter's attributes for reloading, longer than the layer may live.
     """
 
-    record: LayerRecord
+    record: LayerParts
     tile: Tile
     logical_shape: tuple[int, ...]
     fill: int
@@ -70,7 +70,7 @@ class Segments:
     its place, with a tail of its own. Like a corner, it refers to no layer.
     """
 
-    record: LayerRecord
+    record: LayerParts
     tile: Tile
     slices: tuple[slice, ...]
     num_columns: int

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from fp8pad.record import ModuleRecord
-from fp8pad.runtime.sizes import LayerRecord, find_layer
+from fp8pad.runtime.sizes import LayerParts, find_layer
 
 # What vLLM 0.26 to 0.33 has in a name, a pattern, and what the record has there, with the file of vLLM's models.
 _RENAMES = (
@@ -24,7 +24,7 @@ _MIXER, _MAMBA = ".mixer.", ".mamba."
 
 def find_renamed(
     modules: Mapping[str, ModuleRecord], prefix: str, fused_modules: Mapping[str, Sequence[str]], num_k: int
-) -> LayerRecord | None:
+) -> LayerParts | None:
     """Return the record of the layer `prefix`, which has `num_k` input features, under another name.
 
     None if there is none, or several that differ: what is recorded of a module is sizes and nothing else, so modules of
@@ -32,7 +32,7 @@ def find_renamed(
     """
     layers = [find_layer(modules, name, fused_modules) for name in _other_names(modules, prefix)]
     found = {layer.parts for layer in layers if layer and all(part.logical_shape[1] == num_k for part in layer.known)}
-    return LayerRecord(prefix, found.pop()) if len(found) == 1 else None
+    return LayerParts(prefix, found.pop()) if len(found) == 1 else None
 
 
 def _other_names(modules: Mapping[str, ModuleRecord], prefix: str) -> Iterator[str]:

@@ -41,7 +41,7 @@ CHANNEL_SCALE = Tile(1, None)
 
 
 @dataclass(frozen=True, slots=True)
-class LayerRecord:
+class LayerParts:
     """What fp8pad wrote down of one layer of the engine: one module, or several that the engine fuses into one.
 
     `parts` are in the engine's order; a module that fp8pad knows nothing of is None.
@@ -126,17 +126,17 @@ def _fits(part: ModuleRecord, shape: Sequence[int], tile: Tile) -> bool:
 
 def find_layer(
     modules: Mapping[str, ModuleRecord], prefix: str, fused_modules: Mapping[str, Sequence[str]]
-) -> LayerRecord | None:
+) -> LayerParts | None:
     """Return the record of the engine's layer `prefix`, or None if fp8pad knows none of its modules.
 
     `modules` are fp8pad's, by the engine's names; `fused_modules` says which modules the engine fuses into which.
     """
     if prefix in modules:
-        return LayerRecord(prefix, (modules[prefix],))
+        return LayerParts(prefix, (modules[prefix],))
     parent, dot, name = prefix.rpartition(".")
     fused = fused_modules.get(name) or _FUSED_MODULES.get(name, ())
     parts = tuple(modules.get(f"{parent}{dot}{part}") for part in fused)
-    return LayerRecord(prefix, parts) if any(parts) else None
+    return LayerParts(prefix, parts) if any(parts) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class RankSizes:
 
     @classmethod
     def of_blocks(
-        cls, partitions: Sequence[int], k: int, record: LayerRecord, block: tuple[int, int], num_ranks: int
+        cls, partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], num_ranks: int
     ) -> "RankSizes":
         """Round the sum of `partitions` up to blocks, or each whole matrix where one before the last needs a tail.
 

@@ -40,7 +40,7 @@ from pathlib import Path
 peak_file, *arguments = sys.argv[1:]
 try:
     if arguments:
-        from fp8pad.cli import main
+        from fp8pad.cli.main import main
         sys.argv[1:] = arguments
         main()
 finally:

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.progress import Silence
-from fp8pad.checkpoint.source import read_source
 from fp8pad.convert import ConvertOptions, convert
 from fp8pad.errors import Fp8padError
 from fp8pad.golden.document import GoldenDocument
@@ -43,7 +43,7 @@ def conversions(model: Path, folder: Path) -> dict[str, Path]:
     """Return the checkpoint itself and what it is converted to."""
     made = {"original": model}
     for name, policy in POLICIES.items():
-        source = read_source(model)
+        source = read_unconverted(model)
         plan = plan_checkpoint(source.shards, source.configs, policy)
         made[name] = folder / name
         convert(source, plan, made[name], ConvertOptions(), Silence())

@@ -12,8 +12,8 @@ import numpy as np  # noqa: E402
 from corruptions import CORRUPTIONS, SHARD  # noqa: E402
 from helpers import linear, write_checkpoint  # noqa: E402
 
+from fp8pad.checkpoint.checkpoint import read_unconverted  # noqa: E402
 from fp8pad.checkpoint.progress import Silence  # noqa: E402
-from fp8pad.checkpoint.source import read_source  # noqa: E402
 from fp8pad.convert import ConvertOptions, convert  # noqa: E402
 from fp8pad.gemm.check import GemmOptions, verify_gemm  # noqa: E402
 from fp8pad.planning import plan_checkpoint  # noqa: E402
@@ -26,7 +26,7 @@ ALL_LAYERS = GemmOptions(num_layers=None)
 
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     """Convert a checkpoint and return where it is."""
-    source = read_source(model)
+    source = read_unconverted(model)
     convert(source, plan_checkpoint(source.shards, source.configs, policy), out_dir, ConvertOptions(), Silence())
     return out_dir
 

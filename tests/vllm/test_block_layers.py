@@ -13,7 +13,7 @@ from absorb_models import block_scaled
 from fp8pad.geometry import padded_shape
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.linear import padded_linear_method
-from fp8pad.runtime.sizes import LayerRecord
+from fp8pad.runtime.sizes import LayerParts
 
 pytestmark = pytest.mark.vllm
 
@@ -24,7 +24,7 @@ BLOCK = (32, 32)
 class _Config:
     """Hands out vLLM's method for block scales, as it is or padded by a record."""
 
-    record: LayerRecord | None
+    record: LayerParts | None
     online_quantization_config: Any = None
     weight_block_size: list[int] = field(default_factory=lambda: list(BLOCK))
 
@@ -123,7 +123,7 @@ def _layer(kind: str, matrices: Sequence[Matrix], is_padded: bool) -> Any:
 
     shapes = [(weight.shape[0], weight.shape[1]) for weight, _ in matrices]
     modules = tuple(ModuleRecord(shape, _padded(shape), BLOCK) for shape in shapes)
-    config = _Config(LayerRecord("x", modules) if is_padded else None)
+    config = _Config(LayerParts("x", modules) if is_padded else None)
     sizes = [num_n for num_n, _ in shapes]
     num_n = sizes if kind.startswith("Merged") else sizes[0]
     return getattr(linear, kind)(shapes[0][1], num_n, bias=False, quant_config=config)

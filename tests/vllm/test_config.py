@@ -11,9 +11,9 @@ import torch
 from fp8pad.errors import RecordError
 from fp8pad.record import ModuleRecord, QuantizationRecord
 from fp8pad.runtime.config import RECORD_KEY, Fp8padConfigMethods, base_method, make_config_class
-from fp8pad.runtime.dequantized import _cutting
 from fp8pad.runtime.linear import PaddedLinearMethod
-from fp8pad.runtime.sizes import LayerRecord, RankSizes
+from fp8pad.runtime.mla import _cutting
+from fp8pad.runtime.sizes import LayerParts, RankSizes
 
 pytestmark = pytest.mark.vllm
 
@@ -124,7 +124,7 @@ def test_a_kernel_that_reads_its_layers_sizes_sees_padded_ones() -> None:
 
     method_class: Any = type("Marlin", (PaddedLinearMethod, Marlin), {})
     method, layer = method_class(), torch.nn.Module()
-    method.record = LayerRecord("down_proj", tuple(MODULES.values()))
+    method.record = LayerParts("down_proj", tuple(MODULES.values()))
     layer.input_size_per_partition, layer.output_size_per_partition = 213, 136  # type: ignore[assignment]
     method.create_weights(layer, 213, [136])
     output = method.apply(layer, torch.zeros(2, 213))

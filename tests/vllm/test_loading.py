@@ -10,7 +10,7 @@ from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import num_blocks, padded_shape
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.linear import padded_linear_method
-from fp8pad.runtime.sizes import LayerRecord
+from fp8pad.runtime.sizes import LayerParts
 
 pytestmark = pytest.mark.vllm
 
@@ -112,7 +112,7 @@ class _Config:
 
     online_quantization_config = None
 
-    def __init__(self, record: LayerRecord | None, method_class: Callable[[], type] = _method_class) -> None:
+    def __init__(self, record: LayerParts | None, method_class: Callable[[], type] = _method_class) -> None:
         self.record = record
         self.method_class = method_class
 
@@ -178,7 +178,7 @@ LAYERS: dict[str, tuple[Callable[[Any], Any], dict[Any, tuple[int, int]]]] = {
 def test_every_rank_loads_what_it_loads_without_padding(name: str, rank: tuple[int, int]) -> None:
     """The logical corner is the original's parameter, and beyond it the weight is zero and the scale one."""
     make, modules = LAYERS[name]
-    record = LayerRecord(name, tuple(_module(*shape) for shape in modules.values()))
+    record = LayerParts(name, tuple(_module(*shape) for shape in modules.values()))
     original, padded = make(_Config(None)), make(_Config(record))
     _poison(padded)
     for shard_id, shape in modules.items():
@@ -193,7 +193,7 @@ def test_every_rank_loads_what_it_loads_without_padding(name: str, rank: tuple[i
 def test_every_rank_computes_what_it_computes_without_padding(name: str, rank: tuple[int, int]) -> None:
     """Activations go in and outputs come out as without padding; bias and logical sizes are as before."""
     make, modules = LAYERS[name]
-    record = LayerRecord(name, tuple(_module(*shape) for shape in modules.values()))
+    record = LayerParts(name, tuple(_module(*shape) for shape in modules.values()))
     original, padded = make(_Config(None)), make(_Config(record))
     for shard_id, shape in modules.items():
         weight, scale = _tensors(shape)
@@ -247,7 +247,7 @@ def test_with_lora_a_mamba_mixers_output_is_copied_too(monkeypatch: pytest.Monke
 
 def _output(name: str, x: torch.Tensor) -> torch.Tensor:
     """Return what a layer of 213 rows, called `name` in its model, makes of `x`."""
-    layer = _replicated(_Config(LayerRecord(name, (_module(213, HIDDEN),))))
+    layer = _replicated(_Config(LayerParts(name, (_module(213, HIDDEN),))))
     weight, scale = _tensors((213, HIDDEN))
     _load(layer, None, _grown(weight, 0), _grown(scale, 1))
     layer.bias.data.zero_()
@@ -261,7 +261,7 @@ def test_block_scales_stay_with_their_rows(name: str, monkeypatch: pytest.Monkey
     """On one rank, a block-scaled layer computes with the checkpoint's weights, whatever the sizes of its parts."""
     _pretend_rank(monkeypatch, 1, 0)
     make, modules = LAYERS[name]
-    record = LayerRecord(name, tuple(_module(*shape, BLOCK) for shape in modules.values()))
+    record = LayerParts(name, tuple(_module(*shape, BLOCK) for shape in modules.values()))
     layer = make(_Config(record, _block_method_class))
     _poison(layer)
     weights = []
@@ -287,7 +287,7 @@ def test_a_rank_gets_whole_blocks_of_columns(index: int, monkeypatch: pytest.Mon
     _pretend_rank(monkeypatch, 2, index)
     from vllm.model_executor.layers.linear import RowParallelLinear
 
-    config = _Config(LayerRecord("x", (_module(HIDDEN, 192, BLOCK),)), _block_method_class)
+    config = _Config(LayerParts("x", (_module(HIDDEN, 192, BLOCK),)), _block_method_class)
     layer = RowParallelLinear(192, HIDDEN, bias=False, quant_config=config)
     weight, scale = _block_tensors((HIDDEN, 192))
     _load(layer, None, _grown(weight, 0, BLOCK), scale)
@@ -303,7 +303,7 @@ def test_a_rank_gets_whole_blocks(index: int, monkeypatch: pytest.MonkeyPatch) -
     _pretend_rank(monkeypatch, 2, index)
     from vllm.model_executor.layers.linear import ColumnParallelLinear
 
-    config = _Config(LayerRecord("x", (_module(224, HIDDEN, BLOCK),)), _block_method_class)
+    config = _Config(LayerParts("x", (_module(224, HIDDEN, BLOCK),)), _block_method_class)
     layer = ColumnParallelLinear(HIDDEN, 224, bias=False, quant_config=config)
     weight, scale = _block_tensors((224, HIDDEN))
     _load(layer, None, _grown(weight, 0, BLOCK), scale)
@@ -318,7 +318,7 @@ def test_a_rank_that_would_begin_inside_a_block_is_refused(monkeypatch: pytest.M
     _pretend_rank(monkeypatch, 2, 1)
     from vllm.model_executor.layers.linear import ColumnParallelLinear
 
-    config = _Config(LayerRecord("x", (_module(200, HIDDEN, BLOCK),)), _block_method_class)
+    config = _Config(LayerParts("x", (_module(200, HIDDEN, BLOCK),)), _block_method_class)
     with pytest.raises(UnsupportedLayerError, match=r"100.*fp8pad convert --absorb -tp 2"):
         ColumnParallelLinear(HIDDEN, 200, quant_config=config)
 
@@ -330,7 +330,7 @@ def test_a_loader_set_later_works_inside_the_corner_too(rank: tuple[int, int]) -
     def loader(param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
         seen.append((tuple(param.shape), tuple(param.data.shape), tuple(loaded_weight.shape)))
 
-    layer = _replicated(_Config(LayerRecord("x", (_module(213, HIDDEN),))))
+    layer = _replicated(_Config(LayerParts("x", (_module(213, HIDDEN),))))
     layer.weight.weight_loader = loader
     layer.weight.weight_loader(layer.weight, torch.zeros(224, 144, dtype=torch.float8_e4m3fn))
     assert seen == [((213, HIDDEN),) * 3]
@@ -339,7 +339,7 @@ def test_a_loader_set_later_works_inside_the_corner_too(rank: tuple[int, int]) -
 
 def test_a_failed_load_leaves_the_parameter_whole(rank: tuple[int, int]) -> None:
     """Whatever a loader raises, the parameter has its own shape again."""
-    layer = _replicated(_Config(LayerRecord("x", (_module(213, HIDDEN),))))
+    layer = _replicated(_Config(LayerParts("x", (_module(213, HIDDEN),))))
 
     def loader(param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
         raise ValueError("broken")
@@ -353,7 +353,7 @@ def test_a_failed_load_leaves_the_parameter_whole(rank: tuple[int, int]) -> None
 def test_an_aligned_layer_is_left_as_vllm_makes_it(rank: tuple[int, int]) -> None:
     """Where neither disk nor rank is padded, parameters keep vLLM's own classes and loaders."""
     size = rank[0]
-    layer = _column_of(64 * size, _Config(LayerRecord("x", (_module(64 * size, 128),))))
+    layer = _column_of(64 * size, _Config(LayerParts("x", (_module(64 * size, 128),))))
     plain = _column_of(64 * size, _Config(None))
     assert type(layer.weight) is type(plain.weight)
     assert layer.weight.shape == plain.weight.shape

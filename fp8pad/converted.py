@@ -1,0 +1,134 @@
+"""What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it anew and compares."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from fp8pad import __version__
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.folder import INDEX_FILE
+from fp8pad.checkpoint.headers import LENGTH_BYTES, read_header_bytes
+from fp8pad.checkpoint.json_text import dumps_like, index_text
+from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
+from fp8pad.checkpoint.writer import Hashes
+from fp8pad.errors import PlanError, RecordError
+from fp8pad.planning.config import edited_config
+from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, Shape
+from fp8pad.tensors import ShardHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """Every file of the checkpoint that `plan` makes of `source`.
+
+    `texts` are config.json and, where there is one, the index; `files` the sizes of all files but fp8pad.json, which is
+    `record`, here without hashes: None where nothing is changed, so that there is nothing to record.
+    """
+
+    source: Checkpoint
+    layouts: tuple[ShardLayout, ...]
+    texts: Mapping[str, str]
+    files: Mapping[str, FileRecord]
+    record: CheckpointRecord | None
+
+    def record_with(self, hashes: Mapping[str, Hashes]) -> CheckpointRecord:
+        """Return the record with the hashes of the files that have them; those of texts are worked out here.
+
+        Raises `RecordError` if there is no record.
+        """
+        if self.record is None:
+            raise RecordError(f"{RECORD_FILE}: nothing was changed, so there is no record")
+        if not hashes:
+            return self.record
+        known = dict(hashes) | {
+            file: Hashes(_sha256(text), _sha256(self.source.texts[file])) for file, text in self.texts.items()
+        }
+        files = {
+            file: FileRecord(sizes.source_size, sizes.size, known[file].sha256, known[file].source_sha256)
+            for file, sizes in self.files.items()
+        }
+        return replace(self.record, files=files)
+
+
+def converted_files(source: Checkpoint, plan: CheckpointPlan, fp8pad_version: str = __version__) -> Converted:
+    """Derive the checkpoint that `plan` makes of `source`, as the fp8pad of that version writes it.
+
+    Reads the first bytes of each shard once more. Raises `PlanError` if the plan does not fit the source.
+    """
+    layouts = tuple(
+        shard_layout(shard, read_header_bytes(source.root / shard.file, shard.file)[0], plan.tensors)
+        for shard in source.shards
+    )
+    _check_complete(source, plan)
+    texts = _texts(source, plan, layouts, fp8pad_version)
+    files = _files(source, layouts, texts)
+    if plan.changes_nothing:
+        return Converted(source, layouts, texts, files, None)
+    record = CheckpointRecord(
+        fp8pad_version=fp8pad_version,
+        policy=plan.policy,
+        tensors=plan.tensors,
+        config_edits=plan.config_edits,
+        base_source=plan.base_source,
+        originals=_originals(source, layouts, texts),
+        files=files,
+    )
+    return Converted(source, layouts, texts, files, record)
+
+
+def _check_complete(source: Checkpoint, plan: CheckpointPlan) -> None:
+    names = {tensor.name for shard in source.shards for tensor in shard.tensors}
+    if missing := sorted(plan.tensors.keys() - names):
+        raise PlanError(f"{missing[0]}: is in the plan, but in no shard of {source.root}")
+
+
+def _texts(
+    source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout], fp8pad_version: str
+) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    if source.index:
+        total_bytes = _data_bytes(layout.padded for layout in layouts)
+        rewritten = index_text(source.index.text, total_bytes)
+        texts[INDEX_FILE] = rewritten if plan.tensors else source.index.text
+    edited = edited_config(source.configs[CONFIG_FILE], plan, fp8pad_version)
+    is_edited = plan.needs_runtime or plan.config_edits
+    texts[CONFIG_FILE] = dumps_like(source.config_text, edited) if is_edited else source.config_text
+    return texts
+
+
+def _originals(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> dict[str, str]:
+    """Return what unpadding could not work out: the source's config.json, and whatever has an unusual spelling."""
+    originals = {CONFIG_FILE: source.config_text}
+    if source.index and restored_index(texts[INDEX_FILE], source.shards) != source.index.text:
+        originals[INDEX_FILE] = source.index.text
+    for layout in layouts:
+        if not layout.is_untouched and logical_shard(layout.padded, _shapes(layout))[1] != layout.logical_prefix:
+            originals[layout.logical.file] = layout.logical_prefix[LENGTH_BYTES:].decode()
+    return originals
+
+
+def restored_index(text: str, shards: Iterable[ShardHeader]) -> str:
+    """Return the index of the logical `shards`, from the text of the padded checkpoint's index."""
+    return index_text(text, _data_bytes(shards))
+
+
+def _data_bytes(shards: Iterable[ShardHeader]) -> int:
+    return sum(tensor.num_bytes for shard in shards for tensor in shard.tensors)
+
+
+def _shapes(layout: ShardLayout) -> dict[str, Shape]:
+    return {tensor.name: tensor.shape for tensor in layout.logical.tensors}
+
+
+def _files(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> dict[str, FileRecord]:
+    files = {layout.logical.file: FileRecord(layout.logical.file_bytes, layout.padded.file_bytes) for layout in layouts}
+    for file, text in texts.items():
+        files[file] = FileRecord(source.identities[file].size, len(text.encode()))
+    for file in source.other_files:
+        files[file] = FileRecord(source.identities[file].size, source.identities[file].size)
+    return dict(sorted(files.items()))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

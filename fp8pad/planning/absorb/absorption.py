@@ -1,0 +1,209 @@
+"""Absorbing: which config keys can be rounded up for good, and what that does to every tensor that they govern.
+
+A key is absorbed whole or not at all. The entry is `absorb`; for what it refuses it gives the reason, and the layers
+concerned are padded as if absorbing had not been asked for. That zeros are inert is arithmetic: with zero rows of gate
+and up, and zero biases there, the added activations are act(0) * 0 = 0 or act(0) = 0, they leave the maximum of
+dynamic activation scales alone, and the zero columns of down multiply zeros.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import gcd, lcm
+
+from fp8pad.geometry import round_up
+from fp8pad.planning.absorb.conditions import check_absorbable, check_sizes, config_size, multiplier_of
+from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
+from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes, GovernedAxis, GovernedKey, find_governed
+from fp8pad.planning.absorb.growth import NotAbsorbableError, grown, growth_of, with_block
+from fp8pad.planning.families import Section, sections_of
+from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.padding import alignment_of
+from fp8pad.planning.quantization import CONFIG_FILE, Block
+from fp8pad.record import AxisActions, ConfigEdit, Json, PaddedTensor, Policy
+from fp8pad.tensors import TensorHeader
+
+__all__ = ["Absorption", "absorb", "merged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Absorption:
+    """What absorbing settles.
+
+    `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `sizes` maps `(module, axis)` to the
+    size that the edited config asks for, for the axes that are settled so; `refusals` maps others that a key governs,
+    or would, to the reason why not. `notes` are sentences for the plan: prices, refusals, recommendations.
+    """
+
+    tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
+    sizes: Mapping[tuple[str, Axis], int] = field(default_factory=dict)
+    edits: tuple[ConfigEdit, ...] = ()
+    refusals: Mapping[tuple[str, Axis], str] = field(default_factory=dict)
+    costs: tuple[KeyCost, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def absorb(
+    config: Json,
+    tensors: Mapping[str, TensorHeader],
+    linears: Sequence[Fp8Linear],
+    policy: Policy,
+    blocks: Sequence[Block] = (),
+) -> Absorption:
+    """Decide what to absorb in a checkpoint; `blocks` are the `(block_n, block_k)` that its quantization config names.
+
+    Raises `ConfigError` where a size in the config is not that of the tensors, and `PlanError` where tensors of one
+    module do not fit together, two keys claim one axis, or a family file is malformed.
+    """
+    if not (policy.absorb or policy.absorb_experts):
+        return Absorption()
+    sections = sections_of(config)
+    claims = find_governed(sections, tensors)
+    by_name = {linear.name: with_block(linear, blocks) for linear in linears}
+    outcomes = [_settle(key, by_name, policy) for key in claims.keys]
+    costs = tuple(outcome.cost for outcome in outcomes if outcome.cost)
+    refused = tuple(outcome for outcome in outcomes if outcome.reason)
+    padded: dict[str, PaddedTensor] = {}
+    for outcome in outcomes:
+        for name, tensor in outcome.tensors.items():
+            padded[name] = merged(padded[name], tensor) if name in padded else tensor
+    return Absorption(
+        tensors=padded,
+        sizes={place: size for outcome in outcomes for place, size in outcome.sizes.items()},
+        edits=tuple(edit for outcome in outcomes for edit in outcome.edits),
+        refusals=_refusals(refused, claims, sections, by_name),
+        costs=costs,
+        notes=(
+            *cost_notes(costs),
+            *_float_notes(outcomes),
+            *(f"{outcome.key.path} is not absorbed: {outcome.reason}" for outcome in refused),
+        ),
+    )
+
+
+def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
+    """Return one tensor that grows along one axis as `first` does and along the other as `second` does."""
+    grown_first = [padded > logical for logical, padded in zip(first.logical_shape, first.padded_shape, strict=True)]
+    shapes = zip(grown_first, first.padded_shape, second.padded_shape, strict=True)
+    return replace(
+        first,
+        padded_shape=tuple(one if grows else other for grows, one, other in shapes),
+        axes=AxisActions(
+            second.axes.n if first.axes.n == "aligned" else first.axes.n,
+            second.axes.k if first.axes.k == "aligned" else first.axes.k,
+        ),
+        segments=first.segments or second.segments,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one key; `reason` says why it is refused."""
+
+    key: GovernedKey
+    reason: str | None = None
+    tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
+    sizes: Mapping[tuple[str, Axis], int] = field(default_factory=dict)
+    edits: tuple[ConfigEdit, ...] = ()
+    cost: KeyCost | None = None
+
+
+def _settle(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+    weights = [claim for claim in key.claims if claim.leaf == "weight"]
+    if not any(claim.module in linears for claim in weights):
+        return _Outcome(key)
+    if not policy.absorb and not any(claim.mlp.experts for claim in weights):
+        return _Outcome(key)
+    check_sizes(key, weights)
+    if not any(_is_unaligned(claim, linears, policy) for claim in weights):
+        return _Outcome(key)
+    try:
+        return _absorbed(key, linears, policy)
+    except NotAbsorbableError as error:
+        return _Outcome(key, reason=str(error))
+
+
+def _absorbed(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+    old = config_size(key)
+    check_absorbable(key, policy)
+    growths = [
+        (claim, growth_of(claim, linears.get(claim.module), old * multiplier_of(claim, key))) for claim in key.claims
+    ]
+    padded_sizes = _padded_sizes(key, old, linears, policy)
+    new = padded_sizes[policy.tensor_parallel_size]
+    tensors = {}
+    for claim, growth in growths:
+        times = multiplier_of(claim, key)
+        if growth and (tensor := grown(claim, growth, old * times, new * times)):
+            tensors[claim.tensor.name] = tensor
+    sizes = {
+        (claim.module, claim.axis): new * multiplier_of(claim, key) * claim.num_segments
+        for claim in key.claims
+        if claim.leaf == "weight"
+    }
+    return _Outcome(key, None, tensors, sizes, tuple(_edits(key, old, new)), key_cost(key, old, padded_sizes, tensors))
+
+
+def _edits(key: GovernedKey, old: int, new: int) -> Iterator[ConfigEdit]:
+    yield ConfigEdit(CONFIG_FILE, key.path, old, new)
+    for path, mirror in key.section.mirrors:
+        if key.key in mirror:
+            yield ConfigEdit(CONFIG_FILE, f"{path}.{key.key}" if path else key.key, old, new)
+
+
+def _padded_sizes(key: GovernedKey, old: int, linears: Mapping[str, Fp8Linear], policy: Policy) -> dict[int, int]:
+    """The key's value that aligns every FP8 weight under it on each rank, for the size asked for and its divisors."""
+    alignments = {
+        (_alignment(claim, linears[claim.module], policy), multiplier_of(claim, key))
+        for claim in key.claims
+        if claim.leaf == "weight" and claim.module in linears
+    }
+    sizes = {}
+    for ranks in range(1, policy.tensor_parallel_size + 1):
+        if policy.tensor_parallel_size % ranks == 0:
+            multiples = (ranks * alignment // gcd(ranks * alignment, times) for alignment, times in alignments)
+            sizes[ranks] = round_up(old, lcm(*multiples))
+    return sizes
+
+
+def _alignment(claim: GovernedAxis, linear: Fp8Linear, policy: Policy) -> int:
+    return alignment_of(linear, policy)[0 if claim.axis == "n" else 1]
+
+
+def _is_unaligned(claim: GovernedAxis, linears: Mapping[str, Fp8Linear], policy: Policy) -> bool:
+    linear = linears.get(claim.module)
+    if linear is None:
+        return False
+    return (
+        not claim.is_plain_weight
+        or claim.inner_size % (_alignment(claim, linear, policy) * policy.tensor_parallel_size) != 0
+    )
+
+
+def _float_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
+    """Say where a key sizes weights that are not FP8 too: libraries choose by size how to group a sum."""
+    for outcome in outcomes:
+        plain = [claim.tensor for claim in outcome.key.claims if claim.is_plain_weight]
+        names = [tensor.name for tensor in plain if tensor.dtype in FLOAT_DTYPES and tensor.name in outcome.tensors]
+        if names:
+            yield (
+                f"{outcome.key.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: a GPU "
+                "may add their products in another order, which can change an answer's last digits"
+            )
+
+
+def _refusals(
+    refused: Sequence[_Outcome], claims: GovernedAxes, sections: Sequence[Section], linears: Mapping[str, Fp8Linear]
+) -> dict[tuple[str, Axis], str]:
+    reasons: dict[tuple[str, Axis], str] = {}
+    for section in reversed(sections):
+        if section.family is None:
+            for name in linears:
+                if name.startswith(section.prefixes):
+                    reason = f"no file in planning/families knows the model type {section.model_type}"
+                    reasons.update({(name, "n"): reason, (name, "k"): reason})
+    for name, reason in claims.unabsorbable.items():
+        reasons.update({(name, "n"): reason, (name, "k"): reason})
+    for outcome in refused:
+        for claim in outcome.key.claims:
+            reasons[claim.module, claim.axis] = f"{outcome.key.path} is not absorbed: {outcome.reason}"
+    return reasons

@@ -1,0 +1,126 @@
+"""How one tensor grows with the inner size of its MLP: which of its dimensions, in what steps, filled with what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fp8pad.errors import PlanError
+from fp8pad.geometry import num_blocks, num_elements
+from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxis
+from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.quantization import Block
+from fp8pad.record import AxisActions, PaddedTensor, Segments, Shape
+from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES
+
+
+class NotAbsorbableError(Exception):
+    """Why a key cannot be absorbed, in words for the plan; never leaves the planning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Dimension `index` holds `num_segments` matrices, each with one entry per `unit` of the inner size."""
+
+    index: int
+    num_segments: int
+    fill: Literal[0, 1]
+    unit: int = 1
+
+
+def growth_of(claim: GovernedAxis, linear: Fp8Linear | None, inner_size: int) -> Growth | None:
+    """Return how a tensor grows with its MLP's `inner_size`, None if it does not; `NotAbsorbableError` if it cannot."""
+    tensor = claim.tensor
+    if claim.leaf == "weight":
+        if not claim.is_plain_weight or (tensor.dtype in FP8_WEIGHT_DTYPES and linear is None):
+            raise NotAbsorbableError(
+                f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, a layout that is not padded"
+            )
+        return Growth(claim.index, claim.num_segments, 0)
+    if claim.leaf == "bias" and tensor.dtype in FLOAT_DTYPES:
+        return None if claim.axis == "k" else Growth(len(tensor.shape) - 1, claim.num_segments, 0)
+    if linear and linear.scale and linear.scale.name == tensor.name:
+        return _scale_growth(claim, linear, inner_size)
+    if num_elements(tensor.shape) == 1 or (claim.mlp.stacked and num_elements(tensor.shape[1:]) == 1):
+        return None
+    if "lora" in claim.leaf.lower():
+        raise NotAbsorbableError(f"{tensor.name} belongs to a LoRA adapter, which is not merged")
+    raise NotAbsorbableError(f"{tensor.name} {list(tensor.shape)} is not a tensor that fp8pad knows how to pad")
+
+
+def grown(claim: GovernedAxis, growth: Growth, inner_size: int, padded_inner_size: int) -> PaddedTensor | None:
+    """Return the tensor for a larger inner size, None where it has room already; `PlanError` where it does not fit."""
+    shape, count = claim.tensor.shape, growth.num_segments
+    logical, padded = (num_blocks(size, growth.unit) for size in (inner_size, padded_inner_size))
+    if shape[growth.index] != count * logical:
+        raise PlanError(f"{claim.tensor.name}: expected {count * logical} in place {growth.index}, got {list(shape)}")
+    if logical == padded:
+        return None
+    return PaddedTensor(
+        logical_shape=shape,
+        padded_shape=(*shape[: growth.index], count * padded, *shape[growth.index + 1 :]),
+        fill=growth.fill,
+        axes=AxisActions("absorb", "aligned") if _is_n(growth.index, shape) else AxisActions("aligned", "absorb"),
+        segments=_segments(growth, shape, logical, padded),
+    )
+
+
+def with_block(linear: Fp8Linear, blocks: Sequence[Block]) -> Fp8Linear:
+    """Return a stacked weight with the one of `blocks` whose grid its scale is; any other weight as it is."""
+    if len(linear.weight.shape) != 3 or linear.scale is None:
+        return linear
+    for block in blocks:
+        for sides in (block, block[::-1]):
+            grid = tuple(num_blocks(size, side) for size, side in zip(linear.weight.shape[1:], sides, strict=True))
+            if linear.scale.shape[1:] == grid:
+                return replace(linear, block=block)
+    return linear
+
+
+def _scale_growth(claim: GovernedAxis, linear: Fp8Linear, inner_size: int) -> Growth | None:
+    scale, num_matrices = claim.tensor, claim.num_segments
+    if linear.scheme == "tensor":
+        return None
+    if scale.dtype not in ONE_BYTES or (linear.scheme is None and not claim.mlp.stacked):
+        raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
+    if linear.block:
+        unit = linear.block[0 if claim.axis == "n" else 1]
+        if num_matrices > 1 and inner_size % unit:
+            raise NotAbsorbableError(
+                f"a block of {unit} rows straddles gate and up in {claim.module}: {inner_size} is not a multiple"
+            )
+        return Growth(_grid_index(claim, scale.shape), num_matrices, 1, unit)
+    if claim.mlp.stacked:
+        return _stacked_scale_growth(claim, linear)
+    return Growth(0, num_matrices, 1) if claim.axis == "n" else None
+
+
+def _grid_index(claim: GovernedAxis, shape: Shape) -> int:
+    # NVIDIA ModelOpt's grids are [R, 1, C, 1].
+    return claim.index * (2 if len(shape) == 4 else 1)
+
+
+def _stacked_scale_growth(claim: GovernedAxis, linear: Fp8Linear) -> Growth | None:
+    """Scales `[num_experts]`, `[num_experts, N]`, or one size per dimension of the weight, 1 where it is shared."""
+    shape, index = claim.tensor.shape, claim.index
+    if num_elements(shape[1:]) == 1:
+        return None
+    if len(shape) == 3 and shape[index] == 1:
+        return None
+    if len(shape) == 3 and shape[index] == linear.weight.shape[index]:
+        return Growth(index, claim.num_segments, 1)
+    if len(shape) == 2 and claim.axis == "n" and shape[1] == linear.weight.shape[index]:
+        return Growth(1, claim.num_segments, 1)
+    if len(shape) == 2 and claim.axis == "k" and shape[1] == linear.weight.shape[3 - index]:
+        return None
+    raise NotAbsorbableError(f"{claim.tensor.name} {list(shape)} has a layout that is not padded")
+
+
+def _is_n(index: int, shape: Shape) -> bool:
+    return index == {1: 0, 2: 0, 3: 1, 4: 0}[len(shape)]
+
+
+def _segments(growth: Growth, shape: Shape, logical: int, padded: int) -> Segments | None:
+    count = growth.num_segments
+    if count == 1:
+        return None
+    return Segments((logical,) * count, (padded,) * count, None if _is_n(growth.index, shape) else -1)

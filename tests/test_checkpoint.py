@@ -1,0 +1,275 @@
+"""Reading a checkpoint folder: which shards, which files beside them, and everything that does not fit together."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import FBGEMM, INDEX, llama, safetensors_bytes, write_checkpoint
+
+from fp8pad.checkpoint.checkpoint import check_unchanged, padding_mark, read_checkpoint, read_unconverted
+from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError
+from fp8pad.record import shard_metadata
+
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def edit_index(root: Path, **weight_map: Any) -> None:
+    """Change entries of the weight map; None removes one."""
+    document = json.loads((root / INDEX).read_text())
+    for name, file in weight_map.items():
+        document["weight_map"].pop(name, None)
+        if file is not None:
+            document["weight_map"][name] = file
+    (root / INDEX).write_text(json.dumps(document))
+
+
+@pytest.fixture
+def two_shards(tmp_path: Path) -> Path:
+    """A checkpoint of tensor `a` in one shard and `b` in the other."""
+    return write_checkpoint(tmp_path / "model", {ONE: {"a": ("U8", (3,))}, TWO: {"b": ("U8", (4,))}})
+
+
+def test_a_checkpoint_is_read_whole(two_shards: Path) -> None:
+    """Shards in order of name, index, configs, and what comes along."""
+    (two_shards / "hf_quant_config.json").write_text('{"quantization": {}}')
+    source = read_unconverted(two_shards)
+    assert [shard.file for shard in source.shards] == [ONE, TWO]
+    assert source.index is not None
+    assert source.index.weight_map == {"a": ONE, "b": TWO}
+    assert source.configs == {"config.json": FBGEMM, "hf_quant_config.json": {"quantization": {}}}
+    assert source.config_text == (two_shards / "config.json").read_text()
+    assert source.other_files == ("hf_quant_config.json", "tokenizer.json")
+    assert source.excluded == ()
+    assert source.identities.keys() == {ONE, TWO, INDEX, "config.json", "hf_quant_config.json", "tokenizer.json"}
+
+
+def test_side_files_come_along_and_other_weights_do_not(tmp_path: Path) -> None:
+    """Subfolders and hidden files come along; weights of other formats, wherever they lie, are named as left out."""
+    root = llama(tmp_path / "model")
+    along = [
+        ".gitattributes",
+        "README.md",
+        "modeling.py",
+        "1_Pooling/config.json",
+        "model.safetensors.tmp",
+        "a/b/c.txt",
+    ]
+    left = [
+        "pytorch_model.bin",
+        "a/x.pth",
+        "b.PT",
+        "c.gguf",
+        "onnx/m.onnx",
+        "tf.h5",
+        "flax.msgpack",
+        "training_args.bin",
+    ]
+    left += ["consolidated.safetensors", "original/old.safetensors"]
+    for name in (*along, *left):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    source = read_unconverted(root)
+    assert source.other_files == tuple(sorted([*along, "tokenizer.json"]))
+    assert source.excluded == tuple(sorted(left))
+
+
+def test_what_is_no_file_is_left_out_by_name(tmp_path: Path) -> None:
+    """Pipes, sockets, links to folders and a clone's history do not come along, and are not waited for."""
+    root = llama(tmp_path / "model")
+    os.mkfifo(root / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "socket"))
+    (root / "loop").symlink_to(root, target_is_directory=True)
+    (root / ".git" / "objects").mkdir(parents=True)
+    (root / ".git" / "objects" / "ab").write_bytes(b"the weights once more")
+    source = read_unconverted(root)
+    assert source.other_files == ("tokenizer.json",)
+    assert source.excluded == (".git", "loop", "pipe", "socket")
+
+
+def test_a_hub_snapshot_of_links_is_read_through(tmp_path: Path) -> None:
+    """In the hub's cache every file is a relative link to a blob."""
+    root = llama(tmp_path / "model", num_shards=2)
+    expected = read_unconverted(root)
+    snapshot = tmp_path / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    for path in root.iterdir():
+        (snapshot / path.name).symlink_to(Path("../../model", path.name))
+    source = read_unconverted(snapshot)
+    assert (source.shards, source.other_files) == (expected.shards, expected.other_files)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", INDEX])
+def test_a_dangling_link_is_an_incomplete_checkpoint(tmp_path: Path, name: str) -> None:
+    """A file that is named but not there is never left out in silence."""
+    root = llama(tmp_path / "model")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=name):
+        read_unconverted(root)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """It could not be written into a record."""
+    root = llama(tmp_path / "model")
+    Path(os.fsdecode(os.fsencode(root) + b"/\xff.txt")).write_text("")
+    with pytest.raises(CheckpointError, match="UTF-8"):
+        read_unconverted(root)
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ({"a": "../model/" + ONE}, "a: expected the name of a file"),
+        ({"a": "/etc/x.safetensors"}, "a: expected the name of a file"),
+        ({"a": "sub/x.safetensors"}, "a: expected the name of a file"),
+        ({"a": "x\0.safetensors"}, "a: expected the name of a file"),
+        ({"a": "weights.bin"}, "a: expected the name of a file"),
+        ({"a": 1}, "a: expected the name of a file"),
+        ({"a": TWO, "b": ONE}, f"a: expected in {TWO}, but it lies in {ONE}"),
+        ({"c": ONE}, f"c: expected in {ONE}, but it is not there"),
+        ({"c": "other.safetensors"}, "other.safetensors: the shard is missing"),
+    ],
+)
+def test_an_index_that_disagrees_with_the_shards_is_refused(
+    two_shards: Path, edits: dict[str, Any], message: str
+) -> None:
+    """Names that leave the folder, tensors in the wrong shard, and tensors or shards that are not there."""
+    edit_index(two_shards, **edits)
+    with pytest.raises(CheckpointError, match=message):
+        read_unconverted(two_shards)
+
+
+def test_a_tensor_that_the_index_does_not_name_is_refused(two_shards: Path) -> None:
+    """It would be lost on the way."""
+    (two_shards / ONE).write_bytes(safetensors_bytes({"a": ("U8", (3,)), "extra": ("U8", (1,))}))
+    with pytest.raises(CheckpointError, match=f"extra: lies in {ONE}"):
+        read_unconverted(two_shards)
+
+
+def test_a_tensor_in_two_shards_is_refused(two_shards: Path) -> None:
+    """Nobody could say which of them counts."""
+    (two_shards / TWO).write_bytes(safetensors_bytes({"a": ("U8", (3,)), "b": ("U8", (4,))}))
+    with pytest.raises(CheckpointError, match=f"a: lies in {ONE} and in {TWO}"):
+        read_unconverted(two_shards)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"weight_map": {}}', '{"weight_map": []}', "[]", "{", ""])
+def test_an_index_without_a_weight_map_is_refused(two_shards: Path, text: str) -> None:
+    """An index has to name shards."""
+    (two_shards / INDEX).write_text(text)
+    with pytest.raises(CheckpointError, match=INDEX):
+        read_unconverted(two_shards)
+
+
+def test_shards_that_the_index_does_not_name_are_left_out(two_shards: Path) -> None:
+    """The index decides what belongs to the checkpoint."""
+    shutil.copy(two_shards / ONE, two_shards / "consolidated.00.safetensors")
+    shutil.copy(two_shards / ONE, two_shards / "model.safetensors")
+    source = read_unconverted(two_shards)
+    assert [shard.file for shard in source.shards] == [ONE, TWO]
+    assert source.excluded == ("consolidated.00.safetensors", "model.safetensors")
+
+
+def test_a_series_without_index_is_taken_whole(two_shards: Path) -> None:
+    """Engines load every shard of such a folder, and so does this."""
+    (two_shards / INDEX).unlink()
+    source = read_unconverted(two_shards)
+    assert [shard.file for shard in source.shards] == [ONE, TWO]
+    assert source.index is None
+
+
+def test_a_series_with_a_gap_is_refused(two_shards: Path) -> None:
+    """Without an index, the names alone tell that a shard is missing."""
+    (two_shards / INDEX).unlink()
+    (two_shards / TWO).unlink()
+    with pytest.raises(CheckpointError, match="expected 2 shards, got 1"):
+        read_unconverted(two_shards)
+
+
+def test_without_an_index_one_file_of_the_usual_name_is_the_checkpoint(tmp_path: Path) -> None:
+    """Other files beside model.safetensors are left out and named."""
+    root = llama(tmp_path / "model")
+    (root / "adapter_model.safetensors").write_bytes(safetensors_bytes({"x": ("U8", (1,))}))
+    source = read_unconverted(root)
+    assert [shard.file for shard in source.shards] == ["model.safetensors"]
+    assert source.excluded == ("adapter_model.safetensors",)
+
+
+def test_weights_of_another_format_alone_are_refused_with_a_hint(tmp_path: Path) -> None:
+    """A checkpoint of pickles has to become safetensors first."""
+    root = llama(tmp_path / "model")
+    (root / "model.safetensors").rename(root / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"convert pytorch_model\.bin to safetensors first"):
+        read_unconverted(root)
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    """A folder that is not there, and a file."""
+    (tmp_path / "file").write_text("")
+    for name, message in (("none", "no such folder"), ("file", "expected a folder")):
+        with pytest.raises(CheckpointError, match=message):
+            read_unconverted(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"null", b"\xff{}", b"", b'{"a":' * 100_000])
+def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, text: bytes) -> None:
+    """Neither half an object, nor a list, nor bytes that are not UTF-8, nor endless nesting."""
+    root = llama(tmp_path / "model")
+    (root / "config.json").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"^config\.json: "):
+        read_unconverted(root)
+
+
+def test_a_missing_config_is_refused(tmp_path: Path) -> None:
+    """Nothing can be planned without it."""
+    root = llama(tmp_path / "model")
+    (root / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"config\.json: is missing"):
+        read_unconverted(root)
+
+
+@pytest.mark.parametrize("mark", ["record", "method", "nested method", "metadata"])
+def test_any_record_marks_a_checkpoint_as_padded_already(tmp_path: Path, mark: str) -> None:
+    """One of the three records is enough, garbage included; the message says what to do."""
+    root = llama(tmp_path / "model")
+    garbage = {"quant_method": "fp8pad", "modules": 7}
+    if mark == "record":
+        (root / "fp8pad.json").write_text("garbage")
+    elif mark == "metadata":
+        content = safetensors_bytes({"a": ("U8", (1,))}, {"fp8pad": shard_metadata({"a": (1,)})})
+        (root / "model.safetensors").write_bytes(content)
+    else:
+        config = {"quantization_config": garbage}
+        (root / "config.json").write_text(json.dumps(config if mark == "method" else {"text_config": config}))
+    assert padding_mark(read_checkpoint(root))
+    with pytest.raises(AlreadyPaddedError, match="fp8pad unpad"):
+        read_unconverted(root)
+
+
+def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
+    """Size, time and inode are those of the first look, or what was read may be half of one and half of the other."""
+    root = llama(tmp_path / "model")
+    source = read_unconverted(root)
+    check_unchanged(source)
+    os.utime(root / "tokenizer.json", ns=(0, 0))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: was changed"):
+        check_unchanged(source)
+    (root / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read any more"):
+        check_unchanged(source)
+
+
+@pytest.mark.parametrize("file", ["config.json", "hf_quant_config.json", INDEX])
+@pytest.mark.parametrize("value", ['"\\ud800"', "[" * 400 + "]" * 400, "[" * 5000 + "]" * 5000])
+def test_json_that_could_not_be_written_again_is_refused(tmp_path: Path, file: str, value: str) -> None:
+    """Half a surrogate pair, and nesting that recursion cannot follow, are found before anything is written."""
+    model = llama(tmp_path / "model", num_shards=2)
+    text = (model / file).read_text() if (model / file).exists() else "{}"
+    (model / file).write_text(f'{{"x": {value}{"," if len(text) > 2 else ""}{text.lstrip()[1:]}')
+    with pytest.raises(ConfigError, match=f"^{file}: not JSON: .*(surrogates not allowed|at most 100 levels)"):
+        read_unconverted(model)

@@ -1,0 +1,69 @@
+"""`fp8pad bench`: what it prints, what it times of a checkpoint, and what it says where it cannot run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def report() -> object:
+    """A benchmark of one layer that is unaligned along K, and of one along N."""
+    pytest.importorskip("torch", reason="the benchmark's own types need torch")
+    from fp8pad.bench.report import Case, Machine, Report
+    from fp8pad.bench.shapes import LayerShape
+    from fp8pad.bench.timing import Timing
+
+    def case(shape: LayerShape, vllm_us: float) -> Case:
+        medians = {"ideal": 10.0, "vllm": vllm_us, "shim": 10.1, "absorbed": 10.0}
+        return Case(shape, 16, {name: Timing(us, us - 1, us + 1, 21) for name, us in medians.items()})
+
+    cases = case(LayerShape("down [a]", 1280, 3420), 15.0), case(LayerShape("up", 3420, 1280), 12.0)
+    return Report(Machine("GPU [x]", "2026-01-01", {"vllm": "0.33.0"}), "bfloat16", cases)
+
+
+def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for each layer and number of tokens, summaries by axis, and the machine."""
+    from fp8pad.render.bench import show_bench
+
+    show_bench(report)  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["down", "[a]", "[1280,", "3420]", "16", "10.0", "9.0-11.0", "1.500", "1.010", "1.000"]
+    assert "K unaligned  vllm: 1.500 x median, 1.500 x at worst" in lines
+    assert "N unaligned  vllm: 1.200 x median, 1.200 x at worst" in lines
+    assert any(line.endswith("GPU [x]") for line in lines)
+
+
+def test_the_json_is_one_document(report: object, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--json` prints the report and nothing else."""
+    from fp8pad.render.bench import show_bench
+
+    show_bench(report, as_json=True)  # type: ignore[arg-type]
+    assert json.loads(capsys.readouterr().out)["cases"][0]["ratio_to_ideal"]["vllm"] == 1.5
+
+
+def test_the_layers_of_a_checkpoint_are_those_of_a_rank(example: Path) -> None:
+    """Each unaligned shape once; at TP 2 the heads are split, and 213 cannot be."""
+    pytest.importorskip("torch", reason="the benchmark's own types need torch")
+    from fp8pad.cli.bench import _shapes
+
+    assert {shape.logical_shape for shape in _shapes(example, 1)} == {
+        (136, 213),
+        (213, 136),
+        (64, 136),
+        (136, 128),
+        (128, 136),
+    }
+    assert {shape.logical_shape for shape in _shapes(example, 2)} == {(64, 136), (32, 136), (136, 64)}
+
+
+def test_without_torch_the_command_says_what_to_install(tmp_path: Path) -> None:
+    """No traceback: one line that names the extra."""
+    (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fp8pad.cli.main import main; main()"
+    run = subprocess.run([sys.executable, "-c", script, "bench"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("error: fp8pad bench: No module named torch; install fp8pad[vllm] beside a GPU")
+    assert run.stderr.count("\n") == 1

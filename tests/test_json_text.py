@@ -1,0 +1,87 @@
+"""JSON files as text: written again in the manner in which they were found, and compared down to the key."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fp8pad.checkpoint.json_text import dumps_like, first_difference, index_text
+
+DOCUMENT = {"b": [1, {"c": 1e-05}], "é": "ü", "a": {}, "n": None}
+
+
+@pytest.mark.parametrize(
+    ("style", "ending"),
+    [
+        ({"indent": 2}, "\n"),
+        ({"indent": 4}, ""),
+        ({"indent": "\t"}, "\n"),
+        ({}, ""),
+        ({"separators": (",", ":")}, "\n\n"),
+        ({"indent": 1, "separators": (",", ":")}, "\n"),
+        ({"indent": 2, "ensure_ascii": False}, "\n"),
+        ({"ensure_ascii": False}, ""),
+    ],
+)
+def test_documents_are_written_as_they_were_found(style: dict[str, Any], ending: str) -> None:
+    """Indentation, separators, escapes and the end of the file; order of keys is that of the document."""
+    original = json.dumps(DOCUMENT, **style) + ending
+    assert dumps_like(original, DOCUMENT) == original
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.dictionaries(st.text(), x)))
+def test_whatever_the_style_the_document_is_the_same(value: Any) -> None:
+    """Guessing the style wrongly never changes what is said."""
+    document = {"key": value}
+    for original in ("{}", "{\n}", '{ "a" : 1 ,\r\n "b":2}\r\n', json.dumps(document, indent=3)):
+        assert json.loads(dumps_like(original, document)) == document
+
+
+@pytest.mark.parametrize(
+    ("original", "expected"),
+    [
+        ('{"metadata": {"total_size": 7}, "x": 1}', '{"metadata": {"total_size": 99}, "x": 1}'),
+        ('{"metadata":\n{"total_size" : 0 ,"y":1e-6}}\n', '{"metadata":\n{"total_size" : 99 ,"y":1e-6}}\n'),
+        ('{"x": 1, "metadata": {}}', '{"x": 1, "metadata": {"total_size": 99}}'),
+        ('{"x": 1}', '{"x": 1, "metadata": {"total_size": 99}}'),
+        ('{"x": 1, "metadata": null}', '{"x": 1, "metadata": {"total_size": 99}}'),
+        ('{"metadata": {"total_size": 7.0}}', '{"metadata": {"total_size": 99}}'),
+        ('{"metadata": {"total_size": "7"}}', '{"metadata": {"total_size": 99}}'),
+    ],
+)
+def test_the_index_gets_its_true_size_and_nothing_else(original: str, expected: str) -> None:
+    """Only the number changes where there is one; a missing or odd one is put in."""
+    assert index_text(original, 99) == expected
+
+
+def test_a_total_size_in_another_place_is_not_mistaken() -> None:
+    """A tensor may be called anything."""
+    original = '{"weight_map": {"total_size": "x"}, "total_size": 5, "metadata": {"total_size": 7}}'
+    assert json.loads(index_text(original, 99)) == json.loads(original) | {"metadata": {"total_size": 99}}
+    assert json.loads(index_text('{"total_size": 5, "metadata": {}}', 99))["metadata"] == {"total_size": 99}
+
+
+@pytest.mark.parametrize(
+    ("found", "difference"),
+    [
+        ('{"a": {"b": [1, 2]}, "c": 1}', None),
+        ('{"a": {"b": [1, 3]}, "c": 1}', ("a.b", "[1, 2]", "[1, 3]")),
+        ('{"a": {}, "c": 1}', ("a.b", "a key", "None")),
+        ('{"a": {"b": [1, 2]}, "c": 1, "d": 4}', ("d", "no key", "4")),
+        ('{"c": 1, "a": {"b": [1, 2]}}', ("keys", "the same order of keys", "['c', 'a']")),
+        ('{"a": {"b": [1, 2]}, "c":  1}', ("line 1", "the same spelling", "another")),
+        ('{"a": {"b": [1, 2]}, "c": 1.0}', ("line 1", "the same spelling", "another")),
+    ],
+)
+def test_texts_are_compared_down_to_the_key(found: str, difference: tuple[str, str, str] | None) -> None:
+    """The first key at which they differ, or the line where only the spelling does."""
+    assert first_difference('{"a": {"b": [1, 2]}, "c": 1}', found) == difference
+
+
+def test_what_is_no_json_differs_as_text() -> None:
+    """The parser says where."""
+    difference = first_difference("{}", "{")
+    assert difference is not None
+    assert difference[:2] == ("text", "JSON")

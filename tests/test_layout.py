@@ -1,0 +1,305 @@
+"""Shards: where bytes lie before and after padding, and that they are moved and compared there."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import safetensors_bytes, stored_header, tensor_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fp8pad.checkpoint import compare, transfer
+from fp8pad.checkpoint.compare import Mismatch, compare_data, compare_header
+from fp8pad.checkpoint.headers import read_header, read_header_bytes
+from fp8pad.checkpoint.layout import Copy, Grid, Pad, Run, ShardLayout, Tile, logical_shard, shard_layout, tensor_grid
+from fp8pad.checkpoint.transfer import OpenFile, create_file, open_file, write_logical, write_padded
+from fp8pad.errors import CheckpointError, OutputError, PlanError
+from fp8pad.record import AxisActions, PaddedTensor, Segments
+
+AXES = AxisActions("pad", "pad")
+FILE = "model.safetensors"
+
+
+def padded(logical: tuple[int, ...], larger: tuple[int, ...], fill: int = 0, **segments: Segments) -> PaddedTensor:
+    """Return a padded tensor whose axes do not matter here."""
+    return PaddedTensor(logical, larger, 1 if fill else 0, AXES, **segments)
+
+
+def silent(num_bytes: int) -> None:
+    """Take no notice of progress."""
+
+
+def lay_out(path: Path, tensors: dict[str, PaddedTensor]) -> ShardLayout:
+    """Lay out the shard at `path`."""
+    return shard_layout(read_header(path, FILE), read_header_bytes(path, FILE)[0], tensors)
+
+
+@contextmanager
+def written(path: Path, tensors: dict[str, PaddedTensor]) -> Iterator[tuple[ShardLayout, OpenFile, Path]]:
+    """Write the padded shard of `path` beside it; yield the layout, the open source and where the padded one lies."""
+    layout, target = lay_out(path, tensors), path.with_name("padded.safetensors")
+    with open_file(path, FILE) as source:
+        with create_file(target, FILE) as output:
+            write_padded(layout, source, output, silent)
+        yield layout, source, target
+
+
+def test_untouched_tensors_are_merged_to_one_range(tmp_path: Path) -> None:
+    """Neighbours that stay are one copy; the order of names and of data, and foreign metadata, stay."""
+    path = tmp_path / FILE
+    tensors = {"z": ("U8", (5,)), "a": ("BF16", (3,)), "w": ("F8_E4M3", (2, 3)), "e": ("U8", (0,)), "b": ("U8", (1,))}
+    path.write_bytes(safetensors_bytes(tensors, {"format": "pt", "made by": "x"}))
+    layout = lay_out(path, {"w": padded((2, 3), (4, 4)), "elsewhere": padded((1,), (2,))})
+    before, after = layout.logical.data_start, layout.padded.data_start
+    assert layout.steps == (
+        Copy(before, after, 11),
+        Pad(before + 11, after + 11, Grid((Run(0, 0, 2),), (Run(0, 0, 3),), 4, 3, 4, b"\0")),
+        Copy(before + 17, after + 27, 1),
+    )
+    assert [tensor.name for tensor in layout.padded.tensors] == ["z", "a", "w", "e", "b"]
+    assert layout.padded.metadata == {
+        "format": "pt",
+        "made by": "x",
+        "fp8pad": '{"format_version":1,"tensors":{"w":{"logical_shape":[2,3]}}}',
+    }
+
+
+def test_a_shard_without_padded_tensors_is_one_copy_of_the_file(tmp_path: Path) -> None:
+    """Not even its header is written anew."""
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": ("U8", (5,))}))
+    layout = lay_out(path, {"elsewhere": padded((1,), (2,))})
+    assert layout.is_untouched
+    assert layout.steps == (Copy(0, 0, path.stat().st_size),)
+    assert layout.padded == layout.logical
+
+
+def test_rows_are_cut_into_tiles_across_segments() -> None:
+    """A tile knows the padded rows it holds and which logical rows go where."""
+    tensor = padded((5, 2), (8, 2), segments=Segments((2, 3), (4, 4)))
+    grid = tensor_grid("U8", tensor)
+    assert grid.rows == (Run(0, 0, 2), Run(2, 4, 3))
+    assert list(grid.tiles(6)) == [
+        Tile(0, 3, 0, 2, (Run(0, 0, 2),)),
+        Tile(3, 3, 2, 2, (Run(0, 1, 2),)),
+        Tile(6, 2, 4, 1, (Run(0, 0, 1),)),
+    ]
+
+
+def test_a_row_longer_than_the_buffer_is_a_tile_of_its_own() -> None:
+    """Tiles are never empty."""
+    assert [tile.num_rows for tile in tensor_grid("U8", padded((2, 9), (3, 10))).tiles(4)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tensor", "message"),
+    [
+        ("U8", padded((2, 3, 3, 3), (4, 3, 3, 3)), "not a stack of matrices"),
+        ("U8", padded((2, 3, 3), (3, 3, 3)), "cannot be padded"),
+        ("F4", padded((2, 4), (4, 4)), "cannot be padded"),
+        ("F64", padded((2, 4), (4, 4), 1), "cannot be filled with 1.0"),
+    ],
+)
+def test_what_cannot_be_padded_is_refused(dtype: str, tensor: PaddedTensor, message: str) -> None:
+    """Convolutions, another number of experts, dtypes below a byte, and dtypes whose 1.0 is not known."""
+    with pytest.raises(ValueError, match=message):
+        tensor_grid(dtype, tensor)
+
+
+def test_a_plan_of_another_shape_is_refused(tmp_path: Path) -> None:
+    """The plan and the shard must speak of the same tensor."""
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"w": ("U8", (2, 3))}))
+    with pytest.raises(PlanError, match=r"w: expected \[2, 4\], got \[2, 3\]"):
+        lay_out(path, {"w": padded((2, 4), (4, 4))})
+
+
+@st.composite
+def padded_tensors(draw: st.DrawFn) -> tuple[str, PaddedTensor]:
+    """Draw a dtype and a padded tensor: vector, matrix or stack, in segments along N or K, or neither."""
+    sizes = st.integers(0, 5)
+    axis = draw(st.sampled_from((None, -1, -2, "none")))
+    parts = [(size := draw(sizes), size + draw(sizes)) for _ in range(draw(st.integers(1, 3)))]
+    cut = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    other = (size := draw(sizes), size + draw(sizes))
+    num_matrices = draw(st.sampled_from((None, 1, 3)))
+    n, k = (other, cut) if axis == -1 else (cut, other)
+    logical, larger = (n[0], k[0]), (n[1], k[1])
+    if num_matrices:
+        logical, larger = (num_matrices, *logical), (num_matrices, *larger)
+    elif draw(st.booleans()) and axis in (None, "none"):
+        logical, larger = (n[0],), (n[1],)
+    segments = Segments(*zip(*parts, strict=True), axis=axis) if axis != "none" else None  # type: ignore[arg-type]
+    fill = draw(st.sampled_from((0, 1)))
+    dtype = draw(st.sampled_from(("F32", "BF16", "F16") if fill else ("F8_E4M3", "F8_E5M2", "BF16", "U8")))
+    return dtype, PaddedTensor(logical, larger, 1 if fill else 0, AXES, segments)
+
+
+def expected_rows(rows: np.ndarray, tensor: PaddedTensor, dtype: str) -> np.ndarray:  # type: ignore[type-arg]
+    """Pad `[*logical_shape, element bytes]` the plain way, one segment after the other."""
+    one = {"F32": [0, 0, 128, 63], "BF16": [128, 63], "F16": [0, 60]}
+    fill = np.array(one[dtype] if tensor.fill else [0] * rows.shape[-1], np.uint8)
+    result = np.broadcast_to(fill, (*tensor.padded_shape, rows.shape[-1])).copy()
+    axis = {1: 0, 2: 0}.get(rows.ndim - 1, 1)
+    segments = tensor.segments or Segments((tensor.logical_shape[axis],), (tensor.padded_shape[axis],))
+    if segments.axis is not None:
+        axis = len(tensor.logical_shape) + segments.axis
+    before = after = 0
+    for logical, larger in zip(segments.logical, segments.padded, strict=True):
+        source, target = [slice(size) for size in tensor.logical_shape], [slice(size) for size in tensor.logical_shape]
+        source[axis], target[axis] = slice(before, before + logical), slice(after, after + logical)
+        result[tuple(target)] = rows[tuple(source)]
+        before, after = before + logical, after + larger
+    return result
+
+
+@settings(deadline=None, max_examples=150)
+@given(drawn=st.lists(padded_tensors(), min_size=1, max_size=4), buffer_bytes=st.integers(1, 64), data=st.data())
+def test_any_shard_is_padded_as_planned_and_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    drawn: list[tuple[str, PaddedTensor]],
+    buffer_bytes: int,
+    data: st.DataObject,
+) -> None:
+    """Padding gives what plain indexing gives, comparing finds nothing, and unpadding gives the source's bytes."""
+    path = tmp_path_factory.mktemp("shard") / FILE
+    tensors = {f"t{number}": (dtype, tensor.logical_shape) for number, (dtype, tensor) in enumerate(drawn)}
+    tensors |= {"kept": ("F4", (3, 2)), "scalar": ("F32", ())}
+    data_order, header_order = (data.draw(st.permutations(sorted(tensors))) for _ in range(2))
+    metadata = data.draw(st.sampled_from((None, {"format": "pt"})))
+    path.write_bytes(safetensors_bytes({name: tensors[name] for name in data_order}, metadata, names=header_order))
+    plan = {f"t{number}": tensor for number, (_, tensor) in enumerate(drawn)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "BUFFER_BYTES", buffer_bytes)
+        patch.setattr(compare, "BUFFER_BYTES", buffer_bytes)
+        with written(path, plan) as (layout, source, target), open_file(target, FILE) as output:
+            assert target.stat().st_size == layout.padded.file_bytes
+            assert compare_header(layout.padded, layout.padded_prefix, target) == []
+            assert list(compare_data(layout, source, output, True, silent)) == []
+            restored = path.with_name("restored.safetensors")
+            with create_file(restored, FILE) as back:
+                write_logical(layout, output, back, silent)
+    assert restored.read_bytes() == path.read_bytes()
+    shapes = {name: tensor.logical_shape for name, tensor in plan.items()}
+    assert logical_shard(layout.padded, shapes) == (layout.logical, layout.logical_prefix)
+    for name, (dtype, _) in tensors.items():
+        rows = tensor_rows(path, name) if dtype != "F4" else None
+        if name in plan and rows is not None:
+            assert np.array_equal(tensor_rows(target, name), expected_rows(rows, plan[name], dtype))
+        elif rows is not None:
+            assert np.array_equal(tensor_rows(target, name), rows)
+    assert [name for name in stored_header(target) if name != "__metadata__"] == header_order
+
+
+@pytest.mark.parametrize("every_byte", [True, False])
+def test_every_damaged_byte_of_data_is_found(tmp_path: Path, every_byte: bool) -> None:
+    """Flipping any single byte of a padded tensor is found at its place; of the others too where all are compared."""
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": ("BF16", (3,)), "w": ("F8_E4M3", (2, 3)), "s": ("F32", (2, 1))}))
+    plan = {"w": padded((2, 3), (4, 4)), "s": padded((2, 1), (4, 1), 1)}
+    with written(path, plan) as (layout, source, target):
+        content = target.read_bytes()
+        for offset in range(layout.padded.data_start, len(content)):
+            damaged = bytearray(content)
+            damaged[offset] ^= 0x40
+            target.write_bytes(damaged)
+            with open_file(target, FILE) as output:
+                found = list(compare_data(layout, source, output, every_byte, silent))
+            position = offset - layout.padded.data_start
+            place = f"a[{position // 2}]" if position < 6 else f"w[{(position - 6) // 4}, {(position - 6) % 4}]"
+            place = place if position < 22 else f"s[{(position - 22) // 4}, 0]"
+            expected = Mismatch(FILE, place, f"byte 0x{content[offset]:02x}", f"0x{damaged[offset]:02x}")
+            assert found == ([expected] if every_byte or position >= 6 else [])
+
+
+def test_each_damaged_tensor_is_reported_once(tmp_path: Path) -> None:
+    """The first byte that differs is told of each, and comparing goes on behind the tensor."""
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes(dict.fromkeys("abc", ("U8", (3,)))))
+    layout = lay_out(path, {})
+    content = bytearray(path.read_bytes())
+    for position in (-9, -8, -1):
+        content[position] ^= 1
+    target = tmp_path / "damaged"
+    target.write_bytes(content)
+    with open_file(path, FILE) as source, open_file(target, FILE) as output:
+        found = list(compare_data(layout, source, output, True, silent))
+    assert [mismatch.place for mismatch in found] == ["a[0]", "c[2]"]
+
+
+def test_headers_that_say_something_else_are_told_apart(tmp_path: Path) -> None:
+    """A tensor of another shape, other metadata, and another spelling of the same header."""
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": ("U8", (4,)), "b": ("U8", (2,))}, {"format": "pt"}))
+    expected, prefix = read_header(path, FILE), read_header_bytes(path, FILE)[0]
+    path.write_bytes(safetensors_bytes({"a": ("U8", (2, 2)), "b": ("U8", (2,))}, {"format": "np"}))
+    assert [str(mismatch) for mismatch in compare_header(expected, prefix, path)] == [
+        f"{FILE}: __metadata__.format: expected 'pt', got 'np'",
+        f"{FILE}: a: expected U8 [4] at 0, got U8 [2, 2] at 0",
+        f"{FILE}: size: expected {expected.file_bytes} bytes, got {path.stat().st_size} bytes",
+    ]
+
+
+def test_the_same_header_in_another_spelling_is_noticed(tmp_path: Path) -> None:
+    """A space that moved says nothing else, but is not what was written."""
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": ("U8", (4,))}, {"format": "pt!"}))
+    expected, prefix = read_header(path, FILE), read_header_bytes(path, FILE)[0]
+    assert prefix.endswith(b" ")
+    path.write_bytes(prefix[:-1].replace(b'"a":', b'"a": ') + path.read_bytes()[len(prefix) :])
+    assert [mismatch.place for mismatch in compare_header(expected, prefix, path)] == ["header"]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_copies_in_the_kernel_bytes_go_through_a_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Where the file systems cannot copy between them, the result is the same."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": ("U8", (999,)), "w": ("U8", (2, 3))}))
+    with written(path, {"w": padded((2, 3), (4, 4))}) as (layout, source, target), open_file(target, FILE) as output:
+        assert list(compare_data(layout, source, output, True, silent)) == []
+
+
+def test_copies_that_end_early_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may copy, read and write less than asked for."""
+    copy, read, write = os.copy_file_range, os.preadv, os.pwrite
+    monkeypatch.setattr(os, "copy_file_range", lambda s, t, count, a, b: copy(s, t, min(count, 7), a, b))
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: read(fd, [buffers[0][:5]], offset))
+    monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: write(fd, view[:3], offset))
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": ("U8", (99,)), "w": ("U8", (20, 3))}))
+    with written(path, {"w": padded((20, 3), (32, 4))}) as (layout, source, target), open_file(target, FILE) as output:
+        assert list(compare_data(layout, source, output, True, silent)) == []
+
+
+def test_a_source_that_shrinks_is_an_error(tmp_path: Path) -> None:
+    """A copy that ends early for good names the file."""
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": ("U8", (999,)), "w": ("U8", (2, 3))}))
+    layout = lay_out(path, {"w": padded((2, 3), (4, 4))})
+    os.truncate(path, 500)
+    with (
+        open_file(path, FILE) as source,
+        create_file(tmp_path / "out", FILE) as output,
+        pytest.raises(CheckpointError, match=f"{FILE}: ends early"),
+    ):
+        write_padded(layout, source, output, silent)
+
+
+def test_a_full_disk_is_an_output_error() -> None:
+    """The error names the file that could not be written."""
+    with (
+        Path("/dev/full").open("wb", buffering=0) as full,
+        pytest.raises(OutputError, match=f"{FILE}: cannot be written: No space left"),
+    ):
+        OpenFile(full.fileno(), FILE).write(0, b"x")
