@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress, Silence
-from fp8pad.checkpoint.writer import Hashes, VerifyDepth
+from fp8pad.checkpoint.writer import Hashes
 from fp8pad.converted import Converted, converted_files
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.publication import Draft, Published, WriteOptions, publish
+from fp8pad.publication import Draft, Published, publish
 from fp8pad.record import RECORD_FILE
 
 __all__ = ["ConvertOptions", "ConvertReport", "Progress", "Silence", "convert"]

@@ -8,23 +8,13 @@ from typing import TypeAlias
 from fp8pad.checkpoint.checkpoint import Checkpoint, check_unchanged
 from fp8pad.checkpoint.destination import can_clone, check_destination, check_space
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.options import Link, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.staging import Staging
-from fp8pad.checkpoint.writer import Hashes, Link, VerifyDepth, Writer
+from fp8pad.checkpoint.writer import Hashes, Writer
 from fp8pad.parallel import run_all
 
 Texts: TypeAlias = Callable[[Mapping[str, Hashes]], Mapping[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class WriteOptions:
-    """How a checkpoint is written: `jobs` shards at a time; the other fields are options of the command line."""
-
-    jobs: int = 2
-    link: Link = "auto"
-    overwrite: bool = False
-    resume: bool = True
-    verify: VerifyDepth = "padded"
 
 
 @dataclass(frozen=True, slots=True)

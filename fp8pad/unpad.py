@@ -10,11 +10,12 @@ from fp8pad.checkpoint.compare import header_differences
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
+from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.writer import Hashes
 from fp8pad.converted import restored_index
 from fp8pad.errors import ConfigError, RecordError, VerifyError
-from fp8pad.publication import Draft, WriteOptions, publish
+from fp8pad.publication import Draft, publish
 from fp8pad.record import METADATA_KEY, RECORD_FILE, CheckpointRecord, parse_shard_metadata
 from fp8pad.tensors import ShardHeader
 

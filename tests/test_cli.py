@@ -266,7 +266,7 @@ def test_interrupting_tells_how_to_resume(
     monkeypatch.setattr("fp8pad.convert.convert", convert)
     finished = fp8pad(*command, example, "out")
     assert finished.status == 130
-    assert finished.stderr.count("interrupted: the same command") == hints
+    assert finished.stderr.count("interrupted; run the same command to resume") == hints
 
 
 @pytest.mark.parametrize(("closed", "status"), [(">&-", 1), ("2>&-", 0)])
@@ -287,6 +287,36 @@ def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
     monkeypatch.setattr("fp8pad.checkpoint.checkpoint.read_unconverted", read_unconverted)
     finished = fp8pad("plan", example)
     assert (finished.status, finished.stderr) == (1, "error: /disk/model.safetensors: No space left on device\n")
+
+
+def test_the_unforeseen_is_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug names itself and says how to see the traceback; it does not print one."""
+
+    def read_unconverted(_: Path) -> None:
+        raise RecursionError("too deep\nfor a line")
+
+    monkeypatch.setattr("fp8pad.checkpoint.checkpoint.read_unconverted", read_unconverted)
+    finished = fp8pad("plan", example)
+    expected = (
+        "error: unexpected RecursionError: too deep\\nfor a line; please report it with what FP8PAD_DEBUG=1 shows\n"
+    )
+    assert (finished.status, finished.stdout, finished.stderr) == (1, "", expected)
+
+
+COMMANDS = ["plan", "convert", "verify", "unpad", "inspect", "bench", "golden record", "golden check", "golden compare"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_80_columns_and_shows_an_example(
+    fp8pad: Fp8pad, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Plain columns: no line is longer than 80, nothing is cropped, and the example is a command that parses."""
+    monkeypatch.setenv("COLUMNS", "80")
+    finished = fp8pad(*command.split(), "--help")
+    assert finished.status == 0
+    assert max(map(len, finished.stdout.splitlines())) <= 80
+    assert "…" not in finished.stdout
+    assert f"Example: fp8pad {command} " in finished.stdout
 
 
 def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:

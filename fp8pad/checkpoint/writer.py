@@ -5,11 +5,11 @@ import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import compare_data, compare_header, sha256
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.options import Link, VerifyDepth
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.transfer import (
     Advance,
@@ -23,9 +23,6 @@ from fp8pad.checkpoint.transfer import (
 )
 from fp8pad.errors import OutputError, VerifyError
 from fp8pad.tensors import ShardHeader
-
-Link: TypeAlias = Literal["auto", "copy", "hardlink", "reflink"]
-VerifyDepth: TypeAlias = Literal["padded", "full", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,42 +1,28 @@
 """`fp8pad bench`: time the runtime's layer on this GPU against vLLM's own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from fp8pad.cli import options
 from fp8pad.errors import EngineError, PlanError
 
 if TYPE_CHECKING:
     from fp8pad.bench.shapes import LayerShape
 
-ModelArgument = Annotated[
-    Path | None, typer.Argument(metavar="MODEL", help="Time this checkpoint's unaligned layers, not the usual ones.")
-]
-TokensOption = Annotated[
-    list[int] | None, typer.Option("--tokens", "-m", metavar="M", min=1, help="Tokens of a call; can be repeated.")
-]
-ReplaysOption = Annotated[int, typer.Option("--replays", metavar="N", min=2, help="Replays of each CUDA graph.")]
-TensorParallelSizeOption = Annotated[
-    int,
-    typer.Option("--tensor-parallel-size", "-tp", metavar="N", min=1, help="Time what one of N ranks of MODEL does."),
-]
-ChartOption = Annotated[
-    Path | None, typer.Option("--chart", metavar="FILE", help="Draw it too (.svg, .png, .pdf); needs matplotlib.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-
 
 def bench(
-    model: ModelArgument = None,
+    model: options.BenchModelArgument = None,
     *,
-    tokens: TokensOption = None,
-    tensor_parallel_size: TensorParallelSizeOption = 1,
-    replays: ReplaysOption = 21,
-    chart: ChartOption = None,
-    as_json: JsonOption = False,
+    tokens: options.TokensOption = None,
+    tensor_parallel_size: options.BenchRanksOption = 1,
+    replays: options.ReplaysOption = 21,
+    chart: options.ChartOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
-    """Time FP8 layers on this GPU: aligned, with vLLM's own padding, with fp8pad's, and absorbed."""
+    """Time FP8 layers on this GPU.
+
+    Aligned, padded by vLLM, padded by fp8pad, and absorbed.
+    """
     try:
         from fp8pad.bench.run import bench as run_bench
 
@@ -44,7 +30,7 @@ def bench(
             from fp8pad.bench.chart import draw_layers
     except ImportError as error:
         raise EngineError(
-            f"fp8pad bench: {error}; install fp8pad[vllm] beside a GPU, and fp8pad[chart] for --chart"
+            f"fp8pad bench: {error}; it needs torch and vLLM with a GPU, and matplotlib for --chart"
         ) from error
     from fp8pad.bench.shapes import REAL_SHAPES, TOKEN_COUNTS
     from fp8pad.render.bench import show_bench, tell_case
@@ -78,6 +64,6 @@ def _shapes(model: Path, tensor_parallel_size: int) -> "tuple[LayerShape, ...]":
     unaligned = tuple(shape for shape in shapes.values() if not shape.is_aligned)
     if not unaligned:
         raise PlanError(
-            f"{model}: every FP8 layer is aligned at TP {tensor_parallel_size}: there is nothing to compare"
+            f"{model}: every FP8 layer is aligned at TP {tensor_parallel_size}, so there is nothing to compare"
         )
     return unaligned

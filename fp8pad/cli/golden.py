@@ -1,109 +1,62 @@
-"""`fp8pad golden`: record what a model answers, check another against it, or both at once."""
+"""`fp8pad golden`: record a model's outputs, check another's against them, or both at once."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
+
+from fp8pad.cli import options
 
 if TYPE_CHECKING:
     from fp8pad.golden.compare import Comparison
 
-app = typer.Typer(help="Prove that a converted model answers as its original.", no_args_is_help=True)
 
-Engine = Literal["vllm", "transformers"]
-Mode = Literal["eager", "compiled"]
-
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a checkpoint, converted or not.")]
-GoldenArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Golden file to check against.")]
-OutOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Golden file to write.")]
-EngineOption = Annotated[Engine, typer.Option("--engine", help="What runs the model.")]
-ModeOption = Annotated[Mode, typer.Option("--mode", help="Run the model eagerly or compiled; eager repeats every bit.")]
-CheckEngineOption = Annotated[Engine | None, typer.Option("--engine", help="Another engine than recorded.")]
-CheckModeOption = Annotated[Mode | None, typer.Option("--mode", help="Another mode than recorded.")]
-DtypeOption = Annotated[str, typer.Option("--dtype", metavar="DTYPE", help="Compute in this dtype.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the engine and of the built-in prompts.")]
-TensorParallelSizeOption = Annotated[
-    int, typer.Option("--tensor-parallel-size", "-tp", metavar="N", min=1, help="Ranks that serve the model.")
-]
-CheckTensorParallelSizeOption = Annotated[
-    int | None, typer.Option("--tensor-parallel-size", "-tp", metavar="N", min=1, help="Other ranks than recorded.")
-]
-MaxModelLenOption = Annotated[
-    int | None,
-    typer.Option("--max-model-len", metavar="N", min=1, help="Longest prompt and answer; default: what is asked."),
-]
-MaxTokensOption = Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Tokens of each answer.")]
-TopKOption = Annotated[int, typer.Option("--top-k", metavar="K", min=1, help="Logprobs kept of each token.")]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option("--prompts", metavar="FILE", help="A prompt a line, text or .jsonl; default: built-in token prompts."),
-]
-AtolOption = Annotated[
-    float | None,
-    typer.Option("--atol", min=0.0, help="Allowed difference of logprobs; default: 0 where equal bits are due."),
-]
-TiesOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-ties", help="Accept another token where both were about as likely; what follows is not compared."
-    ),
-]
-StrictOption = Annotated[
-    bool, typer.Option("--strict", help="Refuse another engine, version, device or setting than recorded.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
-JunitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit file for CI.")]
-TrustOption = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
-
-
-@app.command()
 def record(
-    model: ModelArgument,
+    model: options.GoldenModelArgument,
     *,
-    output: OutOption,
-    prompts: PromptsOption = None,
-    engine: EngineOption = "vllm",
-    mode: ModeOption = "eager",
-    dtype: DtypeOption = "auto",
-    seed: SeedOption = 0,
-    tensor_parallel_size: TensorParallelSizeOption = 1,
-    max_model_len: MaxModelLenOption = None,
-    max_tokens: MaxTokensOption = 16,
-    top_k: TopKOption = 5,
-    trust_remote_code: TrustOption = False,
+    output: options.GoldenOutOption,
+    prompts: options.PromptsOption = None,
+    engine: options.EngineOption = "vllm",
+    mode: options.ModeOption = "eager",
+    dtype: options.DtypeOption = "auto",
+    seed: options.SeedOption = 0,
+    tensor_parallel_size: options.ServingRanksOption = 1,
+    max_model_len: options.MaxModelLenOption = None,
+    max_tokens: options.MaxTokensOption = 16,
+    top_k: options.TopKOption = 5,
+    trust_remote_code: options.TrustOption = False,
 ) -> None:
-    """Ask a model, and write what it answers to a golden file."""
+    """Write the outputs of a model to a file."""
     from fp8pad.golden import runs
     from fp8pad.golden.files import check_writable, write_text
     from fp8pad.golden.options import RecordOptions
     from fp8pad.render.golden import golden_progress, show_recording
 
     check_writable(output)
-    options = RecordOptions(
+    record_options = RecordOptions(
         engine, mode, dtype, seed, tensor_parallel_size, max_model_len, max_tokens, top_k, prompts, trust_remote_code
     )
     with golden_progress() as progress:
-        golden = runs.record(model, options, progress)
+        golden = runs.record(model, record_options, progress)
     write_text(output, golden.to_text())
     show_recording(golden, output)
 
 
-@app.command()
 def check(
-    model: ModelArgument,
-    file: GoldenArgument,
+    model: options.GoldenModelArgument,
+    file: options.GoldenArgument,
     *,
-    atol: AtolOption = None,
-    allow_ties: TiesOption = False,
-    strict: StrictOption = False,
-    as_json: JsonOption = False,
-    junit: JunitOption = None,
-    engine: CheckEngineOption = None,
-    mode: CheckModeOption = None,
-    tensor_parallel_size: CheckTensorParallelSizeOption = None,
-    trust_remote_code: TrustOption = False,
+    atol: options.AtolOption = None,
+    allow_ties: options.TiesOption = False,
+    strict: options.StrictGoldenOption = False,
+    as_json: options.JsonOption = False,
+    junit: options.JunitOption = None,
+    engine: options.CheckEngineOption = None,
+    mode: options.CheckModeOption = None,
+    tensor_parallel_size: options.CheckServingRanksOption = None,
+    trust_remote_code: options.TrustOption = False,
 ) -> None:
-    """Ask a model what a golden file holds the answers to, and compare."""
+    """Compare outputs of a model with a file."""
     from fp8pad.golden import runs
     from fp8pad.golden.files import check_writable
     from fp8pad.golden.options import CheckOptions
@@ -112,33 +65,32 @@ def check(
     if junit:
         check_writable(junit)
     golden = runs.read_golden(file)
-    options = CheckOptions(engine, mode, tensor_parallel_size, atol, allow_ties, strict, trust_remote_code)
+    check_options = CheckOptions(engine, mode, tensor_parallel_size, atol, allow_ties, strict, trust_remote_code)
     with golden_progress() as progress:
-        comparison = runs.check(model, golden, options, progress)
+        comparison = runs.check(model, golden, check_options, progress)
     _finish(comparison, as_json, junit)
 
 
-@app.command()
 def compare(
-    model_a: Annotated[Path, typer.Argument(metavar="MODEL_A", help="Folder of the checkpoint to record.")],
-    model_b: Annotated[Path, typer.Argument(metavar="MODEL_B", help="Folder of the checkpoint to check.")],
+    model_a: options.RecordedModelArgument,
+    model_b: options.CheckedModelArgument,
     *,
-    atol: AtolOption = None,
-    allow_ties: TiesOption = False,
-    as_json: JsonOption = False,
-    junit: JunitOption = None,
-    prompts: PromptsOption = None,
-    engine: EngineOption = "vllm",
-    mode: ModeOption = "eager",
-    dtype: DtypeOption = "auto",
-    seed: SeedOption = 0,
-    tensor_parallel_size: TensorParallelSizeOption = 1,
-    max_model_len: MaxModelLenOption = None,
-    max_tokens: MaxTokensOption = 16,
-    top_k: TopKOption = 5,
-    trust_remote_code: TrustOption = False,
+    atol: options.AtolOption = None,
+    allow_ties: options.TiesOption = False,
+    as_json: options.JsonOption = False,
+    junit: options.JunitOption = None,
+    prompts: options.PromptsOption = None,
+    engine: options.EngineOption = "vllm",
+    mode: options.ModeOption = "eager",
+    dtype: options.DtypeOption = "auto",
+    seed: options.SeedOption = 0,
+    tensor_parallel_size: options.ServingRanksOption = 1,
+    max_model_len: options.MaxModelLenOption = None,
+    max_tokens: options.MaxTokensOption = 16,
+    top_k: options.TopKOption = 5,
+    trust_remote_code: options.TrustOption = False,
 ) -> None:
-    """Record MODEL_A and check MODEL_B against it; one engine start each, no file."""
+    """Compare outputs of two models."""
     from fp8pad.golden import runs
     from fp8pad.golden.files import check_writable
     from fp8pad.golden.options import CheckOptions, RecordOptions
@@ -146,12 +98,12 @@ def compare(
 
     if junit:
         check_writable(junit)
-    options = RecordOptions(
+    record_options = RecordOptions(
         engine, mode, dtype, seed, tensor_parallel_size, max_model_len, max_tokens, top_k, prompts, trust_remote_code
     )
     with golden_progress() as progress:
         check_options = CheckOptions(atol=atol, allow_ties=allow_ties, trust_remote_code=trust_remote_code)
-        comparison = runs.compare(model_a, model_b, options, check_options, progress)
+        comparison = runs.compare(model_a, model_b, record_options, check_options, progress)
     _finish(comparison, as_json, junit)
 
 

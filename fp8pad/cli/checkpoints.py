@@ -1,0 +1,168 @@
+"""`fp8pad plan`, `convert`, `verify`, `unpad` and `inspect`: parse, call one function, render.
+
+What a command needs is imported when it runs, so that `fp8pad --help` loads neither numpy nor rich's tables.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import typer
+
+from fp8pad.checkpoint.options import DEFAULT_JOBS, WriteOptions
+from fp8pad.cli import options
+from fp8pad.errors import RecordError, VerifyError
+
+if TYPE_CHECKING:
+    from fp8pad.checkpoint.checkpoint import Checkpoint
+    from fp8pad.planning.plan import CheckpointPlan
+    from fp8pad.record import Policy
+
+
+def plan(
+    model: options.ModelArgument,
+    *,
+    tensor_parallel_size: options.TensorParallelSizeOption = 1,
+    alignment: options.AlignmentOption = "auto",
+    absorb: options.AbsorbOption = False,
+    absorb_experts: options.AbsorbExpertsOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Show what converting would change, and the cost.
+
+    Reads headers and config.json alone, and writes nothing.
+    """
+    from fp8pad.render.plan import show_plan
+
+    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
+    show_plan(source, checkpoint_plan, as_json)
+
+
+def convert(
+    model: options.ModelArgument,
+    out_dir: options.OutDirArgument,
+    *,
+    tensor_parallel_size: options.TensorParallelSizeOption = 1,
+    alignment: options.AlignmentOption = "auto",
+    absorb: options.AbsorbOption = False,
+    absorb_experts: options.AbsorbExpertsOption = False,
+    jobs: options.JobsOption = DEFAULT_JOBS,
+    link: options.LinkOption = "auto",
+    overwrite: options.OverwriteOption = False,
+    resume: options.ResumeOption = True,
+    dry_run: options.DryRunOption = False,
+    verify: options.VerifyOption = "padded",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Pad a checkpoint and verify the result.
+
+    OUT_DIR appears only when it is complete and verified.
+    """
+    from fp8pad.convert import convert as convert_checkpoint
+    from fp8pad.render.plan import show_plan
+    from fp8pad.render.progress import shown_progress
+    from fp8pad.render.reports import show_conversion
+
+    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
+    if dry_run:
+        show_plan(source, checkpoint_plan, as_json)
+        return
+    write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
+    with _resume_hint(resume), shown_progress() as progress:
+        report = convert_checkpoint(source, checkpoint_plan, out_dir, write_options, progress)
+    show_conversion(source, checkpoint_plan, out_dir, report, as_json)
+
+
+def verify(
+    model: options.ModelArgument,
+    out_dir: options.OutDirArgument,
+    *,
+    gemm: options.GemmOption = False,
+    gemm_layers: options.GemmLayersOption = 16,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Compare a converted checkpoint with its source.
+
+    Every byte is compared with what converting MODEL gives.
+    """
+    from fp8pad.gemm.check import GemmOptions, verify_gemm
+    from fp8pad.render.progress import shown_progress
+    from fp8pad.render.reports import show_verification
+    from fp8pad.verify import verify as verify_checkpoint
+
+    with shown_progress() as progress:
+        report = verify_checkpoint(model, out_dir, progress)
+        gemm_options = GemmOptions(num_layers=gemm_layers or None)
+        products = verify_gemm(model, out_dir, gemm_options, progress) if gemm else None
+    show_verification(out_dir, report, as_json, products)
+    if not report.ok:
+        raise VerifyError(_first_of(out_dir, report.mismatches, "mismatch", "mismatches"))
+    if products and not products.ok:
+        differing = [f"{result.name}: {result.mismatch}" for result in products.results if result.mismatch]
+        raise VerifyError(_first_of(out_dir, differing, "product differs", "products differ"))
+
+
+def unpad(
+    out_dir: options.OutDirArgument,
+    restored_dir: options.RestoredDirArgument,
+    *,
+    jobs: options.JobsOption = DEFAULT_JOBS,
+    link: options.LinkOption = "auto",
+    overwrite: options.OverwriteOption = False,
+    resume: options.ResumeOption = True,
+    verify: options.VerifyOption = "padded",
+    as_json: options.JsonOption = False,
+) -> None:
+    """Restore the original, byte for byte."""
+    from fp8pad.render.progress import shown_progress
+    from fp8pad.render.reports import show_restoration
+    from fp8pad.unpad import unpad as unpad_checkpoint
+
+    write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
+    with _resume_hint(resume), shown_progress() as progress:
+        report = unpad_checkpoint(out_dir, restored_dir, write_options, progress)
+    show_restoration(report, as_json)
+
+
+def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = False) -> None:
+    """Show what was done to a checkpoint.
+
+    Reports records that are inconsistent.
+    """
+    from fp8pad.inspect import inspect_checkpoint
+    from fp8pad.render.inspection import show_inspection
+
+    inspection = inspect_checkpoint(path)
+    show_inspection(inspection, as_json)
+    if inspection.disagreements:
+        raise RecordError(_first_of(path, inspection.disagreements, "disagreement", "disagreements"))
+
+
+def _policy(tensor_parallel_size: int, alignment: options.Alignment, absorb: bool, absorb_experts: bool) -> "Policy":
+    from fp8pad.record import Policy
+
+    multiple = alignment if alignment == "auto" else cast("Literal[16, 32, 64, 128]", int(alignment))
+    return Policy(multiple, tensor_parallel_size, absorb, absorb_experts)
+
+
+def _plan(model: Path, policy: "Policy") -> "tuple[Checkpoint, CheckpointPlan]":
+    from fp8pad.checkpoint.checkpoint import read_unconverted
+    from fp8pad.planning import plan_checkpoint
+
+    source = read_unconverted(model)
+    return source, plan_checkpoint(source.shards, source.configs, policy)
+
+
+@contextmanager
+def _resume_hint(resume: bool) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if resume:
+            typer.echo("interrupted; run the same command to resume", err=True)
+        raise
+
+
+def _first_of(path: Path, found: Sequence[object], one: str, many: str) -> str:
+    return f"{path}: {len(found)} {one if len(found) == 1 else many}, the first: {found[0]}"
