@@ -61,7 +61,7 @@ def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:
     """Group layers that are treated alike, in the order in which the checkpoint first names them."""
     alike: dict[tuple[object, ...], list[LayerPlan]] = {}
     for layer in layers:
-        key = (layer.scheme, layer.logical_shape, layer.padded_shape, layer.alignment, layer.axes, layer.reason)
+        key = (layer.granularity, layer.logical_shape, layer.padded_shape, layer.alignment, layer.axes, layer.reason)
         alike.setdefault(key, []).append(layer)
     return [
         LayerGroup(pattern, group[0])
@@ -145,7 +145,7 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
 def _layer_document(layer: LayerPlan) -> dict[str, Any]:
     return {
         "name": layer.name,
-        "scheme": layer.scheme,
+        "scheme": layer.granularity.name if layer.granularity else None,
         "logical_shape": list(layer.logical_shape),
         "padded_shape": list(layer.padded_shape),
         "alignment": list(layer.alignment),

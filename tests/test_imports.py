@@ -15,7 +15,7 @@ ROOT = Path(fp8pad.__file__).parent
 EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
 
 # What each part may import at all, of this project and of others; the first name that fits a module decides.
-PURE = {"errors", "geometry", "reading", "record", "tensors", "text"}
+PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
 WRITING = READING | {"converted", "parallel", "publication"}
 RESULTS = {"convert", "verify", "unpad", "inspect", "gemm", "golden", "bench"}
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "geometry": set(),
     "text": set(),
     "tensors": {"geometry"},
+    "scales": {"geometry"},
     "reading": {"errors"},
     "record": {"errors", "geometry", "reading"},
     "float8": {"errors", "numpy"},
@@ -41,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "gemm": READING | {"float8", "gemm", "numpy", "torch"},
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},
     "bench": PURE | {"__init__", "bench", "matplotlib", "runtime", "torch", "triton", "vllm"},
-    "runtime": {"__init__", "errors", "geometry", "record", "runtime", "torch", "triton", "vllm"},
+    "runtime": {"__init__", "errors", "geometry", "record", "runtime", "scales", "torch", "triton", "vllm"},
     "summary": READING,
     "render": READING | RESULTS | {"render", "rich", "summary"},
     "cli": READING | RESULTS | {"__init__", "cli", "publication", "render", "typer"},

@@ -11,6 +11,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.record import AxisActions, BaseSource, ConfigEdit, ModuleRecord, PaddedTensor, Policy
+from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 FBGEMM = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
@@ -44,7 +45,7 @@ def test_a_channel_scaled_layer_is_planned_to_the_last_number() -> None:
     pads = AxisActions("pad", "pad")
     assert plan == CheckpointPlan(
         policy=Policy(),
-        layers=(LayerPlan("mlp.down_proj", "channel", (136, 213), (144, 224), (16, 16), pads, reason, (136, 213)),),
+        layers=(LayerPlan("mlp.down_proj", PerChannel(), (136, 213), (144, 224), (16, 16), pads, reason, (136, 213)),),
         untouched=(UntouchedTensor("lm_head.weight", "BF16", (509, 136), "BF16, not FP8"),),
         tensors={
             "mlp.down_proj.weight": PaddedTensor((136, 213), (144, 224), 0, pads),
@@ -78,7 +79,7 @@ def test_a_block_scaled_layer_is_planned_to_the_last_number() -> None:
     pads, shapes = AxisActions("pad", "pad"), ((136, 213), (160, 256), (32, 128))
     assert plan == CheckpointPlan(
         policy=Policy(),
-        layers=(LayerPlan("mlp.down_proj", "block", *shapes, pads, reason, (136, 213), (32, 128)),),
+        layers=(LayerPlan("mlp.down_proj", PerBlock(32, 128), *shapes, pads, reason, (136, 213)),),
         untouched=(),
         tensors={"mlp.down_proj.weight": PaddedTensor((136, 213), (160, 256), 0, pads)},
         modules={"mlp.down_proj": ModuleRecord(*shapes)},

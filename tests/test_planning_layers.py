@@ -6,6 +6,7 @@ from fp8pad.errors import PlanError
 from fp8pad.planning.layers import Fp8Linear, recognise
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import Json
+from fp8pad.scales import PerBlock, PerChannel, PerTensor
 from fp8pad.tensors import TensorHeader, tensor_bytes
 
 FP8 = {"quant_method": "fp8"}
@@ -51,14 +52,15 @@ def test_scheme_follows_from_the_scale(
     (linear,), _ = recognised(
         ("a.q.weight", "F8_E4M3", (200, 300)), (f"a.q.{scale_name}", "F32", scale_shape), quantization=quantization
     )
-    assert (linear.name, linear.scheme, linear.skip_reason) == ("a.q", scheme, None)
+    assert linear.granularity is not None
+    assert (linear.name, linear.granularity.name, linear.skip_reason) == ("a.q", scheme, None)
 
 
 def test_a_single_row_is_scaled_as_its_config_says() -> None:
     """A scale `[1, 1]` of a one-row weight is a channel scale or one block, as the config has it."""
     tensors = ("gate.weight", "F8_E4M3", (1, 100)), ("gate.weight_scale", "BF16", (1, 1))
-    schemes = [recognised(*tensors, quantization=q)[0][0].scheme for q in (FBGEMM, FP8_BLOCK)]
-    assert schemes == ["channel", "block"]
+    found = [recognised(*tensors, quantization=q)[0][0].granularity for q in (FBGEMM, FP8_BLOCK)]
+    assert found == [PerChannel(), PerBlock(128, 128)]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_what_is_skipped_has_its_reason(name: str, model_type: str, scale_dtype:
 def test_one_scale_of_one_row_is_not_padded_where_the_config_allows_a_scale_per_tensor() -> None:
     """transformers' FP8 keeps `[1, 1]` for every weight, also for a gate of a single row."""
     (linear,), _ = recognised(("gate.weight", "F8_E4M3", (1, 136)), ("gate.weight_scale_inv", "F32", (1, 1)))
-    assert linear.scheme == "tensor"
+    assert linear.granularity == PerTensor()
 
 
 def test_conv1d_is_recognised_inside_a_composite_model() -> None:
@@ -141,7 +143,7 @@ def test_modelopts_grids_are_recognised_and_skipped(grid: tuple[int, ...]) -> No
     (linear,), _ = recognised(
         ("a.weight", "F8_E4M3", (200, 300)), ("a.weight_scale", "F32", grid), quantization=MODELOPT_BLOCK
     )
-    assert (linear.scheme, linear.block) == ("block", (128, 128))
+    assert linear.granularity == PerBlock(128, 128)
     assert linear.skip_reason == "block scales of ModelOpt, which the runtime does not pad"
 
 
@@ -152,7 +154,7 @@ def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:
     (linear,), _ = recognised(
         ("a.weight", "F8_E4M3", (100, 64)), ("a.weight_scale", "U8", (100, 2)), quantization=quantization
     )
-    assert linear.scheme is None
+    assert linear.granularity is None
     assert linear.skip_reason == "scales U8 [100, 2] of a layout that is not padded (compressed-tensors)"
 
 

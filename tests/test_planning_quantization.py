@@ -5,6 +5,7 @@ import pytest
 from fp8pad.errors import ConfigError
 from fp8pad.planning.quantization import Quantization, find_quantization
 from fp8pad.record import BaseSource, Json
+from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 
 FP8_CHANNEL = {"type": "float", "num_bits": 8, "strategy": "channel"}
 FP8_BLOCK = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 64]}
@@ -26,38 +27,35 @@ def found(document: Json) -> Quantization:
 
 
 @pytest.mark.parametrize(
-    ("document", "schemes", "blocks", "foreign"),
+    ("document", "granularities", "foreign"),
     [
-        (compressed(FP8_CHANNEL), {"channel"}, (), False),
-        (compressed(FP8_CHANNEL, FP8_BLOCK), {"channel", "block"}, ((128, 64),), False),
-        (compressed(FP8_CHANNEL, INT8), {"channel"}, (), True),
-        (compressed(MX), set(), (), True),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, {"block"}, ((128, 128),), False),
-        ({"quant_method": "fp8", "activation_scheme": "static"}, {"tensor", "channel"}, (), False),
-        ({"quant_method": "fbgemm_fp8"}, {"channel"}, (), False),
-        ({"quant_method": "FP8"}, {"tensor", "channel"}, (), False),
-        ({"quant_method": "modelopt", "quant_algo": "FP8"}, {"tensor"}, (), False),
-        ({"producer": {}, "quantization": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}}, {"channel"}, (), False),
-        ({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, {"block"}, ((128, 128),), False),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, set(), (), True),
+        (compressed(FP8_CHANNEL), {PerChannel()}, False),
+        (compressed(FP8_CHANNEL, FP8_BLOCK), {PerChannel(), PerBlock(128, 64)}, False),
+        (compressed(FP8_CHANNEL, INT8), {PerChannel()}, True),
+        (compressed(MX), set(), True),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, {PerBlock(128, 128)}, False),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, {PerTensor(), PerChannel()}, False),
+        ({"quant_method": "fbgemm_fp8"}, {PerChannel()}, False),
+        ({"quant_method": "FP8"}, {PerTensor(), PerChannel()}, False),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, {PerTensor()}, False),
+        ({"producer": {}, "quantization": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}}, {PerChannel()}, False),
+        ({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, {PerBlock(128, 128)}, False),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, set(), True),
         (
             {
                 "quant_method": "quark",
                 "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_channel"}},
             },
-            {"channel"},
-            (),
+            {PerChannel()},
             False,
         ),
-        ({"quant_method": "gptq", "bits": 4}, set(), (), True),
+        ({"quant_method": "gptq", "bits": 4}, set(), True),
     ],
 )
-def test_schemes_of_each_method(
-    document: Json, schemes: set[str], blocks: tuple[tuple[int, int], ...], foreign: bool
-) -> None:
-    """Each tool's config is read as the schemes, blocks and foreign layouts that it allows."""
+def test_granularities_of_each_method(document: Json, granularities: set[Granularity], foreign: bool) -> None:
+    """Each tool's config is read as the granularities and foreign layouts that it allows."""
     quantization = found(document)
-    assert (set(quantization.schemes), quantization.blocks, quantization.foreign_layouts) == (schemes, blocks, foreign)
+    assert (set(quantization.granularities), quantization.foreign_layouts) == (granularities, foreign)
 
 
 @pytest.mark.parametrize(

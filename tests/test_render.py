@@ -15,6 +15,7 @@ from fp8pad.render import plan as plan_view
 from fp8pad.render.console import shortened
 from fp8pad.render.plan import how, show_plan
 from fp8pad.render.progress import BarProgress, LineProgress
+from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.text import printable
 
 MODULES = (
@@ -37,7 +38,7 @@ def layer(name: str, num_n: int, num_k: int) -> LayerPlan:
     padded = round_up(num_n), round_up(num_k)
     axes = AxisActions("pad" if padded[0] > num_n else "aligned", "pad" if padded[1] > num_k else "aligned")
     reason = "N and K are multiples of 16" if padded == (num_n, num_k) else "not a multiple of 16"
-    return LayerPlan(name, "channel", (num_n, num_k), padded, (16, 16), axes, reason, (num_n, num_k))
+    return LayerPlan(name, PerChannel(), (num_n, num_k), padded, (16, 16), axes, reason, (num_n, num_k))
 
 
 def plan_of(*layers: LayerPlan, notes: tuple[str, ...] = (), edits: tuple[ConfigEdit, ...] = ()) -> CheckpointPlan:
@@ -130,7 +131,7 @@ def test_shares_that_begin_inside_a_block_are_told_apart(
     """No padding helps them, so they are not among the layers that also need padding."""
     shape = (8192, 29568)
     aligned = AxisActions("aligned", "aligned")
-    inside = LayerPlan("a.down_proj", "block", shape, shape, (128, 128), aligned, "aligned", shape, (128, 128))
+    inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "aligned", shape)
     show_plan(source, plan_of(inside, layer("b.down_proj", 8192, 10944)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "at TP 2, 4 a rank's share would begin inside a scale block: a.down_proj" in lines

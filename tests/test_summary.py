@@ -11,6 +11,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.record import AxisActions, ConfigEdit, Policy
+from fp8pad.scales import PerChannel
 from fp8pad.summary import flops_added_share, group_layers, name_patterns, output_files, remedy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
@@ -18,7 +19,7 @@ from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 def layer(name: str, logical: tuple[int, int], padded: tuple[int, int]) -> LayerPlan:
     """A channel-scaled layer, padded along whatever grows."""
     axes = AxisActions("pad" if logical[0] < padded[0] else "aligned", "pad" if logical[1] < padded[1] else "aligned")
-    return LayerPlan(name, "channel", logical, padded, (16, 16), axes, "because", logical)
+    return LayerPlan(name, PerChannel(), logical, padded, (16, 16), axes, "because", logical)
 
 
 def test_numbers_become_ranges() -> None:

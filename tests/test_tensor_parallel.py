@@ -21,6 +21,7 @@ from fp8pad.planning.tensor_parallel import (
 )
 from fp8pad.record import AxisActions, ModuleRecord
 from fp8pad.runtime.sizes import LayerParts, RankSizes
+from fp8pad.scales import PerBlock, PerChannel
 
 B = (128, 128)
 
@@ -29,8 +30,8 @@ def layer(
     name: str, shape: tuple[int, int], alignment: tuple[int, int] = (16, 16), block: tuple[int, int] | None = None
 ) -> LayerPlan:
     """A layer that is aligned at TP 1, or is taken to be."""
-    scheme = "block" if block else "channel"
-    return LayerPlan(name, scheme, shape, shape, alignment, AxisActions("aligned", "aligned"), "aligned", shape, block)
+    scheme = PerBlock(*block) if block else PerChannel()
+    return LayerPlan(name, scheme, shape, shape, alignment, AxisActions("aligned", "aligned"), "aligned", shape)
 
 
 @pytest.mark.parametrize(

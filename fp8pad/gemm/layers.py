@@ -24,9 +24,10 @@ from fp8pad.gemm.products import (
     output,
     padded_in_memory,
 )
-from fp8pad.geometry import as_matrices, num_blocks
+from fp8pad.geometry import as_matrices
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.record import PaddedTensor
+from fp8pad.scales import PerBlock
 from fp8pad.tensors import TensorHeader
 
 
@@ -66,7 +67,7 @@ class Form:
         num_matrices, num_n, num_k = as_matrices(tensor.shape)
         begins = (begin + index * num_n * num_k for index in range(num_matrices))
         matrices = [on_disk(self.root / file, at, tensor.dtype, num_n, num_k) for at in begins]
-        block_k = linear.block[1] if linear.block else num_k
+        block_k = linear.granularity.k if isinstance(linear.granularity, PerBlock) else num_k
         bias = self._bias(linear, num_n, rows)
         return [Operands(matrix, self._scales(linear, num_n, num_k), block_k, bias) for matrix in matrices]
 
@@ -75,13 +76,12 @@ class Form:
 
         Scales of a layout that fp8pad does not know are left to the comparison of bytes; they are 1 here.
         """
-        if linear.scale is None or linear.scheme is None:
+        if linear.scale is None or linear.granularity is None:
             return np.ones((num_n, 1))
         values = self.values(linear.scale.name)
-        if linear.scheme == "block" and linear.block:
-            block_n, block_k = linear.block
-            grid = values.reshape(num_blocks(num_n, block_n), num_blocks(num_k, block_k))
-            return grid[np.arange(num_n) // block_n]
+        if isinstance(linear.granularity, PerBlock):
+            grid = values.reshape(linear.granularity.scale_shape((num_n, num_k)))
+            return grid[np.arange(num_n) // linear.granularity.n]
         return np.broadcast_to(values.reshape(-1, 1), (num_n, 1))
 
     def _bias(self, linear: Fp8Linear, num_n: int, rows: Positions | None) -> Floats:

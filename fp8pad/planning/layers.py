@@ -1,14 +1,14 @@
-"""Recognising FP8 Linears by their tensors: a 2-D FP8 weight, its scale wherever it lies, and the scheme they form."""
+"""Recognising FP8 Linears by their tensors: a 2-D FP8 weight, its scale wherever it lies, and the granularity."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fp8pad.errors import PlanError
-from fp8pad.geometry import num_blocks
-from fp8pad.planning.plan import Scheme, UntouchedTensor
-from fp8pad.planning.quantization import Block, Quantization
+from fp8pad.planning.plan import UntouchedTensor
+from fp8pad.planning.quantization import Quantization
 from fp8pad.record import Json
+from fp8pad.scales import Granularity, PerBlock, stored_scale_shapes
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
@@ -27,15 +27,14 @@ _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 class Fp8Linear:
     """An FP8 weight `[N, K]` with its scale.
 
-    `skip_reason` is set where it must not be padded on its own; `scheme` is None where its scales are of a layout that
-    fp8pad does not know. `block` is `(block_n, block_k)` for scheme "block". `is_expert` marks routed experts.
+    `skip_reason` is set where it must not be padded on its own; `granularity` is None where its scales are of a layout
+    that fp8pad does not know. `is_expert` marks routed experts.
     """
 
     name: str
     weight: TensorHeader
     scale: TensorHeader | None
-    scheme: Scheme | None
-    block: Block | None = None
+    granularity: Granularity | None
     skip_reason: str | None = None
     is_expert: bool = False
 
@@ -132,9 +131,9 @@ def _linear(
         raise PlanError(f"{weight.name}: an FP8 weight without a scale: expected {scale_names(weight.name)[0]}")
     if reason := _foreign_layout(weight, scale, quantization):
         return Fp8Linear(name, weight, scale, None, skip_reason=reason, is_expert=is_expert)
-    scheme, block = _scheme(weight, scale, quantization)
-    reason = _skip_reason(name, scale, is_expert, config) or _unsupported_block(scheme, scale, quantization)
-    return Fp8Linear(name, weight, scale, scheme, block, reason, is_expert)
+    granularity = _granularity(weight, scale, quantization)
+    reason = _skip_reason(name, scale, is_expert, config) or _unsupported_block(granularity, scale, quantization)
+    return Fp8Linear(name, weight, scale, granularity, reason, is_expert)
 
 
 def _skip_reason(name: str, scale: TensorHeader, is_expert: bool, config: Json) -> str | None:
@@ -150,9 +149,9 @@ def _skip_reason(name: str, scale: TensorHeader, is_expert: bool, config: Json) 
     return None
 
 
-def _unsupported_block(scheme: Scheme, scale: TensorHeader, quantization: Quantization) -> str | None:
+def _unsupported_block(granularity: Granularity, scale: TensorHeader, quantization: Quantization) -> str | None:
     # vLLM's ModelOpt method makes scales [R, 1, C, 1] of its own, and refuses an unaligned K (modelopt.py).
-    if scheme == "block" and (quantization.method == "modelopt" or len(scale.shape) == 4):
+    if isinstance(granularity, PerBlock) and (quantization.method == "modelopt" or len(scale.shape) == 4):
         return "block scales of ModelOpt, which the runtime does not pad"
     return None
 
@@ -167,13 +166,13 @@ def _model_types(config: Json) -> Iterator[str]:
 
 
 def _foreign_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> str | None:
-    if not quantization.foreign_layouts or _schemes(weight, scale, quantization):
+    if not quantization.foreign_layouts or _granularities(weight, scale, quantization):
         return None
     return f"scales {scale.dtype} {list(scale.shape)} of a layout that is not padded ({quantization.method})"
 
 
-def _scheme(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> tuple[Scheme, Block | None]:
-    found = _schemes(weight, scale, quantization)
+def _granularity(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> Granularity:
+    found = _granularities(weight, scale, quantization)
     if not found:
         raise PlanError(
             f"{scale.name}: expected {_expected(weight, quantization)}"
@@ -182,35 +181,23 @@ def _scheme(weight: TensorHeader, scale: TensorHeader, quantization: Quantizatio
     return found[0]
 
 
-def _schemes(
-    weight: TensorHeader, scale: TensorHeader, quantization: Quantization
-) -> list[tuple[Scheme, Block | None]]:
-    """Every scheme that both the shape of the scale and the config allow.
+def _granularities(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> list[Granularity]:
+    """Every granularity that both the shape of the scale and the config allow.
 
     A single scale of a single row is both a tensor's and a channel's: it is left as it is, unless the config has only
     channels.
     """
-    num_n, num_k = weight.shape
-    found: list[tuple[Scheme, Block | None]] = []
-    for block in quantization.blocks:
-        grid = num_blocks(num_n, block[0]), num_blocks(num_k, block[1])
-        if scale.shape in (grid, (grid[0], 1, grid[1], 1)):
-            found.append(("block", block))
-    if scale.shape in ((), (1,), (1, 1)):
-        found.append(("tensor", None))
-    if scale.shape in ((num_n,), (num_n, 1)):
-        found.append(("channel", None))
-    return [(scheme, block) for scheme, block in found if scheme in quantization.schemes]
+    order = ("block", "tensor", "channel")
+    return [
+        granularity
+        for granularity in sorted(quantization.granularities, key=lambda granularity: order.index(granularity.name))
+        if scale.shape in stored_scale_shapes(granularity, weight.shape)
+    ]
 
 
 def _expected(weight: TensorHeader, quantization: Quantization) -> str:
-    num_n, num_k = weight.shape
-    shapes = {"tensor": "[]", "channel": f"[{num_n}, 1]"}
-    for block_n, block_k in quantization.blocks:
-        shapes["block"] = str([num_blocks(num_n, block_n), num_blocks(num_k, block_k)])
-    expected = [
-        f"a {scheme} scale {shapes[scheme]}"
-        for scheme in ("tensor", "channel", "block")
-        if scheme in quantization.schemes
-    ]
+    shapes = {
+        granularity.name: list(granularity.scale_shape(weight.shape)) for granularity in quantization.granularities
+    }
+    expected = [f"a {name} scale {shapes[name]}" for name in ("tensor", "channel", "block") if name in shapes]
     return " or ".join(expected) or "no FP8 weight"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import lcm
 
-from fp8pad.geometry import num_blocks, padded_shape
+from fp8pad.geometry import padded_shape
 from fp8pad.planning.families import Section
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.plan import LayerPlan
@@ -16,6 +16,7 @@ from fp8pad.planning.tensor_parallel import (
     straddles_gate_and_up,
 )
 from fp8pad.record import AxisActions, Disposition, PaddedTensor, Policy, Shape
+from fp8pad.scales import PerBlock, stored_scale_shapes
 
 # CUTLASS and cuBLASLt want both dimensions of an FP8 matrix in multiples of 16 bytes
 # (vllm csrc/quantization/w8a8/cutlass/scaled_mm_entry.cu; cuBLASLt documentation, "FP8 data types").
@@ -24,9 +25,10 @@ KERNEL_MULTIPLE = 16
 
 def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
     """Return the multiples `(n, k)` that a Linear's sizes are to have under a policy, for one rank."""
+    granularity = linear.granularity
+    block_n, block_k = granularity.block if granularity else (1, 1)
     if policy.alignment == "auto":
-        return linear.block or (KERNEL_MULTIPLE, KERNEL_MULTIPLE)
-    block_n, block_k = linear.block or (1, 1)
+        return (block_n, block_k) if isinstance(granularity, PerBlock) else (KERNEL_MULTIPLE, KERNEL_MULTIPLE)
     return lcm(block_n, policy.alignment), lcm(block_k, policy.alignment)
 
 
@@ -40,7 +42,7 @@ def plan_layer(linear: Fp8Linear, policy: Policy, absorbed: PaddedTensor | None 
     axes = _axes(absorbed, config_shape, padded, alignment, is_skipped=skip_reason is not None)
     parts = [_absorbed_reason(logical, config_shape), _own_reason(axes, config_shape, alignment, skip_reason), refusal]
     reason = "; ".join(part for part in parts if part)
-    return LayerPlan(linear.name, linear.scheme, logical, padded, alignment, axes, reason, config_shape, linear.block)
+    return LayerPlan(linear.name, linear.granularity, logical, padded, alignment, axes, reason, config_shape)
 
 
 def with_rank_reason(layer: LayerPlan, policy: Policy, sections: Sequence[Section]) -> LayerPlan:
@@ -57,11 +59,11 @@ def runtime_layers(layers: Sequence[LayerPlan], policy: Policy, sections: Sequen
     With a block-scaled one go its siblings: where an engine fuses them, all their places in the grid of scales shift.
     """
     needed = {layer.name for layer in layers if _needs_runtime(layer, policy, sections)}
-    fused = {_input(layer) for layer in layers if layer.block and layer.name in needed}
+    fused = {_input(layer) for layer in layers if _has_blocks(layer) and layer.name in needed}
     return [
         layer
         for layer in layers
-        if layer.name in needed or (layer.block and "skip" not in _both(layer.axes) and _input(layer) in fused)
+        if layer.name in needed or (_has_blocks(layer) and "skip" not in _both(layer.axes) and _input(layer) in fused)
     ]
 
 
@@ -83,6 +85,10 @@ def _both(axes: AxisActions) -> tuple[Disposition, Disposition]:
     return axes.n, axes.k
 
 
+def _has_blocks(layer: LayerPlan) -> bool:
+    return isinstance(layer.granularity, PerBlock)
+
+
 def _input(layer: LayerPlan) -> tuple[str, int]:
     """What layers have in common that take the same activation."""
     return layer.name.rpartition(".")[0], layer.config_shape[-1]
@@ -90,11 +96,10 @@ def _input(layer: LayerPlan) -> tuple[str, int]:
 
 def _scale_shape(linear: Fp8Linear, shape: Shape, weight_shape: Shape) -> Shape | None:
     """Return the shape of a scale, now `shape`, for a weight padded to `weight_shape`; None if it does not grow."""
-    padded = shape
-    if linear.block:
-        padded = tuple(num_blocks(size, side) for size, side in zip(weight_shape, linear.block, strict=True))
-    elif linear.scheme == "channel":
-        padded = (weight_shape[0], *shape[1:])
+    if linear.granularity is None:
+        return None
+    stored = stored_scale_shapes(linear.granularity, linear.weight.shape).index(shape)
+    padded = stored_scale_shapes(linear.granularity, weight_shape)[stored]
     return padded if padded != shape else None
 
 
@@ -150,15 +155,14 @@ def _broken_on_rank(layer: LayerPlan, num_ranks: int, sections: Sequence[Section
     if num_ranks == 1 or "skip" in _both(layer.axes):
         return []
     is_inside = begins_inside_block(layer, num_ranks, sections)
-    multiples = layer.block if is_inside else None
     shares = rank_shape(layer, num_ranks, sections)
-    shapes = zip("NK", layer.config_shape, shares, multiples or layer.alignment, strict=True)
+    shapes = zip("NK", layer.config_shape, shares, layer.block if is_inside else layer.alignment, strict=True)
     broken = [
         f"{axis} = {_split(size, share, num_ranks)} is not a multiple of {multiple}"
         for axis, size, share, multiple in shapes
         if share is not None and share != size and share % multiple
     ]
-    if is_inside and layer.block and not broken:
+    if is_inside and not broken:
         return [_broken_rows(layer, rank_rows(layer, num_ranks, sections), layer.block[0], num_ranks)]
     return broken
 

@@ -2,31 +2,32 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from fp8pad.record import AxisActions, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
-
-Scheme = Literal["tensor", "channel", "block"]
+from fp8pad.scales import Granularity
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One FP8 Linear, shapes `[N, K]`; `scheme` is None where its scales are of a layout that is not padded.
+    """One FP8 Linear, shapes `[N, K]`; `granularity` is None where its scales are of a layout that is not padded.
 
     `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
-    logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed. `block`
-    is `(block_n, block_k)` for scheme "block".
+    logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
     """
 
     name: str
-    scheme: Scheme | None
+    granularity: Granularity | None
     logical_shape: tuple[int, ...]
     padded_shape: tuple[int, ...]
     alignment: tuple[int, int]
     axes: AxisActions
     reason: str
     config_shape: tuple[int, ...]
-    block: tuple[int, int] | None = None
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """The sizes `(n, k)` of a scale block, which no split may cut; `(1, 1)` where there are no blocks."""
+        return self.granularity.block if self.granularity else (1, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,26 @@
-"""What a quantization config promises: where it stands, its method, and the schemes its FP8 weights may have."""
+"""What a quantization config promises: where it stands, its method, and the granularities its FP8 scales may have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fp8pad.errors import ConfigError, shown
-from fp8pad.planning.plan import Scheme
 from fp8pad.record import BaseSource, Json, quantization_method
-
-Block = tuple[int, int]
+from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 
 CONFIG_FILE = "config.json"
 MODELOPT_FILE = "hf_quant_config.json"
 
 # Where tools put it, in the order in which vLLM looks (`get_quant_config`, model_loader/weight_utils.py).
 _CONFIG_KEYS = ("quantization_config", "text_config.quantization_config", "compression_config")
-_MODELOPT_BLOCK: Block = (128, 128)
-_MODELOPT_SCHEMES: Mapping[str, Scheme] = {
-    "FP8": "tensor",
-    "FP8_PER_CHANNEL_PER_TOKEN": "channel",
-    "FP8_PB_WO": "block",
-    "FP8_PB_REAL_QUANT": "block",
+_MODELOPT_BLOCK = PerBlock(128, 128)
+_MODELOPT: Mapping[str, Granularity] = {
+    "FP8": PerTensor(),
+    "FP8_PER_CHANNEL_PER_TOKEN": PerChannel(),
+    "FP8_PB_WO": _MODELOPT_BLOCK,
+    "FP8_PB_REAL_QUANT": _MODELOPT_BLOCK,
 }
-_QUARK_SCHEMES: Mapping[str, Scheme] = {"per_tensor": "tensor", "per_channel": "channel"}
-_STRATEGIES: Mapping[str, Scheme] = {"tensor": "tensor", "channel": "channel", "block": "block"}
+_QUARK: Mapping[str, Granularity] = {"per_tensor": PerTensor(), "per_channel": PerChannel()}
 
 # Methods that vLLM knows and that may hold FP8 tensors in layouts of their own; they come through as they are.
 _FOREIGN_METHODS = frozenset(
@@ -38,16 +35,20 @@ _FOREIGN_METHODS = frozenset(
 class Quantization:
     """A quantization config, read.
 
-    `schemes` are those that the config allows an FP8 weight to have; `blocks` the `(block_n, block_k)` that it names.
-    `foreign_layouts` says that some FP8 tensors may be scaled in a way that fp8pad does not pad (groups, MX, ...).
+    `granularities` are those that the config allows the scales of an FP8 weight to have. `foreign_layouts` says that
+    some FP8 tensors may be scaled in a way that fp8pad does not pad (groups, MX, ...).
     """
 
     source: BaseSource
     config: Json
     method: str
-    schemes: frozenset[Scheme]
-    blocks: tuple[Block, ...] = ()
+    granularities: tuple[Granularity, ...]
     foreign_layouts: bool = False
+
+    @property
+    def blocks(self) -> tuple[PerBlock, ...]:
+        """The scale blocks that it names."""
+        return tuple(granularity for granularity in self.granularities if isinstance(granularity, PerBlock))
 
 
 def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
@@ -91,68 +92,65 @@ def _read(document: Json, source: BaseSource) -> Quantization:
         got = shown(document.get("quant_method"))
         raise ConfigError(f"{where}: quant_method: expected a method's name, got {got}")
     if method in readers:
-        schemes, blocks, foreign = readers[method](document, where)
-        return Quantization(source, document, method, schemes, blocks, foreign)
+        granularities, foreign = readers[method](document, where)
+        return Quantization(source, document, method, tuple(dict.fromkeys(granularities)), foreign)
     if method in _FOREIGN_METHODS:
-        return Quantization(source, document, method, frozenset(), foreign_layouts=True)
+        return Quantization(source, document, method, (), foreign_layouts=True)
     raise ConfigError(f"{where}: quant_method: expected one of {', '.join(readers)}, got {method!r}")
 
 
-_Promise = tuple[frozenset[Scheme], tuple[Block, ...], bool]
+_Promise = tuple[Sequence[Granularity], bool]
 
 
 def _compressed_tensors(document: Json, where: str) -> _Promise:
-    schemes: set[Scheme] = set()
-    blocks: list[Block] = []
+    granularities: list[Granularity] = []
     foreign = False
     for name, group in _object(document.get("config_groups", {}), where, "config_groups").items():
         weights = _object(group, where, f"config_groups.{name}").get("weights")
         if not isinstance(weights, Mapping) or (weights.get("type"), weights.get("num_bits")) != ("float", 8):
             foreign = True
             continue
-        scheme = _STRATEGIES.get(str(weights.get("strategy")))
-        if scheme is None:
-            foreign = True
-        else:
-            schemes.add(scheme)
-        if scheme == "block":
-            blocks.append(
-                _block(weights.get("block_structure"), f"{where}: config_groups.{name}.weights.block_structure")
-            )
-    return frozenset(schemes), tuple(dict.fromkeys(blocks)), foreign
+        match weights.get("strategy"):
+            case "tensor":
+                granularities.append(PerTensor())
+            case "channel":
+                granularities.append(PerChannel())
+            case "block":
+                key = f"config_groups.{name}.weights.block_structure"
+                granularities.append(_block(weights.get("block_structure"), f"{where}: {key}"))
+            case _:
+                foreign = True
+    return granularities, foreign
 
 
 def _fp8(document: Json, where: str) -> _Promise:
     if document.get("weight_block_size") is None:
-        return frozenset({"tensor", "channel"}), (), False
-    return frozenset({"block"}), (_block(document["weight_block_size"], f"{where}: weight_block_size"),), False
+        return (PerTensor(), PerChannel()), False
+    return (_block(document["weight_block_size"], f"{where}: weight_block_size"),), False
 
 
 def _fbgemm(document: Json, where: str) -> _Promise:  # noqa: ARG001 (every method is read the same way)
-    return frozenset({"channel"}), (), False
+    return (PerChannel(),), False
 
 
 def _modelopt(document: Json, where: str) -> _Promise:
     quantization = _object(document.get("quantization", document), where, "quantization")
     algorithm = str(quantization.get("quant_algo"))
-    if algorithm in _MODELOPT_SCHEMES:
-        scheme = _MODELOPT_SCHEMES[algorithm]
-        return frozenset({scheme}), (_MODELOPT_BLOCK,) if scheme == "block" else (), False
-    if algorithm == "MIXED_PRECISION":
-        return frozenset({"tensor", "channel", "block"}), (_MODELOPT_BLOCK,), True
-    return frozenset(), (), True
+    if algorithm in _MODELOPT:
+        return (_MODELOPT[algorithm],), False
+    return tuple(_MODELOPT.values()) if algorithm == "MIXED_PRECISION" else (), True
 
 
 def _quark(document: Json, where: str) -> _Promise:
-    schemes: set[Scheme] = set()
+    granularities: list[Granularity] = []
     foreign = False
     for weight in _quark_weights(document, where):
-        scheme = _QUARK_SCHEMES.get(str(weight.get("qscheme")))
-        if scheme is None or not str(weight.get("dtype")).startswith("fp8"):
+        granularity = _QUARK.get(str(weight.get("qscheme")))
+        if granularity is None or not str(weight.get("dtype")).startswith("fp8"):
             foreign = True
         else:
-            schemes.add(scheme)
-    return frozenset(schemes), (), foreign
+            granularities.append(granularity)
+    return granularities, foreign
 
 
 def _quark_weights(document: Json, where: str) -> Iterator[Json]:
@@ -165,14 +163,14 @@ def _quark_weights(document: Json, where: str) -> Iterator[Json]:
         yield from (_object(item, where, "weight") for item in weights if item is not None)
 
 
-def _block(value: Any, where: str) -> Block:
+def _block(value: Any, where: str) -> PerBlock:
     sizes = value.split("x") if isinstance(value, str) else value
     if not isinstance(sizes, list) or len(sizes) != 2:
         raise ConfigError(f"{where}: expected two block sizes, got {value!r}")
     try:
-        block = int(sizes[0]), int(sizes[1])
+        block = PerBlock(int(sizes[0]), int(sizes[1]))
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: expected two block sizes, got {value!r}") from error
-    if min(block) < 1:
+    if min(block.n, block.k) < 1:
         raise ConfigError(f"{where}: expected two positive block sizes, got {value!r}")
     return block

@@ -156,7 +156,7 @@ def begins_inside_block(layer: LayerPlan, tensor_parallel_size: int, sections: S
 
     In a column-parallel layer that goes for each matrix, a copied key or value too: it lies beside split queries.
     """
-    if layer.block is None or tensor_parallel_size == 1:
+    if tensor_parallel_size == 1:
         return False
     if parallelism_of(layer.name) == "row":
         num_k = rank_shape(layer, tensor_parallel_size, sections)[1]
@@ -166,7 +166,7 @@ def begins_inside_block(layer: LayerPlan, tensor_parallel_size: int, sections: S
 
 def straddles_gate_and_up(layer: LayerPlan) -> bool:
     """Return whether a scale block of a layer lies on both gate and up, fused on disk; such a layer is not absorbed."""
-    if layer.block is None or layer.name.rpartition(".")[2] not in _FUSED_MLP:
+    if layer.name.rpartition(".")[2] not in _FUSED_MLP:
         return False
     return layer.config_shape[-2] % (2 * layer.block[0]) != 0
 

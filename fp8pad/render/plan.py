@@ -97,7 +97,8 @@ def _paragraph(group: LayerGroup) -> RenderableType:
 def _cells(group: LayerGroup) -> tuple[str, ...]:
     layer = group.example
     padded = "same" if layer.padded_shape == layer.logical_shape else str(list(layer.padded_shape))
-    scheme, logical = layer.scheme or "other", str(list(layer.logical_shape))
+    scheme = layer.granularity.name if layer.granularity else "other"
+    logical = str(list(layer.logical_shape))
     return printable(group.pattern), scheme, logical, padded, how(layer.axes), printable(layer.reason)
 
 

@@ -18,8 +18,9 @@ from fp8pad.planning.absorb.growth import NotAbsorbableError, grown, growth_of, 
 from fp8pad.planning.families import Section, sections_of
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.padding import alignment_of
-from fp8pad.planning.quantization import CONFIG_FILE, Block
+from fp8pad.planning.quantization import CONFIG_FILE
 from fp8pad.record import AxisActions, ConfigEdit, Json, PaddedTensor, Policy
+from fp8pad.scales import PerBlock
 from fp8pad.tensors import TensorHeader
 
 __all__ = ["Absorption", "absorb", "merged"]
@@ -47,9 +48,9 @@ def absorb(
     tensors: Mapping[str, TensorHeader],
     linears: Sequence[Fp8Linear],
     policy: Policy,
-    blocks: Sequence[Block] = (),
+    blocks: Sequence[PerBlock] = (),
 ) -> Absorption:
-    """Decide what to absorb in a checkpoint; `blocks` are the `(block_n, block_k)` that its quantization config names.
+    """Decide what to absorb in a checkpoint; `blocks` are the scale blocks that its quantization config names.
 
     Raises `ConfigError` where a size in the config is not that of the tensors, and `PlanError` where tensors of one
     module do not fit together, two keys claim one axis, or a family file is malformed.

@@ -8,8 +8,8 @@ from fp8pad.errors import PlanError
 from fp8pad.geometry import num_blocks, num_elements
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxis
 from fp8pad.planning.layers import Fp8Linear
-from fp8pad.planning.quantization import Block
 from fp8pad.record import AxisActions, PaddedTensor, Segments, Shape
+from fp8pad.scales import PerBlock, PerTensor
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES
 
 
@@ -64,26 +64,26 @@ def grown(claim: GovernedAxis, growth: Growth, inner_size: int, padded_inner_siz
     )
 
 
-def with_block(linear: Fp8Linear, blocks: Sequence[Block]) -> Fp8Linear:
+def with_block(linear: Fp8Linear, blocks: Sequence[PerBlock]) -> Fp8Linear:
     """Return a stacked weight with the one of `blocks` whose grid its scale is; any other weight as it is."""
     if len(linear.weight.shape) != 3 or linear.scale is None:
         return linear
     for block in blocks:
-        for sides in (block, block[::-1]):
+        for sides in (block.block, block.block[::-1]):
             grid = tuple(num_blocks(size, side) for size, side in zip(linear.weight.shape[1:], sides, strict=True))
             if linear.scale.shape[1:] == grid:
-                return replace(linear, block=block)
+                return replace(linear, granularity=block)
     return linear
 
 
 def _scale_growth(claim: GovernedAxis, linear: Fp8Linear, inner_size: int) -> Growth | None:
     scale, num_matrices = claim.tensor, claim.num_segments
-    if linear.scheme == "tensor":
+    if isinstance(linear.granularity, PerTensor):
         return None
-    if scale.dtype not in ONE_BYTES or (linear.scheme is None and not claim.mlp.stacked):
+    if scale.dtype not in ONE_BYTES or (linear.granularity is None and not claim.mlp.stacked):
         raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
-    if linear.block:
-        unit = linear.block[0 if claim.axis == "n" else 1]
+    if isinstance(linear.granularity, PerBlock):
+        unit = linear.granularity.block[0 if claim.axis == "n" else 1]
         if num_matrices > 1 and inner_size % unit:
             raise NotAbsorbableError(
                 f"a block of {unit} rows straddles gate and up in {claim.module}: {inner_size} is not a multiple"

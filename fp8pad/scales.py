@@ -1,0 +1,73 @@
+"""What one scale of an FP8 weight `[N, K]` belongs to: the whole weight, an output channel, or a block.
+
+Each granularity has a `name`, the `scale_shape` of a weight, and a `block`: the sizes `(n, k)` that no split may cut,
+`(1, 1)` where a weight may be split anywhere.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fp8pad.geometry import num_blocks
+
+GranularityName = Literal["tensor", "channel", "block"]
+
+
+@dataclass(frozen=True, slots=True)
+class PerTensor:
+    """One scale for the whole weight."""
+
+    name: ClassVar[GranularityName] = "tensor"
+    block: ClassVar[tuple[int, int]] = (1, 1)
+
+    def scale_shape(self, weight_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: ARG002 (all granularities alike)
+        """Return the shape of a scalar."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class PerChannel:
+    """One scale for each of the N output channels, the rows of a weight."""
+
+    name: ClassVar[GranularityName] = "channel"
+    block: ClassVar[tuple[int, int]] = (1, 1)
+
+    def scale_shape(self, weight_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return `(N, 1)`."""
+        return weight_shape[0], 1
+
+
+@dataclass(frozen=True, slots=True)
+class PerBlock:
+    """One scale for each block of `n` rows and `k` columns; the last ones may be filled in part."""
+
+    name: ClassVar[GranularityName] = "block"
+    n: int
+    k: int
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """The block's sizes, `(n, k)`."""
+        return self.n, self.k
+
+    def scale_shape(self, weight_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the number of blocks along N and along K."""
+        return num_blocks(weight_shape[0], self.n), num_blocks(weight_shape[1], self.k)
+
+
+Granularity = PerTensor | PerChannel | PerBlock
+
+
+def stored_scale_shapes(granularity: Granularity, weight_shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes in which tools store the scales of a weight, the usual one first.
+
+    A grid `[R, 1, C, 1]` is NVIDIA ModelOpt's.
+    """
+    usual = granularity.scale_shape(weight_shape)
+    match granularity:
+        case PerTensor():
+            return usual, (1,), (1, 1)
+        case PerChannel():
+            return usual, usual[:1]
+        case PerBlock():
+            return usual, (usual[0], 1, usual[1], 1)
