@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -45,8 +45,8 @@ class Reader:
         """Turn parsed JSON into `kind`, however nested: a dataclass, a mapping from strings, a tuple, `X | None`, a
         `Literal`, an `int` annotated with its range and a name for it, another scalar, or `Any`.
 
-        Every field must be there and of its type, unless it may be None. A bool is no int, and floats must be finite.
-        Other keys are ignored, so that later versions may add some.
+        Every field must be there and of its type, unless it may be None or is `()` by default. A bool is no int, and
+        floats must be finite. Other keys are ignored, so that later versions may add some.
         """
         return cast("T", self._read(kind, value, where))
 
@@ -67,8 +67,8 @@ class Reader:
 
     def _read_object(self, kind: type, value: Any, where: str) -> object:
         document = self._expect(isinstance(value, dict), "an object", value, where)
-        hints = _hints(kind)
-        return kind(**{key: self._read(hint, document.get(key), f"{where}: {key}") for key, hint in hints.items()})
+        known = {key: hint for key, hint in _hints(kind).items() if key in document or not _may_be_left_out(kind, key)}
+        return kind(**{key: self._read(hint, document.get(key), f"{where}: {key}") for key, hint in known.items()})
 
     def _read_tuple(self, kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
         if kinds[-1] is Ellipsis:
@@ -125,6 +125,11 @@ def _inside(value: object) -> Iterable[object]:
 @cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
+
+
+@cache
+def _may_be_left_out(kind: type, key: str) -> bool:
+    return any(field.name == key and field.default == () for field in fields(kind))
 
 
 def _is_finite(value: object) -> bool:

@@ -6,7 +6,7 @@ Parsing is strict: what is missing, of another type, or of an unknown version is
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from fp8pad.errors import RecordError
@@ -68,12 +68,20 @@ class PaddedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the user asked for; `alignment` "auto" is 16, or the scale block."""
+    """What the user asked for; `alignment` "auto" is 16, or the scale block.
+
+    `skip` are globs of module names that are carried unchanged.
+    """
 
     alignment: Literal["auto", 16, 32, 64, 128] = "auto"
     tensor_parallel_size: Annotated[int, range(1, MAX_TENSOR_PARALLEL_SIZE + 1), "1 to 1024"] = 1
     absorb: bool = False
     absorb_experts: bool = False
+    skip: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of every document that holds a policy; `skip` is left out where it is empty."""
+        return _without(asdict(self), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +104,15 @@ class BaseSource:
 
 @dataclass(frozen=True, slots=True)
 class ModuleRecord:
-    """What the runtime knows of one Linear, `[N, K]` each: the shape the config asks for, the one on disk."""
+    """What the runtime knows of one Linear, `[N, K]` each: the shape the config asks for, the one on disk.
+
+    `inner` is the axis that lies inside an MLP, between up and down, if one does.
+    """
 
     logical_shape: tuple[Size, Size]
     padded_shape: tuple[Size, Size]
     alignment: tuple[PositiveSize, PositiveSize]
+    inner: Literal["n", "k"] | None = None
 
     @property
     def is_padded(self) -> bool:
@@ -122,7 +134,7 @@ class QuantizationRecord:
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
             "fp8pad_version": self.fp8pad_version,
-            "modules": {name: asdict(module) for name, module in self.modules.items()},
+            "modules": {name: _without(asdict(module), None) for name, module in self.modules.items()},
             "base": self.base,
         }
 
@@ -154,22 +166,22 @@ class CheckpointRecord:
     fp8pad_version: str
     policy: Policy
     tensors: Mapping[str, PaddedTensor]
-    config_edits: tuple[ConfigEdit, ...] = ()
-    base_source: BaseSource | None = None
-    originals: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    config_edits: tuple[ConfigEdit, ...]
+    base_source: BaseSource | None
+    originals: Mapping[str, str]
+    files: Mapping[str, FileRecord]
 
     def to_text(self) -> str:
         """Return the text of `fp8pad.json`."""
         document = {
             "format_version": FORMAT_VERSION,
             "fp8pad_version": self.fp8pad_version,
-            "policy": asdict(self.policy),
+            "policy": self.policy.to_json(),
             "tensors": {name: tensor_to_json(tensor) for name, tensor in self.tensors.items()},
             "config_edits": [asdict(edit) for edit in self.config_edits],
             "base_source": asdict(self.base_source) if self.base_source else None,
             "originals": dict(self.originals),
-            "files": {name: _without_none(asdict(file)) for name, file in self.files.items()},
+            "files": {name: _without(asdict(file), None) for name, file in self.files.items()},
         }
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
@@ -189,9 +201,9 @@ def quantization_method(document: Json) -> str | None:
 
 def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
     """Return one entry of `tensors` in `fp8pad.json`; optional fields are left out where they say nothing."""
-    document = _without_none(asdict(tensor))
+    document = _without(asdict(tensor), None)
     if tensor.segments:
-        document["segments"] = _without_none(asdict(tensor.segments))
+        document["segments"] = _without(asdict(tensor.segments), None)
     return document
 
 
@@ -245,5 +257,5 @@ def _check_segments(tensor: PaddedTensor, segments: Segments, where: str) -> Non
         raise RecordError(f"{where}: do not add up to {list(tensor.logical_shape)}")
 
 
-def _without_none(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if value is not None}
+def _without(document: dict[str, Any], nothing: object) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if value != nothing}

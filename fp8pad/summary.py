@@ -126,7 +126,7 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "model": str(source.root),
-        "policy": asdict(plan.policy),
+        "policy": plan.policy.to_json(),
         "layers": [_layer_document(layer) for layer in plan.layers],
         "untouched": [asdict(tensor) for tensor in plan.untouched],
         "config_edits": [asdict(edit) for edit in plan.config_edits],

@@ -31,6 +31,7 @@ class Outer:
     maybe: Inner | None
     anything: Any
     has_default: int = 7
+    may_be_left_out: tuple[str, ...] = ()
 
 
 DOCUMENT: dict[str, Any] = {
@@ -70,6 +71,7 @@ def test_each_kind_is_read() -> None:
         ({"inner": {"a": {"pair": [0, 1.5]}}}, "x: inner: a: pair[0]: expected a positive size, got 0"),
         ({"inner": {"a": {"pair": [1, float("inf")]}}}, "x: inner: a: pair[1]: expected a finite number, got Infinity"),
         ({"maybe": {"pair": [1, 10**400]}}, f"x: maybe: pair[1]: expected a finite number, got 1{'0' * 56}..."),
+        ({"may_be_left_out": None}, "x: may_be_left_out: expected a list, got null"),
         ({"has_default": None}, "x: has_default: expected int, got null"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,8 +94,22 @@ def test_records_are_read_back_the_same() -> None:
 
 def test_a_record_may_be_of_little() -> None:
     """A checkpoint in which only the config is changed has no tensors."""
-    record = CheckpointRecord("0.1.0", Policy(), {})
+    record = CheckpointRecord("0.1.0", Policy(), {}, (), None, {}, {})
     assert parse_record(record.to_text()) == record
+
+
+def test_optional_fields_are_left_out_where_they_say_nothing() -> None:
+    """An older reader finds what it knows, and a newer one reads the older record."""
+    assert "skip" not in Policy().to_json()
+    policy = Policy(skip=("lm_head", "*.router"))
+    document = json.loads(replace(RECORD, policy=policy).to_text())
+    assert document["policy"]["skip"] == ["lm_head", "*.router"]
+    assert parse_record(json.dumps(document)).policy == policy
+    modules = {"a": ModuleRecord((213, 136), (224, 144), (16, 16), "n"), "b": ModuleRecord((1, 1), (1, 1), (1, 1))}
+    written = replace(QUANTIZATION, modules=modules).to_json()
+    assert written["modules"]["a"]["inner"] == "n"
+    assert "inner" not in written["modules"]["b"]
+    assert parse_quantization_config(json.loads(json.dumps(written))).modules == modules
 
 
 def test_segments_count_their_axis_from_the_end() -> None:
@@ -126,6 +141,8 @@ def nested(levels: int) -> Any:
         (lambda d: d["policy"].update(alignment=17), "alignment: expected one of"),
         (lambda d: d["policy"].update(alignment=True), "alignment: expected one of"),
         (lambda d: d["policy"].update(absorb=1), "absorb: expected bool"),
+        (lambda d: d["policy"].update(skip="a"), "skip: expected a list"),
+        (lambda d: d["policy"].update(skip=[1]), "skip[0]: expected str"),
         (lambda d: d["policy"].update(tensor_parallel_size=-1), "tensor_parallel_size: expected 1 to 1024, got -1"),
         (lambda d: d["policy"].update(tensor_parallel_size=0), "tensor_parallel_size: expected 1 to 1024, got 0"),
         (lambda d: d["policy"].update(tensor_parallel_size=1025), "tensor_parallel_size: expected 1 to 1024, got 1025"),
@@ -181,6 +198,7 @@ def test_segments_of_what_is_no_stack_of_matrices_are_refused() -> None:
         (lambda d: d.pop("modules"), "modules"),
         (lambda d: d.update(base=None), "base: expected an object, got null"),
         (lambda d: d["modules"]["a"].update(alignment=[0, 16]), "alignment[0]: expected a positive size, got 0"),
+        (lambda d: d["modules"]["a"].update(inner="m"), "inner: expected one of ['n', 'k'], got \"m\""),
         (lambda d: d["modules"]["a"].update(logical_shape=[1, 2, 3]), "logical_shape: expected a list of 2, got [1"),
         (lambda d: d["modules"]["a"].update(padded_shape=[1, 1]), "does not fit into its padded"),
         (lambda d: d.update(format_version=0), "format_version: expected 1, got 0"),

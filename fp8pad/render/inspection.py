@@ -72,7 +72,7 @@ def _document(inspection: Inspection) -> dict[str, Any]:
     if record:
         document |= {
             "fp8pad_version": record.fp8pad_version,
-            "policy": asdict(record.policy),
+            "policy": record.policy.to_json(),
             "tensors": {name: tensor_to_json(tensor) for name, tensor in record.tensors.items()},
             "config_edits": [asdict(edit) for edit in record.config_edits],
         }
