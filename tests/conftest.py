@@ -1,8 +1,25 @@
 """What every test may use."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+
+def pytest_report_header() -> str:
+    """Say which checkpoints of other tools the tests read: a smaller set is never used without a word."""
+    named = os.environ.get("FP8PAD_CASES")
+    return f"checkpoints of other tools: {named or 'tests/cases (set FP8PAD_CASES to a folder of more, whole ones)'}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs torch where there is none."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        for item in items:
+            if "torch" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs torch (make test-vllm)"))
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from cut_cases import copy_folder
 
 BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "U8": 8, "I8": 8, "BF16": 16, "F16": 16, "F32": 32, "F4": 4, "I64": 64}
 INDEX = "model.safetensors.index.json"
@@ -112,30 +111,21 @@ def files_of(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def cases_dir() -> Path | None:
-    """Return the folder of checkpoints made by other tools: FP8PAD_CASES, or one in a folder beside the repository."""
-    if named := os.environ.get("FP8PAD_CASES"):
-        return Path(named)
-    repository = Path(__file__).resolve().parent.parent
-    return next((path.parent for path in sorted(repository.parent.glob("*/cases/cases.json"))), None)
+def cases_dir() -> Path:
+    """Return the folder of checkpoints made by other tools: whole ones in FP8PAD_CASES, else those of tests/cases."""
+    return Path(os.environ.get("FP8PAD_CASES") or Path(__file__).parent / "cases")
 
 
 def case_names(*kinds: str) -> list[str]:
-    """Return the paths of the cases in the folders `kinds`, relative to the folder of cases; none if it is absent."""
-    cases = cases_dir()
-    if cases is None:
-        return []
-    described = json.loads((cases / "cases.json").read_text())["cases"].values()
+    """Return the paths of the cases in the folders `kinds`, relative to the folder of cases."""
+    described = json.loads((cases_dir() / "cases.json").read_text())["cases"].values()
     return [case["path"] for case in described if case["path"].split("/")[0] in kinds]
 
 
 def copy_case(path: str, target: Path) -> Path:
     """Copy a case to `target` and return its folder; symbolic links that were stored as their text are links again."""
-    cases = cases_dir()
-    if cases is None:
-        pytest.skip("no folder of cases: set FP8PAD_CASES")
     kind, name, *rest = path.split("/")
-    shutil.copytree(cases / kind / name, target / name)
+    copy_folder(cases_dir() / kind / name, target / name)
     for file in [file for file in (target / name).rglob("*") if file.is_file() and file.stat().st_size < 200]:
         text = file.read_bytes()
         if text.startswith(b"../") and b"\n" not in text:

@@ -18,8 +18,7 @@ from fp8pad.verify import verify
 
 def bad_cases() -> list[str]:
     """Return the malformed checkpoints, by their paths in the folder of cases."""
-    cases = cases_dir()
-    return [] if cases is None else [f"bad/{path.name}" for path in sorted((cases / "bad").glob("b_*"))]
+    return [f"bad/{path.name}" for path in sorted((cases_dir() / "bad").glob("b_*"))]
 
 
 class Refusal(Protocol):
