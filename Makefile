@@ -3,36 +3,41 @@
 PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
 	$(name) -c 'import sys; print(sys.executable if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-# Tests that skip themselves, in whole or in part, where there is no torch.
-NEEDS_TORCH := $(shell grep -lE 'importorskip|needs torch' tests/test_*.py)
 DEMO := build/demo/llama-fp8-padded
 
-.PHONY: demo test test-vllm lint bench clean
+.PHONY: help demo test test-vllm lint format bench clean
 
-demo: .venv/installed
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: .venv/installed ## convert, verify and inspect the FP8 checkpoint in examples/
 	.venv/bin/fp8pad plan examples/llama-fp8
 	.venv/bin/fp8pad convert examples/llama-fp8 $(DEMO) --overwrite
 	.venv/bin/fp8pad verify examples/llama-fp8 $(DEMO)
 	.venv/bin/fp8pad inspect $(DEMO)
 
-test: .venv/installed
+test: .venv/installed ## run the tests that need neither vLLM nor a GPU, in parallel
 	.venv/bin/pytest --numprocesses auto -m "not vllm"
 
 # Two at a time: most of a test is one process's start. Each engine takes about 4 GB.
-test-vllm: .venv-vllm/installed
+test-vllm: .venv-vllm/installed ## serve converted checkpoints with vLLM's CPU build, and run the tests that need torch
 	.venv-vllm/bin/pytest --numprocesses 2 --dist worksteal -m vllm tests/vllm
-	.venv-vllm/bin/pytest $(NEEDS_TORCH)
+	.venv-vllm/bin/pytest -m "torch and not vllm"
 
-lint: .venv/installed
+lint: .venv/installed ## check style and types
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy --strict fp8pad
+	.venv/bin/mypy
+
+format: .venv/installed ## format the code, and fix what the linter can fix
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
 
 # Several GB under the system's temporary folder; see --help for other places and sizes: make bench ARGS=--help
-bench: .venv/installed
+bench: .venv/installed ## time convert against cp -r on this machine's disk
 	.venv/bin/python tests/bench/bench_convert.py $(ARGS)
 
-clean:
+clean: ## remove virtual environments and everything that was built
 	rm -rf .venv .venv-vllm build dist
 
 .venv/installed: pyproject.toml

@@ -1,6 +1,7 @@
 """What every test may use."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,11 @@ def pytest_report_header() -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs torch where there is none."""
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        for item in items:
-            if "torch" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs torch (make test-vllm)"))
+    if find_spec("torch"):
+        return
+    for item in items:
+        if item.get_closest_marker("torch"):
+            item.add_marker(pytest.mark.skip(reason="needs torch (make test-vllm)"))
 
 
 @pytest.fixture

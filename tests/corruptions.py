@@ -52,7 +52,7 @@ def _overwrite(out_dir: Path, name: str, index: int, value: bytes) -> None:
 
 
 def _element(out_dir: Path, name: str, row: int, column: int) -> int:
-    return row * stored_header(out_dir / SHARD)[name]["shape"][1] + column
+    return row * int(stored_header(out_dir / SHARD)[name]["shape"][1]) + column
 
 
 def logical_byte(out_dir: Path) -> None:

@@ -79,7 +79,7 @@ def entries(header: bytes) -> list[dict[str, Any]]:
 def finite(data: Bytes, dtype: str) -> Bytes:
     """Turn random bytes into numbers that are neither huge nor NaN: floats of more than a byte are 1 to 2."""
     if dtype in FP8_DTYPES:
-        return data & 0xBB
+        return data & np.uint8(0xBB)
     if dtype not in ONE:
         return data
     num_bytes, low, high = ONE[dtype]

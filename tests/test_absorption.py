@@ -299,10 +299,11 @@ def test_stacked_experts(model_type: str, layout: tuple[tuple[int, ...], ...], s
 def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
     """Grids per expert grow by whole blocks, in either layout of the stack: 3 blocks of gate and of up become 4."""
     experts = "model.layers.0.mlp.experts"
-    shapes = [(4, 768, 256), (4, 6, 2), (4, 256, 384), (4, 2, 3)]
-    grown = [(4, 1024, 256), (4, 8, 2), (4, 256, 512), (4, 2, 4)]
+    shapes: list[tuple[int, ...]] = [(4, 768, 256), (4, 6, 2), (4, 256, 384), (4, 2, 3)]
+    grown: list[tuple[int, ...]] = [(4, 1024, 256), (4, 8, 2), (4, 256, 512), (4, 2, 4)]
     if is_transposed:
-        shapes, grown = ([(shape[0], shape[2], shape[1]) for shape in each] for each in (shapes, grown))
+        shapes = [(shape[0], shape[2], shape[1]) for shape in shapes]
+        grown = [(shape[0], shape[2], shape[1]) for shape in grown]
     names = [f"{experts}.{part}_proj{scale}" for part in ("gate_up", "down") for scale in ("", "_scale_inv")]
     dtypes = ["F8_E4M3", "F32"] * 2
     config = {"model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 384, "quantization_config": BLOCK}

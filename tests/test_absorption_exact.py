@@ -239,7 +239,7 @@ class Network:
 
     def scale_of_activations(self, tokens: Array) -> Array:
         """The maximum per token, which dynamic quantization divides by."""
-        return np.abs(self.activations(tokens)).max(axis=-1)
+        return np.asarray(np.abs(self.activations(tokens)).max(axis=-1))
 
     def answer(self, tokens: Array) -> Array:
         """The output of the MLP."""

@@ -90,7 +90,7 @@ def test_bad_input_ends_a_process_with_status_one(tmp_path: Path) -> None:
         "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (1024, 1024)); from fp8pad.cli.main import main; main()"
     )
     found = subprocess.run(
-        [sys.executable, "-B", "-c", limited, "convert", model, tmp_path / "out"],
+        [sys.executable, "-B", "-c", limited, "convert", str(model), str(tmp_path / "out")],
         capture_output=True,
         text=True,
         check=False,
@@ -107,7 +107,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for a hundred kilobytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", disk]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("only root can mount a tmpfs")
     yield disk

@@ -68,9 +68,9 @@ def test_chart(tmp_path: Path) -> None:
     assert drawn == (tmp_path / "two.svg").read_text()
 
 
+@pytest.mark.torch
 def test_how_many_sets_of_data_outgrow_a_cache() -> None:
     """The sets together take four times the cache, within a limit, and there is always one."""
-    pytest.importorskip("torch")
     from fp8pad.bench.timing import rotation
 
     assert rotation(bytes_of_one=30, cache_bytes=50, most=64) == 7

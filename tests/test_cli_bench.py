@@ -11,10 +11,8 @@ import pytest
 @pytest.fixture
 def report() -> object:
     """A benchmark of one layer that is unaligned along K, and of one along N."""
-    pytest.importorskip("torch", reason="the benchmark's own types need torch")
-    from fp8pad.bench.report import Case, Machine, Report
+    from fp8pad.bench.report import Case, Machine, Report, Timing
     from fp8pad.bench.shapes import LayerShape
-    from fp8pad.bench.timing import Timing
 
     def case(shape: LayerShape, vllm_us: float) -> Case:
         medians = {"ideal": 10.0, "vllm": vllm_us, "shim": 10.1, "absorbed": 10.0}
@@ -24,6 +22,7 @@ def report() -> object:
     return Report(Machine("GPU [x]", "2026-01-01", {"vllm": "0.33.0"}), "bfloat16", cases)
 
 
+@pytest.mark.torch
 def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: pytest.CaptureFixture[str]) -> None:
     """A row for each layer and number of tokens, summaries by axis, and the machine."""
     from fp8pad.render.bench import show_bench
@@ -36,6 +35,7 @@ def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: 
     assert any(line.endswith("GPU [x]") for line in lines)
 
 
+@pytest.mark.torch
 def test_the_json_is_one_document(report: object, capsys: pytest.CaptureFixture[str]) -> None:
     """`--json` prints the report and nothing else."""
     from fp8pad.render.bench import show_bench
@@ -44,9 +44,9 @@ def test_the_json_is_one_document(report: object, capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["cases"][0]["ratio_to_ideal"]["vllm"] == 1.5
 
 
+@pytest.mark.torch
 def test_the_layers_of_a_checkpoint_are_those_of_a_rank(example: Path) -> None:
     """Each unaligned shape once; at TP 2 the heads are split, and 213 cannot be."""
-    pytest.importorskip("torch", reason="the benchmark's own types need torch")
     from fp8pad.cli.bench import _shapes
 
     assert {shape.logical_shape for shape in _shapes(example, 1)} == {

@@ -8,6 +8,7 @@ import resource
 import signal
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from helpers import (
     write_checkpoint,
 )
 
-from fp8pad.checkpoint import destination, writer
+from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.transfer import Advance, OpenFile
@@ -297,7 +298,7 @@ def test_too_little_space_is_noticed_before_anything_is_written(
     """What an earlier run left counts as free: it is used or removed."""
     model = llama(tmp_path / "model")
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(OutputError, match="not enough disk space"):
         converted(model, tmp_path / "deep" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -351,6 +352,12 @@ def test_a_disk_that_fills_up_leaves_nothing(
     with pytest.raises(OutputError, match=r"^(model-|config|fp8pad).*cannot be written: "):
         converted(model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def killed_at(number: int, model: Path, out_dir: Path, options: ConvertOptions) -> None:
+    """Convert a checkpoint and die at the call of that number."""
+    kill_at(number)
+    converted(model, out_dir, options)
 
 
 def in_child(action: Callable[[], None]) -> int:
@@ -414,7 +421,7 @@ def test_a_run_that_is_killed_anywhere_leaves_nothing_to_load(tmp_path: Path, re
         if exists:
             (area / "out").mkdir()
             (area / "out" / "old").write_text("old")
-        status = in_child(lambda: (kill_at(number), converted(model, area / "out", options))[0])  # noqa: B023
+        status = in_child(partial(killed_at, number, model, area / "out", options))
         found = files_of(area / "out") if (area / "out").exists() else {}
         assert found in (old, expected)
         assert all(files_of(path.parent) == expected for path in area.rglob("config.json"))
@@ -459,7 +466,7 @@ def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pyt
 
 def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     """Convert a checkpoint of two shards and interrupt it when the second is being written."""
-    original = writer.write_padded
+    original = writer.write_padded  # type: ignore[attr-defined]
 
     def interrupt(layout: ShardLayout, source: OpenFile, target: OpenFile, advance: Advance) -> None:
         original(layout, source, target, advance)

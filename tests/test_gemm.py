@@ -62,9 +62,11 @@ def test_fp8_bytes_have_the_values_of_their_formats(dtype: str, literal: Mapping
     np.testing.assert_array_equal([values[byte] for byte in literal], list(literal.values()))
 
 
+@pytest.mark.torch
 def test_fp8_values_are_those_of_torch() -> None:
     """All 256 bytes of each format, and of E8M0 scales."""
-    torch = pytest.importorskip("torch", reason="needs torch")
+    import torch
+
     data = np.arange(256, dtype=np.uint8)
     names = {"F8_E4M3": "e4m3fn", "F8_E5M2": "e5m2", "F8_E4M3FNUZ": "e4m3fnuz", "F8_E5M2FNUZ": "e5m2fnuz"}
     for dtype, name in names.items():
@@ -158,10 +160,10 @@ def biased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return model, converted(model, root / "out", Policy(absorb=True))
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True, absorb_experts=True), Policy(alignment=128)])
 def test_torch_multiplies_both_forms_to_the_same_bits(policy: Policy, example: Path, tmp_path: Path) -> None:
     """`_scaled_mm`, here on the CPU, rounds as it likes; both forms reach it in one shape, so it rounds both alike."""
-    pytest.importorskip("torch", reason="needs torch")
     out_dir = converted(example, tmp_path / "out", policy)
     report = verify_gemm(example, out_dir, ALL_LAYERS, Silence(), scaled_mm("cpu", "this CPU"))
     assert (report.ok, report.arithmetic, len(report.results)) == (True, "torch._scaled_mm on this CPU", 14)
@@ -170,10 +172,10 @@ def test_torch_multiplies_both_forms_to_the_same_bits(policy: Policy, example: P
     assert [result.name for result in report.results if result.mismatch] == ["model.layers.0.self_attn.q_proj.weight"]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("path", ["good/qwen3_moe_dyn", "good/qwen3_moe_block", "good/phi3_dyn"])
 def test_torch_multiplies_experts_and_fused_layers(path: str, tmp_path: Path) -> None:
     """An axis that is not padded on disk is filled up in memory; segments lie where they do on disk."""
-    pytest.importorskip("torch", reason="needs torch")
     model = copy_case(path, tmp_path)
     out_dir = converted(model, tmp_path / "out", Policy(absorb=True, absorb_experts=True))
     report = verify_gemm(model, out_dir, ALL_LAYERS, Silence(), scaled_mm("cpu", "this CPU"))
@@ -226,14 +228,14 @@ def test_mismatches_say_where(biased: tuple[Path, Path], tmp_path: Path) -> None
 def test_the_command_line_reports_products(biased: tuple[Path, Path], tmp_path: Path) -> None:
     """--gemm adds to the table and to the JSON, and decides on the status."""
     model, out_dir = biased
-    command = [sys.executable, "-m", "fp8pad", "verify", model, out_dir, "--gemm", "--gemm-layers"]
+    command = [sys.executable, "-m", "fp8pad", "verify", str(model), str(out_dir), "--gemm", "--gemm-layers"]
     run = subprocess.run([*command, "5"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "5 layers equal to the last bit, of 5 multiplied, 14 padded; exact float64" in run.stdout
     wrong = tmp_path / "wrong"
     shutil.copytree(out_dir, wrong)
     CORRUPTIONS["one scale"](wrong)
-    command[5] = wrong
+    command[5] = str(wrong)
     run = subprocess.run([*command, "0", "--json"], capture_output=True, text=True, check=False)
     document: dict[str, Any] = json.loads(run.stdout)
     assert (run.returncode, document["ok"], document["gemm"]["ok"]) == (1, False, False)

@@ -161,6 +161,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
 
 def test_headers_are_written_as_the_safetensors_library_writes_them(tmp_path: Path) -> None:
     """What is parsed from a file of the library and written again is the same, byte for byte."""
+    arrays: dict[str, np.ndarray[Any, Any]]
     arrays = {"b": np.zeros((2, 3), np.float32), 'é\n"': np.ones(5, np.uint8), "empty": np.zeros((0, 4), np.int64)}
     for metadata in (None, {"format": "pt"}, {"é": "\x01\u2028"}):
         path = tmp_path / "x.safetensors"

@@ -71,7 +71,7 @@ def imports_of(path: Path) -> Iterator[Import]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         for name in imported_names(node):
-            yield Import(importer, node.lineno, part_of(name), is_lazy)
+            yield Import(importer, getattr(node, "lineno", 0), part_of(name), is_lazy)
         is_lazy = is_lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         pending += [(child, is_lazy) for child in ast.iter_child_nodes(node)]
 

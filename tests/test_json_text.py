@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fp8pad.checkpoint.json_text import dumps_like, first_difference, index_text
 
-DOCUMENT = {"b": [1, {"c": 1e-05}], "é": "ü", "a": {}, "n": None}
+DOCUMENT: dict[str, object] = {"b": [1, {"c": 1e-05}], "é": "ü", "a": {}, "n": None}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ else:
     pytest.skip("Triton was imported earlier, not to be interpreted", allow_module_level=True)
 
 # Infinite reciprocals and quotients are what some of these tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")]
 
 FP8_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
 FP8_VALUES = FP8_VALUES[FP8_VALUES.isfinite()]

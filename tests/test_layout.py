@@ -128,18 +128,19 @@ def padded_tensors(draw: st.DrawFn) -> tuple[str, PaddedTensor]:
     other = (size := draw(sizes), size + draw(sizes))
     num_matrices = draw(st.sampled_from((None, 1, 3)))
     n, k = (other, cut) if axis == -1 else (cut, other)
-    logical, larger = (n[0], k[0]), (n[1], k[1])
+    logical: tuple[int, ...] = n[0], k[0]
+    larger: tuple[int, ...] = n[1], k[1]
     if num_matrices:
         logical, larger = (num_matrices, *logical), (num_matrices, *larger)
     elif draw(st.booleans()) and axis in (None, "none"):
         logical, larger = (n[0],), (n[1],)
-    segments = Segments(*zip(*parts, strict=True), axis=axis) if axis != "none" else None  # type: ignore[arg-type]
+    segments = Segments(*zip(*parts, strict=True), axis=axis) if axis != "none" else None  # type: ignore[misc, arg-type]
     fill = draw(st.sampled_from((0, 1)))
     dtype = draw(st.sampled_from(("F32", "BF16", "F16") if fill else ("F8_E4M3", "F8_E5M2", "BF16", "U8")))
     return dtype, PaddedTensor(logical, larger, 1 if fill else 0, AXES, segments)
 
 
-def expected_rows(rows: np.ndarray, tensor: PaddedTensor, dtype: str) -> np.ndarray:  # type: ignore[type-arg]
+def expected_rows(rows: np.ndarray, tensor: PaddedTensor, dtype: str) -> np.ndarray:
     """Pad `[*logical_shape, element bytes]` the plain way, one segment after the other."""
     one = {"F32": [0, 0, 128, 63], "BF16": [128, 63], "F16": [0, 60]}
     fill = np.array(one[dtype] if tensor.fill else [0] * rows.shape[-1], np.uint8)

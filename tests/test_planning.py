@@ -347,6 +347,7 @@ def test_the_config_is_replaced_in_place() -> None:
 
 def test_a_config_from_modelopts_own_file_moves_to_the_top_level() -> None:
     """Old ModelOpt checkpoints get a `quantization_config`; the document that stood alone is its base."""
+    configs: dict[str, dict[str, object]]
     configs = {"config.json": {"model_type": "llama"}, "hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}
     header = shard("m.safetensors", ("a.weight", "F8_E4M3", (20, 20)), ("a.weight_scale", "F32", ()))
     plan = plan_checkpoint([header], configs, Policy())

@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch")
 from fp8pad.runtime.output import cut_output  # noqa: E402
 from fp8pad.runtime.quantizer import PaddedQuantization, pad_where_quantized  # noqa: E402
 
+pytestmark = pytest.mark.torch
+
 
 @dataclass
 class QuantFP8:
@@ -63,7 +65,12 @@ def test_a_quantization_that_one_launch_replaces() -> None:
     pytest.importorskip("triton")
     quantization = PaddedQuantization(QuantFP8(use_per_token_if_dynamic=False), 32)
     asked: list[object] = []
-    quantization.launch = lambda *arguments, **options: asked.append((arguments, options)) or (arguments[0], None)
+
+    def launch(*arguments: object, **options: object) -> tuple[object, None]:
+        asked.append((arguments, options))
+        return arguments[0], None
+
+    quantization.launch = launch
     quantization("x", "scale", "upper bound")
     assert asked == [(("x", 32), {"scale": "scale", "scale_ub": "upper bound", "per_token": False})]
 

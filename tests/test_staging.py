@@ -94,7 +94,8 @@ def test_a_lock_that_its_holder_removed_is_taken_again(
     staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
 ) -> None:
     """Between opening and locking, the holder may finish: then the lock file that was opened counts no more."""
-    flock, calls = fcntl.flock, []
+    flock = fcntl.flock
+    calls: list[int] = []
 
     def locked_late(descriptor: int, operation: int) -> None:
         if not calls:

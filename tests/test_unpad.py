@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from test_verify import convert_to, edit_json
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.checkpoint.writer import VerifyDepth
+from fp8pad.checkpoint.options import VerifyDepth
 from fp8pad.convert import ConvertOptions, Silence, convert
 from fp8pad.errors import OutputError, RecordError, VerifyError
 from fp8pad.inspect import inspect_checkpoint
@@ -64,7 +64,7 @@ def test_unpadding_undoes_converting_for_any_checkpoint(
     area = tmp_path_factory.mktemp("area")
     sizes = st.integers(1, 40)
     block = data.draw(st.none() | st.tuples(sizes, sizes))
-    tensors = {}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for number in range(data.draw(st.integers(1, 5))):
         n, k = data.draw(sizes), data.draw(sizes)
         grids = [(-(-n // block[0]), -(-k // block[1]))] if block else [(n, 1), (n,)]

@@ -36,16 +36,11 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def case() -> Callable[[str], Path]:
-    """Return a function that finds a checkpoint made by a real tool; the test skips itself where there are none."""
-    folder = Path(os.environ.get("FP8PAD_CASES", HERE.parents[2] / "shared" / "cases"))
+def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that copies a checkpoint made by a real tool and returns where it is."""
+    from helpers import copy_case
 
-    def find(name: str) -> Path:
-        if not (folder / name).is_dir():
-            pytest.skip(f"no {name} in {folder}; FP8PAD_CASES says where such checkpoints are")
-        return folder / name
-
-    return find
+    return lambda name: copy_case(name, tmp_path_factory.mktemp("case"))
 
 
 @pytest.fixture(scope="session")

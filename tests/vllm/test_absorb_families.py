@@ -140,7 +140,7 @@ def test_a_family_claims_what_has_the_size(model_type: str, tmp_path: Path) -> N
 
 def has_axis(claim: Any) -> bool:
     """Whether a tensor of an MLP has the inner size at all: the bias of down has not."""
-    return claim.leaf != "bias" or claim.axis == "n"
+    return bool(claim.leaf != "bias" or claim.axis == "n")
 
 
 def saved_model(model_type: str, folder: Path) -> tuple[dict[str, Any], dict[str, TensorHeader]]:

@@ -43,7 +43,7 @@ def vllm_config() -> Iterator[None]:
 
     fp8pad_standins.register()
     config = VllmConfig()
-    config.model_config = SimpleNamespace(dtype=torch.bfloat16)  # type: ignore[assignment]
+    config.model_config = SimpleNamespace(dtype=torch.bfloat16)
     torch.set_default_dtype(torch.bfloat16)
     with set_current_vllm_config(config):
         yield

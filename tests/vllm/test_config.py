@@ -125,7 +125,7 @@ def test_a_kernel_that_reads_its_layers_sizes_sees_padded_ones() -> None:
     method_class: Any = type("Marlin", (PaddedLinearMethod, Marlin), {})
     method, layer = method_class(), torch.nn.Module()
     method.record = LayerParts("down_proj", tuple(MODULES.values()))
-    layer.input_size_per_partition, layer.output_size_per_partition = 213, 136  # type: ignore[assignment]
+    layer.input_size_per_partition, layer.output_size_per_partition = 213, 136
     method.create_weights(layer, 213, [136])
     output = method.apply(layer, torch.zeros(2, 213))
     assert torch.equal(output, torch.full((2, 136), 224.0))

@@ -32,7 +32,7 @@ def test_the_ci_script_proves_the_example(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "REPORTS": "reports"}
 
     def run(out_dir: str, convert_options: str) -> Finished:
-        command = [script, EXAMPLE, out_dir, "golden.json"]
+        command = [str(script), str(EXAMPLE), out_dir, "golden.json"]
         env = environment | {"CONVERT_OPTIONS": convert_options}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 

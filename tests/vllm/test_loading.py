@@ -83,7 +83,7 @@ def _block_method_class() -> type:
     )
     from vllm.model_executor.parameter import BlockQuantScaleParameter
 
-    class Fp8LinearMethod(_method_class()):  # type: ignore[misc]
+    class Fp8LinearMethod(_method_class()):
         weight_block_size = BLOCK
 
         def create_weights(
