@@ -18,7 +18,7 @@ EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
 PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
 WRITING = READING | {"converted", "parallel", "publication"}
-RESULTS = {"convert", "verify", "unpad", "inspect", "gemm", "golden", "bench"}
+RESULTS = {"convert", "verify", "unpad", "inspect", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
@@ -29,7 +29,6 @@ ALLOWED: dict[str, set[str]] = {
     "scales": {"geometry"},
     "reading": {"errors"},
     "record": {"errors", "geometry", "reading"},
-    "float8": {"errors", "numpy"},
     "planning": PURE | {"__init__", "planning"},
     "checkpoint": PURE | {"checkpoint", "numpy", "safetensors"},
     "parallel": {"checkpoint"},
@@ -39,7 +38,6 @@ ALLOWED: dict[str, set[str]] = {
     "verify": WRITING,
     "unpad": WRITING | {"verify"},
     "inspect": WRITING,
-    "gemm": READING | {"float8", "gemm", "numpy", "torch"},
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},
     "bench": PURE | {"__init__", "bench", "matplotlib", "runtime", "torch", "triton", "vllm"},
     "runtime": {"__init__", "errors", "geometry", "record", "runtime", "scales", "torch", "triton", "vllm"},

@@ -23,7 +23,7 @@ mkdir -p "$reports"
 
 fp8pad convert "$model" "$out_dir" "${convert_options[@]}"
 # To see the mismatches where there are some, the document is shown; the status is that of verify.
-fp8pad verify "$model" "$out_dir" --gemm --json > "$reports/verify.json" || { cat "$reports/verify.json"; exit 1; }
+fp8pad verify "$model" "$out_dir" --json > "$reports/verify.json" || { cat "$reports/verify.json"; exit 1; }
 if [ ! -f "$golden" ]; then
   fp8pad golden record "$model" -o "$golden" "${record_options[@]}"
 fi

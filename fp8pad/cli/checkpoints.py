@@ -78,29 +78,21 @@ def verify(
     model: options.ModelArgument,
     out_dir: options.OutDirArgument,
     *,
-    gemm: options.GemmOption = False,
-    gemm_layers: options.GemmLayersOption = 16,
     as_json: options.JsonOption = False,
 ) -> None:
     """Compare a converted checkpoint with its source.
 
     Every byte is compared with what converting MODEL gives.
     """
-    from fp8pad.gemm.check import GemmOptions, verify_gemm
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_verification
     from fp8pad.verify import verify as verify_checkpoint
 
     with shown_progress() as progress:
         report = verify_checkpoint(model, out_dir, progress)
-        gemm_options = GemmOptions(num_layers=gemm_layers or None)
-        products = verify_gemm(model, out_dir, gemm_options, progress) if gemm else None
-    show_verification(out_dir, report, as_json, products)
+    show_verification(out_dir, report, as_json)
     if not report.ok:
         raise VerifyError(_first_of(out_dir, report.mismatches, "mismatch", "mismatches"))
-    if products and not products.ok:
-        differing = [f"{result.name}: {result.mismatch}" for result in products.results if result.mismatch]
-        raise VerifyError(_first_of(out_dir, differing, "product differs", "products differ"))
 
 
 def unpad(

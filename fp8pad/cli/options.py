@@ -66,12 +66,6 @@ VerifyOption = Annotated[
     VerifyDepth,
     typer.Option("--verify", help="What is re-read before publishing: padded tensors, every byte (full), or nothing."),
 ]
-GemmOption = Annotated[
-    bool, typer.Option("--gemm", help="Also multiply padded layers in both forms, and compare every bit.")
-]
-GemmLayersOption = Annotated[
-    int, typer.Option("--gemm-layers", metavar="N", min=0, help="Layers that --gemm multiplies; 0 is all of them.")
-]
 
 # What is printed
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]

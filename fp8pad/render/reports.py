@@ -1,7 +1,6 @@
 """What was done, and what was found."""
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.convert import ConvertReport
-from fp8pad.gemm.check import GemmReport
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.render.console import Fact, command, fact_table, growth, print_json, print_parts, shortened, stdout_console
+from fp8pad.render.console import command, fact_table, growth, print_json, print_parts, shortened, stdout_console
 from fp8pad.summary import plan_document
 from fp8pad.text import printable
 from fp8pad.unpad import UnpadReport
@@ -46,35 +44,21 @@ def show_conversion(
     print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
 
 
-def show_verification(
-    out_dir: Path, report: VerifyReport, as_json: bool = False, products: GemmReport | None = None
-) -> None:
-    """Print whether every byte is as it should be, and every product if they were asked for; if not, what differs."""
+def show_verification(out_dir: Path, report: VerifyReport, as_json: bool = False) -> None:
+    """Print whether every byte is as it should be; if not, what differs."""
     if as_json:
-        print_json(_verification_document(report, products))
+        print_json(_verification_document(report))
         return
     verdict = f"{report.tensors_checked} tensors, the records and every file are as they should be"
     if not report.ok:
         verdict = "is not what converting gives; the first differences are:"
     facts = [("differs", printable(str(mismatch))) for mismatch in report.mismatches]
-    facts += _product_facts(products) if products else []
     print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
 
 
-def _verification_document(report: VerifyReport, products: GemmReport | None) -> dict[str, Any]:
+def _verification_document(report: VerifyReport) -> dict[str, Any]:
     mismatches = [asdict(mismatch) for mismatch in report.mismatches]
-    document = {"ok": report.ok, "tensors_checked": report.tensors_checked, "mismatches": mismatches}
-    return document | {"ok": report.ok and products.ok, "gemm": products.to_json()} if products else document
-
-
-def _product_facts(products: GemmReport) -> Iterator[Fact]:
-    """Yield what was multiplied, and the layers whose products differ."""
-    equal = sum(result.mismatch is None for result in products.results)
-    of = f"{len(products.results)} multiplied, {products.num_padded} padded"
-    yield "products", f"{equal} layers equal to the last bit, of {of}; {printable(products.arithmetic)}"
-    for result in products.results:
-        if result.mismatch:
-            yield "differs", printable(f"{result.name}: {result.mismatch}")
+    return {"ok": report.ok, "tensors_checked": report.tensors_checked, "mismatches": mismatches}
 
 
 def show_restoration(report: UnpadReport, as_json: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""`verify --gemm` on a CUDA device: tensor cores give both forms of a layer the same bits."""
+"""The oracle of products on a CUDA device: tensor cores give both forms of a layer the same bits."""
 
 from pathlib import Path
 
@@ -10,18 +10,17 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
 
 import numpy as np  # noqa: E402
 from corruptions import CORRUPTIONS, SHARD  # noqa: E402
+from gemm.check import products_differ  # noqa: E402
+from gemm.products import best_arithmetic  # noqa: E402
 from helpers import linear, write_checkpoint  # noqa: E402
 
 from fp8pad.checkpoint.checkpoint import read_unconverted  # noqa: E402
 from fp8pad.checkpoint.progress import Silence  # noqa: E402
 from fp8pad.convert import ConvertOptions, convert  # noqa: E402
-from fp8pad.gemm.check import GemmOptions, verify_gemm  # noqa: E402
 from fp8pad.planning import plan_checkpoint  # noqa: E402
 from fp8pad.record import Policy  # noqa: E402
 
 pytestmark = pytest.mark.gpu
-
-ALL_LAYERS = GemmOptions(num_layers=None)
 
 
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
@@ -35,12 +34,12 @@ def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
 def test_tensor_cores_give_both_forms_the_same_bits(policy: Policy, example: Path, tmp_path: Path) -> None:
     """Every padded layer of the example; and a byte that is wrong is caught there too."""
     out_dir = converted(example, tmp_path / "out", policy)
-    report = verify_gemm(example, out_dir, ALL_LAYERS, Silence())
-    assert report.arithmetic == f"torch._scaled_mm on {torch.cuda.get_device_name()}"
-    assert ([result.mismatch for result in report.results if result.mismatch], len(report.results)) == ([], 14)
+    assert best_arithmetic(frozenset({"F8_E4M3"})).name == "torch._scaled_mm on cuda"
+    found = products_differ(example, out_dir)
+    assert (set(found.values()), len(found)) == ({None}, 14)
     CORRUPTIONS["one padded byte, in the tail of K"](out_dir)
-    report = verify_gemm(example, out_dir, ALL_LAYERS, Silence())
-    assert [result.name for result in report.results if result.mismatch] == ["model.layers.0.self_attn.q_proj.weight"]
+    found = products_differ(example, out_dir)
+    assert [name for name, mismatch in found.items() if mismatch] == ["model.layers.0.self_attn.q_proj.weight"]
 
 
 def test_a_layer_of_real_size_is_equal_too(tmp_path: Path) -> None:
@@ -52,6 +51,4 @@ def test_a_layer_of_real_size_is_equal_too(tmp_path: Path) -> None:
     weight[weight & 0x7F == 0x7F] = 0
     scales[:] = np.random.default_rng(0).uniform(0.001, 0.1, num_n)
     data.tofile(model / SHARD)
-    report = verify_gemm(model, converted(model, tmp_path / "out", Policy()), ALL_LAYERS, Silence())
-    assert report.arithmetic.startswith("torch._scaled_mm")
-    assert [result.mismatch for result in report.results] == [None]
+    assert list(products_differ(model, converted(model, tmp_path / "out", Policy())).values()) == [None]

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fp8pad.gemm.float8 import Bytes, Floats, fp8_bytes, fp8_values
 from fp8pad.geometry import round_up
+from gemm.float8 import Bytes, Floats, fp8_bytes, fp8_values
 
 MAX_EXACT_K = 2**17
 MAX_ACTIVATION = 8
@@ -117,10 +117,10 @@ def best_arithmetic(dtypes: frozenset[str]) -> Arithmetic:
     takes_fp8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
     if not takes_fp8 or not dtypes <= _TORCH_DTYPES.keys():
         return EXACT
-    return scaled_mm("cuda", torch.cuda.get_device_name())
+    return scaled_mm("cuda")
 
 
-def scaled_mm(device: str, device_name: str) -> Arithmetic:
+def scaled_mm(device: str) -> Arithmetic:
     """Return the arithmetic of `torch._scaled_mm` on a torch device: sums in float32, as its kernel forms them."""
     import torch
 
@@ -135,7 +135,7 @@ def scaled_mm(device: str, device_name: str) -> Arithmetic:
         sums = torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.float32)
         return sums[: len(activations), : len(weight)].double().cpu().numpy()  # type: ignore[no-any-return]
 
-    return Arithmetic(f"torch._scaled_mm on {device_name}", False, multiply)
+    return Arithmetic(f"torch._scaled_mm on {device}", False, multiply)
 
 
 def _filled_up(data: Bytes) -> Bytes:

@@ -1,7 +1,7 @@
 """One layer in two forms, as it was and padded: `activations @ weight.T * scale + bias` of both, compared.
 
 Where the runtime gives the padded columns zeros, they get the largest activation here, so that the weight's own zeros
-must do. The sums are equal for the reasons given in `fp8pad.gemm.products`; scales and bias follow element by element,
+must do. The sums are equal for the reasons given in `gemm.products`; scales and bias follow element by element,
 in the same order for both forms.
 """
 
@@ -14,8 +14,13 @@ from zlib import crc32
 import numpy as np
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.gemm.float8 import Bytes, Floats, scale_values
-from fp8pad.gemm.products import (
+from fp8pad.geometry import as_matrices
+from fp8pad.planning.layers import Fp8Linear
+from fp8pad.record import PaddedTensor
+from fp8pad.scales import PerBlock
+from fp8pad.tensors import TensorHeader
+from gemm.float8 import Bytes, Floats, scale_values
+from gemm.products import (
     MAX_ACTIVATION,
     Arithmetic,
     Operands,
@@ -24,11 +29,6 @@ from fp8pad.gemm.products import (
     output,
     padded_in_memory,
 )
-from fp8pad.geometry import as_matrices
-from fp8pad.planning.layers import Fp8Linear
-from fp8pad.record import PaddedTensor
-from fp8pad.scales import PerBlock
-from fp8pad.tensors import TensorHeader
 
 
 @dataclass(frozen=True, slots=True)
