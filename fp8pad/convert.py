@@ -46,7 +46,7 @@ def convert(
     fit; see `publication.publish` for the rest.
     """
     design = converted_files(source, plan)
-    draft = Draft(source, design.layouts, source.other_files, lambda hashes: _texts(design, hashes))
+    draft = Draft(design.source, design.layouts, design.source.other_files, lambda hashes: _texts(design, hashes))
     published = publish(draft, out_dir, options, progress)
     return _report(design, published, options.verify)
 

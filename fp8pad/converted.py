@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
-from fp8pad.checkpoint.headers import LENGTH_BYTES, read_header_bytes
+from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.json_text import dumps_like, index_text
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.writer import Hashes
@@ -54,12 +54,11 @@ class Converted:
 def converted_files(source: Checkpoint, plan: CheckpointPlan, fp8pad_version: str = __version__) -> Converted:
     """Derive the checkpoint that `plan` makes of `source`, as the fp8pad of that version writes it.
 
-    Reads the first bytes of each shard once more. Raises `PlanError` if the plan does not fit the source.
+    Raises `PlanError` if the plan does not fit the source.
     """
-    layouts = tuple(
-        shard_layout(shard, read_header_bytes(source.root / shard.file, shard.file)[0], plan.tensors)
-        for shard in source.shards
-    )
+    if plan.edits_config:
+        source = source.with_edited_config()
+    layouts = tuple(shard_layout(shard, source.prefixes[shard.file], plan.tensors) for shard in source.shards)
     _check_complete(source, plan)
     texts = _texts(source, plan, layouts, fp8pad_version)
     files = _files(source, layouts, texts)
@@ -92,8 +91,7 @@ def _texts(
         rewritten = index_text(source.index.text, total_bytes)
         texts[INDEX_FILE] = rewritten if plan.tensors else source.index.text
     edited = edited_config(source.configs[CONFIG_FILE], plan, fp8pad_version)
-    is_edited = plan.needs_runtime or plan.config_edits
-    texts[CONFIG_FILE] = dumps_like(source.config_text, edited) if is_edited else source.config_text
+    texts[CONFIG_FILE] = dumps_like(source.config_text, edited) if plan.edits_config else source.config_text
     return texts
 
 

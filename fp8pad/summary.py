@@ -82,7 +82,8 @@ def flops_added_share(layers: Iterable[LayerPlan]) -> float:
 
 def output_files(source: Checkpoint, plan: CheckpointPlan) -> OutputFiles:
     """Tell which files converting rewrites, brings along as they are, and leaves out."""
-    rewritten = {CONFIG_FILE} if plan.needs_runtime or plan.config_edits else set()
+    rewritten = {CONFIG_FILE} if plan.edits_config else set()
+    source = source.with_edited_config() if plan.edits_config else source
     if plan.shards_rewritten:
         rewritten |= {*plan.shards_rewritten, *([INDEX_FILE] if source.index else [])}
     everything = {CONFIG_FILE, *(shard.file for shard in source.shards), *source.other_files}

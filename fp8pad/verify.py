@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record, read_unconverted
 from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch, compare_files, compare_shard, compare_texts, sha256
-from fp8pad.checkpoint.folder import is_weight_file, read_text
+from fp8pad.checkpoint.folder import is_other_form, read_text
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.converted import Converted, converted_files
 from fp8pad.parallel import run_all
@@ -69,7 +69,7 @@ def _compare_names(design: Converted, converted: Checkpoint) -> Iterator[Mismatc
     for file in sorted(converted.texts.keys() - design.texts.keys()):
         yield Mismatch(file, "file", "no such file, as in the source", "an index")
     for file in converted.excluded:
-        if is_weight_file(file):
+        if is_other_form(file):
             yield Mismatch(file, "file", "no such file", "weights that converting leaves out")
 
 

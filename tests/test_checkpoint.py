@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -47,34 +48,79 @@ def test_a_checkpoint_is_read_whole(two_shards: Path) -> None:
     assert source.identities.keys() == {ONE, TWO, INDEX, "config.json", "hf_quant_config.json", "tokenizer.json"}
 
 
-def test_side_files_come_along_and_other_weights_do_not(tmp_path: Path) -> None:
-    """Subfolders and hidden files come along; weights of other formats, wherever they lie, are named as left out."""
+def test_everything_comes_along_but_other_forms_of_the_same_weights(tmp_path: Path) -> None:
+    """Those lie in the root, or in two folders; a weight file anywhere else belongs to something that a model needs."""
     root = llama(tmp_path / "model")
     along = [
         ".gitattributes",
         "README.md",
         "modeling.py",
         "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+        "2_Dense/pytorch_model.bin",
+        "3/original/x.pth",
+        "3/onnx/x.onnx",
         "model.safetensors.tmp",
+        "spk_dict.pt",
+        "params.json",
+        "training_args.bin",
+        "flow.onnx",
+        "vocoder.safetensors",
+        "a/c.gguf",
         "a/b/c.txt",
+        "lora/adapter_model.safetensors",
     ]
     left = [
         "pytorch_model.bin",
-        "a/x.pth",
-        "b.PT",
-        "c.gguf",
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model.fp16.bin",
+        "pytorch_model.bin.index.json",
+        "pytorch_model.bin.index.fp16.json",
+        "c.Q4_K_M.gguf",
+        "D.GGUF",
         "onnx/m.onnx",
-        "tf.h5",
-        "flax.msgpack",
-        "training_args.bin",
+        "tf_model.h5",
+        "tf_model.h5.index.json",
+        "flax_model.msgpack",
+        "flax_model.msgpack.index.json",
+        "rust_model.ot",
+        "consolidated.safetensors",
+        "consolidated.00.pth",
+        "consolidated.safetensors.index.json",
+        "original/params.json",
+        "original/a/old.safetensors",
     ]
-    left += ["consolidated.safetensors", "original/old.safetensors"]
     for name in (*along, *left):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     source = read_unconverted(root)
     assert source.other_files == tuple(sorted([*along, "tokenizer.json"]))
     assert source.excluded == tuple(sorted(left))
+    assert source.identities.keys() == {*source.other_files, "config.json", "model.safetensors"}
+
+
+def test_params_json_is_excluded_with_its_weights_where_config_json_is_edited(tmp_path: Path) -> None:
+    """It would describe sizes that the checkpoint no longer has; without such weights it belongs to something else."""
+    root = llama(tmp_path / "model")
+    (root / "params.json").write_text("{}")
+    assert "params.json" in read_unconverted(root).with_edited_config().other_files
+    (root / "consolidated.safetensors").write_bytes(b"")
+    source = read_unconverted(root)
+    assert (source.other_files, source.excluded) == (("params.json", "tokenizer.json"), ("consolidated.safetensors",))
+    edited = source.with_edited_config()
+    assert (edited.other_files, edited.excluded) == (("tokenizer.json",), ("consolidated.safetensors", "params.json"))
+
+
+@pytest.mark.parametrize("with_config", [True, False])
+def test_mistrals_own_format_alone_is_refused_with_what_to_do(tmp_path: Path, with_config: bool) -> None:
+    """Neither a missing config.json nor missing shards would tell what to do."""
+    root = llama(tmp_path / "model")
+    (root / "model.safetensors").rename(root / "consolidated.safetensors")
+    (root / "params.json").write_text("{}")
+    if not with_config:
+        (root / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"Mistral's own format.*needs the Hugging Face format"):
+        read_unconverted(root)
 
 
 def test_what_is_no_file_is_left_out_by_name(tmp_path: Path) -> None:
@@ -86,21 +132,38 @@ def test_what_is_no_file_is_left_out_by_name(tmp_path: Path) -> None:
     (root / "loop").symlink_to(root, target_is_directory=True)
     (root / ".git" / "objects").mkdir(parents=True)
     (root / ".git" / "objects" / "ab").write_bytes(b"the weights once more")
+    (root / "sub" / ".cache" / "huggingface").mkdir(parents=True)
     source = read_unconverted(root)
     assert source.other_files == ("tokenizer.json",)
-    assert source.excluded == (".git", "loop", "pipe", "socket")
+    assert source.excluded == (".git", "loop", "pipe", "socket", "sub/.cache")
 
 
 def test_a_hub_snapshot_of_links_is_read_through(tmp_path: Path) -> None:
-    """In the hub's cache every file is a relative link to a blob."""
+    """In the hub's cache every file is a relative link to a blob of the same model."""
     root = llama(tmp_path / "model", num_shards=2)
     expected = read_unconverted(root)
     snapshot = tmp_path / "snapshots" / "0a1b"
     snapshot.mkdir(parents=True)
     for path in root.iterdir():
         (snapshot / path.name).symlink_to(Path("../../model", path.name))
+    (snapshot / "passwd.txt").symlink_to("/etc/passwd")
     source = read_unconverted(snapshot)
     assert (source.shards, source.other_files) == (expected.shards, expected.other_files)
+    assert source.excluded == ("passwd.txt",)
+
+
+def test_links_out_of_the_folder_are_followed_only_on_request(tmp_path: Path) -> None:
+    """Otherwise a stranger's checkpoint could publish any file of ours; links that stay inside are files."""
+    root = llama(tmp_path / "model")
+    (tmp_path / "private").write_text("private")
+    (tmp_path / "model-2").mkdir()
+    (tmp_path / "model-2" / "x").write_text("a folder whose name begins alike")
+    for name, target in (("a", "../private"), ("b", "../model-2/x"), ("c", "tokenizer.json"), ("d", "a")):
+        (root / name).symlink_to(target)
+    source = read_checkpoint(root)
+    assert (source.other_files, source.excluded) == (("c", "tokenizer.json"), ("a", "b", "d"))
+    followed = read_checkpoint(root, follow_links=True)
+    assert (followed.other_files, followed.excluded) == (("a", "b", "c", "d", "tokenizer.json"), ())
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", INDEX])
@@ -132,7 +195,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         ({"a": 1}, "a: expected the name of a file"),
         ({"a": TWO, "b": ONE}, f"a: expected in {TWO}, but it lies in {ONE}"),
         ({"c": ONE}, f"c: expected in {ONE}, but it is not there"),
-        ({"c": "other.safetensors"}, "other.safetensors: the shard is missing"),
+        ({"c": "other.safetensors"}, "other.safetensors: is missing"),
     ],
 )
 def test_an_index_that_disagrees_with_the_shards_is_refused(
@@ -192,12 +255,45 @@ def test_a_series_with_a_gap_is_refused(two_shards: Path) -> None:
 
 
 def test_without_an_index_one_file_of_the_usual_name_is_the_checkpoint(tmp_path: Path) -> None:
-    """Other files beside model.safetensors are left out and named."""
+    """Other tensors beside it are copied along; the same ones again, in whatever form, are excluded and named."""
     root = llama(tmp_path / "model")
     (root / "adapter_model.safetensors").write_bytes(safetensors_bytes({"x": ("U8", (1,))}))
+    shutil.copy(root / "model.safetensors", root / "model.fp16.safetensors")
     source = read_unconverted(root)
     assert [shard.file for shard in source.shards] == ["model.safetensors"]
-    assert source.excluded == ("adapter_model.safetensors",)
+    assert source.other_files == ("adapter_model.safetensors", "tokenizer.json")
+    assert source.excluded == ("model.fp16.safetensors",)
+    assert "model.fp16.safetensors" not in source.identities
+
+
+def test_a_text_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    """Work is bounded before anything is read."""
+    root = llama(tmp_path / "model")
+    os.truncate(root / "config.json", 1 << 40)
+    with pytest.raises(ConfigError, match=r"config.json: expected at most 256000000 bytes of JSON, got 1099511627776"):
+        read_unconverted(root)
+
+
+def nested_folders(root: Path, name: str, number: int) -> None:
+    """Make folders in folders, more than a path could name."""
+    folder = os.open(root, os.O_RDONLY)
+    for _ in range(number):
+        os.mkdir(name, dir_fd=folder)
+        inner = os.open(name, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+
+
+def test_folders_in_folders_without_end_are_walked(tmp_path: Path) -> None:
+    """Deeper than Python's stack; deeper than a path can name is an error of one line."""
+    root = llama(tmp_path / "model")
+    nested_folders(root, "d", 1500)
+    assert read_unconverted(root).other_files == ("tokenizer.json",)
+    nested_folders(root, "e" * 250, 20)
+    with pytest.raises(CheckpointError, match="File name too long"):
+        read_unconverted(root)
+    subprocess.run(["rm", "-rf", root], check=True)  # Python's own way would recurse
 
 
 def test_weights_of_another_format_alone_are_refused_with_a_hint(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ from helpers import (
 
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.transfer import Advance, OpenFile
 from fp8pad.convert import ConvertOptions, ConvertReport, Silence, convert
 from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.planning import plan_checkpoint

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from fp8pad.checkpoint import compare, transfer
 from fp8pad.checkpoint.compare import Mismatch, compare_data, compare_header
+from fp8pad.checkpoint.files import OpenFile, create_file, open_file
 from fp8pad.checkpoint.headers import read_header, read_header_bytes
 from fp8pad.checkpoint.layout import Copy, Grid, Pad, Run, ShardLayout, Tile, logical_shard, shard_layout, tensor_grid
-from fp8pad.checkpoint.transfer import OpenFile, create_file, open_file, write_logical, write_padded
+from fp8pad.checkpoint.transfer import write_logical, write_padded
 from fp8pad.errors import CheckpointError, OutputError, PlanError
 from fp8pad.record import AxisActions, PaddedTensor, Segments
 

@@ -2,13 +2,22 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, FileIdentity, file_identity, list_folder, read_text
-from fp8pad.checkpoint.headers import read_header
-from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError, RecordError
+from fp8pad.checkpoint.files import FileIdentity, check_identity, open_file
+from fp8pad.checkpoint.folder import (
+    INDEX_FILE,
+    SHARD_SUFFIX,
+    is_other_form,
+    list_folder,
+    read_text,
+    read_text_and_identity,
+)
+from fp8pad.checkpoint.headers import parse_header, read_prefix
+from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError, HeaderError, RecordError
 from fp8pad.reading import Reader
 from fp8pad.record import METADATA_KEY, QUANT_METHOD, RECORD_FILE, CheckpointRecord, Json, parse_record
 from fp8pad.tensors import ShardHeader
@@ -16,6 +25,7 @@ from fp8pad.tensors import ShardHeader
 CONFIG_FILE = "config.json"
 OPTIONAL_CONFIG_FILES = ("hf_quant_config.json",)
 SINGLE_SHARD = "model.safetensors"
+MISTRAL_CONFIG_FILE = "params.json"  # the config of the weights in consolidated*.safetensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +40,34 @@ class Index:
 class Checkpoint:
     """A checkpoint folder; file names are relative to `root`.
 
-    `configs` holds config.json, and hf_quant_config.json where there is one; `config_text` is config.json as it lies
-    on disk. `other_files` come along unchanged, `excluded` do not. `identities` are those of every file that is read.
+    `prefixes` are the first bytes of each shard, up to its data. `configs` holds config.json, and hf_quant_config.json
+    where there is one; `config_text` is config.json as it lies on disk. `other_files` are copied along unchanged,
+    `excluded` are not. `identities` are those of every file at the moment when it was read.
     """
 
     root: Path
     shards: tuple[ShardHeader, ...]
+    prefixes: Mapping[str, bytes]
     index: Index | None
     configs: Mapping[str, Json]
     config_text: str
     other_files: tuple[str, ...]
     excluded: tuple[str, ...]
     identities: Mapping[str, FileIdentity]
+
+    def with_edited_config(self) -> "Checkpoint":
+        """Return the checkpoint without params.json, which would contradict an edited config.json.
+
+        It stays where there are no weights of Mistral's own format that it belongs to.
+        """
+        has_weights = any(file.startswith("consolidated") for file in self.excluded)
+        if not has_weights or MISTRAL_CONFIG_FILE not in self.other_files:
+            return self
+        return replace(
+            self,
+            other_files=tuple(file for file in self.other_files if file != MISTRAL_CONFIG_FILE),
+            excluded=tuple(sorted((*self.excluded, MISTRAL_CONFIG_FILE))),
+        )
 
     @property
     def texts(self) -> dict[str, str]:
@@ -61,22 +87,64 @@ def read_unconverted(model_dir: Path) -> Checkpoint:
     return source
 
 
-def read_checkpoint(root: Path) -> Checkpoint:
-    """Read any checkpoint, padded or not; see `read_unconverted` for what is raised."""
+def read_checkpoint(root: Path, follow_links: bool = False) -> Checkpoint:
+    """Read any checkpoint, padded or not; see `read_unconverted` for what is raised, `list_folder` for links."""
     if not root.is_dir():
         raise CheckpointError(f"{root}: {'expected a folder' if root.exists() else 'no such folder'}")
-    config_text = read_text(root, CONFIG_FILE)
+    _check_format(root)
+    reader = _FolderReader(root)
+    config_text = reader.text(CONFIG_FILE)
     configs = {CONFIG_FILE: parse_object(CONFIG_FILE, config_text)}
-    configs |= {
-        file: parse_object(file, read_text(root, file)) for file in OPTIONAL_CONFIG_FILES if (root / file).exists()
-    }
-    index = read_index(root)
-    shards = tuple(read_header(root / file, file) for file in shard_files(root, index))
+    configs |= {file: parse_object(file, reader.text(file)) for file in OPTIONAL_CONFIG_FILES if (root / file).exists()}
+    index = _read_index(reader)
+    shards = tuple(reader.header(file) for file in shard_files(root, index))
     _check_tensors(shards, index)
     own_files = (CONFIG_FILE, *([INDEX_FILE] if index else []), *(shard.file for shard in shards))
-    other_files, excluded = list_folder(root, frozenset(own_files))
-    identities = {file: file_identity(root / file) for file in (*own_files, *other_files)}
-    return Checkpoint(root, shards, index, configs, config_text, other_files, excluded, identities)
+    listing = list_folder(root, frozenset(own_files), follow_links)
+    copies = _other_copies(reader, listing.other_files, shards)
+    return Checkpoint(
+        root=root,
+        shards=shards,
+        prefixes={shard.file: reader.prefixes[shard.file] for shard in shards},
+        index=index,
+        configs=configs,
+        config_text=config_text,
+        other_files=tuple(file for file in listing.other_files if file not in copies),
+        excluded=tuple(sorted((*listing.excluded, *copies))),
+        identities={
+            file: identity for file, identity in (listing.identities | reader.identities).items() if file not in copies
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _FolderReader:
+    """Reads files of the folder `root`, and remembers the identity of each, and the first bytes of each shard."""
+
+    root: Path
+    identities: dict[str, FileIdentity] = field(default_factory=dict)
+    prefixes: dict[str, bytes] = field(default_factory=dict)
+
+    def text(self, file: str) -> str:
+        text, self.identities[file] = read_text_and_identity(self.root, file)
+        return text
+
+    def header(self, file: str) -> ShardHeader:
+        with open_file(self.root / file, file) as shard:
+            self.identities[file] = shard.identity
+            self.prefixes[file] = read_prefix(shard, shard.identity.size)
+        return parse_header(self.prefixes[file], self.identities[file].size, file)
+
+
+def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:
+    """Return safetensors files beside the shards that hold tensors of the same names, and so the same weights again."""
+    names = {tensor.name for shard in shards for tensor in shard.tensors}
+    copies: set[str] = set()
+    for file in files:
+        if _is_plain_name(file):
+            with suppress(HeaderError):  # no checkpoint of ours, so it is copied along
+                copies |= {file for tensor in reader.header(file).tensors if tensor.name in names}
+    return copies
 
 
 def padding_mark(source: Checkpoint) -> str | None:
@@ -105,18 +173,17 @@ def check_unchanged(source: Checkpoint) -> None:
     """Raise `CheckpointError` if a file of the checkpoint was written to or replaced since it was read."""
     for file, before in source.identities.items():
         try:
-            unchanged = file_identity(source.root / file) == before
+            found = FileIdentity.of((source.root / file).stat())
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read any more: {error.strerror}") from error
-        if not unchanged:
-            raise CheckpointError(f"{file}: was changed while it was being read")
+        check_identity(file, before, found)
 
 
-def read_index(root: Path) -> Index | None:
-    """Read the index of `root`, None if it has none; `CheckpointError` if its weight_map cannot be trusted."""
-    if not (root / INDEX_FILE).exists() and not (root / INDEX_FILE).is_symlink():
+def _read_index(reader: _FolderReader) -> Index | None:
+    path = reader.root / INDEX_FILE
+    if not path.exists() and not path.is_symlink():
         return None
-    text = read_text(root, INDEX_FILE)
+    text = reader.text(INDEX_FILE)
     weight_map = parse_object(INDEX_FILE, text).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_FILE}: weight_map: expected an object that names shards")
@@ -127,17 +194,30 @@ def read_index(root: Path) -> Index | None:
     return Index(text, {sys.intern(name): sys.intern(file) for name, file in weight_map.items()})
 
 
+def _check_format(root: Path) -> None:
+    """Raise `CheckpointError` for a folder in Mistral's own format alone."""
+    files = {path.name for path in root.iterdir()}
+    has_own = MISTRAL_CONFIG_FILE in files and any(name.startswith("consolidated") for name in files)
+    has_shards = any(name.endswith(SHARD_SUFFIX) and not is_other_form(name) for name in files)
+    if has_own and not (has_shards and CONFIG_FILE in files):
+        raise CheckpointError(
+            f"{root}: is in Mistral's own format ({MISTRAL_CONFIG_FILE}, consolidated*); fp8pad needs the Hugging Face"
+            f" format: {CONFIG_FILE} and model*.safetensors, which most Mistral repositories hold beside it, or which"
+            " a conversion script of transformers writes"
+        )
+
+
 def shard_files(root: Path, index: Index | None) -> list[str]:
     """Return the names of the shards, sorted: those of the index, else model.safetensors, else all there are.
 
-    Mistral's `consolidated*` files hold the same tensors under other names. Raises `CheckpointError` if there is none.
+    Raises `CheckpointError` if there is none.
     """
     if index:
         return sorted(set(index.weight_map.values()))
     names = sorted(path.name for path in root.iterdir() if path.suffix == SHARD_SUFFIX)
     if SINGLE_SHARD in names:
         return [SINGLE_SHARD]
-    names = [name for name in names if not name.startswith(("consolidated", "adapter_"))]
+    names = [name for name in names if not name.startswith("adapter_") and not is_other_form(name)]
     if not names:
         others = sorted(path.name for path in root.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".gguf"})
         hint = f"; convert {others[0]} to safetensors first" if others else ""

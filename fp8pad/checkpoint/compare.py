@@ -10,19 +10,11 @@ from reprlib import repr as shown
 
 import numpy as np
 
+from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, OpenFile, open_file
 from fp8pad.checkpoint.headers import in_data_order, parse_header, read_header_bytes
 from fp8pad.checkpoint.json_text import first_difference
 from fp8pad.checkpoint.layout import Copy, Pad, ShardLayout
-from fp8pad.checkpoint.transfer import (
-    BUFFER_BYTES,
-    Advance,
-    Bytes,
-    OpenFile,
-    open_file,
-    padded_rows,
-    read_logical,
-    read_padded,
-)
+from fp8pad.checkpoint.transfer import Bytes, padded_rows, read_logical, read_padded
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
 MAX_MISMATCHES = 20
@@ -81,7 +73,7 @@ def compare_files(file: str, expected: Path, found: Path) -> Iterator[Mismatch]:
     with open_file(expected, file) as before, open_file(found, file) as after:
         for offset in range(0, sizes[0], BUFFER_BYTES):
             count = min(BUFFER_BYTES, sizes[0] - offset)
-            one, other = before.read(offset, count), after.read(offset, count)
+            one, other = (np.frombuffer(opened.read(offset, count), np.uint8) for opened in (before, after))
             if (first := _first_difference(one, other)) is not None:
                 yield Mismatch(file, f"byte {offset + first}", f"0x{one[first]:02x}", f"0x{other[first]:02x}")
                 return
@@ -122,7 +114,7 @@ def sha256(path: Path, file: str) -> str:
     with open_file(path, file) as opened:
         size = path.stat().st_size
         for offset in range(0, size, BUFFER_BYTES):
-            digest.update(opened.read(offset, min(BUFFER_BYTES, size - offset)).data)
+            digest.update(opened.read(offset, min(BUFFER_BYTES, size - offset)))
     return digest.hexdigest()
 
 
@@ -154,8 +146,8 @@ def _compare_range(
     done = 0
     while done < step.num_bytes:
         count = min(BUFFER_BYTES, step.num_bytes - done)
-        expected = logical.read(step.logical + done, count)
-        found = padded.read(step.padded + done, count)
+        expected = np.frombuffer(logical.read(step.logical + done, count), np.uint8)
+        found = np.frombuffer(padded.read(step.padded + done, count), np.uint8)
         if (first := _first_difference(expected, found)) is None:
             advance(count)
             done += count

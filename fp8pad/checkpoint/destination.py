@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.transfer import OpenFile, clone, open_file
+from fp8pad.checkpoint.files import OpenFile, clone, open_file
 from fp8pad.errors import OutputError
 
 

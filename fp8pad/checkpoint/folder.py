@@ -1,88 +1,137 @@
-"""The files of a checkpoint folder: which come along, which are left out, and what tells that one was changed."""
+"""The files of a checkpoint folder: which are copied along, which are excluded, and their text."""
 
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from fnmatch import fnmatchcase
+from pathlib import Path
 
+from fp8pad.checkpoint.files import FileIdentity, open_file
 from fp8pad.errors import CheckpointError, ConfigError
 
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_SUFFIX = ".safetensors"
-# Weights that would no longer match those of the converted checkpoint.
-WEIGHT_SUFFIXES = frozenset({".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", SHARD_SUFFIX})
-# A clone's history holds the original weights once more.
-HISTORY_FOLDERS = frozenset({".git"})
+
+# Other forms of the weights of the shards, with their indexes, as the root of a checkpoint may hold them.
+OTHER_FORMS = (
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index*.json",
+    "consolidated*",
+    "tf_model*.h5",
+    "tf_model*.h5.index*.json",
+    "flax_model*",
+    "*.gguf",
+    "rust_model.ot",
+)
+OTHER_FORM_FOLDERS = frozenset({"original", "onnx"})
+# A clone's history holds the original weights once more, and the other folder is huggingface_hub's own.
+NEVER_COPIED = frozenset({".git", ".cache"})
+
+# An index of a million tensors takes about 100 MB, and parsed JSON ten times as much memory as its text.
+MAX_TEXT_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What changes when a file is written to or replaced; `size` is in bytes."""
+class Listing:
+    """The files of a folder, by name relative to it, sorted; `identities` are those of `other_files`."""
 
-    size: int
-    mtime_ns: int
-    inode: int
-
-
-def file_identity(path: Path) -> FileIdentity:
-    """Return the file_identity of the file that `path` leads to."""
-    status = path.stat()
-    return FileIdentity(status.st_size, status.st_mtime_ns, status.st_ino)
+    other_files: tuple[str, ...]
+    excluded: tuple[str, ...]
+    identities: dict[str, FileIdentity]
 
 
-def list_folder(root: Path, own_files: frozenset[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """List the files of `root` and its subfolders that come along and those that are left out, sorted.
+def list_folder(root: Path, own_files: frozenset[str], follow_links: bool = False) -> Listing:
+    """List the files of `root` and its subfolders that are copied along and those that are excluded.
 
-    Names are relative to `root`; `own_files`, which are read or rewritten, are in neither list. Symbolic links to files
-    are followed. Weight files of other formats, links to folders, sockets, pipes and devices are left out. Raises
-    `CheckpointError` for a dangling link, a name that is not UTF-8 or a folder that cannot be read.
+    `own_files`, which are read or rewritten, are in neither list. Excluded are other forms of the same weights, links
+    to folders, sockets, pipes, devices and, unless `follow_links`, links to files outside the folder; in a snapshot of
+    huggingface_hub's cache, links within the model's own cache are followed. Raises `CheckpointError` for a dangling
+    link, a name that is not UTF-8 or a folder that cannot be read.
     """
-    other_files: list[str] = []
+    linked_within = _linked_within(root)
+    identities: dict[str, FileIdentity] = {}
     excluded: list[str] = []
-    for path in _walk(root):
-        name = path.relative_to(root).as_posix()
-        if name not in own_files:
-            (other_files if _comes_along(path, name) else excluded).append(name)
-    return tuple(sorted(other_files)), tuple(sorted(excluded))
+    for name in _walk(root):
+        if name in own_files:
+            continue
+        path = root / name
+        status = _status(path, name)
+        leads_out = not follow_links and path.is_symlink() and not path.resolve().is_relative_to(linked_within)
+        if is_other_form(name) or not stat.S_ISREG(status.st_mode) or leads_out:
+            excluded.append(name)
+        else:
+            identities[name] = FileIdentity.of(status)
+    return Listing(tuple(sorted(identities)), tuple(sorted(excluded)), identities)
 
 
-def is_weight_file(name: str) -> bool:
-    """Return whether a file holds weights, in safetensors or in another format."""
-    return PurePath(name).suffix.lower() in WEIGHT_SUFFIXES
+def is_other_form(name: str) -> bool:
+    """Return whether a file of a checkpoint, by its relative name, is another form of the weights of its shards."""
+    folder, _, _ = name.partition("/")
+    if folder != name:
+        return folder in OTHER_FORM_FOLDERS
+    return any(fnmatchcase(name.lower(), pattern) for pattern in OTHER_FORMS)
 
 
 def read_text(root: Path, file: str) -> str:
-    """Return the text of a file of the folder `root`; `ConfigError` if it is missing, not a file, or not UTF-8."""
-    path = root / file
+    """Return the text of a file of the folder `root`; `ConfigError` if it cannot be read, is too large or not UTF-8."""
+    return read_text_and_identity(root, file)[0]
+
+
+def read_text_and_identity(root: Path, file: str) -> tuple[str, FileIdentity]:
+    """Return the text of a file, and the identity of the file that was read; raises as `read_text` does."""
     try:
-        if not path.is_file():
-            cause = "is missing" if not path.exists() else "expected a regular file"
-            raise ConfigError(f"{file}: {cause} in {root}")
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+        with open_file(root / file, file) as opened:
+            identity = opened.identity
+            if identity.size > MAX_TEXT_BYTES:
+                raise ConfigError(f"{file}: expected at most {MAX_TEXT_BYTES} bytes of JSON, got {identity.size}")
+            return opened.read(0, identity.size).tobytes().decode(), identity
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: expected UTF-8: {error}") from error
+    except ConfigError:
+        raise
+    except CheckpointError as error:
+        raise ConfigError(f"{error} in {root}") from error
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+def _walk(root: Path) -> Iterator[str]:
+    """Yield the relative names of what lies in a folder, and in its subfolders instead of them where these are entered.
 
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
-        not_entered = [name for name in subfolders if name in HISTORY_FOLDERS or Path(folder, name).is_symlink()]
-        subfolders[:] = [name for name in subfolders if name not in not_entered]
-        yield from (Path(folder, name) for name in (*files, *not_entered))
+    A loop on texts: neither recursion nor the parts of every path limit how deep folders may lie in folders.
+    """
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        for name, is_folder in _entries(root, folder):
+            if is_folder and name not in NEVER_COPIED:
+                pending.append(f"{folder}{name}/")
+            else:
+                yield folder + name
 
 
-def _comes_along(path: Path, name: str) -> bool:
-    if is_weight_file(name):
-        return False
+def _entries(root: Path, folder: str) -> list[tuple[str, bool]]:
+    """Return each name in a folder, and whether it is a folder itself, not a link to one."""
     try:
-        name.encode()
-        return stat.S_ISREG(path.stat().st_mode)
-    except UnicodeEncodeError as error:
-        raise CheckpointError(f"{name!r}: expected a file name in UTF-8") from error
+        with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118  a Path takes itself to pieces
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    for name, _ in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"{folder + name!r}: expected a file name in UTF-8") from error
+    return found
+
+
+def _linked_within(root: Path) -> Path:
+    """Return the folder within which links are followed: `root`, or the cache entry whose snapshot it is."""
+    resolved = root.resolve()
+    return resolved.parent.parent if resolved.parent.name == "snapshots" else resolved
+
+
+def _status(path: Path, name: str) -> os.stat_result:
+    try:
+        return path.stat()
     except OSError as error:
         raise CheckpointError(f"{name}: cannot be read: {error.strerror}") from error

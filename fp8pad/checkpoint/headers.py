@@ -5,15 +5,14 @@ https://github.com/huggingface/safetensors#format, and `Metadata::validate` in i
 """
 
 import json
-import os
-import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, NoReturn
 
-from fp8pad.errors import CheckpointError, HeaderError
+from fp8pad.checkpoint.files import OpenFile, open_file
+from fp8pad.errors import HeaderError
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
 METADATA = "__metadata__"
@@ -32,32 +31,24 @@ def read_header(path: Path, file: str) -> ShardHeader:
 
 def read_header_bytes(path: Path, file: str) -> tuple[bytes, int]:
     """Return the first bytes of a safetensors file, up to where its data begins, and the file's size in bytes."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{file}: expected a regular file")
-        with path.open("rb") as shard:
-            file_bytes = os.fstat(shard.fileno()).st_size
-            prefix = shard.read(max(LENGTH_BYTES, len(LFS_POINTER)))
-            return prefix[:LENGTH_BYTES] + _rest_of_header(shard.fileno(), prefix, file_bytes, file), file_bytes
-    except FileNotFoundError as error:
-        cause = "is a dangling symbolic link" if path.is_symlink() else "is missing"
-        raise CheckpointError(f"{file}: the shard {cause}") from error
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    with open_file(path, file) as shard:
+        file_bytes = shard.identity.size
+        return read_prefix(shard, file_bytes), file_bytes
 
 
-def _rest_of_header(descriptor: int, prefix: bytes, file_bytes: int, file: str) -> bytes:
-    if prefix == LFS_POINTER:
-        raise HeaderError(f"{file}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+def read_prefix(shard: OpenFile, file_bytes: int) -> bytes:
+    """Return the first bytes of an open safetensors file of `file_bytes` bytes, up to where its data begins."""
+    start = shard.read(0, min(file_bytes, len(LFS_POINTER))).tobytes()
+    if start == LFS_POINTER:
+        raise HeaderError(f"{shard.file}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
     if file_bytes < LENGTH_BYTES:
-        raise HeaderError(f"{file}: expected a safetensors file, got {file_bytes} bytes")
-    num_bytes = int.from_bytes(prefix[:LENGTH_BYTES], "little")
-    if num_bytes > min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES):
+        raise HeaderError(f"{shard.file}: expected a safetensors file, got {file_bytes} bytes")
+    num_bytes, limit = int.from_bytes(start[:LENGTH_BYTES], "little"), min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES)
+    if num_bytes > limit:
         raise HeaderError(
-            f"{file}: header length: expected at most {min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES)}"
-            f" in a file of {file_bytes} bytes, got {num_bytes}"
+            f"{shard.file}: header length: expected at most {limit} in a file of {file_bytes} bytes, got {num_bytes}"
         )
-    return os.pread(descriptor, num_bytes, LENGTH_BYTES)
+    return shard.read(0, LENGTH_BYTES + num_bytes).tobytes()
 
 
 def parse_header(prefix: bytes, file_bytes: int, file: str) -> ShardHeader:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp8pad.checkpoint.transfer import writing
+from fp8pad.checkpoint.files import writing
 from fp8pad.errors import OutputError
 
 AT_FDCWD = -100

@@ -8,19 +8,11 @@ from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import compare_data, compare_header, sha256
+from fp8pad.checkpoint.files import Advance, clone, copy_range, create_file, open_file, writing
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Link, VerifyDepth
 from fp8pad.checkpoint.staging import Staging
-from fp8pad.checkpoint.transfer import (
-    Advance,
-    clone,
-    copy_range,
-    create_file,
-    open_file,
-    write_logical,
-    write_padded,
-    writing,
-)
+from fp8pad.checkpoint.transfer import write_logical, write_padded
 from fp8pad.errors import OutputError, VerifyError
 from fp8pad.tensors import ShardHeader
 
@@ -83,7 +75,8 @@ class Writer:
         with writing(file):
             path.parent.mkdir(parents=True, exist_ok=True)
             mode = origin.stat().st_mode & 0o111 | 0o666
-        with open_file(origin, file) as source, create_file(path, file, mode) as target:
+        expected = self.source.identities[file]
+        with open_file(origin, file, expected) as source, create_file(path, file, mode) as target:
             copy_range(source, target, (0, 0), self.source.identities[file].size, advance)
         return self._hashes(origin, path, file)
 
@@ -108,7 +101,8 @@ class Writer:
                 os.link(origin.resolve(), path)
             advance(layout.logical.file_bytes)
             return
-        with open_file(origin, file) as source, create_file(path, file) as target:
+        expected = self.source.identities[file]
+        with open_file(origin, file, expected) as source, create_file(path, file) as target:
             if layout.is_untouched and self.link in {"auto", "reflink"} and clone(source, target):
                 advance(layout.logical.file_bytes)
             elif layout.is_untouched and self.link == "reflink":

@@ -69,6 +69,11 @@ class CheckpointPlan:
         return bool(self.modules)
 
     @property
+    def edits_config(self) -> bool:
+        """Whether config.json will differ from the source's."""
+        return bool(self.modules or self.config_edits)
+
+    @property
     def changes_nothing(self) -> bool:
         """Whether the converted checkpoint will equal its source."""
         return not (self.tensors or self.modules or self.config_edits)

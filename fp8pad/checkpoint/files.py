@@ -1,0 +1,156 @@
+"""Open files: exact reads and writes, copies in the kernel, and what tells that a file was changed."""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from fp8pad.errors import CheckpointError, OutputError
+
+Buffer: TypeAlias = bytes | memoryview
+Advance: TypeAlias = Callable[[int], None]
+
+BUFFER_BYTES = 1 << 20  # two of them fit into a core's cache
+KERNEL_COPY_BYTES = 64 << 20  # small enough for progress and for stopping soon, and below the kernel's 2 GiB
+FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
+# What a file system, or a pair of them, answers when it cannot copy in the kernel; EIO does not tell which side failed.
+NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EIO})
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What changes when a file is written to or replaced; `size` is in bytes."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileIdentity":
+        """Return the identity of a file from its status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """An open file descriptor and the name of its file, for messages."""
+
+    descriptor: int
+    file: str
+
+    @property
+    def identity(self) -> FileIdentity:
+        """The identity of the file that is open, whatever its path leads to by now."""
+        return FileIdentity.of(os.fstat(self.descriptor))
+
+    def read(self, offset: int, num_bytes: int) -> memoryview:
+        """Read exactly `num_bytes` bytes at `offset`; `CheckpointError` if the file ends early or cannot be read."""
+        buffer = memoryview(bytearray(num_bytes))
+        done = 0
+        while done < num_bytes:
+            try:
+                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"{self.file}: byte {offset + done}: {error.strerror}") from error
+            if count == 0:
+                raise CheckpointError(f"{self.file}: ends early: expected {num_bytes} bytes at {offset}, got {done}")
+            done += count
+        return buffer
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data` at `offset`; `OutputError` if that fails."""
+        view = memoryview(data)
+        with writing(self.file):
+            while view:
+                count = os.pwrite(self.descriptor, view, offset)
+                view, offset = view[count:], offset + count
+
+
+@contextmanager
+def writing(file: str | Path) -> Iterator[None]:
+    """Turn an `OSError` into an `OutputError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def open_file(path: Path, file: str, expected: FileIdentity | None = None) -> Iterator[OpenFile]:
+    """Open a regular file to read from; `CheckpointError` names it as `file` if that fails.
+
+    Where it was read before, `expected` is its identity then: another one is a `CheckpointError` too.
+    """
+    try:
+        # Opening a pipe would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        cause = "is a dangling symbolic link" if path.is_symlink() else "is missing"
+        raise CheckpointError(f"{file}: {cause}") from error
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError(f"{file}: expected a regular file")
+        opened = OpenFile(descriptor, file)
+        if expected:
+            check_identity(file, expected, opened.identity)
+        yield opened
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def create_file(path: Path, file: str, mode: int = 0o666) -> Iterator[OpenFile]:
+    """Create or empty a file to write to, synced at the end; `OutputError` names it as `file` if that fails."""
+    with writing(file):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        yield OpenFile(descriptor, file)
+        with writing(file):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_identity(file: str, expected: FileIdentity, found: FileIdentity) -> None:
+    """Raise `CheckpointError` unless a file is still the one that was read before."""
+    if found != expected:
+        raise CheckpointError(f"{file}: was changed while it was being read")
+
+
+def copy_range(source: OpenFile, target: OpenFile, offsets: tuple[int, int], num_bytes: int, advance: Advance) -> None:
+    """Copy bytes from file to file, in the kernel where it can, else through a buffer; `offsets` are those in each."""
+    done = 0
+    while done < num_bytes:
+        here = offsets[0] + done, offsets[1] + done
+        count = _kernel_copy(source, target, here, min(num_bytes - done, KERNEL_COPY_BYTES))
+        if count == 0:  # not possible here, or the source ends: reading will tell
+            count = min(num_bytes - done, BUFFER_BYTES)
+            target.write(here[1], source.read(here[0], count))
+        done += count
+        advance(count)
+
+
+def clone(source: OpenFile, target: OpenFile) -> bool:
+    """Make an empty file share all data of another; False where the file system cannot."""
+    try:
+        fcntl.ioctl(target.descriptor, FICLONE, source.descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _kernel_copy(source: OpenFile, target: OpenFile, offsets: tuple[int, int], num_bytes: int) -> int:
+    try:
+        return os.copy_file_range(source.descriptor, target.descriptor, num_bytes, *offsets)
+    except OSError as error:
+        if error.errno in NO_KERNEL_COPY:
+            return 0
+        raise OutputError(f"{target.file}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,85 @@
+"""Open files: what is read once is held to it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import llama
+
+from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.files import open_file
+from fp8pad.checkpoint.progress import Silence
+from fp8pad.convert import ConvertOptions, convert
+from fp8pad.errors import CheckpointError
+from fp8pad.planning import plan_checkpoint
+from fp8pad.record import Policy
+
+
+def append(path: Path) -> None:
+    """Make a file longer."""
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def replace(path: Path) -> None:
+    """Put another file of the same bytes and times in its place."""
+    status, content = path.stat(), path.read_bytes()
+    other = path.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.rename(path)
+
+
+def overwrite(path: Path) -> None:
+    """Write other bytes of the same number."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+CHANGES = [append, replace, overwrite]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_that_changed_between_two_readings_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, change: Callable[[Path], None]
+) -> None:
+    """Whatever is read is stamped in that moment, and compared when it is opened again and at the end."""
+    model = llama(tmp_path / "model")
+    for path in model.iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    source = read_unconverted(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    change(model / file)
+    with pytest.raises(CheckpointError, match=f"{file}: was changed while it was being read"):
+        convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_file_is_stamped_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """A change right after the bytes were taken is a change of what was read."""
+    model = llama(tmp_path / "model")
+    os.utime(model / file, ns=(10**18, 10**18))
+    before, read = (model / file).stat(), os.preadv
+
+    def read_then_change(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        count = read(descriptor, buffers, offset)
+        if os.path.samestat(os.fstat(descriptor), before):
+            os.utime(model / file)
+        return count
+
+    monkeypatch.setattr(os, "preadv", read_then_change)
+    source = read_unconverted(model)
+    assert source.identities[file].mtime_ns == before.st_mtime_ns
+
+
+def test_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
+    """Opening one for reading would wait for a writer."""
+    os.mkfifo(tmp_path / "config.json")
+    with (
+        pytest.raises(CheckpointError, match=r"config\.json: expected a regular file"),
+        open_file(tmp_path / "config.json", "config.json"),
+    ):
+        pytest.fail("it was opened")
