@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.families import sections_of
+from fp8pad.planning.advice import outlook
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.tensor_parallel import tp_outlook
 from fp8pad.record import Policy
 from fp8pad.summary import name_patterns
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
@@ -106,8 +105,8 @@ def main() -> None:
 
 def cells(model: Model, as_published: CheckpointPlan, size: int) -> tuple[str, str]:
     """What would be unaligned on a rank, and what absorbing does about it."""
-    (outlook,) = tp_outlook(as_published.layers, sections_of(model.config), (size,))
-    names = name_patterns((*outlook.unaligned, *outlook.indivisible))
+    (at_size,) = outlook(as_published.layers, (size,))
+    names = name_patterns((*at_size.unaligned, *at_size.indivisible))
     patterns = [re.sub(r"\{[\d,-]{12,}\}", "{…}", pattern) for pattern in names]
     plan = planned(model, Policy("auto", size, absorb=True, absorb_experts=True))
     return "<br>".join(f"`{pattern}`" for pattern in patterns) or "nothing", "<br>".join(plan.notes) or "nothing to do"

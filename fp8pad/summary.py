@@ -1,7 +1,7 @@
 """What a plan says, condensed: names folded into patterns, shares added, files touched; and `plan --json`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import prod
 from operator import itemgetter
@@ -9,13 +9,9 @@ from typing import Any
 
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
-from fp8pad.errors import CheckpointError
-from fp8pad.geometry import is_aligned
-from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.families import sections_of
+from fp8pad.planning.advice import outlook
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
-from fp8pad.planning.tensor_parallel import RankOutlook, tp_outlook
-from fp8pad.record import FORMAT_VERSION, Policy
+from fp8pad.record import FORMAT_VERSION
 
 Indices = tuple[int, ...]
 Parts = tuple[str, ...]
@@ -91,36 +87,6 @@ def output_files(source: Checkpoint, plan: CheckpointPlan) -> OutputFiles:
     return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.excluded)
 
 
-def outlook(source: Checkpoint, plan: CheckpointPlan) -> tuple[RankOutlook, ...]:
-    """Tell what TP sizes 2, 4 and 8 would meet in the converted checkpoint."""
-    return tp_outlook(plan.layers, sections_of(source.configs[CONFIG_FILE]))
-
-
-def remedy(source: Checkpoint, plan: CheckpointPlan) -> Policy | None:
-    """Return the policy that absorbs for the largest of those TP sizes that meets sizes it cannot use.
-
-    None if all is well, or if absorbing would settle nothing of it. Without trouble at other sizes, it is that of the
-    plan's own size, where layers are left unaligned. Routed experts are absorbed only if nothing else helps.
-    """
-    if plan.policy.absorb:
-        return None
-    troubled = [at.tensor_parallel_size for at in outlook(source, plan) if not at.is_clear]
-    if any(_is_left_unaligned(layer) for layer in plan.layers):
-        troubled.append(plan.policy.tensor_parallel_size)
-    for experts in (False, True) if troubled else ():
-        policy = replace(plan.policy, absorb=True, absorb_experts=experts, tensor_parallel_size=max(troubled))
-        try:
-            if plan_checkpoint(source.shards, source.configs, policy).config_edits:
-                return policy
-        except CheckpointError:  # a config that only absorbing reads, and that disagrees with the tensors
-            return None
-    return None
-
-
-def _is_left_unaligned(layer: LayerPlan) -> bool:
-    return "skip" in (layer.axes.n, layer.axes.k) and not is_aligned(layer.logical_shape[-2:], layer.alignment)
-
-
 def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
     """Return the JSON object that `fp8pad plan --json` prints."""
     files = output_files(source, plan)
@@ -138,7 +104,7 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
         "files_kept": list(files.kept),
         "files_left_out": list(files.excluded),
         "needs_runtime": plan.needs_runtime,
-        "tensor_parallel": [asdict(at) for at in outlook(source, plan)],
+        "tensor_parallel": [asdict(at) for at in outlook(plan.layers)],
         "notes": list(plan.notes),
     }
 

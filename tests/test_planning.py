@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
+from fp8pad.planning.tensor_parallel import Sharding
 from fp8pad.record import AxisActions, BaseSource, ConfigEdit, ModuleRecord, PaddedTensor, Policy
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
@@ -42,16 +43,16 @@ def test_a_channel_scaled_layer_is_planned_to_the_last_number() -> None:
     """Weight and scale are padded, each in its own shard, and the runtime is told."""
     plan = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, Policy())
     reason = "N = 136 is not a multiple of 16 and K = 213 is not a multiple of 16"
-    pads = AxisActions("pad", "pad")
+    pads, shapes = AxisActions("pad", "pad"), ((136, 213), (144, 224), (16, 16))
     assert plan == CheckpointPlan(
         policy=Policy(),
-        layers=(LayerPlan("mlp.down_proj", PerChannel(), (136, 213), (144, 224), (16, 16), pads, reason, (136, 213)),),
+        layers=(LayerPlan("mlp.down_proj", PerChannel(), *shapes, pads, reason, (136, 213), Sharding("row")),),
         untouched=(UntouchedTensor("lm_head.weight", "BF16", (509, 136), "BF16, not FP8"),),
         tensors={
             "mlp.down_proj.weight": PaddedTensor((136, 213), (144, 224), 0, pads),
             "mlp.down_proj.weight_scale": PaddedTensor((136, 1), (144, 1), 1, AxisActions("pad", "aligned")),
         },
-        modules={"mlp.down_proj": ModuleRecord((136, 213), (144, 224), (16, 16))},
+        modules={"mlp.down_proj": ModuleRecord(*shapes)},
         config_edits=(),
         base=FBGEMM,
         base_source=BaseSource("config.json", "quantization_config"),
@@ -79,7 +80,7 @@ def test_a_block_scaled_layer_is_planned_to_the_last_number() -> None:
     pads, shapes = AxisActions("pad", "pad"), ((136, 213), (160, 256), (32, 128))
     assert plan == CheckpointPlan(
         policy=Policy(),
-        layers=(LayerPlan("mlp.down_proj", PerBlock(32, 128), *shapes, pads, reason, (136, 213)),),
+        layers=(LayerPlan("mlp.down_proj", PerBlock(32, 128), *shapes, pads, reason, (136, 213), Sharding("row")),),
         untouched=(),
         tensors={"mlp.down_proj.weight": PaddedTensor((136, 213), (160, 256), 0, pads)},
         modules={"mlp.down_proj": ModuleRecord(*shapes)},

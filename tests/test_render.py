@@ -10,6 +10,7 @@ from rich.progress import Progress as Bars
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
+from fp8pad.planning.tensor_parallel import Sharding
 from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
 from fp8pad.render import plan as plan_view
 from fp8pad.render.console import shortened
@@ -131,11 +132,11 @@ def test_shares_that_begin_inside_a_block_are_told_apart(
     """No padding helps them, so they are not among the layers that also need padding."""
     shape = (8192, 29568)
     aligned = AxisActions("aligned", "aligned")
-    inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "aligned", shape)
-    show_plan(source, plan_of(inside, layer("b.down_proj", 8192, 10944)))
+    inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
+    show_plan(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "at TP 2, 4 a rank's share would begin inside a scale block: a.down_proj" in lines
-    assert "at TP 8 also unaligned: b.down_proj; a rank's share would begin inside a scale block: a.down_proj" in lines
+    assert "at TP 8 also unaligned: b.gate_proj; a rank's share would begin inside a scale block: a.down_proj" in lines
 
 
 def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:

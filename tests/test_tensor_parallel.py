@@ -1,5 +1,6 @@
 """What a tensor-parallel size leaves unaligned, with the sizes of real models as literal numbers."""
 
+from dataclasses import replace
 from math import gcd
 
 import pytest
@@ -8,30 +9,46 @@ from hypothesis import strategies as st
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import round_up
-from fp8pad.planning.families import sections_of
+from fp8pad.planning.advice import RankOutlook, outlook
+from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.plan import LayerPlan
-from fp8pad.planning.tensor_parallel import (
-    begins_inside_block,
-    parallelism_of,
-    rank_rows,
-    rank_shape,
-    straddles_gate_and_up,
-    tp_outlook,
-    unaligned_at,
-)
-from fp8pad.record import AxisActions, ModuleRecord
+from fp8pad.planning.reasons import straddles_gate_and_up
+from fp8pad.planning.tensor_parallel import RankPart, shardings
+from fp8pad.record import AxisActions, Json, ModuleRecord
 from fp8pad.runtime.sizes import LayerParts, RankSizes
 from fp8pad.scales import PerBlock, PerChannel
 
 B = (128, 128)
+NO_CONFIG: Json = {}
+TOY = """
+model_types = ["toy"]
+prefixes = ["model."]
+[[mlp]]
+size_key = "inner"
+gate_up = "layers.{layer}.ff.in"
+down = "layers.{layer}.ff.out"
+activation = "silu"
+"""
 
 
 def layer(
-    name: str, shape: tuple[int, int], alignment: tuple[int, int] = (16, 16), block: tuple[int, int] | None = None
+    name: str,
+    shape: tuple[int, int],
+    alignment: tuple[int, int] = (16, 16),
+    block: tuple[int, int] | None = None,
+    config: Json = NO_CONFIG,
 ) -> LayerPlan:
-    """A layer that is aligned at TP 1, or is taken to be."""
-    scheme = PerBlock(*block) if block else PerChannel()
-    return LayerPlan(name, scheme, shape, shape, alignment, AxisActions("aligned", "aligned"), "aligned", shape)
+    """A layer of a model with this config; it is aligned at TP 1, or is taken to be."""
+    scales = PerBlock(*block) if block else PerChannel()
+    axes = AxisActions("aligned", "aligned")
+    sharding = shardings({name: shape}, sections_of(config))[name]
+    return LayerPlan(name, scales, shape, shape, alignment, axes, "aligned", shape, sharding)
+
+
+def rank_shape(plan: LayerPlan, num_ranks: int) -> tuple[int | None, int | None]:
+    """The N and K of a rank's part."""
+    part = plan.part(num_ranks)
+    return part.num_n, part.num_k
 
 
 @pytest.mark.parametrize(
@@ -49,7 +66,7 @@ def layer(
 )
 def test_parallelism_is_told_by_the_last_part_of_a_name(module: str, parallelism: str) -> None:
     """Row-parallel and replicated modules are known by name, the rest is column-parallel."""
-    assert parallelism_of(module) == parallelism
+    assert layer(module, (256, 256)).sharding.axis == parallelism
 
 
 def test_only_the_split_axis_shrinks() -> None:
@@ -57,35 +74,44 @@ def test_only_the_split_axis_shrinks() -> None:
     gate, down = layer("m.gate_proj", (10944, 2048)), layer("m.down_proj", (2048, 10944))
     assert rank_shape(gate, 8) == (1368, 2048)
     assert rank_shape(down, 8) == (2048, 1368)
-    assert [unaligned_at(gate, size) for size in (1, 2, 4, 8)] == [(False, False)] * 3 + [(True, False)]
-    assert [unaligned_at(down, size) for size in (1, 2, 4, 8)] == [(False, False)] * 3 + [(False, True)]
+    fits = ["aligned", "aligned", "aligned", "unaligned"]
+    assert [[each.fit_at(size) for size in (1, 2, 4, 8)] for each in (gate, down)] == [fits, fits]
 
 
 def test_key_value_heads_are_copied_rather_than_split() -> None:
-    """Two heads of 128 on eight ranks stay 128 wide, so that a 128-block holds."""
-    sections = sections_of({"model_type": "llama", "num_key_value_heads": 2})
-    key = layer("model.layers.0.self_attn.k_proj", (256, 2048), (128, 128))
-    assert rank_shape(key, 8, sections) == (128, 2048)
-    assert unaligned_at(key, 8, sections) == (False, False)
-    assert unaligned_at(key, 8) == (True, False)
+    """Two heads of 128 on eight ranks stay 128 wide, so that a 128-block holds; without a config they are rows."""
+    name, config = "model.layers.0.self_attn.k_proj", {"model_type": "llama", "num_key_value_heads": 2}
+    key = layer(name, (256, 2048), B, B, config)
+    assert rank_shape(key, 8) == (128, 2048)
+    assert [key.fit_at(size) for size in (2, 8)] == ["aligned", "aligned"]
+    assert layer(name, (256, 2048), B, B).fit_at(8) == "inside block"
+
+
+def test_heads_are_never_split() -> None:
+    """14 heads of 64 do not go on four ranks, though 896 rows would; nor 3 key-value heads on eight."""
+    config = {"model_type": "llama", "num_attention_heads": 14, "num_key_value_heads": 3}
+    query = layer("model.layers.0.self_attn.q_proj", (896, 896), config=config)
+    key = layer("model.layers.0.self_attn.k_proj", (192, 896), config=config)
+    assert [query.fit_at(size) for size in (2, 4, 7)] == ["aligned", "indivisible", "aligned"]
+    assert [rank_shape(key, size)[0] for size in (2, 3, 6, 8)] == [None, 64, 64, None]
 
 
 def test_key_value_heads_fused_with_the_queries_are_copied_too() -> None:
     """32 heads and 2 key-value heads in one tensor: eight ranks hold 4 + 1 + 1 heads each; 5 heads do not split."""
-    sections = sections_of({"model_type": "glm4", "num_attention_heads": 32, "num_key_value_heads": 2})
-    fused = layer("model.layers.0.self_attn.qkv_proj", (36 * 128, 4096))
-    assert rank_shape(fused, 8, sections) == (6 * 128, 4096)
-    assert rank_shape(fused, 2, sections) == (18 * 128, 4096)
-    sections = sections_of({"model_type": "gpt_bigcode", "n_head": 5, "multi_query": True})
-    assert rank_shape(layer("transformer.h.0.attn.c_attn", (7 * 32, 160)), 2, sections) == (None, 160)
+    config: Json = {"model_type": "glm4", "num_attention_heads": 32, "num_key_value_heads": 2}
+    fused = layer("model.layers.0.self_attn.qkv_proj", (36 * 128, 4096), config=config)
+    assert rank_shape(fused, 8) == (6 * 128, 4096)
+    assert rank_shape(fused, 2) == (18 * 128, 4096)
+    config = {"model_type": "gpt_bigcode", "n_head": 5, "multi_query": True}
+    assert rank_shape(layer("transformer.h.0.attn.c_attn", (7 * 32, 160), config=config), 2) == (None, 160)
 
 
 def test_heads_are_those_of_the_part_that_holds_the_module() -> None:
-    """A vision tower without key-value heads of its own does not borrow the text model's."""
+    """A vision tower without key-value heads of its own has as many as heads: it does not borrow the text model's."""
     config = {"model_type": "qwen2_5_vl", "num_key_value_heads": 2, "vision_config": {"num_heads": 16}}
-    sections = sections_of(config)
-    assert rank_shape(layer("visual.blocks.0.attn.qkv", (3840, 1280)), 8, sections) == (480, 1280)
-    assert rank_shape(layer("model.layers.0.self_attn.k_proj", (256, 2048)), 8, sections) == (128, 2048)
+    tower = layer("visual.blocks.0.attn.qkv", (3840, 1280), config=config)
+    assert tower.part(8) == RankPart(8, 480, 1280, (160, 160, 160))
+    assert rank_shape(layer("model.layers.0.self_attn.k_proj", (256, 2048), config=config), 8) == (128, 2048)
 
 
 def test_the_outlook_tells_unaligned_from_indivisible() -> None:
@@ -95,63 +121,90 @@ def test_the_outlook_tells_unaligned_from_indivisible() -> None:
         layer("m.down_proj", (8192, 29568), (128, 128)),
         layer("m.o_proj", (8192, 8192), (128, 128)),
     )
-    outlook = tp_outlook(layers)
-    assert [at.tensor_parallel_size for at in outlook] == [2, 4, 8]
-    assert [at.indivisible for at in outlook] == [("m.fc1",)] * 3
-    assert [at.unaligned for at in outlook] == [("m.down_proj",)] * 3
-    assert not any(at.is_clear for at in outlook)
-    assert tp_outlook(layers[2:], sizes=(64,))[0].is_clear
-    assert outlook[2].options == "--absorb --tensor-parallel-size 8"
+    at_sizes = outlook(layers)
+    assert [at.tensor_parallel_size for at in at_sizes] == [2, 4, 8]
+    assert [at.indivisible for at in at_sizes] == [("m.fc1",)] * 3
+    assert [at.unaligned for at in at_sizes] == [("m.down_proj",)] * 3
+    assert not any(at.is_clear for at in at_sizes)
+    assert outlook(layers[2:], sizes=(64,))[0].is_clear
 
 
 def test_a_share_begins_at_a_block_or_inside_one() -> None:
     """384 / 2 is a block and a half, whatever the alignment; a share that is one block may still be unaligned."""
     block = (128, 128)
-    assert begins_inside_block(layer("m.down_proj", (200, 384), block, block), 2)
-    assert not begins_inside_block(layer("m.down_proj", (200, 384), block, block), 3)
-    assert not begins_inside_block(layer("m.down_proj", (200, 256), (256, 256), block), 2)
-    assert not begins_inside_block(layer("m.down_proj", (200, 384), block), 2)
-    assert not begins_inside_block(layer("m.q_a_proj", (200, 384), block, block), 2)
+    assert layer("m.down_proj", (200, 384), block, block).fit_at(2) == "inside block"
+    assert layer("m.down_proj", (200, 384), block, block).fit_at(3) != "inside block"
+    assert layer("m.down_proj", (200, 256), (256, 256), block).fit_at(2) != "inside block"
+    assert layer("m.down_proj", (200, 384), block).fit_at(2) != "inside block"
+    assert layer("m.q_a_proj", (200, 384), block, block).fit_at(2) != "inside block"
 
 
 def test_the_outlook_tells_what_no_padding_at_load_helps() -> None:
     """Of two unaligned layers, only the one whose share begins inside a block is listed."""
     inside = layer("a.down_proj", (200, 384), (128, 128), (128, 128))
     padded = layer("b.down_proj", (200, 256), (256, 256), (128, 128))
-    (outlook,) = tp_outlook((inside, padded), sizes=(2,))
-    assert (outlook.unaligned, outlook.inside_block) == (("a.down_proj", "b.down_proj"), ("a.down_proj",))
+    (at_two,) = outlook((inside, padded), sizes=(2,))
+    assert (at_two.unaligned, at_two.inside_block) == (("a.down_proj", "b.down_proj"), ("a.down_proj",))
 
 
 def test_a_copied_key_or_value_lies_beside_split_queries() -> None:
     """One head of 64 on two ranks: the queries' 128 rows are a block, the 64 of keys and of values are half of one."""
-    sections = sections_of({"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 1})
+    config = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 1}
+    name = "model.layers.0.self_attn.k_proj"
     sizes = {"q_proj": 256, "k_proj": 64, "v_proj": 64}
-    query, key, value = (layer(f"model.layers.0.self_attn.{name}", (n, 256), B, B) for name, n in sizes.items())
-    assert [rank_rows(each, 2, sections) for each in (query, key, value)] == [(128,), (64,), (64,)]
-    assert [begins_inside_block(each, 2, sections) for each in (query, key, value)] == [False, True, True]
-    assert not begins_inside_block(key, 1, sections)
-    assert not begins_inside_block(layer(key.name, (64, 256)), 2, sections)
-    assert not begins_inside_block(layer(key.name, (128, 256), B, B), 2, sections)
+    layers = [layer(f"model.layers.0.self_attn.{last}", (n, 256), B, B, config) for last, n in sizes.items()]
+    assert [each.part(2).rows for each in layers] == [(128,), (64,), (64,)]
+    assert [each.fit_at(2) for each in layers] == ["aligned", "inside block", "inside block"]
+    assert layers[1].fit_at(1) == "aligned"
+    assert layer(name, (64, 256), config=config).fit_at(2) == "aligned"
+    assert layer(name, (128, 256), B, B, config).fit_at(2) == "aligned"
 
 
 def test_a_layer_fused_on_disk_is_aligned_though_its_matrices_are_not() -> None:
     """128 + 64 + 64 and 192 + 192 are whole blocks together, and clear all the same only where blocks do not matter."""
-    sections = sections_of({"model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 1})
+    config = {"model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 1}
     attention, mlp = "model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj"
-    layers = layer(attention, (384, 256), B, B), layer(mlp, (768, 256), B, B)
-    assert [rank_rows(each, 2, sections) for each in layers] == [(128, 64, 64), (192, 192)]
-    (outlook,) = tp_outlook(layers, sections, sizes=(2,))
-    assert (outlook.unaligned, outlook.inside_block, outlook.is_clear) == ((), (attention, mlp), False)
-    assert tp_outlook(layers, sections, sizes=(1,))[0].is_clear
-    unscaled = layer(attention, (384, 256)), layer(mlp, (768, 256))
-    assert tp_outlook(unscaled, sections, sizes=(2,))[0].is_clear
+    layers = layer(attention, (384, 256), B, B, config), layer(mlp, (768, 256), B, B, config)
+    assert [each.part(2).rows for each in layers] == [(128, 64, 64), (192, 192)]
+    (at_two,) = outlook(layers, sizes=(2,))
+    assert (at_two.unaligned, at_two.inside_block, at_two.is_clear) == ((), (attention, mlp), False)
+    assert outlook(layers, sizes=(1,))[0].is_clear
+    unscaled = layer(attention, (384, 256), config=config), layer(mlp, (768, 256), config=config)
+    assert outlook(unscaled, sizes=(2,))[0].is_clear
 
 
 def test_only_layers_split_along_n_have_rows_of_their_own_on_a_rank() -> None:
-    """Nothing is told of row-parallel and replicated layers, nor of what does not split; odd halves count as one."""
-    assert [rank_rows(layer(f"m.{name}", (384, 200)), 2) for name in ("down_proj", "q_a_proj")] == [(), ()]
-    assert rank_rows(layer("m.fc1", (13653, 200)), 2) == ()
-    assert rank_rows(layer("m.gate_up_proj", (426, 200)), 2) == (213,)
+    """Nothing is told of row-parallel and replicated layers, nor of what does not split: 213 rows of gate do not."""
+    assert [layer(f"m.{name}", (384, 200)).part(2).rows for name in ("down_proj", "q_a_proj")] == [(), ()]
+    assert layer("m.fc1", (13653, 200)).part(2).rows == ()
+    assert layer("m.gate_up_proj", (426, 200)).part(2) == RankPart(2, None, 200)
+    assert layer("m.gate_up_proj", (426, 200)).fit_at(2) == "indivisible"
+
+
+def test_a_vocabulary_is_padded_by_engines_before_it_is_split() -> None:
+    """259 tokens are 320 for vLLM, in multiples of 64, whatever TP; 64 / 8 = 8 rows are merely unaligned."""
+    names = ("lm_head", "model.embed_tokens", "head", "transformer.wte")
+    assert [[layer(name, (259, 128)).fit_at(size) for size in (2, 4)] for name in names] == [["aligned"] * 2] * 4
+    assert layer("lm_head", (259, 128)).part(4) == RankPart(4, 80, 128, (80,))
+    assert layer("lm_head", (64, 128)).fit_at(8) == "unaligned"
+
+
+def test_a_layer_whose_scales_are_not_understood_is_not_assessed() -> None:
+    """Nothing is said of its sizes, divisible or not, and it does not stand in the way of a clear word of the rest."""
+    unknown = replace(layer("m.fc1", (13653, 5120)), granularity=None)
+    (at_two,) = outlook((unknown, layer("m.o_proj", (8192, 8192))), sizes=(2,))
+    assert at_two == RankOutlook(2, not_assessed=("m.fc1",))
+    assert at_two.is_clear
+
+
+def test_the_family_knows_its_mlps_by_whatever_name() -> None:
+    """Falcon's `dense_h_to_4h` and Whisper's fc2 by name; a toy's `out` only where a file says that it is the down."""
+    config = {"model_type": "toy", "inner": 384}
+    known = index_families({"toy.toml": TOY})
+    shapes = {"model.layers.7.ff.out": (256, 384), "model.layers.7.ff.in": (768, 256), "model.ff.out": (256, 384)}
+    found = shardings(shapes, sections_of(config, known))
+    assert [each.axis for each in found.values()] == ["row", "column", "column"]
+    assert found["model.layers.7.ff.in"].rank_rows(768, 2) == (192, 192)
 
 
 def test_a_block_straddles_gate_and_up_where_half_a_layer_is_no_whole_blocks() -> None:
@@ -194,15 +247,15 @@ def test_what_the_plan_says_of_attention_the_runtime_does(
     queries = keys_held * ratio * num_ranks
     keys = keys_held * num_ranks if copied is None else gcd(num_ranks, copied)
     config = {"model_type": "llama", "num_attention_heads": queries, "num_key_value_heads": keys}
-    sections, block, attention = sections_of(config), (side, 128), "model.layers.0.self_attn"
+    block, attention = (side, 128), "model.layers.0.self_attn"
     held = tuple(count * head_dim for count in (queries // num_ranks, *[max(1, keys // num_ranks)] * 2))
     rows = queries * head_dim, keys * head_dim, keys * head_dim
     on_disk = {f"{attention}.{name}_proj": num_n for name, num_n in zip("qkv", rows, strict=True)}
-    apart = [layer(name, (num_n, 256), block, block) for name, num_n in on_disk.items()]
-    fused = layer(f"{attention}.qkv_proj", (sum(rows), 256), block, block)
-    said = any(begins_inside_block(part, num_ranks, sections) for part in apart)
+    apart = [layer(name, (num_n, 256), block, block, config) for name, num_n in on_disk.items()]
+    fused = layer(f"{attention}.qkv_proj", (sum(rows), 256), block, block, config)
+    said = any(part.fit_at(num_ranks) == "inside block" for part in apart)
     assert said == refuses("qkv_proj", rows, held, block, num_ranks)
-    said = begins_inside_block(fused, num_ranks, sections)
+    said = fused.fit_at(num_ranks) == "inside block"
     assert said == refuses("qkv_proj", (sum(rows),), held, block, num_ranks)
 
 
@@ -212,5 +265,6 @@ def test_what_the_plan_says_of_an_mlp_the_runtime_does(num_ranks: int, share: in
     inner, held, block = share * num_ranks, (share, share), (side, 128)
     gate = layer("model.layers.0.mlp.gate_proj", (inner, 256), block, block)
     fused = layer("model.layers.0.mlp.gate_up_proj", (2 * inner, 256), block, block)
-    assert begins_inside_block(gate, num_ranks) == refuses("gate_up_proj", (inner, inner), held, block, num_ranks)
-    assert begins_inside_block(fused, num_ranks) == refuses("gate_up_proj", (2 * inner,), held, block, num_ranks)
+    for each, rows in ((gate, (inner, inner)), (fused, (2 * inner,))):
+        said = each.fit_at(num_ranks) == "inside block"
+        assert said == refuses("gate_up_proj", rows, held, block, num_ranks)

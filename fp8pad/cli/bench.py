@@ -48,19 +48,16 @@ def _shapes(model: Path, tensor_parallel_size: int) -> "tuple[LayerShape, ...]":
     Raises `PlanError` if there is none.
     """
     from fp8pad.bench.shapes import LayerShape
-    from fp8pad.checkpoint.checkpoint import CONFIG_FILE, read_unconverted
+    from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.planning import plan_checkpoint
-    from fp8pad.planning.families import sections_of
-    from fp8pad.planning.tensor_parallel import rank_shape
     from fp8pad.record import Policy
 
     source = read_unconverted(model)
-    sections = sections_of(source.configs[CONFIG_FILE])
     shapes: dict[tuple[int, int], LayerShape] = {}
     for layer in plan_checkpoint(source.shards, source.configs, Policy()).layers:
-        num_n, num_k = rank_shape(layer, tensor_parallel_size, sections)
-        if num_n and num_k:
-            shapes.setdefault((num_n, num_k), LayerShape(layer.name, num_n, num_k))
+        part = layer.part(tensor_parallel_size)
+        if part.num_n and part.num_k:
+            shapes.setdefault((part.num_n, part.num_k), LayerShape(layer.name, part.num_n, part.num_k))
     unaligned = tuple(shape for shape in shapes.values() if not shape.is_aligned)
     if not unaligned:
         raise PlanError(

@@ -6,9 +6,10 @@ from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
 from fp8pad.planning.absorb.governed import Axis
 from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import Fp8Linear, recognise
-from fp8pad.planning.padding import alignment_of, padded_tensors, plan_layer, runtime_layers, with_rank_reason
+from fp8pad.planning.padding import alignment_of, padded_tensors, plan_layer, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
+from fp8pad.planning.tensor_parallel import shardings
 from fp8pad.record import Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
@@ -26,12 +27,17 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     quantization = find_quantization(configs)
     linears, untouched = recognise(tensors, quantization, config)
     absorption = absorb(config, tensors, linears, policy, quantization.blocks if quantization else ())
-    sections = sections_of(config)
-    settled = [
-        plan_layer(linear, policy, absorption.tensors.get(linear.weight.name), _refusal(linear, absorption, policy))
+    how = shardings({linear.name: _matrix_shape(linear) for linear in linears}, sections_of(config))
+    layers = tuple(
+        plan_layer(
+            linear,
+            policy,
+            how[linear.name],
+            absorption.tensors.get(linear.weight.name),
+            _refusal(linear, absorption, policy),
+        )
         for linear in linears
-    ]
-    layers = tuple(with_rank_reason(layer, policy, sections) for layer in settled)
+    )
     padded = _all_tensors(linears, layers, absorption)
     bytes_before = sum(tensor.num_bytes for tensor in tensors.values())
     return CheckpointPlan(
@@ -39,7 +45,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         layers=layers,
         untouched=untouched,
         tensors=padded,
-        modules={layer.name: _module(layer) for layer in runtime_layers(layers, policy, sections)},
+        modules={layer.name: _module(layer) for layer in runtime_layers(layers)},
         config_edits=absorption.edits,
         base=quantization.config if quantization else None,
         base_source=quantization.source if quantization else None,
@@ -73,6 +79,11 @@ def _all_tensors(
 
 def _bytes_added(header: TensorHeader, tensor: PaddedTensor) -> int:
     return tensor_bytes(header.dtype, tensor.padded_shape) - header.num_bytes
+
+
+def _matrix_shape(linear: Fp8Linear) -> tuple[int, int]:
+    num_n, num_k = linear.weight.shape[-2:]
+    return num_n, num_k
 
 
 def _module(layer: LayerPlan) -> ModuleRecord:

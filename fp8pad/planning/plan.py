@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fp8pad.planning.tensor_parallel import COLUMN, Fit, RankPart, Sharding
 from fp8pad.record import AxisActions, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.scales import Granularity
 
@@ -13,6 +14,7 @@ class LayerPlan:
 
     `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
     logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
+    `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
     """
 
     name: str
@@ -23,11 +25,34 @@ class LayerPlan:
     axes: AxisActions
     reason: str
     config_shape: tuple[int, ...]
+    sharding: Sharding = COLUMN
+    rank_fit: Fit = "aligned"
 
     @property
     def block(self) -> tuple[int, int]:
         """The sizes `(n, k)` of a scale block, which no split may cut; `(1, 1)` where there are no blocks."""
         return self.granularity.block if self.granularity else (1, 1)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """The `(N, K)` that the edited config asks for: of one matrix, where several are stacked."""
+        num_n, num_k = self.config_shape[-2:]
+        return num_n, num_k
+
+    @property
+    def is_padded_at_load(self) -> bool:
+        """Whether the runtime pads a rank's part of the layer, at the policy's tensor-parallel size."""
+        return self.rank_fit == "unaligned" and "skip" not in (self.axes.n, self.axes.k)
+
+    def part(self, num_ranks: int) -> RankPart:
+        """Return what one of `num_ranks` ranks holds of the layer."""
+        return self.sharding.part(self.matrix_shape, num_ranks)
+
+    def fit_at(self, num_ranks: int) -> Fit:
+        """Return how the parts of `num_ranks` ranks fit; "not assessed" where the scales are not understood."""
+        if self.granularity is None:
+            return "not assessed"
+        return self.sharding.fit(self.matrix_shape, self.block, self.alignment, num_ranks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,82 +1,221 @@
-"""Which layers a tensor-parallel size would leave unaligned on its ranks: arithmetic on the plan, no engine asked.
+"""How engines divide a Linear among tensor-parallel ranks: arithmetic on sizes, no engine asked.
 
-An engine splits a column-parallel layer along N, a row-parallel one along K, and a replicated one not at all. Whether a
-module is one or the other is a matter of its place in the network, and its name says it: the tables below hold the
-last part of the names of every `RowParallelLinear` and `ReplicatedLinear` in vLLM 0.33's models
-(vllm/model_executor/models); everything else is taken as column-parallel.
+An engine splits a column-parallel layer along N, a row-parallel one along K, and a replicated one not at all. Which of
+these a module is follows from its place in the network. Its name says it: the tables below hold the last part of the
+names of every `RowParallelLinear` and `ReplicatedLinear` in vLLM 0.33 (vllm/model_executor/models, vllm/models);
+everything else is column-parallel. Where two models use one name for two things, the family file says which is meant.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Literal
 
+from fp8pad.geometry import round_up
 from fp8pad.planning.families import Section
-from fp8pad.planning.plan import LayerPlan
+from fp8pad.planning.families.family import Role
+from fp8pad.record import Json
 
-Parallelism = Literal["column", "row", "replicated"]
+Axis = Literal["column", "row", "replicated"]
+Part = Axis | Literal["gate_up"]
+Rows = tuple[int, ...]
+Shape = tuple[int, int]
+Fit = Literal["aligned", "unaligned", "inside block", "indivisible", "not assessed"]
+
+_NUMBER = re.compile(r"(?<![^.])(\d+|\{\w+\})(?![^.])")
+_PART_OF_ROLE: Mapping[Role, Part] = {"gate": "column", "up": "column", "gate_up": "gate_up", "down": "row"}
 
 _ROW = frozenset(
-    {"Wo", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "linear_fc2", "o_proj", "out_proj",
-     "output_linear", "proj", "w2", "wo"}
+    {"Wo", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "linear_fc2", "linear_right", "o_proj",
+     "out_mid", "out_proj", "output_linear", "proj", "projection", "w2", "wo", "wo_b", "wo_ud", "x_proj"}
 )  # fmt: skip
 _REPLICATED = frozenset(
-    {"fc1_latent_proj", "fc2_latent_proj", "gate", "kv_a_proj_with_mqa", "project_in", "project_out", "q_a_proj",
-     "router", "shared_expert_gate", "wk", "wq_b"}
+    {"conv_out", "e_proj", "eh_proj", "embedding_projection", "fc1_latent_proj", "fc2_latent_proj", "g_a_proj", "gate",
+     "h_proj", "kv_a_proj_with_mqa", "main_proj", "per_layer_input_gate", "per_layer_projection", "project_in",
+     "project_out", "q_a_proj", "router", "shared_expert_gate", "weights_proj", "wk", "wq_b"}
 )  # fmt: skip
+# Rows of these are tokens, whose number engines pad (`VocabParallelEmbedding` and `ParallelLMHead` in vLLM).
+_VOCABULARY = frozenset(
+    {"embed", "embed_out", "embed_tokens", "head", "lm_head", "output_layer", "word_embeddings", "wte"}
+)
+_VOCABULARY_MULTIPLE = 64  # `DEFAULT_VOCAB_PADDING_SIZE`, vllm/model_executor/layers/vocab_parallel_embedding.py
+
+_QUERIES = frozenset({"q_proj"})
 _KEY_VALUE = frozenset({"k_proj", "v_proj"})
 # Queries, keys and values in one tensor on disk.
 _FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "c_attn", "qkv", "qkv_proj", "query_key_value"})
 # Gate and up in one tensor on disk, one behind the other.
 _FUSED_MLP = frozenset({"gate_up_proj", "input_linear"})
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
+_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 
 
 @dataclass(frozen=True, slots=True)
-class RankOutlook:
-    """What a tensor-parallel size would meet in the converted checkpoint, by module names.
+class RowGroup:
+    """One of the matrices that lie one behind another along N.
 
-    `unaligned` layers have a size on a rank that is not a multiple of their alignment; `indivisible` ones cannot be
-    split evenly, which engines refuse. `inside_block` are the block-scaled layers that no padding at load helps,
-    unaligned or not: a fused one may be aligned though its matrices are not.
+    `weight` is its share of N, relative to the others'. `heads` is the number of attention heads that it holds, none of
+    which is ever split; None where single rows can be. Where there are more ranks than heads, ranks hold copies of
+    key-value heads, which `is_copied` marks (vllm/model_executor/layers/linear.py, `QKVParallelLinear`).
     """
 
-    tensor_parallel_size: int
-    unaligned: tuple[str, ...]
-    indivisible: tuple[str, ...]
-    inside_block: tuple[str, ...]
+    weight: int = 1
+    heads: int | None = None
+    is_copied: bool = False
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether every layer, and every matrix of a block-scaled one, is aligned on every rank."""
-        return not (self.unaligned or self.indivisible or self.inside_block)
-
-    @property
-    def options(self) -> str:
-        """The options of `fp8pad convert` that make this size possible wherever MLPs are what stands in its way."""
-        return f"--absorb --tensor-parallel-size {self.tensor_parallel_size}"
+    def rank_rows(self, num_n: int, num_ranks: int) -> int | None:
+        """Return how many of `num_n` rows a rank holds; None where they cannot be split evenly."""
+        units = self.heads or num_n
+        if self.is_copied and units < num_ranks:
+            return num_n // units if num_ranks % units == 0 else None
+        return num_n // num_ranks if units % num_ranks == 0 else None
 
 
-def parallelism_of(module: str) -> Parallelism:
-    """Return how engines split a module, told from the last part of its name."""
-    *_, parent, last = ("", *module.split("."))
-    if last in _REPLICATED:
-        return "replicated"
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How a Linear is divided among ranks.
+
+    `groups` are the matrices of a column-parallel layer, several where it is fused on disk. `is_vocabulary` marks one
+    whose rows are tokens: engines pad their number to a multiple of 64 before they split it.
+    """
+
+    axis: Axis = "column"
+    groups: tuple[RowGroup, ...] = (RowGroup(),)
+    is_vocabulary: bool = False
+
+    def part(self, shape: Shape, num_ranks: int) -> "RankPart":
+        """Return what one of `num_ranks` ranks holds of a layer `(N, K)`."""
+        num_n, num_k = shape
+        if self.axis == "column":
+            rows = self.rank_rows(num_n, num_ranks)
+            return RankPart(num_ranks, sum(rows) if rows else None, num_k, rows)
+        return RankPart(num_ranks, num_n, _share(num_k, num_ranks) if self.axis == "row" else num_k)
+
+    def fit(self, shape: Shape, block: Shape, alignment: Shape, num_ranks: int) -> Fit:
+        """Return how a rank's part of a layer `(N, K)` fits scale blocks and kernels.
+
+        Only a size that is split can be "unaligned": padding the whole layer is what aligns the others.
+        """
+        part = self.part(shape, num_ranks)
+        if part.num_n is None or part.num_k is None:
+            return "indivisible"
+        if self.begins_inside_block(part, block):
+            return "inside block"
+        sizes = zip((part.num_n, part.num_k), shape, alignment, strict=True)
+        return "unaligned" if any(share != size and share % multiple for share, size, multiple in sizes) else "aligned"
+
+    def begins_inside_block(self, part: "RankPart", block: Shape) -> bool:
+        """Return whether a rank's `part` begins inside a scale block `(n, k)`: no scale on disk would be right for it.
+
+        In a column-parallel layer that goes for each matrix, a copied key or value too: it lies beside split queries.
+        """
+        if part.num_ranks == 1:
+            return False
+        if self.axis == "row":
+            return part.num_k is not None and part.num_k % block[1] != 0
+        return any(rows % block[0] for rows in part.rows)
+
+    def rank_rows(self, num_n: int, num_ranks: int) -> Rows:
+        """Return the N of each matrix that a column-parallel layer holds on a rank.
+
+        Empty for other layers, and where one cannot be split evenly.
+        """
+        if self.axis != "column":
+            return ()
+        num_n = round_up(num_n, _VOCABULARY_MULTIPLE) if self.is_vocabulary else num_n
+        groups = zip(self.groups, self.group_rows(num_n), strict=True)
+        rows = [group.rank_rows(size, num_ranks) for group, size in groups]
+        return tuple(size for size in rows if size) if all(rows) else ()
+
+    def group_rows(self, num_n: int) -> Rows:
+        """Return the N of each of the matrices that a layer holds in all."""
+        whole = sum(group.weight for group in self.groups)
+        return tuple(num_n * group.weight // whole for group in self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class RankPart:
+    """What one rank holds of a layer: N, K, and the N of each matrix of a column-parallel one.
+
+    N or K is None where it cannot be split evenly, and there are no rows then.
+    """
+
+    num_ranks: int
+    num_n: int | None
+    num_k: int | None
+    rows: Rows = ()
+
+    def is_aligned(self, alignment: Shape) -> bool:
+        """Return whether N and K can be split and are multiples of `alignment`."""
+        sizes = zip((self.num_n, self.num_k), alignment, strict=True)
+        return all(size is not None and size % multiple == 0 for size, multiple in sizes)
+
+
+COLUMN = Sharding()
+
+
+def shardings(shapes: Mapping[str, tuple[int, int]], sections: Sequence[Section]) -> dict[str, Sharding]:
+    """Return how each of `shapes`, `(N, K)` by module, is divided among ranks."""
+    parts = _described(shapes, sections)
+    return {
+        name: _sharding(name, num_n, parts.get(name) or _part_by_name(name), sections)
+        for name, (num_n, _) in shapes.items()
+    }
+
+
+def _described(names: Iterable[str], sections: Sequence[Section]) -> dict[str, Part]:
+    """What family files say of these modules; where two sections hold one, the inner one's file counts."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_NUMBER.sub("#", name), []).append(name)
+    parts: dict[str, Part] = {}
+    for section in sections:
+        for mlp in section.family.mlps if section.family else ():
+            for role, pattern in mlp.parts.items():
+                regex = pattern.regex(section.prefixes)
+                for prefix in section.prefixes:
+                    candidates = alike.get(_NUMBER.sub("#", prefix + pattern.text), ())
+                    parts.update((name, _PART_OF_ROLE[role]) for name in candidates if regex.fullmatch(name))
+    return parts
+
+
+def _part_by_name(name: str) -> Part | None:
+    *_, parent, last = ("", *name.split("."))
     # A merger or projector is a sequence: `mlp.0`, an activation, `mlp.2`.
     if last in _ROW or (last == "2" and parent == "mlp"):
         return "row"
-    return "column"
+    if last in _REPLICATED:
+        return "replicated"
+    return "gate_up" if last in _FUSED_MLP else None
 
 
-def is_attention(module: str) -> bool:
-    """Return whether a module is a part of attention, whose sizes nothing can absorb, told from its name."""
-    return any("attn" in part or "attention" in part for part in module.split("."))
+def _sharding(name: str, num_n: int, part: Part | None, sections: Sequence[Section]) -> Sharding:
+    last = name.rpartition(".")[2]
+    if part in ("row", "replicated"):
+        return Sharding(part)
+    if part is None and last in _VOCABULARY:
+        return Sharding(is_vocabulary=True)
+    groups = (RowGroup(), RowGroup()) if part == "gate_up" else _attention(last, *num_heads(name, sections))
+    return Sharding(groups=groups) if num_n % sum(group.weight for group in groups) == 0 else Sharding()
+
+
+def _attention(last: str, queries: int | None, keys: int | None) -> tuple[RowGroup, ...]:
+    """The matrices of attention that a layer named so holds, if the part of the model that it lies in has heads."""
+    if queries and last in _QUERIES:
+        return (RowGroup(queries, queries),)
+    if keys and last in _KEY_VALUE:
+        return (RowGroup(keys, keys, is_copied=True),)
+    if queries and keys and last in _FUSED_ATTENTION:
+        key_value = RowGroup(keys, keys, is_copied=True)
+        return RowGroup(queries, queries), key_value, key_value
+    return (RowGroup(),)
 
 
 def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int | None]:
     """Return the numbers of heads and of key-value heads of the part of the model in which `module` lies.
 
-    None is what its config does not say.
+    None is what its config does not say; without a word of key-value heads there are as many as heads.
     """
     around = [
         (len(prefix), section) for section in sections for prefix in section.prefixes if module.startswith(prefix)
@@ -84,114 +223,20 @@ def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int
     if not around:
         return None, None
     config = max(around, key=itemgetter(0))[1].config
-    queries = next((config[key] for key in _HEADS if key in config), None)
-    keys = config.get("num_key_value_heads", 1 if config.get("multi_query") else None)
-    return _count(queries), _count(keys)
+    queries = _first_count(config, _HEADS)
+    keys = 1 if config.get("multi_query") else _first_count(config, _KEY_VALUE_HEADS)
+    return queries, keys or queries
 
 
-def rank_shape(
-    layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()
-) -> tuple[int | None, int | None]:
-    """Return the `(N, K)` that one of `tensor_parallel_size` ranks holds; None for a size that cannot be split evenly.
-
-    The sizes split are those that the converted config asks for. Key-value heads are never split: where there are
-    fewer heads than ranks, ranks hold copies (vllm/model_executor/layers/linear.py, `QKVParallelLinear`).
-    """
-    num_n, num_k = layer.config_shape[-2:]
-    match parallelism_of(layer.name):
-        case "row":
-            return num_n, _share(num_k, tensor_parallel_size)
-        case "column":
-            rows = _columns(layer.name, num_n, tensor_parallel_size, sections)
-            return sum(rows) if rows else None, num_k
-        case "replicated":
-            return num_n, num_k
+def _first_count(config: Json, keys: Sequence[str]) -> int | None:
+    counts = (config[key] for key in keys if key in config)
+    return next((count for count in counts if type(count) is int and count > 0), None)
 
 
-def rank_rows(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> tuple[int, ...]:
-    """Return the N of each matrix that a column-parallel layer holds on a rank: several where it is fused on disk.
-
-    Empty for other layers, and where it cannot be split evenly.
-    """
-    if parallelism_of(layer.name) != "column":
-        return ()
-    return _columns(layer.name, layer.config_shape[-2], tensor_parallel_size, sections)
-
-
-def _columns(module: str, num_n: int, num_ranks: int, sections: Sequence[Section]) -> tuple[int, ...]:
-    """What a rank holds of the N of a column-parallel layer, by matrix; nothing where it cannot be split evenly."""
-    last = module.rpartition(".")[2]
-    queries, keys = num_heads(module, sections)
-    if keys and last in _KEY_VALUE:
-        return _rows(_share(num_n, min(num_ranks, keys)))
-    if keys and queries and last in _FUSED_ATTENTION and num_n % (queries + 2 * keys) == 0:
-        head_dim = num_n // (queries + 2 * keys)
-        own, common = _share(queries, num_ranks), _share(keys, min(num_ranks, keys))
-        return _rows(*(heads and heads * head_dim for heads in (own, common, common)))
-    if last in _FUSED_MLP and (half := _share(num_n, 2 * num_ranks)):
-        return half, half
-    return _rows(_share(num_n, num_ranks))
-
-
-def _rows(*shares: int | None) -> tuple[int, ...]:
-    rows = tuple(share for share in shares if share is not None)
-    return rows if len(rows) == len(shares) else ()
-
-
-def unaligned_at(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> tuple[bool, bool]:
-    """Return whether N and whether K of a rank's part are not multiples of the layer's alignment.
-
-    A size that cannot be split evenly counts as unaligned. Without `sections` (`architectures.sections_of`) key and
-    value projections are split like any other layer.
-    """
-    num_n, num_k = rank_shape(layer, tensor_parallel_size, sections)
-    return (
-        num_n is None or num_n % layer.alignment[0] != 0,
-        num_k is None or num_k % layer.alignment[1] != 0,
-    )
-
-
-def begins_inside_block(layer: LayerPlan, tensor_parallel_size: int, sections: Sequence[Section] = ()) -> bool:
-    """Return whether a rank's share of a layer would begin inside a scale block: no scale would be right for it.
-
-    In a column-parallel layer that goes for each matrix, a copied key or value too: it lies beside split queries.
-    """
-    if tensor_parallel_size == 1:
-        return False
-    if parallelism_of(layer.name) == "row":
-        num_k = rank_shape(layer, tensor_parallel_size, sections)[1]
-        return num_k is not None and num_k % layer.block[1] != 0
-    return any(rows % layer.block[0] for rows in rank_rows(layer, tensor_parallel_size, sections))
-
-
-def straddles_gate_and_up(layer: LayerPlan) -> bool:
-    """Return whether a scale block of a layer lies on both gate and up, fused on disk; such a layer is not absorbed."""
-    if layer.name.rpartition(".")[2] not in _FUSED_MLP:
-        return False
-    return layer.config_shape[-2] % (2 * layer.block[0]) != 0
-
-
-def tp_outlook(
-    layers: Sequence[LayerPlan], sections: Sequence[Section] = (), sizes: Sequence[int] = (2, 4, 8)
-) -> tuple[RankOutlook, ...]:
-    """Return what each tensor-parallel size would meet, for the FP8 Linears of a plan."""
-    return tuple(_at(layers, size, sections) for size in sizes)
-
-
-def _at(layers: Sequence[LayerPlan], size: int, sections: Sequence[Section]) -> RankOutlook:
-    unaligned, indivisible = [], []
-    for layer in layers:
-        if None in rank_shape(layer, size, sections):
-            indivisible.append(layer.name)
-        elif any(unaligned_at(layer, size, sections)):
-            unaligned.append(layer.name)
-    inside = tuple(layer.name for layer in layers if begins_inside_block(layer, size, sections))
-    return RankOutlook(size, tuple(unaligned), tuple(indivisible), inside)
+def is_multiple(size: int | None, multiple: int) -> bool:
+    """Return whether a size that can be split is a multiple of `multiple`."""
+    return size is not None and size % multiple == 0
 
 
 def _share(size: int, num_ranks: int) -> int | None:
     return size // num_ranks if size % num_ranks == 0 else None
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and value > 0 else None

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.planning.advice import RankOutlook, outlook, remedy
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
-from fp8pad.planning.tensor_parallel import RankOutlook
 from fp8pad.record import AxisActions, Disposition, Policy
 from fp8pad.render.console import (
     WIDE,
@@ -29,10 +29,8 @@ from fp8pad.summary import (
     flops_added_share,
     group_layers,
     name_patterns,
-    outlook,
     output_files,
     plan_document,
-    remedy,
 )
 from fp8pad.text import printable
 
@@ -53,7 +51,7 @@ def show_plan(source: Checkpoint, plan: CheckpointPlan, as_json: bool = False) -
         print_json(plan_document(source, plan))
         return
     facts = [*_untouched_facts(plan), *edit_facts(plan.config_edits), *_price_facts(plan)]
-    facts += [*_file_facts(source, plan), *_outlook_facts(source, plan)]
+    facts += [*_file_facts(source, plan), *_outlook_facts(plan)]
     facts += [("note", printable(note)) for note in plan.notes]
     facts += [("next", line) for line in _after_plan(source, plan)]
     console = stdout_console()
@@ -152,9 +150,9 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
     return f"{num_shards} shards{', ' if listed else ''}{shortened(listed)}"
 
 
-def _outlook_facts(source: Checkpoint, plan: CheckpointPlan) -> Iterator[Fact]:
+def _outlook_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     sizes: dict[str, list[str]] = {}
-    for at in outlook(source, plan):
+    for at in outlook(plan.layers):
         sizes.setdefault(_finding(at, plan.modules), []).append(str(at.tensor_parallel_size))
     for finding, at_sizes in sizes.items():
         yield f"at TP {', '.join(at_sizes)}", finding
@@ -179,7 +177,7 @@ def _after_plan(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
     else:
         named = source.root if source.root.name not in ("", "..") else source.root.resolve()
         yield command("convert", source.root, f"{named}-padded", *options)
-    if policy := remedy(source, plan):
+    if policy := remedy(source.shards, source.configs, plan):
         yield f"{command('plan', source.root, *_policy_options(policy))}  # what absorbing would settle"
 
 

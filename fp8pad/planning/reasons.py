@@ -1,0 +1,92 @@
+"""Why a layer is treated as it is, in sentences for the plan."""
+
+from collections.abc import Iterator
+
+from fp8pad.planning.plan import LayerPlan
+from fp8pad.planning.tensor_parallel import RankPart
+from fp8pad.record import Policy
+
+
+def reason_of(layer: LayerPlan, policy: Policy, skip_reason: str | None = None, refusal: str = "") -> str:
+    """Return the reason for what becomes of a layer; `refusal` says why absorbing leaves it alone."""
+    parts = [_absorbed(layer), _own(layer, skip_reason), refusal, _on_rank(layer, policy)]
+    return "; ".join(part for part in parts if part)
+
+
+def is_attention(module: str) -> bool:
+    """Return whether a module is a part of attention, whose sizes nothing can absorb, told from its name."""
+    return any("attn" in part or "attention" in part for part in module.split("."))
+
+
+def straddles_gate_and_up(layer: LayerPlan) -> bool:
+    """Return whether a scale block of a layer lies on both gate and up, fused on disk; such a layer is not absorbed."""
+    sharding = layer.sharding
+    if len(sharding.groups) != 2:
+        return False
+    return any(rows % layer.block[0] for rows in sharding.group_rows(layer.matrix_shape[0]))
+
+
+def _absorbed(layer: LayerPlan) -> str:
+    names = ("", "", "N", "K")[-len(layer.logical_shape) :]
+    sizes = zip(names, layer.logical_shape, layer.config_shape, strict=True)
+    grown = [f"{axis} = {old} becomes {new}" for axis, old, new in sizes if old != new]
+    return f"{' and '.join(grown)} in the config" if grown else ""
+
+
+def _own(layer: LayerPlan, skip_reason: str | None) -> str:
+    """Why the axes that are not absorbed are settled as they are; nothing where there is nothing left to say."""
+    axes = layer.axes.n, layer.axes.k
+    if skip_reason:
+        return skip_reason if "skip" in axes else ""
+    broken = [
+        f"{axis} = {size} is not a multiple of {multiple}"
+        for axis, size, multiple in zip("NK", layer.config_shape, layer.alignment, strict=True)
+        if size % multiple
+    ]
+    if broken or "absorb" in axes:
+        return " and ".join(broken)
+    return "N and K are multiples of " + " and ".join(map(str, dict.fromkeys(layer.alignment)))
+
+
+def _on_rank(layer: LayerPlan, policy: Policy) -> str:
+    """What is unaligned on one of a policy's ranks, though not as a whole, and what comes of it."""
+    if "skip" in (layer.axes.n, layer.axes.k):
+        return ""
+    part = layer.part(policy.tensor_parallel_size)
+    match layer.rank_fit:
+        case "unaligned":
+            return f"{' and '.join(_broken(layer, part, layer.alignment))}: the runtime pads it at load"
+        case "inside block":
+            broken = list(_broken(layer, part, layer.block)) or [_broken_rows(layer, part)]
+            return f"{' and '.join(broken)}: {_inside_block(layer, policy)}"
+    return ""
+
+
+def _inside_block(layer: LayerPlan, policy: Policy) -> str:
+    reason = "a rank's share would begin inside a scale block"
+    if policy.absorb or is_attention(layer.name) or straddles_gate_and_up(layer):
+        return reason
+    return f"{reason}; --absorb --tensor-parallel-size {policy.tensor_parallel_size}"
+
+
+def _broken(layer: LayerPlan, part: RankPart, multiples: tuple[int, int]) -> Iterator[str]:
+    """Which of the sizes that are split are not multiples on a rank."""
+    shares = (part.num_n, part.num_k)
+    for axis, size, share, multiple in zip("NK", layer.matrix_shape, shares, multiples, strict=True):
+        if share is not None and share != size and share % multiple:
+            yield f"{axis} = {_split(size, share, part.num_ranks)} is not a multiple of {multiple}"
+
+
+def _split(size: int, share: int, num_ranks: int) -> str:
+    """A rank's share of a size, in words; key-value heads that ranks hold copies of make it more than an even one."""
+    return f"{size} / {num_ranks} = {share}" if share * num_ranks == size else f"{share} on each of {num_ranks} ranks"
+
+
+def _broken_rows(layer: LayerPlan, part: RankPart) -> str:
+    """Which of a rank's matrices is not whole blocks, though all of them together are, or though it is not split."""
+    block = layer.block[0]
+    broken = next(num_n for num_n in part.rows if num_n % block)
+    if len(part.rows) == 1:
+        return f"N = {broken} on each of {part.num_ranks} ranks is not a multiple of {block}"
+    held = f"N = {layer.matrix_shape[0]} is {' + '.join(map(str, part.rows))} on each of {part.num_ranks} ranks"
+    return f"{held}, where {broken} is not a multiple of {block}"
