@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo/llama-fp8-padded
 
-.PHONY: help demo test test-vllm lint format bench clean
+.PHONY: help demo test test-vllm lint format contract bench clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,6 +32,12 @@ lint: .venv/installed ## check style and types
 format: .venv/installed ## format the code, and fix what the linter can fix
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+# One wheel of a few hundred MB, read and deleted again: make contract VERSION=0.34.0
+contract: .venv/installed ## write down what fp8pad relies on in another VERSION of vLLM, for the tests
+	.venv/bin/python -m pip download --quiet --no-deps --only-binary :all: --dest build/wheels vllm==$(VERSION)
+	.venv/bin/python tests/contract/describe.py build/wheels/vllm-$(VERSION)-*.whl
+	rm -r build/wheels
 
 # Several GB under the system's temporary folder; see --help for other places and sizes: make bench ARGS=--help
 bench: .venv/installed ## time convert against cp -r on this machine's disk

@@ -1,54 +1,197 @@
-"""A host that the runtime cannot rely on is refused by name; symbols of the standard library stand in for vLLM's."""
+"""What is wrong with vLLM is told by name; symbols of the standard library stand in for vLLM's."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from contract.describe import describe, lookup
 
 from fp8pad.errors import EngineError
 from fp8pad.runtime import contract
-from fp8pad.runtime.contract import EngineSymbol, check_engine
+from fp8pad.runtime.contract import FIRST_VERSION, LAST_VERSION, EngineSymbol, installed, slower, untried
 
-DUMPS = EngineSymbol("json", "dumps", ("obj",), "writes a document")
+DESCRIBED = Path(__file__).parent / "contract"
 
-
-@pytest.fixture(autouse=True)
-def symbols(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the contract have one entry, which holds."""
-    monkeypatch.setattr(contract, "ENGINE_SYMBOLS", (DUMPS,))
+DUMPS = EngineSymbol("json", "dumps", "writes a document", ("obj",))
 
 
-@pytest.mark.parametrize("version", ["0.26.0", "0.32.0+cpu", "0.33.1.dev7+g0123abc", "0.33.0rc1"])
-def test_supported_versions_pass(version: str) -> None:
+@pytest.fixture
+def symbols(monkeypatch: pytest.MonkeyPatch) -> list[EngineSymbol]:
+    """Let the contract have one entry, which holds, and those that a test adds."""
+    entries = [DUMPS]
+    monkeypatch.setattr(contract, "ENGINE_SYMBOLS", entries)
+    return entries
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.32.0+cpu", "0.33.1.dev7+g0123abc", "0.33.0rc1", "0.33.0.post1"])
+def test_versions_that_were_tried(version: str) -> None:
     """Local, development and candidate builds count by their first two numbers."""
-    check_engine(version)
+    assert untried(version) is None
 
 
-@pytest.mark.parametrize("version", ["0.25.1", "0.34.0", "1.0.0", "0.9", "dev", "0.x"])
-def test_other_versions_are_refused_by_number(version: str) -> None:
-    """The message names the version that is there and those that would do, or says that it cannot be read."""
-    with pytest.raises(EngineError, match=rf"vLLM {version}: .*(0\.26 to 0\.33|cannot be read)"):
-        check_engine(version)
+@pytest.mark.parametrize("version", ["0.34.0", "0.99", "1.0.0", "dev", "0.x"])
+def test_versions_that_were_not_tried_are_named_with_those_that_were(version: str) -> None:
+    """Newer ones, and builds that have no number."""
+    assert untried(version)
+    assert all(part in untried(version) for part in (version, "0.26 to 0.33"))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("version", ["0.25.1", "0.9"])
+def test_older_versions_are_refused(version: str) -> None:
+    """The message names the version that is there and the oldest that would do."""
+    with pytest.raises(EngineError, match=rf"vLLM {version}: .*0\.26"):
+        untried(version)
 
 
 @pytest.mark.parametrize(
     ("symbol", "message"),
     [
-        (EngineSymbol("json", "gone", None, "did things"), "json.gone, which did things, is missing"),
-        (EngineSymbol("json.gone", "dumps", None, "did things"), "json.gone.dumps, which did things, is missing"),
-        (EngineSymbol("json", "dumps", ("document",), "writes"), r"json.dumps, which writes: expected .*\(document\)"),
-        (
-            EngineSymbol("json", "JSONEncoder.encode", ("self", "x"), "writes"),
-            r"expected .*\(self, x\), got \(self, o\)",
-        ),
+        (EngineSymbol("json", "gone", "did things"), r"json.gone, which did things, is missing"),
+        (EngineSymbol("json.gone", "dumps", "did things"), r"json.gone.dumps, which did things, is missing"),
+        (EngineSymbol("json", "dumps", "writes", ("document",)), r"json.dumps, which writes: expected .*\(document\)"),
+        (EngineSymbol("json", "JSONEncoder.encode", "writes", ("self", "x")), r"\(self, x\), got \(self, o\)"),
+        (EngineSymbol("json", "JSONEncoder.gone", "writes"), r"JSONEncoder.gone, which writes, is missing"),
     ],
 )
-def test_a_symbol_that_differs_is_named(monkeypatch: pytest.MonkeyPatch, symbol: EngineSymbol, message: str) -> None:
+def test_a_symbol_that_differs_is_named(symbols: list[EngineSymbol], symbol: EngineSymbol, message: str) -> None:
     """Version, symbol and purpose are in the message, and the parameters where they are what differs."""
-    monkeypatch.setattr(contract, "ENGINE_SYMBOLS", (DUMPS, symbol))
+    symbols.append(symbol)
     with pytest.raises(EngineError, match=rf"vLLM 0\.30\.1: .*{message}"):
-        check_engine("0.30.1")
+        slower("0.30.1")
 
 
-def test_methods_are_compared_without_what_they_are_bound_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_speed_needs_is_a_remark(symbols: list[EngineSymbol]) -> None:
+    """Nothing is raised; each line says what is missing and what that costs."""
+    symbols.append(EngineSymbol("json", "gone", "did things", without="things take longer"))
+    symbols.append(EngineSymbol("json", "dumps", "writes", ("text",), without="writing takes longer"))
+    missing, changed = slower("0.30.1")
+    assert "json.gone, which did things, is missing" in missing
+    assert missing.endswith("things take longer")
+    assert "expected parameters (text), got (obj, " in changed
+
+
+def test_a_symbol_may_have_had_another_name(symbols: list[EngineSymbol]) -> None:
+    """Either name will do."""
+    symbols.append(EngineSymbol("json", "write", "writes", ("obj",), older="dumps"))
+    assert slower("0.30.1") == []
+
+
+def test_methods_are_compared_without_what_they_are_bound_to(symbols: list[EngineSymbol]) -> None:
     """A class method's own first parameter is no part of what its caller passes."""
-    symbol = EngineSymbol("fractions", "Fraction.from_float", ("f",), "reads a number")
-    monkeypatch.setattr(contract, "ENGINE_SYMBOLS", (symbol,))
-    check_engine("0.33.0")
+    symbols.append(EngineSymbol("fractions", "Fraction.from_float", "reads a number", ("f",)))
+    assert slower("0.33.0") == []
+
+
+def test_attributes_of_instances_are_found() -> None:
+    """Also those that only an inherited constructor sets."""
+    assert installed("json", "JSONEncoder.sort_keys") is None
+    assert installed("http.client", "HTTPSConnection.timeout") is None
+
+
+def _described() -> list[str]:
+    return [f"{FIRST_VERSION[0]}.{minor}.0" for minor in range(FIRST_VERSION[1], LAST_VERSION[1] + 1)]
+
+
+@pytest.mark.parametrize("version", _described())
+def test_every_version_holds_the_contract(version: str) -> None:
+    """As read from its wheel: nothing that right answers need is missing, and nothing that speed needs."""
+    description = json.loads((DESCRIBED / f"vllm-{version}.json").read_text())
+    assert description["vllm"] == version
+    assert slower(version, lookup(description)) == []
+
+
+def test_what_is_read_from_a_source_is_what_its_import_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, symbols: list[EngineSymbol]
+) -> None:
+    """Functions, methods, class methods, properties, attributes, base classes of other modules, and what is missing."""
+    (tmp_path / "engine_base.py").write_text(
+        "class Base:\n"
+        "    def __init__(self):\n        self.inherited = 1\n"
+        "    def method(self, x, *, y=1):\n        pass\n"
+    )
+    (tmp_path / "engine_kernel.py").write_text(
+        "from typing import Generic, TypeVar\nfrom engine_base import Base as Parent\nT = TypeVar('T')\nNAMES = ['a']\n"
+        "def function(a, b=1, **others):\n    pass\n"
+        "class Kernel(Parent, Generic[T]):\n    kind = 'x'\n"
+        "    @classmethod\n    def make(cls, size):\n        pass\n"
+        "    @property\n    def width(self):\n        return 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["function", "NAMES", "Parent", "Kernel.method", "Kernel.make", "Kernel.kind", "Kernel.width"]
+    names += ["Kernel.inherited", "Kernel.gone", "gone", "Gone.method"]
+    symbols[:] = [EngineSymbol("engine_kernel", name, "is tried") for name in names]
+
+    def read(module: str) -> str | None:
+        path = tmp_path / f"{module}.py"
+        return path.read_text() if path.exists() else None
+
+    described = lookup(describe("1.0", read))
+    for name in names:
+        outcomes = []
+        for look in (installed, described):
+            try:
+                outcomes.append(look("engine_kernel", name))
+            except LookupError:
+                outcomes.append(("missing",))
+        expected, got = outcomes
+        assert got == expected, name
+
+
+ENGINE = {
+    "vllm/__init__.py": "__version__ = '0.99.0'\n",
+    "vllm/model_executor/__init__.py": "",
+    "vllm/model_executor/layers/__init__.py": "",
+    "vllm/model_executor/layers/quantization/__init__.py": (
+        "registered = {}\n"
+        "def register_quantization_config(quantization):\n"
+        "    return lambda cls: registered.setdefault(quantization, cls)\n"
+    ),
+    "vllm/model_executor/layers/quantization/base_config.py": "class QuantizationConfig:\n    pass\n",
+}
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Put a vLLM of version 0.99 in place that has hardly anything in it."""
+    for name, text in ENGINE.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        del sys.modules[name]
+
+
+@pytest.mark.torch
+def test_a_vllm_that_lacks_everything_starts_other_models(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The method is registered without a word; a padded checkpoint gets the line with the symbol that is missing."""
+    from fp8pad.record import QuantizationRecord
+    from fp8pad.runtime import register
+
+    register()
+    assert not caplog.records
+    from vllm.model_executor.layers.quantization import registered
+
+    claim = registered["fp8pad"].override_quantization_method
+    other = {"quant_method": "fp8"}
+    assert claim(other, None, hf_config=None, something_new=1) is None
+    assert other == {"quant_method": "fp8"}
+    padded = QuantizationRecord({}, other, "1.0").to_json()
+    with pytest.raises(EngineError, match=r"vLLM 0\.99\.0: vllm\.model_executor.*which .* is missing"):
+        claim(padded, None, hf_config=None)
+    assert padded["quant_method"] == "fp8pad"
+
+
+def test_a_vllm_that_cannot_be_registered_with_starts(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning says so; nothing is raised, since vLLM calls `register()` unguarded."""
+    from fp8pad.runtime import register
+
+    (engine / "vllm/model_executor/layers/quantization/__init__.py").write_text("")
+    register()
+    (record,) = caplog.records
+    assert "cannot register" in record.getMessage()

@@ -120,8 +120,8 @@ def _cornered_class(parameter_class: Any) -> type:
     A property, because models replace loaders after the layer is made (mamba_mixer2), and because vLLM's reload knows
     the loaders that it must keep apart from a layer by their being bound methods (reload/sanitize.py).
     """
-    host: Any = parameter_class.weight_loader
-    inside = property(lambda parameter: _inside_corner(host.fget(parameter)), host.fset, host.fdel)
+    engine: Any = parameter_class.weight_loader
+    inside = property(lambda parameter: _inside_corner(engine.fget(parameter)), engine.fset, engine.fdel)
     return type(parameter_class.__name__, (parameter_class,), {"weight_loader": inside})
 
 

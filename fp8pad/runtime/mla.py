@@ -5,6 +5,7 @@ identity matrix through the layer for others. Only the first sees the padding.
 """
 
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ _READERS = ("vllm.model_executor.layers.attention.mla_attention", "vllm.v1.atten
 
 def cut_dequantized_weights() -> None:
     """Let vLLM's dequantized weights, `[N, K]`, of padded layers be without their padding."""
+    importlib.import_module(_HOME)
     for name in (_HOME, *_READERS):
         module = sys.modules.get(name)
         if module is not None and not hasattr(getattr(module, _NAME), "__wrapped__"):

@@ -34,6 +34,6 @@ def cut_output(output: torch.Tensor, n: int, *, strided: bool = False) -> torch.
         return logical
     if is_compiling or not output.is_cuda or logical.numel() < _FEWEST_VALUES:
         return logical.contiguous()
-    from fp8pad.runtime.kernels import cut_columns  # Triton, which not every host has
+    from fp8pad.runtime.kernels import cut_columns  # Triton, which not every platform has
 
     return cut_columns(output.view(-1, output.shape[-1]), n).view(*output.shape[:-1], n)

@@ -12,13 +12,18 @@ import torch
 
 _CUTLASS_KERNEL = "CutlassFP8ScaledMMLinearKernel"
 
+# By these attributes a `QuantFP8` tells how it quantizes.
+_TOLD = ("use_per_token_if_dynamic", "is_group_quant", "num_token_padding")
+
 
 def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
     """Let `kernel`, a layer's vLLM kernel, pad activations to `padded_k` as it quantizes them; return whether it does.
 
-    It does not where it is another kernel than CUTLASS's; the caller then pads the activation before it.
+    It does not where it is another kernel than CUTLASS's, or one that vLLM has changed; the caller then pads the
+    activation before it.
     """
-    if type(kernel).__name__ != _CUTLASS_KERNEL:
+    quantize = getattr(kernel, "quant_fp8", None)
+    if type(kernel).__name__ != _CUTLASS_KERNEL or not all(hasattr(quantize, name) for name in _TOLD):
         return False
     kernel.quant_fp8 = PaddedQuantization(kernel.quant_fp8, padded_k)
     return True
@@ -52,6 +57,6 @@ class PaddedQuantization:
 def _launch(quantize: Any) -> Callable[..., tuple[torch.Tensor, torch.Tensor]] | None:
     if quantize.is_group_quant or quantize.num_token_padding is not None:
         return None
-    from fp8pad.runtime.kernels import quantize_and_pad  # Triton, which not every host has
+    from fp8pad.runtime.kernels import quantize_and_pad  # Triton, which not every platform has
 
     return quantize_and_pad

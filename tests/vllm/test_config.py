@@ -10,7 +10,7 @@ import torch
 
 from fp8pad.errors import RecordError
 from fp8pad.record import ModuleRecord, QuantizationRecord
-from fp8pad.runtime.config import RECORD_KEY, Fp8padConfigMethods, base_method, make_config_class
+from fp8pad.runtime.claim import RECORD_KEY, Fp8padConfigMethods, base_method, make_config_class
 from fp8pad.runtime.linear import PaddedLinearMethod
 from fp8pad.runtime.mla import _cutting
 from fp8pad.runtime.sizes import LayerParts, RankSizes

@@ -1,0 +1,123 @@
+"""The plugin is a guest: vLLM versions that it does not know start every model that is not padded."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from serving import serve_apart
+
+from fp8pad.errors import EngineError
+from fp8pad.record import QuantizationRecord
+from fp8pad.runtime import activation, contract, register
+from fp8pad.runtime.claim import RECORD_KEY, Fp8padConfigMethods
+from fp8pad.runtime.contract import EngineSymbol
+
+pytestmark = pytest.mark.vllm
+
+BASE = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Let nothing have been claimed yet, and let what vLLM's loggers say be seen."""
+    activation.activate.cache_clear()
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="vllm.fp8pad")
+    yield
+    activation.activate.cache_clear()
+
+
+def _claim() -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(json.dumps(QuantizationRecord({}, BASE, "1.0").to_json()))
+    Fp8padConfigMethods.override_quantization_method(config, None, hf_config=SimpleNamespace())
+    return config
+
+
+def test_nothing_is_changed_before_a_padded_checkpoint_is_claimed() -> None:
+    """Registering leaves vLLM's loader and its reader of weights as they are."""
+    from vllm.model_executor.layers.quantization.utils import quant_utils
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    script = (
+        "from vllm.model_executor.layers.quantization.utils import quant_utils\n"
+        "from vllm.model_executor.model_loader.default_loader import DefaultModelLoader\n"
+        "before = quant_utils.get_and_maybe_dequant_weights, DefaultModelLoader.load_weights\n"
+        "import fp8pad.runtime\n"
+        "fp8pad.runtime.register()\n"
+        "assert before == (quant_utils.get_and_maybe_dequant_weights, DefaultModelLoader.load_weights)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    register()
+    _claim()
+    assert hasattr(quant_utils.get_and_maybe_dequant_weights, "__wrapped__")
+    assert hasattr(DefaultModelLoader.load_weights, "__wrapped__")
+
+
+def test_a_newer_vllm_is_served_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It names the versions that were tried, once in a process."""
+    monkeypatch.setattr("vllm.__version__", "0.99.0")
+    register()
+    assert not caplog.records
+    for _ in range(2):
+        assert RECORD_KEY in _claim()
+    (record,) = caplog.records
+    assert "vLLM 0.99.0 is newer than what fp8pad was tried with, 0.26 to 0.33" in record.getMessage()
+
+
+def test_a_newer_vllm_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FP8PAD_STRICT=1 refuses padded checkpoints, and nothing else."""
+    monkeypatch.setattr("vllm.__version__", "0.99.0")
+    monkeypatch.setenv("FP8PAD_STRICT", "1")
+    register()
+    assert Fp8padConfigMethods.override_quantization_method(dict(BASE), None, hf_config=None) is None
+    with pytest.raises(EngineError, match=r"0\.26 to 0\.33; FP8PAD_STRICT=1 refuses it"):
+        _claim()
+
+
+def test_a_version_that_was_tried_is_served_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """The installed vLLM holds the whole contract."""
+    _claim()
+    assert not caplog.records
+
+
+def test_what_only_speed_needs_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A symbol that is missing is named with what that costs."""
+    symbol = EngineSymbol("vllm.model_executor.layers.linear", "Gone", "is fast", without="layers are slow")
+    monkeypatch.setattr(contract, "ENGINE_SYMBOLS", (*contract.ENGINE_SYMBOLS, symbol))
+    _claim()
+    (record,) = caplog.records
+    assert "linear.Gone, which is fast, is missing" in record.getMessage()
+    assert record.getMessage().endswith("layers are slow")
+
+
+@pytest.mark.parametrize("fault", ["gone", "newer"])
+def test_a_server_of_another_model_starts_and_one_of_a_padded_model_says_why_not(
+    fault: str, tmp_path: Path, tiny: Callable[[str], Path], converted: Callable[..., Path]
+) -> None:
+    """Whole engines, each in a process whose vLLM lacks a symbol, or says that it is 0.99, when plugins are loaded."""
+    changes = {
+        "gone": "from vllm.model_executor.models.utils import WeightsMapper\ndel WeightsMapper.apply_list\n",
+        "newer": "import vllm\nvllm.__version__ = '0.99.0'\n",
+    }
+    (tmp_path / "another_vllm.py").write_text(f"def register():\n{_indented(changes[fault])}")
+    metadata = tmp_path / "another_vllm-0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: another-vllm\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nanother = another_vllm:register\n")
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]), "FP8PAD_STRICT": "1"}
+    assert serve_apart(tiny("llama"), environment=environment).answers
+    with pytest.raises(RuntimeError, match=r"WeightsMapper.apply_list" if fault == "gone" else r"newer than what"):
+        serve_apart(converted(tiny("llama")), environment=environment)
+
+
+def _indented(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.splitlines())
