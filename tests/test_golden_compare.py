@@ -4,9 +4,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fp8pad.golden.compare import Comparison, Difference, compare_answers, moves
+from fp8pad.golden.compare import Comparison, Difference, compare_answers, logprob_deltas
 from fp8pad.golden.document import Answer, Step
-from fp8pad.golden.junit import to_junit
+from fp8pad.golden.reports import to_junit
 
 
 def answer(*steps: Step, tokens: tuple[int, ...] | None = None) -> Answer:
@@ -65,7 +65,7 @@ def test_a_token_that_was_not_in_the_top_is_no_tie() -> None:
 
 def test_tokens_that_leave_the_top_move_by_what_is_certain() -> None:
     """A token that is gone is at most as likely as the least likely one that is there."""
-    assert moves(((1, -0.5), (2, -1.0)), ((1, -0.5), (3, -1.5))) == {1: 0.0, 2: 0.5, 3: 0.0}
+    assert logprob_deltas(((1, -0.5), (2, -1.0)), ((1, -0.5), (3, -1.5))) == {1: 0.0, 2: 0.5, 3: 0.0}
 
 
 def test_a_tie_at_the_end_of_the_top_is_no_difference() -> None:

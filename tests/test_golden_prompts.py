@@ -69,8 +69,8 @@ def test_jsonl_holds_text_or_token_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.txt", b"", "p.txt: expected a prompt a line, found none"),
-        ("p.txt", b" \n\t\n", "p.txt: expected a prompt a line, found none"),
+        ("p.txt", b"", "p.txt: expected one prompt per line, found none"),
+        ("p.txt", b" \n\t\n", "p.txt: expected one prompt per line, found none"),
         ("p.txt", b"ab\n123\n", "p.txt: line 2: a prompt without tokens"),
         ("p.txt", b"caf\xe9", "p.txt: not UTF-8: byte 0xe9 at 3"),
         ("p.jsonl", b"ab", "p.jsonl: line 1: not JSON"),

@@ -21,7 +21,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def golden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     """Return a function that runs `fp8pad golden` where the only engine is the stand-in, in a folder of its own."""
-    monkeypatch.setenv("PYTHONPATH", str(FAKE_ENGINE))
+    monkeypatch.setenv("PYTHONPATH", str(FAKE_ENGINE), prepend=os.pathsep)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -70,8 +70,8 @@ def test_check_passes_on_equal_answers(golden: Run, recorded: Path, example: Pat
     """Status 0, the verdict on stdout, progress on stderr."""
     run = golden("check", example, recorded, "--junit", "report.xml")
     assert run.returncode == 0, run.stderr
-    assert "llama-fp8: answers as recorded" in run.stdout
-    assert "16 of 16 answers, to the last bit" in run.stdout
+    assert "llama-fp8: the same outputs as recorded" in run.stdout
+    assert "16 of 16 outputs are bitwise equal" in run.stdout
     assert "16 prompts to vllm, eager" in run.stderr
     assert ElementTree.parse(recorded.parent / "report.xml").getroot().get("failures") == "0"  # noqa: S314 - our own
 
@@ -99,7 +99,7 @@ def test_check_fails_on_a_moved_logprob(
     monkeypatch.setenv("FAKE_SHIFT", "-0.0625")
     run = golden("check", example, recorded, "--junit", "report.xml")
     assert run.returncode == 1
-    assert "llama-fp8: 16 of 16 answers differ" in run.stdout
+    assert "llama-fp8: 16 of 16 outputs differ" in run.stdout
     assert run.stdout.count(" logprob ") == 10
     assert ElementTree.parse(recorded.parent / "report.xml").getroot().get("failures") == "16"  # noqa: S314 - our own
     run = golden("check", example, recorded, "--json")
@@ -169,7 +169,7 @@ def test_prompts_of_token_ids_need_no_tokenizer(golden: Run, example: Path, tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "error: p.jsonl: expected a prompt a line, found none"),
+        (b"", "error: p.jsonl: expected one prompt per line, found none"),
         (b'{"prompt_token_ids": [300]}', "error: prompt 1: a token id that is not below the vocabulary's size, 258"),
         (b"\xff", "error: p.jsonl: not UTF-8: byte 0xff at 0"),
     ],
@@ -215,6 +215,14 @@ def test_an_engine_that_is_not_installed_is_named(golden: Run, example: Path) ->
     """The error says how to install it."""
     (line,) = failure(golden("record", example, "-o", "g.json", "--engine", "transformers"))
     assert line == "error: transformers is not installed in this environment: pip install torch transformers"
+
+
+def test_a_padded_model_is_not_given_to_transformers(golden: Run, recorded: Path, example: Path) -> None:
+    """It lacks the quantization method, and would say so in a stranger's words; the line says what runs."""
+    converted = recorded.parent / "padded"
+    subprocess.run([sys.executable, "-m", "fp8pad", "convert", example, converted], check=True, capture_output=True)
+    (line,) = failure(golden("check", "padded", recorded, "--engine", "transformers"))
+    assert line.startswith("error: padded: padded, so only vLLM with the fp8pad plugin can run it, not transformers;")
 
 
 @pytest.mark.parametrize(
@@ -265,7 +273,9 @@ def test_an_interrupted_run_leaves_no_engine_behind(example: Path, tmp_path: Pat
         "time.sleep(60)\n"
     )
     command = [sys.executable, "-m", "fp8pad", "golden", "record", str(example), "-o", str(tmp_path / "g.json")]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(fake)}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(fake), *sys.path])}, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 20
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < deadline

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Converts a checkpoint and proves that nothing changed: bytes, products, and what a served model answers.
+# Converts a checkpoint and checks that nothing changed: every byte, and the outputs of the served model.
 #
 #   golden.sh MODEL OUT_DIR [GOLDEN_FILE]
 #
-# A GOLDEN_FILE that is there already is used, so that CI can keep it: the original is then not started again.
+# Can be run again and again: OUT_DIR is replaced if fp8pad made it, and a GOLDEN_FILE that exists is used, so that CI
+# can keep it and the original is not started again.
 # Environment: REPORTS (folder for verify.json and golden.xml, default ./reports), CONVERT_OPTIONS (such as --absorb),
 # RECORD_OPTIONS (such as --prompts FILE), CHECK_OPTIONS (such as --strict). Words are split at blanks.
 set -euo pipefail
@@ -21,8 +22,8 @@ read -ra record_options <<< "${RECORD_OPTIONS:-}"
 read -ra check_options <<< "${CHECK_OPTIONS:-}"
 mkdir -p "$reports"
 
-fp8pad convert "$model" "$out_dir" "${convert_options[@]}"
-# To see the mismatches where there are some, the document is shown; the status is that of verify.
+fp8pad convert "$model" "$out_dir" --overwrite "${convert_options[@]}"
+# Mismatches, if any, are shown; the status is that of verify.
 fp8pad verify "$model" "$out_dir" --json > "$reports/verify.json" || { cat "$reports/verify.json"; exit 1; }
 if [ ! -f "$golden" ]; then
   fp8pad golden record "$model" -o "$golden" "${record_options[@]}"

@@ -152,12 +152,17 @@ def padding_mark(source: Checkpoint) -> str | None:
     if RECORD_FILE in source.other_files or RECORD_FILE in source.excluded:
         return RECORD_FILE
     for file, config in source.configs.items():
-        if any(value.get("quant_method") == QUANT_METHOD for value in _objects(config)):
+        if needs_plugin(config):
             return f"quant_method {QUANT_METHOD} in {file}"
     for shard in source.shards:
         if METADATA_KEY in (shard.metadata or {}):
             return f"the metadata of {shard.file}"
     return None
+
+
+def needs_plugin(config: Json) -> bool:
+    """Return whether a config asks an engine for fp8pad's quantization method."""
+    return any(value.get("quant_method") == QUANT_METHOD for value in _objects(config))
 
 
 def read_record(converted: Checkpoint) -> CheckpointRecord | None:

@@ -28,8 +28,8 @@ def record(
 ) -> None:
     """Write the outputs of a model to a file."""
     from fp8pad.golden import runs
-    from fp8pad.golden.files import check_writable, write_text
-    from fp8pad.golden.options import RecordOptions
+    from fp8pad.golden.reports import check_writable, write_text
+    from fp8pad.golden.request import RecordOptions
     from fp8pad.render.golden import golden_progress, show_recording
 
     check_writable(output)
@@ -58,8 +58,8 @@ def check(
 ) -> None:
     """Compare outputs of a model with a file."""
     from fp8pad.golden import runs
-    from fp8pad.golden.files import check_writable
-    from fp8pad.golden.options import CheckOptions
+    from fp8pad.golden.reports import check_writable
+    from fp8pad.golden.request import CheckOptions
     from fp8pad.render.golden import golden_progress
 
     if junit:
@@ -92,8 +92,8 @@ def compare(
 ) -> None:
     """Compare outputs of two models."""
     from fp8pad.golden import runs
-    from fp8pad.golden.files import check_writable
-    from fp8pad.golden.options import CheckOptions, RecordOptions
+    from fp8pad.golden.reports import check_writable
+    from fp8pad.golden.request import CheckOptions, RecordOptions
     from fp8pad.render.golden import golden_progress
 
     if junit:
@@ -109,8 +109,7 @@ def compare(
 
 def _finish(comparison: "Comparison", as_json: bool, junit: Path | None) -> None:
     """Show the result, write it for CI, and set the exit status."""
-    from fp8pad.golden.files import write_text
-    from fp8pad.golden.junit import to_junit
+    from fp8pad.golden.reports import to_junit, write_text
     from fp8pad.render.golden import show_comparison
 
     show_comparison(comparison, as_json)

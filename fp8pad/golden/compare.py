@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fp8pad.golden.document import Answer, Step
+from fp8pad.golden.document import FORMAT_VERSION, Answer, Step
 
 # What logprobs may differ by where bits may differ: another device, version or TP size, or compiled. docs/equality.md
 # says what was measured and why this much.
@@ -73,7 +73,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return what `golden check --json` prints."""
         summary = {"num_identical": self.num_identical, "max_abs_difference": self.max_abs_difference}
-        return {"ok": self.ok, **asdict(self), **summary}
+        return {"format_version": FORMAT_VERSION, "ok": self.ok, **asdict(self), **summary}
 
 
 def compare_answers(
@@ -96,7 +96,7 @@ def _compare(number: int, expected: Answer, got: Answer, atol: float, allow_ties
         num_prompt_tokens=len(expected.prompt_token_ids),
         num_compared=num_compared,
         identical=expected.digest() == got.digest(),
-        max_abs_difference=max(max(moves(*step).values()) for step in steps),
+        max_abs_difference=max(max(logprob_deltas(*step).values()) for step in steps),
         difference=_first_difference(expected, got, num_compared, atol, allow_ties),
     )
 
@@ -107,8 +107,8 @@ def _num_comparable(expected: Answer, got: Answer) -> int:
     return next((step + 1 for step, (one, other) in enumerate(pairs) if one != other), len(expected.token_ids))
 
 
-def moves(expected: Step, got: Step) -> dict[int, float]:
-    """Return by how much, at least, the logprob of each token of either side moved.
+def logprob_deltas(expected: Step, got: Step) -> dict[int, float]:
+    """Return by how much, at least, the logprob of each token of either side differs.
 
     A token that is not in the other side's top k is there at most as likely as the least likely that is.
     """
@@ -126,14 +126,14 @@ def _first_difference(
     for step in range(num_compared):
         recorded, found = expected.logprobs[step], got.logprobs[step]
         tokens = expected.token_ids[step], got.token_ids[step]
-        moved = moves(recorded, found)
+        deltas = logprob_deltas(recorded, found)
         is_tie = (
-            allow_ties and max(moved.values()) <= atol and set(tokens) <= dict(recorded).keys() & dict(found).keys()
+            allow_ties and max(deltas.values()) <= atol and set(tokens) <= dict(recorded).keys() & dict(found).keys()
         )
         if tokens[0] != tokens[1] and not is_tie:
             return Difference(step, "token", _chosen(recorded, *tokens), _chosen(found, *reversed(tokens)))
-        if max(moved.values()) > atol:
-            token_id = max(moved, key=lambda token_id: (moved[token_id], token_id))
+        if max(deltas.values()) > atol:
+            token_id = max(deltas, key=lambda token_id: (deltas[token_id], token_id))
             return Difference(step, "logprob", _logprob(recorded, token_id), _logprob(found, token_id))
     return None
 

@@ -1,4 +1,4 @@
-"""Asking an engine: one process for one model, watched until it has answered or failed."""
+"""Running an engine: one process for one model, watched until it has answered or failed."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from fp8pad.errors import GoldenError
 from fp8pad.golden.document import READER, check_answer
-from fp8pad.golden.request import Question, Reply
+from fp8pad.golden.request import Reply, Request
 
 # Set only where the user has not. Without its own process for the scheduler vLLM forms the same batches every time
 # (vLLM's documentation, "Reproducibility"); the CPU build otherwise claims most of the machine's memory for its cache.
@@ -29,7 +29,7 @@ _NUM_LAST_LINES = 10
 _NUM_CAUSES = 5
 _LOG_END_BYTES = 65536
 _EXCEPTION = re.compile(r"\b[A-Za-z]\w*(Error|Exception): ")
-_INSTALL_HINTS = {"vllm": "pip install 'fp8pad[vllm]'", "transformers": "pip install torch transformers"}
+_INSTALL_HINTS = {"vllm": "pip install vllm", "transformers": "pip install torch transformers"}
 
 
 class Progress(Protocol):
@@ -42,26 +42,26 @@ class Progress(Protocol):
         """Take what an engine is doing right now, which the next call replaces."""
 
 
-def ask(question: Question, progress: Progress) -> Reply:
-    """Start the engine that `question` names, in a process of its own, and return its reply.
+def run_engine(request: Request, progress: Progress) -> Reply:
+    """Start the engine that `request` names, in a process of its own, and return its reply.
 
     Raises `GoldenError` if the engine is not installed, refuses, fails or answers with something that is no answer;
     where it fails, the last lines that it wrote are the error's notes (PEP 678).
     """
-    engine = question.settings.engine
+    engine = request.settings.engine
     if importlib.util.find_spec(engine) is None:
         raise GoldenError(f"{engine} is not installed in this environment: {_INSTALL_HINTS[engine]}")
     with TemporaryDirectory(prefix="fp8pad-golden-") as folder:
-        question_file, reply_file, log = (Path(folder, name) for name in ("question.json", "reply.json", "log"))
-        question_file.write_text(json.dumps(asdict(question)), encoding="utf-8")
-        defaults = ENGINE_DEFAULTS | (SEVERAL_RANKS_DEFAULTS if question.settings.tensor_parallel_size > 1 else {})
-        command = [sys.executable, "-m", "fp8pad.golden.worker", str(question_file), str(reply_file)]
+        request_file, reply_file, log = (Path(folder, name) for name in ("request.json", "reply.json", "log"))
+        request_file.write_text(json.dumps(asdict(request)), encoding="utf-8")
+        defaults = ENGINE_DEFAULTS | (SEVERAL_RANKS_DEFAULTS if request.settings.tensor_parallel_size > 1 else {})
+        command = [sys.executable, "-m", "fp8pad.golden.worker", str(request_file), str(reply_file)]
         with _started(command, {**defaults, **os.environ}, log) as process:
             _watch(process, reply_file, log, progress)
         document = _read_reply(reply_file)
         if "reply" not in document:
-            raise _failure(question, process.returncode, document, _telling_lines(log))
-    return _checked(READER.read(Reply, document["reply"], f"{engine}'s reply"), question)
+            raise _failure(request, process.returncode, document, _telling_lines(log))
+    return _checked(READER.read(Reply, document["reply"], f"{engine}'s reply"), request)
 
 
 @contextmanager
@@ -122,19 +122,19 @@ def _read_reply(reply_file: Path) -> dict[str, Any]:
     return document
 
 
-def _failure(question: Question, status: int, document: dict[str, Any], last_lines: list[str]) -> GoldenError:
+def _failure(request: Request, status: int, document: dict[str, Any], last_lines: list[str]) -> GoldenError:
     if "refused" in document:
         return GoldenError(document["refused"])
     ended = f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    error = GoldenError(f"{question.settings.engine} failed on {question.model}: {document.get('failed', ended)}")
+    error = GoldenError(f"{request.settings.engine} failed on {request.model}: {document.get('failed', ended)}")
     for line in last_lines:
         error.add_note(line)
     return error
 
 
-def _checked(reply: Reply, question: Question) -> Reply:
-    if [answer.prompt_token_ids for answer in reply.answers] != list(question.prompts):
-        raise GoldenError(f"{question.settings.engine} did not answer the prompts that it was given, in their order")
+def _checked(reply: Reply, request: Request) -> Reply:
+    if [answer.prompt_token_ids for answer in reply.answers] != list(request.prompts):
+        raise GoldenError(f"{request.settings.engine} did not answer the prompts that it was given, in their order")
     for number, answer in enumerate(reply.answers, start=1):
-        check_answer(answer, question.settings, f"{question.settings.engine}'s answer to prompt {number}")
+        check_answer(answer, request.settings, f"{request.settings.engine}'s answer to prompt {number}")
     return reply

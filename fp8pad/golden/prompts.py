@@ -1,7 +1,8 @@
-"""What is asked: prompts as token ids, from a file or from a seed, checked before any engine starts."""
+"""Prompts as token ids, from a file or from a seed, checked before any engine starts."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def built_in_prompts(config: Mapping[str, Any], max_tokens: int, seed: int) -> t
 
 
 def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
-    """Read a prompt a line: plain text, or, where the name ends in `.jsonl`, `{"prompt": TEXT}` or
+    """Read one prompt per line: plain text, or, where the name ends in `.jsonl`, `{"prompt": TEXT}` or
     `{"prompt_token_ids": [IDS]}`.
 
     Blank lines are passed over. Raises `GoldenError` naming the line if the file cannot be read, is not UTF-8, holds
@@ -47,7 +48,7 @@ def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
         if line.strip():
             prompts.append(parse(line, f"{file.name}: line {number}", tokenize))
     if not prompts:
-        raise GoldenError(f"{file.name}: expected a prompt a line, found none")
+        raise GoldenError(f"{file.name}: expected one prompt per line, found none")
     return tuple(prompts)
 
 
@@ -67,6 +68,32 @@ def check_prompts(prompts: Sequence[Prompt], config: Mapping[str, Any], max_toke
 def model_length(config: Mapping[str, Any]) -> int | None:
     """Return the most tokens that the model's positions allow, if its config says so."""
     return next((length for key in _LENGTH_KEYS if (length := _text_value(config, key))), None)
+
+
+def tokenizer(model: Path, trust_remote_code: bool) -> Tokenize:
+    """Return a function from a text to its token ids, with what the model's tokenizer adds (a begin-of-text token).
+
+    It is loaded at the first text, so that token ids need none. Raises `GoldenError` if transformers is not installed
+    or the tokenizer cannot be loaded.
+    """
+
+    def tokenize(text: str) -> list[int]:
+        return list(_load_tokenizer(model, trust_remote_code)(text)["input_ids"])
+
+    return tokenize
+
+
+@cache
+def _load_tokenizer(model: Path, trust_remote_code: bool) -> Any:
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise GoldenError(f"prompts of text need transformers, which cannot be imported: {error}") from error
+    except Exception as error:  # a tokenizer may be code of its own, and raise anything
+        cause = str(error).strip().partition("\n")[0]
+        raise GoldenError(f"{model}: prompts of text need its tokenizer, which cannot be loaded: {cause}") from error
 
 
 def _text_value(config: Mapping[str, Any], key: str) -> int | None:

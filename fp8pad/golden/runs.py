@@ -1,41 +1,42 @@
-"""`golden record`, `check` and `compare`: read the model, ask it, write or compare."""
+"""`golden record`, `check` and `compare`: read the model, run it on prompts, write or compare."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from fp8pad import __version__
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, read_checkpoint
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, needs_plugin, read_checkpoint
 from fp8pad.errors import GoldenError
 from fp8pad.golden.compare import Comparison, compare_answers
 from fp8pad.golden.document import GoldenDocument, parse_document
-from fp8pad.golden.engines import Progress, ask
+from fp8pad.golden.engines import Progress, run_engine
 from fp8pad.golden.fingerprint import fingerprint
-from fp8pad.golden.options import (
+from fp8pad.golden.prompts import Prompt, built_in_prompts, check_prompts, read_prompts, tokenizer
+from fp8pad.golden.request import (
     CheckOptions,
     RecordOptions,
+    Reply,
+    Request,
     default_atol,
+    environment_differences,
     settings_differences,
     settings_to_check,
     settings_to_record,
 )
-from fp8pad.golden.prompts import Prompt, built_in_prompts, check_prompts, read_prompts
-from fp8pad.golden.request import Question, Reply, environment_differences
-from fp8pad.golden.tokenizer import tokenizer
 from fp8pad.text import printable
 
 
 def record(model: Path, options: RecordOptions, progress: Progress) -> GoldenDocument:
-    """Ask a model and return what it answered.
+    """Run a model on prompts and return its answers.
 
-    Raises `CheckpointError` for a folder that is no checkpoint, `GoldenError` for prompts that cannot be asked and for
-    an engine that does not answer.
+    Raises `CheckpointError` for a folder that is no checkpoint, `GoldenError` for prompts that cannot be used and for
+    an engine that fails.
     """
     source = read_checkpoint(model)
     config = source.configs[CONFIG_FILE]
     prompts, prompts_from = _prompts(source, options)
     settings = settings_to_record(config, prompts, options)
     check_prompts(prompts, config, settings.max_tokens, settings.max_model_len)
-    reply = _ask(source, Question(str(model), settings, prompts, options.trust_remote_code, None), progress)
+    reply = _run(source, Request(str(model), settings, prompts, options.trust_remote_code, None), progress)
     return GoldenDocument(
         fp8pad_version=__version__,
         model=printable(model.resolve().name),
@@ -48,7 +49,7 @@ def record(model: Path, options: RecordOptions, progress: Progress) -> GoldenDoc
 
 
 def check(model: Path, golden: GoldenDocument, options: CheckOptions, progress: Progress) -> Comparison:
-    """Ask a model what a golden file holds the answers to, and compare.
+    """Run a model on the prompts of a golden file, and compare its answers.
 
     Raises as `record` does, and `GoldenError` if the file was recorded with another model, or, with
     `options.strict`, in another way or place.
@@ -61,7 +62,7 @@ def check(model: Path, golden: GoldenDocument, options: CheckOptions, progress: 
         raise GoldenError("; ".join(warnings))
     prompts = tuple(answer.prompt_token_ids for answer in golden.answers)
     required = golden.environment if options.strict else None
-    reply = _ask(source, Question(str(model), settings, prompts, options.trust_remote_code, required), progress)
+    reply = _run(source, Request(str(model), settings, prompts, options.trust_remote_code, required), progress)
     if settings.engine == golden.settings.engine:
         warnings += environment_differences(golden.environment, reply.environment)
     atol = default_atol(settings, warnings) if options.atol is None else options.atol
@@ -89,10 +90,19 @@ def read_golden(file: Path) -> GoldenDocument:
         raise GoldenError(f"{file.name}: not a golden file: not UTF-8") from error
 
 
-def _ask(source: Checkpoint, question: Question, progress: Progress) -> Reply:
-    settings = question.settings
-    progress.say(f"{source.root.name}: {len(question.prompts)} prompts to {settings.engine}, {settings.mode}")
-    reply = ask(question, progress)
+def _check_engine(source: Checkpoint, engine: str) -> None:
+    if engine != "vllm" and needs_plugin(source.configs[CONFIG_FILE]):
+        raise GoldenError(
+            f"{source.root}: padded, so only vLLM with the fp8pad plugin can run it, not {engine};"
+            " a checkpoint that --absorb leaves without padding runs in any engine"
+        )
+
+
+def _run(source: Checkpoint, request: Request, progress: Progress) -> Reply:
+    settings = request.settings
+    _check_engine(source, settings.engine)
+    progress.say(f"{source.root.name}: {len(request.prompts)} prompts to {settings.engine}, {settings.mode}")
+    reply = run_engine(request, progress)
     where = f"{settings.engine} {reply.environment.engine_version} on {reply.environment.device}"
     progress.say(f"{source.root.name}: answered by {where}")
     return reply

@@ -7,7 +7,7 @@ from typing import Any
 from fp8pad.errors import GoldenError
 from fp8pad.golden.document import Answer, Environment
 from fp8pad.golden.prompts import Prompt
-from fp8pad.golden.request import Question, cpu_name, likeliest_first
+from fp8pad.golden.request import Request, cpu_name, likeliest_first
 
 
 def environment() -> Environment:
@@ -20,42 +20,42 @@ def environment() -> Environment:
     return Environment(transformers.__version__, torch.__version__, device)
 
 
-def answer(question: Question) -> tuple[str, tuple[Answer, ...]]:
+def answer(request: Request) -> tuple[str, tuple[Answer, ...]]:
     """Load the model once and return its dtype and its greedy answers.
 
     Raises `GoldenError` if more than one device is asked for.
     """
-    if question.settings.tensor_parallel_size != 1:
+    if request.settings.tensor_parallel_size != 1:
         raise GoldenError("the transformers engine runs on one device: tensor parallel size must be 1")
-    model = _load(question)
-    answers = tuple(_answer(model, prompt, question) for prompt in question.prompts)
+    model = _load(request)
+    answers = tuple(_answer(model, prompt, request) for prompt in request.prompts)
     return str(model.dtype).removeprefix("torch."), answers
 
 
-def _load(question: Question) -> Any:
+def _load(request: Request) -> Any:
     import torch
     import transformers
 
-    torch.manual_seed(question.settings.seed)
-    architectures = json.loads((Path(question.model) / "config.json").read_bytes()).get("architectures") or [""]
+    torch.manual_seed(request.settings.seed)
+    architectures = json.loads((Path(request.model) / "config.json").read_bytes()).get("architectures") or [""]
     factory = getattr(transformers, architectures[0], transformers.AutoModelForCausalLM)
     model = factory.from_pretrained(
-        question.model, dtype=question.settings.dtype, trust_remote_code=question.trust_remote_code
+        request.model, dtype=request.settings.dtype, trust_remote_code=request.trust_remote_code
     )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    if question.settings.mode == "compiled":
+    if request.settings.mode == "compiled":
         model.compile()
     return model
 
 
-def _answer(model: Any, prompt: Prompt, question: Question) -> Answer:
+def _answer(model: Any, prompt: Prompt, request: Request) -> Answer:
     import torch
     import transformers
 
     # The end-of-text token does not end an answer, as with vLLM; nothing of the model's own sampling is kept.
     model.generation_config = transformers.GenerationConfig(
         do_sample=False,
-        max_new_tokens=question.settings.max_tokens,
+        max_new_tokens=request.settings.max_tokens,
         pad_token_id=0,
         return_dict_in_generate=True,
         output_logits=True,
@@ -64,7 +64,7 @@ def _answer(model: Any, prompt: Prompt, question: Question) -> Answer:
     output = model.generate(input_ids, attention_mask=torch.ones_like(input_ids))
     token_ids = output.sequences[0, len(prompt) :].tolist()
     steps = (
-        _step(logits[0], token_id, question.settings.top_k)
+        _step(logits[0], token_id, request.settings.top_k)
         for logits, token_id in zip(output.logits, token_ids, strict=True)
     )
     return Answer(prompt, tuple(token_ids), tuple(steps))

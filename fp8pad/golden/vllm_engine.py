@@ -3,7 +3,7 @@
 from typing import Any
 
 from fp8pad.golden.document import Answer, Environment
-from fp8pad.golden.request import Question, cpu_name, likeliest_first
+from fp8pad.golden.request import Request, cpu_name, likeliest_first
 
 
 def environment() -> Environment:
@@ -17,16 +17,16 @@ def environment() -> Environment:
     return Environment(vllm.__version__, torch.__version__, device)
 
 
-def answer(question: Question) -> tuple[str, tuple[Answer, ...]]:
+def answer(request: Request) -> tuple[str, tuple[Answer, ...]]:
     """Start one engine and return its dtype and its greedy answers to all prompts, given to it as one batch.
 
     Prefix caching is off, so that no answer depends on another's; the end-of-text token does not end an answer.
     """
     from vllm import LLM, SamplingParams
 
-    settings = question.settings
+    settings = request.settings
     llm = LLM(
-        model=question.model,
+        model=request.model,
         dtype=settings.dtype,
         enforce_eager=settings.mode == "eager",
         seed=settings.seed,
@@ -35,12 +35,12 @@ def answer(question: Question) -> tuple[str, tuple[Answer, ...]]:
         max_logprobs=settings.top_k,
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
-        trust_remote_code=question.trust_remote_code,
+        trust_remote_code=request.trust_remote_code,
     )
     sampling = SamplingParams(
         temperature=0, max_tokens=settings.max_tokens, logprobs=settings.top_k, ignore_eos=True, detokenize=False
     )
-    outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in question.prompts], sampling)
+    outputs = llm.generate([{"prompt_token_ids": list(prompt)} for prompt in request.prompts], sampling)
     dtype = str(llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
     return dtype, tuple(_answer(output) for output in outputs)
 

@@ -1,4 +1,4 @@
-"""`python -m fp8pad.golden.worker QUESTION REPLY`: the process that runs one engine, asks it once, and ends.
+"""`python -m fp8pad.golden.worker REQUEST REPLY`: the process that runs one engine, asks it once, and ends.
 
 A process of its own, because an engine keeps its device until its process ends, may take the process down with it, and
 writes to stdout and stderr as it likes.
@@ -19,19 +19,19 @@ from typing import Any
 from fp8pad.errors import GoldenError
 from fp8pad.golden import transformers_engine, vllm_engine
 from fp8pad.golden.document import READER
-from fp8pad.golden.request import Question, Reply, check_environment
+from fp8pad.golden.request import Reply, Request, check_environment
 
 _LOOK_EVERY_SECONDS = 1.0
 _LONGEST_CAUSE = 300  # characters
 _ENGINES = {"vllm": vllm_engine, "transformers": transformers_engine}
 
 
-def main(question_file: str, reply_file: str) -> int:
+def main(request_file: str, reply_file: str) -> int:
     """Write a reply, what the engine refused, or the cause of its failure; the traceback goes to stderr."""
     # Not `parse_json`, which golden files are read with: the name of the model's folder need not be UTF-8.
-    question = READER.read(Question, json.loads(Path(question_file).read_text(encoding="utf-8")), "question")
+    request = READER.read(Request, json.loads(Path(request_file).read_text(encoding="utf-8")), "request")
     try:
-        document: dict[str, Any] = {"reply": asdict(_reply(question))}
+        document: dict[str, Any] = {"reply": asdict(_reply(request))}
     except GoldenError as error:
         document = {"refused": str(error)}
     except Exception as error:  # whatever an engine may raise becomes one line
@@ -49,11 +49,11 @@ def _publish(document: dict[str, Any], file: Path) -> None:
     unfinished.rename(file)
 
 
-def _reply(question: Question) -> Reply:
-    engine = _ENGINES[question.settings.engine]
+def _reply(request: Request) -> Reply:
+    engine = _ENGINES[request.settings.engine]
     environment = engine.environment()
-    check_environment(environment, question.required)
-    dtype, answers = engine.answer(question)
+    check_environment(environment, request.required)
+    dtype, answers = engine.answer(request)
     return Reply(environment, dtype, answers)
 
 

@@ -63,8 +63,10 @@ def show_recording(golden: GoldenDocument, file: Path) -> None:
     """Print what was recorded."""
     num_tokens = sum(len(answer.token_ids) for answer in golden.answers)
     where = f"{golden.settings.engine} {golden.environment.engine_version}, {golden.settings.mode}"
-    verdict = f"{len(golden.answers)} answers, {num_tokens} tokens, of {golden.model} on {where}"
-    facts = [("next", f"{command('golden', 'check', 'CONVERTED_MODEL', file)}  # compares another model's answers")]
+    verdict = f"{len(golden.answers)} outputs, {num_tokens} tokens, of {golden.model} on {where}"
+    facts = [
+        ("next", f"{command('golden', 'check', 'CONVERTED_MODEL', file)}  # compares the outputs of another model")
+    ]
     print_parts(stdout_console(), Text(printable(f"{file}: {verdict}"), style="bold"), fact_table(facts))
 
 
@@ -76,7 +78,9 @@ def show_comparison(comparison: Comparison, as_json: bool = False) -> None:
         print_json(comparison.to_json())
         return
     total = len(comparison.prompts)
-    verdict = "answers as recorded" if comparison.ok else f"{len(comparison.differing)} of {total} answers differ"
+    verdict = (
+        "the same outputs as recorded" if comparison.ok else f"{len(comparison.differing)} of {total} outputs differ"
+    )
     headline = Text(printable(f"{comparison.model}: {verdict}"), style="bold")
     table = [] if comparison.ok else [_differences(comparison)]
     print_parts(stdout_console(), headline, *table, fact_table(_facts(comparison)))
@@ -85,8 +89,11 @@ def show_comparison(comparison: Comparison, as_json: bool = False) -> None:
 def _facts(comparison: Comparison) -> list[Fact]:
     num_compared = sum(result.num_compared for result in comparison.prompts)
     return [
-        ("equal", f"{comparison.num_identical} of {len(comparison.prompts)} answers, to the last bit"),
-        ("tokens", f"{num_compared} of {comparison.num_tokens} compared, up to the first that differs in each answer"),
+        ("equal", f"{comparison.num_identical} of {len(comparison.prompts)} outputs are bitwise equal"),
+        (
+            "tokens",
+            f"{num_compared} of {comparison.num_tokens} compared: those up to the first difference in each output",
+        ),
         ("logprobs", f"differ by {comparison.max_abs_difference:.3g} at most; {comparison.atol:.3g} is allowed"),
     ]
 

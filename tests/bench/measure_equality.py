@@ -19,7 +19,7 @@ from fp8pad.checkpoint.progress import Silence
 from fp8pad.convert import ConvertOptions, convert
 from fp8pad.errors import Fp8padError
 from fp8pad.golden.document import GoldenDocument
-from fp8pad.golden.options import CheckOptions, RecordOptions
+from fp8pad.golden.request import CheckOptions, RecordOptions
 from fp8pad.golden.runs import check, record
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
