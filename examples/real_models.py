@@ -13,7 +13,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.advice import outlook
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import Policy
-from fp8pad.summary import name_patterns
+from fp8pad.render.folding import name_patterns
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 Scheme = Literal["tensor", "channel", "block"]

@@ -11,8 +11,8 @@ from rich.text import Text
 from fp8pad.inspect import Inspection
 from fp8pad.record import CheckpointRecord, PaddedTensor, tensor_to_json
 from fp8pad.render.console import Fact, edit_facts, fact_table, growth, print_json, print_parts, stdout_console
+from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import how
-from fp8pad.summary import name_patterns
 from fp8pad.text import printable
 
 

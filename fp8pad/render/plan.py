@@ -24,14 +24,8 @@ from fp8pad.render.console import (
     shortened,
     stdout_console,
 )
-from fp8pad.summary import (
-    LayerGroup,
-    flops_added_share,
-    group_layers,
-    name_patterns,
-    output_files,
-    plan_document,
-)
+from fp8pad.render.folding import LayerGroup, group_layers, name_patterns
+from fp8pad.summary import flops_added_share, output_files, plan_document
 from fp8pad.text import printable
 
 NARROWEST_REASON = 28  # columns

@@ -1,0 +1,71 @@
+"""Folding many names into few patterns: `model.layers.{0-31}.mlp.{gate_proj,up_proj}`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeAlias
+
+from fp8pad.planning.plan import LayerPlan
+
+Choices: TypeAlias = tuple[str, ...]
+Pattern: TypeAlias = tuple[Choices, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers that share everything but their names, which `pattern` holds, and one of them as the example."""
+
+    pattern: str
+    example: LayerPlan
+
+
+def name_patterns(names: Iterable[str]) -> list[str]:
+    """Fold dotted names into patterns, so that each name is in exactly one.
+
+    At one position after the other, the first aside, patterns that differ there alone become one.
+    """
+    patterns: list[Pattern] = [tuple((part,) for part in name.split(".")) for name in names]
+    for position in range(1, max(map(len, patterns), default=0)):
+        patterns = _fold(patterns, position)
+    return [".".join(map(_written, pattern)) for pattern in patterns]
+
+
+def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:
+    """Group layers that are treated alike, in the order in which the checkpoint first names them."""
+    alike: dict[tuple[object, ...], list[LayerPlan]] = {}
+    for layer in layers:
+        key = (layer.granularity, layer.logical_shape, layer.padded_shape, layer.alignment, layer.axes, layer.reason)
+        alike.setdefault(key, []).append(layer)
+    return [
+        LayerGroup(pattern, group[0])
+        for group in alike.values()
+        for pattern in name_patterns(layer.name for layer in group)
+    ]
+
+
+def _fold(patterns: Iterable[Pattern], position: int) -> list[Pattern]:
+    alike: dict[tuple[int, Pattern, Pattern], list[Choices]] = {}
+    for pattern in patterns:
+        rest = len(pattern), pattern[:position], pattern[position + 1 :]
+        alike.setdefault(rest, []).append(pattern[position] if position < len(pattern) else ())
+    return [
+        (*before, tuple(part for choices in folded for part in choices), *after) if position < length else before
+        for (length, before, after), folded in alike.items()
+    ]
+
+
+def _written(choices: Choices) -> str:
+    """Write the choices of a position: whole numbers as ranges, then words in their order."""
+    numbers = sorted(int(part) for part in choices if _is_number(part))
+    written = [*_ranges(numbers), *(part for part in choices if not _is_number(part))]
+    return written[0] if len(choices) == 1 else "{" + ",".join(written) + "}"
+
+
+def _is_number(part: str) -> bool:
+    return part.isdecimal() and str(int(part)) == part
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    # Consecutive numbers have the same distance from their position.
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0])]
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
