@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -20,9 +20,13 @@ MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and wr
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads one kind of file; what is malformed raises `error`, naming the place, what was expected and what found."""
+    """Reads one kind of file; what is malformed raises `error`, naming the place, what was expected and what found.
+
+    In files that are written by hand, a key that is not known is an error, and a field with a default may be absent.
+    """
 
     error: type[Fp8padError]
+    is_by_hand: bool = False
 
     def parse_json(self, text: str, where: str) -> Any:
         """Return what JSON text says.
@@ -46,7 +50,8 @@ class Reader:
         `Literal`, an `int` annotated with its range and a name for it, another scalar, or `Any`.
 
         Every field must be there and of its type, unless it may be None or is `()` by default. A bool is no int, and
-        floats must be finite. Other keys are ignored, so that later versions may add some.
+        floats must be finite. Other keys are ignored, so that later versions may add some. A `ValueError` of the
+        dataclass itself is an error of the file.
         """
         return cast("T", self._read(kind, value, where))
 
@@ -67,8 +72,16 @@ class Reader:
 
     def _read_object(self, kind: type, value: Any, where: str) -> object:
         document = self._expect(isinstance(value, dict), "an object", value, where)
-        known = {key: hint for key, hint in _hints(kind).items() if key in document or not _may_be_left_out(kind, key)}
-        return kind(**{key: self._read(hint, document.get(key), f"{where}: {key}") for key, hint in known.items()})
+        hints = _hints(kind)
+        if self.is_by_hand and (unknown := sorted(document.keys() - hints.keys())):
+            raise self.error(f"{where}: unknown entries: {', '.join(unknown)}")
+        optional = {name for name, default in _defaults(kind).items() if self.is_by_hand or default == ()}
+        known = {key: hint for key, hint in hints.items() if key in document or key not in optional}
+        found = {key: self._read(hint, document.get(key), f"{where}: {key}") for key, hint in known.items()}
+        try:
+            return kind(**found)
+        except ValueError as error:
+            raise self.error(f"{where}: {error}") from error
 
     def _read_tuple(self, kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
         if kinds[-1] is Ellipsis:
@@ -128,8 +141,8 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 @cache
-def _may_be_left_out(kind: type, key: str) -> bool:
-    return any(field.name == key and field.default == () for field in fields(kind))
+def _defaults(kind: type) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
 
 
 def _is_finite(value: object) -> bool:

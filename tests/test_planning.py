@@ -288,8 +288,8 @@ def test_one_axis_absorbed_and_the_other_padded_compose() -> None:
         "up_proj.weight": PaddedTensor((213, 136), (224, 144), 0, up),
         "up_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, AxisActions("absorb", "aligned")),
     }
-    assert plan.modules["model.layers.0.mlp.down_proj"] == ModuleRecord((136, 224), (144, 224), (16, 16))
-    assert plan.modules["model.layers.0.mlp.up_proj"] == ModuleRecord((224, 136), (224, 144), (16, 16))
+    assert plan.modules["model.layers.0.mlp.down_proj"] == ModuleRecord((136, 224), (144, 224), (16, 16), "k")
+    assert plan.modules["model.layers.0.mlp.up_proj"] == ModuleRecord((224, 136), (224, 144), (16, 16), "n")
     edited = edited_config(MLP_CONFIG, plan)
     assert (edited["intermediate_size"], edited["quantization_config"]["base"]) == (224, FBGEMM)
 
@@ -313,9 +313,9 @@ def test_one_axis_of_a_block_scaled_layer_absorbed_and_the_other_padded_compose(
         "down_proj.weight_scale_inv": PaddedTensor((5, 2), (8, 3), 1, down),
     }
     assert plan.modules == {
-        f"{mlp}.gate_proj": ModuleRecord((384, 136), (384, 256), (128, 128)),
-        f"{mlp}.up_proj": ModuleRecord((384, 136), (384, 256), (128, 128)),
-        f"{mlp}.down_proj": ModuleRecord((136, 384), (256, 384), (128, 128)),
+        f"{mlp}.gate_proj": ModuleRecord((384, 136), (384, 256), (128, 128), "n"),
+        f"{mlp}.up_proj": ModuleRecord((384, 136), (384, 256), (128, 128), "n"),
+        f"{mlp}.down_proj": ModuleRecord((136, 384), (256, 384), (128, 128), "k"),
     }
 
 

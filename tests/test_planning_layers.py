@@ -110,10 +110,12 @@ def test_shared_experts_and_gpt_bigcode_are_linears() -> None:
     assert [linear.skip_reason for linear in linears] == [None, None]
 
 
-def test_stacked_experts_are_skipped_without_looking_for_a_scale() -> None:
-    """Experts in one 3-D tensor are named and left alone."""
-    (linear,), _ = recognised(("mlp.experts.gate_up_proj", "F8_E4M3", (4, 90, 136)))
-    assert (linear.is_expert, linear.skip_reason) == (True, "experts stacked in one 3-D weight")
+@pytest.mark.parametrize("name", ["mlp.experts.gate_up_proj", "moe.up_proj.weight", "block_sparse_moe.w13"])
+def test_a_stack_that_no_family_describes_is_skipped(name: str) -> None:
+    """A 3-D FP8 weight of any name is named and left alone, as is its scale, whatever its shape."""
+    (linear,), _ = recognised((name, "F8_E4M3", (4, 90, 136)), (f"{name}_scale", "F32", (4, 3)))
+    assert (linear.is_expert, linear.granularity) == (True, None)
+    assert linear.skip_reason == "matrices stacked in one 3-D weight, whose order no family file tells"
 
 
 def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:

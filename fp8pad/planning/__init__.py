@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
-from fp8pad.planning.absorb.governed import Axis
+from fp8pad.planning.absorb.governed import Axis, find_governed
+from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import Fp8Linear, recognise
 from fp8pad.planning.padding import alignment_of, padded_tensors, plan_layer, runtime_layers
@@ -25,9 +26,12 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     config = configs[CONFIG_FILE]
     tensors = {tensor.name: tensor for shard in shards for tensor in shard.tensors}
     quantization = find_quantization(configs)
-    linears, untouched = recognise(tensors, quantization, config)
-    absorption = absorb(config, tensors, linears, policy, quantization.blocks if quantization else ())
-    how = shardings({linear.name: _matrix_shape(linear) for linear in linears}, sections_of(config))
+    sections = sections_of(config)
+    governed = find_governed(sections, tensors)
+    linears, untouched = recognise(tensors, quantization, config, governed.routed_experts)
+    absorption = absorb(governed, sections, linears, policy)
+    inner = inner_axes(governed, linears)
+    how = shardings({linear.name: _matrix_shape(linear) for linear in linears}, sections)
     layers = tuple(
         plan_layer(
             linear,
@@ -45,7 +49,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         layers=layers,
         untouched=untouched,
         tensors=padded,
-        modules={layer.name: _module(layer) for layer in runtime_layers(layers)},
+        modules={layer.name: _module(layer, inner.get(layer.name)) for layer in runtime_layers(layers)},
         config_edits=absorption.edits,
         base=quantization.config if quantization else None,
         base_source=quantization.source if quantization else None,
@@ -61,8 +65,9 @@ def _refusal(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> str:
     axes: tuple[Axis, Axis] = ("n", "k")
     reasons = [
         absorption.refusals[linear.name, axis]
-        for axis, size, multiple in zip(axes, linear.weight.shape[-2:], alignment_of(linear, policy), strict=True)
-        if (linear.name, axis) in absorption.refusals and size % (multiple * policy.tensor_parallel_size)
+        for axis, size, multiple in zip(axes, linear.shape[-2:], alignment_of(linear, policy), strict=True)
+        if (linear.name, axis) in absorption.refusals
+        and (linear.is_expert or size % (multiple * policy.tensor_parallel_size))
     ]
     return "; ".join(dict.fromkeys(reasons))
 
@@ -82,10 +87,10 @@ def _bytes_added(header: TensorHeader, tensor: PaddedTensor) -> int:
 
 
 def _matrix_shape(linear: Fp8Linear) -> tuple[int, int]:
-    num_n, num_k = linear.weight.shape[-2:]
+    num_n, num_k = linear.shape[-2:]
     return num_n, num_k
 
 
-def _module(layer: LayerPlan) -> ModuleRecord:
+def _module(layer: LayerPlan, inner: Axis | None) -> ModuleRecord:
     (logical_n, logical_k), (padded_n, padded_k) = layer.config_shape, layer.padded_shape
-    return ModuleRecord((logical_n, logical_k), (padded_n, padded_k), layer.alignment)
+    return ModuleRecord((logical_n, logical_k), (padded_n, padded_k), layer.alignment, inner)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fp8pad.errors import PlanError
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
+from fp8pad.planning.stacks import Order, in_order, stacked_granularity
 from fp8pad.record import Json
 from fp8pad.scales import Granularity, PerBlock, stored_scale_shapes
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
@@ -22,13 +23,16 @@ _EMBEDDINGS = frozenset(
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 
+NO_EXPERTS: Mapping[str, Order | None] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Fp8Linear:
     """An FP8 weight `[N, K]` with its scale.
 
     `skip_reason` is set where it must not be padded on its own; `granularity` is None where its scales are of a layout
-    that fp8pad does not know. `is_expert` marks routed experts.
+    that fp8pad does not know. `is_expert` marks routed experts. Those that are stacked in one weight have a dimension
+    more, in front, and may have the other two in the `order` K, N.
     """
 
     name: str
@@ -37,19 +41,30 @@ class Fp8Linear:
     granularity: Granularity | None
     skip_reason: str | None = None
     is_expert: bool = False
+    order: Order = "nk"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape as `[N, K]` or `[num_experts, N, K]`, in whatever order it is stored."""
+        return in_order(self.weight.shape, self.order)
 
 
 def recognise(
-    tensors: Mapping[str, TensorHeader], quantization: Quantization | None, config: Json
+    tensors: Mapping[str, TensorHeader],
+    quantization: Quantization | None,
+    config: Json,
+    experts: Mapping[str, Order | None] = NO_EXPERTS,
 ) -> tuple[tuple[Fp8Linear, ...], tuple[UntouchedTensor, ...]]:
     """Split a checkpoint's weights into FP8 Linears and those that are not, each of these with its reason.
 
-    Raises `PlanError` where an FP8 weight has no scale, a scale of a shape that its config rules out, or no config.
+    `experts` are the modules that the model's family file says are routed experts, with the order of the axes of those
+    that are stacked. Raises `PlanError` where an FP8 weight has no scale, a scale of a shape that its config rules out,
+    or no config.
     """
     linears, untouched = [], []
     for tensor in tensors.values():
         if _is_fp8_linear(tensor):
-            linears.append(_linear(tensor, tensors, quantization, config))
+            linears.append(_linear(tensor, tensors, quantization, config, experts))
         elif reason := _untouched_reason(tensor):
             untouched.append(UntouchedTensor(tensor.name, tensor.dtype, tensor.shape, reason))
     check_siblings(linears)
@@ -101,7 +116,7 @@ def _is_fp8_linear(tensor: TensorHeader) -> bool:
 
 
 def _is_stacked(tensor: TensorHeader) -> bool:
-    return len(tensor.shape) == 3 and "experts" in tensor.name.split(".")
+    return len(tensor.shape) == 3 and "conv" not in tensor.name
 
 
 def _untouched_reason(tensor: TensorHeader) -> str | None:
@@ -119,14 +134,15 @@ def _linear(
     tensors: Mapping[str, TensorHeader],
     quantization: Quantization | None,
     config: Json,
+    experts: Mapping[str, Order | None],
 ) -> Fp8Linear:
     if quantization is None:
         raise PlanError(f"{weight.name}: {weight.dtype}, but config.json has no quantization_config")
     name = module_name(weight.name)
     scale = next((tensors[scale] for scale in scale_names(weight.name) if scale in tensors), None)
     if _is_stacked(weight):
-        return Fp8Linear(name, weight, scale, None, skip_reason="experts stacked in one 3-D weight", is_expert=True)
-    is_expert = _ROUTED_EXPERT.search(name) is not None
+        return _stack(name, weight, scale, quantization, experts.get(name))
+    is_expert = name in experts or _ROUTED_EXPERT.search(name) is not None
     if scale is None:
         raise PlanError(f"{weight.name}: an FP8 weight without a scale: expected {scale_names(weight.name)[0]}")
     if reason := _foreign_layout(weight, scale, quantization):
@@ -134,6 +150,21 @@ def _linear(
     granularity = _granularity(weight, scale, quantization)
     reason = _skip_reason(name, scale, is_expert, config) or _unsupported_block(granularity, scale, quantization)
     return Fp8Linear(name, weight, scale, granularity, reason, is_expert)
+
+
+def _stack(
+    name: str, weight: TensorHeader, scale: TensorHeader | None, quantization: Quantization, order: Order | None
+) -> Fp8Linear:
+    if order is None:
+        reason = "matrices stacked in one 3-D weight, whose order no family file tells"
+        return Fp8Linear(name, weight, scale, None, reason, is_expert=True)
+    granularity = stacked_granularity(weight.shape, scale.shape, order, quantization.granularities) if scale else None
+    reason = "experts stacked in one 3-D weight"
+    if granularity is None:
+        reason += f", with scales {list(scale.shape)} of a layout that is not padded" if scale else ", without a scale"
+    elif order == "kn":
+        reason += ", stored as [num_experts, K, N]"
+    return Fp8Linear(name, weight, scale, granularity, reason, is_expert=True, order=order)
 
 
 def _skip_reason(name: str, scale: TensorHeader, is_expert: bool, config: Json) -> str | None:

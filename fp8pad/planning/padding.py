@@ -8,6 +8,7 @@ from fp8pad.geometry import padded_shape
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.planning.reasons import reason_of
+from fp8pad.planning.stacks import in_order
 from fp8pad.planning.tensor_parallel import COLUMN, Sharding
 from fp8pad.record import AxisActions, Disposition, PaddedTensor, Policy, Shape
 from fp8pad.scales import PerBlock, stored_scale_shapes
@@ -35,12 +36,12 @@ def plan_layer(
 ) -> LayerPlan:
     """Decide what becomes of a Linear; `absorbed` is what absorbing does to its weight, `refusal` why it does not."""
     alignment = alignment_of(linear, policy)
-    config_shape = absorbed.padded_shape if absorbed else linear.weight.shape
+    config_shape = in_order(absorbed.padded_shape, linear.order) if absorbed else linear.shape
     is_skipped = linear.skip_reason is not None
     padded = config_shape if is_skipped else padded_shape(config_shape, alignment)
-    axes = _axes(absorbed, config_shape, padded, alignment, is_skipped)
+    axes = _axes(linear.shape, config_shape, padded, alignment, is_skipped)
     layer = LayerPlan(
-        linear.name, linear.granularity, linear.weight.shape, padded, alignment, axes, "", config_shape, sharding
+        linear.name, linear.granularity, linear.shape, padded, alignment, axes, "", config_shape, sharding
     )
     layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size))
     return replace(layer, reason=reason_of(layer, policy, linear.skip_reason, refusal))
@@ -97,17 +98,17 @@ def _scale_shape(linear: Fp8Linear, shape: Shape, weight_shape: Shape) -> Shape 
 
 
 def _axes(
-    absorbed: PaddedTensor | None,
+    logical: tuple[int, ...],
     config_shape: tuple[int, ...],
     padded: tuple[int, ...],
     alignment: tuple[int, int],
     is_skipped: bool,
 ) -> AxisActions:
-    if is_skipped and absorbed is None:
+    if is_skipped and config_shape == logical:
         return AxisActions("skip", "skip")
     settled: list[Disposition] = []
-    for axis, size, padded_size, multiple in zip("nk", config_shape[-2:], padded[-2:], alignment, strict=True):
-        if absorbed and getattr(absorbed.axes, axis) == "absorb":
+    for old, size, padded_size, multiple in zip(logical[-2:], config_shape[-2:], padded[-2:], alignment, strict=True):
+        if size != old:
             settled.append("absorb")
         elif size != padded_size:
             settled.append("pad")

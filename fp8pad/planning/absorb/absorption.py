@@ -13,15 +13,13 @@ from math import gcd, lcm
 from fp8pad.geometry import round_up
 from fp8pad.planning.absorb.conditions import check_absorbable, check_sizes, config_size, multiplier_of
 from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
-from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes, GovernedAxis, GovernedKey, find_governed
-from fp8pad.planning.absorb.growth import NotAbsorbableError, grown, growth_of, with_block
-from fp8pad.planning.families import Section, sections_of
+from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes, GovernedAxis, GovernedSize
+from fp8pad.planning.absorb.growth import NotAbsorbableError, grown, growth_of
+from fp8pad.planning.families import Section
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.padding import alignment_of
 from fp8pad.planning.quantization import CONFIG_FILE
-from fp8pad.record import AxisActions, ConfigEdit, Json, PaddedTensor, Policy
-from fp8pad.scales import PerBlock
-from fp8pad.tensors import TensorHeader
+from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy
 
 __all__ = ["Absorption", "absorb", "merged"]
 
@@ -30,38 +28,29 @@ __all__ = ["Absorption", "absorb", "merged"]
 class Absorption:
     """What absorbing settles.
 
-    `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `sizes` maps `(module, axis)` to the
-    size that the edited config asks for, for the axes that are settled so; `refusals` maps others that a key governs,
-    or would, to the reason why not. `notes` are sentences for the plan: prices, refusals, recommendations.
+    `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refusals` maps the axes
+    `(module, axis)` that were to be absorbed and are not to the reason. `notes` are sentences for the plan: costs,
+    refusals, recommendations.
     """
 
     tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
-    sizes: Mapping[tuple[str, Axis], int] = field(default_factory=dict)
     edits: tuple[ConfigEdit, ...] = ()
     refusals: Mapping[tuple[str, Axis], str] = field(default_factory=dict)
-    costs: tuple[KeyCost, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def absorb(
-    config: Json,
-    tensors: Mapping[str, TensorHeader],
-    linears: Sequence[Fp8Linear],
-    policy: Policy,
-    blocks: Sequence[PerBlock] = (),
+    governed: GovernedAxes, sections: Sequence[Section], linears: Sequence[Fp8Linear], policy: Policy
 ) -> Absorption:
-    """Decide what to absorb in a checkpoint; `blocks` are the scale blocks that its quantization config names.
+    """Decide what to absorb in a checkpoint, given all inner sizes that its `sections` have.
 
     Raises `ConfigError` where a size in the config is not that of the tensors, and `PlanError` where tensors of one
-    module do not fit together, two keys claim one axis, or a family file is malformed.
+    module do not fit together.
     """
     if not (policy.absorb or policy.absorb_experts):
         return Absorption()
-    sections = sections_of(config)
-    claims = find_governed(sections, tensors)
-    by_name = {linear.name: with_block(linear, blocks) for linear in linears}
-    outcomes = [_settle(key, by_name, policy) for key in claims.keys]
-    costs = tuple(outcome.cost for outcome in outcomes if outcome.cost)
+    by_name = {linear.name: linear for linear in linears}
+    outcomes = [_settle(size, by_name, policy) for size in governed.sizes]
     refused = tuple(outcome for outcome in outcomes if outcome.reason)
     padded: dict[str, PaddedTensor] = {}
     for outcome in outcomes:
@@ -69,14 +58,12 @@ def absorb(
             padded[name] = merged(padded[name], tensor) if name in padded else tensor
     return Absorption(
         tensors=padded,
-        sizes={place: size for outcome in outcomes for place, size in outcome.sizes.items()},
         edits=tuple(edit for outcome in outcomes for edit in outcome.edits),
-        refusals=_refusals(refused, claims, sections, by_name),
-        costs=costs,
+        refusals=_refusals(refused, governed, sections, linears, policy),
         notes=(
-            *cost_notes(costs),
+            *cost_notes([outcome.cost for outcome in outcomes if outcome.cost]),
             *_float_notes(outcomes),
-            *(f"{outcome.key.path} is not absorbed: {outcome.reason}" for outcome in refused),
+            *(outcome.sentence for outcome in refused if outcome.size.key),
         ),
     )
 
@@ -98,64 +85,63 @@ def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of one key; `reason` says why it is refused."""
+    """What became of one inner size; `reason` says why it is refused."""
 
-    key: GovernedKey
+    size: GovernedSize
     reason: str | None = None
     tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
-    sizes: Mapping[tuple[str, Axis], int] = field(default_factory=dict)
     edits: tuple[ConfigEdit, ...] = ()
     cost: KeyCost | None = None
 
+    @property
+    def sentence(self) -> str:
+        """The reason with the key that it is about."""
+        return f"{self.size.path} is not absorbed: {self.reason}" if self.size.key else str(self.reason)
 
-def _settle(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
-    weights = [claim for claim in key.claims if claim.leaf == "weight"]
+
+def _settle(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+    weights = [claim for claim in size.claims if claim.leaf == "weight"]
     if not any(claim.module in linears for claim in weights):
-        return _Outcome(key)
+        return _Outcome(size)
     if not policy.absorb and not any(claim.mlp.experts for claim in weights):
-        return _Outcome(key)
-    check_sizes(key, weights)
+        return _Outcome(size)
+    check_sizes(size, weights)
     if not any(_is_unaligned(claim, linears, policy) for claim in weights):
-        return _Outcome(key)
+        return _Outcome(size)
     try:
-        return _absorbed(key, linears, policy)
+        return _absorbed(size, linears, policy)
     except NotAbsorbableError as error:
-        return _Outcome(key, reason=str(error))
+        return _Outcome(size, reason=str(error))
 
 
-def _absorbed(key: GovernedKey, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
-    old = config_size(key)
-    check_absorbable(key, policy)
+def _absorbed(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+    old = config_size(size)
+    check_absorbable(size, policy)
     growths = [
-        (claim, growth_of(claim, linears.get(claim.module), old * multiplier_of(claim, key))) for claim in key.claims
+        (claim, growth_of(claim, linears.get(claim.module), old * multiplier_of(claim, size))) for claim in size.claims
     ]
-    padded_sizes = _padded_sizes(key, old, linears, policy)
+    padded_sizes = _padded_sizes(size, old, linears, policy)
     new = padded_sizes[policy.tensor_parallel_size]
     tensors = {}
     for claim, growth in growths:
-        times = multiplier_of(claim, key)
+        times = multiplier_of(claim, size)
         if growth and (tensor := grown(claim, growth, old * times, new * times)):
             tensors[claim.tensor.name] = tensor
-    sizes = {
-        (claim.module, claim.axis): new * multiplier_of(claim, key) * claim.num_segments
-        for claim in key.claims
-        if claim.leaf == "weight"
-    }
-    return _Outcome(key, None, tensors, sizes, tuple(_edits(key, old, new)), key_cost(key, old, padded_sizes, tensors))
+    return _Outcome(size, None, tensors, tuple(_edits(size, old, new)), key_cost(size, old, padded_sizes, tensors))
 
 
-def _edits(key: GovernedKey, old: int, new: int) -> Iterator[ConfigEdit]:
-    yield ConfigEdit(CONFIG_FILE, key.path, old, new)
-    for path, mirror in key.section.mirrors:
-        if key.key in mirror:
-            yield ConfigEdit(CONFIG_FILE, f"{path}.{key.key}" if path else key.key, old, new)
+def _edits(size: GovernedSize, old: int, new: int) -> Iterator[ConfigEdit]:
+    yield ConfigEdit(CONFIG_FILE, size.path, old, new)
+    for path, mirror in size.section.mirrors:
+        if size.key in mirror:
+            yield ConfigEdit(CONFIG_FILE, f"{path}.{size.key}" if path else str(size.key), old, new)
 
 
-def _padded_sizes(key: GovernedKey, old: int, linears: Mapping[str, Fp8Linear], policy: Policy) -> dict[int, int]:
+def _padded_sizes(size: GovernedSize, old: int, linears: Mapping[str, Fp8Linear], policy: Policy) -> dict[int, int]:
     """The key's value that aligns every FP8 weight under it on each rank, for the size asked for and its divisors."""
     alignments = {
-        (_alignment(claim, linears[claim.module], policy), multiplier_of(claim, key))
-        for claim in key.claims
+        (_alignment(claim, linears[claim.module], policy), multiplier_of(claim, size))
+        for claim in size.claims
         if claim.leaf == "weight" and claim.module in linears
     }
     sizes = {}
@@ -183,28 +169,39 @@ def _is_unaligned(claim: GovernedAxis, linears: Mapping[str, Fp8Linear], policy:
 def _float_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
     """Say where a key sizes weights that are not FP8 too: libraries choose by size how to group a sum."""
     for outcome in outcomes:
-        plain = [claim.tensor for claim in outcome.key.claims if claim.is_plain_weight]
+        plain = [claim.tensor for claim in outcome.size.claims if claim.is_plain_weight]
         names = [tensor.name for tensor in plain if tensor.dtype in FLOAT_DTYPES and tensor.name in outcome.tensors]
         if names:
             yield (
-                f"{outcome.key.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: a GPU "
+                f"{outcome.size.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: a GPU "
                 "may add their products in another order, which can change an answer's last digits"
             )
 
 
 def _refusals(
-    refused: Sequence[_Outcome], claims: GovernedAxes, sections: Sequence[Section], linears: Mapping[str, Fp8Linear]
+    refused: Sequence[_Outcome],
+    governed: GovernedAxes,
+    sections: Sequence[Section],
+    linears: Sequence[Fp8Linear],
+    policy: Policy,
 ) -> dict[tuple[str, Axis], str]:
-    reasons: dict[tuple[str, Axis], str] = {}
+    reasons: dict[str, str] = {}
     for section in reversed(sections):
         if section.family is None:
-            for name in linears:
-                if name.startswith(section.prefixes):
-                    reason = f"no file in planning/families knows the model type {section.model_type}"
-                    reasons.update({(name, "n"): reason, (name, "k"): reason})
-    for name, reason in claims.unabsorbable.items():
-        reasons.update({(name, "n"): reason, (name, "k"): reason})
+            reason = f"no file in planning/families knows the model type {section.model_type}"
+            reasons |= {linear.name: reason for linear in linears if linear.name.startswith(section.prefixes)}
+    reasons |= governed.unabsorbable
+    if policy.absorb_experts:
+        described = governed.routed_experts
+        unknown = "no file in planning/families describes these experts"
+        reasons |= {
+            linear.name: unknown
+            for linear in linears
+            if linear.is_expert and linear.name not in described and linear.name not in reasons
+        }
+    refusals: dict[tuple[str, Axis], str] = {}
+    for name, reason in reasons.items():
+        refusals |= {(name, "n"): reason, (name, "k"): reason}
     for outcome in refused:
-        for claim in outcome.key.claims:
-            reasons[claim.module, claim.axis] = f"{outcome.key.path} is not absorbed: {outcome.reason}"
-    return reasons
+        refusals |= {(claim.module, claim.axis): outcome.sentence for claim in outcome.size.claims}
+    return refusals

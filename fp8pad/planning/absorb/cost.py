@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fp8pad.geometry import num_elements
-from fp8pad.planning.absorb.governed import GovernedAxis, GovernedKey
+from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize
 from fp8pad.record import PaddedTensor
 from fp8pad.tensors import TensorHeader, tensor_bytes
 
@@ -15,7 +15,7 @@ HIGH_SHARE = 0.15
 
 @dataclass(frozen=True, slots=True)
 class KeyCost:
-    """The price of one key.
+    """The cost of one key.
 
     `added_bytes` are bytes on disk and, as engines load them unchanged, of weight memory over all ranks together.
     `added_flops` counts two for each added weight that a token meets: of routed experts, those that it is sent to.
@@ -39,26 +39,26 @@ class KeyCost:
         return self.new / self.old - 1
 
 
-def key_cost(key: GovernedKey, old: int, sizes: Mapping[int, int], padded: Mapping[str, PaddedTensor]) -> KeyCost:
-    """Price a key; `sizes` maps tensor-parallel sizes to inner sizes, the one asked for last."""
-    weights = [claim for claim in key.claims if claim.leaf == "weight"]
-    activity = _activity(key, weights)
+def key_cost(size: GovernedSize, old: int, sizes: Mapping[int, int], padded: Mapping[str, PaddedTensor]) -> KeyCost:
+    """Return what a key costs; `sizes` maps tensor-parallel sizes to inner sizes, the one asked for last."""
+    weights = [claim for claim in size.claims if claim.leaf == "weight"]
+    activity = _activity(size, weights)
     *smaller, asked = sizes
     return KeyCost(
-        path=key.path,
+        path=size.path,
         old=old,
         new=sizes[asked],
         tensor_parallel_size=asked,
-        added_bytes=sum(_added_bytes(claim.tensor, padded) for claim in key.claims),
+        added_bytes=sum(_added_bytes(claim.tensor, padded) for claim in size.claims),
         added_flops=sum(2 * _added_elements(claim.tensor, padded) * activity[claim.tensor.name] for claim in weights),
         governed_flops=sum(2 * num_elements(claim.tensor.shape) * activity[claim.tensor.name] for claim in weights),
         is_expert=any(claim.mlp.experts for claim in weights),
-        sizes={size: sizes[size] for size in smaller},
+        sizes={ranks: sizes[ranks] for ranks in smaller},
     )
 
 
 def cost_notes(costs: Sequence[KeyCost]) -> tuple[str, ...]:
-    """Return the price in sentences: one per key, one for all, one for each key that costs too much."""
+    """Return the cost in sentences: one per key, one for all, one for each key that costs too much."""
     lines = [
         f"{cost.path} {cost.old} -> {cost.new}: {cost.share:+.1%}, {_amounts(cost.added_bytes, cost.added_flops)}"
         for cost in costs
@@ -91,12 +91,12 @@ def _alternatives(cost: KeyCost) -> Iterator[str]:
         yield f"--tensor-parallel-size {size} ({cost.sizes[size] / cost.old - 1:+.1%})"
 
 
-def _activity(key: GovernedKey, weights: Sequence[GovernedAxis]) -> dict[str, float]:
+def _activity(size: GovernedSize, weights: Sequence[GovernedAxis]) -> dict[str, float]:
     """The share of each weight's entries that one token meets: of routed experts, those that it is sent to."""
     siblings = Counter((claim.mlp, claim.role, claim.instance[:-1]) for claim in weights)
     activity = {}
     for claim in weights:
-        active = key.section.config.get(claim.mlp.experts_per_token_key) if claim.mlp.experts_per_token_key else None
+        active = size.section.config.get(claim.mlp.experts_per_token_key) if claim.mlp.experts_per_token_key else None
         siblings_here = siblings[claim.mlp, claim.role, claim.instance[:-1]]
         num_experts = claim.tensor.shape[0] if claim.mlp.stacked else siblings_here
         activity[claim.tensor.name] = min(1.0, active / num_experts) if isinstance(active, int) and num_experts else 1.0

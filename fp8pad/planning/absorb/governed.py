@@ -1,13 +1,16 @@
-"""Which tensors a config key governs: family files matched against the names in a checkpoint, whole names only."""
+"""Which tensors the inner size of an MLP governs: family files matched against the names in a checkpoint."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from fp8pad.errors import PlanError
-from fp8pad.planning.families import Mlp, Pattern, Section
+from fp8pad.planning.absorb.names import NameIndex, any_number
+from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import Role
+from fp8pad.planning.stacks import Order
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
 
 Axis = Literal["n", "k"]
@@ -16,7 +19,7 @@ Axis = Literal["n", "k"]
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 # Where a weight `[N, K]`, or a stack of them, has its N and its K.
-_WEIGHT_INDEX: Mapping[str | None, Mapping[Axis, int]] = {
+_WEIGHT_INDEX: Mapping[Order | None, Mapping[Axis, int]] = {
     None: {"n": 0, "k": 1},
     "nk": {"n": 1, "k": 2},
     "kn": {"n": 2, "k": 1},
@@ -26,10 +29,11 @@ _PLAIN = FP8_WEIGHT_DTYPES | FLOAT_DTYPES
 
 @dataclass(frozen=True, slots=True)
 class GovernedAxis:
-    """One tensor of an MLP whose inner size a key governs.
+    """One tensor of an MLP, whose inner size governs one of its axes.
 
     `leaf` is the tensor's name inside its module: "weight", "bias", "weight_scale", ... `instance` tells the MLPs of
-    one rule apart: the prefix, then the numbers that stood for `{layer}` and `{expert}`.
+    one rule apart: the prefix, then the numbers that stood for `{layer}` and `{expert}`. `order` is that of the axes
+    behind the first in a stack of experts: `[num_experts, N, K]` or `[num_experts, K, N]`.
     """
 
     tensor: TensorHeader
@@ -38,20 +42,21 @@ class GovernedAxis:
     role: Role
     mlp: Mlp
     instance: tuple[str, ...]
+    order: Order | None = None
 
     @property
     def axis(self) -> Axis:
-        """The axis that the key sizes: the columns of down, the rows of everything else."""
+        """The axis that is governed: the columns of down, the rows of everything else."""
         return "k" if self.role == "down" else "n"
 
     @property
     def index(self) -> int:
-        """The dimension of the module's weight that the key sizes."""
-        return _WEIGHT_INDEX[self.mlp.stacked][self.axis]
+        """The dimension of the module's weight that is governed."""
+        return _WEIGHT_INDEX[self.order][self.axis]
 
     @property
     def num_segments(self) -> int:
-        """How many matrices lie behind each other along the claimed axis."""
+        """How many matrices lie behind each other along the governed axis."""
         return 2 if self.role == "gate_up" else 1
 
     @property
@@ -68,76 +73,103 @@ class GovernedAxis:
     @property
     def block(self) -> str:
         """The part of the layer that holds the MLP, routers and shared experts included: `model.layers.3.mlp.`."""
-        in_front = self.mlp.parts[self.role].text.partition("}.")[0].count(".") + 1
+        in_front = self.mlp.parts[self.role].partition("}.")[0].count(".") + 1
         parts = self.module.removeprefix(self.instance[0]).split(".")
         return self.instance[0] + ".".join(parts[: min(in_front + 1, len(parts) - 1)]) + "."
 
 
 @dataclass(frozen=True, slots=True)
-class GovernedKey:
-    """A config key and everything that it governs; `unclaimed_tensors` look governed too, but are in no family file."""
+class GovernedSize:
+    """An inner size and everything that it governs; `unclaimed_tensors` look governed too, but are in no family file.
+
+    `key` is None where the size is no config key of its own.
+    """
 
     section: Section
-    key: str
+    key: str | None
     claims: tuple[GovernedAxis, ...]
     unclaimed_tensors: tuple[TensorHeader, ...] = ()
 
     @property
     def path(self) -> str:
         """The key's dotted path in config.json."""
-        return self.section.dotted(self.key)
+        return self.section.dotted(self.key or "")
+
+    @property
+    def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
+        """The claims by the MLP that they belong to."""
+        mlps: defaultdict[tuple[Mlp, tuple[str, ...]], list[GovernedAxis]] = defaultdict(list)
+        for claim in self.claims:
+            mlps[claim.mlp, claim.instance].append(claim)
+        return tuple(map(tuple, mlps.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class GovernedAxes:
-    """All keys that govern something, and the modules that family files rule out, with the reason."""
+    """All inner sizes of a model, and the modules that family files rule out, with the reason."""
 
-    keys: tuple[GovernedKey, ...]
+    sizes: tuple[GovernedSize, ...]
     unabsorbable: Mapping[str, str]
+
+    @property
+    def routed_experts(self) -> Mapping[str, Order | None]:
+        """The modules of routed experts, and for those that are stacked the order of their axes."""
+        return {claim.module: claim.order for size in self.sizes for claim in size.claims if claim.mlp.experts}
 
 
 def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> GovernedAxes:
     """Match every section's family against the tensors; `PlanError` where one axis of a tensor is claimed twice."""
-    keys: dict[str, GovernedKey] = {}
+    index = NameIndex(tensors)
+    sizes: dict[object, GovernedSize] = {}
     claimed: dict[tuple[str, Axis], str] = {}
-    rules = [(section, mlp) for section in sections for mlp in (section.family.mlps if section.family else ())]
-    for section, mlp in rules:
-        path = section.dotted(mlp.size_key)
-        found = tuple(_matches(section, mlp, tensors))
-        for claim in found:
+    for section, mlp in _rules(sections, index):
+        path = section.dotted(mlp.size_key or mlp.down)
+        claims = _in_order(section, mlp, tuple(_matches(section, mlp, tensors, index)))
+        for claim in claims:
             other = claimed.setdefault((claim.tensor.name, claim.axis), path)
             if other != path:
                 raise PlanError(f"{claim.tensor.name}: both {other} and {path} claim its axis {claim.axis.upper()}")
-        governed = keys.setdefault(path, GovernedKey(section, mlp.size_key, ()))
-        keys[path] = replace(governed, claims=governed.claims + found)
-    unabsorbable, ignored = _unabsorbable(sections, tensors), _ignored(sections, tensors)
-    names = {name for name, _ in claimed} | ignored
+        size = sizes.setdefault(path, GovernedSize(section, mlp.size_key, ()))
+        sizes[path] = replace(size, claims=size.claims + claims)
+    unabsorbable = _unabsorbable(sections, index)
+    known = {name for name, _ in claimed} | _ignored(sections, tensors, index)
     unclaimed = [
-        tensor for name, tensor in tensors.items() if name not in names and name.rpartition(".")[0] not in unabsorbable
+        tensor for name, tensor in tensors.items() if name not in known and name.rpartition(".")[0] not in unabsorbable
     ]
-    return GovernedAxes(tuple(_with_unclaimed(key, unclaimed) for key in keys.values() if key.claims), unabsorbable)
+    return GovernedAxes(tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.claims), unabsorbable)
 
 
-def _matches(section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader]) -> Iterator[GovernedAxis]:
-    mlp = _laid_out(section, mlp, tensors)
+def _rules(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[Section, Mlp]]:
+    for section in sections:
+        for mlp in section.family.mlp if section.family else ():
+            yield section, mlp
+            if mlp.experts and not mlp.stacked:
+                yield section, _stacked_form(section, mlp, index)
+
+
+def _stacked_form(section: Section, mlp: Mlp, index: NameIndex) -> Mlp:
+    """Experts that the family has one by one as tools stack them: gate and up in one weight, or apart."""
+    folder = mlp.down.partition("{expert}")[0]
+    if mlp.is_gated and any(index.find(section.prefixes, f"{folder}gate_up_proj")):
+        parts: dict[str, str | None] = {
+            "gate": None,
+            "up": None,
+            "gate_up": f"{folder}gate_up_proj",
+            "down": f"{folder}down_proj",
+        }
+    else:
+        parts = {str(role): pattern.replace("{expert}.", "") for role, pattern in mlp.parts.items()}
+    return replace(mlp, stacked=True, **parts)  # type: ignore[arg-type]
+
+
+def _matches(
+    section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader], index: NameIndex
+) -> Iterator[GovernedAxis]:
     for role, pattern in mlp.parts.items():
-        regex = pattern.regex(section.prefixes)
-        for name, tensor in tensors.items():
-            match = regex.match(name)
-            leaf = _leaf(name[match.end() :], mlp) if match else None
-            if match and leaf:
-                yield GovernedAxis(tensor, match.group(), leaf, role, mlp, match.groups())
-
-
-def _laid_out(section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader]) -> Mlp:
-    """Decide between the two layouts of stacked experts: in one of them the weights have the size that is asked for."""
-    if mlp.stacked != "either":
-        return mlp
-    straight = replace(mlp, stacked="nk")
-    weights = [claim for claim in _matches(section, straight, tensors) if claim.is_plain_weight]
-    size = section.config.get(mlp.size_key)
-    has_size = all(claim.inner_size == size for claim in weights)
-    return straight if has_size else replace(mlp, stacked="kn")
+        for name, match in index.find(section.prefixes, pattern):
+            if leaf := _leaf(name[match.end() :], mlp):
+                order: Order | None = "nk" if mlp.stacked else None
+                yield GovernedAxis(tensors[name], match.group(), leaf, role, mlp, match.groups(), order)
 
 
 def _leaf(rest: str, mlp: Mlp) -> str | None:
@@ -149,43 +181,51 @@ def _leaf(rest: str, mlp: Mlp) -> str | None:
     return None
 
 
-def _unabsorbable(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> dict[str, str]:
-    unabsorbable = {}
-    for section in sections:
-        for rule in section.family.unabsorbable if section.family else ():
-            for module in _modules(section, rule.modules, tensors):
-                unabsorbable[module] = rule.reason
-    return unabsorbable
+def _in_order(section: Section, mlp: Mlp, claims: tuple[GovernedAxis, ...]) -> tuple[GovernedAxis, ...]:
+    """Decide between the two orders of stacked axes: in one of them all weights have one inner size, the config's."""
+    if not mlp.stacked:
+        return claims
+    turned = tuple(replace(claim, order="kn") for claim in claims)
+    asked = section.config.get(mlp.size_key or "")
+    orders = [(claims, list(_inner_sizes(claims))), (turned, list(_inner_sizes(turned)))]
+    fitting = [order for order, sizes in orders if sizes == [asked]] or [
+        order for order, sizes in orders if len(sizes) == 1
+    ]
+    return fitting[0] if fitting else claims
 
 
-def _ignored(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> set[str]:
-    modules: set[str] = set()
-    for section in sections:
-        modules.update(_modules(section, section.family.ignore if section.family else (), tensors))
+def _inner_sizes(claims: Sequence[GovernedAxis]) -> set[int]:
+    return {claim.inner_size for claim in claims if claim.is_plain_weight}
+
+
+def _unabsorbable(sections: Sequence[Section], index: NameIndex) -> dict[str, str]:
+    return {
+        module: rule.reason
+        for section in sections
+        for rule in (section.family.unabsorbable if section.family else ())
+        for module in index.modules(section.prefixes, rule.modules)
+    }
+
+
+def _ignored(sections: Sequence[Section], tensors: Mapping[str, TensorHeader], index: NameIndex) -> set[str]:
+    modules = {
+        module
+        for section in sections
+        for module in index.modules(section.prefixes, section.family.ignore if section.family else ())
+    }
     return {name for name in tensors if name.rpartition(".")[0] in modules}
 
 
-def _modules(section: Section, patterns: Sequence[Pattern], tensors: Mapping[str, TensorHeader]) -> Iterator[str]:
-    regexes = [pattern.regex(section.prefixes) for pattern in patterns]
-    for module in {name.rpartition(".")[0] for name in tensors}:
-        if any(regex.fullmatch(module) for regex in regexes):
-            yield module
-
-
-def _with_unclaimed(key: GovernedKey, unclaimed: Sequence[TensorHeader]) -> GovernedKey:
+def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> GovernedSize:
     """Find tensors of a governed size in a governed MLP, or at its modules' names elsewhere (`mtp.layers.0.mlp`)."""
-    sizes = {claim.inner_size for claim in key.claims if claim.is_plain_weight}
-    blocks = tuple({claim.block for claim in key.claims if claim.role == "down"})
-    mlps = {claim.mlp for claim in key.claims}
-    texts = {pattern.text.partition("}.")[2] for mlp in mlps for pattern in mlp.parts.values()} - {""}
-    elsewhere = re.compile("|".join(rf"(^|\.){_any_number(text)}\." for text in texts) or r"(?!)")
+    sizes = _inner_sizes(size.claims)
+    blocks = tuple({claim.block for claim in size.claims if claim.role == "down"})
+    mlps = {claim.mlp for claim in size.claims}
+    texts = {pattern.partition("}.")[2] for mlp in mlps for pattern in mlp.parts.values()} - {""}
+    elsewhere = re.compile("|".join(rf"(^|\.){any_number(text)}\." for text in texts) or r"(?!)")
     unclaimed_tensors = tuple(
         tensor
         for tensor in unclaimed
         if sizes & set(tensor.shape) and (tensor.name.startswith(blocks) or elsewhere.search(tensor.name))
     )
-    return replace(key, unclaimed_tensors=unclaimed_tensors)
-
-
-def _any_number(text: str) -> str:
-    return r"\d+".join(map(re.escape, re.split(r"\{\w+\}", text)))
+    return replace(size, unclaimed_tensors=unclaimed_tensors)

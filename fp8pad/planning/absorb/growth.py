@@ -1,7 +1,6 @@
 """How one tensor grows with the inner size of its MLP: which of its dimensions, in what steps, filled with what."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from fp8pad.errors import PlanError
@@ -9,8 +8,8 @@ from fp8pad.geometry import num_blocks, num_elements
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxis
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.record import AxisActions, PaddedTensor, Segments, Shape
-from fp8pad.scales import PerBlock, PerTensor
-from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES
+from fp8pad.scales import PerBlock, PerChannel, PerTensor
+from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 
 class NotAbsorbableError(Exception):
@@ -40,7 +39,7 @@ def growth_of(claim: GovernedAxis, linear: Fp8Linear | None, inner_size: int) ->
         return None if claim.axis == "k" else Growth(len(tensor.shape) - 1, claim.num_segments, 0)
     if linear and linear.scale and linear.scale.name == tensor.name:
         return _scale_growth(claim, linear, inner_size)
-    if num_elements(tensor.shape) == 1 or (claim.mlp.stacked and num_elements(tensor.shape[1:]) == 1):
+    if num_elements(tensor.shape) == 1 or (claim.order and num_elements(tensor.shape[1:]) == 1):
         return None
     if "lora" in claim.leaf.lower():
         raise NotAbsorbableError(f"{tensor.name} belongs to a LoRA adapter, which is not merged")
@@ -64,55 +63,28 @@ def grown(claim: GovernedAxis, growth: Growth, inner_size: int, padded_inner_siz
     )
 
 
-def with_block(linear: Fp8Linear, blocks: Sequence[PerBlock]) -> Fp8Linear:
-    """Return a stacked weight with the one of `blocks` whose grid its scale is; any other weight as it is."""
-    if len(linear.weight.shape) != 3 or linear.scale is None:
-        return linear
-    for block in blocks:
-        for sides in (block.block, block.block[::-1]):
-            grid = tuple(num_blocks(size, side) for size, side in zip(linear.weight.shape[1:], sides, strict=True))
-            if linear.scale.shape[1:] == grid:
-                return replace(linear, granularity=block)
-    return linear
-
-
 def _scale_growth(claim: GovernedAxis, linear: Fp8Linear, inner_size: int) -> Growth | None:
     scale, num_matrices = claim.tensor, claim.num_segments
-    if isinstance(linear.granularity, PerTensor):
-        return None
-    if scale.dtype not in ONE_BYTES or (linear.granularity is None and not claim.mlp.stacked):
-        raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
-    if isinstance(linear.granularity, PerBlock):
-        unit = linear.granularity.block[0 if claim.axis == "n" else 1]
-        if num_matrices > 1 and inner_size % unit:
-            raise NotAbsorbableError(
-                f"a block of {unit} rows straddles gate and up in {claim.module}: {inner_size} is not a multiple"
-            )
-        return Growth(_grid_index(claim, scale.shape), num_matrices, 1, unit)
-    if claim.mlp.stacked:
-        return _stacked_scale_growth(claim, linear)
-    return Growth(0, num_matrices, 1) if claim.axis == "n" else None
+    match linear.granularity:
+        case PerTensor():
+            return None
+        case PerChannel() if scale.dtype in ONE_BYTES:
+            return Growth(_channel_index(scale, linear.shape), num_matrices, 1) if claim.axis == "n" else None
+        case PerBlock() if scale.dtype in ONE_BYTES:
+            unit = linear.granularity.block[0 if claim.axis == "n" else 1]
+            if num_matrices > 1 and inner_size % unit:
+                raise NotAbsorbableError(
+                    f"a block of {unit} rows straddles gate and up in {claim.module}: {inner_size} is not a multiple"
+                )
+            # NVIDIA ModelOpt's grids are [R, 1, C, 1].
+            return Growth(claim.index * (2 if len(scale.shape) == 4 else 1), num_matrices, 1, unit)
+    raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
 
 
-def _grid_index(claim: GovernedAxis, shape: Shape) -> int:
-    # NVIDIA ModelOpt's grids are [R, 1, C, 1].
-    return claim.index * (2 if len(shape) == 4 else 1)
-
-
-def _stacked_scale_growth(claim: GovernedAxis, linear: Fp8Linear) -> Growth | None:
-    """Scales `[num_experts]`, `[num_experts, N]`, or one size per dimension of the weight, 1 where it is shared."""
-    shape, index = claim.tensor.shape, claim.index
-    if num_elements(shape[1:]) == 1:
-        return None
-    if len(shape) == 3 and shape[index] == 1:
-        return None
-    if len(shape) == 3 and shape[index] == linear.weight.shape[index]:
-        return Growth(index, claim.num_segments, 1)
-    if len(shape) == 2 and claim.axis == "n" and shape[1] == linear.weight.shape[index]:
-        return Growth(1, claim.num_segments, 1)
-    if len(shape) == 2 and claim.axis == "k" and shape[1] == linear.weight.shape[3 - index]:
-        return None
-    raise NotAbsorbableError(f"{claim.tensor.name} {list(shape)} has a layout that is not padded")
+def _channel_index(scale: TensorHeader, shape: Shape) -> int:
+    """The dimension of a scale per channel that has the channels: those of a stack of experts lie behind the first."""
+    in_front = len(shape) - 2
+    return in_front + scale.shape[in_front:].index(shape[-2])
 
 
 def _is_n(index: int, shape: Shape) -> bool:

@@ -7,10 +7,10 @@ from functools import cache
 from importlib.resources import files
 
 from fp8pad.errors import PlanError
-from fp8pad.planning.families.family import Family, Mlp, Pattern, Unabsorbable, read_family
+from fp8pad.planning.families.family import Description, Family, Mlp, read_family
 from fp8pad.record import Json
 
-__all__ = ["Family", "Mlp", "Pattern", "Section", "Unabsorbable", "families", "index_families", "sections_of"]
+__all__ = ["Description", "Family", "Mlp", "Section", "families", "index_families", "sections_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Section:
     """
 
     model_type: str
-    family: Family | None
+    family: Description | None
     path: str
     config: Json
     prefixes: tuple[str, ...]
@@ -63,14 +63,14 @@ def index_families(texts: Mapping[str, str]) -> Mapping[str, Family]:
             raise PlanError(f"{file}: not TOML: {error}") from error
         for model_type in family.model_types:
             if model_type in known:
-                raise PlanError(f"{file}: model_types: {model_type} is already in {known[model_type].file}")
+                raise PlanError(f"{file}: model_types: {model_type} is in another file too")
             known[model_type] = family
     return known
 
 
 def _parts(parent: Section, places: Sequence[str], known: Mapping[str, Family]) -> Iterator[Section]:
     """Yield the sections inside `parent`, whose own tensors hang under each of `places`."""
-    for rule in parent.family.sections if parent.family else ():
+    for rule in parent.family.section if parent.family else ():
         found = [(key, config) for key in rule.keys if (config := _lookup(parent.config, key)) is not None]
         if not found:
             continue
@@ -78,14 +78,14 @@ def _parts(parent: Section, places: Sequence[str], known: Mapping[str, Family]) 
         model_type = rule.like or str(config.get("model_type"))
         section = Section(
             model_type=model_type,
-            family=rule.family or known.get(model_type),
+            family=rule if rule.is_described else known.get(model_type),
             path=parent.dotted(key) if key else parent.path,
             config=config,
             prefixes=tuple(place + prefix for place in places for prefix in rule.prefixes),
             mirrors=tuple((parent.dotted(other) if other else parent.path, mirror) for other, mirror in mirrors),
         )
-        if not key and section.family and section.family.sections:
-            raise PlanError(f"{section.family.file}: the whole config cannot be a part that has parts itself")
+        if not key and section.family and section.family.section:
+            raise PlanError(f"{model_type}: the whole config cannot be a part that has parts itself")
         yield section
         yield from _parts(section, section.prefixes, known)
 

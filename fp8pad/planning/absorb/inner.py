@@ -1,0 +1,42 @@
+"""Which axes of Linears lie inside an MLP, whose order and number of neurons matter to nothing else."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fp8pad.planning.absorb.conditions import check_activation
+from fp8pad.planning.absorb.governed import Axis, GovernedAxes, GovernedAxis, GovernedSize
+from fp8pad.planning.absorb.growth import NotAbsorbableError, growth_of
+from fp8pad.planning.layers import Fp8Linear
+
+
+def inner_axes(governed: GovernedAxes, linears: Iterable[Fp8Linear]) -> Mapping[str, Axis]:
+    """Return, for each Linear that has one, its axis inside an MLP: "n" for gate, up and both in one, "k" for down.
+
+    Whole MLPs of padded FP8 Linears count, whether absorbed or not, and whether their size is a config key or not.
+    Zeros along such an axis can be passed on from gate and up to down: they are the activation of zero, times zero.
+    """
+    by_name = {linear.name: linear for linear in linears if linear.skip_reason is None}
+    return {
+        claim.module: claim.axis
+        for size in governed.sizes
+        for mlp in size.mlps
+        if _is_whole(size, mlp, by_name)
+        for claim in mlp
+    }
+
+
+def _is_whole(size: GovernedSize, mlp: Sequence[GovernedAxis], linears: Mapping[str, Fp8Linear]) -> bool:
+    """Whether an MLP has all its parts, each an FP8 Linear, of one inner size, and nothing else that reads it."""
+    weights = {claim.role: claim for claim in mlp if claim.is_plain_weight and claim.module in linears}
+    sizes = {claim.inner_size for claim in weights.values()}
+    rule, block = mlp[0].mlp, mlp[0].block
+    if rule.experts or weights.keys() != rule.parts.keys() or len(sizes) != 1:
+        return False
+    if any(tensor.name.startswith(block) and sizes & set(tensor.shape) for tensor in size.unclaimed_tensors):
+        return False
+    try:
+        check_activation(rule, size.section)
+        for claim in mlp:
+            growth_of(claim, linears.get(claim.module), *sizes)
+    except NotAbsorbableError:
+        return False
+    return True

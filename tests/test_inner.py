@@ -1,0 +1,100 @@
+"""Which axes lie inside an MLP: whole MLPs of FP8 Linears, whatever becomes of their size."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from fp8pad.planning.absorb.governed import find_governed
+from fp8pad.planning.absorb.inner import inner_axes
+from fp8pad.planning.families import index_families, sections_of
+from fp8pad.planning.layers import recognise
+from fp8pad.planning.quantization import find_quantization
+from fp8pad.tensors import TensorHeader
+
+CONFIG = {"model_type": "llama", "intermediate_size": 213, "quantization_config": {"quant_method": "fp8"}}
+MLP = "model.layers.0.mlp"
+INNER = {f"{MLP}.gate_proj": "n", f"{MLP}.up_proj": "n", f"{MLP}.down_proj": "k"}
+
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def linear(module: str, num_n: int, num_k: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """An FP8 Linear with one scale."""
+    return {f"{module}.weight": ("F8_E4M3", (num_n, num_k)), f"{module}.weight_scale": ("F32", ())}
+
+
+def gated(prefix: str = MLP, inner: int = 213) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Llama's MLP."""
+    return {
+        **linear(f"{prefix}.gate_proj", inner, 64),
+        **linear(f"{prefix}.up_proj", inner, 64),
+        **linear(f"{prefix}.down_proj", 64, inner),
+    }
+
+
+def inner_of(config: Mapping[str, Any], tensors: Tensors, text: str | None = None) -> Mapping[str, str]:
+    """The inner axes of a checkpoint of these tensors; `text` is a family file to read in place of all."""
+    headers = {name: TensorHeader(name, dtype, shape, 0, 0) for name, (dtype, shape) in tensors.items()}
+    sections = sections_of(config, index_families({"toy.toml": text}) if text else None)
+    governed = find_governed(sections, headers)
+    linears, _ = recognise(headers, find_quantization({"config.json": config}), config, governed.routed_experts)
+    return inner_axes(governed, linears)
+
+
+@pytest.mark.parametrize("size", [213, 999, None, [213, 214]])
+def test_llamas_mlp(size: object) -> None:
+    """Rows of gate and up and columns of down, whatever the config says of their number; attention is not inside."""
+    tensors = gated() | linear("model.layers.0.self_attn.o_proj", 64, 213)
+    assert inner_of(CONFIG | {"intermediate_size": size}, tensors) == INNER
+
+
+def test_gate_and_up_in_one() -> None:
+    """Phi-3's gate_up_proj is inside by its N."""
+    tensors = linear(f"{MLP}.gate_up_proj", 426, 64) | linear(f"{MLP}.down_proj", 64, 213)
+    assert inner_of(CONFIG | {"model_type": "phi3"}, tensors) == {f"{MLP}.gate_up_proj": "n", f"{MLP}.down_proj": "k"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {f"{MLP}.up_proj.weight": ("BF16", (213, 64))},
+        {f"{MLP}.down_proj.weight": ("BF16", (64, 213))},
+        {f"{MLP}.inner_norm.weight": ("BF16", (213,))},
+        {f"{MLP}.up_proj.lora_B.weight": ("BF16", (213, 8))},
+    ],
+)
+def test_an_mlp_that_is_not_whole(change: Tensors) -> None:
+    """A part that is not FP8, a norm over the inner size, an adapter: none of its axes is inside."""
+    tensors = gated() | gated("model.layers.1.mlp") | dict(change)
+    assert inner_of(CONFIG, tensors) == {name.replace(".0.", ".1."): axis for name, axis in INNER.items()}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors"),
+    [
+        (CONFIG | {"hidden_act": "expcos"}, gated()),
+        (CONFIG | {"model_type": "unknown"}, gated()),
+        (CONFIG | {"model_type": "qwen3_moe"}, gated(f"{MLP}.experts.0")),
+        (CONFIG | {"model_type": "gemma3n_text"}, gated()),
+    ],
+)
+def test_nothing_is_guessed(config: Mapping[str, Any], tensors: Tensors) -> None:
+    """An unknown activation, an unknown model, routed experts, and statistics over the inner size."""
+    assert inner_of(config, tensors) == {}
+
+
+FIXED = """
+model_types = ["toy"]
+[[mlp]]
+unabsorbable = "its size is 4 x hidden_size"
+up = "merger.fc1"
+down = "merger.fc2"
+activation = "gelu"
+"""
+
+
+def test_a_size_that_is_no_key_of_its_own() -> None:
+    """What cannot be absorbed can lie inside an MLP all the same."""
+    tensors = linear("merger.fc1", 213, 64) | linear("merger.fc2", 64, 213)
+    assert inner_of(CONFIG | {"model_type": "toy"}, tensors, FIXED) == {"merger.fc1": "n", "merger.fc2": "k"}
