@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import round_up
+from fp8pad.planning.absorb.governed import find_governed
 from fp8pad.planning.advice import RankOutlook, outlook
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.plan import LayerPlan
@@ -17,6 +18,7 @@ from fp8pad.planning.tensor_parallel import RankPart, shardings
 from fp8pad.record import AxisActions, Json, ModuleRecord
 from fp8pad.runtime.sizes import LayerParts, RankSizes
 from fp8pad.scales import PerBlock, PerChannel
+from fp8pad.tensors import TensorHeader
 
 B = (128, 128)
 NO_CONFIG: Json = {}
@@ -41,7 +43,7 @@ def layer(
     """A layer of a model with this config; it is aligned at TP 1, or is taken to be."""
     scales = PerBlock(*block) if block else PerChannel()
     axes = AxisActions("aligned", "aligned")
-    sharding = shardings({name: shape}, sections_of(config))[name]
+    sharding = shardings({name: shape}, sections_of(config), roles={})[name]
     return LayerPlan(name, scales, shape, shape, alignment, axes, "aligned", shape, sharding)
 
 
@@ -202,7 +204,11 @@ def test_the_family_knows_its_mlps_by_whatever_name() -> None:
     config = {"model_type": "toy", "inner": 384}
     known = index_families({"toy.toml": TOY})
     shapes = {"model.layers.7.ff.out": (256, 384), "model.layers.7.ff.in": (768, 256), "model.ff.out": (256, 384)}
-    found = shardings(shapes, sections_of(config, known))
+    sections = sections_of(config, known)
+    weights = {
+        f"{name}.weight": TensorHeader(f"{name}.weight", "F8_E4M3", shape, 0, 0) for name, shape in shapes.items()
+    }
+    found = shardings(shapes, sections, find_governed(sections, weights).roles)
     assert [each.axis for each in found.values()] == ["row", "column", "column"]
     assert found["model.layers.7.ff.in"].rank_rows(768, 2) == (192, 192)
 

@@ -31,7 +31,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     linears, untouched = recognise(tensors, quantization, config, governed.routed_experts)
     absorption = absorb(governed, sections, linears, policy)
     inner = inner_axes(governed, linears)
-    how = shardings({linear.name: _matrix_shape(linear) for linear in linears}, sections)
+    how = shardings({linear.name: _matrix_shape(linear) for linear in linears}, sections, governed.roles)
     layers = tuple(
         plan_layer(
             linear,

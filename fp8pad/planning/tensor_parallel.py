@@ -6,8 +6,7 @@ names of every `RowParallelLinear` and `ReplicatedLinear` in vLLM 0.33 (vllm/mod
 everything else is column-parallel. Where two models use one name for two things, the family file says which is meant.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Literal
@@ -23,7 +22,6 @@ Rows = tuple[int, ...]
 Shape = tuple[int, int]
 Fit = Literal["aligned", "unaligned", "inside block", "indivisible", "not assessed"]
 
-_NUMBER = re.compile(r"(?<![^.])(\d+|\{\w+\})(?![^.])")
 _PART_OF_ROLE: Mapping[Role, Part] = {"gate": "column", "up": "column", "gate_up": "gate_up", "down": "row"}
 
 _ROW = frozenset(
@@ -155,29 +153,15 @@ class RankPart:
 COLUMN = Sharding()
 
 
-def shardings(shapes: Mapping[str, tuple[int, int]], sections: Sequence[Section]) -> dict[str, Sharding]:
-    """Return how each of `shapes`, `(N, K)` by module, is divided among ranks."""
-    parts = _described(shapes, sections)
-    return {
-        name: _sharding(name, num_n, parts.get(name) or _part_by_name(name), sections)
-        for name, (num_n, _) in shapes.items()
-    }
+def shardings(
+    shapes: Mapping[str, tuple[int, int]], sections: Sequence[Section], roles: Mapping[str, Role]
+) -> dict[str, Sharding]:
+    """Return how each of `shapes`, `(N, K)` by module, is divided among ranks.
 
-
-def _described(names: Iterable[str], sections: Sequence[Section]) -> dict[str, Part]:
-    """What family files say of these modules; where two sections hold one, the inner one's file counts."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(_NUMBER.sub("#", name), []).append(name)
-    parts: dict[str, Part] = {}
-    for section in sections:
-        for mlp in section.family.mlps if section.family else ():
-            for role, pattern in mlp.parts.items():
-                regex = pattern.regex(section.prefixes)
-                for prefix in section.prefixes:
-                    candidates = alike.get(_NUMBER.sub("#", prefix + pattern.text), ())
-                    parts.update((name, _PART_OF_ROLE[role]) for name in candidates if regex.fullmatch(name))
-    return parts
+    `roles` are those that modules have in MLPs, as family files say.
+    """
+    parts = {name: _PART_OF_ROLE[roles[name]] if name in roles else _part_by_name(name) for name in shapes}
+    return {name: _sharding(name, num_n, parts[name], sections) for name, (num_n, _) in shapes.items()}
 
 
 def _part_by_name(name: str) -> Part | None:

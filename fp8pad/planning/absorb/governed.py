@@ -112,6 +112,11 @@ class GovernedAxes:
     unabsorbable: Mapping[str, str]
 
     @property
+    def roles(self) -> Mapping[str, Role]:
+        """What each module that is described does in its MLP."""
+        return {claim.module: claim.role for size in self.sizes for claim in size.claims}
+
+    @property
     def routed_experts(self) -> Mapping[str, Order | None]:
         """The modules of routed experts, and for those that are stacked the order of their axes."""
         return {claim.module: claim.order for size in self.sizes for claim in size.claims if claim.mlp.experts}
