@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 _NUMBER = re.compile(r"\{\w+\}|\d+")
 
@@ -14,17 +15,19 @@ class NameIndex:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._kinds: defaultdict[str, list[str]] = defaultdict(list)
-        for name in names:
-            self._kinds[_kind(name)].append(name)
+        self._kinds: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+        for place, name in enumerate(names):
+            self._kinds[_kind(name)].append((place, name))
 
     def find(self, prefixes: Sequence[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
-        """Yield the names that begin with a module of this pattern; groups are the prefix, then the numbers."""
+        """Yield the names that begin with a module of this pattern, in the order in which they were given.
+
+        The groups of a match are the prefix, then the numbers.
+        """
         starts = tuple(_kind(prefix + pattern) for prefix in prefixes)
         regex = _regex(prefixes, pattern)
-        for kind, names in self._kinds.items():
-            if kind.startswith(starts):
-                yield from ((name, match) for name in names if (match := regex.match(name)))
+        alike = sorted(chain.from_iterable(names for kind, names in self._kinds.items() if kind.startswith(starts)))
+        yield from ((name, match) for _, name in alike if (match := regex.match(name)))
 
     def modules(self, prefixes: Sequence[str], patterns: Sequence[str]) -> Iterator[str]:
         """Yield the modules of these patterns that have tensors of their own."""
