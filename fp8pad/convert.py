@@ -7,7 +7,7 @@ from pathlib import Path
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress, Silence
-from fp8pad.checkpoint.writer import Hashes
+from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import Converted, converted_files
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.publication import Draft, Published, publish
@@ -63,7 +63,7 @@ def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
 def _report(design: Converted, published: Published, verified: VerifyDepth) -> ConvertReport:
     source = design.source
     record_bytes = (published.out_dir / RECORD_FILE).stat().st_size if design.record else 0
-    rewritten = {layout.logical.file for layout in design.layouts if not layout.is_untouched}
+    rewritten = {layout.file for layout in design.layouts if not layout.is_untouched}
     rewritten |= {file for file, text in design.texts.items() if text != source.texts[file]}
     return ConvertReport(
         out_dir=published.out_dir,

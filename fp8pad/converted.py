@@ -10,7 +10,7 @@ from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.json_text import dumps_like, index_text
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
-from fp8pad.checkpoint.writer import Hashes
+from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import PlanError, RecordError
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
@@ -87,7 +87,7 @@ def _texts(
 ) -> dict[str, str]:
     texts: dict[str, str] = {}
     if source.index:
-        total_bytes = _data_bytes(layout.padded for layout in layouts)
+        total_bytes = _data_bytes(layout.target for layout in layouts)
         rewritten = index_text(source.index.text, total_bytes)
         texts[INDEX_FILE] = rewritten if plan.tensors else source.index.text
     edited = edited_config(source.configs[CONFIG_FILE], plan, fp8pad_version)
@@ -101,8 +101,9 @@ def _originals(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mappin
     if source.index and restored_index(texts[INDEX_FILE], source.shards) != source.index.text:
         originals[INDEX_FILE] = source.index.text
     for layout in layouts:
-        if not layout.is_untouched and logical_shard(layout.padded, _shapes(layout))[1] != layout.logical_prefix:
-            originals[layout.logical.file] = layout.logical_prefix[LENGTH_BYTES:].decode()
+        prefix = source.prefixes[layout.file]
+        if not layout.is_untouched and logical_shard(layout.target, _shapes(layout))[1] != prefix:
+            originals[layout.file] = prefix[LENGTH_BYTES:].decode()
     return originals
 
 
@@ -116,11 +117,11 @@ def _data_bytes(shards: Iterable[ShardHeader]) -> int:
 
 
 def _shapes(layout: ShardLayout) -> dict[str, Shape]:
-    return {tensor.name: tensor.shape for tensor in layout.logical.tensors}
+    return {tensor.name: tensor.shape for tensor in layout.source.tensors}
 
 
 def _files(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> dict[str, FileRecord]:
-    files = {layout.logical.file: FileRecord(layout.logical.file_bytes, layout.padded.file_bytes) for layout in layouts}
+    files = {layout.file: FileRecord(layout.source.file_bytes, layout.target.file_bytes) for layout in layouts}
     for file, text in texts.items():
         files[file] = FileRecord(source.identities[file].size, len(text.encode()))
     for file in source.other_files:

@@ -11,7 +11,8 @@ from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Link, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.staging import Staging
-from fp8pad.checkpoint.writer import Hashes, Writer
+from fp8pad.checkpoint.transfer import Hashes
+from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.parallel import run_all
 
 Texts: TypeAlias = Callable[[Mapping[str, Hashes]], Mapping[str, str]]
@@ -48,47 +49,39 @@ def publish(draft: Draft, out_dir: Path, options: WriteOptions, progress: Progre
     """
     target = check_destination(draft.source, out_dir, options.overwrite)
     staging = Staging.beside(target)
-    writer = Writer(draft.source, staging, options.link, options.verify, draft.unpads)
+    writer = Writer(draft.source, staging, options.link, options.verify)
     check_space(target, _needed_bytes(draft, target, options.link), staging.num_bytes)
     with staging.held(options.resume):
         finished = [layout for layout in draft.layouts if writer.is_finished(layout)]
         staging.keep_only({writer.staged(layout) for layout in finished})
-        hashes = _write_files(draft, writer, options.jobs, progress)
+        written = _write_files(draft, writer, options.jobs, progress)
+        hashes = {file: entry.hashes for file, entry in written.items() if entry.hashes}
         texts = draft.texts(hashes)
         for file, text in texts.items():
             writer.write_text(file, text)
         check_unchanged(draft.source)
-        shards = {layout.logical.file: writer.staged(layout) for layout in draft.layouts}
+        shards = {layout.file: writer.staged(layout) for layout in draft.layouts}
         staging.publish({**shards, **{file: staging.staged(file) for file in texts}}, options.overwrite)
-    return Published(target, tuple(layout.logical.file for layout in finished))
+    return Published(target, tuple(file for file, entry in written.items() if entry.resumed))
 
 
-def _write_files(draft: Draft, writer: Writer, jobs: int, progress: Progress) -> dict[str, Hashes]:
-    progress.start("unpadding" if draft.unpads else "padding", _work_bytes(draft, writer))
+def _write_files(draft: Draft, writer: Writer, jobs: int, progress: Progress) -> dict[str, Written]:
+    total_bytes = sum(writer.work_bytes(layout) for layout in draft.layouts) + _other_bytes(draft)
+    progress.start("unpadding" if draft.unpads else "padding", total_bytes)
     shards = run_all(writer.write_shard, draft.layouts, jobs, progress)
     other_files = run_all(writer.copy_other_file, draft.other_files, jobs, progress)
-    files = (*(layout.logical.file for layout in draft.layouts), *draft.other_files)
-    return {file: hashes for file, hashes in zip(files, (*shards, *other_files), strict=True) if hashes}
-
-
-def _work_bytes(draft: Draft, writer: Writer) -> int:
-    written = sum(writer.target(layout).file_bytes for layout in draft.layouts)
-    compared = {
-        "none": 0,
-        "padded": sum(layout.pad_bytes for layout in draft.layouts),
-        "full": sum(layout.padded.file_bytes - len(layout.padded_prefix) for layout in draft.layouts),
-    }
-    return written + compared[writer.verify] + _other_bytes(draft)
+    files = (*(layout.file for layout in draft.layouts), *draft.other_files)
+    return dict(zip(files, (*shards, *other_files), strict=True))
 
 
 def _needed_bytes(draft: Draft, target: Path, link: Link) -> int:
     written = [layout for layout in draft.layouts if not layout.is_untouched]
     untouched = [layout for layout in draft.layouts if layout.is_untouched]
     is_linked = link in {"hardlink", "reflink"} or (
-        link == "auto" and untouched and can_clone(draft.source.root / untouched[0].logical.file, target)
+        link == "auto" and untouched and can_clone(draft.source.root / untouched[0].file, target)
     )
     files = written if is_linked else draft.layouts
-    return sum((layout.logical if draft.unpads else layout.padded).file_bytes for layout in files) + _other_bytes(draft)
+    return sum(layout.target.file_bytes for layout in files) + _other_bytes(draft)
 
 
 def _other_bytes(draft: Draft) -> int:

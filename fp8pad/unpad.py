@@ -12,7 +12,7 @@ from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.writer import Hashes
+from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import restored_index
 from fp8pad.errors import ConfigError, RecordError, VerifyError
 from fp8pad.publication import Draft, publish
@@ -42,11 +42,11 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     if record is None:
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; only a checkpoint that fp8pad padded can be unpadded")
     _check_complete(converted, record)
-    layouts = tuple(_layout(shard, record) for shard in converted.shards)
-    texts = _texts(converted, record, [layout.logical for layout in layouts])
+    layouts = tuple(_layout(converted, shard, record) for shard in converted.shards)
+    texts = _texts(converted, record, [layout.target for layout in layouts])
     _check_sizes(record, layouts, texts)
     # Other files may have been edited since, such as a model card: only who asks for `full` wants them compared too.
-    hashed = converted.identities.keys() if options.verify == "full" else {layout.logical.file for layout in layouts}
+    hashed = converted.identities.keys() if options.verify == "full" else {layout.file for layout in layouts}
 
     def checked_texts(hashes: Mapping[str, Hashes]) -> Mapping[str, str]:
         found = {file: entry.sha256 for file, entry in hashes.items() if file in hashed}
@@ -81,11 +81,11 @@ def _check_metadata(padded: ShardHeader, record: CheckpointRecord) -> None:
         raise RecordError(f"{where}: expected none, since no tensor of the shard is recorded as padded")
 
 
-def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
+def _layout(converted: Checkpoint, padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
     """Work out the shard that `padded` was made from, and check that padding it again would give `padded`."""
     _check_metadata(padded, record)
     if not any(tensor.name in record.tensors for tensor in padded.tensors):
-        return shard_layout(padded, b"", {})
+        return shard_layout(padded, converted.prefixes[padded.file], {})
     shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()}
     logical, prefix = logical_shard(padded, shapes)
     if text := record.originals.get(padded.file):
@@ -93,9 +93,9 @@ def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
         prefix = len(text.encode()).to_bytes(LENGTH_BYTES, "little") + text.encode()
         logical = parse_header(prefix, len(prefix) + data_bytes, padded.file)
     layout = shard_layout(logical, prefix, record.tensors)
-    for difference in header_differences(layout.padded, padded):
+    for difference in header_differences(layout.target, padded):
         raise RecordError(f"{RECORD_FILE} does not fit its shards: {difference}")
-    return layout
+    return layout.inverse(prefix)
 
 
 def _texts(converted: Checkpoint, record: CheckpointRecord, shards: list[ShardHeader]) -> dict[str, str]:
@@ -118,7 +118,7 @@ def _check_json(file: str, text: str) -> None:
 
 
 def _check_sizes(record: CheckpointRecord, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> None:
-    sizes = {layout.logical.file: layout.logical.file_bytes for layout in layouts}
+    sizes = {layout.file: layout.target.file_bytes for layout in layouts}
     sizes |= {file: len(text.encode()) for file, text in texts.items()}
     for file, size in sizes.items():
         if file in record.files and record.files[file].source_size != size:
@@ -128,7 +128,7 @@ def _check_sizes(record: CheckpointRecord, layouts: Iterable[ShardLayout], texts
 
 def _as_deep_as(record: CheckpointRecord, layouts: Iterable[ShardLayout], options: WriteOptions) -> WriteOptions:
     """Return options that hash every restored shard, if fp8pad.json has hashes to compare them with."""
-    files = {layout.logical.file for layout in layouts}
+    files = {layout.file for layout in layouts}
     has_hashes = any(entry.source_sha256 for file, entry in record.files.items() if file in files)
     return replace(options, verify="full") if has_hashes and options.verify == "padded" else options
 

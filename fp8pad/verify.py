@@ -104,8 +104,8 @@ def _compare_other_files(design: Converted, converted: Checkpoint) -> Iterator[M
 
 
 def _compare_shards(design: Converted, converted: Checkpoint, progress: Progress) -> Iterator[Mismatch]:
-    layouts = [layout for layout in design.layouts if layout.logical.file in converted.identities]
-    progress.start("verifying", sum(layout.padded.file_bytes - len(layout.padded_prefix) for layout in layouts))
+    layouts = [layout for layout in design.layouts if layout.file in converted.identities]
+    progress.start("verifying", sum(layout.target.file_bytes - layout.target.data_start for layout in layouts))
     for mismatches in run_all(
         lambda layout, advance: compare_shard(layout, design.source.root, converted.root, advance),
         layouts,

@@ -31,6 +31,7 @@ from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.transfer import Sums
 from fp8pad.convert import ConvertOptions, ConvertReport, Silence, convert
 from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.planning import plan_checkpoint
@@ -466,15 +467,15 @@ def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pyt
 
 def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     """Convert a checkpoint of two shards and interrupt it when the second is being written."""
-    original = writer.write_padded  # type: ignore[attr-defined]
+    original = writer.write_shard  # type: ignore[attr-defined]
 
-    def interrupt(layout: ShardLayout, source: OpenFile, target: OpenFile, advance: Advance) -> None:
-        original(layout, source, target, advance)
-        if layout.logical.file == "model-00002-of-00002.safetensors":
+    def interrupt(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
+        original(layout, source, target, sums, advance)
+        if layout.file == "model-00002-of-00002.safetensors":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_padded", interrupt)
+        patch.setattr(writer, "write_shard", interrupt)
         with pytest.raises(KeyboardInterrupt):
             converted(model, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".out.fp8pad", "model"]

@@ -1,6 +1,7 @@
 """Shards: where bytes lie before and after padding, and that they are moved and compared there."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import safetensors_bytes, stored_header, tensor_rows
+from helpers import framed, safetensors_bytes, stored_header, tensor_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fp8pad.checkpoint import compare, transfer
-from fp8pad.checkpoint.compare import Mismatch, compare_data, compare_header
+from fp8pad.checkpoint.compare import Mismatch, compare_data, compare_header, read_back
 from fp8pad.checkpoint.files import OpenFile, create_file, open_file
+from fp8pad.checkpoint.grid import Axis, Grid, Run, tensor_grid
 from fp8pad.checkpoint.headers import read_header, read_header_bytes
-from fp8pad.checkpoint.layout import Copy, Grid, Pad, Run, ShardLayout, Tile, logical_shard, shard_layout, tensor_grid
-from fp8pad.checkpoint.transfer import write_logical, write_padded
+from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
+from fp8pad.checkpoint.options import VerifyDepth
+from fp8pad.checkpoint.transfer import Hashes, Sums, write_shard
 from fp8pad.errors import CheckpointError, OutputError, PlanError
 from fp8pad.record import AxisActions, PaddedTensor, Segments
 
@@ -40,60 +43,87 @@ def lay_out(path: Path, tensors: dict[str, PaddedTensor]) -> ShardLayout:
 
 
 @contextmanager
-def written(path: Path, tensors: dict[str, PaddedTensor]) -> Iterator[tuple[ShardLayout, OpenFile, Path]]:
+def written(
+    path: Path, tensors: dict[str, PaddedTensor], sums: Sums | None = None
+) -> Iterator[tuple[ShardLayout, OpenFile, Path]]:
     """Write the padded shard of `path` beside it; yield the layout, the open source and where the padded one lies."""
     layout, target = lay_out(path, tensors), path.with_name("padded.safetensors")
     with open_file(path, FILE) as source:
         with create_file(target, FILE) as output:
-            write_padded(layout, source, output, silent)
+            write_shard(layout, source, output, sums or Sums("none"), silent)
         yield layout, source, target
 
 
-def test_untouched_tensors_are_merged_to_one_range(tmp_path: Path) -> None:
-    """Neighbours that stay are one copy; the order of names and of data, and foreign metadata, stay."""
+def test_each_tensor_is_a_step(tmp_path: Path) -> None:
+    """The order of names and of data, and foreign metadata, stay."""
     path = tmp_path / FILE
     tensors = {"z": ("U8", (5,)), "a": ("BF16", (3,)), "w": ("F8_E4M3", (2, 3)), "e": ("U8", (0,)), "b": ("U8", (1,))}
     path.write_bytes(safetensors_bytes(tensors, {"format": "pt", "made by": "x"}))
     layout = lay_out(path, {"w": padded((2, 3), (4, 4)), "elsewhere": padded((1,), (2,))})
-    before, after = layout.logical.data_start, layout.padded.data_start
-    assert layout.steps == (
-        Copy(before, after, 11),
-        Pad(before + 11, after + 11, Grid((Run(0, 0, 2),), (Run(0, 0, 3),), 4, 3, 4, b"\0")),
-        Copy(before + 17, after + 27, 1),
-    )
-    assert [tensor.name for tensor in layout.padded.tensors] == ["z", "a", "w", "e", "b"]
-    assert layout.padded.metadata == {
+    before, after = layout.source.data_start, layout.target.data_start
+    grid = Grid(1, Axis(2, 4, (Run(0, 0, 2),)), Axis(3, 4, (Run(0, 0, 3),)), b"\0")
+    found = {step.tensor.name: (step.source - before, step.target - after, step.grid) for step in layout.steps()}
+    kept = {"z": (0, 0, None), "a": (5, 5, None), "e": (17, 27, None), "b": (17, 27, None)}
+    assert found == kept | {"w": (11, 11, grid)}
+    assert [tensor.name for tensor in layout.target.tensors] == ["z", "a", "w", "e", "b"]
+    assert layout.resized_bytes == 16
+    assert layout.target.metadata == {
         "format": "pt",
         "made by": "x",
         "fp8pad": '{"format_version":1,"tensors":{"w":{"logical_shape":[2,3]}}}',
     }
 
 
-def test_a_shard_without_padded_tensors_is_one_copy_of_the_file(tmp_path: Path) -> None:
+def test_a_shard_without_padded_tensors_stays_as_it_is(tmp_path: Path) -> None:
     """Not even its header is written anew."""
     path = tmp_path / FILE
-    path.write_bytes(safetensors_bytes({"a": ("U8", (5,))}))
+    path.write_bytes(framed(b'{"a" : {"dtype": "U8", "shape": [5], "data_offsets": [0, 5]}}') + bytes(5))
     layout = lay_out(path, {"elsewhere": padded((1,), (2,))})
     assert layout.is_untouched
-    assert layout.steps == (Copy(0, 0, path.stat().st_size),)
-    assert layout.padded == layout.logical
+    assert layout.target is layout.source
+    assert layout.prefix == path.read_bytes()[: layout.source.data_start]
 
 
-def test_rows_are_cut_into_tiles_across_segments() -> None:
-    """A tile knows the padded rows it holds and which logical rows go where."""
-    tensor = padded((5, 2), (8, 2), segments=Segments((2, 3), (4, 4)))
-    grid = tensor_grid("U8", tensor)
-    assert grid.rows == (Run(0, 0, 2), Run(2, 4, 3))
-    assert list(grid.tiles(6)) == [
-        Tile(0, 3, 0, 2, (Run(0, 0, 2),)),
-        Tile(3, 3, 2, 2, (Run(0, 1, 2),)),
-        Tile(6, 2, 4, 1, (Run(0, 0, 1),)),
+def chunks(grid: Grid, limit: int) -> list[tuple[int, int, int, int, int]]:
+    """Return source, target, rows and row bytes on both sides of the chunks of a grid."""
+    found = grid.chunks(0, 0, limit)
+    return [(c.source, c.target, c.num_rows, c.columns.source_size, c.columns.target_size) for c in found]
+
+
+def test_no_chunk_holds_rows_of_two_runs() -> None:
+    """Rows of a segment, then what is filled behind it."""
+    grid = tensor_grid("U8", padded((5, 2), (8, 3), segments=Segments((2, 3), (4, 4))))
+    assert grid.rows == Axis(5, 8, (Run(0, 0, 2), Run(2, 4, 3)))
+    assert chunks(grid, 6) == [(0, 0, 2, 2, 3), (0, 6, 1, 0, 6), (4, 12, 2, 2, 3), (8, 18, 1, 2, 3), (0, 21, 1, 0, 3)]
+
+
+def test_whole_rows_without_gaps_are_neighbours() -> None:
+    """Where only N grows, bytes are copied, whatever the length of a row; a stack whose N stays is one matrix."""
+    assert chunks(tensor_grid("U8", padded((5, 2), (8, 2))), 8) == [(0, 0, 1, 8, 8), (8, 8, 1, 2, 2), (0, 10, 1, 0, 6)]
+    stack = tensor_grid("U8", padded((3, 2, 3), (3, 2, 4)))
+    assert stack == Grid(1, Axis(6, 6, (Run(0, 0, 6),)), Axis(3, 4, (Run(0, 0, 3),)), b"\0")
+
+
+def test_a_row_longer_than_the_buffer_is_moved_in_parts() -> None:
+    """So that a row of any length needs no more memory; filled elements stay whole."""
+    grid = tensor_grid("F32", padded((2, 3), (3, 5), 1))
+    assert chunks(grid, 10) == [
+        *[(0, 0, 1, 10, 10), (10, 10, 1, 2, 2), (0, 12, 1, 0, 8)],
+        *[(12, 20, 1, 10, 10), (22, 30, 1, 2, 2), (0, 32, 1, 0, 8)],
+        *[(0, 40, 1, 0, 8), (0, 48, 1, 0, 8), (0, 56, 1, 0, 4)],
     ]
 
 
-def test_a_row_longer_than_the_buffer_is_a_tile_of_its_own() -> None:
-    """Tiles are never empty."""
-    assert [tile.num_rows for tile in tensor_grid("U8", padded((2, 9), (3, 10))).tiles(4)] == [1, 1, 1]
+@pytest.mark.parametrize("shape", [(2**50 + 1, 0), (2**40, 2**20, 0)])
+def test_a_tensor_without_bytes_takes_no_time(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """However large its other sizes are: work is bounded by the bytes of a file."""
+    path = tmp_path / FILE
+    header = f'{{"e":{{"dtype":"U8","shape":{list(shape)},"data_offsets":[0,0]}}}}'
+    path.write_bytes(framed(header.encode()))
+    larger = (*shape[:-2], shape[-2] + 15, 0)
+    with written(path, {"e": padded(shape, larger)}) as (layout, source, target), open_file(target, FILE) as output:
+        assert layout.target.tensors[0].shape == larger
+        assert list(compare_data(layout, source, output, silent)) == []
 
 
 @pytest.mark.parametrize(
@@ -173,21 +203,27 @@ def test_any_shard_is_padded_as_planned_and_back(
     tensors |= {"kept": ("F4", (3, 2)), "scalar": ("F32", ())}
     data_order, header_order = (data.draw(st.permutations(sorted(tensors))) for _ in range(2))
     metadata = data.draw(st.sampled_from((None, {"format": "pt"})))
+    depth: VerifyDepth = data.draw(st.sampled_from(("none", "padded", "full")))
     path.write_bytes(safetensors_bytes({name: tensors[name] for name in data_order}, metadata, names=header_order))
     plan = {f"t{number}": tensor for number, (_, tensor) in enumerate(drawn)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "BUFFER_BYTES", buffer_bytes)
         patch.setattr(compare, "BUFFER_BYTES", buffer_bytes)
-        with written(path, plan) as (layout, source, target), open_file(target, FILE) as output:
-            assert target.stat().st_size == layout.padded.file_bytes
-            assert compare_header(layout.padded, layout.padded_prefix, target) == []
-            assert list(compare_data(layout, source, output, True, silent)) == []
-            restored = path.with_name("restored.safetensors")
+        sums = Sums(depth, hashed=depth == "full")
+        with written(path, plan, sums) as (layout, source, target), open_file(target, FILE) as output:
+            assert target.stat().st_size == layout.target.file_bytes
+            assert list(read_back(layout, output, sums, silent)) == []
+            assert list(compare_data(layout, source, output, silent)) == []
+            inverse, restored = layout.inverse(read_header_bytes(path, FILE)[0]), path.with_name("restored.safetensors")
             with create_file(restored, FILE) as back:
-                write_logical(layout, output, back, silent)
+                write_shard(inverse, output, back, Sums("none"), silent)
+            with open_file(restored, FILE) as back:
+                assert list(compare_data(inverse, output, back, silent)) == []
     assert restored.read_bytes() == path.read_bytes()
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (target, path)]
+    assert sums.hashes == (Hashes(*hashes) if depth == "full" else None)
     shapes = {name: tensor.logical_shape for name, tensor in plan.items()}
-    assert logical_shard(layout.padded, shapes) == (layout.logical, layout.logical_prefix)
+    assert logical_shard(layout.target, shapes) == (layout.source, inverse.prefix)
     for name, (dtype, _) in tensors.items():
         rows = tensor_rows(path, name) if dtype != "F4" else None
         if name in plan and rows is not None:
@@ -197,25 +233,26 @@ def test_any_shard_is_padded_as_planned_and_back(
     assert [name for name in stored_header(target) if name != "__metadata__"] == header_order
 
 
-@pytest.mark.parametrize("every_byte", [True, False])
-def test_every_damaged_byte_of_data_is_found(tmp_path: Path, every_byte: bool) -> None:
-    """Flipping any single byte of a padded tensor is found at its place; of the others too where all are compared."""
+def test_every_damaged_byte_of_data_is_found(tmp_path: Path) -> None:
+    """Flipping any single byte is found at its place, and also without the source where it is read back."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("BF16", (3,)), "w": ("F8_E4M3", (2, 3)), "s": ("F32", (2, 1))}))
     plan = {"w": padded((2, 3), (4, 4)), "s": padded((2, 1), (4, 1), 1)}
-    with written(path, plan) as (layout, source, target):
+    sums = Sums("padded")
+    with written(path, plan, sums) as (layout, source, target):
         content = target.read_bytes()
-        for offset in range(layout.padded.data_start, len(content)):
+        for offset in range(layout.target.data_start, len(content)):
             damaged = bytearray(content)
             damaged[offset] ^= 0x40
             target.write_bytes(damaged)
             with open_file(target, FILE) as output:
-                found = list(compare_data(layout, source, output, every_byte, silent))
-            position = offset - layout.padded.data_start
+                found = list(compare_data(layout, source, output, silent))
+                read = [mismatch.place for mismatch in read_back(layout, output, sums, silent)]
+            position = offset - layout.target.data_start
             place = f"a[{position // 2}]" if position < 6 else f"w[{(position - 6) // 4}, {(position - 6) % 4}]"
             place = place if position < 22 else f"s[{(position - 22) // 4}, 0]"
-            expected = Mismatch(FILE, place, f"byte 0x{content[offset]:02x}", f"0x{damaged[offset]:02x}")
-            assert found == ([expected] if every_byte or position >= 6 else [])
+            assert found == [Mismatch(FILE, place, f"byte 0x{content[offset]:02x}", f"0x{damaged[offset]:02x}")]
+            assert read == ([place.partition("[")[0]] if position >= 6 else [])
 
 
 def test_each_damaged_tensor_is_reported_once(tmp_path: Path) -> None:
@@ -229,7 +266,7 @@ def test_each_damaged_tensor_is_reported_once(tmp_path: Path) -> None:
     target = tmp_path / "damaged"
     target.write_bytes(content)
     with open_file(path, FILE) as source, open_file(target, FILE) as output:
-        found = list(compare_data(layout, source, output, True, silent))
+        found = list(compare_data(layout, source, output, silent))
     assert [mismatch.place for mismatch in found] == ["a[0]", "c[2]"]
 
 
@@ -239,7 +276,9 @@ def test_headers_that_say_something_else_are_told_apart(tmp_path: Path) -> None:
     path.write_bytes(safetensors_bytes({"a": ("U8", (4,)), "b": ("U8", (2,))}, {"format": "pt"}))
     expected, prefix = read_header(path, FILE), read_header_bytes(path, FILE)[0]
     path.write_bytes(safetensors_bytes({"a": ("U8", (2, 2)), "b": ("U8", (2,))}, {"format": "np"}))
-    assert [str(mismatch) for mismatch in compare_header(expected, prefix, path)] == [
+    with open_file(path, FILE) as found:
+        mismatches = compare_header(expected, prefix, found)
+    assert [str(mismatch) for mismatch in mismatches] == [
         f"{FILE}: __metadata__.format: expected 'pt', got 'np'",
         f"{FILE}: a: expected U8 [4] at 0, got U8 [2, 2] at 0",
         f"{FILE}: size: expected {expected.file_bytes} bytes, got {path.stat().st_size} bytes",
@@ -253,7 +292,8 @@ def test_the_same_header_in_another_spelling_is_noticed(tmp_path: Path) -> None:
     expected, prefix = read_header(path, FILE), read_header_bytes(path, FILE)[0]
     assert prefix.endswith(b" ")
     path.write_bytes(prefix[:-1].replace(b'"a":', b'"a": ') + path.read_bytes()[len(prefix) :])
-    assert [mismatch.place for mismatch in compare_header(expected, prefix, path)] == ["header"]
+    with open_file(path, FILE) as found:
+        assert [mismatch.place for mismatch in compare_header(expected, prefix, found)] == ["header"]
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -269,7 +309,7 @@ def test_without_copies_in_the_kernel_bytes_go_through_a_buffer(
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (999,)), "w": ("U8", (2, 3))}))
     with written(path, {"w": padded((2, 3), (4, 4))}) as (layout, source, target), open_file(target, FILE) as output:
-        assert list(compare_data(layout, source, output, True, silent)) == []
+        assert list(compare_data(layout, source, output, silent)) == []
 
 
 def test_copies_that_end_early_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +321,7 @@ def test_copies_that_end_early_are_taken_up_again(tmp_path: Path, monkeypatch: p
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (99,)), "w": ("U8", (20, 3))}))
     with written(path, {"w": padded((20, 3), (32, 4))}) as (layout, source, target), open_file(target, FILE) as output:
-        assert list(compare_data(layout, source, output, True, silent)) == []
+        assert list(compare_data(layout, source, output, silent)) == []
 
 
 def test_a_source_that_shrinks_is_an_error(tmp_path: Path) -> None:
@@ -295,7 +335,7 @@ def test_a_source_that_shrinks_is_an_error(tmp_path: Path) -> None:
         create_file(tmp_path / "out", FILE) as output,
         pytest.raises(CheckpointError, match=f"{FILE}: ends early"),
     ):
-        write_padded(layout, source, output, silent)
+        write_shard(layout, source, output, Sums("none"), silent)
 
 
 def test_a_full_disk_is_an_output_error() -> None:

@@ -1,7 +1,8 @@
-"""Comparing a logical and a padded shard byte by byte, streaming, down to the element that differs."""
+"""Comparing files with what they should be, streaming, down to the element that differs."""
 
 import hashlib
-from bisect import bisect_right
+import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -11,10 +12,11 @@ from reprlib import repr as shown
 import numpy as np
 
 from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, OpenFile, open_file
-from fp8pad.checkpoint.headers import in_data_order, parse_header, read_header_bytes
+from fp8pad.checkpoint.grid import copy_chunks
+from fp8pad.checkpoint.headers import parse_header, read_prefix
 from fp8pad.checkpoint.json_text import first_difference
-from fp8pad.checkpoint.layout import Copy, Pad, ShardLayout
-from fp8pad.checkpoint.transfer import Bytes, padded_rows, read_logical, read_padded
+from fp8pad.checkpoint.layout import ShardLayout, Step
+from fp8pad.checkpoint.transfer import Bytes, Sums, passed
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
 MAX_MISMATCHES = 20
@@ -33,29 +35,55 @@ class Mismatch:
         return f"{self.file}: {self.place}: expected {self.expected}, got {self.got}"
 
 
+def compare_shard(layout: ShardLayout, source_root: Path, target_root: Path, advance: Advance) -> list[Mismatch]:
+    """Compare every byte of a shard with what its source gives, its header first; at most `MAX_MISMATCHES`."""
+    file = layout.file
+    with open_file(source_root / file, file) as source, open_file(target_root / file, file) as target:
+        mismatches = compare_header(layout.target, layout.prefix, target) or compare_data(
+            layout, source, target, advance
+        )
+        return list(islice(mismatches, MAX_MISMATCHES))
+
+
 def compare_data(
-    layout: ShardLayout, logical: OpenFile, padded: OpenFile, every_byte: bool, advance: Advance
+    layout: ShardLayout, source: OpenFile, target: OpenFile, advance: Advance, sums: Sums | None = None
 ) -> Iterator[Mismatch]:
-    """Compare the data of two shards: padded tensors, and what lies between them if `every_byte`.
+    """Compare every byte of a shard's data with what its source gives; the first mismatch of each tensor is yielded.
 
-    The first mismatch of each tensor is yielded. Both files must have the sizes that the layout gives them. `advance`
-    is told the bytes of the padded shard that were compared.
+    Both files must have the sizes that the layout gives them. `advance` is told the bytes of the target compared. Where
+    nothing differs, `sums` are those of the whole shard afterwards.
     """
-    for step in layout.steps:
-        if isinstance(step, Pad):
-            yield from _compare_padded(layout, step, logical, padded, advance)
-        elif every_byte:
-            yield from _compare_range(layout, step, logical, padded, advance)
+    sums = sums or Sums("none")
+    sums.add(None, source.read(0, layout.source.data_start), layout.prefix)
+    for step in layout.steps():
+        done = 0
+        for chunk in step.chunks(BUFFER_BYTES):
+            expected = np.frombuffer(passed(step, chunk, source, sums), np.uint8)
+            found = np.frombuffer(target.read(chunk.target, chunk.target_bytes), np.uint8)
+            done += chunk.target_bytes
+            if (first := _first_difference(expected, found)) is not None:
+                place = _place(step, chunk.target + first)
+                yield Mismatch(layout.file, place, f"byte 0x{expected[first]:02x}", f"0x{found[first]:02x}")
+                break
+        advance(done)
 
 
-def compare_shard(layout: ShardLayout, logical_root: Path, padded_root: Path, advance: Advance) -> list[Mismatch]:
-    """Compare every byte of a padded shard, its header first; at most `MAX_MISMATCHES` are returned."""
-    file = layout.padded.file
-    mismatches = compare_header(layout.padded, layout.padded_prefix, padded_root / file)
-    if mismatches:
-        return mismatches[:MAX_MISMATCHES]
-    with open_file(logical_root / file, file) as logical, open_file(padded_root / file, file) as padded:
-        return list(islice(compare_data(layout, logical, padded, True, advance), MAX_MISMATCHES))
+def read_back(layout: ShardLayout, target: OpenFile, sums: Sums, advance: Advance) -> Iterator[Mismatch]:
+    """Compare a shard that was written with what is known of the bytes that passed: its header, and tensors in `sums`.
+
+    The source is not read again. `advance` is told the bytes of the target that were read.
+    """
+    header = compare_header(layout.target, layout.prefix, target)
+    yield from header
+    for step in layout.steps() if not header else ():
+        if step.tensor.name not in sums.crcs:
+            continue
+        crc = 0
+        for chunk in copy_chunks(step.target, step.target, step.tensor.num_bytes, BUFFER_BYTES):
+            crc = zlib.crc32(target.read(chunk.target, chunk.target_bytes), crc)
+            advance(chunk.target_bytes)
+        if crc != sums.crcs[step.tensor.name]:
+            yield Mismatch(layout.file, step.tensor.name, "the bytes that were written", "others, read back")
 
 
 def compare_texts(file: str, expected: str, found: str) -> Iterator[Mismatch]:
@@ -79,14 +107,15 @@ def compare_files(file: str, expected: Path, found: Path) -> Iterator[Mismatch]:
                 return
 
 
-def compare_header(expected: ShardHeader, prefix: bytes, path: Path) -> list[Mismatch]:
-    """Re-read the header of the file at `path`; `prefix` is what is expected before its data, or empty if unknown.
+def compare_header(expected: ShardHeader, prefix: bytes, found: OpenFile) -> list[Mismatch]:
+    """Re-read the header of an open file; `prefix` is what is expected before its data.
 
     Raises `HeaderError` if it cannot be parsed, `CheckpointError` if it cannot be read.
     """
-    found_prefix, file_bytes = read_header_bytes(path, expected.file)
+    file_bytes = found.identity.size
+    found_prefix = read_prefix(found, file_bytes)
     mismatches = list(header_differences(expected, parse_header(found_prefix, file_bytes, expected.file)))
-    if not mismatches and prefix and prefix != found_prefix:
+    if not mismatches and prefix != found_prefix:
         mismatches.append(Mismatch(expected.file, "header", "the same bytes", "another spelling of the same header"))
     return mismatches
 
@@ -110,12 +139,8 @@ def header_differences(expected: ShardHeader, found: ShardHeader) -> Iterator[Mi
 
 def sha256(path: Path, file: str) -> str:
     """Return the SHA-256 of a file, in hexadecimal; `CheckpointError` if it cannot be read."""
-    digest = hashlib.sha256()
-    with open_file(path, file) as opened:
-        size = path.stat().st_size
-        for offset in range(0, size, BUFFER_BYTES):
-            digest.update(opened.read(offset, min(BUFFER_BYTES, size - offset)))
-    return digest.hexdigest()
+    with open_file(path, file) as opened, os.fdopen(os.dup(opened.descriptor), "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _first_difference(expected: Bytes, found: Bytes) -> int | None:
@@ -127,61 +152,15 @@ def _first_difference(expected: Bytes, found: Bytes) -> int | None:
     return int(np.argmax(expected != found))
 
 
-def _compare_padded(
-    layout: ShardLayout, step: Pad, logical: OpenFile, padded: OpenFile, advance: Advance
-) -> Iterator[Mismatch]:
-    for tile in step.grid.tiles(BUFFER_BYTES):
-        expected = padded_rows(step.grid, tile, read_logical(step, tile, logical)).reshape(-1)
-        found = read_padded(step, tile, padded).reshape(-1)
-        advance(found.size)
-        if (first := _first_difference(expected, found)) is not None:
-            offset = step.padded + tile.begin * step.grid.row_bytes + first
-            yield _mismatch(layout.padded, offset, expected[first], found[first])
-            return
-
-
-def _compare_range(
-    layout: ShardLayout, step: Copy, logical: OpenFile, padded: OpenFile, advance: Advance
-) -> Iterator[Mismatch]:
-    done = 0
-    while done < step.num_bytes:
-        count = min(BUFFER_BYTES, step.num_bytes - done)
-        expected = np.frombuffer(logical.read(step.logical + done, count), np.uint8)
-        found = np.frombuffer(padded.read(step.padded + done, count), np.uint8)
-        if (first := _first_difference(expected, found)) is None:
-            advance(count)
-            done += count
-            continue
-        offset = step.padded + done + first
-        yield _mismatch(layout.padded, offset, expected[first], found[first])
-        skipped = _end_of_tensor(layout.padded, offset) - step.padded - done
-        advance(min(skipped, step.num_bytes - done))
-        done += skipped
-
-
-def _mismatch(header: ShardHeader, offset: int, expected: int, found: int) -> Mismatch:
-    return Mismatch(header.file, _place(header, offset), f"byte 0x{expected:02x}", f"0x{found:02x}")
-
-
-def _tensor_at(header: ShardHeader, offset: int) -> TensorHeader | None:
-    """Return the tensor whose data holds the byte at `offset` in the file; None in the header."""
-    tensors = [tensor for tensor in in_data_order(header.tensors) if tensor.num_bytes]
-    position = bisect_right([tensor.begin for tensor in tensors], offset - header.data_start)
-    return tensors[position - 1] if position else None
-
-
-def _end_of_tensor(header: ShardHeader, offset: int) -> int:
-    tensor = _tensor_at(header, offset)
-    return header.data_start + (tensor.end if tensor else 0)
-
-
-def _place(header: ShardHeader, offset: int) -> str:
-    tensor = _tensor_at(header, offset)
-    if tensor is None:
-        return f"header, byte {offset}"
-    position = (offset - header.data_start - tensor.begin) * 8 // DTYPE_BITS[tensor.dtype]
-    index = [int(i) for i in np.unravel_index(position, tensor.shape)]
-    return f"{tensor.name}{index if index else ''}"
+def _place(step: Step, offset: int) -> str:
+    """Name the element of a tensor that holds the byte at `offset` of the target."""
+    tensor = step.tensor
+    position = (offset - step.target) * 8 // DTYPE_BITS[tensor.dtype]
+    index: list[int] = []
+    for size in reversed(tensor.shape):
+        position, remainder = divmod(position, size)
+        index.insert(0, remainder)
+    return f"{tensor.name}{index or ''}"
 
 
 def _described(tensor: TensorHeader | None) -> str:

@@ -1,84 +1,99 @@
-"""Moving the bytes of a shard: untouched ranges through the kernel, padded rows through one bounded buffer."""
+"""Moving the bytes of a shard through one bounded buffer, or through the kernel where nothing looks at them."""
 
-from collections.abc import Iterator
+import hashlib
+import zlib
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, OpenFile, copy_range
-from fp8pad.checkpoint.layout import Copy, Grid, Pad, ShardLayout, Tile
+from fp8pad.checkpoint.grid import Chunk
+from fp8pad.checkpoint.layout import ShardLayout, Step
+from fp8pad.checkpoint.options import VerifyDepth
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
 
-def write_padded(layout: ShardLayout, logical: OpenFile, padded: OpenFile, advance: Advance) -> None:
-    """Write the padded shard from the logical one; `advance` is told the bytes written."""
-    padded.write(0, layout.padded_prefix)
-    advance(len(layout.padded_prefix))
-    for step in layout.steps:
-        if isinstance(step, Copy):
-            copy_range(logical, padded, (step.logical, step.padded), step.num_bytes, advance)
-            continue
-        for tile in step.grid.tiles(BUFFER_BYTES):
-            rows = padded_rows(step.grid, tile, read_logical(step, tile, logical))
-            padded.write(step.padded + tile.begin * step.grid.row_bytes, rows.reshape(-1).data)
-            advance(rows.size)
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """The SHA-256, in hexadecimal, of a file and of the source's file of that name."""
+
+    sha256: str
+    source_sha256: str
 
 
-def write_logical(layout: ShardLayout, padded: OpenFile, logical: OpenFile, advance: Advance) -> None:
-    """Write the logical shard from the padded one; `advance` is told the bytes written."""
-    logical.write(0, layout.logical_prefix)
-    advance(len(layout.logical_prefix))
-    for step in layout.steps:
-        if isinstance(step, Copy):
-            copy_range(padded, logical, (step.padded, step.logical), step.num_bytes, advance)
-            continue
-        for tile in step.grid.tiles(BUFFER_BYTES):
-            rows = logical_rows(step.grid, tile, read_padded(step, tile, padded))
-            logical.write(step.logical + tile.logical_begin * step.grid.logical_row_bytes, rows.reshape(-1).data)
-            advance(rows.size)
+@dataclass(slots=True)
+class Sums:
+    """What is worked out of the bytes of a shard while they pass: all that is needed to read back only the target.
+
+    `crcs` are the CRC-32 of tensors in the target, by name, of those that `depth` asks to read back; hashes of both
+    files are worked out where they are `hashed`.
+    """
+
+    depth: VerifyDepth
+    hashed: bool = False
+    crcs: dict[str, int] = field(default_factory=dict)
+    _source_sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _target_sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    def reads_back(self, step: Step) -> bool:
+        """Return whether a tensor is to be read back."""
+        return self.depth == "full" or (self.depth == "padded" and step.grid is not None)
+
+    def looks_at(self, step: Step) -> bool:
+        """Return whether the bytes of a tensor have to pass through here."""
+        return self.hashed or self.reads_back(step)
+
+    def add(self, step: Step | None, source: memoryview | bytes, target: memoryview | bytes) -> None:
+        """Take note of bytes that were read from one file and belong into the other; without a step, of headers."""
+        if step and self.reads_back(step):
+            self.crcs[step.tensor.name] = zlib.crc32(target, self.crcs.get(step.tensor.name, 0))
+        if self.hashed:
+            self._source_sha256.update(source)
+            self._target_sha256.update(target)
+
+    @property
+    def hashes(self) -> Hashes | None:
+        """The hashes of both files, None where they are not wanted."""
+        return Hashes(self._target_sha256.hexdigest(), self._source_sha256.hexdigest()) if self.hashed else None
 
 
-def read_logical(step: Pad, tile: Tile, logical: OpenFile) -> Bytes:
-    """Read a tile's logical rows, `[num_logical_rows, logical_row_bytes]`."""
-    row_bytes = step.grid.logical_row_bytes
-    rows = logical.read(step.logical + tile.logical_begin * row_bytes, tile.num_logical_rows * row_bytes)
-    return np.frombuffer(rows, np.uint8).reshape(tile.num_logical_rows, row_bytes)
+def write_shard(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
+    """Write a shard from its source into an empty file; `advance` is told the bytes written."""
+    sums.add(None, source.read(0, layout.source.data_start), layout.prefix)
+    target.write(0, layout.prefix)
+    advance(len(layout.prefix))
+    for step in layout.steps():
+        for chunk in step.chunks(BUFFER_BYTES):
+            if chunk.is_copy and not sums.looks_at(step):
+                copy_range(source, target, (chunk.source, chunk.target), chunk.target_bytes, advance)
+            else:
+                target.write(chunk.target, passed(step, chunk, source, sums))
+                advance(chunk.target_bytes)
 
 
-def read_padded(step: Pad, tile: Tile, padded: OpenFile) -> Bytes:
-    """Read a tile's padded rows, `[num_rows, row_bytes]`."""
-    row_bytes = step.grid.row_bytes
-    rows = padded.read(step.padded + tile.begin * row_bytes, tile.num_rows * row_bytes)
-    return np.frombuffer(rows, np.uint8).reshape(tile.num_rows, row_bytes)
+def passed(step: Step, chunk: Chunk, source: OpenFile, sums: Sums) -> memoryview:
+    """Read a chunk from the source and return what belongs into the target, both noted in `sums`."""
+    before = source.read(chunk.source, chunk.source_bytes)
+    after = placed(step, chunk, before)
+    sums.add(step, before, after)
+    return after
 
 
-def padded_rows(grid: Grid, tile: Tile, logical: Bytes) -> Bytes:
-    """Place logical rows `[num_logical_rows, logical_row_bytes]` in padded ones `[num_rows, row_bytes]`."""
-    if logical.shape == (tile.num_rows, grid.row_bytes):
-        return logical
-    padded = np.empty((tile.num_rows, grid.row_bytes), np.uint8)
-    padded.reshape(-1, len(grid.fill))[:] = np.frombuffer(grid.fill, np.uint8)
-    for inside_padded, inside_logical in _places(grid, tile):
-        padded[inside_padded] = logical[inside_logical]
-    return padded
-
-
-def logical_rows(grid: Grid, tile: Tile, padded: Bytes) -> Bytes:
-    """Take logical rows `[num_logical_rows, logical_row_bytes]` out of padded ones `[num_rows, row_bytes]`."""
-    if padded.shape == (tile.num_logical_rows, grid.logical_row_bytes):
-        return padded
-    logical = np.empty((tile.num_logical_rows, grid.logical_row_bytes), np.uint8)
-    for inside_padded, inside_logical in _places(grid, tile):
-        logical[inside_logical] = padded[inside_padded]
-    return logical
-
-
-def _places(grid: Grid, tile: Tile) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    for row in tile.rows:
-        for column in grid.columns:
-            yield (
-                (slice(row.padded, row.padded + row.size), slice(column.padded, column.padded + column.size)),
-                (slice(row.logical, row.logical + row.size), slice(column.logical, column.logical + column.size)),
-            )
+def placed(step: Step, chunk: Chunk, before: memoryview) -> memoryview:
+    """Return the target's bytes of a chunk, from the source's."""
+    if chunk.is_copy:
+        return before
+    columns, fill = chunk.columns, np.frombuffer(step.grid.fill if step.grid else b"\0", np.uint8)
+    rows = np.empty((chunk.num_rows, columns.target_size), np.uint8)
+    source = np.frombuffer(before, np.uint8).reshape(chunk.num_rows, columns.source_size)
+    if fill.any():
+        rows.reshape(-1, fill.size)[:] = fill
+    for run in columns.pieces():
+        if run.source is not None:
+            rows[:, run.target : run.target + run.size] = source[:, run.source : run.source + run.size]
+        elif not fill.any():
+            rows[:, run.target : run.target + run.size] = 0
+    return rows.reshape(-1).data

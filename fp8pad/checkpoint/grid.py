@@ -1,0 +1,183 @@
+"""A padded tensor as rows of bytes in two files, and the chunks in which they are moved: pure arithmetic.
+
+It works in both directions: from the logical tensor to the padded one, which has gaps to fill, and back.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from fp8pad.geometry import as_matrices
+from fp8pad.record import PaddedTensor, Segments
+from fp8pad.tensors import DTYPE_BITS, ONE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`size` neighbours that begin at `source` along an axis of one file and at `target` along that of the other.
+
+    Without a source they are a gap, which is filled.
+    """
+
+    source: int | None
+    target: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis of a tensor in both files, with the runs that lie in both, in order."""
+
+    source_size: int
+    target_size: int
+    runs: tuple[Run, ...]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing moves along this axis."""
+        return self.source_size == self.target_size
+
+    def pieces(self) -> Iterator[Run]:
+        """Yield the runs and, between and behind them, the gaps of the target: all of it, in order."""
+        end = 0
+        for run in self.runs:
+            if run.target > end:
+                yield Run(None, end, run.target - end)
+            if run.size:
+                yield run
+            end = run.target + run.size
+        if self.target_size > end:
+            yield Run(None, end, self.target_size - end)
+
+    def times(self, number: int) -> "Axis":
+        """Return the axis on which each step is `number` smaller ones."""
+        runs = (Run((run.source or 0) * number, run.target * number, run.size * number) for run in self.runs)
+        return Axis(self.source_size * number, self.target_size * number, tuple(runs))
+
+    def inverse(self) -> "Axis":
+        """Return the axis of the way back."""
+        runs = (Run(run.target, run.source or 0, run.size) for run in self.runs)
+        return Axis(self.target_size, self.source_size, tuple(runs))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Whole rows of a tensor, or a part of one: `num_rows` that are neighbours at byte `source` and at byte `target`.
+
+    `columns` are the bytes of each row. What lies in no run of them is filled.
+    """
+
+    source: int
+    target: int
+    num_rows: int
+    columns: Axis
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes to read."""
+        return self.num_rows * self.columns.source_size
+
+    @property
+    def target_bytes(self) -> int:
+        """Bytes to write."""
+        return self.num_rows * self.columns.target_size
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the bytes to write are those that are read."""
+        return self.columns.is_same
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A tensor as `num_matrices` stacked matrices; `rows` are those of one, `columns` the bytes of a row.
+
+    `fill` is one element of what is filled into gaps.
+    """
+
+    num_matrices: int
+    rows: Axis
+    columns: Axis
+    fill: bytes
+
+    def inverse(self) -> "Grid":
+        """Return the grid of the way back."""
+        return Grid(self.num_matrices, self.rows.inverse(), self.columns.inverse(), self.fill)
+
+    def chunks(self, source: int, target: int, limit: int) -> Iterator[Chunk]:
+        """Yield all bytes of the target, in order, in chunks of at most `limit` bytes on either side.
+
+        `source` and `target` are where the tensor begins. No chunk holds rows of two runs.
+        """
+        rows, columns = self.rows, self.columns
+        source_bytes, target_bytes = rows.source_size * columns.source_size, rows.target_size * columns.target_size
+        for matrix in range(self.num_matrices):
+            begin = source + matrix * source_bytes, target + matrix * target_bytes
+            for run in rows.pieces():
+                yield from self._rows(run, *begin, limit)
+
+    def _rows(self, run: Run, source: int, target: int, limit: int) -> Iterator[Chunk]:
+        columns, unit = self.columns, len(self.fill)
+        target += run.target * columns.target_size
+        if run.source is None:
+            yield from fill_chunks(target, run.size * columns.target_size, limit, unit)
+            return
+        source += run.source * columns.source_size
+        widest = max(columns.source_size, columns.target_size)
+        if widest > limit:
+            for row in range(run.size):
+                begin = source + row * columns.source_size, target + row * columns.target_size
+                yield from self._parts_of_row(*begin, limit)
+            return
+        height = limit // widest
+        for row in range(0, run.size, height):
+            begin = source + row * columns.source_size, target + row * columns.target_size
+            yield Chunk(*begin, min(height, run.size - row), columns)
+
+    def _parts_of_row(self, source: int, target: int, limit: int) -> Iterator[Chunk]:
+        for run in self.columns.pieces():
+            if run.source is None:
+                yield from fill_chunks(target + run.target, run.size, limit, len(self.fill))
+            else:
+                yield from copy_chunks(source + run.source, target + run.target, run.size, limit)
+
+
+def copy_chunks(source: int, target: int, num_bytes: int, limit: int) -> Iterator[Chunk]:
+    """Yield chunks of bytes that are the same on both sides."""
+    for begin in range(0, num_bytes, limit):
+        size = min(limit, num_bytes - begin)
+        yield Chunk(source + begin, target + begin, 1, Axis(size, size, (Run(0, 0, size),)))
+
+
+def fill_chunks(target: int, num_bytes: int, limit: int, unit: int) -> Iterator[Chunk]:
+    """Yield chunks of bytes that are filled, of whole elements of `unit` bytes each."""
+    limit = max(unit, limit // unit * unit)
+    for begin in range(0, num_bytes, limit):
+        yield Chunk(0, target + begin, 1, Axis(0, min(limit, num_bytes - begin), ()))
+
+
+def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
+    """Return how a tensor of `dtype` is padded; `ValueError` if it is no stack of matrices of whole bytes."""
+    num_matrices, logical_n, logical_k = as_matrices(tensor.logical_shape)
+    num_padded_matrices, padded_n, padded_k = as_matrices(tensor.padded_shape)
+    if num_matrices != num_padded_matrices or DTYPE_BITS[dtype] % 8:
+        raise ValueError(f"{dtype} {list(tensor.logical_shape)} cannot be padded to {list(tensor.padded_shape)}")
+    if tensor.fill and dtype not in ONE_BYTES:
+        raise ValueError(f"{dtype} cannot be filled with 1.0")
+    element_bytes = DTYPE_BITS[dtype] // 8
+    on_axis = {1: None, 2: None} | ({tensor.segments.matrix_axis: tensor.segments} if tensor.segments else {})
+    rows = _axis(logical_n, padded_n, on_axis[1])
+    columns = _axis(logical_k, padded_k, on_axis[2]).times(element_bytes)
+    if columns.is_same:  # matrices are rows without gaps
+        rows, columns = _axis(1, 1, None), rows.times(columns.source_size)
+    if rows.is_same:
+        num_matrices, rows = 1, _axis(*(num_matrices * rows.source_size,) * 2, None)
+    return Grid(num_matrices, rows, columns, ONE_BYTES[dtype] if tensor.fill else bytes(element_bytes))
+
+
+def _axis(source_size: int, target_size: int, segments: Segments | None) -> Axis:
+    if segments is None:
+        return Axis(source_size, target_size, (Run(0, 0, source_size),))
+    begins = zip(accumulate(segments.logical, initial=0), accumulate(segments.padded, initial=0), strict=True)
+    runs = (Run(*begin, size) for begin, size in zip(begins, segments.logical, strict=False))
+    return Axis(source_size, target_size, tuple(runs))
