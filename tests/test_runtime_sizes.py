@@ -1,32 +1,40 @@
 """The runtime's arithmetic: what of a tensor from disk is padding, and how large a layer is on one rank."""
 
+from typing import Literal
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fp8pad.errors import UnsupportedLayerError
+from fp8pad.geometry import round_up
 from fp8pad.record import ModuleRecord
-from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerParts, RankSizes, Tile, find_layer
+from fp8pad.runtime.parts import WEIGHT, LayerParts, find_layer, leading_sizes
+from fp8pad.runtime.sizes import Rank, RankSizes, Span
+from fp8pad.scales import PerBlock, PerChannel
 
 GATE = ModuleRecord((213, 136), (224, 144), (16, 16))
 UP = ModuleRecord((215, 136), (224, 144), (16, 16))
 DOWN = ModuleRecord((136, 213), (144, 224), (16, 16))
 GATE_BLOCK = ModuleRecord((213, 136), (256, 256), (128, 128))
 UP_BLOCK = ModuleRecord((215, 136), (256, 256), (128, 128))
-BLOCK = Tile(128, 128)
+BLOCK = (128, 128)
+ONE = Rank()
 
 
-def test_a_tile_says_which_leading_sizes_a_parameter_has() -> None:
+def test_which_leading_sizes_a_parameter_has() -> None:
     """A weight has the weight's sizes, a channel scale its rows, a block scale a grid that covers it."""
-    assert WEIGHT.shape((213, 136)) == (213, 136)
-    assert CHANNEL_SCALE.shape((213, 136)) == (213,)
-    assert BLOCK.shape((213, 136)) == (2, 2)
+    assert leading_sizes(WEIGHT, (213, 136)) == (213, 136)
+    assert leading_sizes(PerChannel(), (213, 136)) == (213,)
+    assert leading_sizes(PerBlock(*BLOCK), (213, 136)) == (2, 2)
 
 
 def test_a_single_module_is_found_by_its_shape() -> None:
     """The shape on disk gives the logical shape, of a weight and of scales with and without a column axis."""
     layer = LayerParts("model.mlp.down_proj", (DOWN,))
     assert layer.logical_shape((144, 224), WEIGHT, None) == (136, 213)
-    assert layer.logical_shape((144, 1), CHANNEL_SCALE, None) == (136,)
-    assert layer.logical_shape((144,), CHANNEL_SCALE, None) == (136,)
+    assert layer.logical_shape((144, 1), PerChannel(), None) == (136,)
+    assert layer.logical_shape((144,), PerChannel(), None) == (136,)
 
 
 def test_a_tensor_without_padding_is_itself() -> None:
@@ -81,74 +89,158 @@ def test_the_alignment_of_a_layer_suits_every_part() -> None:
     assert LayerParts("x", (GATE, None, wider)).alignment == (64, 128)
 
 
+def padded(n: int, k: int, alignment: int = 128, inner: Literal["n", "k"] | None = None) -> ModuleRecord:
+    """Return the record of a module that is padded to multiples of `alignment`."""
+    return ModuleRecord((n, k), (round_up(n, alignment), round_up(k, alignment)), (alignment, alignment), inner)
+
+
 def test_the_last_partition_takes_the_tail_of_n() -> None:
     """Two matrices of 213 rows and 136 columns become 213 and 219 rows of 144 columns."""
-    sizes = RankSizes.of([213, 213], 136, (16, 16))
-    assert sizes == RankSizes((213, 213), (426,), (432,), 136, 144, False)
+    sizes = RankSizes.of([213, 213], 136, LayerParts("qkv", (GATE, GATE)), (1, 1), ONE)
+    assert sizes == RankSizes((213, 213), (Span(0, 426, 432),), Span(0, 136, 144))
     assert sizes.padded_partitions == (213, 219)
     assert (sizes.logical_shape, sizes.padded_shape, sizes.is_padded) == ((426, 136), (432, 144), True)
 
 
 def test_matrices_that_are_aligned_together_need_no_tail() -> None:
     """Two matrices of 8 rows are 16 together, whatever padding each had on disk."""
-    assert not RankSizes.of([8, 8], 144, (16, 16)).is_padded
+    parts = LayerParts("x", (padded(8, 144, 16), padded(8, 144, 16)))
+    assert not RankSizes.of([8, 8], 144, parts, (1, 1), ONE).is_padded
 
 
 def test_each_matrix_of_a_block_scaled_layer_has_a_tail_of_its_own() -> None:
     """The scale of row r is in row r // 128: 213 and 215 rows become two times 256."""
-    record = LayerParts("gate_up_proj", (GATE_BLOCK, UP_BLOCK))
-    sizes = RankSizes.of_blocks([213, 215], 136, record, (128, 128), 1)
-    assert sizes == RankSizes((213, 215), (213, 215), (256, 256), 136, 256, True)
+    sizes = RankSizes.of([213, 215], 136, LayerParts("gate_up_proj", (GATE_BLOCK, UP_BLOCK)), BLOCK, ONE)
+    assert sizes == RankSizes((213, 215), (Span(0, 213, 256), Span(0, 215, 256)), Span(0, 136, 256), True)
     assert sizes.padded_partitions == (256, 256)
     assert sizes.slices == (slice(0, 213), slice(256, 471))
 
 
 def test_only_the_last_matrix_needs_a_tail_where_the_others_are_whole_blocks() -> None:
     """DeepSeek-V3's fused projection: 1536 and 576 rows, so that the output is the leading 2112 of 2176."""
-    parts = ModuleRecord((1536, 7168), (1536, 7168), (128, 128)), ModuleRecord((576, 7168), (640, 7168), (128, 128))
-    sizes = RankSizes.of_blocks([1536, 576], 7168, LayerParts("fused_qkv_a_proj", parts), (128, 128), 1)
-    assert sizes == RankSizes((1536, 576), (2112,), (2176,), 7168, 7168, False)
+    parts = LayerParts("fused_qkv_a_proj", (padded(1536, 7168), padded(576, 7168)))
+    sizes = RankSizes.of([1536, 576], 7168, parts, BLOCK, ONE)
+    assert sizes == RankSizes((1536, 576), (Span(0, 2112, 2176),), Span(0, 7168, 7168))
     assert sizes.padded_partitions == (1536, 640)
 
 
-@pytest.mark.parametrize(("partitions", "is_whole"), [([256, 170], False), ([213, 213], True)])
+@pytest.mark.parametrize(("partitions", "is_placed"), [([256, 170], False), ([213, 213], True)])
 def test_what_the_engine_splits_on_whole_blocks_needs_no_place_of_its_own(
-    partitions: list[int], is_whole: bool
+    partitions: list[int], is_placed: bool
 ) -> None:
     """Fused on disk, 426 rows in one piece either way; vLLM's loaders would tear a block at row 213, not at 256."""
-    record = LayerParts("gate_up_proj", (ModuleRecord((426, 128), (512, 128), (128, 128)),))
-    sizes = RankSizes.of_blocks(partitions, 128, record, (128, 128), 1)
-    assert (sizes.segments, sizes.padded_segments, sizes.is_whole) == ((426,), (512,), is_whole)
+    sizes = RankSizes.of(partitions, 128, LayerParts("gate_up_proj", (padded(426, 128),)), BLOCK, ONE)
+    assert (sizes.rows, sizes.is_placed) == ((Span(0, 426, 512),), is_placed)
 
 
 def test_a_matrix_that_is_fused_on_disk_stays_in_one_piece() -> None:
-    """Its blocks straddle what the engine takes for two matrices; only its end has a tail."""
-    record = LayerParts("gate_up_proj", (ModuleRecord((426, 160), (512, 256), (128, 128)),))
-    sizes = RankSizes.of_blocks([213, 213], 160, record, (128, 128), 1)
-    assert (sizes.segments, sizes.padded_partitions) == ((426,), (512,))
+    """Its blocks straddle what the engine takes for two matrices; only its end has a tail, inside an MLP too."""
+    for inner in (None, "n"):
+        record = LayerParts("gate_up_proj", (padded(426, 160, 128, inner),))
+        sizes = RankSizes.of([213, 213], 160, record, BLOCK, ONE)
+        assert (sizes.rows, sizes.padded_partitions) == ((Span(0, 426, 512),), (512,))
 
 
 def test_a_share_of_whole_blocks_is_padded_like_any_other() -> None:
     """Half of 512 rows begins at a block; its 136 columns are padded to 256."""
-    record = LayerParts("gate_proj", (ModuleRecord((512, 136), (512, 256), (128, 128)),))
-    sizes = RankSizes.of_blocks([256], 136, record, (128, 128), 2)
-    assert sizes == RankSizes((256,), (256,), (256,), 136, 256, False)
+    sizes = RankSizes.of([256], 136, LayerParts("gate_proj", (padded(512, 136),)), BLOCK, Rank(1, 2))
+    assert sizes == RankSizes((256,), (Span(0, 256, 256),), Span(0, 136, 256))
 
 
 @pytest.mark.parametrize(
     ("partitions", "k", "message"),
     [
-        ([14784], 8192, r"\[14784\] rows would begin inside a scale block of 128"),
+        ([14784], 8192, r"\[14784\] rows begins inside a scale block of 128"),
         ([29568], 4000, "4000 columns .* of 128"),
     ],
 )
 def test_a_share_that_begins_inside_a_block_is_refused_with_what_helps(
     partitions: list[int], k: int, message: str
 ) -> None:
-    """29568 rows on two ranks are 115.5 blocks each: no padding at load gives a row the right scale."""
-    record = LayerParts("model.up_proj", (ModuleRecord((29568, 8192), (29568, 8192), (128, 128)),))
+    """29568 rows on two ranks are 115.5 blocks each: outside an MLP no padding at load gives a row the right scale."""
+    record = LayerParts("model.up_proj", (padded(29568, 8192),))
     with pytest.raises(UnsupportedLayerError, match=rf"model.up_proj: .*{message}.*fp8pad convert --absorb -tp 2"):
-        RankSizes.of_blocks(partitions, k, record, (128, 128), 2)
+        RankSizes.of(partitions, k, record, BLOCK, Rank(1, 2))
+
+
+def test_inside_an_mlp_each_matrix_has_its_own_tail() -> None:
+    """Per channel, 212 rows of gate and of up on two ranks: twice 106, each in 112; down's columns are the same."""
+    gate_up = LayerParts("m.gate_up_proj", (padded(212, 136, 16, "n"), padded(212, 136, 16, "n")))
+    down = LayerParts("m.down_proj", (padded(136, 212, 16, "k"),))
+    for number in (0, 1):
+        share = Span(106 * number, 106, 112)
+        above = RankSizes.of([106, 106], 136, gate_up, (1, 1), Rank(number, 2))
+        assert above == RankSizes((106, 106), (share, share), Span(0, 136, 144), True)
+        assert above.padded_partitions == (112, 112)
+        assert above.slices == (slice(0, 106), slice(112, 218))
+        below = RankSizes.of([136], 106, down, (1, 1), Rank(number, 2))
+        assert below == RankSizes((136,), (Span(0, 136, 144),), share, True)
+
+
+def test_fused_on_disk_the_two_matrices_are_taken_apart() -> None:
+    """One module of 424 rows: gate and up are 212 each, and so are their places."""
+    record = LayerParts("m.gate_up_proj", (padded(424, 136, 16, "n"),))
+    sizes = RankSizes.of([212, 212], 136, record, (1, 1), ONE)
+    assert sizes.rows == (Span(0, 212, 224),) * 2
+
+
+@pytest.mark.parametrize(
+    ("inner", "num_ranks", "spans"),
+    [
+        (29568, 2, {0: Span(0, 14784, 14848, 0), 1: Span(14784, 14784, 14848, 64)}),
+        (512, 8, {0: Span(0, 64, 128, 0), 1: Span(64, 64, 128, 64), 7: Span(448, 64, 128, 64)}),
+        (10944, 8, {0: Span(0, 1368, 1536, 0), 1: Span(1368, 1368, 1536, 88), 7: Span(9576, 1368, 1536, 104)}),
+        (1280, 8, {1: Span(160, 160, 256, 32), 3: Span(480, 160, 256, 96)}),
+        (1300, 1, {0: Span(0, 1300, 1408, 0)}),
+    ],
+)
+def test_inside_an_mlp_a_share_may_begin_inside_a_block(inner: int, num_ranks: int, spans: dict[int, Span]) -> None:
+    """It stands as far behind the beginning of its first block as on disk; every rank has as many blocks."""
+    gate_up = LayerParts("m.gate_up_proj", (padded(inner, 8192, 128, "n"),) * 2)
+    down = LayerParts("m.down_proj", (padded(8192, inner, 128, "k"),))
+    share = inner // num_ranks
+    for number, span in spans.items():
+        rank = Rank(number, num_ranks)
+        assert RankSizes.of([share, share], 8192, gate_up, BLOCK, rank).rows == (span, span)
+        assert RankSizes.of([8192], share, down, BLOCK, rank).columns == span
+        assert span.head == span.start % 128
+
+
+def test_where_a_share_is_whole_blocks_the_engine_loads_it() -> None:
+    """1536 over 4 ranks is three blocks each: nothing is padded, and nothing has a place of its own."""
+    record = LayerParts("m.gate_up_proj", (padded(1536, 2048, 128, "n"),) * 2)
+    sizes = RankSizes.of([384, 384], 2048, record, BLOCK, Rank(3, 4))
+    assert (sizes.is_padded, sizes.is_placed) == (False, False)
+
+
+def test_an_inner_axis_that_the_ranks_do_not_share_evenly_is_padded_as_any_other() -> None:
+    """Replicated on both ranks, or with a part that the record does not know."""
+    parts: tuple[ModuleRecord | None, ...] = (padded(212, 136, 16, "n"), padded(212, 136, 16, "n"))
+    for known in (parts, (parts[0], None)):
+        record = LayerParts("m.gate_up_proj", known)
+        assert RankSizes.of([212, 212], 136, record, (1, 1), Rank(0, 2)).is_placed is False
+
+
+@given(
+    inner=st.integers(1, 2000),
+    num_ranks=st.sampled_from([1, 2, 4, 8]),
+    block=st.sampled_from([1, 16, 32, 128]),
+)
+def test_shares_cover_a_matrix_once_and_keep_their_blocks(inner: int, num_ranks: int, block: int) -> None:
+    """Every row is on one rank, at a place of the same remainder as on disk, in equally many whole blocks."""
+    spans = [Span.share(inner, 16, block, Rank(number, num_ranks)) for number in range(num_ranks)]
+    assert [row for span in spans for row in range(span.start, span.start + span.size)] == list(
+        range(inner * num_ranks)
+    )
+    (padded_size,) = {span.padded_size for span in spans}
+    assert padded_size % 16 == padded_size % block == 0
+    for span in spans:
+        assert span.head == span.start % block
+        assert span.head + span.size <= padded_size
+        blocks = span.source(block)
+        assert blocks.start * block <= span.start < (blocks.start + 1) * block
+        assert (blocks.stop - 1) * block < span.start + span.size <= blocks.stop * block
+        assert (blocks.stop - blocks.start) * block <= padded_size
 
 
 def test_parts_of_one_size_are_told_apart_by_their_shard() -> None:

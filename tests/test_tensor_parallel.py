@@ -16,7 +16,8 @@ from fp8pad.planning.plan import LayerPlan
 from fp8pad.planning.reasons import straddles_gate_and_up
 from fp8pad.planning.tensor_parallel import RankPart, shardings
 from fp8pad.record import AxisActions, Json, ModuleRecord
-from fp8pad.runtime.sizes import LayerParts, RankSizes
+from fp8pad.runtime.parts import LayerParts
+from fp8pad.runtime.sizes import Rank, RankSizes
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.tensors import TensorHeader
 
@@ -227,7 +228,7 @@ def refuses(prefix: str, rows: tuple[int, ...], held: tuple[int, ...], block: tu
     padded = [(round_up(num_n, block[0]), 256) for num_n in rows]
     parts = tuple(ModuleRecord(size, room, block) for size, room in zip(sizes, padded, strict=True))
     try:
-        RankSizes.of_blocks(held, 256, LayerParts(prefix, parts), block, num_ranks)
+        RankSizes.of(held, 256, LayerParts(prefix, parts), block, Rank(0, num_ranks))
     except UnsupportedLayerError:
         return True
     return False

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fp8pad.record import ModuleRecord
+from fp8pad.runtime.inner import InnerTails
 from fp8pad.runtime.linear import PaddedLinearMethod, padded_linear_method
 from fp8pad.runtime.names import find_renamed
-from fp8pad.runtime.sizes import find_layer
+from fp8pad.runtime.parts import find_layer
 
 
 def padded_config(base_config: Any, modules: Mapping[str, ModuleRecord]) -> Any:
@@ -20,7 +21,7 @@ def _rebuild(base_class: type, state: dict[str, Any]) -> Any:
 
     activate()  # in a worker process nothing was claimed before
     config: Any = object.__new__(padded_config_class(base_class))
-    vars(config).update(state)
+    vars(config).update(state, inner_tails=InnerTails())
     return config
 
 
@@ -40,6 +41,7 @@ class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
     """Stands before a vLLM quantization config; `fp8pad_modules` are the records of the modules, by vLLM's names."""
 
     fp8pad_modules: dict[str, ModuleRecord]
+    inner_tails: InnerTails
 
     @property
     def padded_modules(self) -> list[str]:
@@ -48,7 +50,8 @@ class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # vLLM sends configs to its worker processes; a class made at run time has no name to be found by there.
-        return _rebuild, (type(self).__mro__[2], vars(self))
+        state = {name: value for name, value in vars(self).items() if name != "inner_tails"}
+        return _rebuild, (type(self).__mro__[2], state)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename the modules as the model renames its weights."""
@@ -66,7 +69,7 @@ class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
             return method
         names = self.fp8pad_modules, prefix, self.packed_modules_mapping
         record = find_layer(*names) or find_renamed(*names, getattr(layer, "input_size", 0))
-        return method if record is None else padded_linear_method(method, record)
+        return method if record is None else padded_linear_method(method, record, self.inner_tails)
 
 
 def is_quantized_linear(method: Any) -> bool:

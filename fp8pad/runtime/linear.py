@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fp8pad.errors import UnsupportedLayerError
-from fp8pad.geometry import num_blocks
-from fp8pad.runtime.loading import Corner, Segments, hide_corner, show_corner
+from fp8pad.runtime.inner import InnerTails
+from fp8pad.runtime.loading import hide_view, show_view, view_of
 from fp8pad.runtime.output import cut_output, takes_strided_rows
+from fp8pad.runtime.parts import WEIGHT, LayerParts, leading_sizes
 from fp8pad.runtime.quantizer import pad_where_quantized
-from fp8pad.runtime.sizes import CHANNEL_SCALE, WEIGHT, LayerParts, RankSizes, Tile
+from fp8pad.runtime.sizes import Rank, RankSizes
+from fp8pad.scales import Granularity, PerBlock, PerChannel
 
 # What the base's create_weights may write on a layer; its kernels want the padded sizes, everybody else the logical.
 _SIZES = ("input_size_per_partition", "output_size_per_partition", "logical_widths")
@@ -23,14 +25,16 @@ _PADDED_BIAS = "fp8pad_bias"
 _KERNELS_THAT_READ_SIZES = ("Marlin", "XPU")
 
 
-def padded_linear_method(method: Any, record: LayerParts) -> Any:
+def padded_linear_method(method: Any, record: LayerParts, inner_tails: InnerTails | None = None) -> Any:
     """Return a vLLM linear method, just made for one layer, as one that pads as `record` says.
+
+    `inner_tails` knows the other layers of its model.
 
     Its class is a subclass of the method's own and has that class's name: vLLM chooses loaders by the name
     (WEIGHT_LOADER_V2_SUPPORTED in layers/linear.py) and decides by class elsewhere.
     """
     padded: Any = object.__new__(_padded_class(type(method)))  # type: ignore[arg-type]
-    vars(padded).update(vars(method), record=record)
+    vars(padded).update(vars(method), record=record, inner_tails=inner_tails or InnerTails())
     return padded
 
 
@@ -49,7 +53,10 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
     """Stands before a vLLM linear method: weights of padded sizes, activations padded along K, outputs cut to N."""
 
     record: LayerParts
+    inner_tails: InnerTails
     sizes: RankSizes
+    keeps_tails: bool = False  # of N: what follows takes them
+    takes_tails: bool = False  # of K: what stands before leaves them
     pads_where_quantized: bool
     reads_layer_sizes: bool
     leaves_rows_strided: bool
@@ -62,24 +69,23 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Ask the base for parameters of padded sizes, which show only their logical corner to loaders."""
-        sizes = self._rank_sizes(layer, output_partition_sizes, input_size_per_partition)
+        """Ask the base for parameters of padded sizes, which show only their logical part to loaders."""
+        self.sizes = sizes = self._rank_sizes(layer, output_partition_sizes, input_size_per_partition)
         super().create_weights(layer, sizes.padded_k, list(sizes.padded_partitions), *args, **kwargs)
         _write_sizes(layer, sizes.k, sizes.partitions)
         if sizes.is_padded or self.record.is_padded:
             for parameter in layer.parameters(recurse=False):
-                _show_corner(parameter, self.record, sizes, _block(self, layer))
+                _show_view(parameter, self.record, sizes, layer)
+        self.inner_tails.meet(self, layer)
         kernel = kernel_of(self, layer)
-        self.sizes = sizes
         self.leaves_rows_strided = takes_strided_rows(self.record.prefix)
         self.reads_layer_sizes = kernel is None or type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
-        self.pads_where_quantized = sizes.padded_k > sizes.k and pad_where_quantized(kernel, sizes.padded_k)
+        pads = sizes.padded_k > sizes.k and not self.takes_tails
+        self.pads_where_quantized = pads and pad_where_quantized(kernel, sizes.padded_k)
 
     def _rank_sizes(self, layer: torch.nn.Module, partitions: list[int], k: int) -> RankSizes:
-        block = _block(self, layer)
-        if block is None:
-            return RankSizes.of(partitions, k, self.record.alignment)
-        return RankSizes.of_blocks(partitions, k, self.record, block, getattr(layer, "tp_size", 1))
+        block = _block(self, layer) or (1, 1)
+        return RankSizes.of(partitions, k, self.record, block, _rank(layer))
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
@@ -87,27 +93,38 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         with _padded_sizes(layer, sizes):
             super().process_weights_after_loading(layer)
         for parameter in layer.parameters(recurse=False):
-            hide_corner(parameter)
+            hide_view(parameter)
         bias = getattr(layer, "bias", None)
         if bias is not None and sizes.padded_n > sizes.n:
             # Persistent, because a reload copies new values into such a buffer in place (reload/layerwise.py).
             layer.register_buffer(_PADDED_BIAS, _spread(bias.detach(), sizes), persistent=True)
 
     def apply(self, layer: torch.nn.Module, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Return `[..., N]` for `x` of `[..., K]`: pad along K, run the base's kernel, cut to N."""
+        """Return `[..., N]` for `x` of `[..., K]`: pad along K, run the base's kernel, cut to N.
+
+        Inside an MLP both may have their padding: an output is left as it is for a layer that takes it so.
+        """
         sizes = self.sizes
         if bias is not None and sizes.padded_n > sizes.n:
             bias = _padded_bias(layer, bias, sizes)
         shown: Any = _PaddedLayer(layer, sizes) if self.reads_layer_sizes else layer
         output: torch.Tensor = super().apply(shown, self._padded_activation(x), bias)
-        if len(sizes.segments) > 1:
-            return torch.cat([output[..., rows] for rows in sizes.slices], dim=-1)
-        return output if sizes.padded_n == sizes.n else cut_output(output, sizes.n, strided=self.leaves_rows_strided)
+        if self.keeps_tails or sizes.padded_n == sizes.n:
+            return output
+        if sizes.slices == (slice(0, sizes.n),):
+            return cut_output(output, sizes.n, strided=self.leaves_rows_strided)
+        return torch.cat([output[..., rows] for rows in sizes.slices], dim=-1)
 
     def _padded_activation(self, x: Any) -> Any:
         if not isinstance(x, torch.Tensor):  # quantized by an earlier kernel, with its scale
-            return dataclasses.replace(x, data=_pad_last(x.data, self.sizes.padded_k))
-        return x if self.pads_where_quantized else _pad_last(x, self.sizes.padded_k)
+            return dataclasses.replace(x, data=self._padded(x.data))
+        return x if self.pads_where_quantized else self._padded(x)
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x` with zeros around its last axis, or itself if it has them."""
+        columns = self.sizes.columns
+        missing = columns.padded_size - x.shape[-1]
+        return torch.nn.functional.pad(x, (columns.head, missing - columns.head)) if missing else x
 
 
 class _PaddedLayer:
@@ -154,38 +171,36 @@ def _block(method: Any, layer: torch.nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def _rank(layer: torch.nn.Module) -> Rank:
+    return Rank(getattr(layer, "tp_rank", 0), getattr(layer, "tp_size", 1))
+
+
 def show_logical(layer: Any, record: LayerParts) -> None:
     """Let a layer that is not padded load the padded tensors of `record` without their padding."""
     n, k = layer.weight.shape
     for parameter in layer.parameters(recurse=False):
-        _show_corner(parameter, record, RankSizes.of([n], k, (1, 1)), _block(layer.quant_method, layer))
+        _show_view(parameter, record, RankSizes.unpadded(n, k), layer)
 
 
-def _show_corner(
-    parameter: torch.nn.Parameter, record: LayerParts, sizes: RankSizes, block: tuple[int, int] | None
-) -> None:
-    tile = _tile(parameter, block)
-    if tile is None:
+def _show_view(parameter: torch.nn.Parameter, record: LayerParts, sizes: RankSizes, layer: Any) -> None:
+    granularity = _granularity(parameter, _block(layer.quant_method, layer))
+    if granularity is None:
         return
-    expected = tile.shape(sizes.padded_shape)
+    expected = leading_sizes(granularity, sizes.padded_shape)
     if tuple(parameter.shape[: len(expected)]) != expected:
         got = list(parameter.shape)
         raise UnsupportedLayerError(f"{record.prefix}: vLLM made a parameter of shape {got}, expected {list(expected)}")
-    fill = 0 if tile == WEIGHT else 1
-    if not sizes.is_whole:
-        show_corner(parameter, Corner(record, tile, tile.shape(sizes.logical_shape), fill))
-        return
-    slices = tuple(slice(rows.start // tile.n, num_blocks(rows.stop, tile.n)) for rows in sizes.slices)
-    show_corner(parameter, Segments(record, tile, slices, tile.shape(sizes.logical_shape)[1], fill))
+    fill = 0 if granularity == WEIGHT else 1
+    show_view(parameter, view_of(record, granularity, sizes, _rank(layer).num_ranks, fill))
 
 
-def _tile(parameter: torch.nn.Parameter, block: tuple[int, int] | None) -> Tile | None:
+def _granularity(parameter: torch.nn.Parameter, block: tuple[int, int] | None) -> Granularity | None:
     """Return what `parameter` is, by the axes that vLLM gives it: a scale per tensor, with none, is never padded."""
     if not hasattr(parameter, "output_dim"):
         return None
     if not hasattr(parameter, "input_dim"):
-        return CHANNEL_SCALE
-    return Tile(*block) if block and parameter.dtype != torch.float8_e4m3fn else WEIGHT
+        return PerChannel()
+    return PerBlock(*block) if block and parameter.dtype != torch.float8_e4m3fn else WEIGHT
 
 
 def _padded_bias(layer: torch.nn.Module, bias: torch.Tensor, sizes: RankSizes) -> torch.Tensor:
@@ -195,14 +210,8 @@ def _padded_bias(layer: torch.nn.Module, bias: torch.Tensor, sizes: RankSizes) -
 
 
 def _spread(bias: torch.Tensor, sizes: RankSizes) -> torch.Tensor:
-    """Return `bias`, `[N]`, with zeros at the tail of each segment."""
+    """Return `bias`, `[N]`, with zeros around each span of rows."""
     padded = bias.new_zeros(sizes.padded_n)
-    for rows, segment in zip(sizes.slices, bias.split(list(sizes.segments)), strict=True):
-        padded[rows] = segment
+    for rows, part in zip(sizes.slices, bias.split([span.size for span in sizes.rows]), strict=True):
+        padded[rows] = part
     return padded
-
-
-def _pad_last(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    """Append zeros to the last axis up to `size`; `tensor` itself if it is as long already."""
-    missing = size - tensor.shape[-1]
-    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor

@@ -1,48 +1,52 @@
 """How a padded parameter is filled by loaders that know nothing of padding.
 
-For the time of a load the parameter shows only its logical corner, its first N rows and K columns, and the tensor from
-disk is cut to its logical shape. Inside that view vLLM's own loaders (column, row, merged, QKV with replicated heads,
-Mamba's, any rank of tensor parallelism) do what they always do.
+For the time of a load the parameter shows only a view of its logical sizes, its first N rows and K columns, and the
+tensor from disk is cut to its logical shape. Inside that view vLLM's own loaders (column, row, merged, QKV with
+replicated heads, Mamba's, any rank of tensor parallelism) do what they always do. Where each matrix of a layer has a
+place of its own, with padding around it, fp8pad loads the rank's share itself.
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 
-from fp8pad.runtime.sizes import LayerParts, Tile
+from fp8pad.runtime.parts import LayerParts, ShardId, leading_sizes
+from fp8pad.runtime.sizes import RankSizes
+from fp8pad.scales import Granularity, PerChannel
 
 Loader = Callable[..., Any]
 
-# Where a parameter keeps its `Corner`, and the mark on a loader that works inside one already.
-CORNER = "fp8pad_corner"
-_INSIDE = "inside_fp8pad_corner"
+# Where a parameter keeps its view, and the mark on a loader that works inside one already.
+VIEW = "fp8pad_view"
+_INSIDE = "inside_fp8pad_view"
 
 
 @dataclass(frozen=True)
-class Corner:
-    """The logical corner of one parameter on this rank; `logical_shape` are its leading sizes without padding.
+class LogicalView:
+    """The logical part of one parameter on this rank; `logical_shape` are its leading sizes without padding.
 
     It refers to no layer: vLLM keeps copies of a parameter's attributes for reloading, longer than the layer may live.
     """
 
     record: LayerParts
-    tile: Tile
+    granularity: Granularity
     logical_shape: tuple[int, ...]
     fill: int
 
     def load(self, loader: Loader, parameter: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Let `loader` fill the corner from `tensor`, as it lies in the checkpoint, without its padding."""
-        sizes = self.record.logical_shape(tensor.shape, self.tile, _shard_id(args, kwargs))
+        """Let `loader` fill the view from `tensor`, as it lies in the checkpoint, without its padding."""
+        sizes = self.record.logical_shape(tensor.shape, self.granularity, _shard_id(args, kwargs))
         self.fill_tails(parameter)
         with self._shown(parameter):
             return loader(parameter, _leading(tensor, sizes), *args, **kwargs)
 
     def fill_tails(self, parameter: torch.Tensor) -> None:
-        """Set what lies outside the corner: zeros in a weight, ones in a scale."""
+        """Set what lies outside the view: zeros in a weight, ones in a scale."""
         for axis, size in enumerate(self.logical_shape):
             tail = parameter.data.narrow(axis, size, parameter.shape[axis] - size)
             tail.fill_(self.fill)
@@ -53,7 +57,7 @@ class Corner:
 
     @contextmanager
     def _shown(self, parameter: torch.Tensor) -> Iterator[None]:
-        """Let `parameter` be its logical corner; what is written there is written into the whole."""
+        """Let `parameter` be its logical view; what is written there is written into the whole."""
         whole = parameter.data
         parameter.data = _leading(whole, self.logical_shape)
         try:
@@ -63,79 +67,119 @@ class Corner:
 
 
 @dataclass(frozen=True)
-class Segments:
-    """Where each whole matrix of a layer lies in one parameter: `slices` of rows, and the first `num_columns`.
+class PlacedMatrices:
+    """Each matrix of a layer, or the rank's share of it, at its place in one parameter.
 
-    For scales per block. vLLM's loaders put one matrix right behind the other, which tears blocks apart; here each has
-    its place, with a tail of its own. Like a corner, it refers to no layer.
+    vLLM's loaders put one matrix right behind the other, and round scale rows per rank; both tear scale blocks apart.
+    Like a view, it refers to no layer.
     """
 
     record: LayerParts
-    tile: Tile
-    slices: tuple[slice, ...]
-    num_columns: int
+    granularity: Granularity
+    sizes: RankSizes
+    num_ranks: int
     fill: int
 
     def load(self, loader: Loader, parameter: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Put a whole matrix, or its scales, into its place, without its padding; `loader` has nothing to do.
+        """Put this rank's share of a tensor, as it lies in the checkpoint, into its place; `loader` is not needed.
 
-        Its tails are set too: a reload begins with memory that nothing was written to (reload/meta.py).
+        Heads and tails are set too: a reload begins with memory that nothing was written to (reload/meta.py).
         """
-        shard_id = _shard_id(args, kwargs)
-        position = self.record.position(tensor.shape, self.tile, shard_id)
-        sizes = self.record.logical_shape(tensor.shape, self.tile, shard_id)
-        starts = [rows.start for rows in self.slices] + [parameter.shape[0]]
-        parameter.data[starts[position] : starts[position + 1]].fill_(self.fill)
-        parameter.data[self.slices[position], : self.num_columns].copy_(_leading(tensor, sizes))
+        block_n, _ = self.granularity.block
+        for position, first_row in self._matrices(tensor, _shard_id(args, kwargs)):
+            room = self.sizes.rooms[position]
+            parameter.data[room.start // block_n : room.stop // block_n].fill_(self.fill)
+            source, target = self._source(position, first_row), self._target(position)
+            parameter.data[target].copy_(tensor[source])
 
     def fill_tails(self, parameter: torch.Tensor) -> None:
-        """Set every element: those of the segments are loaded later."""
+        """Set every element: those of the matrices are loaded later."""
         parameter.data.fill_(self.fill)
 
-    def num_elements(self, parameter: torch.Tensor) -> int:  # noqa: ARG002
+    def num_elements(self, parameter: torch.Tensor) -> int:
         """Return how many elements loads fill."""
-        return sum(int(rows.stop - rows.start) for rows in self.slices) * self.num_columns
+        return sum(int(parameter.data[self._target(position)].numel()) for position in range(len(self.sizes.rows)))
+
+    def _matrices(self, tensor: torch.Tensor, shard_id: ShardId) -> Iterator[tuple[int, int]]:
+        """Yield which matrices a tensor holds, and the row at which each begins in it."""
+        position = self.record.position(tensor.shape, self.granularity, shard_id)
+        if len(self.record.parts) == len(self.sizes.rows):
+            yield position, 0
+            return
+        wholes = [span.size * self.num_ranks for span in self.sizes.rows]  # fused on disk
+        yield from enumerate(accumulate(wholes[:-1], initial=0))
+
+    def _source(self, position: int, first_row: int) -> tuple[slice, ...]:
+        """Return where a matrix's share lies in a tensor in which the matrix begins at `first_row`."""
+        block_n, block_k = self.granularity.block
+        rows, columns = self.sizes.rows[position].source(block_n), self.sizes.columns.source(block_k)
+        offset = first_row // block_n
+        return self._axes(slice(rows.start + offset, rows.stop + offset), columns)
+
+    def _target(self, position: int) -> tuple[slice, ...]:
+        """Return where a matrix's share lies in the parameter."""
+        block_n, block_k = self.granularity.block
+        begin = self.sizes.slices[position].start // block_n
+        rows, columns = self.sizes.rows[position].source(block_n), self.sizes.columns.source(block_k)
+        first_column = self.sizes.columns.head // block_k
+        return self._axes(
+            slice(begin, begin + rows.stop - rows.start),
+            slice(first_column, first_column + columns.stop - columns.start),
+        )
+
+    def _axes(self, rows: slice, columns: slice) -> tuple[slice, ...]:
+        return (rows,) if isinstance(self.granularity, PerChannel) else (rows, columns)
 
 
-def show_corner(parameter: torch.nn.Parameter, corner: Corner | Segments) -> None:
-    """Make every loader of `parameter`, whichever is set later, work inside `corner`."""
-    corner.fill_tails(parameter)
-    setattr(parameter, CORNER, corner)
+View = LogicalView | PlacedMatrices
+
+
+def view_of(record: LayerParts, granularity: Granularity, sizes: RankSizes, num_ranks: int, fill: int) -> View:
+    """Return the view through which a parameter of a layer of these `sizes` is loaded."""
+    if sizes.is_placed:
+        return PlacedMatrices(record, granularity, sizes, num_ranks, fill)
+    return LogicalView(record, granularity, leading_sizes(granularity, sizes.logical_shape), fill)
+
+
+def show_view(parameter: torch.nn.Parameter, view: View) -> None:
+    """Make every loader of `parameter`, whichever is set later, work inside `view`."""
+    view.fill_tails(parameter)
+    setattr(parameter, VIEW, view)
     # vLLM >= 0.32 counts these elements to know when a reloaded layer is complete (reload/utils.py).
-    parameter.weight_loader_numel = corner.num_elements(parameter)
-    parameter.__class__ = _cornered_class(type(parameter))  # type: ignore[arg-type]
+    parameter.weight_loader_numel = view.num_elements(parameter)
+    parameter.__class__ = _viewed_class(type(parameter))  # type: ignore[arg-type]
 
 
-def hide_corner(parameter: torch.nn.Parameter) -> None:
-    """Give `parameter` its own class back, once it is in the kernel's layout and has no corner any more."""
-    if hasattr(parameter, CORNER):
-        delattr(parameter, CORNER)
+def hide_view(parameter: torch.nn.Parameter) -> None:
+    """Give `parameter` its own class back, once it is in the kernel's layout and has no view any more."""
+    if hasattr(parameter, VIEW):
+        delattr(parameter, VIEW)
         parameter.__class__ = type(parameter).__base__
 
 
 @functools.cache
-def _cornered_class(parameter_class: Any) -> type:
-    """Return a subclass of a vLLM parameter class whose `weight_loader` works inside the parameter's corner.
+def _viewed_class(parameter_class: Any) -> type:
+    """Return a subclass of a vLLM parameter class whose `weight_loader` works inside the parameter's view.
 
     A property, because models replace loaders after the layer is made (mamba_mixer2), and because vLLM's reload knows
     the loaders that it must keep apart from a layer by their being bound methods (reload/sanitize.py).
     """
     engine: Any = parameter_class.weight_loader
-    inside = property(lambda parameter: _inside_corner(engine.fget(parameter)), engine.fset, engine.fdel)
+    inside = property(lambda parameter: _inside_view(engine.fget(parameter)), engine.fset, engine.fdel)
     return type(parameter_class.__name__, (parameter_class,), {"weight_loader": inside})
 
 
-def _inside_corner(loader: Loader) -> Loader:
+def _inside_view(loader: Loader) -> Loader:
     if getattr(loader, _INSIDE, False):
         return loader
 
     # `wraps` keeps the name and the signature, which vLLM's reload reads, and lets its own wrapper inherit the mark.
     @functools.wraps(loader)
     def load(param: torch.Tensor, loaded_weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        corner: Corner | Segments | None = getattr(param, CORNER, None)
-        if corner is None:  # in the kernel's layout by now
+        view: View | None = getattr(param, VIEW, None)
+        if view is None:  # in the kernel's layout by now
             return loader(param, loaded_weight, *args, **kwargs)
-        return corner.load(loader, param, loaded_weight, *args, **kwargs)
+        return view.load(loader, param, loaded_weight, *args, **kwargs)
 
     setattr(load, _INSIDE, True)
     return load

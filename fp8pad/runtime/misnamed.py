@@ -13,7 +13,7 @@ import torch
 
 from fp8pad.runtime.config import PaddedConfig, is_quantized_linear
 from fp8pad.runtime.linear import PaddedLinearMethod, show_logical
-from fp8pad.runtime.sizes import find_layer
+from fp8pad.runtime.parts import find_layer
 
 _DONE = "loads_misnamed_layers"
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from fp8pad.record import ModuleRecord
-from fp8pad.runtime.sizes import LayerParts, find_layer
+from fp8pad.runtime.parts import LayerParts, find_layer
 
 # What vLLM 0.26 to 0.33 has in a name, a pattern, and what the record has there, with the file of vLLM's models.
 _RENAMES = (

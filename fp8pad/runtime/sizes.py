@@ -1,195 +1,107 @@
-"""Integer arithmetic of one layer on one rank: what the config asks for, what lies on disk, what the kernel gets.
+"""Integer arithmetic of one layer on one rank: where its rows and columns come from, and where the kernel gets them.
 
 Nothing here knows a tensor or vLLM. N is out_features, K is in_features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import lcm
+from typing import NamedTuple
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import num_blocks, round_up
-from fp8pad.record import ModuleRecord
-
-ShardId = str | int | tuple[int, ...] | None
-
-# What every model fuses so that fuses it at all. Some tell their config too late (qwen3_moe: gate_up_proj).
-_FUSED_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj", "k_proj", "v_proj")}
-
-# vLLM names the matrices of a fused QKV by letter and those of other fused layers by position.
-_QKV_POSITIONS = {"q": 0, "k": 1, "v": 2}
+from fp8pad.runtime.parts import LayerParts
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """How much of a weight one element of a parameter stands for.
+class Rank(NamedTuple):
+    """One of the ranks that share a layer: which, and of how many."""
 
-    `(1, 1)` is the weight itself, `(1, None)` a scale per output channel, which has no K axis, and
-    `(block_n, block_k)` a scale per block.
-    """
-
-    n: int
-    k: int | None
-
-    def shape(self, weight_shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the leading sizes of a parameter that belongs to a weight of `weight_shape`, `[N, K]`."""
-        rows = num_blocks(weight_shape[0], self.n)
-        return (rows,) if self.k is None else (rows, num_blocks(weight_shape[1], self.k))
-
-
-WEIGHT = Tile(1, 1)
-CHANNEL_SCALE = Tile(1, None)
+    number: int = 0
+    num_ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
-class LayerParts:
-    """What fp8pad wrote down of one layer of the engine: one module, or several that the engine fuses into one.
+class Span:
+    """Rows, or columns, of one matrix on one rank: `size` of them, from `start` on in the matrix.
 
-    `parts` are in the engine's order; a module that fp8pad knows nothing of is None.
+    The kernel gets `padded_size` of them: `head` zeros, the rows or columns themselves, and zeros up to the end. A head
+    is needed where the share begins inside a scale block: a row's scale is that of its block, so it must stand as far
+    behind the block's first row as in the whole matrix.
     """
 
-    prefix: str
-    parts: tuple[ModuleRecord | None, ...]
+    start: int
+    size: int
+    padded_size: int
+    head: int = 0
 
-    @property
-    def known(self) -> tuple[ModuleRecord, ...]:
-        """The parts that fp8pad wrote down."""
-        return tuple(part for part in self.parts if part is not None)
+    @classmethod
+    def whole(cls, size: int, multiple: int) -> "Span":
+        """Return a span that is rounded up to `multiple` at its tail."""
+        return cls(0, size, round_up(size, multiple))
 
-    @property
-    def is_padded(self) -> bool:
-        """Whether any part is larger on disk than the config asks for."""
-        return any(part.is_padded for part in self.known)
+    @classmethod
+    def share(cls, size: int, multiple: int, block: int, rank: Rank) -> "Span":
+        """Return a rank's share of a matrix that is divided evenly, padded to as many on every rank."""
+        starts = [size * number for number in range(rank.num_ranks)]
+        padded_size = max(round_up(start % block + size, lcm(multiple, block)) for start in starts)
+        return cls(starts[rank.number], size, padded_size, starts[rank.number] % block)
 
-    @property
-    def alignment(self) -> tuple[int, int]:
-        """The multiples, `(n, k)`, that suit every part: they are powers of two, so the largest."""
-        return max(part.alignment[0] for part in self.known), max(part.alignment[1] for part in self.known)
-
-    def logical_shape(self, shape: Sequence[int], tile: Tile, shard_id: ShardId) -> tuple[int, ...]:
-        """Return the leading sizes that a tensor from the checkpoint has without its padding.
-
-        A tensor that is not padded, as a trainer sends it, is itself. Raises `UnsupportedLayerError` if no part fits,
-        or several that differ without their padding.
-        """
-        fitting = self._fitting(shape, tile, shard_id)
-        sizes = {tile.shape(self._known(position).logical_shape) for position in fitting}
-        if len(sizes) == 1:
-            return sizes.pop()
-        if None in self.parts:
-            return tuple(shape[: len(tile.shape((0, 0)))])
-        raise self._no_part(shape, shard_id)
-
-    def position(self, shape: Sequence[int], tile: Tile, shard_id: ShardId) -> int:
-        """Return which part a tensor from the checkpoint is; raises `UnsupportedLayerError` if it cannot be told."""
-        fitting = self._fitting(shape, tile, shard_id)
-        if len(fitting) > 1:
-            fitting = [position for position in fitting if position == _position(shard_id)]
-        if len(fitting) != 1:
-            raise self._no_part(shape, shard_id)
-        return fitting[0]
-
-    def _fitting(self, shape: Sequence[int], tile: Tile, shard_id: ShardId) -> list[int]:
-        """Return the positions of the parts that a tensor may be.
-
-        A loader learns a shard id but no name, and shard ids mean what each model wants: the shape decides, and the
-        shard id only between parts that have one shape on disk but not without padding.
-        """
-        fitting = [at for at, part in enumerate(self.parts) if part is not None and _fits(part, shape, tile)]
-        if len({tile.shape(self._known(position).logical_shape) for position in fitting}) > 1:
-            return [position for position in fitting if position == _position(shard_id)]
-        return fitting
-
-    def _known(self, position: int) -> ModuleRecord:
-        part = self.parts[position]
-        if part is None:
-            raise UnsupportedLayerError(f"{self.prefix}: part {position} is not in fp8pad's record")
-        return part
-
-    def _no_part(self, shape: Sequence[int], shard_id: ShardId) -> UnsupportedLayerError:
-        known = [list(part.padded_shape) for part in self.known]
-        return UnsupportedLayerError(
-            f"{self.prefix}: a tensor of shape {list(shape)}, shard {shard_id}, has no logical size in "
-            f"fp8pad's record, which knows weights of {known}"
-        )
-
-
-def _position(shard_id: ShardId) -> int | None:
-    if isinstance(shard_id, str):
-        return _QKV_POSITIONS.get(shard_id)
-    return shard_id if isinstance(shard_id, int) else None
-
-
-def _fits(part: ModuleRecord, shape: Sequence[int], tile: Tile) -> bool:
-    candidates = tile.shape(part.padded_shape), tile.shape(part.logical_shape)
-    return any(tuple(shape[: len(sizes)]) == sizes for sizes in candidates)
-
-
-def find_layer(
-    modules: Mapping[str, ModuleRecord], prefix: str, fused_modules: Mapping[str, Sequence[str]]
-) -> LayerParts | None:
-    """Return the record of the engine's layer `prefix`, or None if fp8pad knows none of its modules.
-
-    `modules` are fp8pad's, by the engine's names; `fused_modules` says which modules the engine fuses into which.
-    """
-    if prefix in modules:
-        return LayerParts(prefix, (modules[prefix],))
-    parent, dot, name = prefix.rpartition(".")
-    fused = fused_modules.get(name) or _FUSED_MODULES.get(name, ())
-    parts = tuple(modules.get(f"{parent}{dot}{part}") for part in fused)
-    return LayerParts(prefix, parts) if any(parts) else None
+    def source(self, block: int) -> slice:
+        """Return which blocks of the matrix hold the span."""
+        return slice(self.start // block, num_blocks(self.start + self.size, block))
 
 
 @dataclass(frozen=True, slots=True)
 class RankSizes:
     """The sizes of one layer on one rank.
 
-    `partitions` are the N of each matrix that the engine fuses here, `segments` those that are padded, each at its own
-    tail: one, the layer, unless a scale belongs to a block and some matrix but the last ends inside one. The scale of
-    row r is in row `r // block_n` of the grid, so then each of the checkpoint's matrices is a segment. `is_whole` says
-    that the segments are whole matrices of the checkpoint.
+    `partitions` are the N of each matrix that the engine fuses here, `rows` what is padded along N: all of them
+    together, at the tail of the last; or, if `is_placed`, each matrix by itself, which the engine's loaders, putting
+    one right behind the other, cannot load.
     """
 
     partitions: tuple[int, ...]
-    segments: tuple[int, ...]
-    padded_segments: tuple[int, ...]
-    k: int
-    padded_k: int
-    is_whole: bool
+    rows: tuple[Span, ...]
+    columns: Span
+    is_placed: bool = False
 
     @classmethod
-    def of(cls, partitions: Sequence[int], k: int, alignment: tuple[int, int]) -> "RankSizes":
-        """Round the sum of `partitions` and `k` up to `alignment`, `(n, k)`."""
-        return cls._padded(partitions, (sum(partitions),), k, alignment)
-
-    @classmethod
-    def of_blocks(
-        cls, partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], num_ranks: int
+    def of(
+        cls, partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], rank: Rank
     ) -> "RankSizes":
-        """Round the sum of `partitions` up to blocks, or each whole matrix where one before the last needs a tail.
+        """Return the sizes of a layer of which the engine asks for `partitions` and `k` on `rank`.
 
-        Raises `UnsupportedLayerError` where this rank's share of one begins inside a block: no scale would be right.
+        `block` is `(1, 1)` where a scale belongs to a channel or to all. Raises `UnsupportedLayerError` where the
+        rank's share begins inside a block, and is not the inside of an MLP: no scale would be right.
         """
-        wholes = tuple(part.logical_shape[0] for part in record.known)
-        has_all_rows = None not in record.parts and sum(wholes) == sum(partitions)
-        has_all_columns = all(part.logical_shape[1] == k for part in record.known)
-        if not has_all_rows and any(n % block[0] for n in partitions):
-            raise _inside_a_block(record.prefix, f"{list(partitions)} rows", block[0], num_ranks)
-        if not has_all_columns and k % block[1]:
-            raise _inside_a_block(record.prefix, f"{k} columns", block[1], num_ranks)
-        is_whole = has_all_rows and any(n % block[0] for n in (*wholes[:-1], *partitions[:-1]))
-        return cls._padded(partitions, wholes if is_whole else (sum(partitions),), k, record.alignment, is_whole)
+        inside = _inside_mlp(partitions, k, record, block, rank)
+        if inside:
+            return inside
+        if block != (1, 1):
+            _check_shares(partitions, k, record, block, rank.num_ranks)
+            wholes = tuple(part.logical_shape[0] for part in record.known)
+            ends_inside = any(n % block[0] for n in (*wholes[:-1], *partitions[:-1]))
+            if ends_inside and _has_all_rows(partitions, record):
+                return cls._padded(partitions, wholes, k, record.alignment, is_placed=True)
+        return cls._padded(partitions, (sum(partitions),), k, record.alignment)
+
+    @classmethod
+    def unpadded(cls, n: int, k: int) -> "RankSizes":
+        """Return the sizes of a layer that is as the engine made it."""
+        return cls._padded((n,), (n,), k, (1, 1))
 
     @classmethod
     def _padded(
         cls,
         partitions: Sequence[int],
-        segments: tuple[int, ...],
+        segments: Sequence[int],
         k: int,
         alignment: tuple[int, int],
-        is_whole: bool = False,
+        is_placed: bool = False,
     ) -> "RankSizes":
-        padded_segments = tuple(round_up(segment, alignment[0]) for segment in segments)
-        return cls(tuple(partitions), segments, padded_segments, k, round_up(k, alignment[1]), is_whole)
+        rows = tuple(Span.whole(segment, alignment[0]) for segment in segments)
+        return cls(tuple(partitions), rows, Span.whole(k, alignment[1]), is_placed)
 
     @property
     def n(self) -> int:
@@ -197,9 +109,19 @@ class RankSizes:
         return sum(self.partitions)
 
     @property
+    def k(self) -> int:
+        """The layer's K on this rank, without padding."""
+        return self.columns.size
+
+    @property
     def padded_n(self) -> int:
         """The layer's N on this rank, as the kernel gets it."""
-        return sum(self.padded_segments)
+        return sum(span.padded_size for span in self.rows)
+
+    @property
+    def padded_k(self) -> int:
+        """The layer's K on this rank, as the kernel gets it."""
+        return self.columns.padded_size
 
     @property
     def logical_shape(self) -> tuple[int, int]:
@@ -218,20 +140,75 @@ class RankSizes:
 
     @property
     def padded_partitions(self) -> tuple[int, ...]:
-        """What to ask the engine for: whole segments, or the partitions with the tail given to the last."""
-        if self.is_whole:
-            return self.padded_segments
+        """What to ask the engine for: each matrix padded, or the partitions with the tail given to the last."""
+        if self.is_placed:
+            return tuple(span.padded_size for span in self.rows)
         return (*self.partitions[:-1], self.partitions[-1] + self.padded_n - self.n)
 
     @property
+    def rooms(self) -> tuple[slice, ...]:
+        """Where the rows of each span lie in the padded N, with their head and tail."""
+        ends = accumulate((span.padded_size for span in self.rows), initial=0)
+        return tuple(slice(start, stop) for start, stop in pairwise(ends))
+
+    @property
     def slices(self) -> tuple[slice, ...]:
-        """Where each segment lies, without its tail, in the padded N."""
-        starts = [sum(self.padded_segments[:index]) for index in range(len(self.segments))]
-        return tuple(slice(start, start + segment) for start, segment in zip(starts, self.segments, strict=True))
+        """Where the rows of each span lie in the padded N, without their head and tail."""
+        return tuple(
+            slice(room.start + span.head, room.start + span.head + span.size)
+            for room, span in zip(self.rooms, self.rows, strict=True)
+        )
+
+
+def _inside_mlp(
+    partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], rank: Rank
+) -> RankSizes | None:
+    """Return the sizes of a layer whose N or K is the inside of an MLP, where padding need not stand at the end.
+
+    None if it is no such layer, needs no padding there, or is not divided evenly.
+    """
+    if record.inner is None or not _is_divided(partitions, k, record, block, rank.num_ranks):
+        return None
+    multiple_n, multiple_k = record.alignment
+    if record.inner == "n":
+        rows = tuple(Span.share(n, multiple_n, block[0], rank) for n in partitions)
+        sizes = RankSizes(tuple(partitions), rows, Span.whole(k, multiple_k), is_placed=True)
+        return sizes if sizes.padded_n > sizes.n else None
+    columns = Span.share(k, multiple_k, block[1], rank)
+    sizes = RankSizes(tuple(partitions), (Span.whole(sum(partitions), multiple_n),), columns, is_placed=True)
+    return sizes if sizes.padded_k > sizes.k else None
+
+
+def _is_divided(partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], num_ranks: int) -> bool:
+    """Return whether the ranks share the inner size of the recorded matrices evenly, and each has all of the other."""
+    recorded = [part.logical_shape for part in record.known]
+    if record.inner == "k":
+        return recorded == [(sum(partitions), k * num_ranks)]
+    wholes = [n * num_ranks for n in partitions]
+    if any(recorded_k != k for _, recorded_k in recorded):
+        return False
+    if [n for n, _ in recorded] == wholes:
+        return True
+    # Fused on disk, the matrices must begin at a block to be taken apart.
+    return [n for n, _ in recorded] == [sum(wholes)] and all(n % block[0] == 0 for n in wholes[:-1])
+
+
+def _has_all_rows(partitions: Sequence[int], record: LayerParts) -> bool:
+    return None not in record.parts and sum(part.logical_shape[0] for part in record.known) == sum(partitions)
+
+
+def _check_shares(
+    partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], num_ranks: int
+) -> None:
+    has_all_columns = all(part.logical_shape[1] == k for part in record.known)
+    if not _has_all_rows(partitions, record) and any(n % block[0] for n in partitions):
+        raise _inside_a_block(record.prefix, f"{list(partitions)} rows", block[0], num_ranks)
+    if not has_all_columns and k % block[1]:
+        raise _inside_a_block(record.prefix, f"{k} columns", block[1], num_ranks)
 
 
 def _inside_a_block(prefix: str, share: str, block: int, num_ranks: int) -> UnsupportedLayerError:
     return UnsupportedLayerError(
-        f"{prefix}: a rank's share of {share} would begin inside a scale block of {block}, which no padding at load "
-        f"helps: `fp8pad convert --absorb -tp {num_ranks}` does inside an MLP; elsewhere serve on fewer ranks"
+        f"{prefix}: on {num_ranks} ranks, a share of {share} begins inside a scale block of {block}; padding at load "
+        f"cannot fix it: serve on fewer ranks, or, inside an MLP, use `fp8pad convert --absorb -tp {num_ranks}`"
     )

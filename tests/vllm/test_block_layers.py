@@ -13,7 +13,7 @@ from absorb_models import block_scaled
 from fp8pad.geometry import padded_shape
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.linear import padded_linear_method
-from fp8pad.runtime.sizes import LayerParts
+from fp8pad.runtime.parts import LayerParts
 
 pytestmark = pytest.mark.vllm
 

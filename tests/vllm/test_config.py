@@ -11,9 +11,11 @@ import torch
 from fp8pad.errors import RecordError
 from fp8pad.record import ModuleRecord, QuantizationRecord
 from fp8pad.runtime.claim import RECORD_KEY, Fp8padConfigMethods, base_method, make_config_class
+from fp8pad.runtime.inner import InnerTails
 from fp8pad.runtime.linear import PaddedLinearMethod
 from fp8pad.runtime.mla import _cutting
-from fp8pad.runtime.sizes import LayerParts, RankSizes
+from fp8pad.runtime.parts import LayerParts
+from fp8pad.runtime.sizes import Rank, RankSizes
 
 pytestmark = pytest.mark.vllm
 
@@ -101,7 +103,8 @@ def test_modules_are_renamed_as_the_model_renames_its_weights() -> None:
 def test_a_weight_that_is_read_past_its_layer_has_no_padding() -> None:
     """MLA takes `kv_b_proj` apart by its logical sizes; LoRA may wrap the layer."""
     method = object.__new__(PaddedLinearMethod)
-    method.sizes = RankSizes.of([213], 136, (16, 16))
+    record = LayerParts("kv_b_proj", (ModuleRecord((213, 136), (224, 144), (16, 16)),))
+    method.sizes = RankSizes.of([213], 136, record, (1, 1), Rank())
     layer = SimpleNamespace(base_layer=SimpleNamespace(quant_method=method))
     padded = torch.arange(224 * 144).reshape(224, 144)
     weight = _cutting(lambda _: padded)(layer)
@@ -124,7 +127,7 @@ def test_a_kernel_that_reads_its_layers_sizes_sees_padded_ones() -> None:
 
     method_class: Any = type("Marlin", (PaddedLinearMethod, Marlin), {})
     method, layer = method_class(), torch.nn.Module()
-    method.record = LayerParts("down_proj", tuple(MODULES.values()))
+    method.record, method.inner_tails = LayerParts("down_proj", tuple(MODULES.values())), InnerTails()
     layer.input_size_per_partition, layer.output_size_per_partition = 213, 136
     method.create_weights(layer, 213, [136])
     output = method.apply(layer, torch.zeros(2, 213))

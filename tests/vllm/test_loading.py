@@ -10,7 +10,7 @@ from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import num_blocks, padded_shape
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.linear import padded_linear_method
-from fp8pad.runtime.sizes import LayerParts
+from fp8pad.runtime.parts import LayerParts
 
 pytestmark = pytest.mark.vllm
 
@@ -176,7 +176,7 @@ LAYERS: dict[str, tuple[Callable[[Any], Any], dict[Any, tuple[int, int]]]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_rank_loads_what_it_loads_without_padding(name: str, rank: tuple[int, int]) -> None:
-    """The logical corner is the original's parameter, and beyond it the weight is zero and the scale one."""
+    """The logical part is the original's parameter, and beyond it the weight is zero and the scale one."""
     make, modules = LAYERS[name]
     record = LayerParts(name, tuple(_module(*shape) for shape in modules.values()))
     original, padded = make(_Config(None)), make(_Config(record))
@@ -185,8 +185,8 @@ def test_every_rank_loads_what_it_loads_without_padding(name: str, rank: tuple[i
         weight, scale = _tensors(shape)
         _load(original, shard_id, weight, scale)
         _load(padded, shard_id, _grown(weight, 0), _grown(scale, 1))
-    _check_corner(padded.weight, original.weight, 0)
-    _check_corner(padded.weight_scale, original.weight_scale, 1)
+    _check_part(padded.weight, original.weight, 0)
+    _check_part(padded.weight_scale, original.weight_scale, 1)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -276,7 +276,7 @@ def test_block_scales_stay_with_their_rows(name: str, monkeypatch: pytest.Monkey
     expected = torch.nn.functional.linear(x, torch.cat(weights), bias)
     # The output is gathered from parts only where one before the last has a tail.
     has_inner_tails = any(shape[0] % BLOCK[0] for shape in list(modules.values())[:-1])
-    assert (len(layer.quant_method.sizes.segments) > 1) == has_inner_tails
+    assert (len(layer.quant_method.sizes.rows) > 1) == has_inner_tails
     # Sums of up to 212 float32 products, which the CPU's GEMM groups by size.
     assert torch.allclose(layer.quant_method.apply(layer, x, layer.bias), expected, rtol=1e-4, atol=1e-4)
 
@@ -323,7 +323,7 @@ def test_a_rank_that_would_begin_inside_a_block_is_refused(monkeypatch: pytest.M
         ColumnParallelLinear(HIDDEN, 200, quant_config=config)
 
 
-def test_a_loader_set_later_works_inside_the_corner_too(rank: tuple[int, int]) -> None:
+def test_a_loader_set_later_works_inside_the_view_too(rank: tuple[int, int]) -> None:
     """Models replace loaders after the layer is made, as Mamba's mixer does."""
     seen = []
 
@@ -403,7 +403,7 @@ def _load(layer: Any, shard_id: Any, weight: torch.Tensor, scale: torch.Tensor) 
         parameter.weight_loader(*arguments)
 
 
-def _check_corner(padded: torch.Tensor, original: torch.Tensor, fill: int) -> None:
+def _check_part(padded: torch.Tensor, original: torch.Tensor, fill: int) -> None:
     n, k = original.shape
     assert tuple(padded.shape) == (padded_shape((n,), (16,))[0], padded.shape[1])
     assert torch.equal(padded[:n, :k].float(), original.float())

@@ -1,0 +1,137 @@
+"""What the record says of one layer of the engine: one module, or several that the engine fuses.
+
+Nothing here knows a tensor or vLLM. N is out_features, K is in_features.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fp8pad.errors import UnsupportedLayerError
+from fp8pad.record import ModuleRecord
+from fp8pad.scales import Granularity, PerBlock, PerChannel
+
+ShardId = str | int | tuple[int, ...] | None
+
+# What every model fuses so that fuses it at all. Some tell their config too late (qwen3_moe: gate_up_proj).
+_FUSED_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj", "k_proj", "v_proj")}
+
+# vLLM names the matrices of a fused QKV by letter and those of other fused layers by position.
+_QKV_POSITIONS = {"q": 0, "k": 1, "v": 2}
+
+# How a weight itself lies in its tensor: as if each element were a block of its own.
+WEIGHT = PerBlock(1, 1)
+
+
+def leading_sizes(granularity: Granularity, weight_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of a tensor that belongs to a weight of `weight_shape`, `[N, K]`, axis by axis.
+
+    `granularity` is that of a scale, or `WEIGHT`. A scale per channel has no K axis: it may be `[N]` or `[N, 1]`.
+    """
+    sizes = granularity.scale_shape(weight_shape)
+    return sizes[:1] if isinstance(granularity, PerChannel) else sizes
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    """What fp8pad wrote down of one layer of the engine: one module, or several that the engine fuses into one.
+
+    `parts` are in the engine's order; a module that fp8pad knows nothing of is None.
+    """
+
+    prefix: str
+    parts: tuple[ModuleRecord | None, ...]
+
+    @property
+    def known(self) -> tuple[ModuleRecord, ...]:
+        """The parts that fp8pad wrote down."""
+        return tuple(part for part in self.parts if part is not None)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any part is larger on disk than the config asks for."""
+        return any(part.is_padded for part in self.known)
+
+    @property
+    def alignment(self) -> tuple[int, int]:
+        """The multiples, `(n, k)`, that suit every part: they are powers of two, so the largest."""
+        return max(part.alignment[0] for part in self.known), max(part.alignment[1] for part in self.known)
+
+    @property
+    def inner(self) -> Literal["n", "k"] | None:
+        """The axis that is the inside of an MLP, if all parts are known and agree on it."""
+        axes = {part.inner if part else None for part in self.parts}
+        return axes.pop() if len(axes) == 1 else None
+
+    def logical_shape(self, shape: Sequence[int], granularity: Granularity, shard_id: ShardId) -> tuple[int, ...]:
+        """Return the leading sizes that a tensor from the checkpoint has without its padding.
+
+        A tensor that is not padded, as a trainer sends it, is itself. Raises `UnsupportedLayerError` if no part fits,
+        or several that differ without their padding.
+        """
+        fitting = self._fitting(shape, granularity, shard_id)
+        sizes = {leading_sizes(granularity, self._known(position).logical_shape) for position in fitting}
+        if len(sizes) == 1:
+            return sizes.pop()
+        if None in self.parts:
+            return tuple(shape[: len(leading_sizes(granularity, (0, 0)))])
+        raise self._no_part(shape, shard_id)
+
+    def position(self, shape: Sequence[int], granularity: Granularity, shard_id: ShardId) -> int:
+        """Return which part a tensor from the checkpoint is; raises `UnsupportedLayerError` if it cannot be told."""
+        fitting = self._fitting(shape, granularity, shard_id)
+        if len(fitting) > 1:
+            fitting = [position for position in fitting if position == _position(shard_id)]
+        if len(fitting) != 1:
+            raise self._no_part(shape, shard_id)
+        return fitting[0]
+
+    def _fitting(self, shape: Sequence[int], granularity: Granularity, shard_id: ShardId) -> list[int]:
+        """Return the positions of the parts that a tensor may be.
+
+        A loader learns a shard id but no name, and shard ids mean what each model wants: the shape decides, and the
+        shard id only between parts that have one shape on disk but not without padding.
+        """
+        fitting = [at for at, part in enumerate(self.parts) if part is not None and _fits(part, shape, granularity)]
+        if len({leading_sizes(granularity, self._known(position).logical_shape) for position in fitting}) > 1:
+            return [position for position in fitting if position == _position(shard_id)]
+        return fitting
+
+    def _known(self, position: int) -> ModuleRecord:
+        part = self.parts[position]
+        if part is None:
+            raise UnsupportedLayerError(f"{self.prefix}: part {position} is not in fp8pad's record")
+        return part
+
+    def _no_part(self, shape: Sequence[int], shard_id: ShardId) -> UnsupportedLayerError:
+        known = [list(part.padded_shape) for part in self.known]
+        return UnsupportedLayerError(
+            f"{self.prefix}: a tensor of shape {list(shape)}, shard {shard_id}, has no logical size in "
+            f"fp8pad's record, which knows weights of {known}"
+        )
+
+
+def _position(shard_id: ShardId) -> int | None:
+    if isinstance(shard_id, str):
+        return _QKV_POSITIONS.get(shard_id)
+    return shard_id if isinstance(shard_id, int) else None
+
+
+def _fits(part: ModuleRecord, shape: Sequence[int], granularity: Granularity) -> bool:
+    candidates = (leading_sizes(granularity, shape_) for shape_ in (part.padded_shape, part.logical_shape))
+    return any(tuple(shape[: len(sizes)]) == sizes for sizes in candidates)
+
+
+def find_layer(
+    modules: Mapping[str, ModuleRecord], prefix: str, fused_modules: Mapping[str, Sequence[str]]
+) -> LayerParts | None:
+    """Return the record of the engine's layer `prefix`, or None if fp8pad knows none of its modules.
+
+    `modules` are fp8pad's, by the engine's names; `fused_modules` says which modules the engine fuses into which.
+    """
+    if prefix in modules:
+        return LayerParts(prefix, (modules[prefix],))
+    parent, dot, name = prefix.rpartition(".")
+    fused = fused_modules.get(name) or _FUSED_MODULES.get(name, ())
+    parts = tuple(modules.get(f"{parent}{dot}{part}") for part in fused)
+    return LayerParts(prefix, parts) if any(parts) else None
