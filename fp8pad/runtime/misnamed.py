@@ -6,6 +6,7 @@ goes on as it would with the original. Only vLLM's default loader is met; with o
 """
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ import torch
 from fp8pad.runtime.config import PaddedConfig, is_quantized_linear
 from fp8pad.runtime.linear import PaddedLinearMethod, show_logical
 from fp8pad.runtime.parts import find_layer
+from fp8pad.runtime.startup import startup_line
+
+# A logger below vLLM's own, whose handler and level it has.
+LOGGER = logging.getLogger("vllm.fp8pad")
 
 _DONE = "loads_misnamed_layers"
 
@@ -39,9 +44,17 @@ def _meeting(load_weights: Callable[..., None]) -> Callable[..., None]:
             for note in _notes(model):
                 error.add_note(note)
             raise
+        _say(model)
 
     setattr(meet_and_load, _DONE, True)
     return meet_and_load
+
+
+def _say(model: torch.nn.Module) -> None:
+    """Log what is active in `model`, once for all ranks."""
+    is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if is_first and (line := startup_line(model)):
+        LOGGER.info("%s", line)
 
 
 def cut_for_misnamed(model: torch.nn.Module) -> None:

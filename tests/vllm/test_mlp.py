@@ -19,6 +19,7 @@ from fp8pad.geometry import round_up
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.config import padded_config
 from fp8pad.runtime.linear import PaddedLinearMethod
+from fp8pad.runtime.startup import startup_line
 
 pytestmark = pytest.mark.vllm
 
@@ -249,3 +250,19 @@ def test_a_config_travels_without_the_layers_that_it_made() -> None:
     for other in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):  # noqa: S301 (our own)
         assert other.inner_tails is not config.inner_tails
         assert other.fp8pad_modules == config.fp8pad_modules
+
+
+def test_the_line_at_startup_says_what_is_done_to_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers of an MLP keep their padding; one outside is padded before its kernel."""
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    _pretend_rank(monkeypatch, 1, 0)
+    mlp = Mlp(100)
+    above, down = _padded_layers(mlp)
+    name = "model.layers.0.self_attn.o_proj"
+    config = padded_config(_base_config(), {name: _module(64, 40, None)})
+    other = RowParallelLinear(40, 64, quant_config=config, prefix=name)
+    assert startup_line(torch.nn.ModuleList([above, down, other])) == (
+        "fp8pad: 3 layers padded (2 inside MLPs, kept; 1 padded before the kernel), kernel TorchFp8BlockScaledMMKernel"
+    )
+    assert startup_line(torch.nn.ModuleList([torch.nn.Linear(2, 2)])) is None
