@@ -9,7 +9,7 @@ from fp8pad.bench.report import Case, Machine, Report, Timing, report_from_json
 from fp8pad.bench.shapes import REAL_SHAPES, LayerShape
 
 DOWN = LayerShape("down", 1280, 3420)
-GATE_UP = LayerShape("gate_up", 6840, 1280)
+GATE_UP = LayerShape("gate_up", 6840, 1280, 2)
 MACHINE = Machine("a device", "2026-11-23", {"vllm": "0.33.0"})
 
 
@@ -21,10 +21,10 @@ REPORT = Report(
     MACHINE,
     "bfloat16",
     (
-        _case(DOWN, 1, ideal=10.0, vllm=15.0, shim=9.0, absorbed=10.0),
-        _case(DOWN, 64, ideal=20.0, vllm=25.0, shim=20.0, absorbed=20.2),
-        _case(DOWN, 4096, ideal=100.0, vllm=180.0, shim=101.0, absorbed=99.0),
-        _case(GATE_UP, 1, ideal=10.0, vllm=10.0, shim=11.0, absorbed=10.0),
+        _case(DOWN, 1, aligned=10.0, vllm=15.0, runtime=9.0, kept=10.0, absorbed=10.0),
+        _case(DOWN, 64, aligned=20.0, vllm=25.0, runtime=20.0, kept=20.0, absorbed=20.2),
+        _case(DOWN, 4096, aligned=100.0, vllm=180.0, runtime=101.0, kept=100.0, absorbed=99.0),
+        _case(GATE_UP, 1, aligned=10.0, vllm=10.0, runtime=11.0, kept=10.1, absorbed=10.0),
     ),
 )
 
@@ -38,7 +38,8 @@ def test_real_shapes_have_something_to_pad() -> None:
     """Every layer that is timed by default is unaligned, and is padded to what CUTLASS takes."""
     assert not any(shape.is_aligned for shape in REAL_SHAPES)
     assert DOWN.padded_shape == (1280, 3424)
-    assert GATE_UP.padded_shape == (6848, 1280)
+    assert GATE_UP.padded_shape == GATE_UP.kept_shape == (6848, 1280)
+    assert LayerShape("fc1, gated", 27306, 5120, 2).kept_shape == (27328, 5120)
     assert LayerShape("aligned", 1280, 3424).is_aligned
 
 
@@ -46,9 +47,9 @@ def test_summaries_part_unaligned_k_from_unaligned_n() -> None:
     """Layers of unaligned K and of unaligned N alone are summarized apart: medians and worst of their ratios."""
     summaries = REPORT.summaries()
     assert summaries["K"].num_cases == 3
-    assert summaries["K"].median == {"vllm": 1.5, "shim": 1.0, "absorbed": 1.0}
-    assert summaries["K"].worst == {"vllm": 1.8, "shim": 1.01, "absorbed": 1.01}
-    assert summaries["N"].median == {"vllm": 1.0, "shim": 1.1, "absorbed": 1.0}
+    assert summaries["K"].median == {"vllm": 1.5, "runtime": 1.0, "kept": 1.0, "absorbed": 1.0}
+    assert summaries["K"].worst == {"vllm": 1.8, "runtime": 1.01, "kept": 1.0, "absorbed": 1.01}
+    assert summaries["N"].median == {"vllm": 1.0, "runtime": 1.1, "kept": 1.01, "absorbed": 1.0}
 
 
 def test_report_comes_back_from_its_json() -> None:

@@ -15,7 +15,7 @@ def report() -> object:
     from fp8pad.bench.shapes import LayerShape
 
     def case(shape: LayerShape, vllm_us: float) -> Case:
-        medians = {"ideal": 10.0, "vllm": vllm_us, "shim": 10.1, "absorbed": 10.0}
+        medians = {"aligned": 10.0, "vllm": vllm_us, "runtime": 10.1, "kept": 10.0, "absorbed": 10.0}
         return Case(shape, 16, {name: Timing(us, us - 1, us + 1, 21) for name, us in medians.items()})
 
     cases = case(LayerShape("down [a]", 1280, 3420), 15.0), case(LayerShape("up", 3420, 1280), 12.0)
@@ -29,7 +29,19 @@ def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: 
 
     show_bench(report)  # type: ignore[arg-type]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split() == ["down", "[a]", "[1280,", "3420]", "16", "10.0", "9.0-11.0", "1.500", "1.010", "1.000"]
+    assert lines[2].split() == [
+        "down",
+        "[a]",
+        "[1280,",
+        "3420]",
+        "16",
+        "10.0",
+        "9.0-11.0",
+        "1.500",
+        "1.010",
+        "1.000",
+        "1.000",
+    ]
     assert "K unaligned  vllm: 1.500 x median, 1.500 x at worst" in lines
     assert "N unaligned  vllm: 1.200 x median, 1.200 x at worst" in lines
     assert any(line.endswith("GPU [x]") for line in lines)
@@ -41,7 +53,7 @@ def test_the_json_is_one_document(report: object, capsys: pytest.CaptureFixture[
     from fp8pad.render.bench import show_bench
 
     show_bench(report, as_json=True)  # type: ignore[arg-type]
-    assert json.loads(capsys.readouterr().out)["cases"][0]["ratio_to_ideal"]["vllm"] == 1.5
+    assert json.loads(capsys.readouterr().out)["cases"][0]["ratio_to_aligned"]["vllm"] == 1.5
 
 
 @pytest.mark.torch

@@ -9,7 +9,7 @@ from typing import Any
 
 from synthetic import MODELS
 
-KINDS = ("stock", "shim", "absorbed")
+KINDS = ("stock", "runtime", "absorbed")
 
 
 def make_checkpoints(model: str, folder: Path, *, tiny: bool = False, num_ranks: int = 1) -> dict[str, Path]:
@@ -26,7 +26,7 @@ def make_checkpoints(model: str, folder: Path, *, tiny: bool = False, num_ranks:
         script = Path(__file__).with_name("synthetic.py")
         _run(str(script), model, str(unfinished), *(["--tiny"] if tiny else []))
         unfinished.rename(paths["stock"])
-    for kind, options in (("shim", []), ("absorbed", ["--absorb"])):
+    for kind, options in (("runtime", []), ("absorbed", ["--absorb"])):
         command = ["convert", str(paths["stock"]), str(paths[kind]), "--overwrite", "-tp", str(num_ranks), *options]
         _run("-m", "fp8pad", *command)
     return paths

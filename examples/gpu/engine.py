@@ -149,7 +149,7 @@ class Server:
     def start(self, model: str, **options: Any) -> dict[str, Any]:
         """Serve `model` from now on, in place of what was served before, and say how many layers fp8pad pads.
 
-        By these numbers a measurement of the shim is known to be one.
+        By these numbers a measurement of the runtime is known to be one.
         """
         from vllm import LLM
 
@@ -167,6 +167,7 @@ class Server:
         return {
             "padded_layers": len(padded),
             "padded_where_quantized": sum(method.pads_where_quantized for method in padded),
+            "kept_inside_mlps": sum(method.keeps_tails or method.takes_tails for method in padded),
             "kernels": dict(Counter(type(kernel).__name__ for kernel in kernels if kernel is not None)),
         }
 

@@ -3,8 +3,9 @@
     python examples/gpu/profile_launches.py -o docs/benchmarks/launches-h100.json
 
 The PyTorch profiler lists the kernels of vLLM's own path and of fp8pad's, both of which start from the same unaligned
-activation. The limit is each value read once and each result written once, at the speed of a large copy on this device.
-Beside it, for how long an eager call keeps the host, which is what counts where the device waits for work.
+activation; and of both where the activation has its padding already, as it has inside an MLP. The limit is each value
+read once and each result written once, at the speed of a large copy on this device. Beside it, for how long an eager
+call keeps the host, which is what counts where the device waits for work.
 """
 
 import argparse
@@ -78,9 +79,12 @@ def profile_shape(num_tokens: int, k: int, limit_gb_per_s: float) -> dict[str, A
     """Profile both paths for an activation `[num_tokens, k]` of BF16."""
     x = torch.randn(num_tokens, k, device="cuda", dtype=torch.bfloat16)
     padded_k = round_up(k, 16)
+    kept = pad(x, (0, padded_k - k))
     paths = {
         "vllm": lambda: pad(vllm_ops.scaled_fp8_quant(x, use_per_token_if_dynamic=True)[0], (0, padded_k - k)),
         "fp8pad": lambda: quantize_and_pad(x, padded_k),
+        "vllm_kept": lambda: vllm_ops.scaled_fp8_quant(kept, use_per_token_if_dynamic=True),
+        "fp8pad_kept": lambda: quantize_and_pad(kept, padded_k),
     }
     num_bytes = num_tokens * (2 * k + padded_k + 4)
     row: dict[str, Any] = {"num_tokens": num_tokens, "k": k, "padded_k": padded_k, "bytes": num_bytes}

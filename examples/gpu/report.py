@@ -18,7 +18,9 @@ from fp8pad.bench.report import Machine, report_from_json
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOWN_TOKENS = (1, 64, 1024, 16384)
-FORMS = ("stock", "shim", "absorbed")
+FORMS = ("stock", "runtime", "absorbed")
+ALONE = ("stock, one rank", "runtime, one rank")
+CANDIDATES = ("aligned", "vllm", "runtime", "kept", "absorbed")
 # What kernels do, by a pattern in their names; the first that fits.
 KERNEL_GROUPS = (
     ("fused by Inductor", "^triton_"),
@@ -49,24 +51,27 @@ def layers(document: dict[str, Any], chart: Path) -> str:
     """Show each layer at a few numbers of tokens, and the summary of all."""
     report = report_from_json(document)
     draw_layers(report, chart)
+    kinds = [kind for kind in CANDIDATES[1:] if kind in report.cases[0].timings]
     summary = table(
-        ("unaligned", "cases", "vLLM, median", "worst", "shim, median", "worst", "absorbed, median", "worst"),
+        ("unaligned", "cases", *(f"{kind}, {part}" for kind in kinds for part in ("median", "worst"))),
         [
             (
                 name,
                 group.num_cases,
-                *(f"{part[kind]:.3f}" for kind in group.median for part in (group.median, group.worst)),
+                *(f"{part[kind]:.3f}" for kind in kinds for part in (group.median, group.worst)),
             )
             for name, group in report.summaries().items()
         ],
     )
-    columns = [f"{tokens}: aligned, vLLM, shim" for tokens in SHOWN_TOKENS]
+    columns = [f"{tokens}: aligned, vLLM, runtime" for tokens in SHOWN_TOKENS]
     rows: dict[str, list[str]] = {}
     for case in report.cases:
         shape = f"{case.shape.name}, {case.shape.k} -> {case.shape.n}"
         if case.num_tokens in SHOWN_TOKENS:
-            aligned = case.timings["ideal"].median_us
-            rows.setdefault(shape, []).append(f"{aligned:.1f} us, {case.ratio('vllm'):.2f}, {case.ratio('shim'):.2f}")
+            aligned = case.timings["aligned"].median_us
+            rows.setdefault(shape, []).append(
+                f"{aligned:.1f} us, {case.ratio('vllm'):.2f}, {case.ratio('runtime'):.2f}"
+            )
     return f"{summary}\n\n{table(('layer, K -> N', *columns), ([name, *cells] for name, cells in rows.items()))}"
 
 
@@ -98,7 +103,7 @@ def compiled_forms(document: dict[str, Any], chart: Path) -> str:
         )
         rows.append((case["layer"], case["scheme"], case["num_tokens"], *times))
     _draw_forms(document, chart)
-    return table(("layer", "scale", "tokens", "aligned, us", "native padding (= vLLM)", "one launch (= shim)"), rows)
+    return table(("layer", "scale", "tokens", "aligned, us", "native padding (= vLLM)", "one launch (= runtime)"), rows)
 
 
 def _draw_forms(document: dict[str, Any], chart: Path) -> None:
@@ -108,7 +113,7 @@ def _draw_forms(document: dict[str, Any], chart: Path) -> None:
         panel.set_title({"token": "a scale for each token", "static": "a static scale"}[scheme], fontsize=10)
         for name, label, kind in (
             ("native", "native padding (vLLM)", "vllm"),
-            ("operator", "one launch (shim)", "shim"),
+            ("operator", "one launch (runtime)", "runtime"),
         ):
             ratios: dict[int, list[float]] = {}
             for case in document["cases"]:
@@ -129,11 +134,15 @@ def schemes(document: dict[str, Any], _: Path) -> str:
     rows = []
     for row in document["models"]:
         scales = ", ".join([f"per {scheme}" for scheme in row["scales"]] + ["static"] * row["static"])
-        kernels = Counter(row["forms"]["shim"].get("layers", {}).get("kernels", {}))
+        kernels = Counter(row["forms"]["runtime"].get("layers", {}).get("kernels", {}))
         kernel = ", ".join(name.removesuffix("LinearKernel") for name in kernels)
         forms = [_form(row["forms"][kind]) for kind in FORMS]
+        if any("runtime, one rank" in other["forms"] for other in document["models"]):
+            forms += [_form(row["forms"][kind]) if kind in row["forms"] else "" for kind in ALONE]
         rows.append((row["model"], row["architecture"], row["quant_method"], scales, *forms, kernel))
-    return table(("checkpoint", "class", "method", "scales", "original", "padded", "absorbed", "kernel"), rows)
+    alone = ("original, one rank", "padded, one rank") if len(rows[0]) > len(FORMS) + 5 else ()
+    header = ("checkpoint", "class", "method", "scales", "original", "padded", "absorbed", *alone, "kernel")
+    return table(header, rows)
 
 
 def _form(form: dict[str, Any]) -> str:

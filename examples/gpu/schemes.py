@@ -4,7 +4,9 @@
 
 A MODEL is a checkpoint, or the name of a synthetic one (see synthetic.py). The original and the absorbed form are
 served without fp8pad's plugin. Where vLLM refuses the original there is nothing to compare with, and the forms that it
-serves are compared with each other. Exit status 1 if any eager answer differs. Needs fp8pad installed beside vLLM.
+serves are compared with each other; if it is several ranks that refuse it, with the original on one rank, where equal
+bits are not to be expected, and the padded form on one rank, where they are. Exit status 1 if an eager answer differs
+that should not. Needs fp8pad installed beside vLLM.
 """
 
 import argparse
@@ -33,16 +35,22 @@ MAX_MODEL_LEN = 160
 MAX_MODEL_LEN_WITH_IMAGES = 2048
 
 
+# What a form is called where it is served on one rank beside others on several.
+ALONE = ", one rank"
+
+
 class Servers:
-    """Two engines, one without plugins and one with, each replaced after a failure."""
+    """Engines without plugins and with, started when they are needed, each replaced after a failure."""
 
     def __init__(self, start_engine: Callable[[bool], Engine]) -> None:
         self._start_engine = start_engine
-        self._engines = {stock: start_engine(stock) for stock in (True, False)}
+        self._engines: dict[bool, Engine] = {}
 
     def answers(self, model: Path, options: Mapping[str, Any]) -> dict[str, Any]:
         """Serve a checkpoint and return its answers, or why there are none."""
         stock = not needs_plugin(model)
+        if stock not in self._engines:
+            self._engines[stock] = self._start_engine(stock)
         engine = self._engines[stock]
         own_options = options_for(model)
         images = "limit_mm_per_prompt" in own_options
@@ -53,8 +61,7 @@ class Servers:
             asked = [question(*batch, images=images) for batch in QUESTIONS]
             return {"layers": layers, "answers": [engine.ask("answers", **batch) for batch in asked]}
         except EngineError as error:
-            engine.close()
-            self._engines[stock] = self._start_engine(stock)
+            self._engines.pop(stock).close()
             return {"refused": str(error)}
 
     def close(self) -> None:
@@ -65,7 +72,8 @@ class Servers:
 
 def compared(forms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Compare the answers of each form with those of the first that has any."""
-    reference = next((kind for kind in KINDS if "answers" in forms[kind]), None)
+    candidates = ("stock", f"stock{ALONE}", *KINDS)
+    reference = next((kind for kind in candidates if "answers" in forms.get(kind, {})), None)
     result: dict[str, Any] = {}
     for kind, form in forms.items():
         result[kind] = {key: form[key] for key in ("layers", "refused") if key in form}
@@ -80,13 +88,8 @@ def compared(forms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def compare_all(models: Sequence[str], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the comparison of each model as it is done, `arguments.jobs` models at a time."""
     num_ranks = arguments.tensor_parallel_size * arguments.pipeline_parallel_size
-    options = {
-        "enforce_eager": True,
-        "max_model_len": MAX_MODEL_LEN,
-        "kv_cache_memory_bytes": 256 << 20,
-        "tensor_parallel_size": arguments.tensor_parallel_size,
-        "pipeline_parallel_size": arguments.pipeline_parallel_size,
-    }
+    alone = {"enforce_eager": True, "max_model_len": MAX_MODEL_LEN, "kv_cache_memory_bytes": 256 << 20}
+    sizes = {name: getattr(arguments, name) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
 
     def start_engine(stock: bool) -> Engine:
         return Engine(stock=stock, num_ranks=num_ranks, share_gpu=arguments.share_gpu)
@@ -99,12 +102,23 @@ def compare_all(models: Sequence[str], arguments: argparse.Namespace) -> Iterato
             )
             servers = idle.get()
             try:
-                forms = {kind: servers.answers(paths[kind], options) for kind in KINDS}
+                forms = {kind: servers.answers(paths[kind], alone | sizes) for kind in KINDS}
             finally:
                 idle.put(servers)
+            if num_ranks > 1 and "refused" in forms["stock"]:
+                forms |= _answers_alone(paths, alone)
             return {"model": Path(model).name, **_scheme(paths["stock"]), "forms": compared(forms)}
 
         yield from pool.map(one, models)
+
+
+def _answers_alone(paths: Mapping[str, Path], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Serve the original and the padded form on one rank each."""
+    servers = Servers(lambda stock: Engine(stock=stock))
+    try:
+        return {f"{kind}{ALONE}": servers.answers(paths[kind], options) for kind in ("stock", "runtime")}
+    finally:
+        servers.close()
 
 
 @contextmanager
@@ -127,7 +141,7 @@ def _scheme(model: Path) -> dict[str, Any]:
     return {
         "architecture": source.configs["config.json"]["architectures"][0],
         "quant_method": plan.base["quant_method"] if plan.base else None,
-        "scales": sorted({layer.scheme for layer in plan.layers if layer.scheme}),
+        "scales": sorted({layer.granularity.name for layer in plan.layers if layer.granularity}),
         "static": any(tensor.name.endswith("input_scale") for shard in source.shards for tensor in shard.tensors),
     }
 
@@ -150,12 +164,15 @@ def main() -> int:
         print(json.dumps(row), file=sys.stderr, flush=True)
         document["models"].append(row)
         arguments.output.write_text(json.dumps(document, indent=1) + "\n")
-    return int(not all(_is_equal(form) for row in document["models"] for form in row["forms"].values()))
+    return int(not all(_is_right(*form) for row in document["models"] for form in row["forms"].items()))
 
 
-def _is_equal(form: Mapping[str, Any]) -> bool:
+def _is_right(kind: str, form: Mapping[str, Any]) -> bool:
+    """Return whether a form answers as it should: several ranks are not to answer as one, bit for bit."""
     agreement = form.get("agreement")
-    return agreement is None or agreement["num_identical"] == agreement["num_answers"]
+    if agreement is None or agreement["compared_with"].endswith(ALONE) > kind.endswith(ALONE):
+        return True
+    return bool(agreement["num_identical"] == agreement["num_answers"])
 
 
 if __name__ == "__main__":

@@ -108,6 +108,40 @@ class LatentDecoder(Decoder):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedExpertDecoder(Decoder):
+    """A Qwen2-MoE-like decoder: `intermediate` is the size of its shared expert, `routed` that of each routed one."""
+
+    routed: int = 1536
+    experts: int = 8
+
+    def tensors(self) -> Tensors:
+        """Yield every tensor under its checkpoint name."""
+        for name, tensor in Decoder.tensors(self):
+            yield name.replace(".mlp.", ".mlp.shared_expert."), tensor
+        for layer in range(self.layers):
+            mlp = f"model.layers.{layer}.mlp"
+            yield f"{mlp}.gate.weight", normal(self.experts, self.hidden) * self.hidden**-0.5
+            yield f"{mlp}.shared_expert_gate.weight", normal(1, self.hidden) * self.hidden**-0.5
+            for expert in range(self.experts):
+                yield from _gated_mlp(self.scheme, f"{mlp}.experts.{expert}", self.hidden, self.routed)
+
+    def config(self) -> dict[str, Any]:
+        """Return its sizes as a Hugging Face config names them: every layer has experts."""
+        return {
+            **Decoder.config(self),
+            "architectures": ["Qwen2MoeForCausalLM"],
+            "model_type": "qwen2_moe",
+            "shared_expert_intermediate_size": self.intermediate,
+            "moe_intermediate_size": self.routed,
+            "num_experts": self.experts,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class VisionTower:
     """The sizes of Qwen2.5-VL's vision tower; by default those of the 3B and 7B models."""
 
@@ -264,6 +298,20 @@ _DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
         for name in SCHEMES
         if name != "channel"
     },
+    # Scales per block: Qwen2.5-72B's sizes, half of which begin inside a block; DeepSeek-V2-Lite's dense layer; and a
+    # shared expert of Step-3.5's size, a quarter of which does.
+    "llama-29568-block": (
+        Decoder(8192, 29568, 3, heads=64, scheme=SCHEMES["block"]),
+        Decoder(256, 384, **_SMALL, scheme=SCHEMES["block"]),
+    ),
+    "llama-10944-block": (
+        Decoder(2048, 10944, 4, heads=16, kv_heads=16, scheme=SCHEMES["block"]),
+        Decoder(256, 448, **_SMALL, scheme=SCHEMES["block"]),
+    ),
+    "shared-expert-1280-block": (
+        SharedExpertDecoder(4096, 1280, 4, qkv_bias=True, scheme=SCHEMES["block"]),
+        SharedExpertDecoder(256, 192, **_SMALL, qkv_bias=True, scheme=SCHEMES["block"], routed=512, experts=4),
+    ),
     "deepseek-latent-2040": (
         LatentDecoder(2040, 5464, 4, heads=5, q_rank=1032),
         LatentDecoder(280, 212, 2, heads=5, vocabulary=512, q_rank=72, v_dim=120),

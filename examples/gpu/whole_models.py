@@ -1,4 +1,4 @@
-"""Whole models on this GPU: do stock vLLM, the shim and an absorbed checkpoint answer alike, and how fast?
+"""Whole models on this GPU: do stock vLLM, the runtime and an absorbed checkpoint answer alike, and how fast?
 
     python examples/gpu/whole_models.py -o docs/benchmarks/whole-models-h100.json --modes eager compiled
 
@@ -43,18 +43,18 @@ Engines = Mapping[str, Engine]
 def served(paths: Mapping[str, Mapping[str, Path]], options: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
     """Start an engine for each form of each model, all at once, and yield engines and what they say of themselves.
 
-    Only the shim's may load plugins. A model's absorbed form is left out where it is padded too. Beside compiled
+    Only the runtime's may load plugins. A model's absorbed form is left out where it is padded too. Beside compiled
     engines is an eager one of the original, to show how much compiling changes by itself.
     """
     forms = [
         (name, kind, path)
         for name, paths_of_model in paths.items()
         for kind, path in paths_of_model.items()
-        if kind == "shim" or not needs_plugin(path)
+        if kind == "runtime" or not needs_plugin(path)
     ]
     if not options["engine"]["enforce_eager"]:
         forms += [(name, EAGER, paths_of_model["stock"]) for name, paths_of_model in paths.items()]
-    engines = {(name, kind): Engine(stock=kind != "shim", **options["ranks"]) for name, kind, _ in forms}
+    engines = {(name, kind): Engine(stock=kind != "runtime", **options["ranks"]) for name, kind, _ in forms}
     try:
         for name, kind, path in forms:
             asked = {**options["engine"], **options_for(path)} | ({"enforce_eager": True} if kind == EAGER else {})

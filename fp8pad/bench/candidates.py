@@ -1,9 +1,10 @@
-"""The four ways to run one FP8 layer, per-channel weights and per-token activations, each on vLLM's own kernel class.
+"""The ways to run one FP8 layer, per-channel weights and per-token activations, each on vLLM's own kernel class.
 
-* `ideal`: a layer whose sizes are aligned, as if the model had been made so;
+* `aligned`: a layer whose sizes are aligned, as if the model had been made so;
 * `vllm`: the layer as it is; vLLM pads its weight at load, and in every forward its activation, or cuts its output;
-* `shim`: the layer of a padded checkpoint, its activation padded as it is quantized;
-* `absorbed`: the layer of an absorbed checkpoint. It is an aligned layer: what it differs from `ideal` by is noise.
+* `runtime`: the layer of a padded checkpoint, its activation padded as it is quantized, its output cut;
+* `kept`: the same inside an MLP: what stands before it leaves the padding, and what follows takes it;
+* `absorbed`: the layer of an absorbed checkpoint. It is an aligned layer: what it differs from `aligned` by is noise.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from fp8pad.bench.shapes import LayerShape
 from fp8pad.runtime.output import cut_output, takes_strided_rows
 from fp8pad.runtime.quantizer import pad_where_quantized
 
-CANDIDATES = ("ideal", "vllm", "shim", "absorbed")
+CANDIDATES = ("aligned", "vllm", "runtime", "kept", "absorbed")
 _PARAMETERS = ("weight", "weight_scale", "input_scale", "input_scale_ub")
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -33,11 +34,13 @@ def vllm_operators() -> Iterator[None]:
 
 def make_forward(candidate: str, shape: LayerShape, dtype: torch.dtype) -> tuple[Forward, int]:
     """Return one layer of random weights as a function of its activation `[M, K]`, and the K it takes."""
-    if candidate in ("ideal", "absorbed"):
+    if candidate in ("aligned", "absorbed"):
         return _forward(shape.padded_shape, dtype), shape.padded_shape[1]
+    if candidate == "kept":
+        return _forward(shape.kept_shape, dtype), shape.kept_shape[1]
     if candidate == "vllm":
         return _forward(shape.logical_shape, dtype), shape.k
-    return _shim_forward(shape, dtype), shape.k
+    return _runtime_forward(shape, dtype), shape.k
 
 
 def _forward(weight_shape: tuple[int, int], dtype: torch.dtype) -> Forward:
@@ -45,12 +48,12 @@ def _forward(weight_shape: tuple[int, int], dtype: torch.dtype) -> Forward:
     return lambda x: kernel.apply_weights(layer, x)
 
 
-def _shim_forward(shape: LayerShape, dtype: torch.dtype) -> Forward:
+def _runtime_forward(shape: LayerShape, dtype: torch.dtype) -> Forward:
     """Do what runtime.linear does: pad along K where the activation is quantized, cut the output along N."""
     layer, kernel = _layer(shape.padded_shape, dtype)
     padded_n, padded_k = shape.padded_shape
     if padded_k > shape.k and not pad_where_quantized(kernel, padded_k):
-        raise TypeError(f"the shim does not pad in {type(kernel).__name__}")
+        raise TypeError(f"the runtime does not pad in {type(kernel).__name__}")
     if padded_n == shape.n:
         return lambda x: kernel.apply_weights(layer, x)
     strided = takes_strided_rows(shape.name)

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from fp8pad.bench.report import Case, Machine, Report
 
-COLORS = {"vllm": "#c2543d", "shim": "#2f6db3"}
-LABELS = {"vllm": "vLLM's own path", "shim": "fp8pad's shim"}
+COLORS = {"vllm": "#c2543d", "runtime": "#2f6db3"}
+LABELS = {"vllm": "vLLM's own path", "runtime": "fp8pad's runtime"}
 TITLES = {"K": "K unaligned", "N": "only N unaligned"}
 
 

@@ -63,7 +63,7 @@ class Case:
 
     def ratio(self, candidate: str) -> float:
         """How many times as long as the aligned layer the candidate takes, by medians."""
-        return self.timings[candidate].median_us / self.timings["ideal"].median_us
+        return self.timings[candidate].median_us / self.timings["aligned"].median_us
 
     def to_json(self) -> dict[str, Any]:
         """Return the case as a JSON object, ratios included."""
@@ -71,9 +71,10 @@ class Case:
             "layer": self.shape.name,
             "logical_shape": list(self.shape.logical_shape),
             "padded_shape": list(self.shape.padded_shape),
+            "num_matrices": self.shape.num_matrices,
             "num_tokens": self.num_tokens,
             "timings": {name: asdict(timing) for name, timing in self.timings.items()},
-            "ratio_to_ideal": {name: round(self.ratio(name), 4) for name in self.timings if name != "ideal"},
+            "ratio_to_aligned": {name: round(self.ratio(name), 4) for name in self.timings if name != "aligned"},
         }
 
 
@@ -88,7 +89,7 @@ class Summary:
     @classmethod
     def of(cls, cases: Sequence[Case]) -> "Summary":
         """Summarize at least one case."""
-        names = [name for name in cases[0].timings if name != "ideal"]
+        names = [name for name in cases[0].timings if name != "aligned"]
         ratios = {name: [case.ratio(name) for case in cases] for name in names}
         return cls(
             len(cases),
@@ -137,4 +138,6 @@ def _cases(documents: Iterable[Mapping[str, Any]]) -> Iterable[Case]:
     for document in documents:
         n, k = document["logical_shape"]
         timings = {name: Timing(**timing) for name, timing in document["timings"].items()}
-        yield Case(LayerShape(document["layer"], n, k), document["num_tokens"], timings)
+        yield Case(
+            LayerShape(document["layer"], n, k, document.get("num_matrices", 1)), document["num_tokens"], timings
+        )

@@ -13,11 +13,13 @@ class LayerShape:
     """One linear layer as one rank holds it, `[N, K]` = `[out_features, in_features]`.
 
     `name` ends as the module's does where that decides what the runtime does (`takes_strided_rows` in runtime/output).
+    `num_matrices` lie one behind the other along N, each with a tail of its own inside an MLP.
     """
 
     name: str
     n: int
     k: int
+    num_matrices: int = 1
 
     @property
     def logical_shape(self) -> tuple[int, int]:
@@ -29,6 +31,12 @@ class LayerShape:
         """`(N, K)` as CUTLASS wants it."""
         padded_n, padded_k = padded_shape(self.logical_shape, CUTLASS_ALIGNMENT)
         return padded_n, padded_k
+
+    @property
+    def kept_shape(self) -> tuple[int, int]:
+        """`(N, K)` as the kernel gets it inside an MLP."""
+        n, k = padded_shape((self.n // self.num_matrices, self.k), CUTLASS_ALIGNMENT)
+        return n * self.num_matrices, k
 
     @property
     def is_aligned(self) -> bool:
@@ -45,8 +53,8 @@ REAL_SHAPES = (
     LayerShape("Qwen3-VL vision fc2, TP 2", 1152, 2152),
     LayerShape("Qwen2.5-72B down, TP 16", 8192, 1848),
     LayerShape("jais-13b fc2", 5120, 13653),
-    LayerShape("Qwen2.5-VL vision gate_up", 6840, 1280),
-    LayerShape("jais-13b fc1, gated", 27306, 5120),
+    LayerShape("Qwen2.5-VL vision gate_up", 6840, 1280, 2),
+    LayerShape("jais-13b fc1, gated", 27306, 5120, 2),
     LayerShape("Mamba2-130m layers.*.mixer.in_proj", 3352, 768),
 )
 

@@ -10,7 +10,7 @@ from fp8pad.bench.report import Case, Report
 from fp8pad.render.console import fact_table, print_json, print_parts, stdout_console
 from fp8pad.text import printable
 
-_OTHERS = ("vllm", "shim", "absorbed")
+_OTHERS = ("vllm", "runtime", "kept", "absorbed")
 
 
 def tell_case(case: Case) -> None:
@@ -43,11 +43,11 @@ def _case_table(cases: Iterable[Case]) -> Table:
     for header in ("tokens", "aligned", "quartiles", *_OTHERS):
         table.add_column(header, justify="right", no_wrap=True)
     for case in cases:
-        ideal = case.timings["ideal"]
+        aligned = case.timings["aligned"]
         ratios = [f"{case.ratio(name):.3f}" for name in _OTHERS]
-        spread = f"{ideal.lower_us:.1f}-{ideal.upper_us:.1f}"
+        spread = f"{aligned.lower_us:.1f}-{aligned.upper_us:.1f}"
         shape = str(list(case.shape.logical_shape))
         table.add_row(
-            printable(case.shape.name), shape, str(case.num_tokens), f"{ideal.median_us:.1f}", spread, *ratios
+            printable(case.shape.name), shape, str(case.num_tokens), f"{aligned.median_us:.1f}", spread, *ratios
         )
     return table
