@@ -44,6 +44,10 @@ class VerifyError(Fp8padError):
     """What was read back is not what the plan says."""
 
 
+class NotServedError(Fp8padError):
+    """The converted checkpoint is one that the engine refuses at the tensor-parallel size that it is meant for."""
+
+
 class OutputError(Fp8padError):
     """The output folder cannot be used, or writing to it failed."""
 

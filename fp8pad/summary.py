@@ -8,7 +8,9 @@ from typing import Any
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.planning.advice import outlook
+from fp8pad.planning.engines import DEFAULT_ENGINE, engines
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.verdict import converted_verdict
 from fp8pad.record import FORMAT_VERSION
 
 
@@ -60,6 +62,7 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
         "files_left_out": list(files.excluded),
         "needs_runtime": plan.needs_runtime,
         "tensor_parallel": [asdict(at) for at in outlook(plan.layers)],
+        "refused": list(converted_verdict(plan, engines()[DEFAULT_ENGINE]).refused),
         "notes": list(plan.notes),
     }
 

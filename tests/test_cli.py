@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers import write_checkpoint
 
 from fp8pad import __version__
 from fp8pad.cli.main import main
+
+BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
 @dataclass(frozen=True)
@@ -381,3 +384,33 @@ def test_help_is_quick() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.4
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Path:
+    """A checkpoint of which vLLM refuses a rank's half of a block and a half."""
+    name, config = "model.layers.0.mlp.down_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
+    shard = {name: ("F8_E4M3", (128, 384)), f"{name}_scale_inv": ("F32", (1, 3))}
+    return write_checkpoint(tmp_path / "refused", {"model.safetensors": shard}, config)
+
+
+def test_a_conversion_that_will_not_serve_says_so(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
+    """OUT_DIR is written, its layers are named, and the exit status is 1; with --force it is 0."""
+    run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
+    assert run.status == 1
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "vLLM 0.33 refuses" in run.stdout
+    assert "model.layers.0.mlp.down_proj" in run.stdout
+    assert "vllm serve" not in run.stdout
+    assert "error: not served by vLLM 0.33 at TP 2: 1 layer, the first: model.layers.0.mlp.down_proj" in run.stderr
+    assert fp8pad("convert", refused, tmp_path / "forced", "-tp", "2", "--force").status == 0
+
+
+def test_a_plan_can_be_checked_in_ci(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
+    """Exit status 0 and 1 by whether OUT would serve at this TP size; without --check it is 0."""
+    assert [fp8pad("plan", refused, "-tp", size, "--check").status for size in ("1", "2", "3")] == [0, 1, 0]
+    assert fp8pad("plan", refused, "-tp", "2").status == 0
+    run = fp8pad("plan", refused, "-tp", "2", "--check", "--json")
+    assert run.status == 1
+    assert json.loads(run.stdout)["refused"] == ["model.layers.0.mlp.down_proj"]
+    assert fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--dry-run").status == 0

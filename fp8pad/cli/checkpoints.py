@@ -12,7 +12,7 @@ import typer
 
 from fp8pad.checkpoint.options import DEFAULT_JOBS, WriteOptions
 from fp8pad.cli import options
-from fp8pad.errors import RecordError, VerifyError
+from fp8pad.errors import NotServedError, RecordError, VerifyError
 
 if TYPE_CHECKING:
     from fp8pad.checkpoint.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ def plan(
     alignment: options.AlignmentOption = "auto",
     absorb: options.AbsorbOption = False,
     absorb_experts: options.AbsorbExpertsOption = False,
+    check: options.CheckOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Show what converting would change, and the cost.
@@ -37,6 +38,8 @@ def plan(
 
     source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
     show_plan(source, checkpoint_plan, as_json)
+    if check:
+        _check_served(checkpoint_plan)
 
 
 def convert(
@@ -53,6 +56,7 @@ def convert(
     resume: options.ResumeOption = True,
     dry_run: options.DryRunOption = False,
     verify: options.VerifyOption = "padded",
+    force: options.ForceOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Pad a checkpoint and verify the result.
@@ -72,6 +76,8 @@ def convert(
     with _resume_hint(resume), shown_progress() as progress:
         report = convert_checkpoint(source, checkpoint_plan, out_dir, write_options, progress)
     show_conversion(source, checkpoint_plan, out_dir, report, as_json)
+    if not force:
+        _check_served(checkpoint_plan)
 
 
 def verify(
@@ -146,6 +152,17 @@ def _plan(model: Path, policy: "Policy") -> "tuple[Checkpoint, CheckpointPlan]":
     return source, plan_checkpoint(source.shards, source.configs, policy)
 
 
+def _check_served(plan: "CheckpointPlan") -> None:
+    """Raise `NotServedError` where the engine is known to refuse what the plan makes, at the plan's TP size."""
+    from fp8pad.planning.engines import DEFAULT_ENGINE, engines
+    from fp8pad.planning.verdict import converted_verdict
+
+    engine = engines()[DEFAULT_ENGINE]
+    if refused := converted_verdict(plan, engine).refused:
+        at = f"{engine.title} at TP {plan.policy.tensor_parallel_size}"
+        raise NotServedError(_first_of(f"not served by {at}", refused, "layer", "layers"))
+
+
 @contextmanager
 def _resume_hint(resume: bool) -> Iterator[None]:
     try:
@@ -156,5 +173,5 @@ def _resume_hint(resume: bool) -> Iterator[None]:
         raise
 
 
-def _first_of(path: Path, found: Sequence[object], one: str, many: str) -> str:
+def _first_of(path: Path | str, found: Sequence[object], one: str, many: str) -> str:
     return f"{path}: {len(found)} {one if len(found) == 1 else many}, the first: {found[0]}"

@@ -67,7 +67,14 @@ VerifyOption = Annotated[
     typer.Option("--verify", help="What is re-read before publishing: padded tensors, every byte (full), or nothing."),
 ]
 
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Exit with 0 even if vLLM would refuse the result at this TP size.")
+]
+
 # What is printed
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="Exit with 1 if vLLM would refuse the result at this TP size.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 
 # Golden outputs

@@ -57,6 +57,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         bytes_before=bytes_before,
         bytes_after=bytes_before + sum(_bytes_added(tensors[name], tensor) for name, tensor in padded.items()),
         notes=absorption.notes,
+        architectures=_architectures(config),
     )
 
 
@@ -84,6 +85,11 @@ def _all_tensors(
 
 def _bytes_added(header: TensorHeader, tensor: PaddedTensor) -> int:
     return tensor_bytes(header.dtype, tensor.padded_shape) - header.num_bytes
+
+
+def _architectures(config: Json) -> tuple[str, ...]:
+    names = config.get("architectures")
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
 def _matrix_shape(linear: Fp8Linear) -> tuple[int, int]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from fp8pad.errors import CheckpointError
 from fp8pad.geometry import is_aligned
 from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.verdict import converted_verdict
 from fp8pad.record import Json, Policy
 from fp8pad.tensors import ShardHeader
 
@@ -56,6 +58,26 @@ def remedy(shards: Sequence[ShardHeader], configs: Mapping[str, Json], plan: Che
                 return policy
         except CheckpointError:  # a config that only absorbing reads, and that disagrees with the tensors
             return None
+    return None
+
+
+def way_out(
+    shards: Sequence[ShardHeader], configs: Mapping[str, Json], plan: CheckpointPlan, engine: Engine
+) -> Policy | None:
+    """Return the policy nearest to the plan's own whose checkpoint `engine` does not refuse; None if there is none.
+
+    Absorbing comes first, with the routed experts only where it takes that, then fewer ranks.
+    """
+    policy, size = plan.policy, plan.policy.tensor_parallel_size
+    absorbing = (replace(policy, absorb=True), replace(policy, absorb=True, absorb_experts=True))
+    fewer = (replace(policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0)
+    for other in (*absorbing, *fewer):
+        try:
+            other_plan = plan_checkpoint(shards, configs, other) if other != policy else plan
+        except CheckpointError:  # a config that only absorbing reads, and that disagrees with the tensors
+            continue
+        if not converted_verdict(other_plan, engine).refused:
+            return other
     return None
 
 

@@ -43,7 +43,7 @@ def plan_layer(
     layer = LayerPlan(
         linear.name, linear.granularity, linear.shape, padded, alignment, axes, "", config_shape, sharding
     )
-    layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size))
+    layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size), is_expert=linear.is_expert)
     return replace(layer, reason=reason_of(layer, policy, linear.skip_reason, refusal))
 
 

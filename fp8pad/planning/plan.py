@@ -15,6 +15,7 @@ class LayerPlan:
     `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
     logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
     `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
+    `is_expert` marks routed experts, which the runtime never meets.
     """
 
     name: str
@@ -27,6 +28,7 @@ class LayerPlan:
     config_shape: tuple[int, ...]
     sharding: Sharding = COLUMN
     rank_fit: Fit = "aligned"
+    is_expert: bool = False
 
     @property
     def block(self) -> tuple[int, int]:
@@ -38,6 +40,17 @@ class LayerPlan:
         """The `(N, K)` that the edited config asks for: of one matrix, where several are stacked."""
         num_n, num_k = self.config_shape[-2:]
         return num_n, num_k
+
+    @property
+    def logical_matrix(self) -> tuple[int, int]:
+        """The `(N, K)` of the source: of one matrix, where several are stacked."""
+        num_n, num_k = self.logical_shape[-2:]
+        return num_n, num_k
+
+    @property
+    def is_for_runtime(self) -> bool:
+        """Whether the runtime takes the layer, where the checkpoint asks for it at all."""
+        return not self.is_expert and "skip" not in (self.axes.n, self.axes.k)
 
     @property
     def is_padded_at_load(self) -> bool:
@@ -72,6 +85,7 @@ class CheckpointPlan:
     `tensors` holds every tensor whose bytes change, by name. `modules` is what config.json will tell the runtime; it is
     empty where no runtime is needed. `base` is the original quantization config and `base_source` where it stood; both
     are None in a checkpoint without one. `notes` are sentences for the user that belong to no layer.
+    `architectures` are the classes that config.json names.
     `bytes_before` and `bytes_after` count tensor data.
     """
 
@@ -87,6 +101,7 @@ class CheckpointPlan:
     bytes_before: int
     bytes_after: int
     notes: tuple[str, ...] = field(default=())
+    architectures: tuple[str, ...] = ()
 
     @property
     def needs_runtime(self) -> bool:

@@ -7,7 +7,7 @@ everything else is column-parallel. Where two models use one name for two things
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Literal
 
@@ -20,7 +20,7 @@ Axis = Literal["column", "row", "replicated"]
 Part = Axis | Literal["gate_up"]
 Rows = tuple[int, ...]
 Shape = tuple[int, int]
-Fit = Literal["aligned", "unaligned", "inside block", "indivisible", "not assessed"]
+Fit = Literal["aligned", "unaligned", "ends inside block", "inside block", "indivisible", "not assessed"]
 
 _PART_OF_ROLE: Mapping[Role, Part] = {"gate": "column", "up": "column", "gate_up": "gate_up", "down": "row"}
 
@@ -31,8 +31,10 @@ _ROW = frozenset(
 _REPLICATED = frozenset(
     {"conv_out", "e_proj", "eh_proj", "embedding_projection", "fc1_latent_proj", "fc2_latent_proj", "g_a_proj", "gate",
      "h_proj", "kv_a_proj_with_mqa", "main_proj", "per_layer_input_gate", "per_layer_projection", "project_in",
-     "project_out", "q_a_proj", "router", "shared_expert_gate", "weights_proj", "wk", "wq_b"}
+     "project_out", "q_a_proj", "router", "shared_expert_gate", "wkv", "wq_a"}
 )  # fmt: skip
+# Every Linear inside these is replicated: DeepSeek V3.2's and V4's indexers and compressors.
+_REPLICATED_PARENTS = frozenset({"compressor", "indexer"})
 # Rows of these are tokens, whose number engines pad (`VocabParallelEmbedding` and `ParallelLMHead` in vLLM).
 _VOCABULARY = frozenset(
     {"embed", "embed_out", "embed_tokens", "head", "lm_head", "output_layer", "word_embeddings", "wte"}
@@ -43,6 +45,8 @@ _QUERIES = frozenset({"q_proj"})
 _KEY_VALUE = frozenset({"k_proj", "v_proj"})
 # Queries, keys and values in one tensor on disk.
 _FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "c_attn", "qkv", "qkv_proj", "query_key_value"})
+# Engines put another matrix behind these: up, the key, the value, or the latent key-value projection.
+_FOLLOWED = frozenset({"gate_proj", "k_proj", "q_a_proj", "q_proj", "w1", "wq_a"})
 # Gate and up in one tensor on disk, one behind the other.
 _FUSED_MLP = frozenset({"gate_up_proj", "input_linear"})
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
@@ -75,12 +79,14 @@ class Sharding:
     """How a Linear is divided among ranks.
 
     `groups` are the matrices of a column-parallel layer, several where it is fused on disk. `is_vocabulary` marks one
-    whose rows are tokens: engines pad their number to a multiple of 64 before they split it.
+    whose rows are tokens: engines pad their number to a multiple of 64 before they split it. `is_followed` marks one
+    that engines fuse with a matrix behind it.
     """
 
     axis: Axis = "column"
     groups: tuple[RowGroup, ...] = (RowGroup(),)
     is_vocabulary: bool = False
+    is_followed: bool = False
 
     def part(self, shape: Shape, num_ranks: int) -> "RankPart":
         """Return what one of `num_ranks` ranks holds of a layer `(N, K)`."""
@@ -113,6 +119,11 @@ class Sharding:
         if self.axis == "row":
             return part.num_k is not None and part.num_k % block[1] != 0
         return any(rows % block[0] for rows in part.rows)
+
+    def ends_inside_block(self, part: "RankPart", block: Shape) -> bool:
+        """Return whether a matrix of a rank's `part` that another follows ends inside a scale block `(n, k)`."""
+        rows = part.rows or (part.num_n or 0,)
+        return any(num_n % block[0] for num_n in (rows if self.is_followed else rows[:-1]))
 
     def rank_rows(self, num_n: int, num_ranks: int) -> Rows:
         """Return the N of each matrix that a column-parallel layer holds on a rank.
@@ -161,16 +172,18 @@ def shardings(
     `roles` are those that modules have in MLPs, as family files say.
     """
     parts = {name: _PART_OF_ROLE[roles[name]] if name in roles else _part_by_name(name) for name in shapes}
-    return {name: _sharding(name, num_n, parts[name], sections) for name, (num_n, _) in shapes.items()}
+    followed = {name for name in shapes if roles.get(name) == "gate" or name.rpartition(".")[2] in _FOLLOWED}
+    found = {name: _sharding(name, num_n, parts[name], sections) for name, (num_n, _) in shapes.items()}
+    return {name: replace(how, is_followed=True) if name in followed else how for name, how in found.items()}
 
 
 def _part_by_name(name: str) -> Part | None:
     *_, parent, last = ("", *name.split("."))
+    if last in _REPLICATED or parent in _REPLICATED_PARENTS:
+        return "replicated"
     # A merger or projector is a sequence: `mlp.0`, an activation, `mlp.2`.
     if last in _ROW or (last == "2" and parent == "mlp"):
         return "row"
-    if last in _REPLICATED:
-        return "replicated"
     return "gate_up" if last in _FUSED_MLP else None
 
 
@@ -181,7 +194,7 @@ def _sharding(name: str, num_n: int, part: Part | None, sections: Sequence[Secti
     if part is None and last in _VOCABULARY:
         return Sharding(is_vocabulary=True)
     groups = (RowGroup(), RowGroup()) if part == "gate_up" else _attention(last, *num_heads(name, sections))
-    return Sharding(groups=groups) if num_n % sum(group.weight for group in groups) == 0 else Sharding()
+    return Sharding(groups=groups) if num_n % sum(group.weight for group in groups) == 0 else COLUMN
 
 
 def _attention(last: str, queries: int | None, keys: int | None) -> tuple[RowGroup, ...]:

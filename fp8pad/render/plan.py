@@ -11,7 +11,7 @@ from rich.text import Text
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.advice import RankOutlook, outlook, remedy
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
-from fp8pad.record import AxisActions, Disposition, Policy
+from fp8pad.record import AxisActions, Disposition
 from fp8pad.render.console import (
     WIDE,
     Fact,
@@ -25,6 +25,7 @@ from fp8pad.render.console import (
     stdout_console,
 )
 from fp8pad.render.folding import LayerGroup, group_layers, name_patterns
+from fp8pad.render.verdict import policy_options, refusal_facts
 from fp8pad.summary import flops_added_share, output_files, plan_document
 from fp8pad.text import printable
 
@@ -47,6 +48,7 @@ def show_plan(source: Checkpoint, plan: CheckpointPlan, as_json: bool = False) -
     facts = [*_untouched_facts(plan), *edit_facts(plan.config_edits), *_price_facts(plan)]
     facts += [*_file_facts(source, plan), *_outlook_facts(plan)]
     facts += [("note", printable(note)) for note in plan.notes]
+    facts += refusal_facts(source, plan, _out_dir(source))
     facts += [("next", line) for line in _after_plan(source, plan)]
     console = stdout_console()
     layers = [_layers(console, plan.layers)] if plan.layers else []
@@ -161,27 +163,22 @@ def _finding(at: RankOutlook, known_to_runtime: Container[str]) -> str:
         findings.append(f"a rank's share would begin inside a scale block: {_patterns(at.inside_block)}")
     if indivisible:
         findings.append(f"cannot be split evenly, which engines refuse: {indivisible}")
-    return "; ".join(findings) or "no other layer needs padding"
+    said = findings or ["no other layer needs padding"]
+    if at.not_assessed:
+        said.append(f"not assessed, as the scales are not understood: {_patterns(at.not_assessed)}")
+    return "; ".join(said)
 
 
 def _after_plan(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
-    options = _policy_options(plan.policy)
+    options = policy_options(plan.policy)
     if plan.changes_nothing:
         yield "nothing to convert: the checkpoint would stay as it is"
     else:
-        named = source.root if source.root.name not in ("", "..") else source.root.resolve()
-        yield command("convert", source.root, f"{named}-padded", *options)
+        yield command("convert", source.root, _out_dir(source), *options)
     if policy := remedy(source.shards, source.configs, plan):
-        yield f"{command('plan', source.root, *_policy_options(policy))}  # what absorbing would settle"
+        yield f"{command('plan', source.root, *policy_options(policy))}  # what absorbing would settle"
 
 
-def _policy_options(policy: Policy) -> list[str]:
-    """Return the options that ask for a policy, defaults left out."""
-    options = ["--absorb"] if policy.absorb else []
-    if policy.absorb_experts:
-        options.append("--absorb-experts")
-    if policy.tensor_parallel_size != 1:
-        options += ["--tensor-parallel-size", str(policy.tensor_parallel_size)]
-    if policy.alignment != "auto":
-        options += ["--alignment", str(policy.alignment)]
-    return options
+def _out_dir(source: Checkpoint) -> str:
+    named = source.root if source.root.name not in ("", "..") else source.root.resolve()
+    return f"{named}-padded"

@@ -10,7 +10,8 @@ from rich.text import Text
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.convert import ConvertReport
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.render.console import command, fact_table, growth, print_json, print_parts, shortened, stdout_console
+from fp8pad.render.console import Fact, command, fact_table, growth, print_json, print_parts, shortened, stdout_console
+from fp8pad.render.verdict import refusal_facts
 from fp8pad.summary import plan_document
 from fp8pad.text import printable
 from fp8pad.unpad import UnpadReport
@@ -38,10 +39,15 @@ def show_conversion(
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]
     facts.append(("compare", command("verify", source.root, out_dir)))
-    facts.append(("serve", shlex.join(["vllm", "serve", str(out_dir)])))
-    if plan.needs_runtime:
-        facts.append(("", "with fp8pad installed beside vLLM"))
+    facts += list(refusal_facts(source, plan, out_dir)) or _serving_facts(plan, out_dir)
     print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
+
+
+def _serving_facts(plan: CheckpointPlan, out_dir: Path) -> list[Fact]:
+    size = plan.policy.tensor_parallel_size
+    ranks = ["--tensor-parallel-size", str(size)] if size > 1 else []
+    facts = [("serve", shlex.join(["vllm", "serve", str(out_dir), *ranks]))]
+    return [*facts, ("", "with fp8pad installed beside vLLM")] if plan.needs_runtime else facts
 
 
 def show_verification(out_dir: Path, report: VerifyReport, as_json: bool = False) -> None:

@@ -1,0 +1,73 @@
+"""What inference engines do with layers that are not aligned: one data file an engine and version, and its reader."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Literal, get_args
+
+from fp8pad.errors import PlanError
+from fp8pad.planning.tensor_parallel import Fit
+from fp8pad.reading import PositiveSize, Reader
+from fp8pad.scales import GranularityName
+
+Kind = Literal["dense", "expert"]
+Outcome = Literal["serves", "pads in every forward", "Triton only", "not known", "answers wrongly", "refuses"]
+
+DEFAULT_ENGINE = "vllm-0.33"
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # from best to worst
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an engine does with layers of a kind, scaled so, whose parts on a rank fit so; what is not said is any.
+
+    In `architectures` and `modules`, `*` stands for anything.
+    `models` are model types, and `modules` patterns of module names in which `*` stands for anything.
+    `finest_block` is the smallest block that divides scale blocks and sizes for which the rule holds. `source` is where
+    it is read in the engine, and `known` says whether it was only read, or seen on what device and when.
+    """
+
+    outcome: Outcome
+    why: str
+    source: str
+    known: str
+    fits: tuple[Fit, ...]
+    kinds: tuple[Kind, ...] = ()
+    scales: tuple[GranularityName, ...] = ()
+    methods: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    finest_block: PositiveSize | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine and version; `multiple` is what its kernels want of N and K where scales are not per block.
+
+    `has_runtime` says whether fp8pad has a plugin for it, so that it serves padded checkpoints.
+    """
+
+    name: str
+    version: str
+    multiple: PositiveSize
+    has_runtime: bool
+    rule: tuple[Rule, ...]
+
+    @property
+    def title(self) -> str:
+        """Name and version, as people write them."""
+        return f"{self.name} {self.version}"
+
+
+@cache
+def engines() -> Mapping[str, Engine]:
+    """Return every engine that is described, by the name of its file; `PlanError` for a malformed one."""
+    entries = sorted(files(__package__).iterdir(), key=lambda entry: entry.name)
+    reader = Reader(PlanError)
+    return {
+        entry.name.removesuffix(".toml"): reader.read(Engine, tomllib.loads(entry.read_text("utf-8")), entry.name)
+        for entry in entries
+        if entry.name.endswith(".toml")
+    }

@@ -1,0 +1,178 @@
+"""What vLLM does with a checkpoint at a tensor-parallel size, on headers alone; each rule's source is in its file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.advice import way_out
+from fp8pad.planning.engines import DEFAULT_ENGINE, engines
+from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.planning.verdict import Verdict, converted_verdict, original_verdict, padded_verdict
+from fp8pad.record import Policy
+from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+
+VLLM = engines()[DEFAULT_ENGINE]
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+BLOCKS = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]}
+COMPRESSED = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": BLOCKS}}}
+CHANNELS = {"quant_method": "fbgemm_fp8"}
+LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu"}
+MOE = {"model_type": "qwen3_moe", "num_experts": 1, "num_experts_per_tok": 1, "hidden_act": "silu"}
+MLP = "model.layers.0.mlp"
+EXPERT = "model.layers.0.mlp.experts.0"
+
+Shapes = dict[str, tuple[int, int]]
+Headers = tuple[tuple[ShardHeader], dict[str, Mapping[str, Any]]]
+
+
+def headers(config: Mapping[str, Any], quantization: Mapping[str, Any], shapes: Shapes) -> Headers:
+    """The header of one shard with these Linears, scaled as the quantization config says, and the config."""
+    tensors: list[TensorHeader] = []
+    for name, (num_n, num_k) in shapes.items():
+        blocks = (-(-num_n // 128), -(-num_k // 128))
+        scale = {"fp8": (f"{name}.weight_scale_inv", blocks), "fbgemm_fp8": (f"{name}.weight_scale", (num_n, 1))}
+        scale_name, scale_shape = scale.get(quantization["quant_method"], (f"{name}.weight_scale", blocks))
+        for tensor, dtype, shape in ((f"{name}.weight", "F8_E4M3", (num_n, num_k)), (scale_name, "F32", scale_shape)):
+            begin = tensors[-1].end if tensors else 0
+            tensors.append(TensorHeader(tensor, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+    shard = ShardHeader("model.safetensors", tensors[-1].end, 0, tuple(tensors))
+    return (shard,), {"config.json": {**config, "quantization_config": quantization}}
+
+
+def gated(prefix: str, inner: int, hidden: int = 256) -> Shapes:
+    """Gate, up and down."""
+    up, down = (inner, hidden), (hidden, inner)
+    return {f"{prefix}.gate_proj": up, f"{prefix}.up_proj": up, f"{prefix}.down_proj": down}
+
+
+def attention(head_dim: int, hidden: int = 256) -> Shapes:
+    """Four heads and two key-value heads."""
+    rows, prefix = {"q_proj": 4 * head_dim, "k_proj": 2 * head_dim, "v_proj": 2 * head_dim}, "model.layers.0.self_attn"
+    return {f"{prefix}.{name}": (num_n, hidden) for name, num_n in rows.items()} | {
+        f"{prefix}.o_proj": (hidden, 4 * head_dim)
+    }
+
+
+def planned(made: Headers, policy: Policy) -> CheckpointPlan:
+    """The plan for these headers."""
+    return plan_checkpoint(*made, policy)
+
+
+def said(verdict: Verdict) -> dict[str, set[str]]:
+    """The last parts of module names by outcome."""
+    names: dict[str, set[str]] = {}
+    for finding in verdict.findings:
+        names.setdefault(finding.outcome, set()).update(name.rpartition(".")[2] for name in finding.layers)
+    return names
+
+
+def test_every_rule_says_where_it_was_read_and_how_it_is_known() -> None:
+    """Data without a source could not be checked again for the next version."""
+    for engine in engines().values():
+        assert engine.rule
+        assert all(rule.why and rule.source and rule.known for rule in engine.rule)
+
+
+def test_a_block_model_that_vllm_refuses_is_served_absorbed() -> None:
+    """29,568 / 2 in small: 384 / 2 begins inside a block; -tp 2 alone changes nothing, and absorbing to 512 helps."""
+    made = headers(LLAMA | {"intermediate_size": 384}, FP8, gated(MLP, 384) | attention(128))
+    plan = planned(made, Policy(tensor_parallel_size=2))
+    assert plan.changes_nothing
+    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+    policy = way_out(*made, plan, VLLM)
+    assert policy == Policy(tensor_parallel_size=2, absorb=True)
+    assert converted_verdict(planned(made, policy), VLLM) == Verdict()
+
+
+def test_attention_that_begins_inside_a_block_is_served_by_fewer_ranks() -> None:
+    """Two key-value heads of 64: on two ranks each holds half a block, which nothing but fewer ranks helps."""
+    made = headers(LLAMA | {"intermediate_size": 512}, FP8, gated(MLP, 512) | attention(64))
+    plan = planned(made, Policy(tensor_parallel_size=2))
+    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"k_proj", "v_proj"}}
+    assert way_out(*made, plan, VLLM) == Policy()
+
+
+def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> None:
+    """13,653 in small: 213 rows do not go on two ranks, whatever their scales."""
+    made = headers(LLAMA | {"intermediate_size": 213}, CHANNELS, gated(MLP, 213))
+    plan = planned(made, Policy(tensor_parallel_size=2))
+    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+    assert way_out(*made, plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+
+
+def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> None:
+    """192 columns of a block of 128: refined to 64 by one method, refused by the other; 24 are too few to refine."""
+    shapes = gated(EXPERT, 384)
+    plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, shapes), Policy(tensor_parallel_size=2))
+    assert said(converted_verdict(plan, VLLM)) == {"Triton only": {"gate_proj", "up_proj", "down_proj"}}
+    assert not converted_verdict(plan, VLLM).refused
+    other = headers(MOE | {"moe_intermediate_size": 384}, COMPRESSED, shapes)
+    plan = planned(other, Policy(tensor_parallel_size=2))
+    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+    assert way_out(*other, plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
+    plan = planned(headers(MOE | {"moe_intermediate_size": 48}, FP8, gated(EXPERT, 48)), Policy(tensor_parallel_size=2))
+    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+
+
+def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_by_another() -> None:
+    """At TP 1, too: up begins where gate's last block is not full. Padded, the runtime serves it."""
+    shapes = gated(MLP, 213)
+    for quantization, outcome in ((FP8, "answers wrongly"), (COMPRESSED, "refuses")):
+        plan = planned(headers(LLAMA | {"intermediate_size": 213}, quantization, shapes), Policy())
+        assert said(original_verdict(plan, VLLM, 1)) == {outcome: {"gate_proj"}}
+        assert padded_verdict(plan, VLLM, 1) == converted_verdict(plan, VLLM) == Verdict()
+
+
+def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> None:
+    """10,944 / 8 in small: 216 / 2 = 108 is not a multiple of 16; 216 itself is none either."""
+    made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, gated(MLP, 216))
+    plan = planned(made, Policy(tensor_parallel_size=2))
+    assert said(original_verdict(plan, VLLM, 2)) == {"pads in every forward": {"gate_proj", "up_proj", "down_proj"}}
+    assert converted_verdict(plan, VLLM) == Verdict()
+
+
+def test_an_odd_vocabulary_is_no_wall() -> None:
+    """259 tokens are 320 for vLLM, which a multiple of 16 goes into on two and on four ranks."""
+    made = headers(LLAMA | {"vocab_size": 259}, CHANNELS, {"lm_head": (259, 128)} | attention(32))
+    for ranks in (2, 4):
+        plan = planned(made, Policy(tensor_parallel_size=ranks))
+        assert original_verdict(plan, VLLM, ranks) == converted_verdict(plan, VLLM) == Verdict()
+
+
+V4 = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "num_attention_heads": 4}
+
+
+def test_deepseek_v4_is_split_as_its_own_names_say() -> None:
+    """wq_a and wkv are replicated, and so is the indexer's wq_b; attention's is split; shared experts are padded."""
+    attn, shared = "layers.0.attn", "layers.0.ffn.shared_experts"
+    shapes = {f"{attn}.wq_a": (128, 256), f"{attn}.wkv": (96, 256), f"{attn}.wq_b": (320, 128)}
+    shapes |= {f"{attn}.indexer.wq_b": (320, 128), f"{attn}.wo_a": (128, 200), f"{attn}.wo_b": (256, 128)}
+    shapes |= {f"{shared}.w1": (320, 256), f"{shared}.w3": (320, 256), f"{shared}.w2": (256, 320)}
+    plan = planned(headers(V4, FP8, shapes), Policy(tensor_parallel_size=2))
+    axes = {layer.name.removeprefix("layers.0."): layer.sharding.axis for layer in plan.layers}
+    assert [name for name, axis in axes.items() if axis == "replicated"] == [
+        "attn.wq_a",
+        "attn.wkv",
+        "attn.indexer.wq_b",
+    ]
+    assert [name for name, axis in axes.items() if axis == "row"] == ["attn.wo_b", "ffn.shared_experts.w2"]
+    verdict = original_verdict(plan, VLLM, 2)
+    assert said(verdict) == {"refuses": {"wq_b", "wo_a", "wo_b"}, "serves": {"w1", "w2", "w3"}}
+    assert f"{attn}.indexer.wq_b" not in verdict.refused
+
+
+def test_scales_that_are_not_understood_are_no_wall() -> None:
+    """Nothing is known of such a layer: it is named, and counts as served as far as is known."""
+    quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_group"}}}
+    plan = planned(headers(LLAMA, quark, {"model.layers.0.mlp.down_proj": (256, 320)}), Policy(tensor_parallel_size=3))
+    assert said(converted_verdict(plan, VLLM)) == {"serves": {"down_proj"}}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path("fp8pad/planning/engines").glob("*.toml")))
+def test_each_engine_is_found_by_the_name_of_its_file(name: str) -> None:
+    """A name and a version, as the option takes them."""
+    engine = engines()[name]
+    assert name == f"{engine.name.lower()}-{engine.version}"
