@@ -320,7 +320,6 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"intermediate_size": None}, "its value is null"),
         ({"intermediate_size": [213, 213]}, "its value is a list"),
         ({"intermediate_size": "213"}, "its value is not a size: '213'"),
         ({"intermediate_size": True}, "its value is not a size: True"),
@@ -328,20 +327,66 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
     ],
 )
 def test_a_key_that_cannot_be_edited(change: dict[str, Any], reason: str) -> None:
-    """Null, a list, anything that is no size, and an unknown activation each stop the key with their reason."""
+    """A list, anything that is no size, and an unknown activation each stop the key with their reason."""
     settled = plan_layer(llama(**change), gated(MLP, 213, 136))
     assert (settled.tensors, settled.edits) == ({}, ())
     assert settled.notes == (f"intermediate_size is not absorbed: {reason}",)
     assert settled.refusals[f"{MLP}.down_proj", "k"] == settled.notes[0]
 
 
-def test_an_absent_key() -> None:
-    """A config that leaves the size to the engine's default has nothing to edit."""
-    config = llama()
-    del config["intermediate_size"]
-    assert plan_layer(config, gated(MLP, 213, 136)).notes == (
-        "intermediate_size is not absorbed: the config does not have the key",
+@pytest.mark.parametrize("change", [{}, {"intermediate_size": None}])
+def test_a_size_that_is_left_to_a_default(change: dict[str, Any]) -> None:
+    """A key that is absent or null gets the size that the tensors have, rounded up, and the plan says so."""
+    config = {key: value for key, value in llama().items() if key != "intermediate_size"} | change
+    settled = plan_layer(config, gated(MLP, 213, 136))
+    assert settled.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
+    assert settled.notes[1] == "intermediate_size is not in config.json, where 213 is the default; it is added"
+
+
+def test_a_default_that_the_tensors_do_not_agree_on() -> None:
+    """Two layers of different sizes cannot both be the default."""
+    config = {"model_type": "llama", "quantization_config": CHANNEL}
+    settled = plan_layer(config, gated(MLP, 213, 136) | gated("model.layers.1.mlp", 100, 136))
+    assert settled.notes == (
+        "intermediate_size is not absorbed: the config does not have the key, and the tensors have more than one size",
     )
+
+
+def test_a_multiplier_that_is_left_to_a_default() -> None:
+    """Without n_shared_experts the tensors tell that the shared experts are two."""
+    config = {key: value for key, value in deepseek().items() if key != "n_shared_experts"}
+    settled = plan_layer(config, deepseek_tensors(), EXPERTS)
+    assert settled.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"shared_size": None}, {"shared_size": 150}])
+def test_a_key_that_stands_in_for_another(sizes: dict[str, Any]) -> None:
+    """Where the config has no value for the first key, the second is the size of the shared expert, too."""
+    config = {"model_type": "toy", "inner": 74, "quantization_config": CHANNEL, **sizes}
+    shared = sizes.get("shared_size") or 74
+    sections = sections_of(config, index_families({"toy.toml": STAND_IN}))
+    tensors = channel("layers.0.up", 74, 64) | channel("layers.0.down", 64, 74)
+    tensors |= channel("layers.0.shared.up", shared, 64) | channel("layers.0.shared.down", 64, shared)
+    headers = {name: TensorHeader(name, dtype, shape, 0, 0) for name, (dtype, shape) in tensors.items()}
+    found = {size.key: {claim.module for claim in size.claims} for size in find_governed(sections, headers).sizes}
+    one, other = {"layers.0.up", "layers.0.down"}, {"layers.0.shared.up", "layers.0.shared.down"}
+    assert found == ({"inner": one, "shared_size": other} if shared == 150 else {"inner": one | other})
+
+
+STAND_IN = """
+model_types = ["toy"]
+[[mlp]]
+size_key = "inner"
+up = "layers.{layer}.up"
+down = "layers.{layer}.down"
+activation = "relu"
+[[mlp]]
+size_key = "shared_size"
+other_keys = ["inner"]
+up = "layers.{layer}.shared.up"
+down = "layers.{layer}.shared.down"
+activation = "relu"
+"""
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_the_absorbed_mlp_equals_the_original(model_type: str, case: Case) -> No
             assert np.array_equal(before.scale_of_activations(tokens), after.scale_of_activations(tokens))
             assert np.array_equal(before.answer(tokens), after.answer(tokens))
             edit = edits.get(section.dotted(mlp.size_key)) if mlp.size_key else None
-            times = case.times if mlp.multiplier_key else 1
+            times = times_of(mlp, case)
             assert after.inner_size == (edit.new * times if edit else before.inner_size)
             if edit:
                 assert edit.new > edit.old
@@ -100,6 +100,11 @@ def section_config(family: Description, model_type: str, sizes: Iterator[int], c
         part = rule.like or "llama"
         config[rule.keys[0]] = section_config(rule if rule.is_described else families()[part], part, sizes, case)
     return config
+
+
+def times_of(mlp: Mlp, case: Case) -> int:
+    """How often the value of the key goes into the inner size."""
+    return case.times if mlp.multiplier_key or mlp.multiples else 1
 
 
 def described(config: Mapping[str, Any]) -> list[tuple[Section, Mlp]]:
@@ -133,7 +138,7 @@ def checkpoint_of(config: Mapping[str, Any], case: Case) -> tuple[Arrays, dict[s
     for section, mlp in described(config):
         for numbers in instances(mlp):
             inner_size = section.config[mlp.size_key] if mlp.size_key else case.inner_sizes[0]
-            inner_size *= case.times if mlp.multiplier_key else 1
+            inner_size *= times_of(mlp, case)
             for role in mlp.parts:
                 module = module_of(section, mlp, role, numbers)
                 num_n, num_k = inner_size * (2 if role == "gate_up" else 1), case.hidden_size
@@ -233,7 +238,8 @@ class Network:
         if not self.mlp.is_gated:
             return activation(0)(self._apply("up", tokens))
         if "gate_up" in self.parts:
-            gate, up = np.split(self._apply("gate_up", tokens), 2, axis=-1)
+            both = self._apply("gate_up", tokens)
+            gate, up = (both[..., ::2], both[..., 1::2]) if self.mlp.interleaved else np.split(both, 2, axis=-1)
         else:
             gate, up = self._apply("gate", tokens), self._apply("up", tokens)
         return np.asarray(activation(5)(gate) * up, dtype=np.int64)

@@ -19,7 +19,7 @@ def edited_config(config: Json, plan: CheckpointPlan, fp8pad_version: str = __ve
     edited = copy.deepcopy(dict(config))
     for edit in plan.config_edits:
         if edit.file == CONFIG_FILE:
-            _replace(edited, edit.key, edit.new)
+            _replace(edited, edit.key, edit.new, must_exist=False)
     if plan.needs_runtime and plan.base is not None and plan.base_source is not None:
         record = QuantizationRecord(plan.modules, plan.base, fp8pad_version)
         key = plan.base_source.key if plan.base_source.file == CONFIG_FILE else None

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from math import gcd, lcm
 
 from fp8pad.geometry import round_up
-from fp8pad.planning.absorb.conditions import check_absorbable, check_sizes, config_size, multiplier_of
+from fp8pad.planning.absorb.conditions import check_absorbable, check_sizes, config_size, multipliers
 from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
-from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes, GovernedAxis, GovernedSize
+from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes, GovernedAxis, GovernedSize, MlpId
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown, growth_of
 from fp8pad.planning.families import Section
 from fp8pad.planning.layers import Fp8Linear
@@ -62,6 +62,7 @@ def absorb(
         refusals=_refusals(refused, governed, sections, linears, policy),
         notes=(
             *cost_notes([outcome.cost for outcome in outcomes if outcome.cost]),
+            *_default_notes(outcomes),
             *_float_notes(outcomes),
             *(outcome.sentence for outcome in refused if outcome.size.key),
         ),
@@ -105,7 +106,7 @@ def _settle(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy
         return _Outcome(size)
     if not policy.absorb and not any(claim.mlp.experts for claim in weights):
         return _Outcome(size)
-    check_sizes(size, weights)
+    check_sizes(size)
     if not any(_is_unaligned(claim, linears, policy) for claim in weights):
         return _Outcome(size)
     try:
@@ -117,15 +118,14 @@ def _settle(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy
 def _absorbed(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
     old = config_size(size)
     check_absorbable(size, policy)
-    growths = [
-        (claim, growth_of(claim, linears.get(claim.module), old * multiplier_of(claim, size))) for claim in size.claims
-    ]
-    padded_sizes = _padded_sizes(size, old, linears, policy)
+    times = multipliers(size, old)
+    growths = [(claim, growth_of(claim, linears.get(claim.module), old * times[claim.mlp_id])) for claim in size.claims]
+    padded_sizes = _padded_sizes(size, old, times, linears, policy)
     new = padded_sizes[policy.tensor_parallel_size]
     tensors = {}
     for claim, growth in growths:
-        times = multiplier_of(claim, size)
-        if growth and (tensor := grown(claim, growth, old * times, new * times)):
+        one = times[claim.mlp_id]
+        if growth and (tensor := grown(claim, growth, old * one, new * one)):
             tensors[claim.tensor.name] = tensor
     return _Outcome(size, None, tensors, tuple(_edits(size, old, new)), key_cost(size, old, padded_sizes, tensors))
 
@@ -137,17 +137,19 @@ def _edits(size: GovernedSize, old: int, new: int) -> Iterator[ConfigEdit]:
             yield ConfigEdit(CONFIG_FILE, f"{path}.{size.key}" if path else str(size.key), old, new)
 
 
-def _padded_sizes(size: GovernedSize, old: int, linears: Mapping[str, Fp8Linear], policy: Policy) -> dict[int, int]:
+def _padded_sizes(
+    size: GovernedSize, old: int, times: Mapping[MlpId, int], linears: Mapping[str, Fp8Linear], policy: Policy
+) -> dict[int, int]:
     """The key's value that aligns every FP8 weight under it on each rank, for the size asked for and its divisors."""
     alignments = {
-        (_alignment(claim, linears[claim.module], policy), multiplier_of(claim, size))
+        (_alignment(claim, linears[claim.module], policy), times[claim.mlp_id])
         for claim in size.claims
         if claim.leaf == "weight" and claim.module in linears
     }
     sizes = {}
     for ranks in range(1, policy.tensor_parallel_size + 1):
         if policy.tensor_parallel_size % ranks == 0:
-            multiples = (ranks * alignment // gcd(ranks * alignment, times) for alignment, times in alignments)
+            multiples = (ranks * alignment // gcd(ranks * alignment, count) for alignment, count in alignments)
             sizes[ranks] = round_up(old, lcm(*multiples))
     return sizes
 
@@ -164,6 +166,14 @@ def _is_unaligned(claim: GovernedAxis, linears: Mapping[str, Fp8Linear], policy:
         not claim.is_plain_weight
         or claim.inner_size % (_alignment(claim, linear, policy) * policy.tensor_parallel_size) != 0
     )
+
+
+def _default_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
+    """Say where config.json gets a key that it did not have."""
+    for outcome in outcomes:
+        if outcome.edits and outcome.size.section.config.get(outcome.size.key or "") is None:
+            old = outcome.edits[0].old
+            yield f"{outcome.size.path} is not in {CONFIG_FILE}, where {old} is the default; it is added"
 
 
 def _float_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:

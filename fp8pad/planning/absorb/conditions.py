@@ -1,9 +1,9 @@
 """What must hold of an inner size before it is absorbed; `growth` asks the same of each tensor."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fp8pad.errors import ConfigError
-from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize
+from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId
 from fp8pad.planning.absorb.growth import NotAbsorbableError
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
@@ -12,45 +12,88 @@ from fp8pad.record import Policy
 
 
 def config_size(size: GovernedSize) -> int:
-    """Return the value of a key; `NotAbsorbableError` where it is not one size, the same wherever it is repeated."""
+    """Return the value of a key; `NotAbsorbableError` where it is not one size, the same wherever it is repeated.
+
+    A key that the config does not have, or has as null, is left to a default that the tensors tell.
+    """
     if reason := next((claim.mlp.unabsorbable for claim in size.claims if claim.mlp.unabsorbable), None):
         raise NotAbsorbableError(reason)
     key = size.key or ""
-    if key not in size.section.config:
-        raise NotAbsorbableError("the config does not have the key")
-    value = size.section.config[key]
-    if value is None or isinstance(value, list):
-        raise NotAbsorbableError("its value is null" if value is None else "its value is a list")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    value = size.section.config.get(key)
+    if value is None:
+        return _implied_size(size)
+    if isinstance(value, list):
+        raise NotAbsorbableError("its value is a list")
+    if not _is_count(value):
         raise NotAbsorbableError(f"its value is not a size: {value!r}")
     for path, mirror in size.section.mirrors:
         if mirror.get(key, value) != value:
             raise NotAbsorbableError(f"{path or CONFIG_FILE} repeats it with another value, {mirror[key]!r}")
-    return value
+    return int(value)
 
 
-def multiplier_of(claim: GovernedAxis, size: GovernedSize) -> int:
-    """Return how often the key's value goes into the inner size; `NotAbsorbableError` where the config does not say."""
-    if claim.mlp.multiplier_key is None:
-        return 1
-    value = size.section.config.get(claim.mlp.multiplier_key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise NotAbsorbableError(f"{size.section.dotted(claim.mlp.multiplier_key)} is not a number: {value!r}")
-    return value
+def multipliers(size: GovernedSize, value: int) -> Mapping[MlpId, int]:
+    """Return for each MLP how often a key's value goes into its inner size.
+
+    `NotAbsorbableError` where neither the config nor the tensors say.
+    """
+    return {claims[0].mlp_id: _multiplier(claims, size, value) for claims in size.mlps}
 
 
-def check_sizes(size: GovernedSize, weights: Sequence[GovernedAxis]) -> None:
+def check_sizes(size: GovernedSize) -> None:
     """Raise `ConfigError` where the key is an integer and a weight under it has another size."""
     try:
-        asked = [config_size(size) * multiplier_of(claim, size) * claim.num_segments for claim in weights]
+        value = config_size(size)
+        times = multipliers(size, value)
     except NotAbsorbableError:
         return
-    for claim, length in zip(weights, asked, strict=True):
+    for claim in size.claims:
+        length = value * times[claim.mlp_id] * claim.width
         if claim.is_plain_weight and claim.tensor.shape[claim.index] != length:
             raise ConfigError(
                 f"{CONFIG_FILE}: {size.path} asks for {length} {'rows' if claim.axis == 'n' else 'columns'}"
                 f" of {claim.tensor.name}, got {list(claim.tensor.shape)}"
             )
+
+
+def _implied_size(size: GovernedSize) -> int:
+    sizes = {inner // (_config_multiplier(mlp, size) or 1) for mlp in size.mlps for inner in _inner_sizes(mlp)}
+    if len(sizes) != 1:
+        raise NotAbsorbableError("the config does not have the key, and the tensors have more than one size")
+    return sizes.pop()
+
+
+def _multiplier(claims: Sequence[GovernedAxis], size: GovernedSize, value: int) -> int:
+    rule, inner = claims[0].mlp, _inner_sizes(claims)
+    times = _config_multiplier(claims, size)
+    if times is None and len(inner) == 1:
+        times, rest = divmod(inner.pop(), value)
+        if rest or not times:
+            raise NotAbsorbableError(f"the size of {claims[0].module} is no multiple of it")
+    if times is None:
+        raise NotAbsorbableError(f"{size.section.dotted(rule.multiplier_key or '')} is not in the config")
+    return times
+
+
+def _config_multiplier(claims: Sequence[GovernedAxis], size: GovernedSize) -> int | None:
+    """How often the key's value goes into an MLP's inner size by the config; None where only the tensors tell."""
+    rule = claims[0].mlp
+    if rule.multiples:
+        return None
+    if rule.multiplier_key is None:
+        return 1
+    value = size.section.config.get(rule.multiplier_key, 0)
+    if rule.multiplier_key in size.section.config and not _is_count(value):
+        raise NotAbsorbableError(f"{size.section.dotted(rule.multiplier_key)} is not a number: {value!r}")
+    return int(value) or None
+
+
+def _inner_sizes(claims: Sequence[GovernedAxis]) -> set[int]:
+    return {claim.inner_size for claim in claims if claim.is_plain_weight}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def check_absorbable(size: GovernedSize, policy: Policy) -> None:
@@ -70,6 +113,8 @@ def _check_experts(size: GovernedSize, policy: Policy) -> None:
 
 def check_activation(mlp: Mlp, section: Section) -> None:
     """Raise `NotAbsorbableError` where zeros behind gate and up would not stay zeros behind the activation."""
+    if mlp.unless and section.config.get(mlp.unless):
+        raise NotAbsorbableError(f"{section.dotted(mlp.unless)} is set")
     named = section.config.get(mlp.activation_key) if mlp.activation_key else None
     activation = named or mlp.activation
     if not isinstance(activation, str) or activation.lower() not in FINITE_AT_ZERO:

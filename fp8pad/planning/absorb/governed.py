@@ -26,6 +26,9 @@ _WEIGHT_INDEX: Mapping[Order | None, Mapping[Axis, int]] = {
 }
 _PLAIN = FP8_WEIGHT_DTYPES | FLOAT_DTYPES
 
+# A rule, and what tells the MLPs of one rule apart.
+MlpId = tuple[Mlp, tuple[str, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class GovernedAxis:
@@ -45,6 +48,11 @@ class GovernedAxis:
     order: Order | None = None
 
     @property
+    def mlp_id(self) -> MlpId:
+        """The MLP that the tensor belongs to."""
+        return self.mlp, self.instance
+
+    @property
     def axis(self) -> Axis:
         """The axis that is governed: the columns of down, the rows of everything else."""
         return "k" if self.role == "down" else "n"
@@ -57,6 +65,11 @@ class GovernedAxis:
     @property
     def num_segments(self) -> int:
         """How many matrices lie behind each other along the governed axis."""
+        return 2 if self.role == "gate_up" and not self.mlp.interleaved else 1
+
+    @property
+    def width(self) -> int:
+        """How many rows or columns each neuron has along the governed axis."""
         return 2 if self.role == "gate_up" else 1
 
     @property
@@ -68,7 +81,7 @@ class GovernedAxis:
     @property
     def inner_size(self) -> int:
         """The inner size of the MLP as the shape of a plain weight has it."""
-        return self.tensor.shape[self.index] // self.num_segments
+        return self.tensor.shape[self.index] // self.width
 
     @property
     def block(self) -> str:
@@ -98,9 +111,9 @@ class GovernedSize:
     @property
     def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
         """The claims by the MLP that they belong to."""
-        mlps: defaultdict[tuple[Mlp, tuple[str, ...]], list[GovernedAxis]] = defaultdict(list)
+        mlps: defaultdict[MlpId, list[GovernedAxis]] = defaultdict(list)
         for claim in self.claims:
-            mlps[claim.mlp, claim.instance].append(claim)
+            mlps[claim.mlp_id].append(claim)
         return tuple(map(tuple, mlps.values()))
 
 
@@ -128,13 +141,14 @@ def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeade
     sizes: dict[object, GovernedSize] = {}
     claimed: dict[tuple[str, Axis], str] = {}
     for section, mlp in _rules(sections, index):
-        path = section.dotted(mlp.size_key or mlp.down)
+        key = _key(section, mlp)
+        path = section.dotted(key or mlp.down)
         claims = _in_order(section, mlp, tuple(_matches(section, mlp, tensors, index)))
         for claim in claims:
             other = claimed.setdefault((claim.tensor.name, claim.axis), path)
             if other != path:
                 raise PlanError(f"{claim.tensor.name}: both {other} and {path} claim its axis {claim.axis.upper()}")
-        size = sizes.setdefault(path, GovernedSize(section, mlp.size_key, ()))
+        size = sizes.setdefault(path, GovernedSize(section, key, ()))
         sizes[path] = replace(size, claims=size.claims + claims)
     unabsorbable = _unabsorbable(sections, index)
     known = {name for name, _ in claimed} | _ignored(sections, tensors, index)
@@ -142,6 +156,12 @@ def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeade
         tensor for name, tensor in tensors.items() if name not in known and name.rpartition(".")[0] not in unabsorbable
     ]
     return GovernedAxes(tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.claims), unabsorbable)
+
+
+def _key(section: Section, mlp: Mlp) -> str | None:
+    """The config key that is the size of an MLP in this model: the first that the config has a value for."""
+    keys = [key for key in (mlp.size_key, *mlp.other_keys) if key]
+    return next((key for key in keys if section.config.get(key) is not None), mlp.size_key)
 
 
 def _rules(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[Section, Mlp]]:
@@ -191,7 +211,7 @@ def _in_order(section: Section, mlp: Mlp, claims: tuple[GovernedAxis, ...]) -> t
     if not mlp.stacked:
         return claims
     turned = tuple(replace(claim, order="kn") for claim in claims)
-    asked = section.config.get(mlp.size_key or "")
+    asked = section.config.get(_key(section, mlp) or "")
     orders = [(claims, list(_inner_sizes(claims))), (turned, list(_inner_sizes(turned)))]
     fitting = [order for order, sizes in orders if sizes == [asked]] or [
         order for order, sizes in orders if len(sizes) == 1

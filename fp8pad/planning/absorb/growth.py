@@ -18,11 +18,12 @@ class NotAbsorbableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Dimension `index` holds `num_segments` matrices, each with one entry per `unit` of the inner size."""
+    """Dimension `index` holds `num_segments` matrices of `width` rows a neuron, with one entry per `unit` of them."""
 
     index: int
-    num_segments: int
     fill: Literal[0, 1]
+    num_segments: int = 1
+    width: int = 1
     unit: int = 1
 
 
@@ -34,9 +35,9 @@ def growth_of(claim: GovernedAxis, linear: Fp8Linear | None, inner_size: int) ->
             raise NotAbsorbableError(
                 f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, a layout that is not padded"
             )
-        return Growth(claim.index, claim.num_segments, 0)
+        return _growth(claim, claim.index, 0)
     if claim.leaf == "bias" and tensor.dtype in FLOAT_DTYPES:
-        return None if claim.axis == "k" else Growth(len(tensor.shape) - 1, claim.num_segments, 0)
+        return None if claim.axis == "k" else _growth(claim, len(tensor.shape) - 1, 0)
     if linear and linear.scale and linear.scale.name == tensor.name:
         return _scale_growth(claim, linear, inner_size)
     if num_elements(tensor.shape) == 1 or (claim.order and num_elements(tensor.shape[1:]) == 1):
@@ -49,7 +50,7 @@ def growth_of(claim: GovernedAxis, linear: Fp8Linear | None, inner_size: int) ->
 def grown(claim: GovernedAxis, growth: Growth, inner_size: int, padded_inner_size: int) -> PaddedTensor | None:
     """Return the tensor for a larger inner size, None where it has room already; `PlanError` where it does not fit."""
     shape, count = claim.tensor.shape, growth.num_segments
-    logical, padded = (num_blocks(size, growth.unit) for size in (inner_size, padded_inner_size))
+    logical, padded = (num_blocks(size * growth.width, growth.unit) for size in (inner_size, padded_inner_size))
     if shape[growth.index] != count * logical:
         raise PlanError(f"{claim.tensor.name}: expected {count * logical} in place {growth.index}, got {list(shape)}")
     if logical == padded:
@@ -63,21 +64,25 @@ def grown(claim: GovernedAxis, growth: Growth, inner_size: int, padded_inner_siz
     )
 
 
+def _growth(claim: GovernedAxis, index: int, fill: Literal[0, 1], unit: int = 1) -> Growth:
+    return Growth(index, fill, claim.num_segments, claim.width // claim.num_segments, unit)
+
+
 def _scale_growth(claim: GovernedAxis, linear: Fp8Linear, inner_size: int) -> Growth | None:
-    scale, num_matrices = claim.tensor, claim.num_segments
+    scale = claim.tensor
     match linear.granularity:
         case PerTensor():
             return None
         case PerChannel() if scale.dtype in ONE_BYTES:
-            return Growth(_channel_index(scale, linear.shape), num_matrices, 1) if claim.axis == "n" else None
+            return _growth(claim, _channel_index(scale, linear.shape), 1) if claim.axis == "n" else None
         case PerBlock() if scale.dtype in ONE_BYTES:
             unit = linear.granularity.block[0 if claim.axis == "n" else 1]
-            if num_matrices > 1 and inner_size % unit:
+            if claim.num_segments > 1 and inner_size % unit:
                 raise NotAbsorbableError(
                     f"a block of {unit} rows straddles gate and up in {claim.module}: {inner_size} is not a multiple"
                 )
             # NVIDIA ModelOpt's grids are [R, 1, C, 1].
-            return Growth(claim.index * (2 if len(scale.shape) == 4 else 1), num_matrices, 1, unit)
+            return _growth(claim, claim.index * (2 if len(scale.shape) == 4 else 1), 1, unit)
     raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
 
 

@@ -36,9 +36,11 @@ Activation = Annotated[str, FINITE_AT_ZERO, "an activation that is known to be f
 class Mlp:
     """One MLP, `down(act(gate(x)) * up(x))` or `down(act(up(x)))`, and the config key that is its inner size.
 
-    `gate_up` is gate and up in one tensor, one behind the other. The inner size is `size_key`, times the value of
-    the key `multiplier_key` where that is given; an MLP whose size is no key of its own says why it is `unabsorbable`.
-    `stacked` weights are 3-D, one matrix an expert. Two rules are the same only if they are one object.
+    `gate_up` is gate and up in one tensor, one behind the other, or row by row if they are `interleaved`. The inner
+    size is `size_key`, or the first of `other_keys` that the config has, times the value of the key `multiplier_key`
+    where that is given, or times any number where `multiples`. An MLP whose size is no key of its own says why it is
+    `unabsorbable`; `unless` is a config key which, where it is set, forbids it. `stacked` weights are 3-D, one matrix
+    an expert. Two rules are the same only if they are one object.
     """
 
     down: Pattern
@@ -49,10 +51,14 @@ class Mlp:
     unabsorbable: str | None = None
     activation_key: str | None = None
     activation: Activation | None = None
+    other_keys: tuple[str, ...] = ()
     multiplier_key: str | None = None
+    multiples: bool = False
+    unless: str | None = None
     experts: bool = False
     experts_per_token_key: str | None = None
     stacked: bool = False
+    interleaved: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for what is no MLP."""
