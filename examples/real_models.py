@@ -1,6 +1,6 @@
 """What `fp8pad plan --absorb` says of five real models at tensor-parallel sizes 1 to 8, from their sizes alone.
 
-Prints the table of the README's section on absorbing. No weights are needed: the headers of the safetensors files are
+Prints the table of docs/absorb.md. No weights are needed: the headers of the safetensors files are
 generated from the sizes in the published configs.
 """
 

@@ -1,0 +1,64 @@
+"""What the pages for people promise: links that lead somewhere, here and on a package index."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from fp8pad.runtime.contract import ENGINE_SYMBOLS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    path for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "fp8pad/**/*.md") for path in ROOT.glob(pattern)
+)
+LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and mkdocs form them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
+    """Every link that is not to another site names a file of the repository, and a heading in it if it has a `#`."""
+    for target, anchor in LINK.findall(page.read_text("utf-8")):
+        if target.startswith(("http:", "https:", "mailto:")):
+            continue
+        file = (page.parent / target) if target else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target + anchor
+
+
+def test_the_package_page_has_no_relative_links() -> None:
+    """With the repository's address every link is absolute and leads to a file; without it, none stays."""
+    pytest.importorskip("hatchling", reason="what builds the package is not installed")
+    page = runpy.run_path(str(ROOT / "hatch_build.py"))["page"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    with_address = page(readme, "https://forge.example/fp8pad", "1.2.3")
+    links = [target for target, _ in LINK.findall(with_address)]
+    assert all(target.startswith("https://") for target in links)
+    prefix = "https://forge.example/fp8pad/blob/v1.2.3/"
+    ours = [target.removeprefix(prefix) for target in links if target.startswith(prefix)]
+    assert len(ours) > 5
+    assert all((ROOT / target).exists() for target in ours)
+    without = page(readme, "", "1.2.3")
+    assert all(target.startswith("https://") for target, _ in LINK.findall(without))
+    assert "[tested schemes" not in without
+
+
+def test_what_is_patched_in_vllm_is_part_of_the_contract() -> None:
+    """Each symbol of the table in CONTRIBUTING.md is one that the plugin checks before it changes anything."""
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    table = text.partition("### What is patched in vLLM")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith(("| `", "| the"))]
+    assert len(rows) >= 4
+    known = {symbol.name for symbol in ENGINE_SYMBOLS}
+    for symbol, file in rows:
+        (module,) = re.findall(r"`(runtime/\w+\.py)`", file)
+        assert (ROOT / "fp8pad" / module).is_file()
+        names = [name for name in re.findall(r"`([\w.]+)`", symbol) if name != "quantization_config"]
+        assert set(names) <= known, names
