@@ -5,6 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("fp8pad", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fp8pad")
 
 
 def pytest_report_header() -> str:
