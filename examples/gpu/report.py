@@ -235,7 +235,8 @@ def _timed(timings: dict[str, Any], kind: str) -> str:
     """Show a median, its quartiles, and how far it is from stock's where the quartiles of both lie apart."""
     if kind not in timings:
         return "-"
-    stock, this = timings["stock"], timings[kind]
+    this = timings[kind]
+    stock = timings.get("stock", this)
     are_apart = this["lower"] > stock["upper"] or this["upper"] < stock["lower"]
     change = f", {100 * (this['median'] / stock['median'] - 1):+.1f} %" if are_apart else ""
     return f"{this['median']:.1f} ({this['lower']:.1f} to {this['upper']:.1f}){change}"

