@@ -188,6 +188,38 @@ def test_a_share_that_begins_inside_a_block_is_reported_and_left_alone(
     assert plan.layers[0].reason == "N and K are multiples of 32 and 128; " + reason.format(inside=inside)
 
 
+def test_inside_an_mlp_a_share_may_begin_inside_a_block() -> None:
+    """Nothing is padded on disk; the record alone lets the runtime serve it at TP 2, and at every other size."""
+    name, inner, hidden = "model.layers.0.mlp", 29568, 8192
+    shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
+    header = shard(
+        "m.safetensors",
+        *(
+            (f"{name}.{part}.{tensor}", dtype, shape)
+            for part, (n, k) in shapes.items()
+            for tensor, dtype, shape in (
+                ("weight", "F8_E4M3", (n, k)),
+                ("weight_scale_inv", "F32", (n // 128, k // 128)),
+            )
+        ),
+    )
+    config = {"model_type": "llama", "intermediate_size": inner, "hidden_act": "silu"}
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    plan = plan_checkpoint([header], {"config.json": config}, Policy(tensor_parallel_size=2))
+    assert not plan.tensors
+    assert {module.rpartition(".")[2]: record.inner for module, record in plan.modules.items()} == {
+        "gate_proj": "n",
+        "up_proj": "n",
+        "down_proj": "k",
+    }
+    assert all(
+        layer.reason.endswith("= 14784 is not a multiple of 128: the runtime pads it at load") for layer in plan.layers
+    )
+    alone = plan_checkpoint([header], {"config.json": config}, Policy())
+    assert alone.changes_nothing
+    assert {layer.fit_at(2) for layer in alone.layers} == {"unaligned"}
+
+
 BLOCK_128 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 

@@ -76,15 +76,18 @@ def test_every_rule_says_where_it_was_read_and_how_it_is_known() -> None:
         assert all(rule.why and rule.source and rule.known for rule in engine.rule)
 
 
-def test_a_block_model_that_vllm_refuses_is_served_absorbed() -> None:
-    """29,568 / 2 in small: 384 / 2 begins inside a block; -tp 2 alone changes nothing, and absorbing to 512 helps."""
+def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed() -> None:
+    """29,568 / 2 in small: 384 / 2 begins inside a block; with -tp 2 the record alone helps, and so does absorbing."""
     made = headers(LLAMA | {"intermediate_size": 384}, FP8, gated(MLP, 384) | attention(128))
+    refused = {"refuses": {"gate_proj", "up_proj", "down_proj"}}
     plan = planned(made, Policy(tensor_parallel_size=2))
-    assert plan.changes_nothing
-    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    policy = way_out(*made, plan, VLLM)
-    assert policy == Policy(tensor_parallel_size=2, absorb=True)
-    assert converted_verdict(planned(made, policy), VLLM) == Verdict()
+    assert said(original_verdict(plan, VLLM, 2)) == refused
+    assert plan.modules
+    assert not plan.tensors
+    assert converted_verdict(plan, VLLM) == padded_verdict(plan, VLLM, 2) == Verdict()
+    absorbed = planned(made, Policy(tensor_parallel_size=2, absorb=True))
+    assert not absorbed.modules
+    assert converted_verdict(absorbed, VLLM) == Verdict()
 
 
 def test_attention_that_begins_inside_a_block_is_served_by_fewer_ranks() -> None:

@@ -39,6 +39,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
             how[linear.name],
             absorption.tensors.get(linear.weight.name),
             _refusal(linear, absorption, policy),
+            inner=inner.get(linear.name),
         )
         for linear in linears
     )
@@ -49,7 +50,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         layers=layers,
         untouched=untouched,
         tensors=padded,
-        modules={layer.name: _module(layer, inner.get(layer.name)) for layer in runtime_layers(layers)},
+        modules={layer.name: _module(layer) for layer in runtime_layers(layers)},
         config_edits=absorption.edits,
         base=quantization.config if quantization else None,
         base_source=quantization.source if quantization else None,
@@ -97,6 +98,6 @@ def _matrix_shape(linear: Fp8Linear) -> tuple[int, int]:
     return num_n, num_k
 
 
-def _module(layer: LayerPlan, inner: Axis | None) -> ModuleRecord:
+def _module(layer: LayerPlan) -> ModuleRecord:
     (logical_n, logical_k), (padded_n, padded_k) = layer.config_shape, layer.padded_shape
-    return ModuleRecord((logical_n, logical_k), (padded_n, padded_k), layer.alignment, inner)
+    return ModuleRecord((logical_n, logical_k), (padded_n, padded_k), layer.alignment, layer.inner)

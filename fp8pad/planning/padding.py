@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import lcm
+from typing import Literal
 
 from fp8pad.geometry import padded_shape
 from fp8pad.planning.layers import Fp8Linear
@@ -33,15 +34,20 @@ def plan_layer(
     sharding: Sharding = COLUMN,
     absorbed: PaddedTensor | None = None,
     refusal: str = "",
+    *,
+    inner: Literal["n", "k"] | None = None,
 ) -> LayerPlan:
-    """Decide what becomes of a Linear; `absorbed` is what absorbing does to its weight, `refusal` why it does not."""
+    """Decide what becomes of a Linear; `absorbed` is what absorbing does to its weight, `refusal` why it does not.
+
+    `inner` is the axis that lies inside an MLP, if one does.
+    """
     alignment = alignment_of(linear, policy)
     config_shape = in_order(absorbed.padded_shape, linear.order) if absorbed else linear.shape
     is_skipped = linear.skip_reason is not None
     padded = config_shape if is_skipped else padded_shape(config_shape, alignment)
     axes = _axes(linear.shape, config_shape, padded, alignment, is_skipped)
     layer = LayerPlan(
-        linear.name, linear.granularity, linear.shape, padded, alignment, axes, "", config_shape, sharding
+        linear.name, linear.granularity, linear.shape, padded, alignment, axes, "", config_shape, sharding, inner=inner
     )
     layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size), is_expert=linear.is_expert)
     return replace(layer, reason=reason_of(layer, policy, linear.skip_reason, refusal))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fp8pad.planning.tensor_parallel import COLUMN, Fit, RankPart, Sharding
 from fp8pad.record import AxisActions, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
@@ -15,7 +16,8 @@ class LayerPlan:
     `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
     logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
     `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
-    `is_expert` marks routed experts, which the runtime never meets.
+    `is_expert` marks routed experts, which the runtime never meets; `inner` is the axis that lies inside an MLP, if one
+    does.
     """
 
     name: str
@@ -29,6 +31,7 @@ class LayerPlan:
     sharding: Sharding = COLUMN
     rank_fit: Fit = "aligned"
     is_expert: bool = False
+    inner: Literal["n", "k"] | None = None
 
     @property
     def block(self) -> tuple[int, int]:
@@ -61,11 +64,26 @@ class LayerPlan:
         """Return what one of `num_ranks` ranks holds of the layer."""
         return self.sharding.part(self.matrix_shape, num_ranks)
 
-    def fit_at(self, num_ranks: int) -> Fit:
-        """Return how the parts of `num_ranks` ranks fit; "not assessed" where the scales are not understood."""
+    def fit_at(self, num_ranks: int, shape: tuple[int, int] | None = None) -> Fit:
+        """Return how the parts of `num_ranks` ranks fit; "not assessed" where the scales are not understood.
+
+        `shape` is the `(N, K)` that is divided: `matrix_shape`, if not given.
+        """
         if self.granularity is None:
             return "not assessed"
-        return self.sharding.fit(self.matrix_shape, self.block, self.alignment, num_ranks)
+        shape = shape or self.matrix_shape
+        fit = self.sharding.fit(shape, self.block, self.alignment, num_ranks)
+        return "unaligned" if fit == "inside block" and self._may_begin_inside_block(shape[0]) else fit
+
+    def _may_begin_inside_block(self, num_n: int) -> bool:
+        """Whether the runtime can serve a share that begins inside a scale block, by zeros before it as well as behind.
+
+        It can inside an MLP, where the order of neurons does not matter, unless a block lies on both gate and up.
+        """
+        if (self.inner, self.sharding.axis) not in (("n", "column"), ("k", "row")):
+            return False
+        matrices = self.sharding.group_rows(num_n)
+        return len(matrices) == 1 or all(rows % self.block[0] == 0 for rows in matrices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,8 +81,7 @@ class _Judge:
             return self.stock(layer, shape)
         if not self.engine.has_runtime:
             return NO_RUNTIME
-        fit = layer.sharding.fit(shape, layer.block, layer.alignment, self.num_ranks)
-        return _RUNTIME.get(fit)
+        return _RUNTIME.get(layer.fit_at(self.num_ranks, shape))
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart) -> Fit:
         if layer.granularity is None:
