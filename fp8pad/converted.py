@@ -14,7 +14,7 @@ from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import PlanError, RecordError
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, Shape
+from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, QuantizationRecord, Shape
 from fp8pad.tensors import ShardHeader
 
 
@@ -90,7 +90,8 @@ def _texts(
         total_bytes = _data_bytes(layout.target for layout in layouts)
         rewritten = index_text(source.index.text, total_bytes)
         texts[INDEX_FILE] = rewritten if plan.tensors else source.index.text
-    edited = edited_config(source.configs[CONFIG_FILE], plan, fp8pad_version)
+    quantization = QuantizationRecord(plan.modules, plan.base or {}, fp8pad_version) if plan.needs_runtime else None
+    edited = edited_config(source.configs[CONFIG_FILE], plan.config_edits, quantization, plan.base_source)
     texts[CONFIG_FILE] = dumps_like(source.config_text, edited) if plan.edits_config else source.config_text
     return texts
 

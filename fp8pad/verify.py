@@ -1,115 +1,239 @@
-"""Verify a converted checkpoint against its source: derive every file anew and compare it with what lies on disk."""
+"""Verify a converted checkpoint: its records, every padded byte, and, beside its source, every other byte.
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+What is right is what the records say. What fp8pad would do with the source today is a note at most: a checkpoint that
+was published does not become wrong when a later version pads otherwise.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record, read_unconverted
-from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch, compare_files, compare_shard, compare_texts, sha256
-from fp8pad.checkpoint.folder import is_other_form, read_text
+from fp8pad.changed_files import changed_files, is_dangerous, notes_on_files
+from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint, read_record
+from fp8pad.checkpoint.compare import (
+    MAX_MISMATCHES,
+    Mismatch,
+    check_padding,
+    compare_files,
+    compare_shard,
+    compare_texts,
+    header_differences,
+    sha256,
+)
+from fp8pad.checkpoint.files import Advance
+from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.converted import Converted, converted_files
+from fp8pad.disagreements import disagreements, quantization_of
+from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
+from fp8pad.original import Original, original_of
 from fp8pad.parallel import run_all
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, Policy
+from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
 
 JOBS = 2
+
+# What is run for a file, and its bytes.
+Check: TypeAlias = tuple[Callable[[Advance], list[Mismatch]], int]
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """How many tensors were compared, and the first differences that were found."""
+    """What was checked, the first differences that were found, and what is worth knowing but not wrong.
 
+    `model` is None where there was no source to compare with. `is_complete` is False where more differences may follow
+    those in `mismatches`. `has_records` is False for an equal copy, and `files_hashed` counts files whose SHA-256 held.
+    """
+
+    out_dir: Path
+    model: Path | None
     tensors_checked: int
+    files_hashed: int
+    has_records: bool
     mismatches: tuple[Mismatch, ...] = ()
+    notes: tuple[str, ...] = ()
+    is_complete: bool = True
 
     @property
     def ok(self) -> bool:
         """Whether nothing differs."""
         return not self.mismatches
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what `fp8pad verify --json` prints."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "out_dir": str(self.out_dir),
+            "model": None if self.model is None else str(self.model),
+            "ok": self.ok,
+            "tensors_checked": self.tensors_checked,
+            "files_hashed": self.files_hashed,
+            "has_records": self.has_records,
+            "mismatches": [asdict(mismatch) for mismatch in self.mismatches],
+            "is_complete": self.is_complete,
+            "notes": list(self.notes),
+        }
 
-def verify(model_dir: Path, out_dir: Path, progress: Progress) -> VerifyReport:
-    """Compare every byte of the checkpoint `out_dir` with what converting `model_dir` gives.
 
-    The plan is made anew from the source and the policy in fp8pad.json, so that a record that lies is a mismatch. A
-    checkpoint without records must equal its source, and there must have been nothing to convert. Raises
-    `CheckpointError` if either folder cannot be read as a checkpoint, and `RecordError` if fp8pad.json is missing
-    or malformed.
+def verify(model_dir: Path | None, out_dir: Path, progress: Progress) -> VerifyReport:
+    """Check `out_dir` against its own records and, if `model_dir` is given, compare every logical byte with it.
+
+    A checkpoint without records is compared as a copy. Raises `CheckpointError` if either folder cannot be read as a
+    checkpoint, `RecordError` if fp8pad.json is missing or malformed, or if there is nothing to compare with.
     """
-    source, converted = read_unconverted(model_dir), read_checkpoint(out_dir)
+    source = read_checkpoint(model_dir) if model_dir else None
+    converted = read_checkpoint(out_dir)
+    _check_source(source, converted)
     record = read_record(converted)
-    plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
-    design = converted_files(
-        source, plan if record else _nothing_of(plan), *([record.fp8pad_version] if record else [])
-    )
+    if record is None and source is None:
+        raise RecordError(f"{out_dir}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
+    notes: list[str] = [*notes_on_files(converted), *_notes_on_plan(converted, record, source)]
     mismatches = chain(
-        [] if record or plan.changes_nothing else [Mismatch(RECORD_FILE, "file", "a record", "no such file")],
-        _compare_names(design, converted),
-        _compare_texts(design, converted, record),
-        _compare_other_files(design, converted),
-        _compare_shards(design, converted, progress),
+        chain(disagreements(converted, record), _missing_hashes(record)) if record else (),
+        _partition(changed_files(converted, _recorded_files(record, source)), notes),
+        _partition(_differing_other_files(converted, source) if source else (), notes),
+        _byte_differences(converted, record, source, notes, progress),
     )
+    found = tuple(islice(mismatches, MAX_MISMATCHES))
     return VerifyReport(
-        tensors_checked=sum(len(shard.tensors) for shard in source.shards),
-        mismatches=tuple(islice(mismatches, MAX_MISMATCHES)),
+        out_dir=out_dir,
+        model=model_dir,
+        tensors_checked=sum(len(shard.tensors) for shard in converted.shards),
+        files_hashed=0 if found or record is None else sum(entry.sha256 is not None for entry in record.files.values()),
+        has_records=record is not None,
+        mismatches=found,
+        notes=tuple(dict.fromkeys(notes)),
+        is_complete=len(found) < MAX_MISMATCHES,
     )
 
 
-def _nothing_of(plan: CheckpointPlan) -> CheckpointPlan:
-    return replace(plan, tensors={}, modules={}, config_edits=())
+def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
+    if source is None or (mark := padding_mark(source)) is None:
+        return
+    if padding_mark(converted):
+        hint = f"name the checkpoint that {converted.root} was converted from, or {converted.root} alone"
+    else:
+        hint = f"the other way round it is: fp8pad verify {converted.root} {source.root}"
+    raise AlreadyPaddedError(f"{source.root}: was padded by fp8pad itself ({mark}); {hint}")
 
 
-def _compare_names(design: Converted, converted: Checkpoint) -> Iterator[Mismatch]:
-    found = converted.identities.keys()
-    for file in sorted(design.files.keys() - found):
-        yield Mismatch(file, "file", f"{design.files[file].size} bytes", "no such file")
-    for file in sorted(converted.texts.keys() - design.texts.keys()):
-        yield Mismatch(file, "file", "no such file, as in the source", "an index")
-    for file in converted.excluded:
-        if is_other_form(file):
-            yield Mismatch(file, "file", "no such file", "weights that converting leaves out")
+def _recorded_files(record: CheckpointRecord | None, source: Checkpoint | None) -> Mapping[str, FileRecord]:
+    """Return what there should be: by the record, or in an equal copy, which has none, by its source."""
+    if record:
+        return record.files
+    sizes = {file: source.identities[file].size for file in source.other_files} if source else {}
+    return {file: FileRecord(size, size) for file, size in sizes.items()}
 
 
-def _compare_texts(design: Converted, converted: Checkpoint, record: CheckpointRecord | None) -> Iterator[Mismatch]:
-    for file, text in converted.texts.items():
-        if file in design.texts:
-            yield from compare_texts(file, design.texts[file], text)
-    if record and design.record:
-        files = {file: _hashed(design, converted, file, record.files) for file in design.files}
-        expected = replace(design.record, files=files).to_text()
-        yield from compare_texts(RECORD_FILE, expected, read_text(converted.root, RECORD_FILE))
-    elif record:
-        yield Mismatch(RECORD_FILE, "file", "no record, since nothing is padded", "a record")
+def _partition(found: Iterable[Mismatch], notes: list[str], own_files: Collection[str] = ()) -> Iterator[Mismatch]:
+    """Yield what an engine would load, run or obey, `own_files` among it; put the rest among the notes."""
+    for mismatch in found:
+        if mismatch.file in own_files or is_dangerous(mismatch.file):
+            yield mismatch
+        else:
+            notes.append(str(mismatch))
 
 
-def _hashed(design: Converted, converted: Checkpoint, file: str, recorded: Mapping[str, FileRecord]) -> FileRecord:
-    """Return what fp8pad.json should say of a file, with hashes where it has any."""
-    entry = recorded.get(file)
-    if entry is None or file not in converted.identities:
-        return design.files[file]
-    return replace(
-        design.files[file],
-        sha256=sha256(converted.root / file, file) if entry.sha256 else None,
-        source_sha256=sha256(design.source.root / file, file) if entry.source_sha256 else None,
-    )
+def _differing_other_files(converted: Checkpoint, source: Checkpoint) -> Iterator[Mismatch]:
+    for file in sorted(set(source.other_files) & set(converted.other_files)):
+        yield from compare_files(file, source.root / file, converted.root / file)
 
 
-def _compare_other_files(design: Converted, converted: Checkpoint) -> Iterator[Mismatch]:
-    for file in design.source.other_files:
-        if file in converted.identities:
-            yield from compare_files(file, design.source.root / file, converted.root / file)
+def _byte_differences(
+    converted: Checkpoint,
+    record: CheckpointRecord | None,
+    source: Checkpoint | None,
+    notes: list[str],
+    progress: Progress,
+) -> Iterator[Mismatch]:
+    try:
+        original = original_of(converted, record)
+    except CheckpointError:  # is among the disagreements already
+        notes.append("no bytes were compared, since the records do not say how")
+        return
+    layouts = [layout.inverse(converted.prefixes[layout.file]) for layout in original.layouts]
+    if source:
+        yield from _text_differences(original, source)
+        differing = [_header_differences(layout, source) for layout in original.layouts]
+        yield from chain.from_iterable(differing)
+        layouts = [layout for layout, found in zip(layouts, differing, strict=True) if not found]
+    checks = [_shard_check(layout, converted, source) for layout in layouts]
+    checks += _hash_checks(converted, source, record.files) if record else ()
+    if record and not any(entry.sha256 for entry in record.files.values()):
+        notes.append(f"{RECORD_FILE} holds no hashes: without the source, padded bytes alone can be checked")
+    progress.start("verifying", sum(num_bytes for _, num_bytes in checks))
+    for found in run_all(lambda check, advance: check[0](advance), checks, JOBS, progress):
+        yield from _partition(found, notes, own_files=original.sizes)
 
 
-def _compare_shards(design: Converted, converted: Checkpoint, progress: Progress) -> Iterator[Mismatch]:
-    layouts = [layout for layout in design.layouts if layout.file in converted.identities]
-    progress.start("verifying", sum(layout.target.file_bytes - layout.target.data_start for layout in layouts))
-    for mismatches in run_all(
-        lambda layout, advance: compare_shard(layout, design.source.root, converted.root, advance),
-        layouts,
-        JOBS,
-        progress,
-    ):
-        yield from mismatches
+def _shard_check(layout: ShardLayout, converted: Checkpoint, source: Checkpoint | None) -> Check:
+    if source is None:
+        return lambda advance: check_padding(layout, converted.root, advance), layout.resized_bytes
+    num_bytes = layout.target.file_bytes - layout.target.data_start
+    return lambda advance: compare_shard(layout, source.root, converted.root, advance), num_bytes
+
+
+def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismatch]:
+    """Compare index and config.json of the source with what unpadding would give."""
+    for file in sorted(original.texts.keys() | source.texts.keys()):
+        if file not in original.texts or file not in source.texts:
+            expected, got = ("a file" if file in texts else "no such file" for texts in (source.texts, original.texts))
+            yield Mismatch(file, "file", f"{expected}, as in {source.root}", got)
+        else:
+            yield from compare_texts(file, source.texts[file], original.texts[file])
+
+
+def _header_differences(layout: ShardLayout, source: Checkpoint) -> list[Mismatch]:
+    """Compare a shard of the source with what unpadding would give, by its header."""
+    shard = next((shard for shard in source.shards if shard.file == layout.file), None)
+    if shard is None:
+        return [Mismatch(layout.file, "file", f"no such file, as in {source.root}", "a shard")]
+    found = list(header_differences(shard, layout.target))
+    if not found and layout.prefix != source.prefixes[layout.file]:
+        return [Mismatch(layout.file, "header", f"the bytes of {source.root}", "another spelling of the same header")]
+    return found
+
+
+def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
+    """Yield files without the hashes that others have: all files of a checkpoint are hashed, or none is."""
+    if any(entry.sha256 or entry.source_sha256 for entry in record.files.values()):
+        for file, entry in record.files.items():
+            if not (entry.sha256 and entry.source_sha256):
+                yield Mismatch(RECORD_FILE, f"files: {file}", "both hashes, as other files have", "not both")
+
+
+def _hash_checks(converted: Checkpoint, source: Checkpoint | None, files: Mapping[str, FileRecord]) -> Iterator[Check]:
+    for file, entry in files.items():
+        if file in converted.identities and entry.sha256 and entry.size == converted.identities[file].size:
+            yield _hash_check(converted, file, "sha256", entry.sha256)
+        if source and file in source.identities and entry.source_sha256:
+            yield _hash_check(source, file, "source_sha256", entry.source_sha256)
+
+
+def _hash_check(checkpoint: Checkpoint, file: str, key: str, recorded: str) -> Check:
+    num_bytes = checkpoint.identities[file].size
+
+    def check(advance: Advance) -> list[Mismatch]:
+        found = sha256(checkpoint.root / file, file)
+        advance(num_bytes)
+        return [] if found == recorded else [Mismatch(file, key, recorded, found)]
+
+    return check, num_bytes
+
+
+def _notes_on_plan(converted: Checkpoint, record: CheckpointRecord | None, source: Checkpoint | None) -> Iterator[str]:
+    """Yield how converting the source would differ today."""
+    if source is None:
+        return
+    try:
+        plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
+        quantization = quantization_of(converted)
+    except CheckpointError as error:
+        yield f"{source.root}: cannot be planned today: {error}"
+        return
+    if record is None:
+        if not plan.changes_nothing:
+            yield f"{converted.root}: was not converted; converting would pad {len(plan.tensors)} tensors"
+    elif (plan.tensors, plan.modules) != (record.tensors, quantization.modules if quantization else {}):
+        yield f"{converted.root}: fp8pad {record.fp8pad_version} padded it otherwise than this version would"

@@ -142,7 +142,21 @@ def test_convert_json_is_one_document(fp8pad: Fp8pad, example: Path, tmp_path: P
 def test_verify_unpad_and_inspect_end_well(fp8pad: Fp8pad, example: Path, converted: Path, tmp_path: Path) -> None:
     """The road there and back: every command exits 0, and the checkpoint is the one it was."""
     verified = json.loads(fp8pad("verify", example, converted, "--json").stdout)
-    assert verified == {"ok": True, "tensors_checked": 35, "mismatches": []}
+    assert verified == {
+        "format_version": 1,
+        "out_dir": str(converted),
+        "model": str(example),
+        "ok": True,
+        "tensors_checked": 35,
+        "files_hashed": 0,
+        "has_records": True,
+        "mismatches": [],
+        "is_complete": True,
+        "notes": ["fp8pad.json holds no hashes: without the source, padded bytes alone can be checked"],
+    }
+    alone = json.loads(fp8pad("verify", converted, "--json").stdout)
+    assert alone == verified | {"model": None}
+    assert fp8pad("verify", example, converted, converted).status == 2
     inspected = json.loads(fp8pad("inspect", converted, "--json").stdout)
     assert (inspected["ok"], len(inspected["tensors"])) == (True, 22)
     assert fp8pad("inspect", converted).status == 0
@@ -173,9 +187,11 @@ def test_a_record_that_lies_is_shown_by_inspect(fp8pad: Fp8pad, converted: Path)
     record.write_text(record.read_text().replace("[\n    136,\n    213\n   ]", "[\n    136,\n    212\n   ]"))
     finished = fp8pad("inspect", converted)
     assert finished.status == 1
-    assert "disagrees  model.layers.0.mlp.down_proj.weight: logical_shape [136, 212]" in finished.stdout
+    weight = "model.layers.0.mlp.down_proj.weight"
+    place = f"model.safetensors: __metadata__.fp8pad: {weight}: logical_shape: expected [136, 212]"
+    assert f"disagrees  {place}" in finished.stdout
     assert finished.stderr.startswith(f"error: {converted}: ")
-    assert "the first: model.layers.0.mlp.down_proj.weight: logical_shape [136, 212]" in finished.stderr
+    assert f"the first: {place}" in finished.stderr
     assert finished.stderr.count("\n") == 1
 
 

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import llama, safetensors_bytes, stored
+from helpers import copy_case, files_of, llama, safetensors_bytes, stored
 from test_verify import convert_to, edit_json
 
+from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.convert import ConvertOptions, Silence, convert
 from fp8pad.errors import RecordError
 from fp8pad.inspect import inspect_checkpoint
+from fp8pad.planning import plan_checkpoint
 from fp8pad.record import AxisActions, PaddedTensor, Policy
+from fp8pad.render.inspection import show_inspection
 
 NAME = "model.layers.0.mlp.down_proj"
 
@@ -31,7 +35,9 @@ def test_the_records_are_read(out_dir: Path) -> None:
     assert found.record.tensors[f"{NAME}.weight"] == PaddedTensor((21, 24), (32, 32), 0, AxisActions("pad", "pad"))
     assert found.quantization is not None
     assert found.quantization.modules[NAME].padded_shape == (32, 32)
-    assert found.logical_shapes[f"{NAME}.weight"] == (21, 24)
+
+
+META = f"model.safetensors: __metadata__.fp8pad: {NAME}.weight: logical_shape"
 
 
 @pytest.mark.parametrize(
@@ -40,57 +46,89 @@ def test_the_records_are_read(out_dir: Path) -> None:
         (
             "fp8pad.json",
             lambda d: d["tensors"].pop(f"{NAME}.weight"),
-            f"{NAME}.weight: is in a shard's metadata, but not in fp8pad.json",
+            f"{META}: expected no entry, as in fp8pad.json, got [21, 24]",
         ),
         (
             "fp8pad.json",
             lambda d: d["tensors"][f"{NAME}.weight"].update(logical_shape=[20, 24]),
-            f"{NAME}.weight: logical_shape [20, 24] in fp8pad.json is [21, 24] in its shard's metadata",
+            f"{META}: expected [20, 24], as in fp8pad.json, got [21, 24]",
         ),
         (
             "fp8pad.json",
             lambda d: d["tensors"][f"{NAME}.weight"].update(padded_shape=[48, 32]),
-            f"{NAME}.weight: expected [48, 32] on disk, got [32, 32]",
+            f"fp8pad.json: {NAME}.weight: padded_shape: expected [32, 32], as on disk, got [48, 32]",
+        ),
+        (
+            "fp8pad.json",
+            lambda d: d["tensors"].update({"x": d["tensors"][f"{NAME}.weight"]}),
+            "fp8pad.json: x: padded_shape: expected a tensor of the shards, got [32, 32]",
+        ),
+        (
+            "fp8pad.json",
+            lambda d: d["tensors"][f"{NAME}.weight"].update(fill=1),
+            (
+                "fp8pad.json: record: expected one that fits the checkpoint, got model.safetensors:"
+                f" {NAME}.weight: F8_E4M3 cannot be filled with 1.0"
+            ),
         ),
         (
             "config.json",
             lambda d: d["quantization_config"]["modules"][NAME].update(padded_shape=[48, 32]),
-            f"config.json: {NAME}: padded_shape [48, 32], but on disk [32, 32]",
+            f"config.json: modules: {NAME}: padded_shape: expected [32, 32], as on disk, got [48, 32]",
         ),
         (
             "config.json",
             lambda d: d["quantization_config"]["modules"][NAME].update(logical_shape=[20, 24]),
-            f"config.json: {NAME}: logical_shape [20, 24], but by fp8pad.json [21, 24]",
+            f"config.json: modules: {NAME}: logical_shape: expected [21, 24], by fp8pad.json, got [20, 24]",
         ),
         (
             "config.json",
             lambda d: d["quantization_config"]["modules"][NAME].update(alignment=[32, 48]),
-            f"config.json: {NAME}: alignment [32, 48] does not divide [32, 32]",
+            f"config.json: modules: {NAME}: alignment: expected divisors of [32, 32], got [32, 48]",
         ),
         (
             "config.json",
             lambda d: d["quantization_config"]["modules"].pop(NAME),
-            f"{NAME}.weight_scale: is padded, but config.json has no module for it",
+            f"config.json: modules: expected one for {NAME}.weight_scale, which is padded, got none",
         ),
         (
             "config.json",
             lambda d: d.pop("quantization_config"),
-            f"{NAME}.weight: is padded, but config.json has no quantization config of fp8pad",
+            (
+                f"config.json: quantization_config: expected one of fp8pad, since {NAME}.weight is padded,"
+                " got another or none"
+            ),
         ),
         (
             "config.json",
             lambda d: d["quantization_config"]["base"].clear(),
-            "config.json: base is not what fp8pad.json says of the original",
+            "config.json: quantization_config.base.quant_method: expected a key, got None",
+        ),
+        ("config.json", lambda d: d.update(torch_dtype="x"), "config.json: torch_dtype: expected no key, got 'x'"),
+        (
+            "config.json",
+            lambda d: d["quantization_config"].update(fp8pad_version="9"),
+            "config.json: quantization_config.fp8pad_version: expected '0.1.0', got '9'",
         ),
         (
             "fp8pad.json",
-            lambda d: d["config_edits"].append({"file": "config.json", "key": "text.size", "old": 1, "new": 2}),
-            "config.json: text.size: expected 2, got None",
+            lambda d: d["config_edits"].append({"file": "config.json", "key": "model_type", "old": 1, "new": 2}),
+            "fp8pad.json: config_edits: model_type: old: expected llama, as in originals, got 1",
         ),
         (
             "fp8pad.json",
-            lambda d: d["files"].update(x={"source_size": 1, "size": 1}),
-            "x: expected 1 bytes, got no such file",
+            lambda d: d["files"]["model.safetensors"].update(size=1),
+            "fp8pad.json: files: model.safetensors: size: expected 3160 bytes, got 1",
+        ),
+        (
+            "fp8pad.json",
+            lambda d: d["files"].pop("config.json"),
+            "fp8pad.json: files: config.json: expected its sizes, got no entry",
+        ),
+        (
+            "fp8pad.json",
+            lambda d: d["files"].update({"m.py": {"source_size": 1, "size": 1}}),
+            "m.py: file: expected a file of 1 bytes, got no such file",
         ),
     ],
 )
@@ -113,7 +151,7 @@ def test_an_absorbed_axis_has_its_padded_size_in_the_config(example: Path, tmp_p
 
     edit_json(out_dir / "config.json", source_shape)
     assert inspect_checkpoint(out_dir).disagreements[0] == (
-        f"config.json: {NAME}: logical_shape [136, 213], but by fp8pad.json [136, 224]"
+        f"config.json: modules: {NAME}: logical_shape: expected [136, 224], by fp8pad.json, got [136, 213]"
     )
 
 
@@ -124,7 +162,6 @@ def test_a_garbled_record_is_a_disagreement(out_dir: Path) -> None:
     found = inspect_checkpoint(out_dir)
     assert found.record is None
     assert found.quantization is None
-    assert f"{NAME}.weight" in found.logical_shapes
     assert [fault.split(":")[0] for fault in found.disagreements] == ["fp8pad.json", "config.json"]
 
 
@@ -141,7 +178,56 @@ def test_shards_without_their_record_are_a_disagreement(out_dir: Path) -> None:
     path = out_dir / "model.safetensors"
     path.write_bytes(safetensors_bytes({name: (dtype, shape) for name, (dtype, shape, _) in stored(path).items()}))
     found = inspect_checkpoint(out_dir).disagreements
-    assert f"{NAME}.weight: logical_shape [21, 24] in fp8pad.json is missing in its shard's metadata" in found
+    assert f"{META}: expected [21, 24], as in fp8pad.json, got no entry" in found
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (Policy(), "absorb: no"),
+        (Policy(absorb=True), "absorb: MLPs"),
+        (Policy(absorb_experts=True), "absorb: routed experts"),
+        (Policy(absorb=True, absorb_experts=True), "absorb: MLPs and routed experts"),
+    ],
+)
+def test_what_was_asked_for_is_said(
+    policy: Policy, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Experts can be absorbed without the rest."""
+    model = copy_case("good/qwen3_moe_dyn", tmp_path)
+    show_inspection(inspect_checkpoint(convert_to(model, tmp_path / "out", policy)))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert next(line for line in lines if line.startswith("policy")).endswith(said)
+
+
+def test_sizes_are_those_that_converting_tells(tmp_path: Path) -> None:
+    """fp8pad.json counts too."""
+    model = llama(tmp_path / "model")
+    source = read_unconverted(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    report = convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
+    found = inspect_checkpoint(tmp_path / "out")
+    assert (found.source_bytes, found.size_bytes) == (report.source_bytes, report.written_bytes)
+    assert found.size_bytes == sum(len(content) for content in files_of(tmp_path / "out").values())
+
+
+def test_files_that_changed_are_told_by_their_danger(out_dir: Path) -> None:
+    """Code that appeared is a fault; a model card, a licence and a mended tokenizer are notes."""
+    (out_dir / "README.md").write_text("a card")
+    (out_dir / "tokenizer.json").write_text("{}")
+    found = inspect_checkpoint(out_dir)
+    assert found.disagreements == ()
+    assert [note.split(":")[0] for note in found.notes] == ["README.md", "tokenizer.json"]
+    (out_dir / "modeling_llama.py").write_text("import os")
+    assert inspect_checkpoint(out_dir).disagreements == ("modeling_llama.py: file: expected no such file, got 9 bytes",)
+
+
+def test_the_document_of_a_script(out_dir: Path) -> None:
+    """What --json prints has a version, and the path as it was given."""
+    document = inspect_checkpoint(out_dir).to_json()
+    assert list(document)[:6] == ["format_version", "path", "ok", "disagreements", "notes", "needs_runtime"]
+    assert (document["format_version"], document["path"], document["ok"]) == (1, str(out_dir), True)
+    assert json.loads(json.dumps(document))["policy"]["alignment"] == 32
 
 
 def test_any_other_checkpoint_is_refused(tmp_path: Path) -> None:

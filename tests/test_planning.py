@@ -2,6 +2,7 @@
 
 import json
 from math import lcm
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,16 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.tensor_parallel import Sharding
-from fp8pad.record import AxisActions, BaseSource, ConfigEdit, ModuleRecord, PaddedTensor, Policy
+from fp8pad.record import (
+    AxisActions,
+    BaseSource,
+    ConfigEdit,
+    Json,
+    ModuleRecord,
+    PaddedTensor,
+    Policy,
+    QuantizationRecord,
+)
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
@@ -26,6 +36,12 @@ def shard(file: str, *tensors: tuple[str, str, tuple[int, ...]]) -> ShardHeader:
         begin, end = end, end + tensor_bytes(dtype, shape)
         headers.append(TensorHeader(name, dtype, shape, begin, end))
     return ShardHeader(file, 1000 + end, 1000, tuple(headers), {"format": "pt"})
+
+
+def config_of(plan: CheckpointPlan, config: Json) -> dict[str, Any]:
+    """Return config.json as the converted checkpoint has it."""
+    quantization = QuantizationRecord(plan.modules, plan.base or {}, "0.1.0") if plan.needs_runtime else None
+    return edited_config(config, plan.config_edits, quantization, plan.base_source)
 
 
 DOWN = shard(
@@ -134,7 +150,7 @@ def test_a_checkpoint_without_fp8_changes_nothing() -> None:
     """There is nothing to pad, to edit or to tell the runtime."""
     plan = plan_checkpoint([LM_HEAD], {"config.json": {"model_type": "llama"}}, Policy())
     assert plan.changes_nothing
-    assert edited_config({"model_type": "llama"}, plan) == {"model_type": "llama"}
+    assert config_of(plan, {"model_type": "llama"}) == {"model_type": "llama"}
 
 
 @pytest.mark.parametrize(("alignment", "padded"), [("auto", (144, 224)), (32, (160, 224)), (128, (256, 256))])
@@ -322,7 +338,7 @@ def test_one_axis_absorbed_and_the_other_padded_compose() -> None:
     }
     assert plan.modules["model.layers.0.mlp.down_proj"] == ModuleRecord((136, 224), (144, 224), (16, 16), "k")
     assert plan.modules["model.layers.0.mlp.up_proj"] == ModuleRecord((224, 136), (224, 144), (16, 16), "n")
-    edited = edited_config(MLP_CONFIG, plan)
+    edited = config_of(plan, MLP_CONFIG)
     assert (edited["intermediate_size"], edited["quantization_config"]["base"]) == (224, FBGEMM)
 
 
@@ -368,7 +384,7 @@ def test_what_cannot_be_absorbed_is_padded_and_says_why() -> None:
 def test_the_config_is_replaced_in_place() -> None:
     """Key order and foreign keys stay, the original is nested verbatim."""
     plan = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, Policy())
-    edited = edited_config(CONFIG, plan)
+    edited = config_of(plan, CONFIG)
     assert list(edited) == list(CONFIG)
     assert edited["quantization_config"]["quant_method"] == "fp8pad"
     assert edited["quantization_config"]["base"] == FBGEMM
@@ -384,7 +400,7 @@ def test_a_config_from_modelopts_own_file_moves_to_the_top_level() -> None:
     configs = {"config.json": {"model_type": "llama"}, "hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}
     header = shard("m.safetensors", ("a.weight", "F8_E4M3", (20, 20)), ("a.weight_scale", "F32", ()))
     plan = plan_checkpoint([header], configs, Policy())
-    edited = edited_config(configs["config.json"], plan)
+    edited = config_of(plan, configs["config.json"])
     assert list(edited) == ["model_type", "quantization_config"]
     assert edited["quantization_config"]["base"] == configs["hf_quant_config.json"]
 

@@ -165,7 +165,7 @@ def test_without_a_record_nothing_can_be_undone(tmp_path: Path, is_padded: bool)
     ("old", "new", "message"),
     [
         ('"format_version": 1', '"format_version": 2', "format_version: expected 1, got 2"),
-        ("21,", "20,", "does not fit its shards"),
+        ("21,", "20,", r"expected \[20, 24\], as in fp8pad.json, got \[21, 24\]"),
         ('"config.json": "', '"other.json": "', "originals: config.json is missing"),
         ("{", "[", "not JSON"),
     ],
@@ -184,7 +184,7 @@ def test_a_shard_of_another_shape_is_refused(tmp_path: Path) -> None:
     """Somebody saved the tensors anew."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
     (out_dir / "model.safetensors").write_bytes(safetensors_bytes({"a": ("U8", (1,))}))
-    with pytest.raises(RecordError, match="does not fit"):
+    with pytest.raises(RecordError, match="padded_shape: expected a tensor of the shards"):
         restore(out_dir, tmp_path / "restored")
 
 
@@ -211,13 +211,10 @@ def test_hashes_are_compared_whatever_the_depth(tmp_path: Path, depth: VerifyDep
 
 
 def test_the_original_config_is_held_against_its_hash(tmp_path: Path) -> None:
-    """Same size, other text: only the hash tells."""
+    """Same size, other text, and the converted config.json altered to match it: only the hash tells."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
-
-    def other_letters(record: Any) -> None:
-        record["originals"]["config.json"] = record["originals"]["config.json"].replace("llama", "lemma")
-
-    edit_json(out_dir / "fp8pad.json", other_letters)
+    for file in ("fp8pad.json", "config.json"):
+        (out_dir / file).write_text((out_dir / file).read_text().replace("llama", "lemma"))
     with pytest.raises(VerifyError, match=r"config\.json: sha256"):
         restore(out_dir, tmp_path / "restored")
 
@@ -238,19 +235,28 @@ WEIGHT = "model.layers.0.mlp.down_proj.weight"
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: d["tensors"].clear(), f"{WEIGHT}: logical_shape: expected no entry, got \\[21, 24\\]"),
+        (
+            lambda d: d["tensors"].clear(),
+            "expected no entry, as in fp8pad.json, got \\[21, 24\\]",
+        ),
         (lambda d: d["tensors"].pop(WEIGHT), f"{WEIGHT}: logical_shape: expected no entry"),
-        (lambda d: d["tensors"][WEIGHT].update(logical_shape=[20, 24]), "expected \\[20, 24\\], got \\[21, 24\\]"),
+        (
+            lambda d: d["tensors"][WEIGHT].update(logical_shape=[20, 24]),
+            "expected \\[20, 24\\], as in fp8pad.json",
+        ),
         (
             lambda d: d["tensors"].update({WEIGHT.replace("mlp.down", "self_attn.o"): d["tensors"][WEIGHT]}),
-            "self_attn.o_proj.weight: logical_shape: expected \\[21, 24\\], got no entry",
+            "self_attn.o_proj.weight: logical_shape: expected \\[21, 24\\], as in fp8pad.json, got no entry",
         ),
-        (lambda d: d["files"].update(x={"source_size": 1, "size": 1}), "^x: .*got no such file"),
+        (lambda d: d["files"].update(x={"source_size": 1, "size": 1}), "^x: listed in fp8pad.json but missing"),
         (
             lambda d: d["files"]["model.safetensors"].update(source_size=1),
-            "model.safetensors: source_size: expected 1 ",
+            "files: model.safetensors: source_size: expected 1820 bytes, got 1",
         ),
-        (lambda d: d["files"]["config.json"].update(source_size=1), "config.json: source_size: expected 1 "),
+        (
+            lambda d: d["files"]["config.json"].update(source_size=1),
+            "config.json: source_size: expected 128 bytes",
+        ),
         (lambda d: d["originals"].update({"config.json": "[]"}), "originals: config.json: expected a JSON object"),
         (lambda d: d["originals"].update({INDEX: "no"}), f"originals: {INDEX}: not JSON"),
     ],

@@ -10,9 +10,8 @@ import pytest
 from helpers import INDEX, files_of, llama, stored, stored_header, write_checkpoint
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.convert import ConvertOptions, Silence, convert
-from fp8pad.errors import CheckpointError, RecordError
+from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.verify import VerifyReport, verify
@@ -45,7 +44,9 @@ def out_dir(model: Path, tmp_path: Path) -> Path:
 
 def test_an_honest_checkpoint_passes(model: Path, out_dir: Path) -> None:
     """Every tensor is counted."""
-    assert check(model, out_dir) == VerifyReport(tensors_checked=10)
+    report = check(model, out_dir)
+    assert (report.ok, report.tensors_checked, report.is_complete) == (True, 10, True)
+    assert report.notes == ("fp8pad.json holds no hashes: without the source, padded bytes alone can be checked",)
 
 
 @pytest.mark.parametrize("policy", [Policy(alignment=64), Policy(tensor_parallel_size=4)])
@@ -55,7 +56,7 @@ def test_the_policy_is_the_one_of_the_record(model: Path, tmp_path: Path, policy
 
 
 def test_every_damaged_byte_is_noticed(model: Path, tmp_path: Path) -> None:
-    """One byte after the other, of every file, records and side files included."""
+    """One byte after the other, of every file, records and other files included; these are notes."""
     out_dir = convert_to(model, tmp_path / "out", full=True)
     for name, content in files_of(out_dir).items():
         # Data lies at the end of a shard and is covered byte by byte in test_shards.py.
@@ -64,12 +65,13 @@ def test_every_damaged_byte_is_noticed(model: Path, tmp_path: Path) -> None:
             damaged[offset] ^= 0x01
             (out_dir / name).write_bytes(damaged)
             try:
-                noticed = not check(model, out_dir).ok
+                report = check(model, out_dir)
+                noticed = not report.ok or bool(report.notes)
             except CheckpointError:
                 noticed = True
             assert noticed, f"{name}: byte {offset}"
         (out_dir / name).write_bytes(content)
-    assert check(model, out_dir).ok
+    assert check(model, out_dir) == VerifyReport(out_dir, model, 10, files_hashed=5, has_records=True)
 
 
 def test_mismatches_name_tensor_and_position(model: Path, out_dir: Path) -> None:
@@ -97,41 +99,71 @@ def edit_json(path: Path, edit: Callable[[Any], None]) -> None:
 @pytest.mark.parametrize(
     ("file", "edit", "place"),
     [
-        ("fp8pad.json", lambda d: d["policy"].update(tensor_parallel_size=2), None),
-        ("fp8pad.json", lambda d: d["tensors"].popitem(), "tensors"),
-        ("fp8pad.json", lambda d: next(iter(d["tensors"].values())).update(fill=1), "tensors"),
-        ("fp8pad.json", lambda d: d["originals"].update({"config.json": "{}"}), "originals.config.json"),
-        ("fp8pad.json", lambda d: d["files"].pop("config.json"), "files.config.json"),
-        ("fp8pad.json", lambda d: d["files"]["config.json"].update(sha256="0" * 64), "files.config.json.sha256"),
+        ("fp8pad.json", lambda d: d["tensors"].clear(), None),
+        ("fp8pad.json", lambda d: next(iter(d["tensors"].values())).update(fill=1), "record"),
+        ("fp8pad.json", lambda d: d["originals"].update({"config.json": "{}"}), "record"),
+        ("fp8pad.json", lambda d: d["files"].pop("config.json"), "files: config.json"),
+        ("fp8pad.json", lambda d: d["files"]["config.json"].update(sha256="0" * 64), "files: config.json"),
         ("fp8pad.json", lambda d: d.update(fp8pad_version="9"), None),
         ("config.json", lambda d: d.update(model_type="other"), "model_type"),
         ("config.json", lambda d: d.update(extra=1), "extra"),
         ("config.json", lambda d: d["quantization_config"]["base"].clear(), "quantization_config.base"),
-        ("config.json", lambda d: d["quantization_config"]["modules"].popitem(), "quantization_config.modules"),
+        ("config.json", lambda d: d["quantization_config"]["modules"].popitem(), "modules"),
         (INDEX, lambda d: d["metadata"].update(total_size=1), "metadata.total_size"),
     ],
 )
 def test_records_that_lie_are_named(
     model: Path, out_dir: Path, file: str, edit: Callable[[Any], None], place: str | None
 ) -> None:
-    """A record is compared with a plan made anew, not with another record."""
+    """With the source beside it and without."""
     edit_json(out_dir / file, edit)
-    report = check(model, out_dir)
-    found = [mismatch for mismatch in report.mismatches if mismatch.file in (file, "config.json")]
+    found = [m for m in check(model, out_dir).mismatches if place is None or m.file in (file, "config.json")]
     assert found
+    assert not verify(None, out_dir, Silence()).ok
     assert place is None or found[0].place.startswith(place)
 
 
-def test_a_file_that_is_missing_or_too_many_is_named(model: Path, out_dir: Path) -> None:
-    """A tokenizer that is gone; shards that an engine might load besides."""
+def test_files_that_came_and_went_are_told_by_their_danger(model: Path, out_dir: Path) -> None:
+    """Weights, code and configs that an engine might use are mismatches; a card and a tokenizer are notes."""
     (out_dir / "tokenizer.json").unlink()
-    (out_dir / "consolidated.safetensors").write_bytes(b"")
-    (out_dir / "README.md").write_text("a card of its own is no mismatch")
+    (out_dir / "README.md").write_text("a card of its own")
     (out_dir / ".git").mkdir()
-    places = [(mismatch.file, mismatch.got) for mismatch in check(model, out_dir).mismatches]
-    assert places[0] == ("tokenizer.json", "no such file")
-    assert places[1][0] == "consolidated.safetensors"
-    assert len(places) == 2
+    report = check(model, out_dir)
+    assert report.ok
+    assert report.notes[:2] == (
+        "README.md: file: expected no such file, got 17 bytes",
+        "tokenizer.json: file: expected a file of 18 bytes, got no such file",
+    )
+    dangerous = ["chat_template.jinja", "consolidated.safetensors", "generation_config.json", "m/modeling.py", "x.pkl"]
+    (out_dir / "m").mkdir()
+    for name in dangerous:
+        (out_dir / name).write_text("{}")
+    for report in (check(model, out_dir), verify(None, out_dir, Silence())):
+        assert sorted(mismatch.file for mismatch in report.mismatches) == dangerous
+
+
+def test_links_and_open_modes_are_noted(model: Path, out_dir: Path, tmp_path: Path) -> None:
+    """Whoever can change what a link leads to, or a file that all may write to, changes the model."""
+    (out_dir / "tokenizer.json").chmod(0o666)
+    (out_dir / "config.json").rename(tmp_path / "moved.json")
+    (out_dir / "config.json").symlink_to(tmp_path / "moved.json")
+    report = check(model, out_dir)
+    assert report.ok
+    assert f"config.json: is a link to {tmp_path / 'moved.json'}" in report.notes
+    assert "tokenizer.json: every user may write to it" in report.notes
+
+
+def test_a_snapshot_in_a_cache_is_all_links(model: Path, tmp_path: Path) -> None:
+    """Its files lie in `blobs`, as huggingface_hub downloads them; nothing is to be said of that."""
+    out_dir = convert_to(model, tmp_path / "out", full=True)
+    snapshot = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(out_dir.iterdir())):
+        file.rename(blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    assert verify(None, snapshot, Silence()) == VerifyReport(snapshot, None, 10, files_hashed=5, has_records=True)
 
 
 def test_an_index_that_the_source_has_not_is_named(tmp_path: Path) -> None:
@@ -140,7 +172,8 @@ def test_an_index_that_the_source_has_not_is_named(tmp_path: Path) -> None:
     out_dir = convert_to(model, tmp_path / "out")
     weight_map = dict.fromkeys(stored(out_dir / "model.safetensors"), "model.safetensors")
     (out_dir / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    assert [mismatch.file for mismatch in check(model, out_dir).mismatches] == [INDEX]
+    assert INDEX in {mismatch.file for mismatch in check(model, out_dir).mismatches}
+    assert not verify(None, out_dir, Silence()).ok
 
 
 def test_a_missing_record_is_an_error(model: Path, out_dir: Path) -> None:
@@ -163,13 +196,54 @@ def test_an_equal_copy_passes_and_a_different_one_does_not(tmp_path: Path) -> No
     ]
 
 
-def test_a_copy_that_was_never_converted_is_a_mismatch(model: Path, tmp_path: Path) -> None:
-    """Where there is something to pad, an equal copy lacks the record; other differences are told beside it."""
+def test_a_copy_that_was_never_converted_is_only_a_copy(model: Path, tmp_path: Path) -> None:
+    """It equals its source, which is all that can be said of it; that converting would pad something is a note."""
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
-    missing = Mismatch("fp8pad.json", "file", "a record", "no such file")
-    assert check(model, copy).mismatches == (missing,)
-    (copy / "tokenizer.json").write_text("{}")
-    assert [mismatch.file for mismatch in check(model, copy).mismatches] == ["fp8pad.json", "tokenizer.json"]
+    report = check(model, copy)
+    assert (report.ok, report.has_records) == (True, False)
+    assert report.notes == (f"{copy}: was not converted; converting would pad 4 tensors",)
+    with pytest.raises(RecordError, match=r"has no fp8pad\.json; name the checkpoint"):
+        verify(None, copy, Silence())
+
+
+def test_arguments_the_other_way_round_are_said(model: Path, out_dir: Path) -> None:
+    """The hint is the right command, not to unpad first."""
+    with pytest.raises(AlreadyPaddedError, match=f"the other way round it is: fp8pad verify {model} {out_dir}"):
+        check(out_dir, model)
+    with pytest.raises(AlreadyPaddedError, match=r"name the checkpoint that .* was converted from, or .* alone"):
+        check(out_dir, out_dir)
+
+
+def test_no_later_version_makes_a_published_checkpoint_wrong(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Converted with a family file, verified without it, and the other way round: the records decide, a note tells."""
+    absorbed = convert_to(example, tmp_path / "absorbed", Policy(absorb=True))
+    with monkeypatch.context() as patch:
+        patch.setattr("fp8pad.planning.families.families", dict)
+        padded = convert_to(example, tmp_path / "padded", Policy(absorb=True))
+        without = check(example, absorbed)
+    assert (without.ok, len(without.notes)) == (True, 2)
+    assert any("otherwise than this version would" in note for note in without.notes)
+    report = check(example, padded)
+    assert report.ok
+    assert any("otherwise than this version would" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_padding_is_checked_without_the_source(model: Path, tmp_path: Path, full: bool) -> None:
+    """A padded byte is found by what it has to be, a logical one by a hash."""
+    out_dir = convert_to(model, tmp_path / "out", full=full)
+    assert verify(None, out_dir, Silence()).ok
+    path = out_dir / "model-00001-of-00002.safetensors"
+    content = path.read_bytes()
+    begin, end = stored_header(path)["model.layers.0.mlp.down_proj.weight"]["data_offsets"]
+    start = 8 + int.from_bytes(content[:8], "little")
+    for position, is_padding in ((start + begin, False), (start + end - 1, True), (start + begin + 3, True)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        assert verify(None, out_dir, Silence()).ok == (not is_padding and not full)
 
 
 def test_another_source_is_no_match(out_dir: Path, tmp_path: Path) -> None:
@@ -192,4 +266,5 @@ def test_mismatches_are_capped(tmp_path: Path) -> None:
     path = out_dir / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-50] + bytes(byte ^ 1 for byte in content[-50:]))
-    assert len(check(model, out_dir).mismatches) == 20
+    report = check(model, out_dir)
+    assert (len(report.mismatches), report.is_complete) == (20, False)

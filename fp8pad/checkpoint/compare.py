@@ -35,12 +35,26 @@ class Mismatch:
         return f"{self.file}: {self.place}: expected {self.expected}, got {self.got}"
 
 
-def compare_shard(layout: ShardLayout, source_root: Path, target_root: Path, advance: Advance) -> list[Mismatch]:
+def compare_shard(
+    layout: ShardLayout, source_root: Path, target_root: Path, advance: Advance, sums: Sums | None = None
+) -> list[Mismatch]:
     """Compare every byte of a shard with what its source gives, its header first; at most `MAX_MISMATCHES`."""
     file = layout.file
     with open_file(source_root / file, file) as source, open_file(target_root / file, file) as target:
         mismatches = compare_header(layout.target, layout.prefix, target) or compare_data(
-            layout, source, target, advance
+            layout, source, target, advance, sums
+        )
+        return list(islice(mismatches, MAX_MISMATCHES))
+
+
+def check_padding(layout: ShardLayout, target_root: Path, advance: Advance) -> list[Mismatch]:
+    """Check what padding added to a shard, without its source, its header first; at most `MAX_MISMATCHES`.
+
+    `advance` is told the bytes of the padded tensors.
+    """
+    with open_file(target_root / layout.file, layout.file) as target:
+        mismatches = compare_header(layout.target, layout.prefix, target) or chain.from_iterable(
+            _wrong_padding(layout, step, target, advance) for step in layout.steps() if step.grid
         )
         return list(islice(mismatches, MAX_MISMATCHES))
 
@@ -62,8 +76,7 @@ def compare_data(
             found = np.frombuffer(target.read(chunk.target, chunk.target_bytes), np.uint8)
             done += chunk.target_bytes
             if (first := _first_difference(expected, found)) is not None:
-                place = _place(step, chunk.target + first)
-                yield Mismatch(layout.file, place, f"byte 0x{expected[first]:02x}", f"0x{found[first]:02x}")
+                yield _differing(layout, step, chunk.target + first, expected[first], found[first])
                 break
         advance(done)
 
@@ -150,6 +163,27 @@ def _first_difference(expected: Bytes, found: Bytes) -> int | None:
     if equal_words and np.array_equal(expected[words:], found[words:]):
         return None
     return int(np.argmax(expected != found))
+
+
+def _wrong_padding(layout: ShardLayout, step: Step, target: OpenFile, advance: Advance) -> Iterator[Mismatch]:
+    """Yield the first element of a padded tensor that is neither the source's nor what was to be filled in."""
+    advance(step.tensor.num_bytes)
+    fill = np.frombuffer(step.grid.fill if step.grid else b"\0", np.uint8)
+    for chunk in step.chunks(BUFFER_BYTES):
+        if chunk.is_copy:
+            continue
+        found = np.frombuffer(target.read(chunk.target, chunk.target_bytes), np.uint8)
+        expected = found.reshape(chunk.num_rows, chunk.columns.target_size).copy()
+        for run in chunk.columns.pieces():
+            if run.source is None:
+                expected[:, run.target : run.target + run.size] = np.tile(fill, run.size // fill.size)
+        if (first := _first_difference(expected.reshape(-1), found)) is not None:
+            yield _differing(layout, step, chunk.target + first, expected.reshape(-1)[first], found[first])
+            return
+
+
+def _differing(layout: ShardLayout, step: Step, offset: int, expected: int, found: int) -> Mismatch:
+    return Mismatch(layout.file, _place(step, offset), f"byte 0x{expected:02x}", f"0x{found:02x}")
 
 
 def _place(step: Step, offset: int) -> str:

@@ -80,25 +80,23 @@ def convert(
         _check_served(checkpoint_plan)
 
 
-def verify(
-    model: options.ModelArgument,
-    out_dir: options.OutDirArgument,
-    *,
-    as_json: options.JsonOption = False,
-) -> None:
-    """Compare a converted checkpoint with its source.
+def verify(folders: options.VerifyArguments, *, as_json: options.JsonOption = False) -> None:
+    """Compare a converted checkpoint with its records and its source.
 
-    Every byte is compared with what converting MODEL gives.
+    OUT_DIR alone is held against what its own records say; with MODEL, every byte is compared with it.
     """
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_verification
     from fp8pad.verify import verify as verify_checkpoint
 
+    if len(folders) > 2:
+        raise typer.BadParameter("expected OUT_DIR, or MODEL and OUT_DIR")
+    *model, out_dir = folders
     with shown_progress() as progress:
-        report = verify_checkpoint(model, out_dir, progress)
-    show_verification(out_dir, report, as_json)
+        report = verify_checkpoint(model[0] if model else None, out_dir, progress)
+    show_verification(report, as_json)
     if not report.ok:
-        raise VerifyError(_first_of(out_dir, report.mismatches, "mismatch", "mismatches"))
+        raise VerifyError(_first_of(out_dir, report.mismatches, "mismatch", "mismatches", report.is_complete))
 
 
 def unpad(
@@ -173,5 +171,6 @@ def _resume_hint(resume: bool) -> Iterator[None]:
         raise
 
 
-def _first_of(path: Path | str, found: Sequence[object], one: str, many: str) -> str:
-    return f"{path}: {len(found)} {one if len(found) == 1 else many}, the first: {found[0]}"
+def _first_of(path: Path | str, found: Sequence[object], one: str, many: str, is_complete: bool = True) -> str:
+    count = f"{len(found)} {one if len(found) == 1 else many}"
+    return f"{path}: {count if is_complete else f'at least {count}'}, the first: {found[0]}"

@@ -31,6 +31,11 @@ ConvertedArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder of a checkpoint that fp8pad made.", parser=_path)
 ]
 
+VerifyArguments = Annotated[
+    list[Path],
+    typer.Argument(metavar="[MODEL] OUT_DIR", help="The source, to compare with, and the converted one.", parser=_path),
+]
+
 # What is planned
 TensorParallelSizeOption = Annotated[
     int,

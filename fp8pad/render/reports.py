@@ -1,7 +1,6 @@
 """What was done, and what was found."""
 
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +49,28 @@ def _serving_facts(plan: CheckpointPlan, out_dir: Path) -> list[Fact]:
     return [*facts, ("", "with fp8pad installed beside vLLM")] if plan.needs_runtime else facts
 
 
-def show_verification(out_dir: Path, report: VerifyReport, as_json: bool = False) -> None:
-    """Print whether every byte is as it should be; if not, what differs."""
+def show_verification(report: VerifyReport, as_json: bool = False) -> None:
+    """Print what was compared with what, and whether it is as it should be; if not, what differs."""
     if as_json:
-        print_json(_verification_document(report))
+        print_json(report.to_json())
         return
-    verdict = f"{report.tensors_checked} tensors, the records and every file are as they should be"
-    if not report.ok:
-        verdict = "is not what converting gives; the first differences are:"
     facts = [("differs", printable(str(mismatch))) for mismatch in report.mismatches]
-    print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
+    facts += [("note", printable(note)) for note in report.notes]
+    headline = f"{printable(str(report.out_dir))}: {printable(_verdict(report))}"
+    print_parts(stdout_console(), Text(headline, style="bold"), fact_table(facts))
 
 
-def _verification_document(report: VerifyReport) -> dict[str, Any]:
-    mismatches = [asdict(mismatch) for mismatch in report.mismatches]
-    return {"ok": report.ok, "tensors_checked": report.tensors_checked, "mismatches": mismatches}
+def _verdict(report: VerifyReport) -> str:
+    against = f"{report.model}" if report.model else "its records"
+    if not report.ok:
+        return f"differs from {against}; the first differences are:"
+    if not report.has_records:
+        return f"an equal copy of {report.model}: {report.tensors_checked} tensors; it has no records of fp8pad"
+    checked = "every byte" if report.model else "every padded byte"
+    hashes = f", and the SHA-256 of {report.files_hashed} files" if report.files_hashed else ""
+    tensors = f"{report.tensors_checked} tensors"
+    source = f" of {report.model}" if report.model else ""
+    return f"matches: the records of {tensors}, {checked}{source}{hashes}"
 
 
 def show_restoration(report: UnpadReport, as_json: bool = False) -> None:

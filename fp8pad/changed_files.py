@@ -1,0 +1,67 @@
+"""What became of the other files of a converted checkpoint since: tokenizers, licences, code, configs.
+
+A model card may be edited, and anything harmless added. What an engine runs or obeys may not: that is a mismatch.
+"""
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
+
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.compare import Mismatch
+from fp8pad.checkpoint.folder import INDEX_FILE
+from fp8pad.record import RECORD_FILE, FileRecord
+
+# What an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too. Tokenizers
+# are not among them: people do mend those.
+DANGEROUS = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot"),
+    *("*.pkl", "*.pickle", "*.joblib", "*.dill", "*.npy", "*.npz"),
+    *("*.py", "*.pyc", "*.so", "*.pth", "*.sh"),
+    *("*config*.json", "*.index.json", "params.json", "modules.json", "*.jinja", "*.jinja2", "chat_template*"),
+)
+HARMLESS = ("tokenizer_config.json",)
+
+
+def is_dangerous(file: str) -> bool:
+    """Return whether a file, by its relative name, changes what an engine does with the checkpoint."""
+    name = PurePath(file).name.lower()
+    return name not in HARMLESS and any(fnmatchcase(name, pattern) for pattern in DANGEROUS)
+
+
+def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Iterator[Mismatch]:
+    """Yield files that were added, that are gone, or that have another size than `files` say.
+
+    Shards, index and config.json are not among them: `disagreements` knows what they have to be.
+    """
+    own_files = {CONFIG_FILE, INDEX_FILE, RECORD_FILE, *(shard.file for shard in converted.shards)}
+    found = {file: converted.identities[file].size for file in converted.other_files}
+    for file in sorted((files.keys() | found.keys()) - own_files):
+        if file not in found:
+            yield Mismatch(file, "file", f"a file of {files[file].size} bytes", _instead(converted, file))
+        elif file not in files:
+            yield Mismatch(file, "file", "no such file", f"{found[file]} bytes")
+        elif found[file] != files[file].size:
+            yield Mismatch(file, "size", f"{files[file].size} bytes", f"{found[file]} bytes")
+    for file in sorted({file for file in converted.excluded if is_dangerous(file)} - files.keys()):
+        yield Mismatch(file, "file", "no such file", "other weights, or a link out of the folder")
+
+
+def _instead(converted: Checkpoint, file: str) -> str:
+    return "no regular file, or a link out of the folder" if file in converted.excluded else "no such file"
+
+
+def notes_on_files(converted: Checkpoint) -> Iterator[str]:
+    """Yield what others could change behind a reader's back: links, and files that every user may write to."""
+    for file in converted.identities:
+        path = converted.root / file
+        if path.is_symlink() and not _is_in_cache(path):
+            yield f"{file}: is a link to {path.resolve()}"
+        if path.stat().st_mode & 0o002:
+            yield f"{file}: every user may write to it"
+
+
+def _is_in_cache(link: Path) -> bool:
+    """Return whether a link leads to where huggingface_hub keeps the files of a snapshot."""
+    snapshots = next((parent for parent in link.parents if parent.parent.name == "snapshots"), None)
+    return snapshots is not None and link.resolve().is_relative_to(snapshots.resolve().parent.parent)

@@ -1,0 +1,188 @@
+"""Where the records of a converted checkpoint contradict each other, its headers, or its config.json.
+
+Headers and texts are enough for it. `inspect` lists what is found, `unpad` refuses because of the first, `verify`
+begins with it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.compare import Mismatch, compare_texts
+from fp8pad.checkpoint.folder import INDEX_FILE
+from fp8pad.checkpoint.json_text import dumps_like, index_text
+from fp8pad.errors import CheckpointError
+from fp8pad.original import Original, original_json, original_of
+from fp8pad.planning.config import edited_config
+from fp8pad.record import (
+    METADATA_KEY,
+    QUANT_METHOD,
+    RECORD_FILE,
+    CheckpointRecord,
+    Json,
+    PaddedTensor,
+    QuantizationRecord,
+    Shape,
+    parse_quantization_config,
+    parse_shard_metadata,
+)
+from fp8pad.tensors import ShardHeader
+
+
+def disagreements(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
+    """Yield what disagrees, the most fundamental first."""
+    faults = [fault for shard in converted.shards for fault in _metadata_faults(shard, record)]
+    faults += _shape_faults(converted, record)
+    yield from faults
+    try:
+        # Only shapes that are those of the headers are bounded by the size of a file.
+        original = None if faults else original_of(converted, record)
+        yield from _config_faults(converted, record)
+    except CheckpointError as error:
+        yield Mismatch(RECORD_FILE, "record", "one that fits the checkpoint", str(error))
+        return
+    if original:
+        yield from _index_faults(converted, record)
+        yield from _size_faults(converted, record, original)
+
+
+def quantization_of(converted: Checkpoint) -> QuantizationRecord | None:
+    """Return what config.json tells the runtime, None if it is not needed; `RecordError` if it is malformed."""
+    document = _padded_config(converted.configs[CONFIG_FILE])
+    return parse_quantization_config(document) if document else None
+
+
+def _padded_config(document: Json) -> Json | None:
+    for value in document.values():
+        if isinstance(value, dict):
+            found = value if value.get("quant_method") == QUANT_METHOD else _padded_config(value)
+            if found:
+                return found
+    return None
+
+
+def _metadata_faults(shard: ShardHeader, record: CheckpointRecord) -> Iterator[Mismatch]:
+    """Compare what a shard's metadata names as padded with fp8pad.json."""
+    place = f"__metadata__.{METADATA_KEY}"
+    recorded = {t.name: record.tensors[t.name].logical_shape for t in shard.tensors if t.name in record.tensors}
+    text = (shard.metadata or {}).get(METADATA_KEY)
+    try:
+        named = {} if text is None else parse_shard_metadata(text, shard.file)
+    except CheckpointError as error:
+        yield Mismatch(shard.file, place, f"what {RECORD_FILE} says", str(error))
+        return
+    for name in sorted(recorded.keys() | named.keys()):
+        if recorded.get(name) != named.get(name):
+            expected, got = (str(list(shapes[name])) if name in shapes else "no entry" for shapes in (recorded, named))
+            yield Mismatch(shard.file, f"{place}: {name}: logical_shape", f"{expected}, as in {RECORD_FILE}", got)
+    if text is not None and not (recorded or named):
+        yield Mismatch(shard.file, place, "none, since no tensor of the shard is padded", "a record")
+
+
+def _shape_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
+    shapes = _shapes(converted)
+    for name, tensor in record.tensors.items():
+        if shapes.get(name) != tensor.padded_shape:
+            yield Mismatch(RECORD_FILE, f"{name}: padded_shape", _on_disk(shapes, name), str(list(tensor.padded_shape)))
+
+
+def _shapes(converted: Checkpoint) -> dict[str, Shape]:
+    return {tensor.name: tensor.shape for shard in converted.shards for tensor in shard.tensors}
+
+
+def _on_disk(shapes: dict[str, Shape], name: str) -> str:
+    return f"{list(shapes[name])}, as on disk" if name in shapes else "a tensor of the shards"
+
+
+def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
+    """Compare config.json with what the original becomes by the edits and with the modules that it names."""
+    quantization = quantization_of(converted)
+    original, text = original_json(record, CONFIG_FILE), record.originals[CONFIG_FILE]
+    for edit in record.config_edits:
+        old = _at(original, edit.key)
+        if old is not None and old != edit.old:  # a size that is not there has its default value
+            yield Mismatch(RECORD_FILE, f"config_edits: {edit.key}: old", f"{old}, as in originals", str(edit.old))
+    if quantization:
+        yield from _module_faults(converted, record, quantization)
+        base = _original_base(converted, record, original)
+        quantization = QuantizationRecord(quantization.modules, base, record.fp8pad_version)
+    elif padded := next(filter(_is_padded, record.tensors.values()), None):
+        name = next(name for name, tensor in record.tensors.items() if tensor is padded)
+        yield Mismatch(CONFIG_FILE, "quantization_config", f"one of fp8pad, since {name} is padded", "another or none")
+    if quantization or record.config_edits:
+        text = dumps_like(text, edited_config(original, record.config_edits, quantization, record.base_source))
+    yield from compare_texts(CONFIG_FILE, text, converted.config_text)
+
+
+def _module_faults(
+    converted: Checkpoint, record: CheckpointRecord, quantization: QuantizationRecord
+) -> Iterator[Mismatch]:
+    shapes = _shapes(converted)
+    for name, module in quantization.modules.items():
+        weight, place = f"{name}.weight", f"modules: {name}"
+        if shapes.get(weight) != module.padded_shape:
+            yield Mismatch(
+                CONFIG_FILE, f"{place}: padded_shape", _on_disk(shapes, weight), str(list(module.padded_shape))
+            )
+        expected = _config_shape(record.tensors.get(weight), module.padded_shape)
+        if expected != module.logical_shape:
+            by_record = f"{list(expected)}, by {RECORD_FILE}"
+            yield Mismatch(CONFIG_FILE, f"{place}: logical_shape", by_record, str(list(module.logical_shape)))
+        if any(size % multiple for size, multiple in zip(module.padded_shape, module.alignment, strict=True)):
+            divisors = f"divisors of {list(module.padded_shape)}"
+            yield Mismatch(CONFIG_FILE, f"{place}: alignment", divisors, str(list(module.alignment)))
+    for name, tensor in record.tensors.items():
+        if _is_padded(tensor) and name.rpartition(".")[0] not in quantization.modules:
+            yield Mismatch(CONFIG_FILE, "modules", f"one for {name}, which is padded", "none")
+
+
+def _is_padded(tensor: PaddedTensor) -> bool:
+    return "pad" in (tensor.axes.n, tensor.axes.k)
+
+
+def _config_shape(tensor: PaddedTensor | None, padded_shape: Shape) -> Shape:
+    """Return the shape `[N, K]` that config.json asks for: absorbed axes are as large there as on disk."""
+    if tensor is None or len(tensor.logical_shape) != 2:
+        return padded_shape
+    axes = zip((tensor.axes.n, tensor.axes.k), tensor.logical_shape, padded_shape, strict=True)
+    return tuple(padded if axis == "absorb" else logical for axis, logical, padded in axes)
+
+
+def _original_base(converted: Checkpoint, record: CheckpointRecord, original: Json) -> Json:
+    """Return the quantization config of the source, empty where `base_source` leads to none."""
+    if record.base_source is None:
+        return {}
+    file, key = record.base_source.file, record.base_source.key
+    document = original if file == CONFIG_FILE else converted.configs.get(file, {})
+    base = document if key is None else _at(document, key)
+    return base if isinstance(base, dict) else {}
+
+
+def _at(document: Any, key: str) -> Any:
+    for part in key.split("."):
+        document = document.get(part) if isinstance(document, dict) else None
+    return document
+
+
+def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
+    if converted.index and record.tensors:
+        total_bytes = sum(tensor.num_bytes for shard in converted.shards for tensor in shard.tensors)
+        expected = index_text(record.originals.get(INDEX_FILE, converted.index.text), total_bytes)
+        yield from compare_texts(INDEX_FILE, expected, converted.index.text)
+
+
+def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:
+    """Compare the sizes that fp8pad.json gives shards, index and config.json, before and after, with the true ones.
+
+    Other files are copied, so that both sizes of each have to be the same.
+    """
+    for file, source_size in original.sizes.items():
+        if (recorded := record.files.get(file)) is None:
+            yield Mismatch(RECORD_FILE, f"files: {file}", "its sizes", "no entry")
+            continue
+        for key, found in (("source_size", source_size), ("size", converted.identities[file].size)):
+            if (size := getattr(recorded, key)) != found:
+                yield Mismatch(RECORD_FILE, f"files: {file}: {key}", f"{found} bytes", f"{size}")
+    for file, recorded in record.files.items():
+        if file not in original.sizes and file not in record.originals and recorded.source_size != recorded.size:
+            yield Mismatch(RECORD_FILE, f"files: {file}: source_size", f"{recorded.size}", f"{recorded.source_size}")
