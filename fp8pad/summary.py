@@ -9,7 +9,7 @@ from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.planning.advice import outlook
 from fp8pad.planning.engines import DEFAULT_ENGINE, engines
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.verdict import converted_verdict
 from fp8pad.record import FORMAT_VERSION
 
@@ -52,7 +52,8 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
         "model": str(source.root),
         "policy": plan.policy.to_json(),
         "layers": [_layer_document(layer) for layer in plan.layers],
-        "untouched": [asdict(tensor) for tensor in plan.untouched],
+        "untouched": [_tensor_document(tensor) for tensor in plan.untouched],
+        "not_understood": [{"name": weight.name, "reason": weight.reason} for weight in plan.not_understood],
         "config_edits": [asdict(edit) for edit in plan.config_edits],
         "bytes_before": plan.bytes_before,
         "bytes_after": plan.bytes_after,
@@ -77,3 +78,7 @@ def _layer_document(layer: LayerPlan) -> dict[str, Any]:
         "disposition": asdict(layer.axes),
         "reason": layer.reason,
     }
+
+
+def _tensor_document(tensor: UntouchedTensor) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "reason": tensor.reason}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fp8pad.errors import PlanError
 from fp8pad.planning.layers import Fp8Linear, recognise
+from fp8pad.planning.linear_names import kind_of
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import Json
 from fp8pad.scales import PerBlock, PerChannel, PerTensor
@@ -114,8 +114,136 @@ def test_shared_experts_and_gpt_bigcode_are_linears() -> None:
 def test_a_stack_that_no_family_describes_is_skipped(name: str) -> None:
     """A 3-D FP8 weight of any name is named and left alone, as is its scale, whatever its shape."""
     (linear,), _ = recognised((name, "F8_E4M3", (4, 90, 136)), (f"{name}_scale", "F32", (4, 3)))
-    assert (linear.is_expert, linear.granularity) == (True, None)
+    assert (linear.is_expert, linear.granularity, linear.is_understood) == (True, None, True)
     assert linear.skip_reason == "matrices stacked in one 3-D weight, whose order no family file tells"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.layers.0.mlp.down_proj", "linear"),
+        ("transformer.h.0.attn.c_attn", "linear"),
+        ("layers.0.attn.wq_a", "linear"),
+        ("layers.0.feed_forward.w13", "linear"),
+        ("model.decoder.layers.0.fc2", "linear"),
+        ("visual.merger.mlp.2", "linear"),
+        ("vision.projector.layers.1", "linear"),
+        ("encoder.block.0.layer.0.SelfAttention.q", "linear"),
+        ("blocks.0.attention.query_key_value", "linear"),
+        ("rwkv.blocks.0.ffn.receptance", "linear"),
+        ("lm_head", "linear"),
+        ("embed_out", "linear"),
+        ("embed_vision.embedding_projection", "linear"),
+        ("model.embed_tokens", "table"),
+        ("model.embed_tokens_per_layer", "table"),
+        ("embed", "table"),
+        ("gpt_neox.embed_in", "table"),
+        ("embedding", "table"),
+        ("model.layers.1.ple.ngram_embedding.shard_0", "table"),
+        ("codec_embeddings.3", "table"),
+        ("tok_embeddings", "table"),
+        ("transformer.wte", "table"),
+        ("transformer.wpe", "table"),
+        ("codebooks.0", "table"),
+        ("query_embed", "table"),
+        ("shared", None),
+        ("memory", None),
+        ("ngrams.shard_3", None),
+        ("relative_attention_bias", None),
+    ],
+)
+def test_a_name_tells_a_linear_from_a_table(name: str, kind: str | None) -> None:
+    """Names that engines and transformers give Linears, names of embeddings, and names that say neither."""
+    assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "reason"),
+    [
+        ("model.embed_tokens_per_layer", {}, "an embedding, not a Linear"),
+        ("ngram_embedding.shard_0", {}, "an embedding, not a Linear"),
+        ("memory", {}, "'memory' is not a name that engines give a Linear"),
+        ("memory", {"bias": (136,)}, None),
+        ("memory", {"input_scale": ()}, None),
+        ("memory", {"norm": (136,)}, "'memory' is not a name that engines give a Linear"),
+    ],
+)
+def test_what_is_not_known_to_be_a_linear_is_carried(
+    name: str, others: dict[str, tuple[int, ...]], reason: str | None
+) -> None:
+    """Embeddings are understood; a new name is taken for a Linear's where there is a bias or a scale of its input."""
+    (linear,), _ = recognised(
+        (f"{name}.weight", "F8_E4M3", (136, 213)),
+        (f"{name}.weight_scale", "F32", ()),
+        *((f"{name}.{leaf}", "F32", shape) for leaf, shape in others.items()),
+    )
+    assert linear.skip_reason == reason
+    assert linear.is_understood == (reason is None or "embedding" in reason)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "quantization", "reason"),
+    [
+        ([("a.proj.weight", "F8_E4M3", (4, 4))], FP8, "an FP8 weight without a scale of its own"),
+        ([("a.proj.weight", "F8_E4M3", (4, 4))], None, "an FP8 weight without a scale of its own"),
+        (
+            [("embed.shard_0.weight", "F8_E4M3", (64, 20)), ("embed.weight_scale", "F32", (1,))],
+            FP8_BLOCK,
+            "an embedding without a scale of its own",
+        ),
+        (
+            [("a.qkv_proj.weight", "F8_E4M3", (96, 64)), ("a.qkv_proj.weight_scale", "F32", (3,))],
+            FP8,
+            "scales F32 [3] where a tensor scale [] or a channel scale [96, 1] is expected",
+        ),
+        (
+            [("a.qkv_proj.weight", "F8_E4M3", (848, 256)), ("a.qkv_proj.weight_scale_inv", "F32", (8, 2))],
+            FP8_BLOCK,
+            "scales F32 [8, 2] where a block scale [7, 2] is expected",
+        ),
+        (
+            [("a.proj.weight", "F8_E4M3", (100, 64)), ("a.proj.weight_scale", "F32", (100, 2))],
+            {"quant_method": "torchao"},
+            "scales F32 [100, 2] of a layout that is not padded (torchao)",
+        ),
+        (
+            [("a.stack.weight", "F8_E4M3", (4, 90, 136))],
+            FP8,
+            "matrices stacked in one 3-D weight, whose order no family file tells",
+        ),
+    ],
+)
+def test_what_is_not_understood_is_carried_with_its_reason(
+    tensors: list[tuple[str, str, tuple[int, ...]]], quantization: Json | None, reason: str
+) -> None:
+    """No scale, or one of a layout that is not known: it says what was found and what is expected."""
+    (linear,), _ = recognised(*tensors, quantization=quantization)
+    assert (linear.granularity, linear.skip_reason, linear.is_understood) == (None, reason, False)
+
+
+def test_attention_with_different_inputs_is_carried() -> None:
+    """K of `k_proj` other than of `q_proj`: how engines fuse the two is not known; the output is a Linear like any."""
+    linears, _ = recognised(
+        *attention("a.q_proj", 128, 256), *attention("a.k_proj", 128, 192), *attention("a.o_proj", 256, 128)
+    )
+    reason = "attention with different inputs: q_proj of 256 and k_proj of 192"
+    assert [linear.skip_reason for linear in linears] == [reason, reason, None]
+    assert [linear.is_understood for linear in linears] == [False, False, True]
+
+
+def attention(name: str, num_n: int, num_k: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """A Linear with one scale."""
+    return (f"{name}.weight", "F8_E4M3", (num_n, num_k)), (f"{name}.weight_scale", "F32", ())
+
+
+def test_modules_that_the_user_names_are_carried() -> None:
+    """`--skip` takes globs of module names, and what it names counts as understood."""
+    tensors = *attention("m.0.up_proj", 100, 50), *attention("m.1.up_proj", 100, 50), *attention("lm_head", 50, 100)[:1]
+    headers = {name: header(name, dtype, shape) for name, dtype, shape in tensors}
+    config = {"model_type": "llama", "quantization_config": FP8}
+    linears, _ = recognise(headers, find_quantization({"config.json": config}), config, skip=["lm_*", "*.1.*"])
+    assert [linear.skip_reason for linear in linears] == [None, "--skip *.1.*", "--skip lm_*"]
+    assert all(linear.is_understood for linear in linears)
 
 
 def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
@@ -127,6 +255,7 @@ def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
         ("mlp.down_proj.weight_scale", "F8_E4M3", (136, 14)),
         ("conv.weight", "F8_E4M3", (8, 3, 4, 4)),
         ("norm.weight", "BF16", (136,)),
+        ("table", "F8_E4M3", (8, 16)),
         quantization=NVFP4,
     )
     assert linears == ()
@@ -135,7 +264,8 @@ def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
         "mlp.up_proj.weight": "I8, not FP8",
         "mlp.down_proj.weight_packed": "U8, not FP8",
         "mlp.down_proj.weight_scale": "an FP8 scale, not a weight",
-        "conv.weight": "FP8, but not the 2-D weight of a Linear",
+        "conv.weight": "FP8, but of 4 dimensions, not the weight of a Linear",
+        "table": "FP8, but not the 2-D weight of a Linear",
     }
 
 
@@ -156,40 +286,5 @@ def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:
     (linear,), _ = recognised(
         ("a.weight", "F8_E4M3", (100, 64)), ("a.weight_scale", "U8", (100, 2)), quantization=quantization
     )
-    assert linear.granularity is None
-    assert linear.skip_reason == "scales U8 [100, 2] of a layout that is not padded (compressed-tensors)"
-
-
-@pytest.mark.parametrize(
-    ("tensors", "quantization", "message"),
-    [
-        ([("a.weight", "F8_E4M3", (4, 4))], FP8, "a.weight: an FP8 weight without a scale: expected a.weight_scale"),
-        ([("a.weight", "F8_E4M3", (4, 4))], None, "a.weight: F8_E4M3, but config.json has no quantization_config"),
-        (
-            [("a.weight", "F8_E4M3", (136, 213)), ("a.weight_scale", "F32", (1, 136))],
-            FBGEMM,
-            r"a.weight_scale: expected a channel scale \[136, 1\] for the weight \[136, 213\], got \[1, 136\]",
-        ),
-        (
-            [("a.weight", "F8_E4M3", (136, 213)), ("a.weight_scale", "F32", (136, 1))],
-            FP8_BLOCK,
-            r"a.weight_scale: expected a block scale \[2, 2\] for the weight \[136, 213\], got \[136, 1\]",
-        ),
-        (
-            [
-                ("a.gate_proj.weight", "F8_E4M3", (213, 8)),
-                ("a.gate_proj.weight_scale", "F32", ()),
-                ("a.up_proj.weight", "F8_E4M3", (212, 8)),
-                ("a.up_proj.weight_scale", "F32", ()),
-            ],
-            FP8,
-            r"a.up_proj.weight: expected 213 rows as a.gate_proj.weight \[213, 8\] asks for, got \[212, 8\]",
-        ),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(
-    tensors: list[tuple[str, str, tuple[int, ...]]], quantization: Json | None, message: str
-) -> None:
-    """A weight and a scale, a config or a sibling that disagree are one clear error."""
-    with pytest.raises(PlanError, match=message):
-        recognised(*tensors, quantization=quantization)
+    reason = "MXFP8, scales U8 [100, 2]: one for each 32 inputs, which is not padded"
+    assert (linear.granularity, linear.skip_reason, linear.is_understood) == (None, reason, True)

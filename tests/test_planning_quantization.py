@@ -1,9 +1,11 @@
-"""Reading quantization configs: where they stand, and which schemes they allow."""
+"""Reading quantization configs: where they stand, and what they say of the weights."""
+
+from time import process_time
 
 import pytest
 
 from fp8pad.errors import ConfigError
-from fp8pad.planning.quantization import Quantization, find_quantization
+from fp8pad.planning.quantization import Quantization, find_quantization, record_key
 from fp8pad.record import BaseSource, Json
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 
@@ -26,21 +28,29 @@ def found(document: Json) -> Quantization:
     return quantization
 
 
+QUARK_BLOCK = {"dtype": "fp8_e4m3", "qscheme": "per_block", "block_size": [64, 128]}
+MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+LAYERS = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4", "group_size": 16}}
+
+
 @pytest.mark.parametrize(
-    ("document", "granularities", "foreign"),
+    ("document", "granularities", "has_other_fp8", "others"),
     [
-        (compressed(FP8_CHANNEL), {PerChannel()}, False),
-        (compressed(FP8_CHANNEL, FP8_BLOCK), {PerChannel(), PerBlock(128, 64)}, False),
-        (compressed(FP8_CHANNEL, INT8), {PerChannel()}, True),
-        (compressed(MX), set(), True),
-        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, {PerBlock(128, 128)}, False),
-        ({"quant_method": "fp8", "activation_scheme": "static"}, {PerTensor(), PerChannel()}, False),
-        ({"quant_method": "fbgemm_fp8"}, {PerChannel()}, False),
-        ({"quant_method": "FP8"}, {PerTensor(), PerChannel()}, False),
-        ({"quant_method": "modelopt", "quant_algo": "FP8"}, {PerTensor()}, False),
-        ({"producer": {}, "quantization": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}}, {PerChannel()}, False),
-        ({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, {PerBlock(128, 128)}, False),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, set(), True),
+        (compressed(FP8_CHANNEL), {PerChannel()}, False, []),
+        (compressed(FP8_CHANNEL, FP8_BLOCK), {PerChannel(), PerBlock(128, 64)}, False, []),
+        (compressed(FP8_CHANNEL, INT8), {PerChannel()}, False, ["8-bit int"]),
+        (compressed(MX), set(), True, []),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, {PerBlock(128, 128)}, False, []),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, {PerTensor(), PerChannel()}, False, []),
+        ({"quant_method": "fbgemm_fp8"}, {PerChannel()}, False, []),
+        ({"quant_method": "FP8"}, {PerTensor(), PerChannel()}, False, []),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, {PerTensor()}, False, []),
+        ({"producer": {}, "quantization": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}}, {PerChannel()}, False, []),
+        ({"quant_method": "modelopt", "quant_algo": "fp8_pb_wo"}, {PerBlock(128, 128)}, False, []),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, set(), False, ["NVFP4"]),
+        ({"quant_method": "modelopt_mxfp8", "quant_algo": "MXFP8"}, set(), True, []),
+        (MIXED, {PerTensor(), PerChannel(), PerBlock(128, 128)}, True, []),
+        (MIXED | {"quantized_layers": LAYERS}, {PerTensor()}, True, ["NVFP4"]),
         (
             {
                 "quant_method": "quark",
@@ -48,14 +58,42 @@ def found(document: Json) -> Quantization:
             },
             {PerChannel()},
             False,
+            [],
         ),
-        ({"quant_method": "gptq", "bits": 4}, set(), True),
+        (
+            {
+                "quant_method": "quark",
+                "global_quant_config": {"weight": {"dtype": "fp4", "qscheme": "per_group"}},
+                "layer_quant_config": {"*self_attn*": {"weight": QUARK_BLOCK}},
+            },
+            {PerBlock(64, 128)},
+            False,
+            ["fp4"],
+        ),
+        (
+            {"quant_method": "auto-round", "data_type": "fp", "bits": 8, "group_size": [128, 128]},
+            {PerBlock(128, 128)},
+            False,
+            [],
+        ),
+        ({"quant_method": "auto-round", "data_type": "fp8", "bits": 8, "group_size": -1}, set(), True, []),
+        ({"quant_method": "auto-round", "data_type": "int", "bits": 4, "group_size": 128}, set(), False, ["4-bit int"]),
+        ({"quant_method": "gptq", "bits": 4}, set(), False, ["4-bit gptq"]),
+        ({"quant_method": "torchao"}, set(), True, []),
     ],
 )
-def test_granularities_of_each_method(document: Json, granularities: set[Granularity], foreign: bool) -> None:
-    """Each tool's config is read as the granularities and foreign layouts that it allows."""
-    quantization = found(document)
-    assert (set(quantization.granularities), quantization.foreign_layouts) == (granularities, foreign)
+def test_formats_of_each_method(
+    document: Json, granularities: set[Granularity], has_other_fp8: bool, others: list[str]
+) -> None:
+    """Each tool's config is read as the granularities and other formats that it names."""
+    formats = found(document).formats
+    assert (set(formats.granularities), formats.has_other_fp8) == (granularities, has_other_fp8)
+    assert list(formats.others) == others
+
+
+FBGEMM = {"quant_method": "fbgemm_fp8"}
+MODELOPT = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+MODELOPT_MIXED = {"producer": {"name": "modelopt"}, "quantization": {**MIXED, "quantized_layers": LAYERS}}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +109,42 @@ def test_granularities_of_each_method(document: Json, granularities: set[Granula
         ),
         ({"config.json": {"compression_config": compressed(FP8_CHANNEL)}}, ("config.json", "compression_config")),
         (
+            {"config.json": {"text_config": {"compression_config": compressed(FP8_CHANNEL)}}},
+            ("config.json", "text_config.compression_config"),
+        ),
+        # Two at once: the one that vLLM reads.
+        (
+            {"config.json": {"text_config": {"quantization_config": MIXED}, "quantization_config": FBGEMM}},
+            ("config.json", "quantization_config"),
+        ),
+        (
+            {"config.json": {"text_config": {"quantization_config": FBGEMM}, "compression_config": compressed()}},
+            ("config.json", "text_config.quantization_config"),
+        ),
+        (
+            {"config.json": {"quantization_config": FBGEMM}, "hf_quant_config.json": MODELOPT},
+            ("config.json", "quantization_config"),
+        ),
+        (
+            {"config.json": {"text_config": {"quantization_config": FBGEMM}}, "hf_quant_config.json": MODELOPT},
+            ("hf_quant_config.json", None),
+        ),
+        (
+            {"config.json": {"quantization_config": None}, "hf_quant_config.json": MODELOPT},
+            ("hf_quant_config.json", None),
+        ),
+        (
+            {"config.json": {"quantization_config": MIXED}, "hf_quant_config.json": MODELOPT_MIXED},
+            ("hf_quant_config.json", None),
+        ),
+        (
+            {
+                "config.json": {"quantization_config": MIXED | {"quantized_layers": LAYERS}},
+                "hf_quant_config.json": MODELOPT_MIXED,
+            },
+            ("config.json", "quantization_config"),
+        ),
+        (
             {"config.json": {}, "hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}},
             ("hf_quant_config.json", None),
         ),
@@ -83,6 +157,56 @@ def test_it_is_found_wherever_tools_put_it(configs: dict[str, Json], source: tup
     assert quantization.source == BaseSource(*source)
 
 
+@pytest.mark.parametrize(
+    ("config", "source", "key"),
+    [
+        ({"quantization_config": FBGEMM}, ("config.json", "quantization_config"), "quantization_config"),
+        ({"compression_config": FBGEMM}, ("config.json", "compression_config"), "compression_config"),
+        ({}, ("hf_quant_config.json", None), "quantization_config"),
+        ({"text_config": {"quantization_config": FBGEMM}}, ("hf_quant_config.json", None), "quantization_config"),
+        (
+            {"text_config": {"quantization_config": FBGEMM}, "compression_config": FBGEMM},
+            ("config.json", "text_config.quantization_config"),
+            "quantization_config",
+        ),
+    ],
+)
+def test_the_record_goes_where_an_engine_looks_first(config: Json, source: tuple[str, str | None], key: str) -> None:
+    """Where the original stood, unless another place would still be read before it."""
+    assert record_key(config, BaseSource(*source)) == key
+
+
+@pytest.mark.parametrize(
+    ("document", "notes"),
+    [
+        ({"quant_method": "fbgemm_fp8", "ignore": ["re:.*gate$", "lm_head", 7]}, []),
+        (compressed(FP8_CHANNEL) | {"ignore": ["re:.*(gate"]}, ["re:.*(gate"]),
+        (compressed(FP8_CHANNEL) | {"ignore": ["re:a{9999999999}", "re:" + "(" * 1500]}, ["re:a{9", "re:(((("]),
+        (compressed(FP8_CHANNEL) | {"ignore": "re:("}, []),
+        ({"quant_method": "quark", "exclude": ["re:*"]}, ["re:*"]),
+        (
+            {"config_groups": {"g": {"targets": ["re:["], "weights": FP8_CHANNEL}}},
+            ["is read as compressed-tensors", "re:["],
+        ),
+        (MODELOPT, ["is read as modelopt"]),
+    ],
+)
+def test_what_is_strange_is_noted(document: Json, notes: list[str]) -> None:
+    """A method that is not named, and patterns that do not compile: engines differ in what they make of them."""
+    given = found(document).notes
+    assert len(given) == len(notes)
+    assert all(expected in note for expected, note in zip(notes, given, strict=True))
+
+
+def test_no_pattern_takes_long() -> None:
+    """Patterns that take forever to match, or to compile, are only looked at."""
+    slow = ["(a|a)*$", "(x+x+)+y", "(?i)" + "[\0-\U0010ffff]" * 60, "(a{0,99}){0,99}" * 50, "[\u0100-\uffff]"]
+    patterns = [f"re:{pattern}" for pattern in slow * 2000]
+    started = process_time()
+    assert found(compressed(FP8_CHANNEL) | {"ignore": patterns}).notes == ()
+    assert process_time() - started < 10
+
+
 def test_no_quantization_config_is_none() -> None:
     """A checkpoint that is not quantized has no quantization."""
     assert find_quantization({"config.json": {"model_type": "llama"}}) is None
@@ -93,7 +217,13 @@ def test_no_quantization_config_is_none() -> None:
     [
         ({"quant_method": "foo"}, "quant_method: expected one of .* got 'foo'"),
         ({"bits": 8}, "quant_method: expected a method's name, got null"),
+        ({"quant_method": 8}, "quant_method: expected a method's name, got 8"),
+        ({"quant_method": None, "quant_algo": "FP8"}, "quant_method: expected a method's name, got null"),
         ([], "quantization_config: expected an object, got list"),
+        ({"quant_method": "fp8", "weight_block_size": [128.0, 128]}, r"two block sizes, got \[128.0, 128\]"),
+        ({"quant_method": "fp8", "weight_block_size": [128, True]}, r"two block sizes, got \[128, true\]"),
+        ({"quant_method": "fp8", "weight_block_size": "128x"}, "two block sizes, got"),
+        ({"quant_method": "auto-round", "data_type": "fp", "group_size": [128]}, r"two block sizes, got \[128\]"),
         ({"quant_method": "fp8", "weight_block_size": [0, 128]}, r"two positive block sizes, got \[0, 128\]"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"two block sizes, got \[128\]"),
         ({"quant_method": "fp8", "weight_block_size": ["a", "b"]}, "two block sizes"),

@@ -27,6 +27,8 @@ def plan(
     alignment: options.AlignmentOption = "auto",
     absorb: options.AbsorbOption = False,
     absorb_experts: options.AbsorbExpertsOption = False,
+    skip: options.SkipOption = None,
+    strict: options.StrictOption = False,
     check: options.CheckOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -34,10 +36,13 @@ def plan(
 
     Reads headers and config.json alone, and writes nothing.
     """
+    from fp8pad.planning import check_understood
     from fp8pad.render.plan import show_plan
 
-    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
+    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
     show_plan(source, checkpoint_plan, as_json)
+    if strict:
+        check_understood(checkpoint_plan)
     if check:
         _check_served(checkpoint_plan)
 
@@ -50,6 +55,8 @@ def convert(
     alignment: options.AlignmentOption = "auto",
     absorb: options.AbsorbOption = False,
     absorb_experts: options.AbsorbExpertsOption = False,
+    skip: options.SkipOption = None,
+    strict: options.StrictOption = False,
     jobs: options.JobsOption = DEFAULT_JOBS,
     link: options.LinkOption = "auto",
     overwrite: options.OverwriteOption = False,
@@ -64,13 +71,17 @@ def convert(
     OUT_DIR appears only when it is complete and verified.
     """
     from fp8pad.convert import convert as convert_checkpoint
+    from fp8pad.planning import check_understood
     from fp8pad.render.plan import show_plan
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_conversion
 
-    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts))
+    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
     if dry_run:
         show_plan(source, checkpoint_plan, as_json)
+    if strict:
+        check_understood(checkpoint_plan)
+    if dry_run:
         return
     write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
     with _resume_hint(resume), shown_progress() as progress:
@@ -135,11 +146,17 @@ def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = Fa
         raise RecordError(_first_of(path, inspection.disagreements, "disagreement", "disagreements"))
 
 
-def _policy(tensor_parallel_size: int, alignment: options.Alignment, absorb: bool, absorb_experts: bool) -> "Policy":
+def _policy(
+    tensor_parallel_size: int,
+    alignment: options.Alignment,
+    absorb: bool,
+    absorb_experts: bool,
+    skip: Sequence[str] | None,
+) -> "Policy":
     from fp8pad.record import Policy
 
     multiple = alignment if alignment == "auto" else cast("Literal[16, 32, 64, 128]", int(alignment))
-    return Policy(multiple, tensor_parallel_size, absorb, absorb_experts)
+    return Policy(multiple, tensor_parallel_size, absorb, absorb_experts, tuple(skip or ()))
 
 
 def _plan(model: Path, policy: "Policy") -> "tuple[Checkpoint, CheckpointPlan]":

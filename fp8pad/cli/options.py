@@ -58,6 +58,11 @@ AbsorbOption = Annotated[
 AbsorbExpertsOption = Annotated[
     bool, typer.Option("--absorb-experts", help="Absorb the routed experts of MoE layers too; this can cost a lot.")
 ]
+SkipOption = Annotated[
+    list[str] | None,
+    typer.Option("--skip", metavar="PATTERN", help="Leave modules of these names as they are; can be repeated."),
+]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Fail if an FP8 layer is not understood.")]
 
 # How it is written
 JobsOption = Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel.")]

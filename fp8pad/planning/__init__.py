@@ -1,12 +1,15 @@
 """Headers, config and policy in, a `CheckpointPlan` out: pure, without torch, files or tensor bytes."""
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
+from fp8pad.errors import PlanError
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
 from fp8pad.planning.absorb.governed import Axis, find_governed
 from fp8pad.planning.absorb.inner import inner_axes
+from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
-from fp8pad.planning.layers import Fp8Linear, recognise
+from fp8pad.planning.layers import Fp8Linear, module_name, recognise
 from fp8pad.planning.padding import alignment_of, padded_tensors, plan_layer, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
@@ -14,7 +17,7 @@ from fp8pad.planning.tensor_parallel import shardings
 from fp8pad.record import Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
-__all__ = ["plan_checkpoint"]
+__all__ = ["check_understood", "plan_checkpoint"]
 
 
 def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], policy: Policy) -> CheckpointPlan:
@@ -28,7 +31,9 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     quantization = find_quantization(configs)
     sections = sections_of(config)
     governed = find_governed(sections, tensors)
-    linears, untouched = recognise(tensors, quantization, config, governed.routed_experts)
+    linears, untouched = recognise(tensors, quantization, config, governed.routed_experts, policy.skip)
+    check_consistent(tensors, linears, quantization)
+    _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)
     inner = inner_axes(governed, linears)
     how = shardings({linear.name: _matrix_shape(linear) for linear in linears}, sections, governed.roles)
@@ -57,9 +62,25 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         shards_rewritten=tuple(shard.file for shard in shards if any(t.name in padded for t in shard.tensors)),
         bytes_before=bytes_before,
         bytes_after=bytes_before + sum(_bytes_added(tensors[name], tensor) for name, tensor in padded.items()),
-        notes=absorption.notes,
+        notes=(*(quantization.notes if quantization else ()), *absorption.notes),
         architectures=_architectures(config),
     )
+
+
+def check_understood(plan: CheckpointPlan) -> None:
+    """Raise `PlanError` where FP8 weights are carried because fp8pad cannot tell what they are."""
+    if unknown := plan.not_understood:
+        count = "1 FP8 layer is" if len(unknown) == 1 else f"{len(unknown)} FP8 layers are"
+        raise PlanError(
+            f"{count} not understood: {'; '.join(f'{weight.name}: {weight.reason}' for weight in unknown[:3])}"
+        )
+
+
+def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
+    modules = {module_name(name) for name in tensors} if policy.skip else ()
+    for pattern in policy.skip:
+        if not any(fnmatchcase(module, pattern) for module in modules):
+            raise PlanError(f"--skip {pattern}: no module has a name like that")
 
 
 def _refusal(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> str:

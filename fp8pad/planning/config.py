@@ -5,7 +5,7 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from fp8pad.errors import ConfigError
-from fp8pad.planning.quantization import CONFIG_FILE
+from fp8pad.planning.quantization import CONFIG_FILE, record_key
 from fp8pad.record import BaseSource, ConfigEdit, Json, QuantizationRecord
 
 
@@ -24,8 +24,7 @@ def edited_config(
         if edit.file == CONFIG_FILE:
             _replace(edited, edit.key, edit.new, must_exist=False)
     if quantization and base_source:
-        key = base_source.key if base_source.file == CONFIG_FILE else None
-        _replace(edited, key or "quantization_config", quantization.to_json(), must_exist=key is not None)
+        _replace(edited, record_key(config, base_source), quantization.to_json(), must_exist=False)
     return edited
 
 

@@ -1,10 +1,15 @@
-"""Recognising FP8 Linears by their tensors: a 2-D FP8 weight, its scale wherever it lies, and the granularity."""
+"""Recognising FP8 Linears by their tensors: a 2-D FP8 weight, its scale wherever it lies, and the granularity.
+
+What is not understood is carried, with the reason; planning/contradictions.py refuses what engines fail on.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
-from fp8pad.errors import PlanError
+from fp8pad.geometry import num_blocks
+from fp8pad.planning.linear_names import kind_of, own_name
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
 from fp8pad.planning.stacks import Order, in_order, stacked_granularity
@@ -12,27 +17,29 @@ from fp8pad.record import Json
 from fp8pad.scales import Granularity, PerBlock, stored_scale_shapes
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
+INPUT_SCALES = ("input_scale", "input_activation_scale", "activation_scale")
+
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
-_SCALE_NAME = re.compile(r"(scale|scale_inv|scale_2|scale_ub|zero_point)$")
-_EMBEDDINGS = frozenset(
-    {"embed_tokens", "embeddings", "word_embeddings", "position_embeddings", "token_embedding", "embed_positions",
-     "wte", "wpe", "tok_embeddings", "shared", "embed_in", "position_embedding", "token_type_embeddings"}
-)  # fmt: skip
+_EXPERTS = re.compile(r"(^|[._])(experts|moe)([._]|$)")
+_SCALE_NAME = re.compile(r"(scales?|scale_inv|scale_2|scale_ub|zero_point)$")
 
 # Families whose Linears are transformers' `Conv1D`, which keeps its weight as `[K, N]`, and the modules that are.
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 
 NO_EXPERTS: Mapping[str, Order | None] = {}
+# One scale of 8 bits for this many inputs: the OCP Microscaling formats.
+_MX_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8Linear:
-    """An FP8 weight `[N, K]` with its scale.
+    """An FP8 weight `[N, K]`, or a stack of them, with its scale.
 
-    `skip_reason` is set where it must not be padded on its own; `granularity` is None where its scales are of a layout
-    that fp8pad does not know. `is_expert` marks routed experts. Those that are stacked in one weight have a dimension
-    more, in front, and may have the other two in the `order` K, N.
+    `granularity` is None where its scales are of a layout that is not padded. `skip_reason` is set where it must not be
+    padded on its own; `is_understood` is False where that is because fp8pad cannot tell what it is. `is_expert` marks
+    routed experts. Those that are stacked in one weight have a dimension more, in front, and may have the other two in
+    the `order` K, N.
     """
 
     name: str
@@ -40,6 +47,7 @@ class Fp8Linear:
     scale: TensorHeader | None
     granularity: Granularity | None
     skip_reason: str | None = None
+    is_understood: bool = True
     is_expert: bool = False
     order: Order = "nk"
 
@@ -48,27 +56,36 @@ class Fp8Linear:
         """The weight's shape as `[N, K]` or `[num_experts, N, K]`, in whatever order it is stored."""
         return in_order(self.weight.shape, self.order)
 
+    @property
+    def is_conv1d(self) -> bool:
+        """Whether its weight is stored as `[K, N]`, as in transformers' Conv1D."""
+        return self.skip_reason == _CONV1D
+
+
+_CONV1D = "a Conv1D, stored as [K, N]"
+
 
 def recognise(
     tensors: Mapping[str, TensorHeader],
     quantization: Quantization | None,
     config: Json,
     experts: Mapping[str, Order | None] = NO_EXPERTS,
+    skip: Sequence[str] = (),
 ) -> tuple[tuple[Fp8Linear, ...], tuple[UntouchedTensor, ...]]:
     """Split a checkpoint's weights into FP8 Linears and those that are not, each of these with its reason.
 
     `experts` are the modules that the model's family file says are routed experts, with the order of the axes of those
-    that are stacked. Raises `PlanError` where an FP8 weight has no scale, a scale of a shape that its config rules out,
-    or no config.
+    that are stacked. `skip` are globs of module names that the user wants carried unchanged.
     """
     linears, untouched = [], []
+    has_conv1d = not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config))
     for tensor in tensors.values():
-        if _is_fp8_linear(tensor):
-            linears.append(_linear(tensor, tensors, quantization, config, experts))
-        elif reason := _untouched_reason(tensor):
-            untouched.append(UntouchedTensor(tensor.name, tensor.dtype, tensor.shape, reason))
-    check_siblings(linears)
-    return tuple(linears), tuple(untouched)
+        if _is_weight(tensor):
+            linear = _linear(tensor, tensors, quantization, experts, has_conv1d)
+            linears.append(_skipped(linear, skip))
+        elif found := _untouched(tensor):
+            untouched.append(found)
+    return tuple(_with_one_input(linears)), tuple(untouched)
 
 
 def module_name(weight_name: str) -> str:
@@ -82,109 +99,171 @@ def scale_names(weight_name: str) -> tuple[str, ...]:
     return f"{weight_name}_scale", f"{weight_name}_scale_inv", f"{module}.scale", f"{module}_weight_scale"
 
 
-def check_siblings(linears: Sequence[Fp8Linear]) -> None:
-    """Raise `PlanError` where matrices that are multiplied with each other or fused have sizes that do not meet."""
-    shapes = {linear.name: linear.weight.shape for linear in linears if len(linear.weight.shape) == 2}
-    for name, shape in shapes.items():
-        for other, other_shape, axis, other_axis in _siblings(name, shapes):
-            if shape[axis] != other_shape[other_axis]:
-                raise PlanError(
-                    f"{name}.weight: expected {other_shape[other_axis]} {'rows' if axis == 0 else 'columns'}"
-                    f" as {other}.weight {list(other_shape)} asks for, got {list(shape)}"
-                )
+def is_scale_name(name: str) -> bool:
+    """Return whether a tensor is a scale or a zero point by its name."""
+    return _SCALE_NAME.search(name) is not None
 
 
-def _siblings(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
-    parent, _, last = name.rpartition(".")
-    meets = {
-        "up_proj": (("gate_proj", 0, 0), ("gate_proj", 1, 1)),
-        "down_proj": (("up_proj", 1, 0),),
-        "w3": (("w1", 0, 0), ("w1", 1, 1)),
-        "k_proj": (("q_proj", 1, 1),),
-        "v_proj": (("k_proj", 1, 1),),
-    }
-    for sibling, axis, other_axis in meets.get(last, ()):
-        other = f"{parent}.{sibling}" if parent else sibling
-        if other in shapes:
-            yield other, shapes[other], axis, other_axis
-
-
-def _is_fp8_linear(tensor: TensorHeader) -> bool:
-    if tensor.dtype not in FP8_WEIGHT_DTYPES or _SCALE_NAME.search(tensor.name):
+def _is_weight(tensor: TensorHeader) -> bool:
+    if tensor.dtype not in FP8_WEIGHT_DTYPES or is_scale_name(tensor.name):
         return False
-    return _is_stacked(tensor) or (len(tensor.shape) == 2 and tensor.name.endswith(".weight"))
+    is_stack = len(tensor.shape) == 3 and "conv" not in tensor.name
+    return is_stack or (len(tensor.shape) == 2 and tensor.name.endswith(".weight"))
 
 
-def _is_stacked(tensor: TensorHeader) -> bool:
-    return len(tensor.shape) == 3 and "conv" not in tensor.name
-
-
-def _untouched_reason(tensor: TensorHeader) -> str | None:
-    if tensor.dtype in FP8_WEIGHT_DTYPES:
-        if _SCALE_NAME.search(tensor.name):
-            return "an FP8 scale, not a weight"
-        return "FP8, but not the 2-D weight of a Linear"
-    if len(tensor.shape) < 2 or _SCALE_NAME.search(tensor.name):
-        return None
-    return f"{tensor.dtype}, not FP8"
+def _untouched(tensor: TensorHeader) -> UntouchedTensor | None:
+    """Describe a tensor that is not the FP8 weight of a Linear; None where it is no weight at all."""
+    is_understood = True
+    if tensor.dtype not in FP8_WEIGHT_DTYPES:
+        if len(tensor.shape) < 2 or is_scale_name(tensor.name):
+            return None
+        reason = f"{tensor.dtype}, not FP8"
+    elif is_scale_name(tensor.name):
+        reason = "an FP8 scale, not a weight"
+    elif len(tensor.shape) > 2:
+        reason = f"FP8, but of {len(tensor.shape)} dimensions, not the weight of a Linear"
+    else:
+        reason, is_understood = "FP8, but not the 2-D weight of a Linear", False
+    return UntouchedTensor(tensor.name, tensor.dtype, tensor.shape, reason, is_understood)
 
 
 def _linear(
     weight: TensorHeader,
     tensors: Mapping[str, TensorHeader],
     quantization: Quantization | None,
-    config: Json,
     experts: Mapping[str, Order | None],
+    has_conv1d: bool,
 ) -> Fp8Linear:
-    if quantization is None:
-        raise PlanError(f"{weight.name}: {weight.dtype}, but config.json has no quantization_config")
     name = module_name(weight.name)
     scale = next((tensors[scale] for scale in scale_names(weight.name) if scale in tensors), None)
-    if _is_stacked(weight):
-        return _stack(name, weight, scale, quantization, experts.get(name))
+    if len(weight.shape) == 3:
+        return _stack(name, weight, scale, quantization, experts)
     is_expert = name in experts or _ROUTED_EXPERT.search(name) is not None
     if scale is None:
-        raise PlanError(f"{weight.name}: an FP8 weight without a scale: expected {scale_names(weight.name)[0]}")
-    if reason := _foreign_layout(weight, scale, quantization):
-        return Fp8Linear(name, weight, scale, None, skip_reason=reason, is_expert=is_expert)
+        what = "an embedding" if kind_of(name) == "table" else "an FP8 weight"
+        reason = f"{what} without a scale of its own"
+        return Fp8Linear(name, weight, None, None, reason, is_understood=False, is_expert=is_expert)
     granularity = _granularity(weight, scale, quantization)
-    reason = _skip_reason(name, scale, is_expert, config) or _unsupported_block(granularity, scale, quantization)
-    return Fp8Linear(name, weight, scale, granularity, reason, is_expert)
+    if granularity is None:
+        reason, is_understood = _other_layout(weight, scale, quantization)
+        return Fp8Linear(name, weight, scale, None, reason, is_understood, is_expert)
+    linear = Fp8Linear(name, weight, scale, granularity, is_expert=is_expert)
+    if known := _unpadded(linear, quantization, has_conv1d):
+        return replace(linear, skip_reason=known)
+    if kind_of(name) is None and not _has_inputs(name, weight, tensors):
+        reason = f"{own_name(name)!r} is not a name that engines give a Linear"
+        return replace(linear, skip_reason=reason, is_understood=False)
+    return linear
 
 
 def _stack(
-    name: str, weight: TensorHeader, scale: TensorHeader | None, quantization: Quantization, order: Order | None
+    name: str,
+    weight: TensorHeader,
+    scale: TensorHeader | None,
+    quantization: Quantization | None,
+    experts: Mapping[str, Order | None],
 ) -> Fp8Linear:
+    order = experts.get(name)
     if order is None:
         reason = "matrices stacked in one 3-D weight, whose order no family file tells"
-        return Fp8Linear(name, weight, scale, None, reason, is_expert=True)
-    granularity = stacked_granularity(weight.shape, scale.shape, order, quantization.granularities) if scale else None
+        is_expert = _EXPERTS.search(name) is not None
+        return Fp8Linear(name, weight, scale, None, reason, is_understood=is_expert, is_expert=is_expert)
+    allowed = quantization.formats.granularities if quantization else ()
+    granularity = stacked_granularity(weight.shape, scale.shape, order, allowed) if scale else None
     reason = "experts stacked in one 3-D weight"
     if granularity is None:
         reason += f", with scales {list(scale.shape)} of a layout that is not padded" if scale else ", without a scale"
     elif order == "kn":
         reason += ", stored as [num_experts, K, N]"
-    return Fp8Linear(name, weight, scale, granularity, reason, is_expert=True, order=order)
+    is_understood = granularity is not None
+    return Fp8Linear(name, weight, scale, granularity, reason, is_understood, is_expert=True, order=order)
 
 
-def _skip_reason(name: str, scale: TensorHeader, is_expert: bool, config: Json) -> str | None:
-    last = name.rpartition(".")[2]
-    if is_expert:
+def _unpadded(linear: Fp8Linear, quantization: Quantization | None, has_conv1d: bool) -> str | None:
+    """Why a layer that is understood must not be padded on its own."""
+    if linear.is_expert:
         return "a routed expert: the fused MoE kernels never meet the runtime"
-    if last in _EMBEDDINGS:
+    if kind_of(linear.name) == "table":
         return "an embedding, not a Linear"
-    if last in _CONV1D_MODULES and not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config)):
-        return "a Conv1D, stored as [K, N]"
-    if scale.dtype not in ONE_BYTES:
-        return f"scales of dtype {scale.dtype}"
-    return None
-
-
-def _unsupported_block(granularity: Granularity, scale: TensorHeader, quantization: Quantization) -> str | None:
+    if has_conv1d and linear.name.rpartition(".")[2] in _CONV1D_MODULES:
+        return _CONV1D
+    if linear.scale and linear.scale.dtype not in ONE_BYTES:
+        return f"scales of dtype {linear.scale.dtype}"
     # vLLM's ModelOpt method makes scales [R, 1, C, 1] of its own, and refuses an unaligned K (modelopt.py).
-    if isinstance(granularity, PerBlock) and (quantization.method == "modelopt" or len(scale.shape) == 4):
+    is_modelopts = quantization is not None and quantization.method.startswith("modelopt")
+    if isinstance(linear.granularity, PerBlock) and (
+        is_modelopts or len(linear.scale.shape if linear.scale else ()) == 4
+    ):
         return "block scales of ModelOpt, which the runtime does not pad"
     return None
+
+
+def _has_inputs(name: str, weight: TensorHeader, tensors: Mapping[str, TensorHeader]) -> bool:
+    """Whether a module multiplies what it is given, as its tensors tell: it has a bias or a scale for its input."""
+    bias = tensors.get(f"{name}.bias")
+    return (bias is not None and bias.shape == weight.shape[:1]) or any(
+        f"{name}.{key}" in tensors for key in INPUT_SCALES
+    )
+
+
+def _granularity(weight: TensorHeader, scale: TensorHeader, quantization: Quantization | None) -> Granularity | None:
+    """The granularity that both the shape of the scale and the config allow, None where there is none.
+
+    A single scale of a single row is both a tensor's and a channel's: it is left as it is, unless the config has only
+    channels.
+    """
+    allowed = quantization.formats.granularities if quantization else ()
+    fitting = {
+        granularity.name: granularity
+        for granularity in reversed(allowed)
+        if scale.shape in stored_scale_shapes(granularity, weight.shape)
+    }
+    return fitting.get("block") or fitting.get("tensor") or fitting.get("channel")
+
+
+def _other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization | None) -> tuple[str, bool]:
+    """Describe a scale that fits no granularity of the config, and tell whether its layout is a known one."""
+    num_n, num_k = weight.shape
+    found = f"scales {scale.dtype} {list(scale.shape)}"
+    if scale.dtype in ("U8", "F8_E8M0") and scale.shape == (num_n, num_blocks(num_k, _MX_GROUP)):
+        return f"MXFP8, {found}: one for each {_MX_GROUP} inputs, which is not padded", True
+    if quantization is None:
+        return f"{found}, but no quantization config", False
+    if quantization.formats.has_other_fp8:
+        return f"{found} of a layout that is not padded ({quantization.method})", False
+    return f"{found} where {_expected(weight, quantization)} is expected", False
+
+
+def _expected(weight: TensorHeader, quantization: Quantization) -> str:
+    shapes = {
+        granularity.name: list(granularity.scale_shape(weight.shape))
+        for granularity in quantization.formats.granularities
+    }
+    expected = [f"a {name} scale {shapes[name]}" for name in ("tensor", "channel", "block") if name in shapes]
+    return " or ".join(expected) or "no FP8 weight"
+
+
+def _skipped(linear: Fp8Linear, patterns: Sequence[str]) -> Fp8Linear:
+    """Return a layer that the user wants carried unchanged as one that is."""
+    pattern = next((pattern for pattern in patterns if fnmatchcase(linear.name, pattern)), None)
+    return linear if pattern is None else replace(linear, skip_reason=f"--skip {pattern}", is_understood=True)
+
+
+def _with_one_input(linears: Sequence[Fp8Linear]) -> Iterator[Fp8Linear]:
+    """Yield the layers; queries, keys and values of different K are not fused in a way that is known."""
+    sizes: dict[str, dict[str, int]] = {}
+    for linear in linears:
+        parent, _, last = linear.name.rpartition(".")
+        if last in ("q_proj", "k_proj", "v_proj"):
+            sizes.setdefault(parent, {})[last] = linear.weight.shape[-1]
+    for linear in linears:
+        parent, _, last = linear.name.rpartition(".")
+        inputs = sizes.get(parent, {}) if last in ("q_proj", "k_proj", "v_proj") else {}
+        if len(set(inputs.values())) > 1 and linear.skip_reason is None:
+            found = " and ".join(f"{name} of {size}" for name, size in inputs.items())
+            yield replace(linear, skip_reason=f"attention with different inputs: {found}", is_understood=False)
+        else:
+            yield linear
 
 
 def _model_types(config: Json) -> Iterator[str]:
@@ -194,41 +273,3 @@ def _model_types(config: Json) -> Iterator[str]:
     for value in config.values():
         if isinstance(value, Mapping):
             yield from _model_types(value)
-
-
-def _foreign_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> str | None:
-    if not quantization.foreign_layouts or _granularities(weight, scale, quantization):
-        return None
-    return f"scales {scale.dtype} {list(scale.shape)} of a layout that is not padded ({quantization.method})"
-
-
-def _granularity(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> Granularity:
-    found = _granularities(weight, scale, quantization)
-    if not found:
-        raise PlanError(
-            f"{scale.name}: expected {_expected(weight, quantization)}"
-            f" for the weight {list(weight.shape)}, got {list(scale.shape)}"
-        )
-    return found[0]
-
-
-def _granularities(weight: TensorHeader, scale: TensorHeader, quantization: Quantization) -> list[Granularity]:
-    """Every granularity that both the shape of the scale and the config allow.
-
-    A single scale of a single row is both a tensor's and a channel's: it is left as it is, unless the config has only
-    channels.
-    """
-    order = ("block", "tensor", "channel")
-    return [
-        granularity
-        for granularity in sorted(quantization.granularities, key=lambda granularity: order.index(granularity.name))
-        if scale.shape in stored_scale_shapes(granularity, weight.shape)
-    ]
-
-
-def _expected(weight: TensorHeader, quantization: Quantization) -> str:
-    shapes = {
-        granularity.name: list(granularity.scale_shape(weight.shape)) for granularity in quantization.granularities
-    }
-    expected = [f"a {name} scale {shapes[name]}" for name in ("tensor", "channel", "block") if name in shapes]
-    return " or ".join(expected) or "no FP8 weight"

@@ -47,9 +47,20 @@ def plan_layer(
     padded = config_shape if is_skipped else padded_shape(config_shape, alignment)
     axes = _axes(linear.shape, config_shape, padded, alignment, is_skipped)
     layer = LayerPlan(
-        linear.name, linear.granularity, linear.shape, padded, alignment, axes, "", config_shape, sharding, inner=inner
+        name=linear.name,
+        granularity=linear.granularity,
+        logical_shape=linear.shape,
+        padded_shape=padded,
+        alignment=alignment,
+        axes=axes,
+        reason="",
+        config_shape=config_shape,
+        sharding=sharding,
+        inner=inner,
+        is_expert=linear.is_expert,
+        is_understood=linear.is_understood or absorbed is not None,
     )
-    layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size), is_expert=linear.is_expert)
+    layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size))
     return replace(layer, reason=reason_of(layer, policy, linear.skip_reason, refusal))
 
 

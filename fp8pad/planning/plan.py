@@ -17,7 +17,7 @@ class LayerPlan:
     logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
     `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
     `is_expert` marks routed experts, which the runtime never meets; `inner` is the axis that lies inside an MLP, if one
-    does.
+    does. `is_understood` is False where it is carried because fp8pad cannot tell what it is.
     """
 
     name: str
@@ -32,6 +32,7 @@ class LayerPlan:
     rank_fit: Fit = "aligned"
     is_expert: bool = False
     inner: Literal["n", "k"] | None = None
+    is_understood: bool = True
 
     @property
     def block(self) -> tuple[int, int]:
@@ -88,12 +89,16 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class UntouchedTensor:
-    """A weight that is not an FP8 Linear at all, and why it is not padded."""
+    """A weight that is not an FP8 Linear at all, and why it is not padded.
+
+    `is_understood` is False for FP8 weights of which fp8pad cannot tell what they are.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     reason: str
+    is_understood: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,12 @@ class CheckpointPlan:
     def needs_runtime(self) -> bool:
         """Whether the converted checkpoint asks for fp8pad's runtime."""
         return bool(self.modules)
+
+    @property
+    def not_understood(self) -> tuple["LayerPlan | UntouchedTensor", ...]:
+        """The FP8 weights that are carried unchanged because fp8pad cannot tell what they are, each with a reason."""
+        layers = (layer for layer in self.layers if not layer.is_understood)
+        return (*layers, *(tensor for tensor in self.untouched if not tensor.is_understood))
 
     @property
     def edits_config(self) -> bool:

@@ -1,54 +1,51 @@
-"""What a quantization config promises: where it stands, its method, and the granularities its FP8 scales may have."""
+"""The quantization config of a checkpoint: which of several an engine reads, and what it says of the weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fp8pad.errors import ConfigError, shown
+from fp8pad.planning.weight_formats import WeightFormats, read_formats, read_object
 from fp8pad.record import BaseSource, Json, quantization_method
-from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
+from fp8pad.scales import PerBlock
 
 CONFIG_FILE = "config.json"
 MODELOPT_FILE = "hf_quant_config.json"
+QUANTIZATION_KEY = "quantization_config"
 
-# Where tools put it, in the order in which vLLM looks (`get_quant_config`, model_loader/weight_utils.py).
-_CONFIG_KEYS = ("quantization_config", "text_config.quantization_config", "compression_config")
-_MODELOPT_BLOCK = PerBlock(128, 128)
-_MODELOPT: Mapping[str, Granularity] = {
-    "FP8": PerTensor(),
-    "FP8_PER_CHANNEL_PER_TOKEN": PerChannel(),
-    "FP8_PB_WO": _MODELOPT_BLOCK,
-    "FP8_PB_REAL_QUANT": _MODELOPT_BLOCK,
-}
-_QUARK: Mapping[str, Granularity] = {"per_tensor": PerTensor(), "per_channel": PerChannel()}
-
-# Methods that vLLM knows and that may hold FP8 tensors in layouts of their own; they come through as they are.
-_FOREIGN_METHODS = frozenset(
-    {
-        "auto-round", "awq", "bitsandbytes", "deepspeedfp", "fp_quant", "gguf", "gptq", "gpt_oss_mxfp4", "hqq", "inc",
-        "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8", "moe_wna16", "mxfp4", "mxfp8", "ptpc_fp8", "torchao",
-    }
-)  # fmt: skip
+# Where tools put it in config.json, in the order in which vLLM reads it (`get_quant_config` in
+# vllm/model_executor/model_loader/weight_utils.py); the last is read by its `get_quantization_config` alone.
+_CONFIG_KEYS = (
+    QUANTIZATION_KEY,
+    "text_config.quantization_config",
+    "compression_config",
+    "text_config.compression_config",
+)
+# Lists of modules that are not quantized; tools write regular expressions in some of them.
+_IGNORE_KEYS = ("ignore", "exclude", "exclude_modules", "ignored_layers", "modules_to_not_convert")
+_MOST_PATTERN_CHARACTERS = 2_000  # compiling can take a millisecond for each
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """A quantization config, read.
-
-    `granularities` are those that the config allows the scales of an FP8 weight to have. `foreign_layouts` says that
-    some FP8 tensors may be scaled in a way that fp8pad does not pad (groups, MX, ...).
-    """
+    """A quantization config as vLLM reads it: `config` stood at `source`, and `notes` are sentences for the plan."""
 
     source: BaseSource
     config: Json
     method: str
-    granularities: tuple[Granularity, ...]
-    foreign_layouts: bool = False
+    formats: WeightFormats
+    notes: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """Where it stood, for messages."""
+        return f"{self.source.file}: {self.source.key}" if self.source.key else self.source.file
 
     @property
     def blocks(self) -> tuple[PerBlock, ...]:
         """The scale blocks that it names."""
-        return tuple(granularity for granularity in self.granularities if isinstance(granularity, PerBlock))
+        return tuple(block for block in self.formats.granularities if isinstance(block, PerBlock))
 
 
 def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
@@ -56,13 +53,29 @@ def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
 
     `configs` maps file names to parsed JSON. Raises `ConfigError` for one that is malformed or of an unknown method.
     """
-    for key in _CONFIG_KEYS:
-        document = _lookup(configs[CONFIG_FILE], key)
-        if document is not None:
-            return _read(_object(document, CONFIG_FILE, key), BaseSource(CONFIG_FILE, key))
-    if MODELOPT_FILE in configs:
+    places = _places(configs[CONFIG_FILE])
+    if MODELOPT_FILE in configs and _is_modelopts_file_read(places.get(QUANTIZATION_KEY)):
         return _read(configs[MODELOPT_FILE], BaseSource(MODELOPT_FILE, None))
+    for key, document in places.items():
+        return _read(read_object(document, CONFIG_FILE, key), BaseSource(CONFIG_FILE, key))
     return None
+
+
+def record_key(config: Json, source: BaseSource) -> str:
+    """Return the key of config.json under which fp8pad's record is read in place of the config that stood at `source`.
+
+    That is where it stood, unless vLLM takes the method from another place (`_normalize_quantization_config` in
+    transformers_utils/model_arch_config_convertor.py prefers `compression_config` to what is in `text_config`).
+    """
+    places = _places(config)
+    if source.file != CONFIG_FILE or source.key is None or (QUANTIZATION_KEY not in places and len(places) > 1):
+        return QUANTIZATION_KEY
+    return source.key
+
+
+def _places(config: Json) -> dict[str, Any]:
+    found = {key: _lookup(config, key) for key in _CONFIG_KEYS}
+    return {key: document for key, document in found.items() if document is not None}
 
 
 def _lookup(config: Json, key: str) -> Any:
@@ -72,105 +85,49 @@ def _lookup(config: Json, key: str) -> Any:
     return value
 
 
-def _object(value: Any, file: str, key: str) -> Json:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{file}: {key}: expected an object, got {type(value).__name__}")
-    return value
+def _is_modelopts_file_read(document: Any) -> bool:
+    """Whether vLLM reads ModelOpt's own file: where config.json has nothing, or no table of what each layer is."""
+    if not isinstance(document, Mapping):
+        return document is None
+    algorithm = str(document.get("quant_algo")).upper()
+    is_mixed = algorithm == "MIXED_PRECISION" or quantization_method(document) == "modelopt_mixed"
+    return is_mixed and "quantized_layers" not in document
 
 
 def _read(document: Json, source: BaseSource) -> Quantization:
     where = f"{source.file}: {source.key}" if source.key else source.file
     method = quantization_method(document)
-    readers = {
-        "compressed-tensors": _compressed_tensors,
-        "fp8": _fp8,
-        "fbgemm_fp8": _fbgemm,
-        "modelopt": _modelopt,
-        "quark": _quark,
-    }
-    if method is None:
-        got = shown(document.get("quant_method"))
-        raise ConfigError(f"{where}: quant_method: expected a method's name, got {got}")
-    if method in readers:
-        granularities, foreign = readers[method](document, where)
-        return Quantization(source, document, method, tuple(dict.fromkeys(granularities)), foreign)
-    if method in _FOREIGN_METHODS:
-        return Quantization(source, document, method, (), foreign_layouts=True)
-    raise ConfigError(f"{where}: quant_method: expected one of {', '.join(readers)}, got {method!r}")
+    if method is None or not isinstance(document.get("quant_method", ""), str):
+        raise ConfigError(f"{where}: quant_method: expected a method's name, got {shown(document.get('quant_method'))}")
+    formats = read_formats(method, document, where)
+    return Quantization(source, document, method, formats, tuple(_notes(document, source, method, where)))
 
 
-_Promise = tuple[Sequence[Granularity], bool]
+def _notes(document: Json, source: BaseSource, method: str, where: str) -> Iterator[str]:
+    if source.file == CONFIG_FILE and "quant_method" not in document:
+        yield f"{where} names no quant_method; it is read as {method}"
+    checked = 0
+    for pattern in _patterns(document):
+        checked += len(pattern)
+        if checked <= _MOST_PATTERN_CHARACTERS and (reason := _why_not_a_pattern(pattern)):
+            yield f"{where}: {shown(pattern)} is not a regular expression that can be read: {reason}"
 
 
-def _compressed_tensors(document: Json, where: str) -> _Promise:
-    granularities: list[Granularity] = []
-    foreign = False
-    for name, group in _object(document.get("config_groups", {}), where, "config_groups").items():
-        weights = _object(group, where, f"config_groups.{name}").get("weights")
-        if not isinstance(weights, Mapping) or (weights.get("type"), weights.get("num_bits")) != ("float", 8):
-            foreign = True
-            continue
-        match weights.get("strategy"):
-            case "tensor":
-                granularities.append(PerTensor())
-            case "channel":
-                granularities.append(PerChannel())
-            case "block":
-                key = f"config_groups.{name}.weights.block_structure"
-                granularities.append(_block(weights.get("block_structure"), f"{where}: {key}"))
-            case _:
-                foreign = True
-    return granularities, foreign
+def _patterns(document: Json) -> Iterator[str]:
+    """Yield the regular expressions among the modules that a config names; tools mark them with `re:`."""
+    groups = document.get("config_groups")
+    targets = [group.get("targets") for group in groups.values()] if isinstance(groups, Mapping) else []
+    for names in (*(document.get(key) for key in _IGNORE_KEYS), *targets):
+        if isinstance(names, list):
+            yield from (name for name in names if isinstance(name, str) and name.startswith("re:"))
 
 
-def _fp8(document: Json, where: str) -> _Promise:
-    if document.get("weight_block_size") is None:
-        return (PerTensor(), PerChannel()), False
-    return (_block(document["weight_block_size"], f"{where}: weight_block_size"),), False
-
-
-def _fbgemm(document: Json, where: str) -> _Promise:  # noqa: ARG001 (every method is read the same way)
-    return (PerChannel(),), False
-
-
-def _modelopt(document: Json, where: str) -> _Promise:
-    quantization = _object(document.get("quantization", document), where, "quantization")
-    algorithm = str(quantization.get("quant_algo"))
-    if algorithm in _MODELOPT:
-        return (_MODELOPT[algorithm],), False
-    return tuple(_MODELOPT.values()) if algorithm == "MIXED_PRECISION" else (), True
-
-
-def _quark(document: Json, where: str) -> _Promise:
-    granularities: list[Granularity] = []
-    foreign = False
-    for weight in _quark_weights(document, where):
-        granularity = _QUARK.get(str(weight.get("qscheme")))
-        if granularity is None or not str(weight.get("dtype")).startswith("fp8"):
-            foreign = True
-        else:
-            granularities.append(granularity)
-    return granularities, foreign
-
-
-def _quark_weights(document: Json, where: str) -> Iterator[Json]:
-    groups = [document.get("global_quant_config")]
-    for key in ("layer_quant_config", "layer_type_quant_config"):
-        groups.extend(_object(document.get(key) or {}, where, key).values())
-    for group in groups:
-        weight = group.get("weight") if isinstance(group, Mapping) else None
-        weights = weight if isinstance(weight, list) else [weight]
-        yield from (_object(item, where, "weight") for item in weights if item is not None)
-
-
-def _block(value: Any, where: str) -> PerBlock:
-    sizes = value.split("x") if isinstance(value, str) else value
-    if not isinstance(sizes, list) or len(sizes) != 2:
-        raise ConfigError(f"{where}: expected two block sizes, got {value!r}")
+def _why_not_a_pattern(pattern: str) -> str | None:
+    # Sets that ignore case are slow to compile, and nothing is matched here: those are left to the engine.
+    if re.search(r"\(\?[a-zA-Z]*i", pattern):
+        return None
     try:
-        block = PerBlock(int(sizes[0]), int(sizes[1]))
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{where}: expected two block sizes, got {value!r}") from error
-    if min(block.n, block.k) < 1:
-        raise ConfigError(f"{where}: expected two positive block sizes, got {value!r}")
-    return block
+        re.compile(pattern.removeprefix("re:"))
+    except (re.error, OverflowError, RecursionError) as error:
+        return str(error)
+    return None

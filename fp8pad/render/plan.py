@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.advice import RankOutlook, outlook, remedy
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.record import AxisActions, Disposition
 from fp8pad.render.console import (
     WIDE,
@@ -45,7 +45,7 @@ def show_plan(source: Checkpoint, plan: CheckpointPlan, as_json: bool = False) -
     if as_json:
         print_json(plan_document(source, plan))
         return
-    facts = [*_untouched_facts(plan), *edit_facts(plan.config_edits), *_price_facts(plan)]
+    facts = [*not_understood_facts(plan), *_untouched_facts(plan), *edit_facts(plan.config_edits), *_price_facts(plan)]
     facts += [*_file_facts(source, plan), *_outlook_facts(plan)]
     facts += [("note", printable(note)) for note in plan.notes]
     facts += refusal_facts(source, plan, _out_dir(source))
@@ -111,12 +111,31 @@ def how(axes: AxisActions) -> str:
     )
 
 
+def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
+    """Yield how many FP8 layers are carried because fp8pad cannot tell what they are, and a row for each reason."""
+    if unknown := plan.not_understood:
+        layers = "1 FP8 layer" if len(unknown) == 1 else f"{len(unknown)} FP8 layers"
+        yield "", f"{layers} not understood: carried unchanged"
+        yield from _by_reason("not understood", unknown)
+
+
+def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
+    """Yield a row for each reason why FP8 layers that are understood are left as they are."""
+    yield from _by_reason(
+        "skipped", [layer for layer in plan.layers if "skip" in (layer.axes.n, layer.axes.k) and layer.is_understood]
+    )
+
+
 def _untouched_facts(plan: CheckpointPlan) -> Iterator[Fact]:
+    yield from _by_reason("untouched", [tensor for tensor in plan.untouched if tensor.is_understood])
+
+
+def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> Iterator[Fact]:
     names: dict[str, list[str]] = {}
-    for tensor in plan.untouched:
-        names.setdefault(tensor.reason, []).append(tensor.name)
-    for reason, tensors in names.items():
-        yield "untouched", f"{printable(reason)}: {_patterns(tensors)}"
+    for weight in weights:
+        names.setdefault(weight.reason, []).append(weight.name)
+    for reason, alike in names.items():
+        yield label, f"{printable(reason)}: {_patterns(alike)}"
 
 
 def _patterns(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.convert import ConvertReport
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.render.console import Fact, command, fact_table, growth, print_json, print_parts, shortened, stdout_console
+from fp8pad.render.plan import not_understood_facts, skipped_facts
 from fp8pad.render.verdict import refusal_facts
 from fp8pad.summary import plan_document
 from fp8pad.text import printable
@@ -34,6 +35,7 @@ def show_conversion(
     if plan.changes_nothing:
         verdict = f"nothing padded, an equal copy, {verdict}"
     facts = [("padded", f"{report.tensors_padded} tensors")] if report.tensors_padded else []
+    facts += [*not_understood_facts(plan), *skipped_facts(plan)]
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]

@@ -38,4 +38,6 @@ def policy_options(policy: Policy) -> list[str]:
         options += ["--tensor-parallel-size", str(policy.tensor_parallel_size)]
     if policy.alignment != "auto":
         options += ["--alignment", str(policy.alignment)]
+    for pattern in policy.skip:
+        options += ["--skip", pattern]
     return options

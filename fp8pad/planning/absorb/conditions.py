@@ -1,6 +1,7 @@
 """What must hold of an inner size before it is absorbed; `growth` asks the same of each tensor."""
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from fp8pad.errors import ConfigError
 from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId
@@ -98,10 +99,17 @@ def _is_count(value: object) -> bool:
 
 def check_absorbable(size: GovernedSize, policy: Policy) -> None:
     """Raise `NotAbsorbableError` where anything but a single tensor's layout stands in the way of absorbing a key."""
+    _check_skipped(size, policy)
     _check_experts(size, policy)
     for mlp in {claim.mlp for claim in size.claims}:
         check_activation(mlp, size.section)
     _check_complete(size)
+
+
+def _check_skipped(size: GovernedSize, policy: Policy) -> None:
+    for module in dict.fromkeys(claim.module for claim in size.claims):
+        if any(fnmatchcase(module, pattern) for pattern in policy.skip):
+            raise NotAbsorbableError(f"{module} is to be carried unchanged (--skip)")
 
 
 def _check_experts(size: GovernedSize, policy: Policy) -> None:

@@ -35,6 +35,8 @@ def growth_of(claim: GovernedAxis, linear: Fp8Linear | None, inner_size: int) ->
             raise NotAbsorbableError(
                 f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, a layout that is not padded"
             )
+        if linear and not linear.is_understood:
+            raise NotAbsorbableError(f"{tensor.name} is not understood: {linear.skip_reason}")
         return _growth(claim, claim.index, 0)
     if claim.leaf == "bias" and tensor.dtype in FLOAT_DTYPES:
         return None if claim.axis == "k" else _growth(claim, len(tensor.shape) - 1, 0)

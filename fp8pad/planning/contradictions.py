@@ -1,0 +1,133 @@
+"""What is refused: tensors and configs that contradict each other, so that engines fail on them or answer wrongly."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from fp8pad.errors import PlanError
+from fp8pad.geometry import num_elements
+from fp8pad.planning.layers import INPUT_SCALES, Fp8Linear, is_scale_name, scale_names
+from fp8pad.planning.quantization import Quantization
+from fp8pad.scales import PerChannel, PerTensor, stored_scale_shapes
+from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
+
+_WEIGHT_SCALE = re.compile(r"(.+)\.weight_scale(_inv)?")
+_SCALE_DTYPES = frozenset({"F64", "F32", "BF16", "F16", "F8_E8M0"})
+
+# Matrices of one MLP that meet: for a module, its sibling, its own axis and the sibling's.
+_MEETS: Mapping[str, tuple[tuple[str, int, int], ...]] = {
+    "up_proj": (("gate_proj", 0, 0), ("gate_proj", 1, 1)),
+    "down_proj": (("up_proj", 1, 0),),
+    "w3": (("w1", 0, 0), ("w1", 1, 1)),
+}
+
+
+def check_consistent(
+    tensors: Mapping[str, TensorHeader], linears: Sequence[Fp8Linear], quantization: Quantization | None
+) -> None:
+    """Raise `PlanError` for tensors that contradict each other or the quantization config."""
+    if not tensors:
+        raise PlanError("model.safetensors: no tensors at all")
+    for tensor in tensors.values():
+        if tensor.dtype in FP8_WEIGHT_DTYPES and len(tensor.shape) != 2:
+            _check_shape(tensor, tensors)
+    for linear in linears:
+        _check_quantized(linear, quantization)
+        _check_scale(linear)
+        _check_bias(linear, tensors)
+        _check_input_scale(linear, tensors)
+    _check_granularities(linears, quantization)
+    _check_weights_of_scales(tensors)
+    _check_siblings(linears)
+
+
+def _check_shape(tensor: TensorHeader, tensors: Mapping[str, TensorHeader]) -> None:
+    if 0 in tensor.shape:
+        raise PlanError(f"{tensor.name}: a size of 0 in {list(tensor.shape)}")
+    scale = next((name for name in scale_names(tensor.name) if name in tensors), None)
+    if len(tensor.shape) < 2 and scale and not is_scale_name(tensor.name):
+        raise PlanError(f"{tensor.name}: expected a matrix, as {scale} belongs to it, got {list(tensor.shape)}")
+
+
+def _check_quantized(linear: Fp8Linear, quantization: Quantization | None) -> None:
+    """Refuse a weight that is quantized to FP8, with its scale, in a checkpoint whose config says otherwise."""
+    if linear.scale is None:
+        return
+    if quantization is None:
+        raise PlanError(f"{linear.weight.name}: {linear.weight.dtype}, but config.json has no quantization_config")
+    if quantization.formats.excludes_fp8:
+        says = " and ".join(quantization.formats.others)
+        raise PlanError(f"{linear.weight.name}: {linear.weight.dtype}, but {quantization.where} says {says}")
+
+
+def _check_scale(linear: Fp8Linear) -> None:
+    if 0 in linear.weight.shape:
+        raise PlanError(f"{linear.weight.name}: a size of 0 in {list(linear.weight.shape)}")
+    if linear.scale is None:
+        return
+    if 0 in linear.scale.shape:
+        raise PlanError(f"{linear.scale.name}: a size of 0 in {list(linear.scale.shape)}")
+    if linear.granularity and linear.scale.dtype not in _SCALE_DTYPES:
+        raise PlanError(f"{linear.scale.name}: expected scales of F32, BF16 or F16, got {linear.scale.dtype}")
+
+
+def _check_bias(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -> None:
+    bias = tensors.get(f"{linear.name}.bias")
+    if bias is None or linear.granularity is None or len(linear.shape) != 2:
+        return
+    num_n = linear.shape[1 if linear.is_conv1d else 0]
+    if bias.shape != (num_n,):
+        shape = list(linear.weight.shape)
+        raise PlanError(f"{bias.name}: expected [{num_n}], as {linear.weight.name} is {shape}, got {list(bias.shape)}")
+
+
+def _check_input_scale(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -> None:
+    if not isinstance(linear.granularity, PerTensor):
+        return
+    for scale in (tensors.get(f"{linear.name}.{name}") for name in INPUT_SCALES):
+        if scale is not None and num_elements(scale.shape) > 1:
+            raise PlanError(f"{scale.name}: expected one scale for the whole input, got {list(scale.shape)}")
+
+
+def _check_granularities(linears: Sequence[Fp8Linear], quantization: Quantization | None) -> None:
+    """Refuse a config that is right for none of its weights, though their scales are of a granularity that is known."""
+    if quantization is None or quantization.formats.has_other_fp8 or any(linear.granularity for linear in linears):
+        return
+    for linear in linears:
+        for granularity in (PerChannel(), PerTensor()):
+            shapes = stored_scale_shapes(granularity, linear.weight.shape)
+            if linear.scale and len(linear.weight.shape) == 2 and linear.scale.shape in shapes:
+                names = " or ".join(dict.fromkeys(allowed.name for allowed in quantization.formats.granularities))
+                raise PlanError(
+                    f"{linear.scale.name}: expected {names or 'no'} scales, as {quantization.where} says, "
+                    f"got {granularity.name} scales {list(linear.scale.shape)}"
+                )
+
+
+def _check_weights_of_scales(tensors: Mapping[str, TensorHeader]) -> None:
+    modules = {name.rpartition(".")[0] for name in tensors if not is_scale_name(name) and not name.endswith(".bias")}
+    for name in tensors:
+        match = _WEIGHT_SCALE.fullmatch(name)
+        if match is None or match[1] in modules or match[1] in tensors:
+            continue
+        if not any(module.startswith(f"{match[1]}.") for module in modules):  # one scale for a table in shards
+            raise PlanError(f"{name}: a scale without its weight: expected {match[1]}.weight")
+
+
+def _check_siblings(linears: Sequence[Fp8Linear]) -> None:
+    """Refuse matrices that are multiplied with each other or fused, and whose sizes do not meet."""
+    shapes = {linear.name: linear.weight.shape for linear in linears if len(linear.weight.shape) == 2}
+    for name, shape in shapes.items():
+        for other, other_shape, axis, other_axis in _siblings(name, shapes):
+            if shape[axis] != other_shape[other_axis]:
+                raise PlanError(
+                    f"{name}.weight: expected {other_shape[other_axis]} {'rows' if axis == 0 else 'columns'}"
+                    f" as {other}.weight {list(other_shape)} asks for, got {list(shape)}"
+                )
+
+
+def _siblings(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+    parent, dot, last = name.rpartition(".")
+    for sibling, axis, other_axis in _MEETS.get(last, ()):
+        other = f"{parent}{dot}{sibling}"
+        if other in shapes:
+            yield other, shapes[other], axis, other_axis

@@ -1,0 +1,193 @@
+"""What a quantization config says of the weights, read the way each tool writes it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fp8pad.errors import ConfigError, shown
+from fp8pad.record import Json
+from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
+
+_MODELOPT_BLOCK = PerBlock(128, 128)
+_MODELOPT: Mapping[str, Granularity] = {
+    "FP8": PerTensor(),
+    "FP8_PER_CHANNEL_PER_TOKEN": PerChannel(),
+    "FP8_PB_WO": _MODELOPT_BLOCK,
+    "FP8_PB_REAL_QUANT": _MODELOPT_BLOCK,
+    "FP8_BLOCK_SCALES": _MODELOPT_BLOCK,
+}
+# Methods that vLLM knows and that may hold FP8 weights in layouts of their own; they come through as they are.
+_OTHER_METHODS = frozenset({"deepspeedfp", "fp_quant", "gguf", "hqq", "humming", "mxfp8", "ptpc_fp8", "torchao"})
+_INTEGER_METHODS = frozenset(
+    {"auto_awq", "auto_gptq", "awq", "awq_marlin", "bitsandbytes", "experts_int8", "gptq", "gptq_marlin", "moe_wna16"}
+)
+_FP4_METHODS = frozenset({"gpt_oss_mxfp4", "mxfp4"})
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormats:
+    """The formats that a quantization config names.
+
+    `granularities` are those that the scales of an FP8 weight may have. `has_other_fp8` says that FP8 weights may be
+    scaled in a way that fp8pad does not pad (groups, MX, ...). `others` names the formats that are not FP8.
+    """
+
+    granularities: tuple[Granularity, ...] = ()
+    has_other_fp8: bool = False
+    others: tuple[str, ...] = ()
+
+    @property
+    def excludes_fp8(self) -> bool:
+        """Whether it names formats, and none of them is FP8."""
+        return bool(self.others) and not (self.granularities or self.has_other_fp8)
+
+
+_OTHER_FP8 = WeightFormats(has_other_fp8=True)
+
+
+def read_formats(method: str, document: Json, where: str) -> WeightFormats:
+    """Read the quantization config of one method; `ConfigError` where it is malformed or the method is not known."""
+    if method in _READERS:
+        found = list(_READERS[method](document, where))
+        return WeightFormats(
+            tuple(dict.fromkeys(granularity for formats in found for granularity in formats.granularities)),
+            any(formats.has_other_fp8 for formats in found),
+            tuple(dict.fromkeys(other for formats in found for other in formats.others)),
+        )
+    if method in _OTHER_METHODS:
+        return _OTHER_FP8
+    if method in _INTEGER_METHODS | _FP4_METHODS:
+        bits = document.get("bits", document.get("w_bit"))
+        return _not_fp8(f"{bits}-bit {method}" if bits else method)
+    raise ConfigError(f"{where}: quant_method: expected one of {', '.join(_READERS)}, got {method!r}")
+
+
+def read_object(value: Any, where: str, key: str) -> Json:
+    """Return the object at `key`; `ConfigError` if it is none."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: {key}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _fp8(granularity: Granularity) -> WeightFormats:
+    return WeightFormats((granularity,))
+
+
+def _not_fp8(name: str) -> WeightFormats:
+    return WeightFormats(others=(name,))
+
+
+def _compressed_tensors(document: Json, where: str) -> Iterator[WeightFormats]:
+    for name, group in read_object(document.get("config_groups", {}), where, "config_groups").items():
+        weights = read_object(group, where, f"config_groups.{name}").get("weights")
+        if not isinstance(weights, Mapping):
+            continue
+        kind, bits = weights.get("type"), weights.get("num_bits")
+        if (kind, bits) != ("float", 8):
+            yield _not_fp8(f"{bits}-bit {kind}")
+            continue
+        match weights.get("strategy"):
+            case "tensor":
+                yield _fp8(PerTensor())
+            case "channel":
+                yield _fp8(PerChannel())
+            case "block":
+                key = f"config_groups.{name}.weights.block_structure"
+                yield _fp8(_block(weights.get("block_structure"), f"{where}: {key}"))
+            case _:
+                yield _OTHER_FP8
+
+
+def _fine_grained(document: Json, where: str) -> Iterator[WeightFormats]:
+    if document.get("weight_block_size") is None:
+        yield WeightFormats((PerTensor(), PerChannel()))
+    else:
+        yield _fp8(_block(document["weight_block_size"], f"{where}: weight_block_size"))
+
+
+def _fbgemm(document: Json, where: str) -> Iterator[WeightFormats]:  # noqa: ARG001 (every method is read the same way)
+    yield _fp8(PerChannel())
+
+
+def _modelopt(document: Json, where: str) -> Iterator[WeightFormats]:
+    quantization = read_object(document.get("quantization", document), where, "quantization")
+    algorithm = str(quantization.get("quant_algo")).upper()
+    if algorithm != "MIXED_PRECISION":
+        yield _modelopt_algorithm(algorithm)
+        return
+    layers = read_object(quantization.get("quantized_layers") or {}, where, "quantized_layers").values()
+    for layer in layers:
+        if isinstance(layer, Mapping):
+            yield _modelopt_algorithm(str(layer.get("quant_algo")).upper())
+    # The layers that are not in the table, or all where there is none, may be anything.
+    yield WeightFormats(() if layers else tuple(_MODELOPT.values()), has_other_fp8=True)
+
+
+def _modelopt_algorithm(algorithm: str) -> WeightFormats:
+    if algorithm in _MODELOPT:
+        return _fp8(_MODELOPT[algorithm])
+    return _OTHER_FP8 if algorithm == "NONE" or "FP8" in algorithm else _not_fp8(algorithm)
+
+
+def _quark(document: Json, where: str) -> Iterator[WeightFormats]:
+    for weight in _quark_weights(document, where):
+        dtype, scheme = str(weight.get("dtype")), weight.get("qscheme")
+        if not dtype.startswith("fp8"):
+            yield _not_fp8(dtype)
+        elif scheme == "per_tensor":
+            yield _fp8(PerTensor())
+        elif scheme == "per_channel":
+            yield _fp8(PerChannel())
+        elif scheme == "per_block":
+            yield _fp8(_block(weight.get("block_size"), f"{where}: block_size"))
+        else:
+            yield _OTHER_FP8
+
+
+def _quark_weights(document: Json, where: str) -> Iterator[Json]:
+    groups = [document.get("global_quant_config")]
+    for key in ("layer_quant_config", "layer_type_quant_config"):
+        groups.extend(read_object(document.get(key) or {}, where, key).values())
+    for group in groups:
+        weight = group.get("weight") if isinstance(group, Mapping) else None
+        weights = weight if isinstance(weight, list) else [weight]
+        yield from (read_object(item, where, "weight") for item in weights if item is not None)
+
+
+def _auto_round(document: Json, where: str) -> Iterator[WeightFormats]:
+    data_type, bits, group_size = (
+        str(document.get("data_type", "int")),
+        document.get("bits"),
+        document.get("group_size"),
+    )
+    if data_type in {"fp", "fp8"} and isinstance(group_size, list):
+        yield _fp8(_block(group_size, f"{where}: group_size"))
+    elif "fp" in data_type and bits != 4:
+        yield _OTHER_FP8
+    else:
+        yield _not_fp8(f"{bits}-bit {data_type}")
+    if document.get("extra_config"):
+        yield _OTHER_FP8  # layers of their own settings
+
+
+_READERS: Mapping[str, Callable[[Json, str], Iterator[WeightFormats]]] = {
+    "compressed-tensors": _compressed_tensors,
+    "fp8": _fine_grained,
+    "fbgemm_fp8": _fbgemm,
+    "modelopt": _modelopt,
+    "modelopt_fp4": _modelopt,
+    "modelopt_mixed": _modelopt,
+    "modelopt_mxfp8": _modelopt,
+    "quark": _quark,
+    "auto-round": _auto_round,
+    "inc": _auto_round,
+}
+
+
+def _block(value: Any, where: str) -> PerBlock:
+    sizes = [int(part) if part.isdecimal() else part for part in value.split("x")] if isinstance(value, str) else value
+    if not isinstance(sizes, list) or len(sizes) != 2 or any(type(size) is not int for size in sizes):
+        raise ConfigError(f"{where}: expected two block sizes, got {shown(value)}")
+    if min(sizes) < 1:
+        raise ConfigError(f"{where}: expected two positive block sizes, got {shown(value)}")
+    return PerBlock(*sizes)
