@@ -24,7 +24,8 @@ def edited_config(
         if edit.file == CONFIG_FILE:
             _replace(edited, edit.key, edit.new, must_exist=False)
     if quantization and base_source:
-        _replace(edited, record_key(config, base_source), quantization.to_json(), must_exist=False)
+        key = record_key(config, base_source)
+        _replace(edited, key, quantization.to_json(), must_exist=key == base_source.key)
     return edited
 
 
