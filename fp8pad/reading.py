@@ -2,11 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from fp8pad.errors import Fp8padError, shown
 
@@ -41,8 +41,9 @@ class Reader:
 
     def read_versioned(self, kind: type[T], value: Any, version: int, where: str) -> T:
         """Read `kind` from an object whose `format_version` is the one that is known."""
-        found = self._expect(isinstance(value, dict), "an object", value, where).get("format_version")
-        self._expect(type(found) is int and found == version, str(version), found, f"{where}: format_version")
+        found = value.get("format_version") if isinstance(value, dict) else version
+        if type(found) is not int or found != version:
+            raise self.error(f"{where}: format_version: expected {version}, got {shown(found)}")
         return self.read(kind, value, where)
 
     def read(self, kind: type[T], value: Any, where: str) -> T:
@@ -53,60 +54,125 @@ class Reader:
         floats must be finite. Other keys are ignored, so that later versions may add some. A `ValueError` of the
         dataclass itself is an error of the file.
         """
-        return cast("T", self._read(kind, value, where))
+        try:
+            return cast("T", _read_as(cast("Hashable", kind), self.is_by_hand)(value))
+        except _MalformedError as error:
+            place = "".join(f"[{part}]" if isinstance(part, int) else f": {part}" for part in reversed(error.path))
+            raise self.error(f"{where}{place}: {error}") from None
 
-    def _read(self, kind: Any, value: Any, where: str) -> Any:
-        origin, arguments = get_origin(kind), get_args(kind)
-        if kind is Any:
-            return value
-        if NoneType in arguments:
-            return None if value is None else self._read(arguments[0], value, where)
-        if is_dataclass(kind):
-            return self._read_object(cast("type", kind), value, where)
-        if origin is Mapping:
-            document = self._expect(isinstance(value, dict), "an object", value, where)
-            return {key: self._read(arguments[1], inner, f"{where}: {key}") for key, inner in document.items()}
-        if origin is tuple:
-            return self._read_tuple(arguments, value, where)
-        return self._read_scalar(kind, value, where)
 
-    def _read_object(self, kind: type, value: Any, where: str) -> object:
-        document = self._expect(isinstance(value, dict), "an object", value, where)
-        hints = _hints(kind)
-        if self.is_by_hand and (unknown := sorted(document.keys() - hints.keys())):
-            raise self.error(f"{where}: unknown entries: {', '.join(unknown)}")
-        optional = {name for name, default in _defaults(kind).items() if self.is_by_hand or default == ()}
-        known = {key: hint for key, hint in hints.items() if key in document or key not in optional}
-        found = {key: self._read(hint, document.get(key), f"{where}: {key}") for key, hint in known.items()}
+Read: TypeAlias = Callable[[Any], Any]
+
+
+class _MalformedError(Exception):
+    """What is wrong with a value; `path` leads to it, from the inside out."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.path: list[str | int] = []
+
+
+# A record holds a value for each of a hundred thousand tensors: what reads a type is worked out once.
+@cache
+def _read_as(kind: Any, is_by_hand: bool) -> Read:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return lambda value: value
+    if is_dataclass(kind):
+        return _read_object(cast("type", kind), is_by_hand)
+    if NoneType not in arguments and origin not in (Mapping, tuple):
+        return _read_scalar(kind, is_by_hand)
+    readers = [_read_as(argument, is_by_hand) for argument in arguments if argument not in (Ellipsis, NoneType)]
+    if NoneType in arguments:
+        return lambda value: None if value is None else readers[0](value)
+    if origin is Mapping:
+        return _read_mapping(readers[1])
+    return _read_list(readers[0]) if Ellipsis in arguments else _read_tuple(readers)
+
+
+def _read_object(kind: type, is_by_hand: bool) -> Read:
+    def read(value: Any) -> object:
+        document = _expect(isinstance(value, dict), "an object", value)
+        readers = _field_readers(kind, is_by_hand)  # not before it is needed, since a type may hold its own kind
+        if is_by_hand and (unknown := sorted(document.keys() - {name for name, _, _ in readers})):
+            raise _MalformedError(f"unknown entries: {', '.join(unknown)}")
+        found: dict[str, Any] = {}
+        for name, inner, is_optional in readers:
+            if name in document or not is_optional:
+                found[name] = _at(name, inner, document.get(name))
         try:
             return kind(**found)
         except ValueError as error:
-            raise self.error(f"{where}: {error}") from error
+            raise _MalformedError(str(error)) from error
 
-    def _read_tuple(self, kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-        if kinds[-1] is Ellipsis:
-            kinds = kinds[:1] * len(self._expect(isinstance(value, list), "a list", value, where))
-        fits = isinstance(value, list) and len(value) == len(kinds)
-        items = self._expect(fits, f"a list of {len(kinds)}", value, where)
-        pairs = enumerate(zip(kinds, items, strict=True))
-        return tuple(self._read(kind, item, f"{where}[{index}]") for index, (kind, item) in pairs)
+    return read
 
-    def _read_scalar(self, kind: Any, value: Any, where: str) -> Any:
-        if get_origin(kind) is Annotated:
-            base, allowed, name = get_args(kind)
-            return self._expect(self._read(base, value, where) in allowed, name, value, where)
-        if get_origin(kind) is Literal:
-            choices = get_args(kind)
-            same = any(type(value) is type(choice) and value == choice for choice in choices)
-            return self._expect(same, f"one of {list(choices)}", value, where)
-        if kind is float:
-            return float(self._expect(_is_finite(value), "a finite number", value, where))
-        return self._expect(type(value) is kind, kind.__name__, value, where)
 
-    def _expect(self, holds: bool, wanted: str, value: Any, where: str) -> Any:
-        if not holds:
-            raise self.error(f"{where}: expected {wanted}, got {shown(value)}")
-        return value
+@cache
+def _field_readers(kind: type, is_by_hand: bool) -> tuple[tuple[str, Read, bool], ...]:
+    """Return each field of a dataclass, what reads it, and whether it may be absent."""
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple(
+        (
+            field.name,
+            _read_as(hints[field.name], is_by_hand),
+            field.default == () or (is_by_hand and field.default is not MISSING),
+        )
+        for field in fields(cast("Any", kind))
+    )
+
+
+def _read_mapping(inner: Read) -> Read:
+    def read(value: Any) -> dict[str, Any]:
+        document = _expect(isinstance(value, dict), "an object", value)
+        return {key: _at(key, inner, item) for key, item in document.items()}
+
+    return read
+
+
+def _read_list(inner: Read) -> Read:
+    def read(value: Any) -> tuple[Any, ...]:
+        items = _expect(isinstance(value, list), "a list", value)
+        return tuple([_at(index, inner, item) for index, item in enumerate(items)])
+
+    return read
+
+
+def _read_tuple(readers: Sequence[Read]) -> Read:
+    def read(value: Any) -> tuple[Any, ...]:
+        fits = isinstance(value, list) and len(value) == len(readers)
+        items = enumerate(zip(readers, _expect(fits, f"a list of {len(readers)}", value), strict=True))
+        return tuple([_at(index, inner, item) for index, (inner, item) in items])
+
+    return read
+
+
+def _read_scalar(kind: Any, is_by_hand: bool) -> Read:
+    if get_origin(kind) is Annotated:
+        base, allowed, name = get_args(kind)
+        inner = _read_as(base, is_by_hand)
+        return lambda value: _expect(inner(value) in allowed, name, value)
+    if get_origin(kind) is Literal:
+        choices = get_args(kind)
+        wanted = f"one of {list(choices)}"
+        return lambda value: _expect(any(type(value) is type(c) and value == c for c in choices), wanted, value)
+    if kind is float:
+        return lambda value: float(_expect(_is_finite(value), "a finite number", value))
+    return lambda value: _expect(type(value) is kind, kind.__name__, value)
+
+
+def _at(part: str | int, read: Read, value: Any) -> Any:
+    try:
+        return read(value)
+    except _MalformedError as error:
+        error.path.append(part)
+        raise
+
+
+def _expect(holds: bool, wanted: str, value: Any) -> Any:
+    if not holds:
+        raise _MalformedError(f"expected {wanted}, got {shown(value)}")
+    return value
 
 
 def _parsed(text: str) -> Any:
@@ -133,16 +199,6 @@ def _inside(value: object) -> Iterable[object]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
-
-
-@cache
-def _defaults(kind: type) -> dict[str, Any]:
-    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
 
 
 def _is_finite(value: object) -> bool:

@@ -21,8 +21,11 @@ RECORD_FILE = "fp8pad.json"
 Disposition = Literal["aligned", "pad", "absorb", "skip"]
 Json = Mapping[str, Any]
 Shape = tuple[Size, ...]
+FullShape = tuple[PositiveSize, ...]  # of a tensor that has elements: an empty one is never padded, whatever its sizes
 
 MAX_TENSOR_PARALLEL_SIZE = 1024
+# Gate, up and down, or Q, K and V, of each of 1,024 experts are 3,072 segments. Each costs work in every row.
+MAX_SEGMENTS = 4096
 
 _READER = Reader(RecordError)
 
@@ -42,8 +45,8 @@ class Segments:
     `axis` counts from the end of the tensor's shape; None is the N axis (see `geometry.as_matrices`).
     """
 
-    logical: Shape
-    padded: Shape
+    logical: FullShape
+    padded: FullShape
     axis: int | None = None
 
     @property
@@ -59,8 +62,8 @@ class PaddedTensor:
     `fill` is the value of the added elements: 0 for weights and biases, 1 for scales (in the scale's own dtype).
     """
 
-    logical_shape: Shape
-    padded_shape: Shape
+    logical_shape: FullShape
+    padded_shape: FullShape
     fill: Literal[0, 1]
     axes: AxisActions
     segments: Segments | None = None
@@ -109,10 +112,15 @@ class ModuleRecord:
     `inner` is the axis that lies inside an MLP, between up and down, if one does.
     """
 
-    logical_shape: tuple[Size, Size]
-    padded_shape: tuple[Size, Size]
+    logical_shape: tuple[PositiveSize, PositiveSize]
+    padded_shape: tuple[PositiveSize, PositiveSize]
     alignment: tuple[PositiveSize, PositiveSize]
     inner: Literal["n", "k"] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return one entry of `modules` in config.json."""
+        shapes = {"logical_shape": self.logical_shape, "padded_shape": self.padded_shape, "alignment": self.alignment}
+        return {**shapes, "inner": self.inner} if self.inner else shapes
 
     @property
     def is_padded(self) -> bool:
@@ -134,7 +142,7 @@ class QuantizationRecord:
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
             "fp8pad_version": self.fp8pad_version,
-            "modules": {name: _without(asdict(module), None) for name, module in self.modules.items()},
+            "modules": {name: module.to_json() for name, module in self.modules.items()},
             "base": self.base,
         }
 
@@ -173,17 +181,18 @@ class CheckpointRecord:
 
     def to_text(self) -> str:
         """Return the text of `fp8pad.json`."""
-        document = {
+        document: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "fp8pad_version": self.fp8pad_version,
             "policy": self.policy.to_json(),
-            "tensors": {name: tensor_to_json(tensor) for name, tensor in self.tensors.items()},
+            "tensors": {},
             "config_edits": [asdict(edit) for edit in self.config_edits],
             "base_source": asdict(self.base_source) if self.base_source else None,
             "originals": dict(self.originals),
             "files": {name: _without(asdict(file), None) for name, file in self.files.items()},
         }
-        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        return text.replace('\n "tensors": {}', f'\n "tensors": {_tensors_text(self.tensors)}', 1)
 
 
 def quantization_method(document: Json) -> str | None:
@@ -205,6 +214,14 @@ def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
     if tensor.segments:
         document["segments"] = _without(asdict(tensor.segments), None)
     return document
+
+
+def _tensors_text(tensors: Mapping[str, PaddedTensor]) -> str:
+    """Return `tensors` as JSON; a hundred thousand of them have a few dozen shapes, each of which is written once."""
+    distinct = set(tensors.values())
+    entries = {tensor: json.dumps(tensor_to_json(tensor), indent=1).replace("\n", "\n  ") for tensor in distinct}
+    lines = (f"  {json.dumps(name, ensure_ascii=False)}: {entries[tensor]}" for name, tensor in tensors.items())
+    return "{\n" + ",\n".join(lines) + "\n }" if tensors else "{}"
 
 
 def shard_metadata(logical_shapes: Mapping[str, Shape]) -> str:
@@ -248,6 +265,8 @@ def _check_larger(logical: Shape, padded: Shape, where: str) -> None:
 
 def _check_segments(tensor: PaddedTensor, segments: Segments, where: str) -> None:
     _check_larger(segments.logical, segments.padded, where)
+    if len(segments.logical) > MAX_SEGMENTS:
+        raise RecordError(f"{where}: expected at most {MAX_SEGMENTS}, got {len(segments.logical)}")
     try:
         shapes = as_matrices(tensor.logical_shape), as_matrices(tensor.padded_shape)
     except ValueError as error:
