@@ -405,7 +405,7 @@ def test_help_is_quick() -> None:
 @pytest.fixture
 def refused(tmp_path: Path) -> Path:
     """A checkpoint of which vLLM refuses a rank's half of a block and a half."""
-    name, config = "model.layers.0.mlp.down_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
+    name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
     shard = {name: ("F8_E4M3", (128, 384)), f"{name}_scale_inv": ("F32", (1, 3))}
     return write_checkpoint(tmp_path / "refused", {"model.safetensors": shard}, config)
 
@@ -416,9 +416,9 @@ def test_a_conversion_that_will_not_serve_says_so(fp8pad: Fp8pad, refused: Path,
     assert run.status == 1
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert "vLLM 0.33 refuses" in run.stdout
-    assert "model.layers.0.mlp.down_proj" in run.stdout
+    assert "model.layers.0.self_attn.o_proj" in run.stdout
     assert "vllm serve" not in run.stdout
-    assert "error: not served by vLLM 0.33 at TP 2: 1 layer, the first: model.layers.0.mlp.down_proj" in run.stderr
+    assert "error: not served by vLLM 0.33 at TP 2: 1 layer, the first: model.layers.0.self_attn.o_proj" in run.stderr
     assert fp8pad("convert", refused, tmp_path / "forced", "-tp", "2", "--force").status == 0
 
 
@@ -428,5 +428,5 @@ def test_a_plan_can_be_checked_in_ci(fp8pad: Fp8pad, refused: Path, tmp_path: Pa
     assert fp8pad("plan", refused, "-tp", "2").status == 0
     run = fp8pad("plan", refused, "-tp", "2", "--check", "--json")
     assert run.status == 1
-    assert json.loads(run.stdout)["refused"] == ["model.layers.0.mlp.down_proj"]
+    assert json.loads(run.stdout)["refused"] == ["model.layers.0.self_attn.o_proj"]
     assert fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--dry-run").status == 0

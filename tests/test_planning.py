@@ -184,7 +184,7 @@ def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> 
         (
             "mlp.down_proj",
             (8192, 29568),
-            "K = 29568 / 2 = 14784 is not a multiple of 128: {inside}; --absorb --tensor-parallel-size 2",
+            "K = 29568 / 2 = 14784 is not a multiple of 128: {inside}",
         ),
         (
             "self_attn.q_proj",
@@ -246,7 +246,7 @@ BLOCK_128 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
         (
             "mlp.gate_up_proj",
             (768, 256),
-            "N = 768 is 192 + 192 on each of 2 ranks, where 192 {broken}: {inside}{absorb}",
+            "N = 768 is 192 + 192 on each of 2 ranks, where 192 {broken}: {inside}",
         ),
         ("mlp.gate_up_proj", (640, 256), "N = 640 / 2 = 320 {broken}: {inside}"),
     ],
@@ -266,7 +266,6 @@ def test_the_matrices_of_a_layer_fused_on_disk_are_named(module: str, shape: tup
     words = {
         "broken": "is not a multiple of 128",
         "inside": "a rank's share would begin inside a scale block",
-        "absorb": "; --absorb --tensor-parallel-size 2",
     }
     assert alone.changes_nothing
     assert two.changes_nothing

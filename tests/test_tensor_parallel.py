@@ -13,7 +13,6 @@ from fp8pad.planning.absorb.governed import find_governed
 from fp8pad.planning.advice import RankOutlook, outlook
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.plan import LayerPlan
-from fp8pad.planning.reasons import straddles_gate_and_up
 from fp8pad.planning.tensor_parallel import RankPart, shardings
 from fp8pad.record import AxisActions, Json, ModuleRecord
 from fp8pad.runtime.parts import LayerParts
@@ -212,14 +211,6 @@ def test_the_family_knows_its_mlps_by_whatever_name() -> None:
     found = shardings(shapes, sections, find_governed(sections, weights).roles)
     assert [each.axis for each in found.values()] == ["row", "column", "column"]
     assert found["model.layers.7.ff.in"].rank_rows(768, 2) == (192, 192)
-
-
-def test_a_block_straddles_gate_and_up_where_half_a_layer_is_no_whole_blocks() -> None:
-    """213 rows of gate end inside a block of up; 384 are three, and without blocks nothing straddles."""
-    assert straddles_gate_and_up(layer("m.gate_up_proj", (426, 200), B, B))
-    assert not straddles_gate_and_up(layer("m.gate_up_proj", (768, 200), B, B))
-    assert not straddles_gate_and_up(layer("m.gate_up_proj", (426, 200)))
-    assert not straddles_gate_and_up(layer("m.gate_proj", (213, 200), B, B))
 
 
 def refuses(prefix: str, rows: tuple[int, ...], held: tuple[int, ...], block: tuple[int, int], num_ranks: int) -> bool:

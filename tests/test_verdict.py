@@ -90,6 +90,26 @@ def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed(
     assert converted_verdict(absorbed, VLLM) == Verdict()
 
 
+def test_a_block_model_whose_mlp_cannot_be_taken_apart_is_served_by_fewer_ranks() -> None:
+    """Gate and up that share a block on disk, and the MLP of a family that is not known."""
+    shapes = {f"{MLP}.gate_up_proj": (2 * 320, 256), f"{MLP}.down_proj": (256, 320)}
+    made = headers(LLAMA | {"model_type": "phi3", "intermediate_size": 320}, FP8, shapes)
+    plan = planned(made, Policy(tensor_parallel_size=2))
+    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_up_proj", "down_proj"}}
+    assert way_out(*made, plan, VLLM) == Policy()
+    made = headers({"model_type": "unknown"}, FP8, gated(MLP, 384))
+    plan = planned(made, Policy(tensor_parallel_size=2))
+    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+    assert way_out(*made, plan, VLLM) == Policy()
+
+
+def test_columns_that_are_not_whole_blocks_are_refused_as_they_are_and_padded_by_converting() -> None:
+    """Activations are quantized by blocks of columns, on one rank too."""
+    plan = planned(headers(LLAMA | {"intermediate_size": 320}, FP8, {f"{MLP}.down_proj": (256, 320)}), Policy())
+    assert said(original_verdict(plan, VLLM, 1)) == {"refuses": {"down_proj"}}
+    assert converted_verdict(plan, VLLM) == Verdict()
+
+
 def test_attention_that_begins_inside_a_block_is_served_by_fewer_ranks() -> None:
     """Two key-value heads of 64: on two ranks each holds half a block, which nothing but fewer ranks helps."""
     made = headers(LLAMA | {"intermediate_size": 512}, FP8, gated(MLP, 512) | attention(64))
@@ -122,7 +142,7 @@ def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> No
 
 def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_by_another() -> None:
     """At TP 1, too: up begins where gate's last block is not full. Padded, the runtime serves it."""
-    shapes = gated(MLP, 213)
+    shapes = {f"{MLP}.gate_proj": (213, 256), f"{MLP}.up_proj": (213, 256)}
     for quantization, outcome in ((FP8, "answers wrongly"), (COMPRESSED, "refuses")):
         plan = planned(headers(LLAMA | {"intermediate_size": 213}, quantization, shapes), Policy())
         assert said(original_verdict(plan, VLLM, 1)) == {outcome: {"gate_proj"}}

@@ -61,7 +61,7 @@ def plan_layer(
         is_understood=linear.is_understood or absorbed is not None,
     )
     layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size))
-    return replace(layer, reason=reason_of(layer, policy, linear.skip_reason, refusal))
+    return replace(layer, reason=reason_of(layer, policy.tensor_parallel_size, linear.skip_reason, refusal))
 
 
 def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:

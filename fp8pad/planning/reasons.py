@@ -4,26 +4,12 @@ from collections.abc import Iterator
 
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.planning.tensor_parallel import RankPart
-from fp8pad.record import Policy
 
 
-def reason_of(layer: LayerPlan, policy: Policy, skip_reason: str | None = None, refusal: str = "") -> str:
+def reason_of(layer: LayerPlan, num_ranks: int, skip_reason: str | None = None, refusal: str = "") -> str:
     """Return the reason for what becomes of a layer; `refusal` says why absorbing leaves it alone."""
-    parts = [_absorbed(layer), _own(layer, skip_reason), refusal, _on_rank(layer, policy)]
+    parts = [_absorbed(layer), _own(layer, skip_reason), refusal, _on_rank(layer, num_ranks)]
     return "; ".join(part for part in parts if part)
-
-
-def is_attention(module: str) -> bool:
-    """Return whether a module is a part of attention, whose sizes nothing can absorb, told from its name."""
-    return any("attn" in part or "attention" in part for part in module.split("."))
-
-
-def straddles_gate_and_up(layer: LayerPlan) -> bool:
-    """Return whether a scale block of a layer lies on both gate and up, fused on disk; such a layer is not absorbed."""
-    sharding = layer.sharding
-    if len(sharding.groups) != 2:
-        return False
-    return any(rows % layer.block[0] for rows in sharding.group_rows(layer.matrix_shape[0]))
 
 
 def _absorbed(layer: LayerPlan) -> str:
@@ -48,25 +34,19 @@ def _own(layer: LayerPlan, skip_reason: str | None) -> str:
     return "N and K are multiples of " + " and ".join(map(str, dict.fromkeys(layer.alignment)))
 
 
-def _on_rank(layer: LayerPlan, policy: Policy) -> str:
-    """What is unaligned on one of a policy's ranks, though not as a whole, and what comes of it."""
+def _on_rank(layer: LayerPlan, num_ranks: int) -> str:
+    """What is unaligned on one of the ranks, though not as a whole, and what comes of it."""
     if "skip" in (layer.axes.n, layer.axes.k):
         return ""
-    part = layer.part(policy.tensor_parallel_size)
+    part = layer.part(num_ranks)
     match layer.rank_fit:
         case "unaligned":
-            return f"{' and '.join(_broken(layer, part, layer.alignment))}: the runtime pads it at load"
+            broken = list(_broken(layer, part, layer.alignment)) or [_broken_rows(layer, part)]
+            return f"{' and '.join(broken)}: the runtime pads it at load"
         case "inside block":
             broken = list(_broken(layer, part, layer.block)) or [_broken_rows(layer, part)]
-            return f"{' and '.join(broken)}: {_inside_block(layer, policy)}"
+            return f"{' and '.join(broken)}: a rank's share would begin inside a scale block"
     return ""
-
-
-def _inside_block(layer: LayerPlan, policy: Policy) -> str:
-    reason = "a rank's share would begin inside a scale block"
-    if policy.absorb or is_attention(layer.name) or straddles_gate_and_up(layer):
-        return reason
-    return f"{reason}; --absorb --tensor-parallel-size {policy.tensor_parallel_size}"
 
 
 def _broken(layer: LayerPlan, part: RankPart, multiples: tuple[int, int]) -> Iterator[str]:

@@ -92,7 +92,9 @@ class _Judge:
             sharding, block = layer.sharding, layer.block
             if sharding.begins_inside_block(part, block):
                 return "inside block"
-            return "ends inside block" if sharding.ends_inside_block(part, block) else "aligned"
+            if sharding.ends_inside_block(part, block):
+                return "ends inside block"
+            return "unaligned" if part.num_k % block[1] else "aligned"
         return "aligned" if part.is_aligned((self.engine.multiple, self.engine.multiple)) else "unaligned"
 
     def _holds(self, rule: Rule, layer: LayerPlan, part: RankPart, fit: Fit) -> bool:
