@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": PURE | {"checkpoint", "numpy", "safetensors"},
     "parallel": {"checkpoint"},
     "converted": READING | {"__init__"},
+    "adapters": READING,
     "publication": WRITING,
     "convert": WRITING,
     "original": READING | {"converted"},
@@ -58,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "summary": READING,
     "render": READING | RESULTS | {"render", "rich", "summary"},
-    "cli": READING | RESULTS | {"__init__", "cli", "publication", "render", "typer"},
+    "cli": READING | RESULTS | {"__init__", "cli", "adapters", "publication", "render", "typer"},
 }
 # Heavy, or not there: imported inside functions by those that may import them at all.
 LAZY = {"vllm", "transformers"}

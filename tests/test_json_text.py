@@ -85,3 +85,12 @@ def test_what_is_no_json_differs_as_text() -> None:
     difference = first_difference("{}", "{")
     assert difference is not None
     assert difference[:2] == ("text", "JSON")
+
+
+@pytest.mark.parametrize("original", ["{" + "\n" + " " * 10**6 + '"a": 1}', '{"a"' + " " * 10**6 + ":1}"])
+def test_blanks_without_end_are_not_copied_to_every_line(original: str) -> None:
+    """A small file would become a very large one."""
+    document = {str(number): number for number in range(300)}
+    text = dumps_like(original, document)
+    assert json.loads(text) == document
+    assert len(text) < 10_000

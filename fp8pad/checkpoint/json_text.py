@@ -8,11 +8,13 @@ from typing import Any, TypeAlias
 
 Difference: TypeAlias = tuple[str, str, str]
 
+MAX_INDENT = 16  # characters; a longer one, copied to each line, would multiply the size of the text
+
 
 def dumps_like(original: str, document: Mapping[str, Any]) -> str:
     """Return `document` as JSON text with the indentation, separators, escapes and ending of the text `original`."""
-    indent = re.match(r"\s*\{\s*?\n([ \t]+)", original)
-    colon = re.match(r'^\s*\{\s*"(?:[^"\\]|\\.)*"(\s*:\s*)', original)
+    indent = re.match(rf"\s*\{{\s*?\n([ \t]{{1,{MAX_INDENT}}})(?![ \t])", original)
+    colon = re.match(r'^\s*\{\s*"(?:[^"\\]|\\.)*"(\s{0,16}:\s{0,16})(?!\s)', original)
     separator = colon[1] if colon else ": "
     text = json.dumps(
         document,

@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that `fp8pad --help` loads nei
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -160,11 +161,13 @@ def _policy(
 
 
 def _plan(model: Path, policy: "Policy") -> "tuple[Checkpoint, CheckpointPlan]":
+    from fp8pad.adapters import adapter_notes
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.planning import plan_checkpoint
 
     source = read_unconverted(model)
-    return source, plan_checkpoint(source.shards, source.configs, policy)
+    plan = plan_checkpoint(source.shards, source.configs, policy)
+    return source, replace(plan, notes=(*plan.notes, *adapter_notes(source, plan)))
 
 
 def _check_served(plan: "CheckpointPlan") -> None:

@@ -1,0 +1,64 @@
+"""LoRA adapters that lie in a checkpoint's folder: those that no longer fit, because what they touch was absorbed."""
+
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import PurePosixPath
+
+from fp8pad.checkpoint.checkpoint import Checkpoint, parse_object
+from fp8pad.checkpoint.folder import read_text
+from fp8pad.checkpoint.headers import read_header
+from fp8pad.errors import CheckpointError
+from fp8pad.planning.plan import CheckpointPlan
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
+    """Return a sentence for each adapter of PEFT that touches an absorbed module: its matrices have the old sizes.
+
+    An adapter of a padded module still fits, since the runtime gives a padded module its logical sizes.
+    """
+    absorbed = [layer.name for layer in plan.layers if "absorb" in (layer.axes.n, layer.axes.k)]
+    if not absorbed:
+        return ()
+    touched = ((folder, _touched(source, folder, absorbed)) for folder in _adapter_folders(source))
+    return tuple(
+        f"{folder or '.'}/: a LoRA adapter of {len(modules)} absorbed modules, such as {modules[0]}; their sizes"
+        " change, so that it does not fit the converted checkpoint; merge it into the model before converting"
+        for folder, modules in touched
+        if modules
+    )
+
+
+def _adapter_folders(source: Checkpoint) -> list[str]:
+    paths = [PurePosixPath(file) for file in source.other_files]
+    folders = {path.parent.as_posix() for path in paths if path.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
+    return sorted("" if folder == "." else folder for folder in folders)
+
+
+def _touched(source: Checkpoint, folder: str, modules: list[str]) -> list[str]:
+    """Return those of `modules` that an adapter touches, by the names of its tensors, else by its config."""
+    root = source.root / folder
+    with suppress(CheckpointError):
+        names = {f".{tensor.name}." for tensor in read_header(root / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS).tensors}
+        paths = {path for name in names for path in _paths_in(name)}
+        return [module for module in modules if module in paths]
+    with suppress(CheckpointError):  # the names in a pickle are not read
+        targets = parse_object(ADAPTER_CONFIG, read_text(root, ADAPTER_CONFIG)).get("target_modules")
+        if isinstance(targets, list):
+            return [module for module in modules if _ends_with_any(module, targets)]
+        return modules if targets else []
+    return []
+
+
+def _paths_in(name: str) -> Iterator[str]:
+    """Yield every run of parts of a dotted name that may be a module: what stands before `.lora_`, from any part on."""
+    module, _, _ = name.strip(".").partition(".lora_")
+    parts = module.split(".")
+    for begin in range(min(len(parts), 6)):
+        yield ".".join(parts[begin:])
+
+
+def _ends_with_any(module: str, targets: Collection[object]) -> bool:
+    return any(isinstance(target, str) and f".{module}".endswith(f".{target}") for target in targets)
