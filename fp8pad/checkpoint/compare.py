@@ -16,7 +16,7 @@ from fp8pad.checkpoint.grid import copy_chunks
 from fp8pad.checkpoint.headers import parse_header, read_prefix
 from fp8pad.checkpoint.json_text import first_difference
 from fp8pad.checkpoint.layout import ShardLayout, Step
-from fp8pad.checkpoint.transfer import Bytes, Sums, passed
+from fp8pad.checkpoint.transfer import Buffers, Bytes, Sums, passed
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
 MAX_MISMATCHES = 20
@@ -69,11 +69,12 @@ def compare_data(
     """
     sums = sums or Sums("none")
     sums.add(None, source.read(0, layout.source.data_start), layout.prefix)
+    expected_buffers, found_buffers = Buffers(), Buffers()
     for step in layout.steps():
         done = 0
         for chunk in step.chunks(BUFFER_BYTES):
-            expected = np.frombuffer(passed(step, chunk, source, sums), np.uint8)
-            found = np.frombuffer(target.read(chunk.target, chunk.target_bytes), np.uint8)
+            expected = np.frombuffer(passed(step, chunk, source, sums, expected_buffers), np.uint8)
+            found = np.frombuffer(found_buffers.read(target, chunk.target, chunk.target_bytes), np.uint8)
             done += chunk.target_bytes
             if (first := _first_difference(expected, found)) is not None:
                 yield _differing(layout, step, chunk.target + first, expected[first], found[first])
@@ -88,12 +89,13 @@ def read_back(layout: ShardLayout, target: OpenFile, sums: Sums, advance: Advanc
     """
     header = compare_header(layout.target, layout.prefix, target)
     yield from header
+    buffers = Buffers()
     for step in layout.steps() if not header else ():
         if step.tensor.name not in sums.crcs:
             continue
         crc = 0
         for chunk in copy_chunks(step.target, step.target, step.tensor.num_bytes, BUFFER_BYTES):
-            crc = zlib.crc32(target.read(chunk.target, chunk.target_bytes), crc)
+            crc = zlib.crc32(buffers.read(target, chunk.target, chunk.target_bytes), crc)
             advance(chunk.target_bytes)
         if crc != sums.crcs[step.tensor.name]:
             yield Mismatch(layout.file, step.tensor.name, "the bytes that were written", "others, read back")

@@ -51,15 +51,18 @@ class OpenFile:
 
     def read(self, offset: int, num_bytes: int) -> memoryview:
         """Read exactly `num_bytes` bytes at `offset`; `CheckpointError` if the file ends early or cannot be read."""
-        buffer = memoryview(bytearray(num_bytes))
+        return self.read_into(offset, memoryview(bytearray(num_bytes)))
+
+    def read_into(self, offset: int, buffer: memoryview) -> memoryview:
+        """Fill `buffer` with the bytes at `offset`, and return it; raises as `read` does."""
         done = 0
-        while done < num_bytes:
+        while done < len(buffer):
             try:
                 count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
             except OSError as error:
                 raise CheckpointError(f"{self.file}: byte {offset + done}: {error.strerror}") from error
             if count == 0:
-                raise CheckpointError(f"{self.file}: ends early: expected {num_bytes} bytes at {offset}, got {done}")
+                raise CheckpointError(f"{self.file}: ends early: expected {len(buffer)} bytes at {offset}, got {done}")
             done += count
         return buffer
 

@@ -60,9 +60,30 @@ class Sums:
         return Hashes(self._target_sha256.hexdigest(), self._source_sha256.hexdigest()) if self.hashed else None
 
 
+class Buffers:
+    """Memory for one chunk at a time on either side: what is returned is valid until the next chunk."""
+
+    def __init__(self) -> None:
+        self._sides = [bytearray(), bytearray()]
+
+    def read(self, file: OpenFile, offset: int, num_bytes: int) -> memoryview:
+        """Read exactly `num_bytes` bytes at `offset`; raises as `OpenFile.read` does."""
+        return file.read_into(offset, self._side(0, num_bytes))
+
+    def rows(self, num_rows: int, row_bytes: int) -> Bytes:
+        """Return rows to write to, `[num_rows, row_bytes]`, which hold anything."""
+        return np.frombuffer(self._side(1, num_rows * row_bytes), np.uint8).reshape(num_rows, row_bytes)
+
+    def _side(self, number: int, num_bytes: int) -> memoryview:
+        if len(self._sides[number]) < num_bytes:
+            self._sides[number] = bytearray(max(num_bytes, BUFFER_BYTES))
+        return memoryview(self._sides[number])[:num_bytes]
+
+
 def write_shard(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
     """Write a shard from its source into an empty file; `advance` is told the bytes written."""
     sums.add(None, source.read(0, layout.source.data_start), layout.prefix)
+    buffers = Buffers()
     target.write(0, layout.prefix)
     advance(len(layout.prefix))
     for step in layout.steps():
@@ -70,24 +91,22 @@ def write_shard(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: S
             if chunk.is_copy and not sums.looks_at(step):
                 copy_range(source, target, (chunk.source, chunk.target), chunk.target_bytes, advance)
             else:
-                target.write(chunk.target, passed(step, chunk, source, sums))
+                target.write(chunk.target, passed(step, chunk, source, sums, buffers))
                 advance(chunk.target_bytes)
 
 
-def passed(step: Step, chunk: Chunk, source: OpenFile, sums: Sums) -> memoryview:
+def passed(step: Step, chunk: Chunk, source: OpenFile, sums: Sums, buffers: Buffers) -> memoryview:
     """Read a chunk from the source and return what belongs into the target, both noted in `sums`."""
-    before = source.read(chunk.source, chunk.source_bytes)
-    after = placed(step, chunk, before)
+    before = buffers.read(source, chunk.source, chunk.source_bytes)
+    after = before if chunk.is_copy else placed(step, chunk, before, buffers)
     sums.add(step, before, after)
     return after
 
 
-def placed(step: Step, chunk: Chunk, before: memoryview) -> memoryview:
+def placed(step: Step, chunk: Chunk, before: memoryview, buffers: Buffers) -> memoryview:
     """Return the target's bytes of a chunk, from the source's."""
-    if chunk.is_copy:
-        return before
     columns, fill = chunk.columns, np.frombuffer(step.grid.fill if step.grid else b"\0", np.uint8)
-    rows = np.empty((chunk.num_rows, columns.target_size), np.uint8)
+    rows = buffers.rows(chunk.num_rows, columns.target_size)
     source = np.frombuffer(before, np.uint8).reshape(chunk.num_rows, columns.source_size)
     if fill.any():
         rows.reshape(-1, fill.size)[:] = fill
