@@ -37,7 +37,7 @@ def layer(number: int, hidden: int, inner: int, experts: int) -> Iterator[Tensor
 
 
 def write_sparse_checkpoint(
-    root: Path, num_shards: int = 200, layers: int = 60, experts: int = 416, hidden: int = 4096, inner: int = 2048
+    root: Path, *, num_shards: int = 200, layers: int = 60, experts: int = 416, hidden: int = 4096, inner: int = 2048
 ) -> int:
     """Write a checkpoint and return how many tensors it has."""
     root.mkdir(parents=True, exist_ok=True)
@@ -99,8 +99,8 @@ def main() -> None:
     for name, value in (("shards", 200), ("layers", 60), ("experts", 416), ("hidden", 4096), ("inner", 2048)):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"(default: {value})")
     options = parser.parse_args()
-    sizes = options.layers, options.experts, options.hidden, options.inner
-    print(write_sparse_checkpoint(options.folder, options.shards, *sizes), "tensors in", options.folder)
+    sizes = {name: getattr(options, name) for name in ("layers", "experts", "hidden", "inner")}
+    print(write_sparse_checkpoint(options.folder, num_shards=options.shards, **sizes), "tensors in", options.folder)
 
 
 if __name__ == "__main__":
