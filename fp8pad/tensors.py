@@ -42,6 +42,7 @@ ONE_BYTES: Mapping[str, bytes] = {
     "F32": b"\x00\x00\x80\x3f",
     "BF16": b"\x80\x3f",
     "F16": b"\x00\x3c",
+    "F8_E8M0": b"\x7f",
 }
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from cut_cases import copy_folder
 
-BITS = {"F8_E4M3": 8, "F8_E5M2": 8, "U8": 8, "I8": 8, "BF16": 16, "F16": 16, "F32": 32, "F4": 4, "I64": 64}
+BITS = {
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U8": 8, "I8": 8, "BF16": 16, "F16": 16, "F32": 32, "F4": 4, "I64": 64,
+}  # fmt: skip
 INDEX = "model.safetensors.index.json"
 FBGEMM = {"model_type": "llama", "quantization_config": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}}
 

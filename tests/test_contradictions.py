@@ -51,8 +51,8 @@ def planned(
             FP8_BLOCK,
             "a.proj.weight_scale_inv: a scale without its weight",
         ),
-        ([*WEIGHT, ("a.proj.weight_scale", "I32", (136, 1))], FP8, "expected scales of F32, BF16 or F16, got I32"),
-        ([*WEIGHT, ("a.proj.weight_scale", "F8_E4M3", ())], FP8, "expected scales of F32, BF16 or F16, got F8_E4M3"),
+        ([*WEIGHT, ("a.proj.weight_scale", "I32", (136, 1))], FP8, "or F8_E8M0, got I32"),
+        ([*WEIGHT, ("a.proj.weight_scale", "F8_E4M3", ())], FP8, "or F8_E8M0, got F8_E4M3"),
         ([*WEIGHT, ("a.proj.weight_scale_inv", "U8", (2, 2))], FP8_BLOCK, "got U8"),
         (
             [("a.norm.weight", "F8_E4M3", (136,)), ("a.norm.weight_scale", "F32", ())],

@@ -139,11 +139,21 @@ def test_the_siblings_of_a_padded_block_scaled_layer_are_recorded_too() -> None:
 
 
 def test_scales_without_a_known_one_are_left_as_they_are() -> None:
-    """E8M0 has no sign and no fraction, and fp8pad fills no scale of that dtype."""
-    header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "F8_E8M0"))
+    """fp8pad fills no scales of 64 bits, which no tool writes."""
+    header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "F64"))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
-    assert (plan.layers[0].axes, plan.layers[0].reason) == (AxisActions("skip", "skip"), "scales of dtype F8_E8M0")
+    assert (plan.layers[0].axes, plan.layers[0].reason) == (AxisActions("skip", "skip"), "scales of dtype F64")
+
+
+@pytest.mark.parametrize(("alignment", "rows"), [("auto", 5), (128, 8)])
+def test_scales_that_are_exponents_alone(alignment: Any, rows: int) -> None:
+    """E8M0: padding within blocks leaves the grid alone, and more rows of it are filled with 1.0."""
+    header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "F8_E8M0"))
+    plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(alignment=alignment))
+    assert plan.tensors["mlp.down_proj.weight"].padded_shape == (rows * 32, 256)
+    grid = plan.tensors.get("mlp.down_proj.weight_scale_inv")
+    assert grid == (None if rows == 5 else PaddedTensor((5, 2), (8, 2), 1, AxisActions("pad", "aligned")))
 
 
 def test_a_checkpoint_without_fp8_changes_nothing() -> None:

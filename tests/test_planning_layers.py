@@ -69,7 +69,7 @@ def test_a_single_row_is_scaled_as_its_config_says() -> None:
         ("model.layers.0.mlp.experts.7.up_proj", "qwen3_moe", "F32", "routed expert"),
         ("model.embed_tokens", "llama", "F32", "embedding"),
         ("h.0.attn.c_attn", "gpt2", "F32", "Conv1D"),
-        ("a.q", "llama", "F8_E8M0", "scales of dtype F8_E8M0"),
+        ("a.q", "llama", "F64", "scales of dtype F64"),
     ],
 )
 def test_what_is_skipped_has_its_reason(name: str, model_type: str, scale_dtype: str, reason: str) -> None:

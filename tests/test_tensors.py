@@ -15,6 +15,7 @@ def test_the_bytes_of_one_are_those_of_one() -> None:
     assert ONE_BYTES["F32"] == struct.pack("<f", 1.0)
     assert ONE_BYTES["F16"] == struct.pack("<e", 1.0)
     assert ONE_BYTES["BF16"] == struct.pack("<f", 1.0)[2:]
+    assert 2.0 ** (ONE_BYTES["F8_E8M0"][0] - 127) == 1.0  # an exponent alone, without sign or fraction
 
 
 @pytest.mark.parametrize("dtype", DTYPE_BITS)

@@ -8,10 +8,10 @@ from fp8pad.geometry import num_elements
 from fp8pad.planning.layers import INPUT_SCALES, Fp8Linear, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import PerChannel, PerTensor, stored_scale_shapes
-from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
+from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 _WEIGHT_SCALE = re.compile(r"(.+)\.weight_scale(_inv)?")
-_SCALE_DTYPES = frozenset({"F64", "F32", "BF16", "F16", "F8_E8M0"})
+_SCALE_DTYPES = frozenset({"F64", *ONE_BYTES})
 
 # Matrices of one MLP that meet: for a module, its sibling, its own axis and the sibling's.
 _MEETS: Mapping[str, tuple[tuple[str, int, int], ...]] = {
@@ -67,7 +67,8 @@ def _check_scale(linear: Fp8Linear) -> None:
     if 0 in linear.scale.shape:
         raise PlanError(f"{linear.scale.name}: a size of 0 in {list(linear.scale.shape)}")
     if linear.granularity and linear.scale.dtype not in _SCALE_DTYPES:
-        raise PlanError(f"{linear.scale.name}: expected scales of F32, BF16 or F16, got {linear.scale.dtype}")
+        expected = " or ".join(ONE_BYTES)
+        raise PlanError(f"{linear.scale.name}: expected scales of {expected}, got {linear.scale.dtype}")
 
 
 def _check_bias(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -> None:

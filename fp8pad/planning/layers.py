@@ -28,7 +28,7 @@ _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_tra
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 
 NO_EXPERTS: Mapping[str, Order | None] = {}
-# One scale of 8 bits for this many inputs: the OCP Microscaling formats.
+# One scale of 8 bits for this many inputs, the OCP Microscaling formats; DeepSeek-V4.1 has one for as many rows too.
 _MX_GROUP = 32
 
 
@@ -148,7 +148,7 @@ def _linear(
         reason, is_understood = _other_layout(weight, scale, quantization)
         return Fp8Linear(name, weight, scale, None, reason, is_understood, is_expert)
     linear = Fp8Linear(name, weight, scale, granularity, is_expert=is_expert)
-    if known := _unpadded(linear, quantization, has_conv1d):
+    if known := _unpadded(linear, scale, quantization, has_conv1d):
         return replace(linear, skip_reason=known)
     if kind_of(name) is None and not _has_inputs(name, weight, tensors):
         reason = f"{own_name(name)!r} is not a name that engines give a Linear"
@@ -179,7 +179,9 @@ def _stack(
     return Fp8Linear(name, weight, scale, granularity, reason, is_understood, is_expert=True, order=order)
 
 
-def _unpadded(linear: Fp8Linear, quantization: Quantization | None, has_conv1d: bool) -> str | None:
+def _unpadded(
+    linear: Fp8Linear, scale: TensorHeader, quantization: Quantization | None, has_conv1d: bool
+) -> str | None:
     """Why a layer that is understood must not be padded on its own."""
     if linear.is_expert:
         return "a routed expert: the fused MoE kernels never meet the runtime"
@@ -187,13 +189,18 @@ def _unpadded(linear: Fp8Linear, quantization: Quantization | None, has_conv1d: 
         return "an embedding, not a Linear"
     if has_conv1d and linear.name.rpartition(".")[2] in _CONV1D_MODULES:
         return _CONV1D
-    if linear.scale and linear.scale.dtype not in ONE_BYTES:
-        return f"scales of dtype {linear.scale.dtype}"
+    if scale.dtype not in ONE_BYTES:
+        return f"scales of dtype {scale.dtype}"
+    if isinstance(linear.granularity, PerBlock):
+        return _unpadded_blocks(linear.granularity, scale, quantization)
+    return None
+
+
+def _unpadded_blocks(block: PerBlock, scale: TensorHeader, quantization: Quantization | None) -> str | None:
+    if block == PerBlock(_MX_GROUP, _MX_GROUP) and scale.dtype == "F8_E8M0":
+        return f"MXFP8 in blocks of {_MX_GROUP} x {_MX_GROUP}, which the runtime does not pad"
     # vLLM's ModelOpt method makes scales [R, 1, C, 1] of its own, and refuses an unaligned K (modelopt.py).
-    is_modelopts = quantization is not None and quantization.method.startswith("modelopt")
-    if isinstance(linear.granularity, PerBlock) and (
-        is_modelopts or len(linear.scale.shape if linear.scale else ()) == 4
-    ):
+    if len(scale.shape) == 4 or (quantization is not None and quantization.method.startswith("modelopt")):
         return "block scales of ModelOpt, which the runtime does not pad"
     return None
 
