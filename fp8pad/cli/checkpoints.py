@@ -31,6 +31,7 @@ def plan(
     skip: options.SkipOption = None,
     strict: options.StrictOption = False,
     check: options.CheckOption = False,
+    show_all: options.AllOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Show what converting would change, and the cost.
@@ -41,7 +42,7 @@ def plan(
     from fp8pad.render.plan import show_plan
 
     source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
-    show_plan(source, checkpoint_plan, as_json)
+    show_plan(source, checkpoint_plan, as_json, show_all)
     if strict:
         check_understood(checkpoint_plan)
     if check:

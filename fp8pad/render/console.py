@@ -4,6 +4,7 @@ On a terminal, lines fit its width; otherwise they are as long as they need to b
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,8 @@ Fact = tuple[str, str]
 def stdout_console() -> Console:
     """Return the console of results."""
     width = None if sys.stdout.isatty() else WIDE
-    return Console(width=width, markup=False, highlight=False, emoji=False)
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(width=width, color_system=None if plain else "auto", markup=False, highlight=False, emoji=False)
 
 
 def print_parts(console: Console, *parts: RenderableType) -> None:
@@ -55,11 +57,16 @@ def command(name: str, *arguments: object) -> str:
     return shlex.join(["fp8pad", name, *map(str, arguments)])
 
 
+def size(num_bytes: int) -> str:
+    """Write a size as people read it: `5.4 GB`."""
+    return decimal(num_bytes)
+
+
 def growth(bytes_before: int, bytes_after: int) -> str:
     """Write two sizes in bytes and what lies between them."""
     added = bytes_after - bytes_before
     share = added / bytes_before if bytes_before else 0.0
-    return f"{decimal(bytes_before)} -> {decimal(bytes_after)} (+{decimal(added)}, {share:+.2%})"
+    return f"{size(bytes_before)} -> {size(bytes_after)} (+{size(added)}, {share:+.2%})"
 
 
 def edit_facts(edits: Iterable[ConfigEdit]) -> Iterator[Fact]:

@@ -1,114 +1,110 @@
-"""A plan on one screen."""
+"""A plan on one screen: what is wrong and for whom, what would be done, what it costs, and the next command."""
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.advice import RankOutlook, outlook, remedy
+from fp8pad.geometry import is_aligned
+from fp8pad.planning.engines import DEFAULT_ENGINE, engines
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.record import AxisActions, Disposition
-from fp8pad.render.console import (
-    WIDE,
-    Fact,
-    command,
-    edit_facts,
-    fact_table,
-    growth,
-    print_json,
-    print_parts,
-    shortened,
-    stdout_console,
-)
-from fp8pad.render.folding import LayerGroup, group_layers, name_patterns
-from fp8pad.render.verdict import policy_options, refusal_facts
+from fp8pad.planning.verdict import converted_verdict
+from fp8pad.record import AxisActions
+from fp8pad.render.console import Fact, command, edit_facts, growth, print_json, shortened, stdout_console
+from fp8pad.render.folding import LayerGroup, group_layers
+from fp8pad.render.screen import Row, Screen
+from fp8pad.render.verdict import instead, patterns, policy_options, show_verdicts
 from fp8pad.summary import flops_added_share, output_files, plan_document
 from fp8pad.text import printable
 
-NARROWEST_REASON = 28  # columns
 MOST_SHARDS = 3
 
-_KINDS: dict[Disposition, str] = {
-    "pad": "to pad",
-    "absorb": "to absorb",
-    "aligned": "aligned already",
-    "skip": "skipped",
+# What is done to a layer, as the headline counts it, and how it is coloured; changed layers first.
+ACTIONS = {
+    "to pad": "yellow",
+    "to absorb": "cyan",
+    "to absorb and pad": "cyan",
+    "to pad at load": "yellow",
+    "carried unchanged": "magenta",
+    "aligned already": "dim",
 }
 
 
-def show_plan(source: Checkpoint, plan: CheckpointPlan, as_json: bool = False) -> None:
-    """Print a plan: a row for each group of like layers, its price, the files, other TP sizes, and what to do next."""
+def show_plan(source: Checkpoint, plan: CheckpointPlan, as_json: bool = False, show_all: bool = False) -> None:
+    """Print a plan; layers that are aligned are folded into one line unless `show_all`."""
     if as_json:
         print_json(plan_document(source, plan))
         return
-    facts = [*not_understood_facts(plan), *_untouched_facts(plan), *edit_facts(plan.config_edits), *_price_facts(plan)]
-    facts += [*_file_facts(source, plan), *_outlook_facts(plan)]
-    facts += [("note", printable(note)) for note in plan.notes]
-    facts += refusal_facts(source, plan, _out_dir(source))
-    facts += [("next", line) for line in _after_plan(source, plan)]
-    console = stdout_console()
-    layers = [_layers(console, plan.layers)] if plan.layers else []
-    print_parts(console, Text(_headline(source, plan), style="bold"), *layers, fact_table(facts))
+    plan_screen(source, plan, show_all).show(stdout_console())
 
 
-def _headline(source: Checkpoint, plan: CheckpointPlan) -> str:
-    kinds = [kind for layer in plan.layers for kind in _kinds(layer.axes)]
-    counts = [f"{kinds.count(kind)} {word}" for kind, word in _KINDS.items() if kind in kinds]
-    layers = f"{len(plan.layers)} FP8 layers: {', '.join(counts)}" if kinds else "no FP8 layers"
-    return f"{printable(str(source.root))}: {layers}"
+def plan_screen(source: Checkpoint, plan: CheckpointPlan, show_all: bool = False) -> Screen:
+    """Return what `fp8pad plan` shows."""
+    screen = Screen()
+    screen.paragraph(Text(f"{printable(str(source.root))}: {_headline(plan)}", style="bold"))
+    if plan.layers:
+        show_verdicts(screen, source, plan)
+    _show_layers(screen, plan, show_all)
+    _show_costs(screen, source, plan)
+    _show_next(screen, source, plan)
+    return screen
 
 
-def _kinds(axes: AxisActions) -> set[Disposition]:
-    """Return what is done to a layer: it is aligned only if both axes are, but can be padded and absorbed."""
-    return {axes.n, axes.k} - {"aligned"} or {"aligned"}
-
-
-def _layers(console: Console, layers: Iterable[LayerPlan]) -> RenderableType:
-    """Return one row for each group of like layers, or a short paragraph each where the rows would not fit."""
-    groups = group_layers(layers)
-    table = Table(box=None, pad_edge=False)
-    for header in ("layers", "scheme", "logical [N, K]", "padded", "how"):
-        table.add_column(header, no_wrap=True)
-    table.add_column("why", min_width=NARROWEST_REASON)
-    for group in groups:
-        table.add_row(*_cells(group), style=_style(group.example))
-    if table.__rich_measure__(console, console.options.update_width(WIDE)).minimum <= console.width:
-        return table
-    return Group(*(_paragraph(group) for group in groups))
-
-
-def _paragraph(group: LayerGroup) -> RenderableType:
-    pattern, scheme, logical, padded, settled, why = _cells(group)
-    shapes = logical if padded == "same" else f"{logical} -> {padded}"
-    details = f"{scheme}  {shapes}  {settled}: {why}"
-    return Group(Text(pattern, style="bold"), Padding(Text(details, style=_style(group.example)), (0, 0, 0, 4)))
-
-
-def _cells(group: LayerGroup) -> tuple[str, ...]:
-    layer = group.example
-    padded = "same" if layer.padded_shape == layer.logical_shape else str(list(layer.padded_shape))
-    scheme = layer.granularity.name if layer.granularity else "other"
-    logical = str(list(layer.logical_shape))
-    return printable(group.pattern), scheme, logical, padded, how(layer.axes), printable(layer.reason)
-
-
-def _style(layer: LayerPlan) -> str:
-    return "dim" if layer.padded_shape == layer.logical_shape else ""
+def action(layer: LayerPlan) -> str:
+    """Return what is done to a layer: one of `ACTIONS`, so that counts of layers add up."""
+    axes = {layer.axes.n, layer.axes.k}
+    if "absorb" in axes:
+        return "to absorb and pad" if "pad" in axes else "to absorb"
+    if "pad" in axes:
+        return "to pad"
+    if layer.is_padded_at_load:
+        return "to pad at load"
+    if "skip" in axes and not (layer.granularity and is_aligned(layer.logical_shape[-2:], layer.alignment)):
+        return "carried unchanged"
+    return "aligned already"
 
 
 def how(axes: AxisActions) -> str:
     """Write `pad N, K`, `absorb N, pad K`, `aligned` or `skip`."""
     if axes.n == axes.k and axes.n in ("aligned", "skip"):
         return axes.n
-    settled = [(disposition, axis) for disposition, axis in ((axes.n, "N"), (axes.k, "K")) if disposition != "aligned"]
+    done = [(disposition, axis) for disposition, axis in ((axes.n, "N"), (axes.k, "K")) if disposition != "aligned"]
     return ", ".join(
         f"{disposition} {', '.join(axis for _, axis in group)}"
-        for disposition, group in groupby(settled, key=lambda item: item[0])
+        for disposition, group in groupby(done, key=lambda item: item[0])
     )
+
+
+def _headline(plan: CheckpointPlan) -> str:
+    actions = [action(layer) for layer in plan.layers]
+    counts = [f"{actions.count(name)} {name}" for name in ACTIONS if name in actions]
+    return f"{len(plan.layers)} FP8 layers: {', '.join(counts)}" if counts else "no FP8 layers"
+
+
+def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
+    by_action: dict[str, list[LayerPlan]] = {name: [] for name in ACTIONS}
+    for layer in plan.layers:
+        by_action[action(layer)].append(layer)
+    aligned = by_action["aligned already"] if not show_all else []
+    listed = [layer for layers in by_action.values() for layer in layers if layers is not aligned]
+    if plan.layers or plan.untouched:
+        screen.section("What converting changes" if plan.tensors or plan.modules else "What is in it")
+    header = ("layers", "scales", "[N, K]", "padded", "how", "why")
+    screen.rows([_row(group) for group in group_layers(listed)], header)
+    if aligned:
+        screen.rows([("aligned", f"{len(aligned)} layers, which stay as they are (--all lists them)")])
+    untouched = [tensor for tensor in plan.untouched if tensor.is_understood]
+    screen.rows([*not_understood_facts(plan), *_by_reason("not FP8 layers", untouched)])
+
+
+def _row(group: LayerGroup) -> Row:
+    layer = group.example
+    padded = "same" if layer.padded_shape == layer.logical_shape else str(list(layer.padded_shape))
+    scales = f"per {layer.granularity.name}" if layer.granularity else "other"
+    style = ACTIONS[action(layer)]
+    cells = printable(group.pattern), scales, str(list(layer.logical_shape)), padded
+    return *cells, Text(how(layer.axes), style=style), printable(layer.reason)
 
 
 def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
@@ -126,32 +122,27 @@ def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     )
 
 
-def _untouched_facts(plan: CheckpointPlan) -> Iterator[Fact]:
-    yield from _by_reason("untouched", [tensor for tensor in plan.untouched if tensor.is_understood])
-
-
 def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> Iterator[Fact]:
     names: dict[str, list[str]] = {}
     for weight in weights:
         names.setdefault(weight.reason, []).append(weight.name)
     for reason, alike in names.items():
-        yield label, f"{printable(reason)}: {_patterns(alike)}"
+        yield label, f"{printable(reason)}: {patterns(alike)}"
 
 
-def _patterns(names: Iterable[str]) -> str:
-    return ", ".join(map(printable, name_patterns(names)))
-
-
-def _price_facts(plan: CheckpointPlan) -> Iterator[Fact]:
-    yield "tensor bytes", growth(plan.bytes_before, plan.bytes_after)
+def _show_costs(screen: Screen, source: Checkpoint, plan: CheckpointPlan) -> None:
+    screen.section("What it costs")
+    facts = [*edit_facts(plan.config_edits), ("tensors", growth(plan.bytes_before, plan.bytes_after))]
     if plan.layers:
-        yield "FLOPs", f"{flops_added_share(plan.layers):+.2%} over these layers, each counted once"
+        facts.append(("FLOPs", f"{flops_added_share(plan.layers):+.2%} over these layers, each counted once"))
+    facts += list(_file_facts(source, plan))
+    screen.rows([*facts, *(("note", printable(note)) for note in plan.notes)])
 
 
 def _file_facts(source: Checkpoint, plan: CheckpointPlan) -> Iterator[Fact]:
     files = output_files(source, plan)
     shards = {shard.file for shard in source.shards}
-    for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("left out", files.excluded)):
+    for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("excluded", files.excluded)):
         if names:
             yield label, _files(names, shards)
 
@@ -165,37 +156,23 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
     return f"{num_shards} shards{', ' if listed else ''}{shortened(listed)}"
 
 
-def _outlook_facts(plan: CheckpointPlan) -> Iterator[Fact]:
-    sizes: dict[str, list[str]] = {}
-    for at in outlook(plan.layers):
-        sizes.setdefault(_finding(at, plan.modules), []).append(str(at.tensor_parallel_size))
-    for finding, at_sizes in sizes.items():
-        yield f"at TP {', '.join(at_sizes)}", finding
-
-
-def _finding(at: RankOutlook, known_to_runtime: Container[str]) -> str:
-    refused = set(at.inside_block)
-    unaligned = _patterns(name for name in at.unaligned if name not in known_to_runtime and name not in refused)
-    indivisible = _patterns(at.indivisible)
-    findings = [f"also unaligned: {unaligned}"] if unaligned else []
-    if refused:
-        findings.append(f"a rank's share would begin inside a scale block: {_patterns(at.inside_block)}")
-    if indivisible:
-        findings.append(f"cannot be split evenly, which engines refuse: {indivisible}")
-    said = findings or ["no other layer needs padding"]
-    if at.not_assessed:
-        said.append(f"not assessed, as the scales are not understood: {_patterns(at.not_assessed)}")
-    return "; ".join(said)
-
-
-def _after_plan(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
-    options = policy_options(plan.policy)
-    if plan.changes_nothing:
-        yield "nothing to convert: the checkpoint would stay as it is"
+def _show_next(screen: Screen, source: Checkpoint, plan: CheckpointPlan) -> None:
+    """Show the one command that comes next."""
+    engine = engines()[DEFAULT_ENGINE]
+    out_dir = _out_dir(source)
+    screen.section("Next")
+    if walls := converted_verdict(plan, engine).walls:
+        at = f"at TP {plan.policy.tensor_parallel_size}"
+        for wall in walls:
+            screen.paragraph(f"{engine.title} {wall.outcome} the result {at}: {wall.why}: {patterns(wall.layers)}", 2)
+        if helps := instead(source, plan, engine, out_dir):
+            screen.command(helps)
+        else:
+            screen.paragraph("neither --absorb nor fewer ranks help", 2)
+    elif plan.changes_nothing:
+        screen.paragraph("nothing to convert: the checkpoint would stay as it is", 2)
     else:
-        yield command("convert", source.root, _out_dir(source), *options)
-    if policy := remedy(source.shards, source.configs, plan):
-        yield f"{command('plan', source.root, *policy_options(policy))}  # what absorbing would settle"
+        screen.command(command("convert", source.root, out_dir, *policy_options(plan.policy)))
 
 
 def _out_dir(source: Checkpoint) -> str:

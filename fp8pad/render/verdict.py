@@ -1,32 +1,93 @@
-"""What an engine does with a checkpoint, in words."""
+"""What an engine does with a checkpoint at each tensor-parallel size, in words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.advice import way_out
-from fp8pad.planning.engines import DEFAULT_ENGINE, engines
+from fp8pad.planning.comparison import Absorbed, AtSize, compare_sizes
+from fp8pad.planning.engines import DEFAULT_ENGINE, Engine, Outcome, engines
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import converted_verdict
+from fp8pad.planning.verdict import Verdict, converted_verdict
 from fp8pad.record import Policy
-from fp8pad.render.console import Fact, command
+from fp8pad.render.console import Fact, command, size
 from fp8pad.render.folding import name_patterns
+from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
+
+STYLES: dict[Outcome, str] = {
+    "serves": "green",
+    "pads in every forward": "yellow",
+    "Triton only": "yellow",
+    "not known": "yellow",
+    "answers wrongly": "bold red",
+    "refuses": "bold red",
+}
+
+
+def show_verdicts(screen: Screen, source: Checkpoint, plan: CheckpointPlan) -> None:
+    """Show what is wrong and for whom: a row for each tensor-parallel size, and below it the layers and reasons."""
+    engine = engines()[DEFAULT_ENGINE]
+    sizes = list(compare_sizes(source.shards, source.configs, plan, engine))
+    screen.section(f"What {engine.title} does with it")
+    if not any(at.original.findings for at in sizes):
+        served = ", ".join(str(at.num_ranks) for at in sizes)
+        screen.paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
+        return
+    screen.rows([_row(at, plan) for at in sizes], header=("", "as it is", "padded", "absorbed (--absorb -tp TP)"))
+    screen.paragraph("")
+    screen.rows(_explanations(sizes))
+
+
+def _row(at: AtSize, plan: CheckpointPlan) -> Row:
+    return f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at.absorbed, plan)
+
+
+def _outcome(verdict: Verdict) -> Text:
+    return Text(verdict.outcome, style=STYLES[verdict.outcome])
+
+
+def _absorbed(absorbed: Absorbed | None, plan: CheckpointPlan) -> Text:
+    if absorbed is None:
+        return Text("-", style="dim")
+    share = absorbed.added_bytes / plan.bytes_before if plan.bytes_before else 0.0
+    plugin = "with the plugin" if absorbed.needs_runtime else "without a plugin"
+    outcome = _outcome(absorbed.verdict)
+    return outcome.append(f" {plugin}, +{size(absorbed.added_bytes)} ({share:+.1%})", style="default")
+
+
+def _explanations(sizes: Iterable[AtSize]) -> Iterator[Row]:
+    """Yield for which layers, and why, the engine does not serve the original as it is."""
+    found: dict[tuple[Outcome, str, tuple[str, ...]], list[str]] = {}
+    for at in sizes:
+        for finding in at.original.findings:
+            found.setdefault((finding.outcome, finding.why, finding.layers), []).append(str(at.num_ranks))
+    for (outcome, why, layers), at_sizes in found.items():
+        said = Text(outcome, style=STYLES[outcome]).append(f": {printable(why)}: {patterns(layers)}", style="default")
+        yield f"TP {', '.join(at_sizes)}", said
 
 
 def refusal_facts(source: Checkpoint, plan: CheckpointPlan, out_dir: Path | str) -> Iterator[Fact]:
-    """Tell for which layers vLLM refuses the converted checkpoint at the plan's tensor-parallel size; what helps."""
+    """Tell for which layers the engine refuses the converted checkpoint at the plan's size, and what helps."""
     engine = engines()[DEFAULT_ENGINE]
-    walls = converted_verdict(plan, engine).walls
-    for wall in walls:
-        layers = ", ".join(map(printable, name_patterns(wall.layers)))
-        yield f"at TP {plan.policy.tensor_parallel_size}", f"{engine.title} {wall.outcome}: {wall.why}: {layers}"
-    if not walls:
-        return
-    if policy := way_out(source.shards, source.configs, plan, engine):
-        yield "instead", command("convert", source.root, out_dir, *policy_options(policy))
-    else:
-        yield "", "neither --absorb nor fewer ranks help"
+    for wall in converted_verdict(plan, engine).walls:
+        told = f"{engine.title} {wall.outcome}: {wall.why}: {patterns(wall.layers)}"
+        yield f"at TP {plan.policy.tensor_parallel_size}", told
+    if converted_verdict(plan, engine).refused:
+        yield "instead", instead(source, plan, engine, out_dir) or "neither --absorb nor fewer ranks help"
+
+
+def instead(source: Checkpoint, plan: CheckpointPlan, engine: Engine, out_dir: Path | str) -> str | None:
+    """Return the command for a checkpoint that the engine does not refuse, None if there is none."""
+    policy = way_out(source.shards, source.configs, plan, engine)
+    return command("convert", source.root, out_dir, *policy_options(policy)) if policy else None
+
+
+def patterns(names: Iterable[str]) -> str:
+    """Return names folded into patterns, safe to print."""
+    return ", ".join(map(printable, name_patterns(names)))
 
 
 def policy_options(policy: Policy) -> list[str]:

@@ -1,0 +1,115 @@
+"""Laying text out so that none of it is lost: columns where they fit, paragraphs where they do not, commands whole."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+NARROWEST = 28  # columns for the last cell of a row
+GAP = 2
+
+Cell = str | Text
+Row = Sequence[Cell]
+
+
+class Screen:
+    """What goes to stdout, block by block, laid out when its width is known; nothing in it is read as markup."""
+
+    def __init__(self) -> None:
+        self._blocks: list[_Paragraph | _Rows | _Command] = []
+
+    def paragraph(self, text: Cell, indent: int = 0) -> None:
+        """Add a text, to be wrapped."""
+        self._blocks.append(_Paragraph(text, indent))
+
+    def section(self, title: str) -> None:
+        """Add a blank line and a title."""
+        self.paragraph("")
+        self.paragraph(Text(title, style="bold"))
+
+    def command(self, command: str) -> None:
+        """Add a command on a line of its own, which is never broken: it can be pasted."""
+        self._blocks.append(_Command(command))
+
+    def rows(self, rows: Iterable[Row], header: Row = ()) -> None:
+        """Add rows of cells, the last of which may be wrapped; where they are too wide, a paragraph each."""
+        if rows := tuple(rows):
+            self._blocks.append(_Rows(rows, header))
+
+    def show(self, console: Console) -> None:
+        """Write everything to stdout, as wide as `console`."""
+        with console.capture() as capture:
+            lines = (line for block in self._blocks for line in block.lines(console))
+            console.print(Text("\n").join(lines), soft_wrap=True)
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Paragraph:
+    text: Cell
+    indent: int
+
+    def lines(self, console: Console) -> Iterator[Text]:
+        yield from _indented(_wrapped(console, self.text, console.width - self.indent), self.indent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    command: str
+
+    def lines(self, _: Console) -> Iterator[Text]:
+        yield Text(f"  {self.command}", style="bold green")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    rows: tuple[Row, ...]
+    header: Row
+
+    def lines(self, console: Console) -> Iterator[Text]:
+        columns = zip(*self.rows, *([self.header] if self.header else []), strict=True)
+        widths = [max(map(_length, column)) for column in columns]
+        room = console.width - GAP - sum(width + GAP for width in widths[:-1])
+        if room < min(NARROWEST, widths[-1]):
+            for row in self.rows:
+                yield from self._paragraphs(console, row)
+            return
+        if self.header:
+            yield from _columns(console, [Text(str(cell), style="dim") for cell in self.header], widths, room)
+        for row in self.rows:
+            yield from _columns(console, row, widths, room)
+
+    def _paragraphs(self, console: Console, row: Row) -> Iterator[Text]:
+        head, *details = row
+        labels = [Text(f"{label}: ", style="dim") for label in self.header[1:]] or [Text()] * len(details)
+        labelled = (label.copy().append_text(_text(cell)) for label, cell in zip(labels, details, strict=True))
+        yield from _Paragraph(head, GAP).lines(console)
+        yield from _Paragraph(Text("  ").join(labelled), 2 * GAP).lines(console)
+
+
+def _columns(console: Console, row: Row, widths: Sequence[int], room: int) -> Iterator[Text]:
+    *cells, last = row
+    line = Text(" " * GAP)
+    for cell, width in zip(cells, widths, strict=False):
+        line.append_text(_text(cell)).append(" " * (width - _length(cell) + GAP))
+    begin, *others = _wrapped(console, last, room)
+    yield line.append_text(begin)
+    yield from _indented(others, console.width - room)
+
+
+def _wrapped(console: Console, text: Cell, width: int) -> list[Text]:
+    return list(_text(text).wrap(console, max(width, 1), overflow="fold")) or [Text()]
+
+
+def _indented(lines: Iterable[Text], indent: int) -> Iterator[Text]:
+    return (Text(" " * indent).append_text(line) for line in lines)
+
+
+def _text(cell: Cell) -> Text:
+    return Text(cell) if isinstance(cell, str) else cell
+
+
+def _length(cell: Cell) -> int:
+    return _text(cell).cell_len
