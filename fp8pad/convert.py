@@ -7,10 +7,11 @@ from pathlib import Path
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress, Silence
+from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import Converted, converted_files
+from fp8pad.output import Contents, Output, staged
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.publication import Draft, Published, publish
 from fp8pad.record import RECORD_FILE
 
 __all__ = ["ConvertOptions", "ConvertReport", "Progress", "Silence", "convert"]
@@ -23,7 +24,7 @@ class ConvertReport:
     """What was written: counts of tensors and of bytes, over all files, and the names of files.
 
     `rewritten` files differ from the source's, `kept` ones do not, `excluded` ones did not come along, `resumed` shards
-    had been finished by an earlier run.
+    had been finished by an earlier run. `replaced` is what stood at `out_dir` before.
     """
 
     out_dir: Path
@@ -35,6 +36,7 @@ class ConvertReport:
     excluded: tuple[str, ...]
     resumed: tuple[str, ...]
     verified: VerifyDepth
+    replaced: Replaced | None = None
 
 
 def convert(
@@ -43,12 +45,16 @@ def convert(
     """Write the checkpoint that `plan` makes of `source` to `out_dir`, which appears when it is complete and verified.
 
     A plan that changes nothing gives an equal checkpoint without records. Raises `PlanError` if plan and source do not
-    fit; see `publication.publish` for the rest.
+    fit, `CheckpointError` if the source cannot be read or changes meanwhile, `OutputError` if `out_dir` cannot be
+    written, and `VerifyError` if what was read back is wrong.
     """
     design = converted_files(source, plan)
-    draft = Draft(design.source, design.layouts, design.source.other_files, lambda hashes: _texts(design, hashes))
-    published = publish(draft, out_dir, options, progress)
-    return _report(design, published, options.verify)
+    contents = Contents(design.source, design.layouts, design.source.other_files, _texts(design, {}))
+    with staged(contents, out_dir, options) as out:
+        hashes = out.write_files(progress)
+        out.write_texts(_texts(design, hashes))
+        replaced = out.publish()
+    return _report(design, out, replaced, options.verify)
 
 
 def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
@@ -60,19 +66,20 @@ def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
     return {**texts, CONFIG_FILE: config_text}
 
 
-def _report(design: Converted, published: Published, verified: VerifyDepth) -> ConvertReport:
+def _report(design: Converted, out: Output, replaced: Replaced | None, verified: VerifyDepth) -> ConvertReport:
     source = design.source
-    record_bytes = (published.out_dir / RECORD_FILE).stat().st_size if design.record else 0
+    record_bytes = (out.out_dir / RECORD_FILE).stat().st_size if design.record else 0
     rewritten = {layout.file for layout in design.layouts if not layout.is_untouched}
     rewritten |= {file for file, text in design.texts.items() if text != source.texts[file]}
     return ConvertReport(
-        out_dir=published.out_dir,
+        out_dir=out.out_dir,
         tensors_padded=len(design.record.tensors) if design.record else 0,
         source_bytes=sum(file.source_size for file in design.files.values()),
         written_bytes=sum(file.size for file in design.files.values()) + record_bytes,
         rewritten=tuple(sorted(rewritten)),
         kept=tuple(sorted(design.files.keys() - rewritten)),
         excluded=source.excluded,
-        resumed=published.resumed,
+        resumed=out.resumed,
         verified=verified,
+        replaced=replaced,
     )

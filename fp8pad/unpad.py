@@ -9,22 +9,27 @@ from fp8pad.checkpoint.checkpoint import read_checkpoint, read_record
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.disagreements import disagreements
 from fp8pad.errors import RecordError, VerifyError
 from fp8pad.original import original_of
-from fp8pad.publication import Draft, publish
+from fp8pad.output import Contents, staged
 from fp8pad.record import RECORD_FILE, CheckpointRecord
 
 
 @dataclass(frozen=True, slots=True)
 class UnpadReport:
-    """What was restored: the folder, how many tensors are smaller again, the files that did not come along."""
+    """What was restored: the folder, how many tensors are smaller again, the files that did not come along.
+
+    `resumed` are shards that an earlier run had finished, `replaced` is what stood at `restored_dir` before.
+    """
 
     restored_dir: Path
     tensors_unpadded: int
     excluded: tuple[str, ...]
     resumed: tuple[str, ...]
+    replaced: Replaced | None = None
 
 
 def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Progress) -> UnpadReport:
@@ -32,7 +37,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
 
     Shards, index and config.json are those of the source byte for byte; where fp8pad.json has hashes of the source,
     every byte is read back and hashed unless `options` ask for no verification. Raises `RecordError` if fp8pad.json is
-    missing, malformed or does not fit the files; see `publication.publish` for the rest.
+    missing, malformed or does not fit the files; see `convert` for the rest.
     """
     converted = read_checkpoint(out_dir)
     record = read_record(converted)
@@ -44,18 +49,14 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         raise RecordError(f"{missing[0]}: listed in {RECORD_FILE} but missing")
     original = original_of(converted, record)
     layouts, texts = original.layouts, original.texts
-    # Other files may have been edited since, such as a model card: only who asks for `full` wants them compared too.
-    hashed = converted.identities.keys() if options.verify == "full" else {layout.file for layout in layouts}
-
-    def checked_texts(hashes: Mapping[str, Hashes]) -> Mapping[str, str]:
-        found = {file: entry.sha256 for file, entry in hashes.items() if file in hashed}
-        _check_hashes(record, found | {file: sha256(text.encode()).hexdigest() for file, text in texts.items()})
-        return texts
-
     other_files = tuple(file for file in converted.other_files if file != RECORD_FILE)
-    draft = Draft(converted, layouts, other_files, checked_texts, unpads=True)
-    published = publish(draft, restored_dir, _as_deep_as(record, layouts, options), progress)
-    return UnpadReport(published.out_dir, len(record.tensors), converted.excluded, published.resumed)
+    contents = Contents(converted, layouts, other_files, texts)
+    with staged(contents, restored_dir, _as_deep_as(record, layouts, options)) as out:
+        hashes = out.write_files(progress)
+        _check_hashes(record, texts, hashes if options.verify == "full" else _of_shards(hashes, layouts))
+        out.write_texts(texts)
+        replaced = out.publish()
+    return UnpadReport(out.out_dir, len(record.tensors), converted.excluded, out.resumed, replaced)
 
 
 def _as_deep_as(record: CheckpointRecord, layouts: Iterable[ShardLayout], options: WriteOptions) -> WriteOptions:
@@ -65,7 +66,15 @@ def _as_deep_as(record: CheckpointRecord, layouts: Iterable[ShardLayout], option
     return replace(options, verify="full") if has_hashes and options.verify == "padded" else options
 
 
-def _check_hashes(record: CheckpointRecord, hashes: Mapping[str, str]) -> None:
-    for file, entry in record.files.items():
-        if file in hashes and entry.source_sha256 and hashes[file] != entry.source_sha256:
-            raise VerifyError(f"{file}: sha256: expected {entry.source_sha256}, got {hashes[file]}")
+def _of_shards(hashes: Mapping[str, Hashes], layouts: Iterable[ShardLayout]) -> dict[str, Hashes]:
+    """Leave out other files, which may have been edited since: a model card is compared only on request."""
+    return {layout.file: hashes[layout.file] for layout in layouts if layout.file in hashes}
+
+
+def _check_hashes(record: CheckpointRecord, texts: Mapping[str, str], hashes: Mapping[str, Hashes]) -> None:
+    found = {file: entry.sha256 for file, entry in hashes.items()}
+    found |= {file: sha256(text.encode()).hexdigest() for file, text in texts.items()}
+    for file, digest in found.items():
+        expected = record.files[file].source_sha256 if file in record.files else None
+        if expected and digest != expected:
+            raise VerifyError(f"{file}: sha256: expected {expected}, got {digest}")

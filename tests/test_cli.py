@@ -6,6 +6,7 @@ import os
 import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import write_checkpoint
+from helpers import llama, write_checkpoint
 
 from fp8pad import __version__
+from fp8pad.checkpoint import writer
+from fp8pad.checkpoint.files import Advance, OpenFile
+from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.transfer import Sums
 from fp8pad.cli.main import main
 
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -270,22 +275,48 @@ def test_the_current_folder_is_never_replaced(
     monkeypatch.chdir(tmp_path / "above" / "here")
     finished = fp8pad("convert", example, out_dir, "--overwrite")
     assert finished.status == 1
-    assert finished.stderr == f"error: {out_dir}: is the current folder, or holds it; name another one\n"
+    assert finished.stderr == f"error: {out_dir}: is the current folder, or holds it; name another folder\n"
 
 
-@pytest.mark.parametrize(("command", "hints"), [(["convert"], 1), (["convert", "--no-resume"], 0)])
-def test_interrupting_tells_how_to_resume(
-    fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], hints: int
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_what_can_be_resumed_and_says_so(
+    fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals
 ) -> None:
-    """One line, where the same command would take up what is finished."""
+    """One line, and the status by which shells know the signal; the same command then takes up what is finished."""
+    model = llama(tmp_path / "model", num_shards=3)
+    write_shard = writer.write_shard  # type: ignore[attr-defined]
 
-    def convert(*_: object) -> None:
-        raise KeyboardInterrupt
+    def signalled(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
+        write_shard(layout, source, target, sums, advance)
+        if layout.file == "model-00002-of-00003.safetensors":
+            os.kill(os.getpid(), end)
+            while True:  # until the other thread has stopped this one
+                advance(0)
 
-    monkeypatch.setattr("fp8pad.convert.convert", convert)
-    finished = fp8pad(*command, example, "out")
-    assert finished.status == 130
-    assert finished.stderr.count("interrupted; run the same command to resume") == hints
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write_shard", signalled)
+        stopped = fp8pad("convert", model, tmp_path / "out", "--jobs", "1")
+    finished = f"1 of 3 shards are finished in {tmp_path}/.out.fp8pad"
+    assert (stopped.status, stopped.stdout) == (128 + end, "")
+    assert stopped.stderr.splitlines()[-1] == f"interrupted; run the same command to resume: {finished}"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    resumed = fp8pad("convert", model, tmp_path / "out", "--jobs", "1", "--json")
+    assert resumed.status == 0
+    assert json.loads(resumed.stdout)["files_resumed"] == ["model-00001-of-00003.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_what_was_replaced_is_told(fp8pad: Fp8pad, example: Path, converted: Path) -> None:
+    """How many files, and which were edited since fp8pad wrote them."""
+    (converted / "tokenizer_config.json").write_text("edited")
+    files = sorted(path.name for path in converted.iterdir())
+    assert "stood there" not in fp8pad("convert", example, converted.with_name("other")).stdout
+    finished = fp8pad("convert", example, converted, "--overwrite")
+    assert f"{len(files)} files that stood there" in finished.stdout
+    (converted / "tokenizer_config.json").write_text("edited again")
+    document = json.loads(fp8pad("convert", example, converted, "--overwrite", "--json").stdout)
+    assert document["files_replaced"] == files
+    assert document["files_edited"] == ["tokenizer_config.json"]
 
 
 @pytest.mark.parametrize(("closed", "status"), [(">&-", 1), ("2>&-", 0)])

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.options import VerifyDepth
+from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.convert import ConvertOptions, ConvertReport, Silence, convert
 from fp8pad.errors import CheckpointError, OutputError
@@ -222,17 +225,18 @@ def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: 
 
 
 def test_a_folder_in_use_is_refused_and_replaced_only_on_request(tmp_path: Path) -> None:
-    """An empty one is used; one that is not is replaced with --overwrite, whole."""
+    """An empty one is used; an earlier output is replaced with --overwrite, whole, and the report says so."""
     model = llama(tmp_path / "model")
     out_dir = tmp_path / "out"
     out_dir.mkdir()
-    converted(model, out_dir)
+    assert converted(model, out_dir).replaced is None
     expected = files_of(out_dir)
-    (out_dir / "note.txt").write_text("mine")
     with pytest.raises(OutputError, match="is not empty; use --overwrite"):
         converted(model, out_dir)
-    assert files_of(out_dir) == expected | {"note.txt": b"mine"}
-    converted(model, out_dir, ConvertOptions(overwrite=True))
+    assert files_of(out_dir) == expected
+    (out_dir / "tokenizer.json").write_text("edited")
+    report = converted(model, out_dir, ConvertOptions(overwrite=True))
+    assert report.replaced == Replaced(tuple(sorted(expected)), edited=("tokenizer.json",))
     assert files_of(out_dir) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
@@ -240,14 +244,12 @@ def test_a_folder_in_use_is_refused_and_replaced_only_on_request(tmp_path: Path)
 def test_a_failing_replacement_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old folder goes when the new one is complete, not before."""
     model = llama(tmp_path / "model")
-    out_dir = tmp_path / "out"
-    out_dir.mkdir()
-    (out_dir / "old").write_text("old")
+    converted(model, tmp_path / "out")
+    before = files_of(tmp_path)
     monkeypatch.setattr(os, "pwrite", failing_with(errno.ENOSPC))
     with pytest.raises(OutputError, match="No space left"):
-        converted(model, out_dir, ConvertOptions(overwrite=True))
-    assert files_of(out_dir) == {"old": b"old"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+        converted(model, tmp_path / "out", ConvertOptions(overwrite=True))
+    assert files_of(tmp_path) == before
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -305,6 +307,7 @@ def test_too_little_space_is_noticed_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / ".out.fp8pad" / "staged").mkdir(parents=True)
     (tmp_path / ".out.fp8pad" / "staged" / "x.unfinished").write_bytes(bytes(4000))
+    (tmp_path / ".out.fp8pad").chmod(0o700)
     converted(model, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
@@ -342,7 +345,7 @@ def failing_with(code: int, after: int = 0) -> Callable[..., int]:
     return fail
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("after", [0, 1, 4, 7])
 def test_a_disk_that_fills_up_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
@@ -353,6 +356,34 @@ def test_a_disk_that_fills_up_leaves_nothing(
     with pytest.raises(OutputError, match=r"^(model-|config|fp8pad).*cannot be written: "):
         converted(model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("options", [ConvertOptions(jobs=1), ConvertOptions(jobs=1, resume=False)])
+def test_any_other_error_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: ConvertOptions
+) -> None:
+    """It says how much that is, where it lies, and how to go on."""
+    model = llama(tmp_path / "model", num_shards=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing_with(errno.EIO, after=6))
+        with pytest.raises(OutputError, match="Input/output error") as raised:
+            converted(model, tmp_path / "a" / "out", options)
+    command = "the same command" if options.resume else "the same command without --no-resume"
+    finished = f"1 of 3 shards are finished in {tmp_path / 'a' / '.out.fp8pad'}"
+    assert raised.value.__notes__ == [f"run {command} to resume: {finished}"]
+    report = converted(model, tmp_path / "a" / "out")
+    assert report.resumed == ("model-00001-of-00003.safetensors",)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+
+
+def test_folders_made_on_the_way_go_again_when_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the run had never been."""
+    model = llama(tmp_path / "model")
+    monkeypatch.setattr(os, "pwrite", failing_with(errno.EIO))
+    with pytest.raises(OutputError, match="Input/output error") as raised:
+        converted(model, tmp_path / "a" / "b" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not hasattr(raised.value, "__notes__")
 
 
 def killed_at(number: int, model: Path, out_dir: Path, options: ConvertOptions) -> None:
@@ -387,7 +418,7 @@ def test_a_limit_on_file_sizes_is_an_error_that_leaves_nothing(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-SYSTEM_CALLS = ("pwrite", "copy_file_range", "fsync", "rename", "mkdir", "preadv", "unlink")
+SYSTEM_CALLS = ("pwrite", "copy_file_range", "fsync", "rename", "mkdir", "preadv", "unlink", "link", "rmdir", "open")
 
 
 def kill_at(number: int) -> None:
@@ -414,18 +445,18 @@ def test_a_run_that_is_killed_anywhere_leaves_nothing_to_load(tmp_path: Path, re
     model = llama(tmp_path / "model", num_shards=2)
     converted(model, tmp_path / "expected")
     expected = files_of(tmp_path / "expected")
-    old = {"old": b"old"} if exists else {}
+    old = expected | {"tokenizer.json": b"old"} if exists else {}
     options = ConvertOptions(jobs=1, overwrite=True, resume=resume)
     for number in range(1, 500):
         area = tmp_path / str(number)
         area.mkdir()
         if exists:
-            (area / "out").mkdir()
-            (area / "out" / "old").write_text("old")
+            shutil.copytree(tmp_path / "expected", area / "out")
+            (area / "out" / "tokenizer.json").write_text("old")
         status = in_child(partial(killed_at, number, model, area / "out", options))
         found = files_of(area / "out") if (area / "out").exists() else {}
         assert found in (old, expected)
-        assert all(files_of(path.parent) == expected for path in area.rglob("config.json"))
+        assert all(files_of(path.parent) in (old, expected) for path in area.rglob("config.json"))
         converted(model, area / "out", options)
         assert files_of(area / "out") == expected
         assert [path.name for path in area.iterdir()] == ["out"]
@@ -443,6 +474,51 @@ def test_finished_shards_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.
     report = converted(model, tmp_path / "out")
     assert report.resumed == ("model-00001-of-00002.safetensors",)
     assert verify(model, tmp_path / "out", Silence()).ok
+
+
+ALTERATIONS: dict[str, Callable[[Path, Path], object]] = {
+    "a flipped byte": lambda finished, _: finished.write_bytes(flipped(finished.read_bytes(), -1)),
+    "a flipped byte of the header": lambda finished, _: finished.write_bytes(flipped(finished.read_bytes(), 9)),
+    "a size that is off": lambda finished, _: os.truncate(finished, finished.stat().st_size - 1),
+    "a hard link": lambda finished, private: private.hardlink_to(finished),
+}
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    """Return bytes of which one has another value."""
+    changed = bytearray(content)
+    changed[position] ^= 1
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("depth", ["padded", "full"])
+@pytest.mark.parametrize("alteration", ALTERATIONS)
+def test_a_finished_shard_that_was_altered_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alteration: str, depth: VerifyDepth
+) -> None:
+    """Whatever was done to it between two runs, it is not published."""
+    model = llama(tmp_path / "model", num_shards=2)
+    converted(model, tmp_path / "expected", ConvertOptions(verify=depth))
+    interrupt_second_shard(tmp_path, monkeypatch, model)
+    (finished,) = (tmp_path / ".out.fp8pad" / "staged").iterdir()
+    ALTERATIONS[alteration](finished, tmp_path / "private")
+    report = converted(model, tmp_path / "out", ConvertOptions(verify=depth))
+    assert report.resumed == ()
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
+    assert all(path.stat().st_nlink == 1 and not path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
+def test_a_link_in_the_place_of_a_finished_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it leads, nothing is published through it."""
+    model = llama(tmp_path / "model", num_shards=2)
+    interrupt_second_shard(tmp_path, monkeypatch, model)
+    (finished,) = (tmp_path / ".out.fp8pad" / "staged").iterdir()
+    finished.rename(tmp_path / "private")
+    finished.symlink_to(tmp_path / "private")
+    with pytest.raises(OutputError, match="fp8pad has not put it there"):
+        converted(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "private").exists()
 
 
 @pytest.mark.parametrize("change", ["source", "plan", "no-resume", "damage"])
@@ -478,7 +554,7 @@ def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
         patch.setattr(writer, "write_shard", interrupt)
         with pytest.raises(KeyboardInterrupt):
             converted(model, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.fp8pad", "model"]
+    assert {path.name for path in tmp_path.iterdir()} - {"expected"} == {".out.fp8pad", "model"}
 
 
 def test_full_checking_hashes_every_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
 # What each part may import at all, of this project and of others; the first name that fits a module decides.
 PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
-WRITING = READING | {"converted", "parallel", "publication"}
+WRITING = READING | {"converted", "parallel", "output"}
 JUDGING = WRITING | {"changed_files", "disagreements", "original"}
 RESULTS = {"convert", "verify", "unpad", "inspect", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "parallel": {"checkpoint"},
     "converted": READING | {"__init__"},
     "adapters": READING,
-    "publication": WRITING,
+    "output": WRITING,
     "convert": WRITING,
     "original": READING | {"converted"},
     "disagreements": READING | {"original"},
@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "summary": READING,
     "render": READING | RESULTS | {"render", "rich", "summary"},
-    "cli": READING | RESULTS | {"__init__", "cli", "adapters", "publication", "render", "typer"},
+    "cli": READING | RESULTS | {"__init__", "cli", "adapters", "output", "render", "typer"},
 }
 # Heavy, or not there: imported inside functions by those that may import them at all.
 LAZY = {"vllm", "transformers"}

@@ -1,25 +1,20 @@
-# ruff: noqa: PT012 - what is raised has to be raised while the folder is held
-"""Staging: what is visible while a checkpoint grows, what is found again, and how it takes its place."""
+"""The staging folder: whose it is, what is visible while a checkpoint grows, and what the next run finds."""
 
 import errno
 import fcntl
 import os
+import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 from helpers import files_of
 
-from fp8pad.checkpoint import staging as staging_module
-from fp8pad.checkpoint.staging import Staging
+from fp8pad.checkpoint.directory import Directory, open_directory
+from fp8pad.checkpoint.staging import Staging, hold_staging, staging_path
 from fp8pad.errors import OutputError
 
 HIDDEN = ".out.fp8pad"
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Staging:
-    """The staging folder of a destination that does not exist yet."""
-    return Staging.beside(tmp_path / "out")
 
 
 def names(folder: Path) -> list[str]:
@@ -27,92 +22,88 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_folder_is_beside_its_destination_and_found_by_name(staging: Staging, tmp_path: Path) -> None:
-    """On the same file system, so that it can be renamed, and hidden; nothing is created before it is held."""
-    assert staging.root == tmp_path / HIDDEN
+def stage(staging: Staging, key: str, content: bytes = b"data", is_resumable: bool = True) -> None:
+    """Write a file into the staging folder."""
+    with staging.create(key, key) as target:
+        target.write(0, content)
+    staging.complete(key, key, is_resumable)
+
+
+def test_the_folder_is_beside_its_destination_and_ours_alone(tmp_path: Path) -> None:
+    """On the same file system, so that it can be renamed; hidden; nobody else can enter it."""
+    with hold_staging(tmp_path / "out"):
+        assert names(tmp_path) == [HIDDEN]
+        assert stat.S_IMODE((tmp_path / HIDDEN).stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("length", [1, 240, 247, 248, 255])
+def test_every_name_that_a_folder_can_have_has_a_staging_folder(tmp_path: Path, length: int) -> None:
+    """The longest names leave no room for more letters, nor do names of files."""
+    out_dir = tmp_path / ("o" * length)
+    with hold_staging(out_dir) as staging:
+        stage(staging, "0" * 32)
+        assert names(staging.root.path) == ["lock", "staged"]
+    assert staging_path(out_dir) != staging_path(tmp_path / ("p" * length))
+
+
+def test_no_name_in_it_is_one_that_can_be_loaded(tmp_path: Path) -> None:
+    """Neither of shards, nor of anything else that was written."""
+    with hold_staging(tmp_path / "out") as staging:
+        stage(staging, "a")
+        stage(staging, "b", is_resumable=False)
+        with staging.create("c", "config.json"):
+            assert names(staging.staged.path) == ["a.finished", "b.complete", "c.unfinished"]
+
+
+def test_only_finished_shards_are_kept(tmp_path: Path) -> None:
+    """Those that this run can use, or all of them."""
+    with hold_staging(tmp_path / "out") as staging:
+        for key in "abc":
+            stage(staging, key, is_resumable=key != "c")
+        staging.keep_finished(without={"d"})
+        assert names(staging.staged.path) == ["a.finished", "b.finished"]
+        assert (staging.num_finished, staging.num_bytes) == (2, 8)
+        staging.keep_only({"b"})
+        assert names(staging.staged.path) == ["b.finished"]
+        staging.remove()
     assert names(tmp_path) == []
 
 
-def test_publishing_gives_shards_their_names_and_leaves_nothing_else(staging: Staging, tmp_path: Path) -> None:
-    """Before, no file in the folder ends as a shard does."""
-    with staging.held(resume=True):
-        staged = staging.staged("model.safetensors", "0a1b")
-        staged.write_text("data")
-        (staging.files / "sub").mkdir()
-        (staging.files / "sub" / "config.json").write_text("{}")
-        assert not list(staging.root.rglob("*.safetensors"))
-        assert not staging.unfinished("model.safetensors").name.endswith(".safetensors")
-        staging.publish({"model.safetensors": staged}, overwrite=False)
-    assert names(tmp_path) == ["out"]
-    assert files_of(tmp_path / "out") == {"model.safetensors": b"data", "sub/config.json": b"{}"}
-
-
-def test_an_error_removes_everything(staging: Staging, tmp_path: Path) -> None:
-    """Finished shards included: a full disk must not stay full."""
-    with pytest.raises(OutputError, match="full"), staging.held(resume=True):
-        staging.staged("x", "0").write_text("data")
-        raise OutputError("full")
-    assert names(tmp_path) == []
-
-
-def test_an_interrupted_run_keeps_its_finished_shards(staging: Staging, tmp_path: Path) -> None:
-    """The next run takes them up, and removes what is not among those it can use."""
-    with pytest.raises(KeyboardInterrupt), staging.held(resume=True):
-        staging.staged("x", "0").write_text("data")
-        staging.staged("y", "0").write_text("data")
-        staging.unfinished("z").write_text("da")
-        (staging.files / "sub").mkdir()
-        raise KeyboardInterrupt
-    assert names(tmp_path) == [HIDDEN]
-    assert names(staging.root) == ["lock", "staged"]
-    assert staging.num_bytes == 8
-    with pytest.raises(KeyboardInterrupt), staging.held(resume=True):
-        staging.keep_only({staging.staged("y", "0")})
-        assert names(staging.root / "staged") == ["y.0.staged"]
-        raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt), staging.held(resume=False):
-        assert names(staging.root / "staged") == []
-        raise KeyboardInterrupt
-    assert names(tmp_path) == []
-
-
-def test_two_runs_cannot_write_to_one_destination(staging: Staging, tmp_path: Path) -> None:
+def test_two_runs_cannot_write_to_one_destination(tmp_path: Path) -> None:
     """The second one is refused and harms nothing; a lock file that a killed run left does not count."""
-    staging.root.mkdir()
-    (staging.root / "lock").write_text("")
-    with staging.held(resume=True):
-        staging.staged("x", "0").write_text("data")
-        with pytest.raises(OutputError, match="another fp8pad"), staging.held(resume=False):
+    (tmp_path / HIDDEN).mkdir()
+    (tmp_path / HIDDEN / "lock").write_text("")
+    with hold_staging(tmp_path / "out") as staging:
+        stage(staging, "a")
+        with pytest.raises(OutputError, match="locked by another fp8pad process"), hold_staging(tmp_path / "out"):
             pytest.fail("both hold it")
-        assert names(staging.root / "staged") == ["x.0.staged"]
-        staging.publish({}, overwrite=False)
-    assert names(tmp_path) == ["out"]
+        assert names(staging.staged.path) == ["a.finished"]
 
 
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_lock_that_its_holder_removed_is_taken_again(
-    staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
 ) -> None:
     """Between opening and locking, the holder may finish: then the lock file that was opened counts no more."""
     flock = fcntl.flock
     calls: list[int] = []
+    lock = tmp_path / HIDDEN / "lock"
 
     def locked_late(descriptor: int, operation: int) -> None:
         if not calls:
-            (staging.root / "lock").unlink()
+            lock.unlink()
             if is_new:
-                (staging.root / "lock").write_text("")
+                lock.write_text("")
         calls.append(descriptor)
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", locked_late)
-    with staging.held(resume=True):
+    with hold_staging(tmp_path / "out"):
         assert len(calls) == 2
-    assert names(tmp_path) == []
 
 
 def test_a_file_system_without_locks_is_written_to_all_the_same(
-    staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some network file systems know none."""
 
@@ -120,94 +111,147 @@ def test_a_file_system_without_locks_is_written_to_all_the_same(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with staging.held(resume=True):
-        staging.publish({}, overwrite=False)
-    assert names(tmp_path) == ["out"]
+    with hold_staging(tmp_path / "out") as staging:
+        stage(staging, "a")
 
 
-def test_an_empty_folder_gives_way(staging: Staging, tmp_path: Path) -> None:
-    """It may have been made for the purpose."""
-    (tmp_path / "out").mkdir()
-    with staging.held(resume=True):
-        (staging.files / "new").write_text("")
-        staging.publish({}, overwrite=False)
-    assert names(tmp_path / "out") == ["new"]
+def test_parents_are_created_and_go_again_if_nothing_was_written(tmp_path: Path) -> None:
+    """As deep as they are asked for; one that somebody else used meanwhile stays."""
+    with hold_staging(tmp_path / "a" / "b" / "c" / "out") as staging:
+        (tmp_path / "a" / "mine").write_text("")
+        staging.remove()
+    assert files_of(tmp_path) == {"a/mine": b""}
+    assert names(tmp_path / "a") == ["mine"]
 
 
-def test_a_folder_that_was_filled_meanwhile_does_not(staging: Staging, tmp_path: Path) -> None:
-    """What appeared while the checkpoint was written is not replaced unasked."""
-    with pytest.raises(OutputError, match="not empty"), staging.held(resume=True):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "old").write_text("")
-        staging.publish({}, overwrite=False)
-    assert names(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["old"]
+@pytest.mark.parametrize("what", ["file", "link", "dangling link", "link to a file"])
+def test_what_stands_in_the_way_is_not_touched(tmp_path: Path, what: str) -> None:
+    """Somebody else's file is not removed, and a link not followed, wherever it leads."""
+    (tmp_path / "private" / "staged").mkdir(parents=True)
+    (tmp_path / "private" / "staged" / "photo.finished").write_text("mine")
+    match what:
+        case "file":
+            (tmp_path / HIDDEN).write_text("mine")
+        case "link":
+            (tmp_path / HIDDEN).symlink_to("private")
+        case "dangling link":
+            (tmp_path / HIDDEN).symlink_to("nowhere")
+        case _:
+            (tmp_path / HIDDEN).symlink_to("private/staged/photo.finished")
+    before = files_of(tmp_path)
+    with pytest.raises(OutputError, match=HIDDEN), hold_staging(tmp_path / "out"):
+        pytest.fail("it is not ours")
+    assert files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_replacing_leaves_only_the_new_folder(
-    staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
-) -> None:
-    """In one step where the kernel can, in two elsewhere."""
-    if not can_exchange:
-        monkeypatch.setattr(staging_module, "_exchange", lambda *_: False)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("")
-    with staging.held(resume=True):
-        (staging.files / "new").write_text("")
-        staging.publish({}, overwrite=True)
-    assert names(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["new"]
+@pytest.mark.parametrize(
+    "inside", ["staged", "files", "replaced", "lock", "publication", "staged/x.finished", "7.discarded"]
+)
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_link_inside_it_is_refused_wherever_it_lies(tmp_path: Path, inside: str, kind: str) -> None:
+    """Every file behind it stays, whatever place in the staging folder leads there."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "photo.finished").write_text("mine")
+    link = tmp_path / HIDDEN / inside
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "private" if kind == "folder" else tmp_path / "private" / "photo.finished")
+    before = files_of(tmp_path)
+    with pytest.raises(OutputError, match=HIDDEN), hold_staging(tmp_path / "out"):
+        pytest.fail("it is not ours")
+    assert {"private/photo.finished": b"mine"}.items() <= before.items() <= files_of(tmp_path).items()
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_replacement_that_fails_leaves_the_old_folder(
-    staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    """Whichever of the two renames fails, the old folder is in its place afterwards."""
-    rename, calls = os.rename, []
-
-    def rename_or_fail(*paths: Path) -> None:
-        calls.append(paths)
-        if len(calls) == failing:
-            raise PermissionError(13, "Permission denied")
-        rename(*paths)
-
-    monkeypatch.setattr(staging_module, "_exchange", lambda *_: False)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("")
-    with pytest.raises(OutputError, match="Permission denied"), staging.held(resume=True):
-        monkeypatch.setattr(os, "rename", rename_or_fail)
-        staging.publish({}, overwrite=True)
-    assert names(tmp_path) == ["out"]
-    assert names(tmp_path / "out") == ["old"]
+@pytest.mark.parametrize("foreign", ["thesis.docx", "staged/thesis.docx", "staged/sub/", "files", "lock/"])
+def test_anything_unexpected_in_it_is_refused(tmp_path: Path, foreign: str) -> None:
+    """A folder that happens to have this name is not ours."""
+    path = tmp_path / HIDDEN / foreign
+    path.parent.mkdir(parents=True)
+    if foreign.endswith("/"):
+        path.mkdir()
+    else:
+        path.write_text("mine")
+    with pytest.raises(OutputError, match=HIDDEN), hold_staging(tmp_path / "out"):
+        pytest.fail("it is not ours")
+    assert path.exists()
+    assert not (tmp_path / HIDDEN / "lock").is_file()
 
 
-@pytest.mark.parametrize("is_replaced", [True, False])
-def test_a_replacement_that_was_killed_half_way_is_undone_or_finished(
-    staging: Staging, tmp_path: Path, is_replaced: bool
-) -> None:
-    """The old folder comes back if nothing took its place, and goes if something did."""
-    (staging.root / "replaced").mkdir(parents=True)
-    (staging.root / "replaced" / "old").write_text("")
-    if is_replaced:
-        (tmp_path / "out").mkdir()
-    with staging.held(resume=True):
-        assert names(tmp_path / "out") == ([] if is_replaced else ["old"])
-    assert names(tmp_path) == ["out"]
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
+    """They could put anything into the checkpoint."""
+    (tmp_path / HIDDEN).mkdir()
+    (tmp_path / HIDDEN).chmod(mode)
+    with pytest.raises(OutputError, match="nobody else can write to"), hold_staging(tmp_path / "out"):
+        pytest.fail("it is not ours alone")
 
 
-def test_a_file_in_the_way_is_an_error_that_names_it(staging: Staging) -> None:
-    """Somebody else's file is not removed."""
-    staging.root.write_text("mine")
-    with pytest.raises(OutputError, match=HIDDEN), staging.held(resume=True):
-        pytest.fail("it is a file")
-    assert staging.root.read_text() == "mine"
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    """In a folder for everybody, anybody can have made it."""
+    (tmp_path / HIDDEN).mkdir(mode=0o700)
+    os.chown(tmp_path / HIDDEN, 12345, 12345)
+    with pytest.raises(OutputError, match="folder of yours"), hold_staging(tmp_path / "out"):
+        pytest.fail("it is not ours")
 
 
-def test_parents_are_created(tmp_path: Path) -> None:
-    """As deep as they are asked for."""
-    staging = Staging.beside(tmp_path / "a" / "b" / "out")
-    with staging.held(resume=True):
-        staging.publish({}, overwrite=False)
-    assert names(tmp_path / "a" / "b") == ["out"]
+def test_a_file_is_never_written_through_another_name_of_it(tmp_path: Path) -> None:
+    """A hard link to a source's shard, under the name of a file that is written next, keeps what it holds."""
+    (tmp_path / "shard").write_bytes(b"source")
+    (tmp_path / HIDDEN / "staged").mkdir(parents=True)
+    (tmp_path / HIDDEN / "staged" / "a.unfinished").hardlink_to(tmp_path / "shard")
+    with hold_staging(tmp_path / "out") as staging:
+        stage(staging, "a")
+    assert (tmp_path / "shard").read_bytes() == b"source"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Directory:
+    """An open folder."""
+    return open_directory(tmp_path)
+
+
+def test_discarding_never_leaves_the_folder(folder: Directory, tmp_path: Path) -> None:
+    """Links go, and what they lead to stays; hidden files, empty and deep folders go too."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "photo").write_text("mine")
+    deep = tmp_path / "gone" / "a" / "b"
+    deep.mkdir(parents=True)
+    (deep / "to folder").symlink_to(tmp_path / "kept")
+    (tmp_path / "gone" / "to file").symlink_to("../kept/photo")
+    (tmp_path / "gone" / "empty").mkdir()
+    (tmp_path / "gone" / ".hidden").write_text("")
+    folder.discard("gone")
+    folder.discard("never there")
+    assert names(tmp_path) == ["kept"]
+    assert files_of(tmp_path) == {"kept/photo": b"mine"}
+
+
+def test_discarding_is_as_deep_as_folders_are(folder: Directory, tmp_path: Path) -> None:
+    """Deeper than paths can be long, than functions can be nested and than files can be open."""
+    (tmp_path / "gone").mkdir()
+    descriptor = os.open(tmp_path / "gone", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=descriptor)
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    folder.discard("gone")
+    assert names(tmp_path) == []
+
+
+def test_discarding_never_enters_another_file_system(folder: Directory, tmp_path: Path) -> None:
+    """Neither a mounted one nor a folder that is bound to another place of the same one."""
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "photo").write_text("mine")
+    (tmp_path / "gone" / "deep" / "mounted").mkdir(parents=True)
+    mounted = tmp_path / "gone" / "deep" / "mounted"
+    if subprocess.run(["mount", "--bind", tmp_path / "kept", mounted], capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount")
+    try:
+        with pytest.raises(OSError, match="busy"):
+            folder.discard("gone")
+        assert (tmp_path / "kept" / "photo").read_text() == "mine"
+    finally:
+        left = next(path for path in tmp_path.rglob("photo") if path.parent.name != "kept").parent
+        subprocess.run(["umount", left], check=True)

@@ -1,18 +1,24 @@
 """Whether a checkpoint can be written to a folder: all of it asked before anything is created."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.files import OpenFile, clone, open_file
+from fp8pad.checkpoint.directory import open_directory
+from fp8pad.checkpoint.files import OpenFile, clone, open_file, writing
+from fp8pad.checkpoint.replaced import check_replaced
+from fp8pad.checkpoint.staging import staging_path
 from fp8pad.errors import OutputError
 
+_MOUNTS = Path("/proc/self/mountinfo")  # proc_pid_mountinfo(5)
 
-def check_destination(source: Checkpoint, out_dir: Path, overwrite: bool) -> Path:
-    """Return `out_dir` without symbolic links, or raise an `OutputError` that says why it cannot be written to."""
+
+def check_destination(source: Checkpoint, out_dir: Path) -> Path:
+    """Return `out_dir` without symbolic links, or raise an `OutputError` that says why nothing can be written there."""
     try:
         target = out_dir.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
@@ -20,15 +26,29 @@ def check_destination(source: Checkpoint, out_dir: Path, overwrite: bool) -> Pat
     if target.exists() and not target.is_dir():
         raise OutputError(f"{out_dir}: expected a folder")
     _check_apart(source, target, out_dir)
+    for place, name in _places():
+        if place.is_relative_to(target):
+            raise OutputError(f"{out_dir}: is {name}, or holds it; name another folder")
     parent = existing_parent(target)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{out_dir}: {parent} cannot be written to")
-    if target.is_dir():
-        if target.stat().st_dev != parent.stat().st_dev or target.is_mount():
-            raise OutputError(f"{out_dir}: is a mount point, which cannot be replaced; name a folder inside it")
-        if not overwrite and any(target.iterdir()):
-            raise OutputError(f"{out_dir}: is not empty; use --overwrite to replace it")
+    if target.is_dir() and (target.stat().st_dev != parent.stat().st_dev or target.is_mount()):
+        raise OutputError(f"{out_dir}: is a mount point, which cannot be replaced; name a folder inside it")
+    for mount in _mount_points():
+        if mount.is_relative_to(target):
+            raise OutputError(f"{out_dir}: something is mounted in it, at {mount}; name another folder")
     return target
+
+
+def check_replaceable(target: Path, out_dir: Path, new_files: Set[str], overwrite: bool) -> None:
+    """Raise `OutputError` if a folder with `new_files` must not take the place of what stands at `target`."""
+    with writing(out_dir):
+        if not target.exists() or not any(target.iterdir()):
+            return
+        if not overwrite:
+            raise OutputError(f"{out_dir}: is not empty; use --overwrite to replace it")
+        with open_directory(target) as old:
+            check_replaced(old, new_files, out_dir)
 
 
 def check_space(target: Path, needed_bytes: int, reclaimed_bytes: int) -> None:
@@ -56,18 +76,33 @@ def existing_parent(target: Path) -> Path:
     return next(parent for parent in target.parents if parent.is_dir())
 
 
+def _places() -> Iterator[tuple[Path, str]]:
+    """Yield folders that nothing takes the place of, and what they are called."""
+    yield Path("/"), "the root of the file system"
+    with suppress(RuntimeError, OSError):  # no such user, or a loop of links
+        yield Path.home().resolve(), "the home folder"
+    with suppress(FileNotFoundError):  # the current folder may have been removed
+        yield Path.cwd(), "the current folder"
+
+
+def _mount_points() -> Iterator[Path]:
+    with suppress(OSError):  # not on Linux
+        for line in _MOUNTS.read_bytes().splitlines():
+            point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), line.split(b" ")[4])
+            yield Path(os.fsdecode(point))
+
+
 def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
     model = source.root.resolve()
     if target == model:
         raise OutputError(f"{out_dir}: is the model folder itself")
     if target.is_relative_to(model):
         raise OutputError(f"{out_dir}: lies inside the model folder {source.root}")
-    with suppress(FileNotFoundError):  # the current folder may have been removed
-        if Path.cwd().is_relative_to(target):
-            raise OutputError(f"{out_dir}: is the current folder, or holds it; name another one")
     for path in _read_from(source):
         if path.is_relative_to(target):
             raise OutputError(f"{out_dir}: the model, or a file that it links to, lies inside: {path}")
+        if path.is_relative_to(staging := staging_path(target)):
+            raise OutputError(f"{out_dir}: the model, or a file that it links to, lies in the staging folder {staging}")
 
 
 def _read_from(source: Checkpoint) -> Iterable[Path]:

@@ -110,10 +110,13 @@ def open_file(path: Path, file: str, expected: FileIdentity | None = None) -> It
 
 
 @contextmanager
-def create_file(path: Path, file: str, mode: int = 0o666) -> Iterator[OpenFile]:
-    """Create or empty a file to write to, synced at the end; `OutputError` names it as `file` if that fails."""
+def create_file(path: str | Path, file: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterator[OpenFile]:
+    """Create a file, relative to an open folder if one is given, and sync it at the end.
+
+    `OutputError` names it as `file` if that fails, or if there is one of that name.
+    """
     with writing(file):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     try:
         yield OpenFile(descriptor, file)
         with writing(file):

@@ -1,188 +1,206 @@
-"""A hidden folder beside the destination, where a checkpoint grows until it is complete, and its publication.
+"""A hidden folder beside the destination, in which the files of a checkpoint lie until all are complete.
 
-What a killed run leaves cannot be loaded: shards have their names only at the end. The folder's name follows from the
-destination's, so that the next run finds it: a finished shard's staged name holds a digest of what it was made from.
+What a killed run leaves in it cannot be loaded: files have their names only when all are complete. The folder's name
+follows from the destination's, so that the next run finds it: a finished shard's name is a digest of what it was made
+from.
+
+    .OUT_DIR.fp8pad/    ours alone
+      lock              held by one process at a time
+      staged/           KEY.finished: shards that a later run can use; KEY.complete, KEY.unfinished: files of this run
+      files/            every file under its own name, a moment before it takes the place of OUT_DIR
+      replaced/         what stood at OUT_DIR before, until it is removed
+      publication       which folder takes the place of OUT_DIR, and which run made it
 """
 
-import ctypes
 import errno
 import fcntl
+import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Callable, Iterator, Set
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp8pad.checkpoint.files import writing
+from fp8pad.checkpoint.directory import Directory, is_discarded, is_file, is_folder, open_directory
+from fp8pad.checkpoint.files import OpenFile, create_file, writing
 from fp8pad.errors import OutputError
 
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2  # linux/fs.h
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # a network file system may know none
-UNFINISHED = ".unfinished"
-STAGED = ".staged"
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may know none
+MAX_NAME_BYTES = 255
+FILES, REPLACED, PUBLICATION = "files", "replaced", "publication"
+_LOCK, _STAGED = "lock", "staged"
+_FINISHED, _COMPLETE, _UNFINISHED = ".finished", ".complete", ".unfinished"
+_SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED)
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """The hidden folder `root` in which the future `out_dir` grows; one process at a time holds it."""
+    """The staging folder `root` of `out_dir`, locked, with its subfolder `staged` and the folder above it, all open.
 
-    root: Path
+    A file is known by its key, which is unique in a run; the key of a shard tells what it is made from.
+    """
+
+    root: Directory
+    staged: Directory
+    parent: Directory
     out_dir: Path
-
-    @classmethod
-    def beside(cls, out_dir: Path) -> "Staging":
-        """Return the staging folder of `out_dir`, a resolved path; nothing is created."""
-        return cls(out_dir.with_name(f".{out_dir.name}.fp8pad"), out_dir)
-
-    @property
-    def files(self) -> Path:
-        """The folder that is to become `out_dir`."""
-        return self.root / "files"
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the files that an earlier run left."""
-        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+        """Bytes of everything that is staged."""
+        return sum(status.st_size for name in self.staged.names() if (status := self.staged.status(name)))
 
-    def staged(self, file: str, digest: str = "") -> Path:
-        """Return where `file` lies when it is complete; `digest` stands for what a shard was made from."""
-        return self._shelf / f"{file}.{digest}{STAGED}"
+    @property
+    def num_finished(self) -> int:
+        """How many shards are finished."""
+        return sum(name.endswith(_FINISHED) for name in self.staged.names())
 
-    def unfinished(self, file: str) -> Path:
-        """Return where `file` lies while it is written."""
-        return self._shelf / f"{file}{UNFINISHED}"
+    def finished(self, key: str) -> os.stat_result | None:
+        """Return the status of a finished shard; None if there is none, or something else than a file."""
+        status = self.staged.status(key + _FINISHED)
+        return status if is_file(status) else None
 
     @contextmanager
-    def held(self, resume: bool) -> Iterator[None]:
-        """Create the folder and keep other processes out; with `resume`, take up what a killed run left in it.
+    def create(self, key: str, file: str, mode: int = 0o666) -> Iterator[OpenFile]:
+        """Create the file that is to be `file`, synced at the end; `OutputError` names it if that fails."""
+        with writing(file):
+            self.staged.unlink(key + _UNFINISHED)
+        with create_file(key + _UNFINISHED, file, mode, self.staged.descriptor) as target:
+            yield target
 
-        Everything in it is removed at the end; if the run is interrupted, finished files stay. Raises `OutputError` if
-        it cannot be created or another process holds it.
-        """
-        with writing(self.root):
-            lock = self._lock()
-        try:
-            with writing(self.root):
-                self._undo_half_replacement()
-                self._clear(self.files, self._replaced, *([] if resume else [self._shelf]))
-                self.files.mkdir()
-                self._shelf.mkdir(exist_ok=True)
-            yield
-            with writing(self.root):
-                self._remove()
-        except BaseException as error:
-            with suppress(OSError, OutputError):
-                self._leave(keep_staged=not isinstance(error, Exception))
-            raise
-        finally:
-            os.close(lock)
+    def link_from(self, origin: Path, key: str, file: str) -> None:
+        """Make the file that is to be `file` a hard link to `origin`; raises as `create` does."""
+        with writing(file):
+            self.staged.unlink(key + _UNFINISHED)
+            os.link(origin, key + _UNFINISHED, dst_dir_fd=self.staged.descriptor)
 
-    def keep_only(self, staged: set[Path]) -> None:
-        """Remove every staged file but those that can be used."""
-        with writing(self.root):
-            for path in set(self._shelf.iterdir()) - staged:
-                path.unlink()
+    def unfinished_path(self, key: str) -> Path:
+        """Return where a file that is being written lies, to read it back."""
+        return self.staged.path / (key + _UNFINISHED)
 
-    def publish(self, staged: Mapping[str, Path], overwrite: bool) -> None:
-        """Give the staged files their names, in order, then put the whole folder in the place of `out_dir` in one step.
+    def finished_path(self, key: str) -> Path:
+        """Return where a finished shard lies."""
+        return self.staged.path / (key + _FINISHED)
 
-        The file without which nothing can be loaded has to be the last.
-        """
-        with writing(self.out_dir):
-            for file, path in staged.items():
-                path.rename(self.files / file)
-            for folder, _, _ in os.walk(self.files):
-                sync_folder(Path(folder))
-            if overwrite and self.out_dir.exists():
-                self._replace()
-            else:
-                self.files.rename(self.out_dir)  # an empty folder may stand there
-            sync_folder(self.out_dir.parent)
+    def complete(self, key: str, file: str, is_resumable: bool = False) -> None:
+        """Keep a file that is written for publication, and for later runs if it `is_resumable`; raises as `create`."""
+        with writing(file):
+            self.staged.rename(key + _UNFINISHED, self.staged, key + (_FINISHED if is_resumable else _COMPLETE))
 
-    @property
-    def _shelf(self) -> Path:
-        return self.root / "staged"
+    def link(self, key: str, folder: Directory, file: str) -> None:
+        """Give a complete file its name in `folder`; where hard links are known, it stays here too."""
+        self.staged.link(key + (_FINISHED if self.finished(key) else _COMPLETE), folder, file)
 
-    @property
-    def _replaced(self) -> Path:
-        return self.root / "replaced"
+    def keep_only(self, keys: Set[str]) -> None:
+        """Remove every staged file but the finished shards of these keys."""
+        with writing(self.staged.path):
+            for name in set(self.staged.names()) - {key + _FINISHED for key in keys}:
+                self.staged.unlink(name)
 
-    def _lock(self) -> int:
-        path = self.root / "lock"  # a file, since folders cannot be locked on NFS
-        while True:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # its holder removes it when it is done
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-                if _is_locked(descriptor, path):
-                    return descriptor
-                os.close(descriptor)
+    def keep_finished(self, without: Set[str]) -> None:
+        """Remove every staged file but finished shards, `without` those of these keys."""
+        with writing(self.staged.path):
+            for name in self.staged.names():
+                if not name.endswith(_FINISHED) or name.removesuffix(_FINISHED) in without:
+                    self.staged.unlink(name)
 
-    def _replace(self) -> None:
-        if _exchange(self.files, self.out_dir):
-            return
-        self.out_dir.rename(self._replaced)
-        try:
-            self.files.rename(self.out_dir)
-        except BaseException:
-            self._replaced.rename(self.out_dir)
-            raise
-
-    def _undo_half_replacement(self) -> None:
-        if self._replaced.exists() and not self.out_dir.exists():
-            self._replaced.rename(self.out_dir)
-
-    def _leave(self, keep_staged: bool) -> None:
-        staged = set(self._shelf.glob(f"*{STAGED}"))
-        if not keep_staged or not staged:
-            self._remove()
-            return
-        self.keep_only(staged)
-        self._clear(self.files, self._replaced)
-
-    def _remove(self) -> None:
-        self._clear(self.files, self._replaced, self._shelf)
-        (self.root / "lock").unlink()
-        with suppress(OSError):  # another process may have come to lock it
-            self.root.rmdir()
-
-    def _clear(self, *folders: Path) -> None:
-        for folder in folders:
-            if folder.exists():
-                shutil.rmtree(folder)
+    def remove(self) -> None:
+        """Remove everything, what tells that `out_dir` is published and the lock last."""
+        with writing(self.root.path):
+            self.root.discard(_STAGED)
+            self.root.unlink(PUBLICATION)
+            self.root.unlink(_LOCK)
+            with suppress(OSError):  # another process may have come to lock it
+                os.rmdir(self.root.path.name, dir_fd=self.parent.descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in `folder` are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def staging_path(out_dir: Path) -> Path:
+    """Return where the staging folder of `out_dir`, a resolved path, is or would be."""
+    name = f".{out_dir.name}.fp8pad"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(out_dir.name)).hexdigest()}.fp8pad"
+    return out_dir.with_name(name)
+
+
+@contextmanager
+def hold_staging(out_dir: Path) -> Iterator[Staging]:
+    """Open the staging folder of `out_dir`, created if need be, and keep other processes out.
+
+    Folders above `out_dir` are created too, and removed again if they are empty at the end. Raises `OutputError` if
+    that fails, if the folder is not fp8pad's own, or if another process holds it.
+    """
+    path = staging_path(out_dir)
+    with ExitStack() as opened:
+        _create_parents(out_dir, opened)
+        with writing(path):
+            parent = opened.enter_context(open_directory(out_dir.parent))
+            root = _locked(parent, path.name, opened)
+            if not root.status(_STAGED):
+                root.make(_STAGED, 0o700)
+            staged = opened.enter_context(root.open(_STAGED))
+        yield Staging(root, staged, parent, out_dir)
+
+
+def _create_parents(out_dir: Path, opened: ExitStack) -> None:
+    for folder in reversed([folder for folder in out_dir.parents if not folder.is_dir()]):
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            opened.callback(_remove_if_empty, folder)
+            with open_directory(folder.parent) as above:
+                above.sync()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _locked(parent: Directory, name: str, opened: ExitStack) -> Directory:
+    """Return the staging folder, locked until `opened` is closed."""
+    while True:
+        with suppress(FileExistsError):
+            parent.make(name, 0o700)
+        with suppress(FileNotFoundError):  # its holder removed it when it was done
+            root = opened.enter_context(parent.open(name))
+            _check_own(root)
+            lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root.descriptor)
+            opened.callback(os.close, lock)
+            if _lock(lock, root):
+                return root
+
+
+def _check_own(root: Directory) -> None:
+    """Refuse a staging folder that is not ours alone, or that somebody has put something else into."""
+    status = os.fstat(root.descriptor)
+    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OutputError(f"{root.path}: expected a folder of yours that nobody else can write to; move it away")
+    for name in root.names():
+        _check_entry(root, name, is_file if name in {_LOCK, PUBLICATION} else is_folder if _is_known(name) else None)
+    if root.status(_STAGED):
+        with root.open(_STAGED) as staged:
+            for name in staged.names():
+                _check_entry(staged, name, is_file if name.endswith(_SUFFIXES) else None)
+
+
+def _is_known(name: str) -> bool:
+    return name in {_STAGED, FILES, REPLACED} or is_discarded(name)
+
+
+def _check_entry(folder: Directory, name: str, is_expected: Callable[[os.stat_result | None], bool] | None) -> None:
+    status = folder.status(name)  # None: its holder has removed it by now
+    if status and not (is_expected and is_expected(status)):
+        raise OutputError(f"{folder.path / name}: fp8pad has not put it there; move the staging folder away")
+
+
+def _lock(lock: int, root: Directory) -> bool:
+    """Lock an open file; False if it is not the lock any more."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_locked(descriptor: int, path: Path) -> bool:
-    """Lock an open file; False if `path` is another file by now."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        os.close(descriptor)
-        raise OutputError(f"{path.parent}: another fp8pad is writing there") from error
+        raise OutputError(f"{root.path}: locked by another fp8pad process") from error
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step; False where the C library, kernel or file system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    if libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}:
-        return False
-    raise OSError(code, os.strerror(code), str(other))
+    status = root.status(_LOCK)
+    return status is not None and os.path.samestat(os.fstat(lock), status)

@@ -3,8 +3,7 @@
 What a command needs is imported when it runs, so that `fp8pad --help` loads neither numpy nor rich's tables.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -13,6 +12,7 @@ import typer
 
 from fp8pad.checkpoint.options import DEFAULT_JOBS, WriteOptions
 from fp8pad.cli import options
+from fp8pad.cli.interrupts import interruptible
 from fp8pad.errors import NotServedError, RecordError, VerifyError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def convert(
     if dry_run:
         return
     write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
-    with _resume_hint(resume), shown_progress() as progress:
+    with interruptible(), shown_progress() as progress:
         report = convert_checkpoint(source, checkpoint_plan, out_dir, write_options, progress)
     show_conversion(source, checkpoint_plan, out_dir, report, as_json)
     if not force:
@@ -129,7 +129,7 @@ def unpad(
     from fp8pad.unpad import unpad as unpad_checkpoint
 
     write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
-    with _resume_hint(resume), shown_progress() as progress:
+    with interruptible(), shown_progress() as progress:
         report = unpad_checkpoint(out_dir, restored_dir, write_options, progress)
     show_restoration(report, as_json)
 
@@ -180,16 +180,6 @@ def _check_served(plan: "CheckpointPlan") -> None:
     if refused := converted_verdict(plan, engine).refused:
         at = f"{engine.title} at TP {plan.policy.tensor_parallel_size}"
         raise NotServedError(_first_of(f"not served by {at}", refused, "layer", "layers"))
-
-
-@contextmanager
-def _resume_hint(resume: bool) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        if resume:
-            typer.echo("interrupted; run the same command to resume", err=True)
-        raise
 
 
 def _first_of(path: Path | str, found: Sequence[object], one: str, many: str, is_complete: bool = True) -> str:

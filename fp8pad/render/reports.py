@@ -7,6 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.convert import ConvertReport
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.render.console import Fact, command, fact_table, growth, print_json, print_parts, shortened, stdout_console
@@ -39,6 +40,7 @@ def show_conversion(
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]
+    facts += _replaced_facts(report.replaced)
     facts.append(("compare", command("verify", source.root, out_dir)))
     facts += list(refusal_facts(source, plan, out_dir)) or _serving_facts(plan, out_dir)
     print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
@@ -85,11 +87,12 @@ def show_restoration(report: UnpadReport, as_json: bool = False) -> None:
                 "files_left_out": list(report.excluded),
                 "files_resumed": list(report.resumed),
             }
+            | _replaced_document(report.replaced)
         )
         return
     verdict = f"restored, {report.tensors_unpadded} tensors as they were before padding"
     named = ("resumed", report.resumed), ("left out", report.excluded)
-    facts = [(label, shortened(names)) for label, names in named if names]
+    facts = [(label, shortened(names)) for label, names in named if names] + _replaced_facts(report.replaced)
     headline = f"{printable(str(report.restored_dir))}: {verdict}"
     print_parts(stdout_console(), Text(headline, style="bold"), fact_table(facts))
 
@@ -106,4 +109,19 @@ def _conversion_document(report: ConvertReport) -> dict[str, Any]:
         "files_left_out": list(report.excluded),
         "files_resumed": list(report.resumed),
         "verified": report.verified,
-    }
+    } | _replaced_document(report.replaced)
+
+
+def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
+    """Tell how many files of an earlier output were replaced, and which of them were edited since."""
+    if not replaced:
+        return []
+    facts = [("replaced", f"{len(replaced.files)} files that stood there")]
+    return facts + ([("", f"edited since: {shortened(replaced.edited)}")] if replaced.edited else [])
+
+
+def _replaced_document(replaced: Replaced | None) -> dict[str, Any]:
+    """Return what is added where something was replaced."""
+    if not replaced:
+        return {}
+    return {"files_replaced": list(replaced.files), "files_edited": list(replaced.edited)}

@@ -1,0 +1,151 @@
+"""A folder held by its descriptor: what is done in it stays in it, whatever becomes of its path, through no link."""
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+RENAME_EXCHANGE = 2  # linux/fs.h
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CANNOT_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
+_CANNOT_LINK = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV})
+_DISCARDED = ".discarded"
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """An open folder, closed by `with`; names are relative to it, `path` is for messages. Methods raise `OSError`."""
+
+    descriptor: int
+    path: Path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+    def open(self, name: str) -> "Directory":
+        """Open a folder in this one; a link is none."""
+        return Directory(os.open(name, _OPEN_FOLDER, dir_fd=self.descriptor), self.path / name)
+
+    def make(self, name: str, mode: int = 0o777) -> None:
+        """Create a folder."""
+        os.mkdir(name, mode, dir_fd=self.descriptor)
+
+    def status(self, name: str) -> os.stat_result | None:
+        """Return the status of an entry, of a link itself; None if there is no such entry."""
+        with suppress(FileNotFoundError):
+            return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+        return None
+
+    def names(self) -> list[str]:
+        """Return the names of all entries, sorted."""
+        return sorted(os.listdir(self.descriptor))  # noqa: PTH208  a path cannot hold a descriptor
+
+    def rename(self, name: str, other: "Directory", other_name: str) -> None:
+        """Move an entry to another folder; an empty folder of that name gives way to a folder."""
+        os.rename(name, other_name, src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor)
+
+    def exchange(self, name: str, other: "Directory", other_name: str) -> bool:
+        """Exchange two entries in one step; False where the C library, kernel or file system cannot."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        if not hasattr(libc, "renameat2"):
+            return False
+        names = os.fsencode(name), os.fsencode(other_name)
+        if libc.renameat2(self.descriptor, names[0], other.descriptor, names[1], RENAME_EXCHANGE) == 0:
+            return True
+        if (code := ctypes.get_errno()) in _CANNOT_EXCHANGE:
+            return False
+        raise OSError(code, os.strerror(code), str(other.path / other_name))
+
+    def link(self, name: str, other: "Directory", other_name: str) -> None:
+        """Give a file one more name in another folder, or another name where the file system knows no hard links."""
+        try:
+            os.link(name, other_name, src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _CANNOT_LINK:
+                raise
+            self.rename(name, other, other_name)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file or a link, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.descriptor)
+
+    def files(self) -> Iterator[str]:
+        """Yield the relative name of everything below this folder that is no folder, links included."""
+        pending = [""]
+        while pending:
+            folder = pending.pop()
+            descriptor = os.open(folder or ".", _OPEN_FOLDER, dir_fd=self.descriptor)
+            try:
+                with os.scandir(descriptor) as entries:
+                    for entry in entries:
+                        name = f"{folder}{entry.name}"
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(f"{name}/")
+                        else:
+                            yield name
+            finally:
+                os.close(descriptor)
+
+    def read(self, name: str, max_bytes: int) -> bytes | None:
+        """Return what a plain file holds; None if there is none, or a larger one."""
+        try:
+            descriptor = os.open(name, _OPEN_FILE, dir_fd=self.descriptor)
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.ELOOP}:
+                return None
+            raise
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            return file.read() if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes else None
+
+    def sync(self) -> None:
+        """Wait until the names in this folder are on disk."""
+        os.fsync(self.descriptor)
+
+    def discard(self, name: str) -> None:
+        """Remove a folder and all that it holds, if it is there.
+
+        Its subfolders are moved into this folder before they are opened, which the kernel refuses for a mount point: so
+        nothing outside is reached, neither through a link nor in another file system, and depth is no matter.
+        """
+        pending = [name] if self.status(name) else []
+        while pending:
+            discarded = pending.pop()
+            with self.open(discarded) as folder, os.scandir(folder.descriptor) as entries:
+                for entry in list(entries):
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{entry.inode()}{_DISCARDED}")
+                        folder.rename(entry.name, self, pending[-1])
+                    else:
+                        folder.unlink(entry.name)
+            os.rmdir(discarded, dir_fd=self.descriptor)
+
+
+def is_discarded(name: str) -> bool:
+    """Return whether a folder of that name is what a killed `Directory.discard` left."""
+    return name.endswith(_DISCARDED)
+
+
+def open_directory(path: Path) -> Directory:
+    """Open a folder; a link is none."""
+    return Directory(os.open(path, _OPEN_FOLDER), path)
+
+
+def is_folder(status: os.stat_result | None) -> bool:
+    """Return whether there is an entry, and it is a folder."""
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def is_file(status: os.stat_result | None) -> bool:
+    """Return whether there is an entry, and it is a plain file."""
+    return status is not None and stat.S_ISREG(status.st_mode)

@@ -1,0 +1,155 @@
+"""Putting a complete folder in the place of the destination in one step, and settling what was replaced.
+
+Whatever stands at the destination is moved, never removed, before the new folder has taken its place. A run can end
+between any two of these steps: the next one sees from the folders' inodes how far it came.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import Any
+
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE
+from fp8pad.checkpoint.directory import Directory, is_discarded, is_folder
+from fp8pad.checkpoint.files import create_file, writing
+from fp8pad.checkpoint.replaced import Replaced, check_replaced
+from fp8pad.checkpoint.staging import FILES, PUBLICATION, REPLACED, Staging
+from fp8pad.errors import OutputError
+
+_MAX_PUBLICATION_BYTES = 1000
+
+
+def publish(staging: Staging, keys: Mapping[str, str], run: str, overwrite: bool) -> Replaced | None:
+    """Give staged files their names, by the key of each, then put their folder in the place of `out_dir` in one step.
+
+    The file without which nothing can be loaded has to be the last of `keys`. `run` tells this run from others. With
+    `overwrite`, returns what was replaced; raises `OutputError`, and puts back what stood there, if it holds files that
+    are neither fp8pad's nor in the new folder.
+    """
+    with writing(staging.out_dir):
+        _name_files(staging, keys, run)
+        if overwrite and staging.parent.status(staging.out_dir.name):
+            replaced = _replace(staging)
+        else:
+            staging.root.rename(FILES, staging.parent, staging.out_dir.name)  # an empty folder may stand there
+            replaced = None
+        staging.parent.sync()
+    return replaced
+
+
+def is_published(staging: Staging, run: str | None = None) -> bool:
+    """Return whether `out_dir` is the folder that was last published from here, by `run` if one is named."""
+    publication, status = _publication(staging), staging.parent.status(staging.out_dir.name)
+    is_ours = is_folder(status) and status is not None and status.st_ino == publication.get("folder")
+    return is_ours and (run is None or run == publication.get("run"))
+
+
+def forget_publication(staging: Staging) -> None:
+    """Remove what the run that published `out_dir` left, once `recover` has settled what it replaced."""
+    if is_published(staging):
+        staging.keep_only(set())
+    with writing(staging.root.path):
+        staging.root.unlink(PUBLICATION)
+
+
+def recover(staging: Staging) -> None:
+    """Finish or undo what a run that ended between two steps of publishing left; staged files stay.
+
+    What stood at `out_dir` before is put back if nothing took its place, and removed only if the new folder did. Raises
+    `OutputError` if something else stands there by now.
+    """
+    root = staging.root
+    with writing(root.path):
+        files, expected = root.status(FILES), _publication(staging).get("folder")
+        if files and expected is not None and files.st_ino != expected:  # it was exchanged with `out_dir`
+            root.rename(FILES, root, REPLACED)
+        if root.status(REPLACED):
+            _settle_replaced(staging)
+        _discard(staging, FILES)
+        for name in filter(is_discarded, root.names()):
+            root.discard(name)
+
+
+def _discard(staging: Staging, name: str) -> None:
+    """Remove a folder, first the file without which nothing in it can be loaded."""
+    if staging.root.status(name):
+        with staging.root.open(name) as folder:
+            folder.unlink(CONFIG_FILE)
+        staging.root.discard(name)
+
+
+def _name_files(staging: Staging, keys: Mapping[str, str], run: str) -> None:
+    staging.root.make(FILES)
+    with staging.root.open(FILES) as files:
+        folders = sorted({str(folder) for file in keys for folder in PurePosixPath(file).parents} - {"."})
+        for name in folders:
+            files.make(name)
+        *others, last = keys
+        for file in others:
+            staging.link(keys[file], files, file)
+        for name in folders:
+            with files.open(name) as folder:
+                folder.sync()
+        _announce(staging, os.fstat(files.descriptor).st_ino, run)
+        staging.link(keys[last], files, last)
+        files.sync()
+
+
+def _announce(staging: Staging, inode: int, run: str) -> None:
+    staging.root.unlink(PUBLICATION)
+    with create_file(PUBLICATION, PUBLICATION, 0o600, staging.root.descriptor) as target:
+        target.write(0, json.dumps({"folder": inode, "run": run}).encode())
+    staging.root.sync()
+
+
+def _publication(staging: Staging) -> Mapping[str, Any]:
+    with suppress(ValueError, RecursionError):
+        document = json.loads(staging.root.read(PUBLICATION, _MAX_PUBLICATION_BYTES) or b"{}")
+        return document if isinstance(document, dict) else {}
+    return {}
+
+
+def _replace(staging: Staging) -> Replaced:
+    root, parent, name = staging.root, staging.parent, staging.out_dir.name
+    if root.exchange(FILES, parent, name):
+        root.rename(FILES, root, REPLACED)
+        return _check_replaced(staging, parent, name)
+    parent.rename(name, root, REPLACED)
+    replaced = _check_replaced(staging, root, FILES)
+    root.rename(FILES, parent, name)
+    return replaced
+
+
+def _check_replaced(staging: Staging, place: Directory, name: str) -> Replaced:
+    """Put back what was replaced, unless `check_replaced` finds nothing against it; the new folder is at `place`."""
+    try:
+        with staging.root.open(REPLACED) as old, place.open(name) as new:
+            return check_replaced(old, set(new.files()), staging.out_dir)
+    except BaseException:
+        _put_back(staging)
+        raise
+
+
+def _put_back(staging: Staging) -> None:
+    root, parent, name = staging.root, staging.parent, staging.out_dir.name
+    if not is_published(staging):
+        root.rename(REPLACED, parent, name)
+    elif root.exchange(REPLACED, parent, name):
+        root.rename(REPLACED, root, FILES)
+    else:
+        parent.rename(name, root, FILES)
+        root.rename(REPLACED, parent, name)
+
+
+def _settle_replaced(staging: Staging) -> None:
+    if is_published(staging):
+        _check_replaced(staging, staging.parent, staging.out_dir.name)
+        _discard(staging, REPLACED)
+        return
+    try:
+        _put_back(staging)  # nothing stands there, or an empty folder
+    except OSError as error:
+        old = staging.root.path / REPLACED
+        raise OutputError(f"{staging.out_dir}: what stood there lies in {old}: move it away first") from error

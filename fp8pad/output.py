@@ -1,0 +1,191 @@
+"""The checkpoint that `convert` and `unpad` write: staged beside its destination, then published in one step."""
+
+import errno
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fp8pad.checkpoint.checkpoint import Checkpoint, check_unchanged
+from fp8pad.checkpoint.destination import can_clone, check_destination, check_replaceable, check_space
+from fp8pad.checkpoint.files import FileIdentity
+from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.options import Link, WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.publish import forget_publication, is_published, publish, recover
+from fp8pad.checkpoint.replaced import Replaced
+from fp8pad.checkpoint.staging import hold_staging, staging_path
+from fp8pad.checkpoint.transfer import Hashes
+from fp8pad.checkpoint.writer import Writer
+from fp8pad.errors import OutputError
+from fp8pad.parallel import run_all
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The files of a checkpoint that is to be written from `source`.
+
+    `texts` are the text files as far as they are known before the others are written; the one without which nothing can
+    be loaded is the last.
+    """
+
+    source: Checkpoint
+    layouts: tuple[ShardLayout, ...]
+    other_files: tuple[str, ...]
+    texts: Mapping[str, str]
+
+    @property
+    def files(self) -> set[str]:
+        """The names of all files."""
+        return {*(layout.file for layout in self.layouts), *self.other_files, *self.texts}
+
+
+@dataclass(slots=True)
+class Output:
+    """A checkpoint that is being written; `resumed` are shards that an earlier run had finished."""
+
+    contents: Contents
+    options: WriteOptions
+    writer: Writer
+    resumed: tuple[str, ...] = ()
+    _keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def run(self) -> str:
+        """What tells a run that writes the same files again from all others."""
+        contents = self.contents
+        keys = [self.writer.key(layout) for layout in contents.layouts]
+        written = contents.source.identities, keys, contents.other_files, dict(contents.texts)
+        return hashlib.sha256(repr(written).encode()).hexdigest()
+
+    @property
+    def outdated_keys(self) -> set[str]:
+        """The keys of shards whose source was changed since it was read."""
+        layouts, source = self.contents.layouts, self.contents.source
+        return {self.writer.key(layout) for layout in layouts if not _is_unchanged(source, layout.file)}
+
+    @property
+    def out_dir(self) -> Path:
+        """The destination, without symbolic links."""
+        return self.writer.staging.out_dir
+
+    def write_files(self, progress: Progress) -> dict[str, Hashes]:
+        """Write shards and other files; return their hashes, or nothing where they were not asked for."""
+        contents, writer, jobs = self.contents, self.writer, self.options.jobs
+        total_bytes = sum(map(writer.work_bytes, contents.layouts)) + _other_bytes(contents)
+        progress.start("unpadding" if any(layout.unpads for layout in contents.layouts) else "padding", total_bytes)
+        shards = run_all(writer.write_shard, contents.layouts, jobs, progress)
+        other_files = run_all(writer.copy_other_file, contents.other_files, jobs, progress)
+        self._keys.update({layout.file: writer.key(layout) for layout in contents.layouts})
+        self._keys.update({file: writer.file_key(file) for file in contents.other_files})
+        written = dict(zip(self._keys, (*shards, *other_files), strict=True))
+        self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
+        return {file: entry.hashes for file, entry in written.items() if entry.hashes}
+
+    def write_texts(self, texts: Mapping[str, str]) -> None:
+        """Write the text files, the one without which nothing can be loaded last."""
+        for file, text in texts.items():
+            self.writer.write_text(file, text)
+            self._keys[file] = self.writer.file_key(file)
+
+    def publish(self) -> Replaced | None:
+        """Put what was written in the place of `out_dir`; return what was replaced."""
+        check_unchanged(self.contents.source)
+        staging = self.writer.staging
+        return publish(staging, self._keys, self.run, self.options.overwrite or is_published(staging, self.run))
+
+
+@contextmanager
+def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator[Output]:
+    """Hold the staging folder of `out_dir` while a checkpoint is written; `out_dir` changes when it is published.
+
+    A run that ends early leaves its finished shards for the next one, unless the disk is full; a note at the error says
+    so. Raises `OutputError` if nothing can be written to `out_dir`, before anything is created where that can be known.
+    """
+    target = check_destination(contents.source, out_dir)
+    if not staging_path(target).exists():
+        check_replaceable(target, out_dir, contents.files, options.overwrite)
+    with hold_staging(target) as staging:
+        out = Output(contents, options, Writer(contents.source, staging, options.link, options.verify))
+        try:
+            recover(staging)
+            _begin(out, out_dir)
+            yield out
+            recover(staging)
+            staging.remove()
+        except BaseException as error:
+            if note := _end_early(out, error):
+                error.add_note(note)
+            raise
+
+
+def _begin(out: Output, out_dir: Path) -> None:
+    """Check once more, now that nobody else writes there; remove what an earlier run left and this one cannot use."""
+    contents, options, writer, target = out.contents, out.options, out.writer, out.out_dir
+    if not is_published(writer.staging, out.run):
+        forget_publication(writer.staging)
+    overwrite = options.overwrite or is_published(writer.staging)
+    check_replaceable(target, out_dir, contents.files, overwrite)
+    check_space(target, _needed_bytes(contents, target, options.link), writer.staging.num_bytes)
+    taken_up = filter(writer.is_finished, contents.layouts if options.resume else ())
+    writer.staging.keep_only({writer.key(layout) for layout in taken_up})
+
+
+def _end_early(out: Output, error: BaseException) -> str | None:
+    """Leave what the next run can use, and nothing else; return what there is to say about it."""
+    staging = out.writer.staging
+    try:
+        recover(staging)
+        if published := is_published(staging):
+            staging.remove()
+        elif is_disk_full(error):
+            staging.remove()
+            return None
+        else:
+            staging.keep_finished(without=out.outdated_keys)
+            if not staging.num_finished:
+                staging.remove()
+                return None
+    except (OSError, OutputError) as failure:
+        return f"{staging.root.path} is left, since it could not be removed: {failure}; the next run removes it"
+    return f"{staging.out_dir} is complete" if published else _resumable(out)
+
+
+def _resumable(out: Output) -> str:
+    staging, num_shards = out.writer.staging, len(out.contents.layouts)
+    num_finished = sum(staging.finished(out.writer.key(layout)) is not None for layout in out.contents.layouts)
+    if not num_finished:
+        return f"{staging.num_finished} shards of another run are finished in {staging.root.path}"
+    command = "the same command" if out.options.resume else "the same command without --no-resume"
+    return f"run {command} to resume: {num_finished} of {num_shards} shards are finished in {staging.root.path}"
+
+
+def _is_unchanged(source: Checkpoint, file: str) -> bool:
+    with suppress(OSError):
+        return FileIdentity.of((source.root / file).stat()) == source.identities[file]
+    return False
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error was caused by a full disk or a quota."""
+    while error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _needed_bytes(contents: Contents, target: Path, link: Link) -> int:
+    layouts, source = contents.layouts, contents.source
+    written = [layout for layout in layouts if not layout.is_untouched]
+    untouched = [layout for layout in layouts if layout.is_untouched]
+    is_linked = link in {"hardlink", "reflink"} or (
+        link == "auto" and untouched and can_clone(source.root / untouched[0].file, target)
+    )
+    files = written if is_linked else layouts
+    return sum(layout.target.file_bytes for layout in files) + _other_bytes(contents)
+
+
+def _other_bytes(contents: Contents) -> int:
+    return sum(contents.source.identities[file].size for file in contents.other_files)

@@ -1,0 +1,220 @@
+"""`--overwrite`: what it replaces, and that it never destroys what fp8pad did not write. Temporary folders only."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from helpers import files_of, llama
+from test_convert import converted
+from test_unpad import restore
+
+from fp8pad.checkpoint import destination
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.errors import OutputError
+
+OVERWRITE = WriteOptions(jobs=1, overwrite=True)
+
+Write = Callable[[Path], object]
+
+
+@pytest.fixture(params=["convert", "unpad"])
+def write(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Convert or unpad to a folder with --overwrite; the home folder is a temporary one."""
+    (tmp_path / "home" / "user").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "user"))
+    model = llama(tmp_path / "model")
+    if request.param == "convert":
+        return lambda out_dir: converted(model, out_dir, OVERWRITE)
+    converted(model, tmp_path / "padded")
+    return lambda out_dir: restore(tmp_path / "padded", out_dir, OVERWRITE)
+
+
+def untouched(tmp_path: Path) -> tuple[dict[str, bytes], list[str]]:
+    """Return what must be the same before and after a refusal: every file, and every folder."""
+    return files_of(tmp_path), sorted(str(path) for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["thesis.tex"], "1 file that fp8pad did not write: thesis.tex;"),
+        (["sub/thesis.tex"], "1 file that fp8pad did not write: sub/thesis.tex;"),
+        (["a/b/c/.hidden"], "1 file that fp8pad did not write: a/b/c/.hidden;"),
+        (["e", "d", "c", "b", "a"], "5 files that fp8pad did not write: a, b, c, ...;"),
+        ([".git/config"], "1 file"),
+    ],
+)
+@pytest.mark.parametrize("has_output", [True, False])
+def test_a_folder_that_holds_anything_else_is_refused(
+    tmp_path: Path, write: Write, files: list[str], named: str, has_output: bool
+) -> None:
+    """Nothing is touched, and the line names the first three of them."""
+    out_dir = tmp_path / "out"
+    if has_output:
+        write(out_dir)
+    for file in files:
+        (out_dir / file).parent.mkdir(parents=True, exist_ok=True)
+        (out_dir / file).write_text("mine")
+    before = untouched(tmp_path)
+    with pytest.raises(OutputError, match=named):
+        write(out_dir)
+    assert untouched(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "link to a folder", "pipe"])
+def test_what_is_no_plain_file_counts_as_a_file(tmp_path: Path, write: Write, kind: str) -> None:
+    """A link is not followed: neither is what it leads to looked at, nor is it lost."""
+    write(tmp_path / "out")
+    match kind:
+        case "pipe":
+            os.mkfifo(tmp_path / "out" / "foreign")
+        case "link":
+            (tmp_path / "out" / "foreign").symlink_to(tmp_path / "model" / "config.json")
+        case "dangling link":
+            (tmp_path / "out" / "foreign").symlink_to("nowhere")
+        case _:
+            (tmp_path / "out" / "foreign").symlink_to(tmp_path / "model")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(OutputError, match="did not write: foreign;"):
+        write(tmp_path / "out")
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("where", ["home/user", "home", "."])
+def test_a_home_folder_is_refused_whatever_it_holds(tmp_path: Path, write: Write, where: str, link: bool) -> None:
+    """Empty or not, by a link or not, and so are the folders that hold it."""
+    out_dir = tmp_path / where
+    if link:
+        (tmp_path / "link").symlink_to(out_dir)
+        out_dir = tmp_path / "link"
+    before = untouched(tmp_path)
+    with pytest.raises(OutputError, match=r"home folder|model"):
+        write(out_dir)
+    assert untouched(tmp_path) == before
+
+
+@pytest.mark.parametrize("above", [0, 1, 2])
+@pytest.mark.parametrize("link", [False, True])
+def test_the_current_folder_is_refused_and_so_are_those_above_it(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, above: int, link: bool
+) -> None:
+    """It would stand in a folder that is gone."""
+    current = tmp_path / "area" / "a" / "b"
+    current.mkdir(parents=True)
+    out_dir = (current, *current.parents)[above]
+    if link:
+        (tmp_path / "link").symlink_to(out_dir)
+        out_dir = tmp_path / "link"
+    monkeypatch.chdir(current)
+    before = untouched(tmp_path)
+    with pytest.raises(OutputError, match="is the current folder, or holds it"):
+        write(out_dir)
+    assert untouched(tmp_path) == before
+
+
+def test_the_root_is_refused(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for no sooner than that nothing could be written, whatever happens."""
+    monkeypatch.setattr(destination, "existing_parent", lambda _: pytest.fail("it went on"))
+    (tmp_path / "link").symlink_to("/")
+    for out_dir in (Path("/"), Path("/.."), tmp_path / "link"):
+        with pytest.raises(OutputError):
+            write(out_dir)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A folder, two folders deep, on which a file system is mounted that holds one file."""
+    point = tmp_path / "out" / "sub" / "mounted folder"
+    point.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", point], capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount")
+    (point / "config.json").write_text("mine")
+    yield point
+    subprocess.run(["umount", point], check=True)
+
+
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_a_mount_point_is_refused_and_so_are_those_above_it(
+    tmp_path: Path, write: Write, mounted: Path, above: int
+) -> None:
+    """Even where its files have names that the new folder holds too."""
+    before = untouched(tmp_path)
+    with pytest.raises(OutputError, match="mount"):
+        write((mounted, *mounted.parents)[above])
+    assert untouched(tmp_path) == before
+
+
+def test_an_old_output_of_another_model_is_replaced(tmp_path: Path, write: Write) -> None:
+    """Its own record names its files; subfolders go with it."""
+    other = llama(tmp_path / "other", num_shards=3)
+    (other / "sub").mkdir()
+    (other / "sub" / "notes.txt").write_text("")
+    converted(other, tmp_path / "out")
+    write(tmp_path / "fresh")
+    write(tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+FORGED: dict[str, Callable[[Path], object]] = {
+    "no shard that it names": lambda out: (out / "model.safetensors").unlink(),
+    "a shard of another size": lambda out: os.truncate(out / "model.safetensors", 7),
+    "no shard named": lambda out: edit(out, lambda files: files.pop("model.safetensors")),
+    "a shard outside": lambda out: edit(
+        out, lambda files: files.update({"../model/x.safetensors": {"source_size": 0, "size": 0}})
+    ),
+    "a record that is a link": lambda out: link_away(out / "fp8pad.json"),
+    "a garbled record": lambda out: (out / "fp8pad.json").write_text("{"),
+    "another version": lambda out: edit_record(out, format_version=99),
+}
+
+
+def edit_record(out_dir: Path, **changes: object) -> None:
+    """Change keys of fp8pad.json."""
+    path = out_dir / "fp8pad.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit(out_dir: Path, change: Callable[[dict[str, object]], object]) -> None:
+    """Change `files` of fp8pad.json."""
+    files = json.loads((out_dir / "fp8pad.json").read_text())["files"]
+    change(files)
+    edit_record(out_dir, files=files)
+
+
+def link_away(path: Path) -> None:
+    """Move a file away and leave a link to it."""
+    path.rename(path.parent.parent / "moved")
+    path.symlink_to("../moved")
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+def test_a_record_that_does_not_fit_its_folder_vouches_for_nothing(tmp_path: Path, write: Write, forgery: str) -> None:
+    """A stranger's record cannot name the user's files as fp8pad's."""
+    out_dir = tmp_path / "out"
+    converted(tmp_path / "model", out_dir)
+    (out_dir / "thesis.tex").write_text("mine")
+    edit(out_dir, lambda files: files.update({"thesis.tex": {"source_size": 4, "size": 4}}))
+    FORGED[forgery](out_dir)
+    before = untouched(tmp_path)
+    with pytest.raises(OutputError, match=r"did not write: .*thesis\.tex"):
+        write(out_dir)
+    assert untouched(tmp_path) == before
+
+
+def test_the_model_must_not_lie_in_the_staging_folder(tmp_path: Path) -> None:
+    """It would be removed with it; nor may a link of it lead there."""
+    staging = tmp_path / ".out.fp8pad"
+    staging.mkdir()
+    model = llama(staging / "model")
+    (tmp_path / "linked").mkdir()
+    for path in model.iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    for source in (model, tmp_path / "linked"):
+        before = untouched(tmp_path)
+        with pytest.raises(OutputError, match="in the staging folder"):
+            converted(source, tmp_path / "out", OVERWRITE)
+        assert untouched(tmp_path) == before

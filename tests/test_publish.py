@@ -1,0 +1,198 @@
+"""Publication: how a complete folder takes the place of the destination, and what happens to what stood there."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from helpers import files_of
+from test_staging import HIDDEN, names, stage
+
+from fp8pad.checkpoint.directory import Directory
+from fp8pad.checkpoint.publish import is_published, publish, recover
+from fp8pad.checkpoint.staging import Staging, hold_staging
+from fp8pad.errors import OutputError
+
+NEW = {"sub/deep/config.json": b"data", "model.safetensors": b"data", "config.json": b"data"}
+KEYS = {"model.safetensors": "a", "sub/deep/config.json": "b", "config.json": "c"}
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Iterator[Staging]:
+    """A staging folder in which a shard and two other files are complete."""
+    with hold_staging(tmp_path / "out") as held:
+        for key in KEYS.values():
+            stage(held, key, is_resumable=key == "a")
+        yield held
+
+
+@pytest.fixture(params=["exchanging", "renaming twice"])
+def replacing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the file system exchange folders, or not."""
+    if request.param != "exchanging":
+        monkeypatch.setattr(Directory, "exchange", lambda *_: False)
+
+
+def fill(folder: Path, *files: str) -> Path:
+    """Write files that hold their own names."""
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(file)
+    return folder
+
+
+def test_files_get_their_names_at_once(staging: Staging, tmp_path: Path) -> None:
+    """The folder appears whole, with subfolders; nothing else is left once what the run used is removed."""
+    assert publish(staging, KEYS, "run", overwrite=False) is None
+    assert is_published(staging, "run")
+    assert not is_published(staging, "another")
+    recover(staging)
+    staging.remove()
+    assert names(tmp_path) == ["out"]
+    assert files_of(tmp_path / "out") == NEW
+
+
+def test_an_empty_folder_gives_way(staging: Staging, tmp_path: Path) -> None:
+    """It may have been made for the purpose."""
+    (tmp_path / "out").mkdir()
+    publish(staging, KEYS, "run", overwrite=False)
+    assert files_of(tmp_path / "out") == NEW
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "link"])
+def test_what_appeared_meanwhile_does_not(staging: Staging, tmp_path: Path, what: str) -> None:
+    """Nothing is replaced unasked; finished shards stay."""
+    match what:
+        case "folder":
+            fill(tmp_path / "out", "mine")
+        case "file":
+            (tmp_path / "out").write_text("mine")
+        case _:
+            fill(tmp_path / "elsewhere", "mine")
+            (tmp_path / "out").symlink_to("elsewhere")
+    before = {name: content for name, content in files_of(tmp_path).items() if HIDDEN not in name}
+    with pytest.raises(OutputError):
+        publish(staging, KEYS, "run", overwrite=False)
+    recover(staging)
+    assert {name: content for name, content in files_of(tmp_path).items() if HIDDEN not in name} == before
+    assert staging.num_finished == 1
+
+
+@pytest.mark.usefixtures("replacing")
+def test_replacing_leaves_only_the_new_folder(staging: Staging, tmp_path: Path) -> None:
+    """What was replaced is told, and goes when the new folder stands in its place."""
+    fill(tmp_path / "out", "config.json", "model.safetensors", "sub/deep/config.json")
+    replaced = publish(staging, KEYS, "run", overwrite=True)
+    assert replaced
+    assert replaced.files == ("config.json", "model.safetensors", "sub/deep/config.json")
+    recover(staging)
+    staging.remove()
+    assert names(tmp_path) == ["out"]
+    assert files_of(tmp_path / "out") == NEW
+
+
+@pytest.mark.usefixtures("replacing")
+@pytest.mark.parametrize("file", ["thesis", "sub/thesis", "a/b/thesis", "sub/deep/.hidden"])
+def test_a_file_that_appeared_after_the_check_brings_the_old_folder_back(
+    staging: Staging, tmp_path: Path, file: str
+) -> None:
+    """The exchange finds it."""
+    before = files_of(fill(tmp_path / "out", "config.json", "sub/deep/config.json", file))
+    inode = (tmp_path / "out").stat().st_ino
+    with pytest.raises(OutputError, match=f"holds 1 file that fp8pad did not write: {file};"):
+        publish(staging, KEYS, "run", overwrite=True)
+    assert files_of(tmp_path / "out") == before
+    assert (tmp_path / "out").stat().st_ino == inode
+    recover(staging)
+    assert files_of(tmp_path / "out") == before
+    assert names(staging.root.path) == ["lock", "publication", "staged"]
+
+
+@pytest.mark.usefixtures("replacing")
+def test_a_link_in_the_place_of_the_old_folder_is_not_replaced(staging: Staging, tmp_path: Path) -> None:
+    """Somebody put it there after the check; what it leads to is no business of ours."""
+    before = files_of(fill(tmp_path / "elsewhere", "config.json"))
+    (tmp_path / "out").symlink_to("elsewhere")
+    with pytest.raises(OutputError):
+        publish(staging, KEYS, "run", overwrite=True)
+    recover(staging)
+    assert (tmp_path / "out").is_symlink()
+    assert files_of(tmp_path / "elsewhere") == before
+
+
+class StoppedError(Exception):
+    """The run ends here."""
+
+
+def stopping_at(number: int, original: Callable[..., object], calls: list[str]) -> Callable[..., object]:
+    """Return a system call that is not made any more once `number` of them were."""
+
+    def call(*arguments: object, **keywords: object) -> object:
+        calls.append(original.__name__)
+        if len(calls) > number:
+            raise StoppedError
+        return original(*arguments, **keywords)
+
+    return call
+
+
+CHANGING = ("rename", "mkdir", "unlink", "rmdir", "link", "fsync", "open", "scandir", "stat")
+
+
+@pytest.mark.usefixtures("replacing")
+def test_a_replacement_that_ends_anywhere_loses_neither_folder(tmp_path: Path) -> None:
+    """Whatever call is the last, the next run finds the old folder or the new one in its place, and nothing else."""
+    for number in range(1, 500):
+        area = tmp_path / str(number)
+        old = files_of(fill(area / "out", "config.json", "model.safetensors"))
+        calls: list[str] = []
+        with hold_staging(area / "out") as staging:
+            for key in KEYS.values():
+                stage(staging, key, is_resumable=key == "a")
+            with pytest.MonkeyPatch.context() as patch:
+                for name in CHANGING:
+                    patch.setattr(os, name, stopping_at(number, getattr(os, name), calls))
+                try:
+                    publish(staging, KEYS, "run", overwrite=True)
+                    recover(staging)
+                    ended = True
+                except StoppedError:
+                    ended = False
+        found = files_of(area / "out") if (area / "out").exists() else None
+        assert found in (old, NEW, None)
+        kept = [path for path in (area / HIDDEN).rglob("config.json") if files_of(path.parent) == old]
+        assert found is not None or kept
+        with hold_staging(area / "out") as staging:
+            recover(staging)
+            assert is_published(staging) == (files_of(area / "out") == NEW)
+            assert is_published(staging) or staging.num_finished == 1
+            staging.remove()
+        assert files_of(area) in ({f"out/{name}": content for name, content in files.items()} for files in (old, NEW))
+        if ended:
+            break
+    assert number > 30
+
+
+def test_what_cannot_be_put_back_is_kept(tmp_path: Path) -> None:
+    """Something else stands there by now: neither is touched, and the error says where the old folder lies."""
+    fill(tmp_path / HIDDEN / "replaced", "old")
+    fill(tmp_path / "out", "mine")
+    with hold_staging(tmp_path / "out") as staging, pytest.raises(OutputError, match=r"lies in .*replaced: move it"):
+        recover(staging)
+    assert (tmp_path / HIDDEN / "replaced" / "old").exists()
+    assert files_of(tmp_path / "out") == {"mine": b"mine"}
+
+
+def test_shards_are_found_again_by_a_run_after_one_that_ended_just_before_publishing(
+    staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have had their names already, and are finished all the same."""
+    monkeypatch.setattr(Directory, "rename", stopping_at(0, Directory.rename, []))
+    with pytest.raises(StoppedError):
+        publish(staging, KEYS, "run", overwrite=False)
+    assert (tmp_path / HIDDEN / "files" / "model.safetensors").exists()
+    monkeypatch.undo()
+    recover(staging)
+    assert names(staging.root.path) == ["lock", "publication", "staged"]
+    assert staging.num_finished == 1
+    assert staging.staged.status("a.finished").st_nlink == 1  # type: ignore[union-attr]
