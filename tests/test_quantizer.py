@@ -1,6 +1,7 @@
 """Padding in the place where a vLLM kernel quantizes, on stand-ins for vLLM's classes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -64,15 +65,37 @@ def test_a_quantization_that_one_launch_replaces() -> None:
     """Otherwise the launch gets all that decides the scale."""
     pytest.importorskip("triton")
     quantization = PaddedQuantization(QuantFP8(use_per_token_if_dynamic=False), 32)
-    asked: list[object] = []
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def launch(*arguments: object, **options: object) -> tuple[object, None]:
+    def launch(*arguments: Any, **options: Any) -> tuple[Any, None]:
         asked.append((arguments, options))
         return arguments[0], None
 
     quantization.launch = launch
-    quantization("x", "scale", "upper bound")
-    assert asked == [(("x", 32), {"scale": "scale", "scale_ub": "upper bound", "per_token": False})]
+    x, scale, upper_bound = torch.randn(3, 20), torch.tensor([0.5]), torch.tensor([9.0])
+    quantization(x, scale, upper_bound)
+    (((got, padded_k), options),) = asked
+    assert (got is x, padded_k) == (True, 32)
+    assert options == {"scale": scale, "scale_ub": upper_bound, "per_token": False}
+
+
+@pytest.mark.parametrize(("num_tokens", "is_launched"), [(3, False), (1 << 19, True)])
+def test_an_activation_that_has_its_padding_is_quantized_where_that_is_quicker(
+    num_tokens: int, is_launched: bool
+) -> None:
+    """By vLLM's own operator, unless there is so much of it that the device is what a layer waits for."""
+    pytest.importorskip("triton")
+    quantization = PaddedQuantization(QuantFP8(), 32)
+    launched = []
+
+    def launch(x: "torch.Tensor", *_: object, **__: object) -> "tuple[torch.Tensor, None]":
+        launched.append(x)
+        return x, None
+
+    quantization.launch = launch
+    x_fp8, _ = quantization(torch.zeros(num_tokens, 32, dtype=torch.bfloat16), torch.tensor([0.5]))
+    assert bool(launched) == is_launched
+    assert x_fp8.shape == (num_tokens, 32)
 
 
 def test_group_scales_are_not_ours() -> None:

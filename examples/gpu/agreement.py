@@ -57,7 +57,7 @@ def _largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     for step, (token, other_token) in enumerate(zip(one["tokens"], other["tokens"], strict=True)):
         ours, theirs = (dict(map(tuple, answer["logprobs"][step])) for answer in (one, other))
         differences = (abs(float.fromhex(ours[t]) - float.fromhex(theirs[t])) for t in ours.keys() & theirs.keys())
-        largest = max(largest, *differences)
+        largest = max([largest, *differences])
         if token != other_token:
             break
     return largest

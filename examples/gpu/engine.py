@@ -166,7 +166,7 @@ class Server:
         padded = [method for method in methods if hasattr(method, "pads_where_quantized") and method.sizes.is_padded]
         return {
             "padded_layers": len(padded),
-            "padded_where_quantized": sum(method.pads_where_quantized for method in padded),
+            "padded_where_quantized": sum(method.pads_where_quantized and not method.takes_tails for method in padded),
             "kept_inside_mlps": sum(method.keeps_tails or method.takes_tails for method in padded),
             "kernels": dict(Counter(type(kernel).__name__ for kernel in kernels if kernel is not None)),
         }

@@ -80,8 +80,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         kernel = kernel_of(self, layer)
         self.leaves_rows_strided = takes_strided_rows(self.record.prefix)
         self.reads_layer_sizes = kernel is None or type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
-        pads = sizes.padded_k > sizes.k and not self.takes_tails
-        self.pads_where_quantized = pads and pad_where_quantized(kernel, sizes.padded_k)
+        self.pads_where_quantized = sizes.padded_k > sizes.k and pad_where_quantized(kernel, sizes.padded_k)
 
     def _rank_sizes(self, layer: torch.nn.Module, partitions: list[int], k: int) -> RankSizes:
         block = _block(self, layer) or (1, 1)
