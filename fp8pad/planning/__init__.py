@@ -31,7 +31,9 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     quantization = find_quantization(configs)
     sections = sections_of(config)
     governed = find_governed(sections, tensors)
-    linears, untouched = recognise(tensors, quantization, config, governed.routed_experts, policy.skip)
+    linears, untouched = recognise(
+        tensors, quantization, config, governed.routed_experts, skip=policy.skip, described=governed.roles
+    )
     check_consistent(tensors, linears, quantization)
     _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)

@@ -7,7 +7,7 @@ from fp8pad.errors import PlanError
 from fp8pad.geometry import num_elements
 from fp8pad.planning.layers import INPUT_SCALES, Fp8Linear, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
-from fp8pad.scales import PerChannel, PerTensor, stored_scale_shapes
+from fp8pad.scales import Granularity, PerChannel, PerTensor, stored_scale_shapes
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 _WEIGHT_SCALE = re.compile(r"(.+)\.weight_scale(_inv)?")
@@ -94,7 +94,8 @@ def _check_granularities(linears: Sequence[Fp8Linear], quantization: Quantizatio
     if quantization is None or quantization.formats.has_other_fp8 or any(linear.granularity for linear in linears):
         return
     for linear in linears:
-        for granularity in (PerChannel(), PerTensor()):
+        others: tuple[Granularity, ...] = (PerChannel(), PerTensor())
+        for granularity in (other for other in others if other not in quantization.formats.granularities):
             shapes = stored_scale_shapes(granularity, linear.weight.shape)
             if linear.scale and len(linear.weight.shape) == 2 and linear.scale.shape in shapes:
                 names = " or ".join(dict.fromkeys(allowed.name for allowed in quantization.formats.granularities))

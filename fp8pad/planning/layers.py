@@ -4,7 +4,7 @@ What is not understood is carried, with the reason; planning/contradictions.py r
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -70,19 +70,22 @@ def recognise(
     quantization: Quantization | None,
     config: Json,
     experts: Mapping[str, Order | None] = NO_EXPERTS,
+    *,
     skip: Sequence[str] = (),
+    described: Collection[str] = (),
 ) -> tuple[tuple[Fp8Linear, ...], tuple[UntouchedTensor, ...]]:
     """Split a checkpoint's weights into FP8 Linears and those that are not, each of these with its reason.
 
     `experts` are the modules that the model's family file says are routed experts, with the order of the axes of those
-    that are stacked. `skip` are globs of module names that the user wants carried unchanged.
+    that are stacked. `skip` are globs of module names that the user wants carried unchanged, `described` modules that a
+    family file says are Linears, whatever they are called.
     """
     linears, untouched = [], []
     has_conv1d = not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config))
     for tensor in tensors.values():
         if _is_weight(tensor):
             linear = _linear(tensor, tensors, quantization, experts, has_conv1d)
-            linears.append(_skipped(linear, skip))
+            linears.append(_skipped(_named(linear, tensors, described), skip))
         elif found := _untouched(tensor):
             untouched.append(found)
     return tuple(_with_one_input(linears)), tuple(untouched)
@@ -138,6 +141,9 @@ def _linear(
     scale = next((tensors[scale] for scale in scale_names(weight.name) if scale in tensors), None)
     if len(weight.shape) == 3:
         return _stack(name, weight, scale, quantization, experts)
+    if experts.get(name):
+        reason = f"experts stacked in one 2-D weight, {list(weight.shape)}"
+        return Fp8Linear(name, weight, scale, None, reason, is_understood=False, is_expert=True)
     is_expert = name in experts or _ROUTED_EXPERT.search(name) is not None
     if scale is None:
         what = "an embedding" if kind_of(name) == "table" else "an FP8 weight"
@@ -148,12 +154,17 @@ def _linear(
         reason, is_understood = _other_layout(weight, scale, quantization)
         return Fp8Linear(name, weight, scale, None, reason, is_understood, is_expert)
     linear = Fp8Linear(name, weight, scale, granularity, is_expert=is_expert)
-    if known := _unpadded(linear, scale, quantization, has_conv1d):
-        return replace(linear, skip_reason=known)
-    if kind_of(name) is None and not _has_inputs(name, weight, tensors):
-        reason = f"{own_name(name)!r} is not a name that engines give a Linear"
-        return replace(linear, skip_reason=reason, is_understood=False)
-    return linear
+    return replace(linear, skip_reason=_unpadded(linear, scale, quantization, has_conv1d))
+
+
+def _named(linear: Fp8Linear, tensors: Mapping[str, TensorHeader], described: Collection[str]) -> Fp8Linear:
+    """Return a layer that would be padded as not understood, if neither its name nor a family says it is a Linear."""
+    if linear.skip_reason or kind_of(linear.name) or linear.name in described:
+        return linear
+    if _has_inputs(linear.name, linear.weight, tensors):
+        return linear
+    reason = f"{own_name(linear.name)!r} is not a name that engines give a Linear"
+    return replace(linear, skip_reason=reason, is_understood=False)
 
 
 def _stack(

@@ -45,7 +45,8 @@ def plan_layer(
     config_shape = in_order(absorbed.padded_shape, linear.order) if absorbed else linear.shape
     is_skipped = linear.skip_reason is not None
     padded = config_shape if is_skipped else padded_shape(config_shape, alignment)
-    axes = _axes(linear.shape, config_shape, padded, alignment, is_skipped)
+    is_left = is_skipped and not (linear.is_expert and linear.granularity)
+    axes = _axes(linear.shape, config_shape, padded, alignment, is_left)
     layer = LayerPlan(
         name=linear.name,
         granularity=linear.granularity,
@@ -74,7 +75,7 @@ def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
     return [
         layer
         for layer in layers
-        if layer.name in needed or (_has_blocks(layer) and "skip" not in _both(layer.axes) and _input(layer) in fused)
+        if layer.name in needed or (_has_blocks(layer) and layer.is_for_runtime and _input(layer) in fused)
     ]
 
 
@@ -119,9 +120,9 @@ def _axes(
     config_shape: tuple[int, ...],
     padded: tuple[int, ...],
     alignment: tuple[int, int],
-    is_skipped: bool,
+    is_left: bool,
 ) -> AxisActions:
-    if is_skipped and config_shape == logical:
+    if is_left and config_shape == logical:
         return AxisActions("skip", "skip")
     settled: list[Disposition] = []
     for old, size, padded_size, multiple in zip(logical[-2:], config_shape[-2:], padded[-2:], alignment, strict=True):

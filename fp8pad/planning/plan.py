@@ -59,7 +59,7 @@ class LayerPlan:
     @property
     def is_padded_at_load(self) -> bool:
         """Whether the runtime pads a rank's part of the layer, at the policy's tensor-parallel size."""
-        return self.rank_fit == "unaligned" and "skip" not in (self.axes.n, self.axes.k)
+        return self.rank_fit == "unaligned" and self.is_for_runtime
 
     def part(self, num_ranks: int) -> RankPart:
         """Return what one of `num_ranks` ranks holds of the layer."""

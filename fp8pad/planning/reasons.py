@@ -22,11 +22,11 @@ def _absorbed(layer: LayerPlan) -> str:
 def _own(layer: LayerPlan, skip_reason: str | None) -> str:
     """Why the axes that are not absorbed are settled as they are; nothing where there is nothing left to say."""
     axes = layer.axes.n, layer.axes.k
-    if skip_reason:
-        return skip_reason if "skip" in axes else ""
+    if skip_reason and "skip" in axes:
+        return skip_reason
     broken = [
         f"{axis} = {size} is not a multiple of {multiple}"
-        for axis, size, multiple in zip("NK", layer.config_shape, layer.alignment, strict=True)
+        for axis, size, multiple in zip("NK", layer.matrix_shape, layer.alignment, strict=True)
         if size % multiple
     ]
     if broken or "absorb" in axes:
@@ -36,7 +36,7 @@ def _own(layer: LayerPlan, skip_reason: str | None) -> str:
 
 def _on_rank(layer: LayerPlan, num_ranks: int) -> str:
     """What is unaligned on one of the ranks, though not as a whole, and what comes of it."""
-    if "skip" in (layer.axes.n, layer.axes.k):
+    if not layer.is_for_runtime:
         return ""
     part = layer.part(num_ranks)
     match layer.rank_fit:

@@ -132,6 +132,7 @@ def _absorbed(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Poli
 
 def _edits(size: GovernedSize, old: int, new: int) -> Iterator[ConfigEdit]:
     yield ConfigEdit(CONFIG_FILE, size.path, old, new)
+    yield from (ConfigEdit(CONFIG_FILE, size.section.dotted(key), old, new) for key in size.repeats)
     for path, mirror in size.section.mirrors:
         if size.key in mirror:
             yield ConfigEdit(CONFIG_FILE, f"{path}.{size.key}" if path else str(size.key), old, new)

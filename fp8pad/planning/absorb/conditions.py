@@ -27,6 +27,9 @@ def config_size(size: GovernedSize) -> int:
         raise NotAbsorbableError("its value is a list")
     if not _is_count(value):
         raise NotAbsorbableError(f"its value is not a size: {value!r}")
+    for other in size.repeats:
+        if size.section.config[other] != value:
+            raise NotAbsorbableError(f"{other} is {size.section.config[other]!r}, where {key} is {value}")
     for path, mirror in size.section.mirrors:
         if mirror.get(key, value) != value:
             raise NotAbsorbableError(f"{path or CONFIG_FILE} repeats it with another value, {mirror[key]!r}")
@@ -58,6 +61,8 @@ def check_sizes(size: GovernedSize) -> None:
 
 
 def _implied_size(size: GovernedSize) -> int:
+    if others := next((claim.mlp.other_keys for claim in size.claims if claim.mlp.other_keys), ()):
+        raise NotAbsorbableError(f"the config has neither it nor {' nor '.join(others)}")
     sizes = {inner // (_config_multiplier(mlp, size) or 1) for mlp in size.mlps for inner in _inner_sizes(mlp)}
     if len(sizes) != 1:
         raise NotAbsorbableError("the config does not have the key, and the tensors have more than one size")

@@ -109,6 +109,12 @@ class GovernedSize:
         return self.section.dotted(self.key or "")
 
     @property
+    def repeats(self) -> tuple[str, ...]:
+        """Other keys of the same config that say the size again."""
+        keys = dict.fromkeys(key for claim in self.claims for key in claim.mlp.repeats)
+        return tuple(key for key in keys if key != self.key and self.section.config.get(key) is not None)
+
+    @property
     def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
         """The claims by the MLP that they belong to."""
         mlps: defaultdict[MlpId, list[GovernedAxis]] = defaultdict(list)

@@ -26,10 +26,12 @@ def inner_axes(governed: GovernedAxes, linears: Iterable[Fp8Linear]) -> Mapping[
 
 def _is_whole(size: GovernedSize, mlp: Sequence[GovernedAxis], linears: Mapping[str, Fp8Linear]) -> bool:
     """Whether an MLP has all its parts, each an FP8 Linear, of one inner size, and nothing else that reads it."""
+    rule, block = mlp[0].mlp, mlp[0].block
+    if rule.experts:
+        return False
     weights = {claim.role: claim for claim in mlp if claim.is_plain_weight and claim.module in linears}
     sizes = {claim.inner_size for claim in weights.values()}
-    rule, block = mlp[0].mlp, mlp[0].block
-    if rule.experts or weights.keys() != rule.parts.keys() or len(sizes) != 1:
+    if weights.keys() != rule.parts.keys() or len(sizes) != 1:
         return False
     if any(tensor.name.startswith(block) and sizes & set(tensor.shape) for tensor in size.unclaimed_tensors):
         return False

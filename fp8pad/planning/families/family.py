@@ -12,9 +12,9 @@ Role = Literal["gate", "up", "gate_up", "down"]
 
 # Activations with act(0) = 0, by their names in Hugging Face configs (transformers `ACT2CLS`).
 ZERO_AT_ZERO = frozenset(
-    {"gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh", "gelu_tanh",
-     "geglu", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6", "relu_squared", "silu", "swiglu",
-     "swish", "tanh"}
+    {"fatrelu", "geglu", "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python",
+     "gelu_pytorch_tanh", "gelu_tanh", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6",
+     "relu_squared", "silu", "situ", "swiglu", "swigluoai", "swish", "tanh"}
 )  # fmt: skip
 # Activations that are finite but not zero at zero: inert behind a gate (act(0) * 0 = 0), and only there.
 FINITE_AT_ZERO = ZERO_AT_ZERO | {"sigmoid", "hard_sigmoid", "laplace", "softplus"}
@@ -37,10 +37,10 @@ class Mlp:
     """One MLP, `down(act(gate(x)) * up(x))` or `down(act(up(x)))`, and the config key that is its inner size.
 
     `gate_up` is gate and up in one tensor, one behind the other, or row by row if they are `interleaved`. The inner
-    size is `size_key`, or the first of `other_keys` that the config has, times the value of the key `multiplier_key`
-    where that is given, or times any number where `multiples`. An MLP whose size is no key of its own says why it is
-    `unabsorbable`; `unless` is a config key which, where it is set, forbids it. `stacked` weights are 3-D, one matrix
-    an expert. Two rules are the same only if they are one object.
+    size is `size_key`, or the first of `other_keys` that the config has; `repeats` are keys that say it again. It is
+    multiplied with the value of `multiplier_key` where that is given, or with any number where `multiples`. An MLP
+    whose size is no key of its own says why it is `unabsorbable`; `unless` is a config key which, where it is set,
+    forbids it. `stacked` weights are 3-D, one matrix an expert. Two rules are the same only if they are one object.
     """
 
     down: Pattern
@@ -52,6 +52,7 @@ class Mlp:
     activation_key: str | None = None
     activation: Activation | None = None
     other_keys: tuple[str, ...] = ()
+    repeats: tuple[str, ...] = ()
     multiplier_key: str | None = None
     multiples: bool = False
     unless: str | None = None
