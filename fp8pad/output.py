@@ -74,7 +74,8 @@ class Output:
         """Write shards and other files; return their hashes, or nothing where they were not asked for."""
         contents, writer, jobs = self.contents, self.writer, self.options.jobs
         total_bytes = sum(map(writer.work_bytes, contents.layouts)) + _other_bytes(contents)
-        progress.start("unpadding" if any(layout.unpads for layout in contents.layouts) else "padding", total_bytes)
+        label = "unpadding" if any(layout.unpads for layout in contents.layouts) else "padding"
+        progress.start(label, total_bytes, len(contents.layouts) + len(contents.other_files))
         shards = run_all(writer.write_shard, contents.layouts, jobs, progress)
         other_files = run_all(writer.copy_other_file, contents.other_files, jobs, progress)
         self._keys.update({layout.file: writer.key(layout) for layout in contents.layouts})

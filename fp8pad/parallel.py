@@ -26,8 +26,13 @@ def run_all(
             raise _StoppedError
         progress.advance(num_bytes)
 
+    def work_on(item: T) -> R:
+        result = work(item, advance)
+        progress.finish_file()
+        return result
+
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        futures = [pool.submit(work, item, advance) for item in items]
+        futures = [pool.submit(work_on, item) for item in items]
         try:
             finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in finished:

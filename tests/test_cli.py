@@ -121,8 +121,8 @@ def test_convert_says_what_it_wrote_and_what_is_next(fp8pad: Fp8pad, example: Pa
     (model / "pytorch_model.bin").write_bytes(b"old")
     finished = fp8pad("convert", model, out_dir)
     assert finished.status == 0
-    assert "padded     22 tensors" in finished.stdout
-    assert "left out   pytorch_model.bin" in finished.stdout
+    assert "  padded     22 tensors" in finished.stdout
+    assert "  excluded   pytorch_model.bin" in finished.stdout
     assert f"fp8pad verify '{model}' {out_dir}" in finished.stdout
     assert f"vllm serve {out_dir}" in finished.stdout
     assert finished.stderr.startswith("padding: ")
@@ -233,6 +233,33 @@ def test_debug_shows_the_traceback(fp8pad: Fp8pad, monkeypatch: pytest.MonkeyPat
 def test_steering_characters_of_a_name_are_escaped(fp8pad: Fp8pad) -> None:
     """A name cannot break the one line of an error, nor colour the terminal."""
     assert fp8pad("plan", "a\nb\x1b[31m").stderr == "error: a\\nb\\x1b[31m: no such folder\n"
+
+
+def test_a_mistyped_path_gets_a_suggestion(
+    fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that differs by a letter is named; nothing is where nothing is alike."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(example, "llama-fp8")
+    assert fp8pad("plan", "lama-fp8").stderr == "error: lama-fp8: no such folder; did you mean llama-fp8?\n"
+    assert fp8pad("plan", "mistral").stderr == "error: mistral: no such folder\n"
+
+
+@pytest.mark.parametrize(("arguments", "meant"), [(["plan", "x", "--absorbe"], "--absorb"), (["pln", "x"], "'plan'")])
+def test_a_mistyped_option_or_command_gets_a_suggestion(fp8pad: Fp8pad, arguments: list[str], meant: str) -> None:
+    """As everywhere in typer."""
+    finished = fp8pad(*arguments)
+    assert (finished.status, meant in finished.stderr) == (2, True)
+
+
+def test_quiet_prints_errors_only(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
+    """No progress, no summary; a failure is still one line, and --json still a document."""
+    assert fp8pad("convert", example, tmp_path / "out", "--quiet") == Finished(0, "", "")
+    assert fp8pad("verify", example, tmp_path / "out", "-q") == Finished(0, "", "")
+    assert fp8pad("unpad", tmp_path / "out", tmp_path / "restored", "-q") == Finished(0, "", "")
+    failed = fp8pad("unpad", tmp_path / "out", tmp_path / "restored", "-q")
+    assert (failed.status, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
+    assert json.loads(fp8pad("verify", example, tmp_path / "out", "--quiet", "--json").stdout)["ok"]
 
 
 @pytest.mark.parametrize(
@@ -421,6 +448,17 @@ def test_shells_can_complete() -> None:
     assert run.stdout.split() == ["verify"]
 
 
+def test_zsh_completes_at_the_first_tab() -> None:
+    """zsh loads the script at the first TAB: it completes then, too, and does not only define itself."""
+    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    script = "import sys; sys.argv[0] = 'fp8pad'; from fp8pad.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "--show-completion", "zsh"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = run.stdout.strip().splitlines()
+    assert lines[0] == "#compdef fp8pad"
+    assert lines[-1] == '[ "$funcstack[1]" = "_fp8pad" ] && _fp8pad_completion "$@"'
+
+
 def test_help_is_quick() -> None:
     """The best of three runs takes less than 0.4 s of processor time, start of the interpreter included."""
 
@@ -446,7 +484,7 @@ def test_a_conversion_that_will_not_serve_says_so(fp8pad: Fp8pad, refused: Path,
     run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
     assert run.status == 1
     assert (tmp_path / "out" / "model.safetensors").exists()
-    assert "vLLM 0.33 refuses" in run.stdout
+    assert "Not served by vLLM 0.33 at TP 2" in run.stdout
     assert "model.layers.0.self_attn.o_proj" in run.stdout
     assert "vllm serve" not in run.stdout
     assert "error: not served by vLLM 0.33 at TP 2: 1 layer, the first: model.layers.0.self_attn.o_proj" in run.stderr

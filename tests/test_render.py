@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import copy_case
 from rich.console import Console
-from rich.progress import Progress as Bars
+from rich.progress import Progress as Bar
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.planning import plan_checkpoint
@@ -249,16 +249,16 @@ def test_progress_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsy
     ]
 
 
-def test_bars_count_bytes() -> None:
-    """Each step has a bar of its own, and labels are not markup."""
-    bars = Bars(console=Console(file=io.StringIO()))
-    progress = BarProgress(bars)
+def test_a_bar_counts_bytes_and_files() -> None:
+    """The step that runs has the bar; its label is not markup."""
+    bar = Bar(console=Console(file=io.StringIO()))
+    progress = BarProgress(bar)
     progress.advance(1)
-    progress.start("padding", 100)
+    progress.start("padding", 100, num_files=3)
     progress.advance(60)
+    progress.finish_file()
+    assert [(task.description, task.completed, task.total) for task in bar.tasks] == [("padding", 60, 100)]
+    assert bar.tasks[0].fields["files"] == "1 of 3 files"
     progress.start("verifying", 10)
     progress.advance(10)
-    assert [(task.description, task.completed, task.total) for task in bars.tasks] == [
-        ("padding", 60, 100),
-        ("verifying", 10, 10),
-    ]
+    assert [(task.description, task.completed, task.total) for task in bar.tasks] == [("verifying", 10, 10)]

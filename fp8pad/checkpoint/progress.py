@@ -6,11 +6,14 @@ from typing import Protocol
 class Progress(Protocol):
     """Told of every step; called from several threads at once."""
 
-    def start(self, label: str, total_bytes: int) -> None:
-        """A step called `label` begins, which will move or compare `total_bytes` bytes."""
+    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
+        """A step called `label` begins, which will move or compare `total_bytes` bytes of `num_files` files."""
 
     def advance(self, num_bytes: int) -> None:
         """That many bytes more are done."""
+
+    def finish_file(self) -> None:
+        """One file more is done."""
 
     def say(self, line: str) -> None:
         """A line for the user."""
@@ -19,10 +22,13 @@ class Progress(Protocol):
 class Silence:
     """A `Progress` that says nothing."""
 
-    def start(self, label: str, total_bytes: int) -> None:
+    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
         """Say nothing."""
 
     def advance(self, num_bytes: int) -> None:
+        """Say nothing."""
+
+    def finish_file(self) -> None:
         """Say nothing."""
 
     def say(self, line: str) -> None:

@@ -66,6 +66,7 @@ def convert(
     dry_run: options.DryRunOption = False,
     verify: options.VerifyOption = "padded",
     force: options.ForceOption = False,
+    quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Pad a checkpoint and verify the result.
@@ -86,14 +87,17 @@ def convert(
     if dry_run:
         return
     write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
-    with interruptible(), shown_progress() as progress:
+    with interruptible(), shown_progress(quiet) as progress:
         report = convert_checkpoint(source, checkpoint_plan, out_dir, write_options, progress)
-    show_conversion(source, checkpoint_plan, out_dir, report, as_json)
+    if as_json or not quiet:
+        show_conversion(source, checkpoint_plan, out_dir, report, as_json)
     if not force:
         _check_served(checkpoint_plan)
 
 
-def verify(folders: options.VerifyArguments, *, as_json: options.JsonOption = False) -> None:
+def verify(
+    folders: options.VerifyArguments, *, quiet: options.QuietOption = False, as_json: options.JsonOption = False
+) -> None:
     """Compare a converted checkpoint with its records and its source.
 
     OUT_DIR alone is held against what its own records say; with MODEL, every byte is compared with it.
@@ -105,9 +109,10 @@ def verify(folders: options.VerifyArguments, *, as_json: options.JsonOption = Fa
     if len(folders) > 2:
         raise typer.BadParameter("expected OUT_DIR, or MODEL and OUT_DIR")
     *model, out_dir = folders
-    with shown_progress() as progress:
+    with shown_progress(quiet) as progress:
         report = verify_checkpoint(model[0] if model else None, out_dir, progress)
-    show_verification(report, as_json)
+    if as_json or not quiet:
+        show_verification(report, as_json)
     if not report.ok:
         raise VerifyError(_first_of(out_dir, report.mismatches, "mismatch", "mismatches", report.is_complete))
 
@@ -121,6 +126,7 @@ def unpad(
     overwrite: options.OverwriteOption = False,
     resume: options.ResumeOption = True,
     verify: options.VerifyOption = "padded",
+    quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Restore the original, byte for byte."""
@@ -129,9 +135,10 @@ def unpad(
     from fp8pad.unpad import unpad as unpad_checkpoint
 
     write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
-    with interruptible(), shown_progress() as progress:
+    with interruptible(), shown_progress(quiet) as progress:
         report = unpad_checkpoint(out_dir, restored_dir, write_options, progress)
-    show_restoration(report, as_json)
+    if as_json or not quiet:
+        show_restoration(report, as_json)
 
 
 def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = False) -> None:

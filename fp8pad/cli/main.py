@@ -1,5 +1,6 @@
 """The command line: the table of commands, and the one place where an error becomes text and an exit status."""
 
+import difflib
 import io
 import os
 import sys
@@ -72,6 +73,7 @@ def main() -> None:
 
     With FP8PAD_DEBUG=1 in the environment, the traceback is shown instead.
     """
+    _complete_at_the_first_tab()
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  None where the caller closed it, `2>&-`
     if sys.stdout is None:
         _fail(OutputError("stdout is closed; redirect it to /dev/null if the result is not wanted"))
@@ -91,11 +93,36 @@ def main() -> None:
         _fail(error)
 
 
+def _complete_at_the_first_tab() -> None:
+    """Let typer's script for zsh complete when zsh loads it, which it does at the first TAB; it only defines itself."""
+    if not any(word.endswith("-completion") for word in sys.argv[1:]):
+        return
+    from typer import _completion_shared
+
+    scripts = getattr(_completion_shared, "_completion_scripts", {})
+    call = '[ "$funcstack[1]" = "_%(prog_name)s" ] && %(complete_func)s "$@"'
+    if call not in scripts.get("zsh", call):
+        scripts["zsh"] = f"{scripts['zsh'].rstrip()}\n{call}\n"
+
+
 def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"error: {printable(_message(error))}", err=True)
+    label = "error:" if os.environ.get("NO_COLOR") else typer.style("error:", fg="red", bold=True)
+    message = _message(error)
+    typer.echo(f"{label} {printable(message + _suggestion(message))}", err=True)
     for note in getattr(error, "__notes__", ()):
         typer.echo(f"  {printable(note)}", err=True)
     sys.exit(1)
+
+
+def _suggestion(message: str) -> str:
+    """Return what a path of the command line was probably meant to be, where the error is that it is not there."""
+    for argument in sys.argv[1:]:
+        path = Path(argument)
+        if message.startswith(f"{argument}: no such ") and path.parent.is_dir():
+            names = [entry.name for entry in path.parent.iterdir()]
+            if close := difflib.get_close_matches(path.name, names, n=1, cutoff=0.75):
+                return f"; did you mean {path.with_name(close[0])}?"
+    return ""
 
 
 def _message(error: Exception) -> str:

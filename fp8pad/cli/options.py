@@ -85,6 +85,7 @@ ForceOption = Annotated[
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 if vLLM would refuse the result at this TP size.")
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
 AllOption = Annotated[bool, typer.Option("--all", help="List aligned layers one by one, too.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 

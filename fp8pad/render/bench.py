@@ -1,13 +1,13 @@
 """What a benchmark found: microseconds of the aligned layer, and how many times as long the others take."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from rich.table import Table
 from rich.text import Text
 
 from fp8pad.bench.report import Case, Report
-from fp8pad.render.console import fact_table, print_json, print_parts, stdout_console
+from fp8pad.render.console import print_json, stdout_console
+from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
 
 _OTHERS = ("vllm", "runtime", "kept", "absorbed")
@@ -33,21 +33,17 @@ def show_bench(report: Report, as_json: bool = False) -> None:
     ]
     facts += [("machine", printable(machine.device)), ("versions", printable(versions)), ("date", machine.date)]
     headline = f"Microseconds of an aligned layer ({report.dtype}), and how many times as long the others take"
-    print_parts(stdout_console(), Text(headline, style="bold"), _case_table(report.cases), fact_table(facts))
+    screen = Screen()
+    screen.paragraph(Text(headline, style="bold"))
+    screen.rows(_case_rows(report.cases), header=("layer", "[N, K]", "tokens", "aligned", "quartiles", *_OTHERS))
+    screen.rows(facts)
+    screen.show(stdout_console())
 
 
-def _case_table(cases: Iterable[Case]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    table.add_column("[N, K]", no_wrap=True)
-    for header in ("tokens", "aligned", "quartiles", *_OTHERS):
-        table.add_column(header, justify="right", no_wrap=True)
+def _case_rows(cases: Iterable[Case]) -> Iterator[Row]:
     for case in cases:
         aligned = case.timings["aligned"]
         ratios = [f"{case.ratio(name):.3f}" for name in _OTHERS]
         spread = f"{aligned.lower_us:.1f}-{aligned.upper_us:.1f}"
         shape = str(list(case.shape.logical_shape))
-        table.add_row(
-            printable(case.shape.name), shape, str(case.num_tokens), f"{aligned.median_us:.1f}", spread, *ratios
-        )
-    return table
+        yield printable(case.shape.name), shape, str(case.num_tokens), f"{aligned.median_us:.1f}", spread, *ratios

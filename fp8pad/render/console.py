@@ -10,9 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 
 from fp8pad.record import ConfigEdit
 from fp8pad.text import printable
@@ -30,26 +29,9 @@ def stdout_console() -> Console:
     return Console(width=width, color_system=None if plain else "auto", markup=False, highlight=False, emoji=False)
 
 
-def print_parts(console: Console, *parts: RenderableType) -> None:
-    """Print one below the other, without the blanks that fill a table's last column."""
-    with console.capture() as capture:
-        console.print(*parts, sep="\n")
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
-
-
 def print_json(document: dict[str, Any]) -> None:
     """Print a document, in ASCII, so that it arrives whatever the encoding."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
-
-
-def fact_table(facts: Iterable[Fact]) -> Table:
-    """Return a row for each `(label, fact)`."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
-    for label, fact in facts:
-        table.add_row(label, fact)
-    return table
 
 
 def command(name: str, *arguments: object) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.status import Status
-from rich.table import Table
 from rich.text import Text
 
 from fp8pad.golden.compare import Comparison
 from fp8pad.golden.document import GoldenDocument
 from fp8pad.golden.engines import Progress
-from fp8pad.render.console import Fact, command, fact_table, print_json, print_parts, stdout_console
+from fp8pad.render.console import Fact, command, print_json, stdout_console
+from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
 
 MOST_DIFFERENCES = 10
@@ -64,10 +64,11 @@ def show_recording(golden: GoldenDocument, file: Path) -> None:
     num_tokens = sum(len(answer.token_ids) for answer in golden.answers)
     where = f"{golden.settings.engine} {golden.environment.engine_version}, {golden.settings.mode}"
     verdict = f"{len(golden.answers)} outputs, {num_tokens} tokens, of {golden.model} on {where}"
-    facts = [
-        ("next", f"{command('golden', 'check', 'CONVERTED_MODEL', file)}  # compares the outputs of another model")
-    ]
-    print_parts(stdout_console(), Text(printable(f"{file}: {verdict}"), style="bold"), fact_table(facts))
+    screen = Screen()
+    screen.paragraph(Text(printable(f"{file}: {verdict}"), style="bold"))
+    screen.section("Next, to compare the outputs of another model")
+    screen.command(command("golden", "check", "CONVERTED_MODEL", file))
+    screen.show(stdout_console())
 
 
 def show_comparison(comparison: Comparison, as_json: bool = False) -> None:
@@ -81,9 +82,15 @@ def show_comparison(comparison: Comparison, as_json: bool = False) -> None:
     verdict = (
         "the same outputs as recorded" if comparison.ok else f"{len(comparison.differing)} of {total} outputs differ"
     )
-    headline = Text(printable(f"{comparison.model}: {verdict}"), style="bold")
-    table = [] if comparison.ok else [_differences(comparison)]
-    print_parts(stdout_console(), headline, *table, fact_table(_facts(comparison)))
+    screen = Screen()
+    screen.paragraph(
+        Text(printable(f"{comparison.model}: {verdict}"), style="bold green" if comparison.ok else "bold red")
+    )
+    screen.rows(_facts(comparison))
+    screen.rows(_differences(comparison), header=("prompt", "its tokens", "step", "what", "expected", "got"))
+    if len(comparison.differing) > MOST_DIFFERENCES:
+        screen.paragraph(f"and {len(comparison.differing) - MOST_DIFFERENCES} more", 2)
+    screen.show(stdout_console())
 
 
 def _facts(comparison: Comparison) -> list[Fact]:
@@ -98,14 +105,8 @@ def _facts(comparison: Comparison) -> list[Fact]:
     ]
 
 
-def _differences(comparison: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for header in ("prompt", "its tokens", "step", "what", "expected", "got"):
-        table.add_column(header, overflow="fold")
+def _differences(comparison: Comparison) -> Iterator[Row]:
     for result in comparison.differing[:MOST_DIFFERENCES]:
         if difference := result.difference:
             where = (str(result.prompt), str(result.num_prompt_tokens), str(difference.step), difference.kind)
-            table.add_row(*where, difference.expected, difference.got)
-    if len(comparison.differing) > MOST_DIFFERENCES:
-        table.add_row("...")
-    return table
+            yield *where, difference.expected, difference.got

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 
-from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from fp8pad.inspect import Inspection
 from fp8pad.record import CheckpointRecord, PaddedTensor, Policy
-from fp8pad.render.console import Fact, edit_facts, fact_table, growth, print_json, print_parts, stdout_console
+from fp8pad.render.console import Fact, edit_facts, growth, print_json, stdout_console
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import how
+from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
 
 
@@ -19,30 +18,37 @@ def show_inspection(inspection: Inspection, as_json: bool = False) -> None:
     if as_json:
         print_json(inspection.to_json())
         return
+    inspection_screen(inspection).show(stdout_console())
+
+
+def inspection_screen(inspection: Inspection) -> Screen:
+    """Return what `fp8pad inspect` shows."""
     record = inspection.record
     verdict = f"padded by fp8pad {printable(record.fp8pad_version)}" if record else "has records of fp8pad"
-    parts: list[RenderableType] = [Text(f"{printable(str(inspection.path))}: {verdict}", style="bold")]
+    screen = Screen()
+    screen.paragraph(Text(f"{printable(str(inspection.path))}: {verdict}", style="bold"))
+    screen.section("How it is served")
+    screen.paragraph(_serving(inspection), 2)
+    if inspection.disagreements:
+        screen.section("Inconsistent records")
+        screen.rows((Text("disagrees", style="bold red"), printable(said)) for said in inspection.disagreements)
     if record and record.tensors:
-        parts.append(_tensor_table(record.tensors))
-    facts = [*(_record_facts(record, inspection) if record else ()), ("serving", _serving(inspection))]
-    facts += [("disagrees", printable(sentence)) for sentence in inspection.disagreements]
-    facts += [("note", printable(sentence)) for sentence in inspection.notes]
-    print_parts(stdout_console(), *parts, fact_table(facts))
+        screen.section("What was changed")
+        screen.rows(_tensor_rows(record.tensors), header=("tensors", "[N, K]", "padded", "with", "how"))
+    screen.section("From the record")
+    facts = [*(_record_facts(record, inspection) if record else ())]
+    screen.rows([*facts, *(("note", printable(sentence)) for sentence in inspection.notes)])
+    return screen
 
 
-def _tensor_table(tensors: Mapping[str, PaddedTensor]) -> Table:
+def _tensor_rows(tensors: Mapping[str, PaddedTensor]) -> Iterator[Row]:
     alike: dict[PaddedTensor, list[str]] = {}
     for name, tensor in tensors.items():
         alike.setdefault(tensor, []).append(name)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("tensors", overflow="fold")
-    for header in ("logical", "padded", "with", "how"):
-        table.add_column(header, no_wrap=True)
     for tensor, names in alike.items():
         shapes = str(list(tensor.logical_shape)), str(list(tensor.padded_shape))
         for pattern in name_patterns(names):
-            table.add_row(printable(pattern), *shapes, f"{tensor.fill}", how(tensor.axes))
-    return table
+            yield printable(pattern), *shapes, f"{tensor.fill}", how(tensor.axes)
 
 
 def _record_facts(record: CheckpointRecord, inspection: Inspection) -> Iterator[Fact]:
@@ -63,5 +69,5 @@ def _absorbed(policy: Policy) -> str:
 
 def _serving(inspection: Inspection) -> str:
     if inspection.quantization is None:
-        return "any engine that serves the original"
-    return f"vLLM with fp8pad installed beside it: {len(inspection.quantization.modules)} layers need its runtime"
+        return "any engine that runs the original"
+    return f"vLLM with fp8pad installed next to it: {len(inspection.quantization.modules)} layers need its plugin"

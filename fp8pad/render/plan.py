@@ -7,14 +7,12 @@ from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.geometry import is_aligned
-from fp8pad.planning.engines import DEFAULT_ENGINE, engines
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.planning.verdict import converted_verdict
 from fp8pad.record import AxisActions
 from fp8pad.render.console import Fact, command, edit_facts, growth, print_json, shortened, stdout_console
 from fp8pad.render.folding import LayerGroup, group_layers
 from fp8pad.render.screen import Row, Screen
-from fp8pad.render.verdict import instead, patterns, policy_options, show_verdicts
+from fp8pad.render.verdict import patterns, policy_options, show_refusal, show_verdicts
 from fp8pad.summary import flops_added_share, output_files, plan_document
 from fp8pad.text import printable
 
@@ -158,18 +156,11 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
 
 def _show_next(screen: Screen, source: Checkpoint, plan: CheckpointPlan) -> None:
     """Show the one command that comes next."""
-    engine = engines()[DEFAULT_ENGINE]
     out_dir = _out_dir(source)
+    if show_refusal(screen, source, plan, out_dir):
+        return
     screen.section("Next")
-    if walls := converted_verdict(plan, engine).walls:
-        at = f"at TP {plan.policy.tensor_parallel_size}"
-        for wall in walls:
-            screen.paragraph(f"{engine.title} {wall.outcome} the result {at}: {wall.why}: {patterns(wall.layers)}", 2)
-        if helps := instead(source, plan, engine, out_dir):
-            screen.command(helps)
-        else:
-            screen.paragraph("neither --absorb nor fewer ranks help", 2)
-    elif plan.changes_nothing:
+    if plan.changes_nothing:
         screen.paragraph("nothing to convert: the checkpoint would stay as it is", 2)
     else:
         screen.command(command("convert", source.root, out_dir, *policy_options(plan.policy)))

@@ -1,5 +1,6 @@
 """How far the work is, on stderr: a bar on a terminal, now and then a line otherwise."""
 
+import os
 import sys
 import threading
 import time
@@ -8,52 +9,86 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bar
 
-from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.progress import Progress, Silence
 from fp8pad.text import printable
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def shown_progress() -> Iterator[Progress]:
-    """Yield the `Progress` that suits where stderr goes."""
-    if not sys.stderr.isatty():
+def shown_progress(quiet: bool = False) -> Iterator[Progress]:
+    """Yield the `Progress` that suits where stderr goes; one that says nothing if `quiet`."""
+    if quiet:
+        yield Silence()
+    elif sys.stderr.isatty():
+        with _bar() as bar:
+            yield BarProgress(bar)
+    else:
         yield LineProgress()
-        return
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-    columns = (
+
+
+def _bar() -> Bar:
+    plain = bool(os.environ.get("NO_COLOR"))
+    console = Console(stderr=True, color_system=None if plain else "auto", markup=False, highlight=False, emoji=False)
+    return Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
+        TextColumn("{task.fields[files]}", markup=False),
         DownloadColumn(),
         TransferSpeedColumn(),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=console,
+        expand=True,
     )
-    with Bars(*columns, console=console, expand=True) as bars:
-        yield BarProgress(bars)
 
 
 class BarProgress:
-    """One bar for each step, with bytes per second and the time left."""
+    """One bar for the step that runs: files done, bytes, bytes per second, the time that passed and that is left."""
 
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._lock = threading.Lock()
         self._task: TaskID | None = None
+        self._files_done = self._num_files = 0
 
-    def start(self, label: str, total_bytes: int) -> None:
-        """Add the bar of a step."""
-        self._task = self._bars.add_task(printable(label), total=total_bytes)
+    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
+        """Put the bar of a step in the place of the last one's."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._files_done, self._num_files = 0, num_files
+        self._task = self._bar.add_task(printable(label), total=total_bytes, files=_files(0, num_files))
 
     def advance(self, num_bytes: int) -> None:
-        """Move the bar of the last step on."""
+        """Move the bar on."""
         if self._task is not None:
-            self._bars.advance(self._task, num_bytes)
+            self._bar.advance(self._task, num_bytes)
+
+    def finish_file(self) -> None:
+        """Count a file."""
+        with self._lock:
+            self._files_done += 1
+        if self._task is not None:
+            self._bar.update(self._task, files=_files(self._files_done, self._num_files))
 
     def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        self._bars.console.print(printable(line))
+        """Print a line above the bar."""
+        self._bar.console.print(printable(line))
+
+
+def _files(done: int, total: int) -> str:
+    return f"{min(done, total)} of {total} files" if total else ""
 
 
 class LineProgress:
@@ -64,7 +99,7 @@ class LineProgress:
         self._label, self._total_bytes, self._done_bytes = "", 0, 0
         self._began = self._last_line = time.monotonic()
 
-    def start(self, label: str, total_bytes: int) -> None:
+    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:  # noqa: ARG002
         """Name the step and its bytes."""
         with self._lock:
             self._label, self._total_bytes, self._done_bytes = label, total_bytes, 0
@@ -81,6 +116,9 @@ class LineProgress:
             self._last_line = now
             line = self._line(now - self._began)
         self.say(line)
+
+    def finish_file(self) -> None:
+        """Say nothing: lines count bytes."""
 
     def say(self, line: str) -> None:
         """Print a line."""

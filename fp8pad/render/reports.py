@@ -1,6 +1,7 @@
 """What was done, and what was found."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.convert import ConvertReport
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.render.console import Fact, command, fact_table, growth, print_json, print_parts, shortened, stdout_console
+from fp8pad.render.console import Fact, command, growth, print_json, shortened, stdout_console
 from fp8pad.render.plan import not_understood_facts, skipped_facts
-from fp8pad.render.verdict import refusal_facts
+from fp8pad.render.screen import Screen
+from fp8pad.render.verdict import show_refusal
 from fp8pad.summary import plan_document
 from fp8pad.text import printable
 from fp8pad.unpad import UnpadReport
@@ -38,19 +40,29 @@ def show_conversion(
     facts = [("padded", f"{report.tensors_padded} tensors")] if report.tensors_padded else []
     facts += [*not_understood_facts(plan), *skipped_facts(plan)]
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
-    named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("left out", report.excluded)
+    named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("excluded", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]
-    facts += _replaced_facts(report.replaced)
-    facts.append(("compare", command("verify", source.root, out_dir)))
-    facts += list(refusal_facts(source, plan, out_dir)) or _serving_facts(plan, out_dir)
-    print_parts(stdout_console(), Text(f"{printable(str(out_dir))}: {verdict}", style="bold"), fact_table(facts))
+    screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced)])
+    if not show_refusal(screen, source, plan, out_dir):
+        _show_serving(screen, plan, out_dir)
+    screen.section("How to check it")
+    screen.command(command("verify", source.root, out_dir))
+    screen.show(stdout_console())
 
 
-def _serving_facts(plan: CheckpointPlan, out_dir: Path) -> list[Fact]:
+def _screen(folder: Path, verdict: str, facts: Iterable[Fact]) -> Screen:
+    screen = Screen()
+    screen.paragraph(Text(printable(f"{folder}: {verdict}"), style="bold"))
+    screen.rows(facts)
+    return screen
+
+
+def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
     size = plan.policy.tensor_parallel_size
     ranks = ["--tensor-parallel-size", str(size)] if size > 1 else []
-    facts = [("serve", shlex.join(["vllm", "serve", str(out_dir), *ranks]))]
-    return [*facts, ("", "with fp8pad installed beside vLLM")] if plan.needs_runtime else facts
+    needs = ", in an environment with vLLM and fp8pad" if plan.needs_runtime else ", no plugin needed"
+    screen.section(f"How to serve it{needs}")
+    screen.command(shlex.join(["vllm", "serve", str(out_dir), *ranks]))
 
 
 def show_verification(report: VerifyReport, as_json: bool = False) -> None:
@@ -60,8 +72,7 @@ def show_verification(report: VerifyReport, as_json: bool = False) -> None:
         return
     facts = [("differs", printable(str(mismatch))) for mismatch in report.mismatches]
     facts += [("note", printable(note)) for note in report.notes]
-    headline = f"{printable(str(report.out_dir))}: {printable(_verdict(report))}"
-    print_parts(stdout_console(), Text(headline, style="bold"), fact_table(facts))
+    _screen(report.out_dir, _verdict(report), facts).show(stdout_console())
 
 
 def _verdict(report: VerifyReport) -> str:
@@ -91,10 +102,9 @@ def show_restoration(report: UnpadReport, as_json: bool = False) -> None:
         )
         return
     verdict = f"restored, {report.tensors_unpadded} tensors as they were before padding"
-    named = ("resumed", report.resumed), ("left out", report.excluded)
+    named = ("resumed", report.resumed), ("excluded", report.excluded)
     facts = [(label, shortened(names)) for label, names in named if names] + _replaced_facts(report.replaced)
-    headline = f"{printable(str(report.restored_dir))}: {verdict}"
-    print_parts(stdout_console(), Text(headline, style="bold"), fact_table(facts))
+    _screen(report.restored_dir, verdict, facts).show(stdout_console())
 
 
 def _conversion_document(report: ConvertReport) -> dict[str, Any]:

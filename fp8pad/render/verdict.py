@@ -8,11 +8,11 @@ from rich.text import Text
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.advice import way_out
 from fp8pad.planning.comparison import Absorbed, AtSize, compare_sizes
-from fp8pad.planning.engines import DEFAULT_ENGINE, Engine, Outcome, engines
+from fp8pad.planning.engines import DEFAULT_ENGINE, Outcome, engines
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict
 from fp8pad.record import Policy
-from fp8pad.render.console import Fact, command, size
+from fp8pad.render.console import command, size
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
@@ -69,20 +69,24 @@ def _explanations(sizes: Iterable[AtSize]) -> Iterator[Row]:
         yield f"TP {', '.join(at_sizes)}", said
 
 
-def refusal_facts(source: Checkpoint, plan: CheckpointPlan, out_dir: Path | str) -> Iterator[Fact]:
-    """Tell for which layers the engine refuses the converted checkpoint at the plan's size, and what helps."""
+def show_refusal(screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_dir: Path | str) -> bool:
+    """Show for which layers the engine refuses the converted checkpoint at the plan's size, and what helps.
+
+    Return whether it refuses it.
+    """
     engine = engines()[DEFAULT_ENGINE]
-    for wall in converted_verdict(plan, engine).walls:
-        told = f"{engine.title} {wall.outcome}: {wall.why}: {patterns(wall.layers)}"
-        yield f"at TP {plan.policy.tensor_parallel_size}", told
-    if converted_verdict(plan, engine).refused:
-        yield "instead", instead(source, plan, engine, out_dir) or "neither --absorb nor fewer ranks help"
-
-
-def instead(source: Checkpoint, plan: CheckpointPlan, engine: Engine, out_dir: Path | str) -> str | None:
-    """Return the command for a checkpoint that the engine does not refuse, None if there is none."""
-    policy = way_out(source.shards, source.configs, plan, engine)
-    return command("convert", source.root, out_dir, *policy_options(policy)) if policy else None
+    walls = converted_verdict(plan, engine).walls
+    if not walls:
+        return False
+    screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
+    for wall in walls:
+        outcome = Text(wall.outcome, style=STYLES[wall.outcome])
+        screen.paragraph(outcome.append(f": {wall.why}: {patterns(wall.layers)}", style="default"), 2)
+    if policy := way_out(source.shards, source.configs, plan, engine):
+        screen.command(command("convert", source.root, out_dir, *policy_options(policy)))
+    else:
+        screen.paragraph("neither --absorb nor fewer ranks help", 2)
+    return True
 
 
 def patterns(names: Iterable[str]) -> str:
