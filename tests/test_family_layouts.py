@@ -184,7 +184,7 @@ LAYOUTS: list[tuple[str, Mapping[str, Any], Shapes]] = [
         mlp("model.language_model.layers.0.mlp", DENSE)
         | mlp("model.language_model.layers.1.mlp", 2 * DENSE)
         | mlp("model.language_model.layers.0.experts.0", EXPERT)
-        | mlp("model.vision_tower.encoder.layers.0.mlp", TOWER, "gate_proj.linear", "up_proj.linear", "down_proj.linear"),
+        | mlp("vision_tower.encoder.layers.0.mlp", TOWER, "gate_proj.linear", "up_proj.linear", "down_proj.linear"),
     ),
 ]  # fmt: skip
 
