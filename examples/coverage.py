@@ -92,7 +92,9 @@ MODEL_TYPES: Mapping[str, Sequence[str]] = {
     "GteNewForSequenceClassification": ["new"], "Phi4MMForCausalLM": ["phi4mm"], "JinaForRanking": ["qwen3"],
     "ColQwen3_5": ["qwen3_5"], "JinaVLForRanking": ["qwen2_vl"], "GLM4VForCausalLM": ["chatglm"],
     "ColBERTJinaRobertaModel": ["xlm-roberta"],
-    "Ernie4_5_VLMoeForConditionalGeneration": ["ernie4_5_moe_vl"],
+    "Ernie4_5_VLMoeForConditionalGeneration": ["ernie4_5_moe_vl"], "ColPaliForRetrieval": ["colpali"],
+    "LlamaNemotronVLModel": ["llama_nemotron_vl"],
+    "LlamaNemotronVLForSequenceClassification": ["llama_nemotron_vl"],
 }  # fmt: skip
 
 

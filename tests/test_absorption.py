@@ -576,3 +576,79 @@ def test_the_cost_in_all() -> None:
         "moe_intermediate_size 74 -> 80: +8.1%, 9.41 kB more on disk and in memory, 13.8 kFLOP more per token",
         "absorbed in all: +6.7%, 13.7 kB more on disk and in memory, 22.3 kFLOP more per token",
     )
+
+
+def hunyuan(**sizes: Any) -> dict[str, Any]:
+    """A Hunyuan 3 config, which says the size of an expert twice."""
+    return {"model_type": "hy_v3", "moe_intermediate_size": 74, "expert_hidden_dim": 74, "num_shared_experts": 1} | {
+        "quantization_config": CHANNEL, **sizes
+    }  # fmt: skip
+
+
+def test_a_size_that_another_key_repeats() -> None:
+    """Both keys are edited; where they differ, nothing is absorbed."""
+    tensors = gated(f"{MOE}.experts.0", 74, 64) | gated(f"{MOE}.shared_mlp", 74, 64)
+    assert plan_layer(hunyuan(), tensors, EXPERTS).edits == (
+        ConfigEdit("config.json", "moe_intermediate_size", 74, 80),
+        ConfigEdit("config.json", "expert_hidden_dim", 74, 80),
+    )
+    settled = plan_layer(hunyuan(expert_hidden_dim=90), tensors, EXPERTS)
+    assert settled.edits == ()
+    assert settled.notes == (
+        "moe_intermediate_size is not absorbed: expert_hidden_dim is 90, where moe_intermediate_size is 74",
+    )
+
+
+def gemma4(**vision: Any) -> dict[str, Any]:
+    """A Gemma 4 config."""
+    return {
+        "model_type": "gemma4",
+        "text_config": {"model_type": "gemma4_text", "intermediate_size": 213},
+        "vision_config": {"model_type": "gemma4_vision", "intermediate_size": 100, **vision},
+        "quantization_config": CHANNEL,
+    }
+
+
+def test_layers_of_twice_the_width() -> None:
+    """With 213 -> 224, Gemma 4's double-wide layers go from 426 to 448; one of another width is refused."""
+    text = "model.language_model.layers"
+    wide = gated(f"{text}.0.mlp", 213, 64) | gated(f"{text}.1.mlp", 426, 64)
+    settled = plan_layer(gemma4(), wide)
+    assert settled.tensors[f"{text}.1.mlp.up_proj.weight"].padded_shape == (448, 64)
+    assert [edit.new for edit in settled.edits] == [224]
+    settled = plan_layer(gemma4(), wide | gated(f"{text}.2.mlp", 300, 64))
+    assert (settled.edits, len(settled.notes)) == ((), 1)
+    assert "is no multiple of it" in settled.notes[0]
+
+
+def test_a_key_that_forbids_absorbing() -> None:
+    """Gemma 4's vision MLPs are absorbed unless their Linears are clipped."""
+    mlp = "model.vision_tower.encoder.layers.0.mlp"
+    tensors = channel(f"{mlp}.gate_proj.linear", 100, 64) | channel(f"{mlp}.up_proj.linear", 100, 64)
+    tensors |= channel(f"{mlp}.down_proj.linear", 64, 100)
+    assert [edit.new for edit in plan_layer(gemma4(), tensors).edits] == [112]
+    refused = plan_layer(gemma4(use_clipped_linears=True), tensors)
+    assert refused.edits == ()
+    assert refused.notes[0].endswith("is not absorbed: vision_config.use_clipped_linears is set")
+
+
+def test_gate_and_up_row_by_row() -> None:
+    """gpt-oss interleaves them: two rows a neuron are added at the tail, and to biases and scales, in no segments."""
+    experts = "model.layers.0.mlp.experts"
+    tensors: Tensors = {
+        f"{experts}.gate_up_proj": ("F8_E4M3", (4, 64, 400)),
+        f"{experts}.gate_up_proj_scale": ("F32", (4, 1, 400)),
+        f"{experts}.gate_up_proj_bias": ("BF16", (4, 400)),
+        f"{experts}.down_proj": ("F8_E4M3", (4, 200, 64)),
+        f"{experts}.down_proj_scale": ("F32", (4, 1, 64)),
+        f"{experts}.down_proj_bias": ("BF16", (4, 64)),
+    }
+    config = {"model_type": "gpt_oss", "intermediate_size": 200, "quantization_config": CHANNEL}
+    settled = plan_layer(config, tensors, EXPERTS)
+    assert {name.rpartition(".")[2]: tensor.padded_shape for name, tensor in settled.tensors.items()} == {
+        "gate_up_proj": (4, 64, 416),
+        "gate_up_proj_scale": (4, 1, 416),
+        "gate_up_proj_bias": (4, 416),
+        "down_proj": (4, 208, 64),
+    }
+    assert not any(tensor.segments for tensor in settled.tensors.values())
