@@ -1,17 +1,19 @@
-"""What `fp8pad plan --absorb` says of five real models at tensor-parallel sizes 1 to 8, from their sizes alone.
+"""What vLLM does with nine real models at tensor-parallel sizes 1 to 16, as `fp8pad plan` says, from their sizes alone.
 
 Prints the table of docs/absorb.md. No weights are needed: the headers of the safetensors files are
 generated from the sizes in the published configs.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.advice import outlook
+from fp8pad.planning.comparison import Absorbed, compare_sizes
+from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.planning.verdict import Verdict
 from fp8pad.record import Policy
 from fp8pad.render.folding import name_patterns
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
@@ -20,6 +22,7 @@ Scheme = Literal["tensor", "channel", "block"]
 Shape = tuple[int, int]
 Linears = Iterator[tuple[str, Shape]]
 
+EXPERTS = 2  # of each layer, to stand for all: what is told does not depend on their number
 CHANNEL = {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}}
 QUANTIZATION: Mapping[Scheme, Mapping[str, Any]] = {
     "tensor": {"quant_method": "modelopt", "quant_algo": "FP8"},
@@ -87,35 +90,86 @@ MODELS = (
             "head_dim": 128,
         },
     ),
+    Model(
+        "Qwen3.6-35B-A3B",
+        "block",
+        {
+            "model_type": "qwen3_5_moe",
+            "text_config": {
+                "model_type": "qwen3_5_moe_text", "hidden_size": 2048, "moe_intermediate_size": 512,
+                "shared_expert_intermediate_size": 512, "num_experts": 256, "num_experts_per_tok": 8,
+                "num_hidden_layers": 40, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
+                "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_head_dim": 128,
+                "hidden_act": "silu",
+            },
+        },
+    ),
+    Model(
+        "Step-3.5-Flash",
+        "block",
+        {
+            "model_type": "step3p5", "hidden_size": 4096, "intermediate_size": 11264, "moe_intermediate_size": 1280,
+            "share_expert_dim": 1280, "num_experts": 288, "moe_top_k": 8, "num_hidden_layers": 45,
+            "first_k_dense_replace": 3, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+        },
+    ),
+    Model(
+        "Gemma-4-26B-A4B",
+        "channel",
+        {
+            "model_type": "gemma4_text", "hidden_size": 2816, "intermediate_size": 2112, "moe_intermediate_size": 704,
+            "num_experts": 128, "top_k_experts": 8, "num_hidden_layers": 30, "hidden_activation": "gelu_pytorch_tanh",
+        },
+    ),
+    Model(
+        "MiniMax-M2.7",
+        "block",
+        {
+            "model_type": "minimax_m2", "hidden_size": 3072, "intermediate_size": 1536, "num_local_experts": 256,
+            "num_experts_per_tok": 8, "num_hidden_layers": 62, "num_attention_heads": 48, "num_key_value_heads": 8,
+            "head_dim": 128, "hidden_act": "silu",
+        },
+    ),
 )  # fmt: skip
 
 
 def main() -> None:
-    """Print one table, a row for each group of tensor-parallel sizes that the plan treats alike."""
-    print("| model, scales | TP | unaligned as published | what `plan` says with --absorb |")
-    print("|---|---|---|---|")
+    """Print one table, a row for each group of tensor-parallel sizes of which the same is said."""
+    print(f"| model, scales | TP | {find_engine().title} as it is | padded | absorbed |")
+    print("|---|---|---|---|---|")
     for model in MODELS:
-        as_published = planned(model, Policy())
-        rows: dict[tuple[str, str], list[str]] = {}
-        for size in (1, 2, 4, 8):
-            rows.setdefault(cells(model, as_published, size), []).append(str(size))
+        rows: dict[tuple[str, ...], list[str]] = {}
+        for at in compare_sizes(planned(model), find_engine()):
+            row = cells(at.original), at.padded.outcome, absorbed(at.absorbed)
+            rows.setdefault(row, []).append(str(at.num_ranks))
         for row, sizes in rows.items():
             print(f"| {model.name}, per {model.scheme} | {', '.join(sizes)} | {' | '.join(row)} |")
 
 
-def cells(model: Model, as_published: CheckpointPlan, size: int) -> tuple[str, str]:
-    """What would be unaligned on a rank, and what absorbing does about it."""
-    (at_size,) = outlook(as_published.layers, (size,))
-    names = name_patterns((*at_size.unaligned, *at_size.indivisible))
-    patterns = [re.sub(r"\{[\d,-]{12,}\}", "{…}", pattern) for pattern in names]
-    plan = planned(model, Policy("auto", size, absorb=True, absorb_experts=True))
-    return "<br>".join(f"`{pattern}`" for pattern in patterns) or "nothing", "<br>".join(plan.notes) or "nothing to do"
+def cells(verdict: Verdict) -> str:
+    """What becomes of which layers."""
+    names: dict[str, list[str]] = {}
+    for finding in verdict.findings:
+        names.setdefault(finding.outcome, []).extend(finding.layers)
+    lines = []
+    for outcome, layers in names.items():
+        patterns = [re.sub(r"\{[\d,-]{12,}\}|(?<=experts\.)\{0-1\}", "{…}", name) for name in name_patterns(layers)]
+        lines.append(f"{outcome}: {', '.join(f'`{pattern}`' for pattern in patterns)}")
+    return "<br>".join(lines) or "serves"
 
 
-def planned(model: Model, policy: Policy) -> CheckpointPlan:
+def absorbed(form: Absorbed | None) -> str:
+    """What becomes of the absorbed form, and which sizes grow by how much."""
+    if form is None:
+        return "-"
+    sizes = [f"{size.key} {size.old} -> {size.new} ({size.new / size.old - 1:+.1%})" for size in form.growths]
+    return "<br>".join([f"{form.verdict.outcome}{', with the plugin' if form.needs_runtime else ''}", *sizes])
+
+
+def planned(model: Model) -> CheckpointPlan:
     """Plan a model from generated headers."""
     config = {**model.config, "quantization_config": QUANTIZATION[model.scheme]}
-    return plan_checkpoint([header_of(model)], {"config.json": config}, policy)
+    return plan_checkpoint([header_of(model)], {"config.json": config}, Policy())
 
 
 def header_of(model: Model) -> ShardHeader:
@@ -132,8 +186,8 @@ def header_of(model: Model) -> ShardHeader:
 
 def linears(config: Mapping[str, Any]) -> Linears:
     """Every Linear of a model, `[N, K]`, under the names of its checkpoints."""
-    if config["model_type"] == "nemotron_h":
-        yield from nemotron(config)
+    if (special := SPECIAL.get(config["model_type"])) is not None:
+        yield from special(config)
         return
     for layer in range(config["num_hidden_layers"]):
         block = f"model.layers.{layer}"
@@ -164,15 +218,15 @@ def experts(config: Mapping[str, Any], prefix: str) -> Linears:
     inner_size, hidden_size = config["moe_intermediate_size"], config["hidden_size"]
     if "n_shared_experts" in config:
         yield from gated(f"{prefix}.shared_experts", inner_size * config["n_shared_experts"], hidden_size)
-    for expert in range(config.get("num_experts") or config["n_routed_experts"]):
+    for expert in range(EXPERTS):
         yield from gated(f"{prefix}.experts.{expert}", inner_size, hidden_size)
 
 
-def attention(config: Mapping[str, Any], prefix: str) -> Linears:
-    """Grouped-query attention."""
+def attention(config: Mapping[str, Any], prefix: str, num_gates: int = 0) -> Linears:
+    """Grouped-query attention; gates lie beside the queries."""
     hidden_size, head_dim = config["hidden_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
-    yield f"{prefix}.q_proj.weight", (queries, hidden_size)
+    yield f"{prefix}.q_proj.weight", (queries * (1 + num_gates), hidden_size)
     yield f"{prefix}.k_proj.weight", (keys, hidden_size)
     yield f"{prefix}.v_proj.weight", (keys, hidden_size)
     yield f"{prefix}.o_proj.weight", (hidden_size, queries)
@@ -202,7 +256,7 @@ def nemotron(config: Mapping[str, Any]) -> Linears:
             yield from attention(config, mixer)
         else:
             yield from plain(f"{mixer}.shared_experts", config["moe_shared_expert_intermediate_size"], hidden_size)
-            for expert in range(config["n_routed_experts"]):
+            for expert in range(EXPERTS):
                 yield from plain(f"{mixer}.experts.{expert}", config["moe_intermediate_size"], hidden_size)
 
 
@@ -216,6 +270,68 @@ def vision(config: Mapping[str, Any]) -> Linears:
     yield "visual.merger.mlp.0.weight", (4 * hidden_size, 4 * hidden_size)
     yield "visual.merger.mlp.2.weight", (config["out_hidden_size"], 4 * hidden_size)
 
+
+def qwen3_5(model: Mapping[str, Any]) -> Linears:
+    """Qwen3.5's text model: three linear attentions and one with gates, then a shared expert and the routed ones."""
+    config = model["text_config"]
+    hidden_size, head_dim = config["hidden_size"], config["linear_head_dim"]
+    keys, values = config["linear_num_key_heads"] * head_dim, config["linear_num_value_heads"] * head_dim
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.language_model.layers.{layer}"
+        if layer % 4 == 3:
+            yield from attention(config, f"{block}.self_attn", num_gates=1)
+        else:
+            yield f"{block}.linear_attn.in_proj_qkv.weight", (2 * keys + values, hidden_size)
+            yield f"{block}.linear_attn.in_proj_z.weight", (values, hidden_size)
+            yield f"{block}.linear_attn.out_proj.weight", (hidden_size, values)
+        yield from gated(f"{block}.mlp.shared_expert", config["shared_expert_intermediate_size"], hidden_size)
+        for expert in range(EXPERTS):
+            yield from gated(f"{block}.mlp.experts.{expert}", config["moe_intermediate_size"], hidden_size)
+
+
+def step(config: Mapping[str, Any]) -> Linears:
+    """Step 3.5: attention of full layers; dense MLPs, then a shared expert and the routed ones, one by one."""
+    hidden_size = config["hidden_size"]
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}"
+        yield from attention(config, f"{block}.self_attn")
+        if layer < config["first_k_dense_replace"]:
+            yield from gated(f"{block}.mlp", config["intermediate_size"], hidden_size)
+            continue
+        yield from gated(f"{block}.share_expert", config["share_expert_dim"], hidden_size)
+        for expert in range(EXPERTS):
+            yield from gated(f"{block}.moe.experts.{expert}", config["moe_intermediate_size"], hidden_size)
+
+
+def gemma4(config: Mapping[str, Any]) -> Linears:
+    """Gemma 4's MLPs and routed experts; of its attention nothing is told."""
+    for layer in range(config["num_hidden_layers"]):
+        yield from gated(f"model.layers.{layer}.mlp", config["intermediate_size"], config["hidden_size"])
+        for expert in range(EXPERTS):
+            inner_size, prefix = config["moe_intermediate_size"], f"model.layers.{layer}.experts.{expert}"
+            yield from gated(prefix, inner_size, config["hidden_size"])
+
+
+def minimax(config: Mapping[str, Any]) -> Linears:
+    """MiniMax-M2: attention and routed experts."""
+    inner_size, hidden_size = config["intermediate_size"], config["hidden_size"]
+    for layer in range(config["num_hidden_layers"]):
+        block = f"model.layers.{layer}"
+        yield from attention(config, f"{block}.self_attn")
+        for expert in range(EXPERTS):
+            prefix = f"{block}.block_sparse_moe.experts.{expert}"
+            yield f"{prefix}.w1.weight", (inner_size, hidden_size)
+            yield f"{prefix}.w3.weight", (inner_size, hidden_size)
+            yield f"{prefix}.w2.weight", (hidden_size, inner_size)
+
+
+SPECIAL: Mapping[str, Callable[[Mapping[str, Any]], Linears]] = {
+    "gemma4_text": gemma4,
+    "minimax_m2": minimax,
+    "nemotron_h": nemotron,
+    "qwen3_5_moe": qwen3_5,
+    "step3p5": step,
+}
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,8 @@ from typing import Any
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.planning.advice import outlook
-from fp8pad.planning.engines import DEFAULT_ENGINE, engines
+from fp8pad.planning.comparison import compare_sizes
+from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.verdict import converted_verdict
 from fp8pad.record import FORMAT_VERSION
@@ -44,7 +45,7 @@ def output_files(source: Checkpoint, plan: CheckpointPlan) -> OutputFiles:
     return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.excluded)
 
 
-def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
+def plan_document(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> dict[str, Any]:
     """Return the JSON object that `fp8pad plan --json` prints."""
     files = output_files(source, plan)
     return {
@@ -63,7 +64,11 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan) -> dict[str, Any]:
         "files_left_out": list(files.excluded),
         "needs_runtime": plan.needs_runtime,
         "tensor_parallel": [asdict(at) for at in outlook(plan.layers)],
-        "refused": list(converted_verdict(plan, engines()[DEFAULT_ENGINE]).refused),
+        "refused": list(converted_verdict(plan, engine).refused),
+        "engine": {
+            "name": engine.title,
+            "tensor_parallel": [at.to_json() for at in compare_sizes(plan, engine)],
+        },
         "notes": list(plan.notes),
     }
 

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.tensor_parallel import Sharding
 from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
@@ -22,6 +23,7 @@ from fp8pad.render.progress import BarProgress, LineProgress
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.text import printable
 
+VLLM = find_engine()
 MODULES = (
     ("self_attn.q_proj", 8192, 8192),
     ("self_attn.k_proj", 1024, 8192),
@@ -90,7 +92,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
 ) -> None:
     """Six hundred Linears take a few lines at any usual width."""
     terminal(columns)
-    show_plan(source, LARGE)
+    show_plan(source, LARGE, VLLM)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 42
     assert max(len(line) for line in lines if not line.startswith("  fp8pad ")) <= columns
@@ -101,7 +103,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
 
 def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Piped output has one line for each group of layers, with every column, no colours and no blanks at the end."""
-    show_plan(source, LARGE)
+    show_plan(source, LARGE, VLLM)
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if "pad K" in line)
     cells = [cell.strip() for cell in row.split("  ") if cell]
@@ -118,7 +120,7 @@ def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys:
 
 def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Brackets, smileys and escape sequences in names and notes are shown as they are, or escaped."""
-    show_plan(source, plan_of(layer("[bold]x[/bold]:smile:\x1b[2J", 10, 16), notes=("[red]note[/red]\n",)))
+    show_plan(source, plan_of(layer("[bold]x[/bold]:smile:\x1b[2J", 10, 16), notes=("[red]note[/red]\n",)), VLLM)
     shown = capsys.readouterr().out
     assert "[bold]x[/bold]:smile:\\x1b[2J" in shown
     assert "[red]note[/red]\\n" in shown
@@ -126,7 +128,7 @@ def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[
 
 def test_config_edits_are_shown(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """What absorbing would write into config.json stands in the plan, with the old value."""
-    show_plan(source, plan_of(edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),)))
+    show_plan(source, plan_of(edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),)), VLLM)
     assert "config.json: vision_config.intermediate_size: 3420 -> 3424" in capsys.readouterr().out
 
 
@@ -135,7 +137,7 @@ def test_what_is_wrong_comes_first_and_for_whom(source: Checkpoint, capsys: pyte
     shape = (8192, 29568)
     aligned = AxisActions("aligned", "aligned")
     inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
-    show_plan(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)))
+    show_plan(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)), VLLM)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[2:4] == ["What vLLM 0.33 does with it", "as it is padded absorbed (--absorb -tp TP)"]
     assert lines[4].startswith("TP 1 serves serves ")
@@ -152,7 +154,7 @@ def test_no_text_is_lost_at_any_width(name: str, tmp_path: Path, capsys: pytest.
     """From 60 to 250 columns every word of the widest form is there, no line is too long, and commands are whole."""
     source = read_unconverted(copy_case(f"good/{name}", tmp_path))
     plan = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=2))
-    screen = plan_screen(source, plan, show_all=True)
+    screen = plan_screen(source, plan, VLLM, show_all=True)
 
     def shown(columns: int) -> list[str]:
         screen.show(Console(width=columns, color_system=None))
@@ -180,7 +182,7 @@ def test_colours_are_for_terminals(
     """Actions and outcomes have colours on a terminal, unless NO_COLOR is set."""
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    show_plan(source, LARGE)
+    show_plan(source, LARGE, VLLM)
     assert ("\x1b[" in capsys.readouterr().out) == styled
 
 
@@ -189,14 +191,14 @@ def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixtu
     both, skip = AxisActions("absorb", "pad"), AxisActions("skip", "skip")
     expert = replace(layer("experts.0.up", 32, 32), axes=skip)
     unaligned = replace(layer("experts.1.up", 30, 32), axes=skip)
-    show_plan(source, plan_of(expert, unaligned, replace(layer("x", 10, 10), axes=both), layer("y", 10, 16)))
+    show_plan(source, plan_of(expert, unaligned, replace(layer("x", 10, 10), axes=both), layer("y", 10, 16)), VLLM)
     counts = "4 FP8 layers: 1 to pad, 1 to absorb and pad, 1 carried unchanged, 1 aligned already"
     assert capsys.readouterr().out.splitlines()[0].endswith(counts)
 
 
 def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Where there is nothing to convert, no conversion is suggested."""
-    show_plan(source, plan_of(layer("a", 256, 256)))
+    show_plan(source, plan_of(layer("a", 256, 256)), VLLM)
     shown = capsys.readouterr().out
     assert "nothing to convert" in shown
     assert "fp8pad convert" not in shown

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
+from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.advice import way_out
-from fp8pad.planning.engines import DEFAULT_ENGINE, engines
+from fp8pad.planning.comparison import Absorbed, Growth, absorbed_at, compare_sizes
+from fp8pad.planning.engines import Engine, engines, find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict, original_verdict, padded_verdict
 from fp8pad.record import Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
-VLLM = engines()[DEFAULT_ENGINE]
+VLLM = find_engine()
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 BLOCKS = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]}
 COMPRESSED = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": BLOCKS}}}
@@ -96,11 +98,11 @@ def test_a_block_model_whose_mlp_cannot_be_taken_apart_is_served_by_fewer_ranks(
     made = headers(LLAMA | {"model_type": "phi3", "intermediate_size": 320}, FP8, shapes)
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_up_proj", "down_proj"}}
-    assert way_out(*made, plan, VLLM) == Policy()
+    assert way_out(plan, VLLM) == Policy()
     made = headers({"model_type": "unknown"}, FP8, gated(MLP, 384))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert way_out(*made, plan, VLLM) == Policy()
+    assert way_out(plan, VLLM) == Policy()
 
 
 def test_columns_that_are_not_whole_blocks_are_refused_as_they_are_and_padded_by_converting() -> None:
@@ -115,7 +117,7 @@ def test_attention_that_begins_inside_a_block_is_served_by_fewer_ranks() -> None
     made = headers(LLAMA | {"intermediate_size": 512}, FP8, gated(MLP, 512) | attention(64))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"k_proj", "v_proj"}}
-    assert way_out(*made, plan, VLLM) == Policy()
+    assert way_out(plan, VLLM) == Policy()
 
 
 def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> None:
@@ -123,7 +125,7 @@ def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> 
     made = headers(LLAMA | {"intermediate_size": 213}, CHANNELS, gated(MLP, 213))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert way_out(*made, plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+    assert way_out(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
 
 
 def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> None:
@@ -135,7 +137,7 @@ def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> No
     other = headers(MOE | {"moe_intermediate_size": 384}, COMPRESSED, shapes)
     plan = planned(other, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert way_out(*other, plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
+    assert way_out(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
     plan = planned(headers(MOE | {"moe_intermediate_size": 48}, FP8, gated(EXPERT, 48)), Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
 
@@ -199,3 +201,74 @@ def test_each_engine_is_found_by_the_name_of_its_file(name: str) -> None:
     """A name and a version, as the option takes them."""
     engine = engines()[name]
     assert name == f"{engine.name.lower()}-{engine.version}"
+
+
+def table(plan: CheckpointPlan, engine: Engine) -> list[tuple[object, ...]]:
+    """The outcomes at each size: original, padded, absorbed, and the inner sizes that absorbing asks for."""
+    return [
+        (
+            at.num_ranks,
+            at.original.outcome,
+            at.padded.outcome,
+            at.absorbed and at.absorbed.verdict.outcome,
+            [growth.new for growth in at.absorbed.growths] if at.absorbed else None,
+        )
+        for at in compare_sizes(plan, engine, (1, 2, 4))
+    ]
+
+
+def test_the_sizes_of_a_block_model_are_compared_without_planning_again() -> None:
+    """384 is whole blocks at TP 1; at TP 2 and 4 the plugin serves it as it is, and stock vLLM at 512."""
+    made = headers(LLAMA | {"intermediate_size": 384, "num_key_value_heads": 4}, FP8, gated(MLP, 384))
+    plan = planned(made, Policy())
+    rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
+    assert table(plan, VLLM) == rows + [(size, "refuses", "serves", "serves", [512]) for size in (2, 4)]
+    (_, two, _) = compare_sizes(plan, VLLM, (1, 2, 4))
+    assert two.absorbed == Absorbed(Verdict(), False, False, (Growth("intermediate_size", 384, 512, 128 * 3 * 256),))
+    assert planned(made, Policy(tensor_parallel_size=2, absorb=True)).config_edits[0].new == 512
+
+
+def test_an_engine_without_a_plugin_refuses_what_is_padded_and_serves_what_is_absorbed() -> None:
+    """SGLang serves 512 as vLLM does, and a checkpoint that needs no padding."""
+    sglang = find_engine("sglang-0.5.23")
+    made = headers(LLAMA | {"intermediate_size": 384}, FP8, gated(MLP, 384))
+    rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
+    rows += [(size, "refuses", "refuses", "serves", [512]) for size in (2, 4)]
+    assert table(planned(made, Policy()), sglang) == rows
+    made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, gated(MLP, 216))
+    assert table(planned(made, Policy()), sglang)[0] == (1, "Triton only", "refuses", "serves", [224])
+
+
+def test_experts_are_absorbed_only_where_that_is_better() -> None:
+    """Left to Triton at 384 / 2 and 384 / 4; at 512 any kernel takes them."""
+    made = headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384))
+    rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
+    rows += [(size, "Triton only", "Triton only", "serves", [512]) for size in (2, 4)]
+    assert table(planned(made, Policy()), VLLM) == rows
+    (_, two) = compare_sizes(planned(made, Policy()), VLLM, (1, 2))
+    assert two.to_json()["absorbed"]["absorb_experts"]
+
+
+def test_comparing_sizes_says_what_plans_for_them_would() -> None:
+    """For each size, the padded and the absorbed form are judged as the plans that make them are."""
+    shapes = gated(MLP, 384) | gated("model.layers.1.mlp", 384) | attention(64)
+    made = headers(LLAMA | {"intermediate_size": 384}, FP8, shapes)
+    for at in compare_sizes(planned(made, Policy()), VLLM, (1, 2, 4)):
+        padded = planned(made, Policy(tensor_parallel_size=at.num_ranks))
+        absorbed = planned(made, Policy(tensor_parallel_size=at.num_ranks, absorb=True))
+        assert at.padded == converted_verdict(padded, VLLM)
+        assert absorbed_at(padded, VLLM, at.num_ranks, experts=False).verdict == converted_verdict(absorbed, VLLM)
+
+
+def test_an_engine_that_is_not_described_is_refused_with_those_that_are() -> None:
+    """The option's mistake, and what it takes."""
+    with pytest.raises(PlanError, match=r"--engine vllm-9: expected one of sglang-0\.5\.23, vllm-0\.33"):
+        find_engine("vllm-9")
+
+
+def test_a_family_file_says_how_its_own_modules_are_divided() -> None:
+    """`merger.proj` is column-parallel in GLM-4V, where every other `proj` is row-parallel."""
+    config = {"model_type": "glm4v", "vision_config": {"model_type": "glm4v_vision", "num_heads": 4}}
+    shapes = {"model.visual.merger.proj": (256, 256), "model.visual.blocks.0.attn.proj": (256, 256)}
+    plan = planned(headers(config, CHANNELS, shapes), Policy())
+    assert [layer.sharding.axis for layer in plan.layers] == ["column", "row"]

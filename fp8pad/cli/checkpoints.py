@@ -17,6 +17,7 @@ from fp8pad.errors import NotServedError, RecordError, VerifyError
 
 if TYPE_CHECKING:
     from fp8pad.checkpoint.checkpoint import Checkpoint
+    from fp8pad.planning.engines import Engine
     from fp8pad.planning.plan import CheckpointPlan
     from fp8pad.record import Policy
 
@@ -30,6 +31,7 @@ def plan(
     absorb_experts: options.AbsorbExpertsOption = False,
     skip: options.SkipOption = None,
     strict: options.StrictOption = False,
+    engine: options.PlanEngineOption = None,
     check: options.CheckOption = False,
     show_all: options.AllOption = False,
     as_json: options.JsonOption = False,
@@ -39,14 +41,16 @@ def plan(
     Reads headers and config.json alone, and writes nothing.
     """
     from fp8pad.planning import check_understood
+    from fp8pad.planning.engines import find_engine
     from fp8pad.render.plan import show_plan
 
+    host = find_engine(engine)
     source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
-    show_plan(source, checkpoint_plan, as_json, show_all)
+    show_plan(source, checkpoint_plan, host, as_json, show_all)
     if strict:
         check_understood(checkpoint_plan)
     if check:
-        _check_served(checkpoint_plan)
+        _check_served(checkpoint_plan, host)
 
 
 def convert(
@@ -65,6 +69,7 @@ def convert(
     resume: options.ResumeOption = True,
     dry_run: options.DryRunOption = False,
     verify: options.VerifyOption = "padded",
+    engine: options.PlanEngineOption = None,
     force: options.ForceOption = False,
     quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
@@ -75,13 +80,15 @@ def convert(
     """
     from fp8pad.convert import convert as convert_checkpoint
     from fp8pad.planning import check_understood
+    from fp8pad.planning.engines import find_engine
     from fp8pad.render.plan import show_plan
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_conversion
 
+    host = find_engine(engine)
     source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
     if dry_run:
-        show_plan(source, checkpoint_plan, as_json)
+        show_plan(source, checkpoint_plan, host, as_json)
     if strict:
         check_understood(checkpoint_plan)
     if dry_run:
@@ -90,9 +97,9 @@ def convert(
     with interruptible(), shown_progress(quiet) as progress:
         report = convert_checkpoint(source, checkpoint_plan, out_dir, write_options, progress)
     if as_json or not quiet:
-        show_conversion(source, checkpoint_plan, out_dir, report, as_json)
+        show_conversion(source, checkpoint_plan, out_dir, report, engine=host, as_json=as_json)
     if not force:
-        _check_served(checkpoint_plan)
+        _check_served(checkpoint_plan, host)
 
 
 def verify(
@@ -178,12 +185,10 @@ def _plan(model: Path, policy: "Policy") -> "tuple[Checkpoint, CheckpointPlan]":
     return source, replace(plan, notes=(*plan.notes, *adapter_notes(source, plan)))
 
 
-def _check_served(plan: "CheckpointPlan") -> None:
+def _check_served(plan: "CheckpointPlan", engine: "Engine") -> None:
     """Raise `NotServedError` where the engine is known to refuse what the plan makes, at the plan's TP size."""
-    from fp8pad.planning.engines import DEFAULT_ENGINE, engines
     from fp8pad.planning.verdict import converted_verdict
 
-    engine = engines()[DEFAULT_ENGINE]
     if refused := converted_verdict(plan, engine).refused:
         at = f"{engine.title} at TP {plan.policy.tensor_parallel_size}"
         raise NotServedError(_first_of(f"not served by {at}", refused, "layer", "layers"))

@@ -81,6 +81,11 @@ ForceOption = Annotated[
     bool, typer.Option("--force", help="Exit with 0 even if vLLM would refuse the result at this TP size.")
 ]
 
+PlanEngineOption = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="NAME", help="Engine to plan for: vllm-0.33 (the default) or sglang-0.5.23."),
+]
+
 # What is printed
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 if vLLM would refuse the result at this TP size.")

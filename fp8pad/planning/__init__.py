@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from fp8pad.errors import PlanError
-from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
+from fp8pad.planning.absorb.absorption import Absorption, absorb, absorbable_sizes, merged
 from fp8pad.planning.absorb.governed import Axis, find_governed
 from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.contradictions import check_consistent
@@ -38,7 +38,8 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)
     inner = inner_axes(governed, linears)
-    how = shardings({linear.name: _matrix_shape(linear) for linear in linears}, sections, governed.roles)
+    shapes = {linear.name: _matrix_shape(linear) for linear in linears}
+    how = shardings(shapes, sections, governed.roles, governed.divided)
     layers = tuple(
         plan_layer(
             linear,
@@ -66,6 +67,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         bytes_after=bytes_before + sum(_bytes_added(tensors[name], tensor) for name, tensor in padded.items()),
         notes=(*(quantization.notes if quantization else ()), *absorption.notes),
         architectures=_architectures(config),
+        absorbable=absorbable_sizes(governed, linears, policy),
     )
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import gcd, lcm
 from typing import Literal
 
+from fp8pad.geometry import round_up
 from fp8pad.planning.tensor_parallel import COLUMN, Fit, RankPart, Sharding
 from fp8pad.record import AxisActions, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.scales import Granularity
@@ -88,6 +90,28 @@ class LayerPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class AbsorbableSize:
+    """An inner size that could be absorbed, whether the plan does it or not.
+
+    `path` is its key in config.json and `old` its value. `governed` maps each FP8 weight's module to the axis that it
+    sizes and how often it goes into it; `weight_bytes` is what these weights take. `alignments` are pairs: a multiple
+    that an axis must have on each rank, and how often the size goes into one matrix of it.
+    """
+
+    path: str
+    old: int
+    is_expert: bool
+    governed: Mapping[str, tuple[Literal["n", "k"], int]]
+    alignments: frozenset[tuple[int, int]]
+    weight_bytes: int
+
+    def size_at(self, num_ranks: int) -> int:
+        """Return the smallest value that aligns everything on each of `num_ranks` ranks."""
+        multiples = (num_ranks * multiple // gcd(num_ranks * multiple, times) for multiple, times in self.alignments)
+        return round_up(self.old, lcm(*multiples))
+
+
+@dataclass(frozen=True, slots=True)
 class UntouchedTensor:
     """A weight that is not an FP8 Linear at all, and why it is not padded.
 
@@ -108,7 +132,7 @@ class CheckpointPlan:
     `tensors` holds every tensor whose bytes change, by name. `modules` is what config.json will tell the runtime; it is
     empty where no runtime is needed. `base` is the original quantization config and `base_source` where it stood; both
     are None in a checkpoint without one. `notes` are sentences for the user that belong to no layer.
-    `architectures` are the classes that config.json names.
+    `architectures` are the classes that config.json names. `absorbable` are the inner sizes that can be absorbed.
     `bytes_before` and `bytes_after` count tensor data.
     """
 
@@ -125,6 +149,7 @@ class CheckpointPlan:
     bytes_after: int
     notes: tuple[str, ...] = field(default=())
     architectures: tuple[str, ...] = ()
+    absorbable: tuple[AbsorbableSize, ...] = ()
 
     @property
     def needs_runtime(self) -> bool:

@@ -25,8 +25,8 @@ Fit = Literal["aligned", "unaligned", "ends inside block", "inside block", "indi
 _PART_OF_ROLE: Mapping[Role, Part] = {"gate": "column", "up": "column", "gate_up": "gate_up", "down": "row"}
 
 _ROW = frozenset(
-    {"Wo", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "linear_fc2", "linear_right", "o_proj",
-     "out_mid", "out_proj", "output_linear", "proj", "projection", "w2", "wo", "wo_b", "wo_ud", "x_proj"}
+    {"Wo", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "linear_2", "linear_fc2", "linear_right",
+     "o_proj", "out_mid", "out_proj", "output_linear", "proj", "projection", "w2", "wo", "wo_b", "wo_ud", "x_proj"}
 )  # fmt: skip
 _REPLICATED = frozenset(
     {"conv_out", "e_proj", "eh_proj", "embedding_projection", "fc1_latent_proj", "fc2_latent_proj", "g_a_proj", "gate",
@@ -165,13 +165,17 @@ COLUMN = Sharding()
 
 
 def shardings(
-    shapes: Mapping[str, tuple[int, int]], sections: Sequence[Section], roles: Mapping[str, Role]
+    shapes: Mapping[str, tuple[int, int]],
+    sections: Sequence[Section],
+    roles: Mapping[str, Role],
+    divided: Mapping[str, Axis] = {},
 ) -> dict[str, Sharding]:
     """Return how each of `shapes`, `(N, K)` by module, is divided among ranks.
 
-    `roles` are those that modules have in MLPs, as family files say.
+    `roles` are those that modules have in MLPs, `divided` how others are divided, as family files say.
     """
-    parts = {name: _PART_OF_ROLE[roles[name]] if name in roles else _part_by_name(name) for name in shapes}
+    described = {name: _PART_OF_ROLE[role] for name, role in roles.items()} | dict(divided)
+    parts = {name: described[name] if name in described else _part_by_name(name) for name in shapes}
     followed = {name for name in shapes if roles.get(name) == "gate" or name.rpartition(".")[2] in _FOLLOWED}
     found = {name: _sharding(name, num_n, parts[name], sections) for name, (num_n, _) in shapes.items()}
     return {name: replace(how, is_followed=True) if name in followed else how for name, how in found.items()}

@@ -1,10 +1,12 @@
 """What an engine does with a checkpoint at a tensor-parallel size, as it is and as it will be converted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import gcd
+from types import MappingProxyType
 
+from fp8pad.geometry import is_aligned
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.tensor_parallel import Fit, RankPart, Shape
@@ -45,43 +47,86 @@ class Verdict:
 
 def original_verdict(plan: CheckpointPlan, engine: Engine, num_ranks: int) -> Verdict:
     """Return what an engine does with the checkpoint that is to be converted, without fp8pad."""
-    judge = _Judge(engine, num_ranks, *_kind(plan))
-    return _verdict((layer.name, judge.stock(layer, layer.logical_matrix)) for layer in plan.layers)
+    return Judge(plan, engine).original(num_ranks)
 
 
 def padded_verdict(plan: CheckpointPlan, engine: Engine, num_ranks: int) -> Verdict:
-    """Return what an engine with fp8pad's plugin does with the padded checkpoint, whose record is for `num_ranks`."""
-    judge = _Judge(engine, num_ranks, *_kind(plan))
-    return _verdict((layer.name, judge.padded(layer, layer.logical_matrix)) for layer in plan.layers)
+    """Return what an engine does with what converting for `num_ranks` makes, with fp8pad's plugin if it is needed."""
+    return Judge(plan, engine).padded(num_ranks)[0]
 
 
 def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
     """Return what an engine does with the checkpoint that `plan` makes, at the plan's tensor-parallel size."""
-    judge = _Judge(engine, plan.policy.tensor_parallel_size, *_kind(plan))
-    rule_of = judge.padded if plan.needs_runtime else judge.stock
-    return _verdict((layer.name, rule_of(layer, layer.matrix_shape)) for layer in plan.layers)
+    return Judge(plan, engine).converted()
 
 
 @dataclass(frozen=True, slots=True)
-class _Judge:
-    engine: Engine
-    num_ranks: int
-    method: str | None
-    architectures: tuple[str, ...]
+class _Group:
+    """Layers of which the same is said: one of them, and the places of all in the plan.
 
-    def stock(self, layer: LayerPlan, shape: Shape) -> Rule | None:
+    `grows` are the places of the absorbable sizes that go into it, each with an axis and how often.
+    """
+
+    example: LayerPlan
+    places: list[int]
+    grows: tuple[tuple[int, str, int], ...]
+
+
+class Judge:
+    """What one engine does with one plan's checkpoint; layers that are alike are looked at once."""
+
+    def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
+        self._plan, self._engine = plan, engine
+        method = quantization_method(plan.base) if plan.base is not None else None
+        self._rules = [rule for rule in engine.rule if _is_about(rule, method, plan.architectures)]
+        self._groups = _groups(plan, by_name=any(rule.modules for rule in self._rules))
+
+    def original(self, num_ranks: int) -> Verdict:
+        """What the engine does with the checkpoint as it is."""
+        return self._verdict(
+            (group, self._stock(group.example, group.example.logical_matrix, num_ranks)) for group in self._groups
+        )
+
+    def converted(self) -> Verdict:
+        """What the engine does with the checkpoint that the plan makes, at the plan's tensor-parallel size."""
+        rule_of = self._padded if self._plan.needs_runtime else self._stock
+        ranks = self._plan.policy.tensor_parallel_size
+        return self._verdict(
+            (group, rule_of(group.example, group.example.matrix_shape, ranks)) for group in self._groups
+        )
+
+    def padded(self, num_ranks: int, sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Verdict, bool]:
+        """What the engine does with what converting for `num_ranks` makes, and whether that needs the plugin.
+
+        `sizes` are the absorbable sizes of the plan that are absorbed, by their place, and what they become.
+        """
+        shapes = [(group, _grown(group, sizes)) for group in self._groups]
+        needs_runtime = any(_is_padded(group.example, shape, num_ranks) for group, shape in shapes)
+        rule_of = self._padded if needs_runtime else self._stock
+        return self._verdict(
+            (group, rule_of(group.example, shape, num_ranks)) for group, shape in shapes
+        ), needs_runtime
+
+    def _verdict(self, rules: Iterable[tuple[_Group, Rule | None]]) -> Verdict:
+        places: dict[tuple[Outcome, str], list[int]] = {}
+        for group, rule in rules:
+            if rule:
+                places.setdefault((rule.outcome, rule.why), []).extend(group.places)
+        found = sorted((sorted(where), said) for said, where in places.items())
+        layers = self._plan.layers
+        return Verdict(tuple(Finding(*said, tuple(layers[place].name for place in where)) for where, said in found))
+
+    def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
         """The rule for a layer `(N, K)` that the engine meets as it is; None where it merely serves it."""
-        part = layer.sharding.part(shape, self.num_ranks)
+        part = layer.sharding.part(shape, num_ranks)
         fit = self._stock_fit(layer, part)
-        return next((rule for rule in self.engine.rule if self._holds(rule, layer, part, fit)), None)
+        return next((rule for rule in self._rules if _holds(rule, layer, part, fit)), None)
 
-    def padded(self, layer: LayerPlan, shape: Shape) -> Rule | None:
+    def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
         """The rule for a layer of a checkpoint that fp8pad's runtime loads, if it takes this layer at all."""
         if not layer.is_for_runtime:
-            return self.stock(layer, shape)
-        if not self.engine.has_runtime:
-            return NO_RUNTIME
-        return _RUNTIME.get(layer.fit_at(self.num_ranks, shape))
+            return self._stock(layer, shape, num_ranks)
+        return _RUNTIME.get(layer.fit_at(num_ranks, shape)) if self._engine.has_runtime else NO_RUNTIME
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart) -> Fit:
         if layer.granularity is None:
@@ -95,19 +140,7 @@ class _Judge:
             if sharding.ends_inside_block(part, block):
                 return "ends inside block"
             return "unaligned" if part.num_k % block[1] else "aligned"
-        return "aligned" if part.is_aligned((self.engine.multiple, self.engine.multiple)) else "unaligned"
-
-    def _holds(self, rule: Rule, layer: LayerPlan, part: RankPart, fit: Fit) -> bool:
-        granularity = layer.granularity.name if layer.granularity else None
-        return (
-            fit in rule.fits
-            and ("expert" if layer.is_expert else "dense") in (rule.kinds or ("dense", "expert"))
-            and granularity in (rule.scales or (granularity,))
-            and self.method in (rule.methods or (self.method,))
-            and (not rule.architectures or _matches(self.architectures, rule.architectures))
-            and (not rule.modules or _matches((layer.name,), rule.modules))
-            and gcd(*layer.block, *(part.rows or (part.num_n or 0,)), part.num_k or 0) >= (rule.finest_block or 0)
-        )
+        return "aligned" if part.is_aligned((self._engine.multiple, self._engine.multiple)) else "unaligned"
 
 
 NO_RUNTIME = Rule("refuses", "fp8pad has no plugin for this engine", "", "", ())
@@ -118,17 +151,53 @@ _RUNTIME: dict[Fit, Rule] = {
 }
 
 
-def _kind(plan: CheckpointPlan) -> tuple[str | None, tuple[str, ...]]:
-    return quantization_method(plan.base) if plan.base is not None else None, plan.architectures
+def _groups(plan: CheckpointPlan, by_name: bool) -> list[_Group]:
+    grows: dict[str, list[tuple[int, str, int]]] = {}
+    for place, size in enumerate(plan.absorbable):
+        for name, (axis, times) in size.governed.items():
+            grows.setdefault(name, []).append((place, axis, times))
+    groups: dict[object, _Group] = {}
+    for place, layer in enumerate(plan.layers):
+        growing = tuple(grows.get(layer.name, ()))
+        shapes = layer.logical_shape, layer.config_shape, layer.alignment
+        is_like = layer.granularity, layer.sharding, layer.axes, layer.is_expert, layer.inner
+        key = shapes, is_like, growing, layer.name if by_name else None
+        groups.setdefault(key, _Group(layer, [], growing)).places.append(place)
+    return list(groups.values())
+
+
+def _grown(group: _Group, sizes: Mapping[int, int]) -> Shape:
+    """The `(N, K)` of layers in which some sizes are absorbed."""
+    num_n, num_k = group.example.logical_matrix
+    for place, axis, times in group.grows:
+        if place in sizes:
+            num_n, num_k = (sizes[place] * times, num_k) if axis == "n" else (num_n, sizes[place] * times)
+    return num_n, num_k
+
+
+def _is_padded(layer: LayerPlan, shape: Shape, num_ranks: int) -> bool:
+    """Whether converting pads a layer `(N, K)`, on disk or on a rank at load."""
+    if not layer.is_for_runtime:
+        return False
+    return not is_aligned(shape, layer.alignment) or layer.fit_at(num_ranks, shape) == "unaligned"
+
+
+def _is_about(rule: Rule, method: str | None, architectures: tuple[str, ...]) -> bool:
+    return (not rule.methods or method in rule.methods) and (
+        not rule.architectures or _matches(architectures, rule.architectures)
+    )
+
+
+def _holds(rule: Rule, layer: LayerPlan, part: RankPart, fit: Fit) -> bool:
+    granularity = layer.granularity.name if layer.granularity else None
+    return (
+        fit in rule.fits
+        and ("expert" if layer.is_expert else "dense") in (rule.kinds or ("dense", "expert"))
+        and granularity in (rule.scales or (granularity,))
+        and (not rule.modules or _matches((layer.name,), rule.modules))
+        and gcd(*layer.block, *(part.rows or (part.num_n or 0,)), part.num_k or 0) >= (rule.finest_block or 0)
+    )
 
 
 def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
-
-def _verdict(rules: Iterable[tuple[str, Rule | None]]) -> Verdict:
-    layers: dict[tuple[Outcome, str], list[str]] = {}
-    for name, rule in rules:
-        if rule:
-            layers.setdefault((rule.outcome, rule.why), []).append(name)
-    return Verdict(tuple(Finding(*said, tuple(names)) for said, names in layers.items()))

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.geometry import is_aligned
+from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.record import AxisActions
 from fp8pad.render.console import Fact, command, edit_facts, growth, print_json, shortened, stdout_console
@@ -29,23 +30,25 @@ ACTIONS = {
 }
 
 
-def show_plan(source: Checkpoint, plan: CheckpointPlan, as_json: bool = False, show_all: bool = False) -> None:
+def show_plan(
+    source: Checkpoint, plan: CheckpointPlan, engine: Engine, as_json: bool = False, show_all: bool = False
+) -> None:
     """Print a plan; layers that are aligned are folded into one line unless `show_all`."""
     if as_json:
-        print_json(plan_document(source, plan))
+        print_json(plan_document(source, plan, engine))
         return
-    plan_screen(source, plan, show_all).show(stdout_console())
+    plan_screen(source, plan, engine, show_all).show(stdout_console())
 
 
-def plan_screen(source: Checkpoint, plan: CheckpointPlan, show_all: bool = False) -> Screen:
+def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_all: bool = False) -> Screen:
     """Return what `fp8pad plan` shows."""
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source.root))}: {_headline(plan)}", style="bold"))
     if plan.layers:
-        show_verdicts(screen, source, plan)
+        show_verdicts(screen, plan, engine)
     _show_layers(screen, plan, show_all)
     _show_costs(screen, source, plan)
-    _show_next(screen, source, plan)
+    _show_next(screen, source, plan, engine)
     return screen
 
 
@@ -154,10 +157,10 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
     return f"{num_shards} shards{', ' if listed else ''}{shortened(listed)}"
 
 
-def _show_next(screen: Screen, source: Checkpoint, plan: CheckpointPlan) -> None:
+def _show_next(screen: Screen, source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> None:
     """Show the one command that comes next."""
     out_dir = _out_dir(source)
-    if show_refusal(screen, source, plan, out_dir):
+    if show_refusal(screen, source, plan, out_dir, engine):
         return
     screen.section("Next")
     if plan.changes_nothing:

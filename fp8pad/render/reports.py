@@ -10,6 +10,7 @@ from rich.text import Text
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.convert import ConvertReport
+from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.render.console import Fact, command, growth, print_json, shortened, stdout_console
 from fp8pad.render.plan import not_understood_facts, skipped_facts
@@ -28,11 +29,17 @@ _VERIFIED = {
 
 
 def show_conversion(
-    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, report: ConvertReport, as_json: bool = False
+    source: Checkpoint,
+    plan: CheckpointPlan,
+    out_dir: Path,
+    report: ConvertReport,
+    *,
+    engine: Engine,
+    as_json: bool = False,
 ) -> None:
     """Print what was written, what was checked, what did not come along, and what to do next."""
     if as_json:
-        print_json(plan_document(source, plan) | _conversion_document(report))
+        print_json(plan_document(source, plan, engine) | _conversion_document(report))
         return
     verdict = f"complete, {_VERIFIED[report.verified]}"
     if plan.changes_nothing:
@@ -43,7 +50,7 @@ def show_conversion(
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("excluded", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]
     screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced)])
-    if not show_refusal(screen, source, plan, out_dir):
+    if not show_refusal(screen, source, plan, out_dir, engine):
         _show_serving(screen, plan, out_dir)
     screen.section("How to check it")
     screen.command(command("verify", source.root, out_dir))

@@ -8,7 +8,7 @@ from rich.text import Text
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.advice import way_out
 from fp8pad.planning.comparison import Absorbed, AtSize, compare_sizes
-from fp8pad.planning.engines import DEFAULT_ENGINE, Outcome, engines
+from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict
 from fp8pad.record import Policy
@@ -27,10 +27,9 @@ STYLES: dict[Outcome, str] = {
 }
 
 
-def show_verdicts(screen: Screen, source: Checkpoint, plan: CheckpointPlan) -> None:
+def show_verdicts(screen: Screen, plan: CheckpointPlan, engine: Engine) -> None:
     """Show what is wrong and for whom: a row for each tensor-parallel size, and below it the layers and reasons."""
-    engine = engines()[DEFAULT_ENGINE]
-    sizes = list(compare_sizes(source.shards, source.configs, plan, engine))
+    sizes = list(compare_sizes(plan, engine))
     screen.section(f"What {engine.title} does with it")
     if not any(at.original.findings for at in sizes):
         served = ", ".join(str(at.num_ranks) for at in sizes)
@@ -54,8 +53,9 @@ def _absorbed(absorbed: Absorbed | None, plan: CheckpointPlan) -> Text:
         return Text("-", style="dim")
     share = absorbed.added_bytes / plan.bytes_before if plan.bytes_before else 0.0
     plugin = "with the plugin" if absorbed.needs_runtime else "without a plugin"
+    experts = ", experts too" if absorbed.experts else ""
     outcome = _outcome(absorbed.verdict)
-    return outcome.append(f" {plugin}, +{size(absorbed.added_bytes)} ({share:+.1%})", style="default")
+    return outcome.append(f" {plugin}{experts}, +{size(absorbed.added_bytes)} ({share:+.1%})", style="default")
 
 
 def _explanations(sizes: Iterable[AtSize]) -> Iterator[Row]:
@@ -69,12 +69,11 @@ def _explanations(sizes: Iterable[AtSize]) -> Iterator[Row]:
         yield f"TP {', '.join(at_sizes)}", said
 
 
-def show_refusal(screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_dir: Path | str) -> bool:
+def show_refusal(screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_dir: Path | str, engine: Engine) -> bool:
     """Show for which layers the engine refuses the converted checkpoint at the plan's size, and what helps.
 
     Return whether it refuses it.
     """
-    engine = engines()[DEFAULT_ENGINE]
     walls = converted_verdict(plan, engine).walls
     if not walls:
         return False
@@ -82,7 +81,7 @@ def show_refusal(screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_d
     for wall in walls:
         outcome = Text(wall.outcome, style=STYLES[wall.outcome])
         screen.paragraph(outcome.append(f": {wall.why}: {patterns(wall.layers)}", style="default"), 2)
-    if policy := way_out(source.shards, source.configs, plan, engine):
+    if policy := way_out(plan, engine):
         screen.command(command("convert", source.root, out_dir, *policy_options(policy)))
     else:
         screen.paragraph("neither --absorb nor fewer ranks help", 2)

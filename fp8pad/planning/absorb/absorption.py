@@ -7,21 +7,22 @@ dynamic activation scales alone, and the zero columns of down multiply zeros.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from math import gcd, lcm
 
-from fp8pad.geometry import round_up
+from fp8pad.errors import CheckpointError
 from fp8pad.planning.absorb.conditions import check_absorbable, check_sizes, config_size, multipliers
 from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
-from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes, GovernedAxis, GovernedSize, MlpId
+from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes, GovernedAxis, GovernedSize
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown, growth_of
 from fp8pad.planning.families import Section
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.padding import alignment_of
+from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.planning.quantization import CONFIG_FILE
 from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy
 
-__all__ = ["Absorption", "absorb", "merged"]
+__all__ = ["Absorption", "absorb", "absorbable_sizes", "merged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +116,51 @@ def _settle(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy
         return _Outcome(size, reason=str(error))
 
 
-def _absorbed(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+def absorbable_sizes(
+    governed: GovernedAxes, linears: Sequence[Fp8Linear], policy: Policy
+) -> tuple[AbsorbableSize, ...]:
+    """Return the inner sizes of FP8 weights that can be absorbed, if not for this policy's ranks then for others'."""
+    by_name = {linear.name: linear for linear in linears}
+    willing = replace(policy, absorb=True, absorb_experts=True)
+    found = []
+    for size in governed.sizes:
+        with suppress(NotAbsorbableError, CheckpointError):
+            if any(claim.module in by_name for claim in size.claims):
+                check_sizes(size)
+                found.append(_absorbable(size, by_name, willing))
+    return tuple(found)
+
+
+def _absorbable(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> AbsorbableSize:
+    """Describe an inner size; `NotAbsorbableError` where anything stands in the way."""
     old = config_size(size)
     check_absorbable(size, policy)
     times = multipliers(size, old)
-    growths = [(claim, growth_of(claim, linears.get(claim.module), old * times[claim.mlp_id])) for claim in size.claims]
-    padded_sizes = _padded_sizes(size, old, times, linears, policy)
-    new = padded_sizes[policy.tensor_parallel_size]
+    for claim in size.claims:
+        growth_of(claim, linears.get(claim.module), old * times[claim.mlp_id])
+    weights = [claim for claim in size.claims if claim.leaf == "weight" and claim.module in linears]
+    return AbsorbableSize(
+        path=size.path,
+        old=old,
+        is_expert=any(claim.mlp.experts for claim in weights),
+        governed={claim.module: (claim.axis, times[claim.mlp_id] * claim.num_segments) for claim in weights},
+        alignments=frozenset(
+            (_alignment(claim, linears[claim.module], policy), times[claim.mlp_id]) for claim in weights
+        ),
+        weight_bytes=sum(claim.tensor.num_bytes for claim in weights),
+    )
+
+
+def _absorbed(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+    absorbable, most = _absorbable(size, linears, policy), policy.tensor_parallel_size
+    padded_sizes = {ranks: absorbable.size_at(ranks) for ranks in range(1, most + 1) if most % ranks == 0}
+    old, new = absorbable.old, padded_sizes[most]
+    times = multipliers(size, old)
     tensors = {}
-    for claim, growth in growths:
-        one = times[claim.mlp_id]
-        if growth and (tensor := grown(claim, growth, old * one, new * one)):
+    for claim in size.claims:
+        inner, padded_inner = old * times[claim.mlp_id], new * times[claim.mlp_id]
+        growth = growth_of(claim, linears.get(claim.module), inner)
+        if growth and (tensor := grown(claim, growth, inner, padded_inner)):
             tensors[claim.tensor.name] = tensor
     return _Outcome(size, None, tensors, tuple(_edits(size, old, new)), key_cost(size, old, padded_sizes, tensors))
 
@@ -136,23 +171,6 @@ def _edits(size: GovernedSize, old: int, new: int) -> Iterator[ConfigEdit]:
     for path, mirror in size.section.mirrors:
         if size.key in mirror:
             yield ConfigEdit(CONFIG_FILE, f"{path}.{size.key}" if path else str(size.key), old, new)
-
-
-def _padded_sizes(
-    size: GovernedSize, old: int, times: Mapping[MlpId, int], linears: Mapping[str, Fp8Linear], policy: Policy
-) -> dict[int, int]:
-    """The key's value that aligns every FP8 weight under it on each rank, for the size asked for and its divisors."""
-    alignments = {
-        (_alignment(claim, linears[claim.module], policy), times[claim.mlp_id])
-        for claim in size.claims
-        if claim.leaf == "weight" and claim.module in linears
-    }
-    sizes = {}
-    for ranks in range(1, policy.tensor_parallel_size + 1):
-        if policy.tensor_parallel_size % ranks == 0:
-            multiples = (ranks * alignment // gcd(ranks * alignment, count) for alignment, count in alignments)
-            sizes[ranks] = round_up(old, lcm(*multiples))
-    return sizes
 
 
 def _alignment(claim: GovernedAxis, linear: Fp8Linear, policy: Policy) -> int:

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fp8pad.errors import PlanError
@@ -14,6 +14,7 @@ from fp8pad.planning.stacks import Order
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
 
 Axis = Literal["n", "k"]
+Division = Literal["column", "row", "replicated"]
 
 # Dtypes besides FP8 whose zero is all zero bytes and that hold one matrix entry per element.
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
@@ -125,10 +126,14 @@ class GovernedSize:
 
 @dataclass(frozen=True, slots=True)
 class GovernedAxes:
-    """All inner sizes of a model, and the modules that family files rule out, with the reason."""
+    """All inner sizes of a model, and the modules that family files rule out, with the reason.
+
+    `divided` are modules of which they say how ranks divide them.
+    """
 
     sizes: tuple[GovernedSize, ...]
     unabsorbable: Mapping[str, str]
+    divided: Mapping[str, Division] = field(default_factory=dict)
 
     @property
     def roles(self) -> Mapping[str, Role]:
@@ -161,7 +166,18 @@ def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeade
     unclaimed = [
         tensor for name, tensor in tensors.items() if name not in known and name.rpartition(".")[0] not in unabsorbable
     ]
-    return GovernedAxes(tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.claims), unabsorbable)
+    governed = tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.claims)
+    return GovernedAxes(governed, unabsorbable, dict(_divided(sections, index)))
+
+
+def _divided(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[str, Division]]:
+    for section in sections:
+        if family := section.family:
+            divisions: dict[Division, tuple[str, ...]] = {
+                "column": family.column, "row": family.row, "replicated": family.replicated
+            }  # fmt: skip
+            for division, patterns in divisions.items():
+                yield from ((module, division) for module in index.modules(section.prefixes, patterns))
 
 
 def _key(section: Section, mlp: Mlp) -> str | None:

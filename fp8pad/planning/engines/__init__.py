@@ -71,3 +71,11 @@ def engines() -> Mapping[str, Engine]:
         for entry in entries
         if entry.name.endswith(".toml")
     }
+
+
+def find_engine(name: str | None = None) -> Engine:
+    """Return the engine of this name, vLLM's newest without one; `PlanError` where none is described."""
+    name = name or DEFAULT_ENGINE
+    if name not in engines():
+        raise PlanError(f"--engine {name}: expected one of {', '.join(engines())}")
+    return engines()[name]

@@ -98,11 +98,18 @@ class Unabsorbable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """The MLPs of a model, or of one part of it; `ignore` are modules that only look as if a key sized them."""
+    """The MLPs of a model, or of one part of it; `ignore` are modules that only look as if a key sized them.
+
+    `column`, `row` and `replicated` are modules outside MLPs that engines divide among ranks otherwise than their names
+    say.
+    """
 
     mlp: tuple[Mlp, ...] = ()
     unabsorbable: tuple[Unabsorbable, ...] = ()
     ignore: tuple[Pattern, ...] = ()
+    column: tuple[Pattern, ...] = ()
+    row: tuple[Pattern, ...] = ()
+    replicated: tuple[Pattern, ...] = ()
     section: tuple["SectionRule", ...] = ()
 
 
