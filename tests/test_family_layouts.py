@@ -121,6 +121,51 @@ LAYOUTS: list[tuple[str, Mapping[str, Any], Shapes]] = [
         MOE | {"expert_hidden_dim": EXPERT, "num_shared_experts": 1},
         mlp("model.layers.1.mlp", DENSE) | moe(L, "shared_mlp"),
     ),
+    ("dots1", MOE | {"n_shared_experts": 2}, mlp("model.layers.1.mlp", DENSE) | moe(L, times=2)),
+    ("dots3_note", MOE | {"n_shared_experts": 1}, mlp("model.layers.1.mlp", DENSE) | moe(L)),
+    ("solar_open", {"moe_intermediate_size": EXPERT, "n_shared_experts": 1}, moe(L)),
+    # vllm/models/qwen4_exp/nvidia/model.py, which has Qwen3-Next's MLPs, and `mtp.`
+    (
+        "qwen4_exp",
+        {
+            "text_config": {
+                "model_type": "qwen4_exp_text",
+                "moe_intermediate_size": EXPERT,
+                "shared_expert_intermediate_size": SHARED,
+            },
+            "vision_config": {"intermediate_size": TOWER},
+        },
+        moe("model.language_model.layers.0.mlp", None)
+        | mlp("model.language_model.layers.0.mlp.shared_expert", SHARED)
+        | moe("mtp.layers.0.mlp", None)
+        | plain("model.visual.blocks.0.mlp", TOWER, "linear_fc1", "linear_fc2"),
+    ),
+    # qwen3_omni_moe_thinker.py `hf_to_vllm_mapper`
+    (
+        "qwen3_omni_moe",
+        {
+            "thinker_config": {
+                "text_config": {"model_type": "qwen3_omni_moe_text", "moe_intermediate_size": EXPERT},
+                "audio_config": {"encoder_ffn_dim": SHARED}, "vision_config": {"intermediate_size": TOWER},
+            },
+            "talker_config": {},
+        },
+        moe("thinker.model.layers.0.mlp", None)
+        | plain("thinker.audio_tower.layers.0", SHARED)
+        | plain("thinker.visual.blocks.0.mlp", TOWER, "linear_fc1", "linear_fc2"),
+    ),
+    # vllm/models/glm5next
+    (
+        "glm5_next",
+        {
+            "text_config": {**MOE, "n_shared_experts": 1},
+            "vision_config": {"intermediate_size": TOWER, "projection_intermediate_size": SHARED},
+        },
+        mlp("model.language_model.layers.1.mlp", DENSE)
+        | moe("model.language_model.layers.0.mlp")
+        | mlp("model.visual.blocks.0.mlp", TOWER)
+        | mlp("model.visual.merger", SHARED),
+    ),
     ("alice_ai", MOE | {"shared_expert_intermediate_size": SHARED}, moe(L, None) | mlp(f"{L}.shared_expert", SHARED)),
     ("flint", MOE | {"shared_expert_intermediate_size": SHARED}, moe(L, None) | mlp(f"{L}.shared_expert", SHARED)),
     ("beam", MOE, mlp("model.layers.1.mlp", DENSE) | moe(L, None)),

@@ -9,7 +9,7 @@ from fp8pad.planning.absorb.governed import Axis, find_governed
 from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
-from fp8pad.planning.layers import Fp8Linear, module_name, recognise
+from fp8pad.planning.layers import Fp8Linear, left_to_engine, module_name, recognise
 from fp8pad.planning.padding import alignment_of, padded_tensors, plan_layer, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
@@ -34,6 +34,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     linears, untouched = recognise(
         tensors, quantization, config, governed.routed_experts, skip=policy.skip, described=governed.roles
     )
+    linears = left_to_engine(linears, governed.padded_at_load, policy.tensor_parallel_size)
     check_consistent(tensors, linears, quantization)
     _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)

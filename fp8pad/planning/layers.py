@@ -91,6 +91,23 @@ def recognise(
     return tuple(_with_one_input(linears)), tuple(untouched)
 
 
+def left_to_engine(linears: Sequence[Fp8Linear], modules: Collection[str], num_ranks: int) -> tuple[Fp8Linear, ...]:
+    """Return the layers; those among `modules` that are not whole blocks on a rank are left to the model's own code."""
+    reason = "not whole scale blocks on a rank, which vLLM's code of this model pads itself"
+    return tuple(
+        replace(linear, skip_reason=linear.skip_reason or reason)
+        if linear.name in modules and _splits_blocks(linear, num_ranks)
+        else linear
+        for linear in linears
+    )
+
+
+def _splits_blocks(linear: Fp8Linear, num_ranks: int) -> bool:
+    if not isinstance(linear.granularity, PerBlock):
+        return False
+    return any(size % (side * num_ranks) for size, side in zip(linear.shape, linear.granularity.block, strict=True))
+
+
 def module_name(weight_name: str) -> str:
     """Return the module that a weight belongs to; a bare parameter is its own module."""
     return weight_name.removesuffix(".weight")

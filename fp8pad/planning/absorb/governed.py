@@ -141,6 +141,11 @@ class GovernedAxes:
         return {claim.module: claim.role for size in self.sizes for claim in size.claims}
 
     @property
+    def padded_at_load(self) -> frozenset[str]:
+        """The modules whose blocks the model's own code in vLLM makes whole."""
+        return frozenset(claim.module for size in self.sizes for claim in size.claims if claim.mlp.padded_at_load)
+
+    @property
     def routed_experts(self) -> Mapping[str, Order | None]:
         """The modules of routed experts, and for those that are stacked the order of their axes."""
         return {claim.module: claim.order for size in self.sizes for claim in size.claims if claim.mlp.experts}
