@@ -10,7 +10,7 @@ from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import Fp8Linear, left_to_engine, module_name, recognise
-from fp8pad.planning.padding import alignment_of, padded_tensors, plan_layer, runtime_layers
+from fp8pad.planning.padding import LayerPlanner, alignment_of, padded_tensors, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
 from fp8pad.planning.tensor_parallel import shardings
@@ -41,14 +41,14 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     inner = inner_axes(governed, linears)
     shapes = {linear.name: _matrix_shape(linear) for linear in linears}
     how = shardings(shapes, sections, governed.roles, governed.divided)
+    planner = LayerPlanner(policy)
     layers = tuple(
-        plan_layer(
+        planner.plan(
             linear,
-            policy,
             how[linear.name],
             absorption.tensors.get(linear.weight.name),
             _refusal(linear, absorption, policy),
-            inner=inner.get(linear.name),
+            inner.get(linear.name),
         )
         for linear in linears
     )

@@ -1,6 +1,5 @@
 """What is refused: tensors and configs that contradict each other, so that engines fail on them or answer wrongly."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from fp8pad.errors import PlanError
@@ -10,7 +9,6 @@ from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import Granularity, PerChannel, PerTensor, stored_scale_shapes
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
-_WEIGHT_SCALE = re.compile(r"(.+)\.weight_scale(_inv)?")
 _SCALE_DTYPES = frozenset({"F64", *ONE_BYTES})
 
 # Matrices of one MLP that meet: for a module, its sibling, its own axis and the sibling's.
@@ -108,11 +106,11 @@ def _check_granularities(linears: Sequence[Fp8Linear], quantization: Quantizatio
 def _check_weights_of_scales(tensors: Mapping[str, TensorHeader]) -> None:
     modules = {name.rpartition(".")[0] for name in tensors if not is_scale_name(name) and not name.endswith(".bias")}
     for name in tensors:
-        match = _WEIGHT_SCALE.fullmatch(name)
-        if match is None or match[1] in modules or match[1] in tensors:
+        module, _, leaf = name.rpartition(".")
+        if leaf not in ("weight_scale", "weight_scale_inv") or not module or module in modules or module in tensors:
             continue
-        if not any(module.startswith(f"{match[1]}.") for module in modules):  # one scale for a table in shards
-            raise PlanError(f"{name}: a scale without its weight: expected {match[1]}.weight")
+        if not any(other.startswith(f"{module}.") for other in modules):  # one scale for a table in shards
+            raise PlanError(f"{name}: a scale without its weight: expected {module}.weight")
 
 
 def _check_siblings(linears: Sequence[Fp8Linear]) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from fp8pad.geometry import num_blocks
 from fp8pad.planning.linear_names import kind_of, own_name
@@ -57,12 +58,18 @@ class Fp8Linear:
         return in_order(self.weight.shape, self.order)
 
     @property
+    def kind(self) -> tuple[object, ...]:
+        """Everything but the names: Linears of one kind are treated alike."""
+        return self.shape, self.granularity, self.skip_reason, self.is_understood, self.is_expert, self.order
+
+    @property
     def is_conv1d(self) -> bool:
         """Whether its weight is stored as `[K, N]`, as in transformers' Conv1D."""
         return self.skip_reason == _CONV1D
 
 
 _CONV1D = "a Conv1D, stored as [K, N]"
+_ROUTED = "a routed expert: the fused MoE kernels never meet the runtime"
 
 
 def recognise(
@@ -166,12 +173,13 @@ def _linear(
         what = "an embedding" if kind_of(name) == "table" else "an FP8 weight"
         reason = f"{what} without a scale of its own"
         return Fp8Linear(name, weight, None, None, reason, is_understood=False, is_expert=is_expert)
-    granularity = _granularity(weight, scale, quantization)
+    allowed = quantization.formats.granularities if quantization else ()
+    granularity = _granularity(weight.shape, scale.shape, allowed)
     if granularity is None:
         reason, is_understood = _other_layout(weight, scale, quantization)
         return Fp8Linear(name, weight, scale, None, reason, is_understood, is_expert)
-    linear = Fp8Linear(name, weight, scale, granularity, is_expert=is_expert)
-    return replace(linear, skip_reason=_unpadded(linear, scale, quantization, has_conv1d))
+    reason = _ROUTED if is_expert else _unpadded(name, granularity, scale, quantization, has_conv1d)
+    return Fp8Linear(name, weight, scale, granularity, reason, is_expert=is_expert)
 
 
 def _named(linear: Fp8Linear, tensors: Mapping[str, TensorHeader], described: Collection[str]) -> Fp8Linear:
@@ -208,19 +216,17 @@ def _stack(
 
 
 def _unpadded(
-    linear: Fp8Linear, scale: TensorHeader, quantization: Quantization | None, has_conv1d: bool
+    name: str, granularity: Granularity, scale: TensorHeader, quantization: Quantization | None, has_conv1d: bool
 ) -> str | None:
     """Why a layer that is understood must not be padded on its own."""
-    if linear.is_expert:
-        return "a routed expert: the fused MoE kernels never meet the runtime"
-    if kind_of(linear.name) == "table":
+    if kind_of(name) == "table":
         return "an embedding, not a Linear"
-    if has_conv1d and linear.name.rpartition(".")[2] in _CONV1D_MODULES:
+    if has_conv1d and name.rpartition(".")[2] in _CONV1D_MODULES:
         return _CONV1D
     if scale.dtype not in ONE_BYTES:
         return f"scales of dtype {scale.dtype}"
-    if isinstance(linear.granularity, PerBlock):
-        return _unpadded_blocks(linear.granularity, scale, quantization)
+    if isinstance(granularity, PerBlock):
+        return _unpadded_blocks(granularity, scale, quantization)
     return None
 
 
@@ -241,17 +247,19 @@ def _has_inputs(name: str, weight: TensorHeader, tensors: Mapping[str, TensorHea
     )
 
 
-def _granularity(weight: TensorHeader, scale: TensorHeader, quantization: Quantization | None) -> Granularity | None:
+@lru_cache
+def _granularity(
+    weight_shape: tuple[int, ...], scale_shape: tuple[int, ...], allowed: tuple[Granularity, ...]
+) -> Granularity | None:
     """The granularity that both the shape of the scale and the config allow, None where there is none.
 
     A single scale of a single row is both a tensor's and a channel's: it is left as it is, unless the config has only
     channels.
     """
-    allowed = quantization.formats.granularities if quantization else ()
     fitting = {
         granularity.name: granularity
         for granularity in reversed(allowed)
-        if scale.shape in stored_scale_shapes(granularity, weight.shape)
+        if scale_shape in stored_scale_shapes(granularity, weight_shape)
     }
     return fitting.get("block") or fitting.get("tensor") or fitting.get("channel")
 

@@ -6,6 +6,7 @@ them, a table under some new name for one, is not taken for a Linear.
 """
 
 import re
+from functools import lru_cache
 from typing import Literal
 
 _LINEAR_WORDS = frozenset(
@@ -30,7 +31,11 @@ _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 def kind_of(module: str) -> Literal["linear", "table"] | None:
     """Return what the name of a module says that it is; None where it says neither."""
-    name = own_name(module)
+    return _kind_of(own_name(module))
+
+
+@lru_cache
+def _kind_of(name: str) -> Literal["linear", "table"] | None:
     words = {word.lower() for word in _WORD.findall(name)}
     if any(_TABLE_WORDS.fullmatch(word) for word in words) and words.isdisjoint(_PROJECTIONS):
         return "table"

@@ -28,19 +28,42 @@ def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
     return lcm(block_n, policy.alignment), lcm(block_k, policy.alignment)
 
 
-def plan_layer(
+class LayerPlanner:
+    """Decides what becomes of Linears; those that are alike in all but their names are worked out once."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._known: dict[tuple[object, ...], LayerPlan] = {}
+
+    def plan(
+        self,
+        linear: Fp8Linear,
+        sharding: Sharding = COLUMN,
+        absorbed: PaddedTensor | None = None,
+        refusal: str = "",
+        inner: Literal["n", "k"] | None = None,
+    ) -> LayerPlan:
+        """Return the plan of one Linear.
+
+        `absorbed` is what absorbing does to its weight, `refusal` why it does not. `inner` is the axis that lies inside
+        an MLP, if one does.
+        """
+        config_shape = absorbed.padded_shape if absorbed else None
+        key = (*linear.kind, sharding, config_shape, refusal, inner)
+        if key not in self._known:
+            self._known[key] = _plan_layer(linear, self._policy, sharding, absorbed, refusal=refusal, inner=inner)
+        return replace(self._known[key], name=linear.name)
+
+
+def _plan_layer(
     linear: Fp8Linear,
     policy: Policy,
-    sharding: Sharding = COLUMN,
-    absorbed: PaddedTensor | None = None,
-    refusal: str = "",
+    sharding: Sharding,
+    absorbed: PaddedTensor | None,
     *,
-    inner: Literal["n", "k"] | None = None,
+    refusal: str,
+    inner: Literal["n", "k"] | None,
 ) -> LayerPlan:
-    """Decide what becomes of a Linear; `absorbed` is what absorbing does to its weight, `refusal` why it does not.
-
-    `inner` is the axis that lies inside an MLP, if one does.
-    """
     alignment = alignment_of(linear, policy)
     config_shape = in_order(absorbed.padded_shape, linear.order) if absorbed else linear.shape
     is_skipped = linear.skip_reason is not None
