@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp8pad.planning import plan_checkpoint
+from fp8pad.planning import padding, plan_checkpoint
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.tensor_parallel import Sharding
@@ -477,3 +477,18 @@ def test_blocks_that_the_model_pads_itself_are_left() -> None:
     }
     whole = plan_checkpoint(shards, {"config.json": config}, Policy())
     assert {layer.reason for layer in whole.layers} == {"N and K are multiples of 128"}
+
+
+def test_layers_that_are_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of a hundred thousand layers has a handful of kinds; only their names differ."""
+    worked_out = []
+
+    def reason_of(layer: LayerPlan, *_: object) -> str:
+        worked_out.append(layer.name)
+        return "because"
+
+    monkeypatch.setattr(padding, "reason_of", reason_of)
+    tensors = (tensor for number in range(200) for tensor in block_scaled(f"layers.{number}.mlp.down_proj", 136, 213))
+    plan = plan_checkpoint([shard("m.safetensors", *tensors)], {"config.json": BLOCK_CONFIG}, Policy())
+    assert [layer.name for layer in plan.layers] == [f"layers.{number}.mlp.down_proj" for number in range(200)]
+    assert len(worked_out) == 1

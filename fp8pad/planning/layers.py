@@ -178,8 +178,8 @@ def _linear(
     if granularity is None:
         reason, is_understood = _other_layout(weight, scale, quantization)
         return Fp8Linear(name, weight, scale, None, reason, is_understood, is_expert)
-    reason = _ROUTED if is_expert else _unpadded(name, granularity, scale, quantization, has_conv1d)
-    return Fp8Linear(name, weight, scale, granularity, reason, is_expert=is_expert)
+    known = _ROUTED if is_expert else _unpadded(name, granularity, scale, quantization, has_conv1d)
+    return Fp8Linear(name, weight, scale, granularity, known, is_expert=is_expert)
 
 
 def _named(linear: Fp8Linear, tensors: Mapping[str, TensorHeader], described: Collection[str]) -> Fp8Linear:
