@@ -19,6 +19,7 @@ METADATA_KEY = "fp8pad"
 RECORD_FILE = "fp8pad.json"
 
 Disposition = Literal["aligned", "pad", "absorb", "skip"]
+Alignment = Literal["auto", 16, 32, 64, 128, "marlin", "sm120", "deepgemm"]
 Json = Mapping[str, Any]
 Shape = tuple[Size, ...]
 FullShape = tuple[PositiveSize, ...]  # of a tensor that has elements: an empty one is never padded, whatever its sizes
@@ -71,12 +72,12 @@ class PaddedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the user asked for; `alignment` "auto" is 16, or the scale block.
+    """What the user asked for; `alignment` "auto" is 16, or the scale block, and a name is what those kernels ask for.
 
     `skip` are globs of module names that are carried unchanged.
     """
 
-    alignment: Literal["auto", 16, 32, 64, 128] = "auto"
+    alignment: Alignment = "auto"
     tensor_parallel_size: Annotated[int, range(1, MAX_TENSOR_PARALLEL_SIZE + 1), "1 to 1024"] = 1
     absorb: bool = False
     absorb_experts: bool = False

@@ -492,3 +492,40 @@ def test_layers_that_are_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPat
     plan = plan_checkpoint([shard("m.safetensors", *tensors)], {"config.json": BLOCK_CONFIG}, Policy())
     assert [layer.name for layer in plan.layers] == [f"layers.{number}.mlp.down_proj" for number in range(200)]
     assert len(worked_out) == 1
+
+
+@pytest.mark.parametrize(
+    ("alignment", "of_channels", "of_blocks"),
+    [
+        ("auto", (144, 224), (160, 256)),
+        ("marlin", (192, 256), (192, 256)),
+        ("sm120", (256, 256), (256, 256)),
+        ("deepgemm", (192, 256), (192, 256)),
+    ],
+)
+def test_presets_are_what_kernels_want(
+    alignment: Any, of_channels: tuple[int, int], of_blocks: tuple[int, int]
+) -> None:
+    """Multiples of N and of K apart, and whole blocks of 32 x 128 whatever a kernel wants."""
+    policy = Policy(alignment=alignment)
+    (layer,) = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, policy).layers
+    assert layer.padded_shape == of_channels
+    header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213))
+    (layer,) = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, policy).layers
+    assert layer.padded_shape == of_blocks
+
+
+def test_adapters_that_no_longer_fit_are_named() -> None:
+    """Those of absorbed modules; the layers are one pattern, and where nothing is absorbed there is no note."""
+    tensors = [
+        tensor
+        for layer in range(3)
+        for name, sizes in (("gate_proj", (213, 136)), ("up_proj", (213, 136)), ("down_proj", (136, 213)))
+        for tensor in block_scaled(f"model.layers.{layer}.mlp.{name}", *sizes)
+    ]
+    config = {**BLOCK_CONFIG, "intermediate_size": 213, "hidden_act": "silu"}
+    header = shard("m.safetensors", *tensors)
+    absorbed = plan_checkpoint([header], {"config.json": config}, Policy(absorb=True))
+    names = "model.layers.*.mlp.gate_proj, model.layers.*.mlp.up_proj, model.layers.*.mlp.down_proj"
+    assert f"LoRA adapters trained on the original do not fit what is absorbed: {names}" in absorbed.notes
+    assert plan_checkpoint([header], {"config.json": config}, Policy()).notes == ()

@@ -6,7 +6,7 @@ What a command needs is imported when it runs, so that `fp8pad --help` loads nei
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fp8pad.checkpoint.checkpoint import Checkpoint
     from fp8pad.planning.engines import Engine
     from fp8pad.planning.plan import CheckpointPlan
-    from fp8pad.record import Policy
+    from fp8pad.record import Alignment, Policy
 
 
 def plan(
@@ -171,7 +171,7 @@ def _policy(
 ) -> "Policy":
     from fp8pad.record import Policy
 
-    multiple = alignment if alignment == "auto" else cast("Literal[16, 32, 64, 128]", int(alignment))
+    multiple = cast("Alignment", int(alignment) if alignment.isdecimal() else alignment)
     return Policy(multiple, tensor_parallel_size, absorb, absorb_experts, tuple(skip or ()))
 
 

@@ -9,7 +9,7 @@ from fp8pad.checkpoint.options import Link, VerifyDepth
 from fp8pad.golden.document import EngineName, Mode
 from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE
 
-Alignment: TypeAlias = Literal["auto", "16", "32", "64", "128"]
+Alignment: TypeAlias = Literal["auto", "16", "32", "64", "128", "marlin", "sm120", "deepgemm"]
 
 
 def _path(argument: str | Path) -> Path:
@@ -49,7 +49,10 @@ TensorParallelSizeOption = Annotated[
     ),
 ]
 AlignmentOption = Annotated[
-    Alignment, typer.Option("--alignment", help="Pad to multiples of this; auto is 16, or the scale block.")
+    Alignment,
+    typer.Option(
+        "--alignment", help="Pad to multiples of this, or of what a kernel wants; auto: 16 or the scale block."
+    ),
 ]
 AbsorbOption = Annotated[
     bool,

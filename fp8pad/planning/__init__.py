@@ -12,6 +12,7 @@ from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import Fp8Linear, left_to_engine, module_name, recognise
+from fp8pad.planning.notes import adapter_notes
 from fp8pad.planning.padding import LayerPlanner, alignment_of, padded_tensors, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
@@ -81,7 +82,11 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         shards_rewritten=tuple(shard.file for shard in shards if any(t.name in padded for t in shard.tensors)),
         bytes_before=bytes_before,
         bytes_after=bytes_before + sum(_bytes_added(tensors[name], tensor) for name, tensor in padded.items()),
-        notes=(*(quantization.notes if quantization else ()), *absorption.notes),
+        notes=(
+            *(quantization.notes if quantization else ()),
+            *absorption.notes,
+            *adapter_notes(module_name(name) for name in absorption.tensors if name.endswith(".weight")),
+        ),
         architectures=_architectures(config),
         absorbable=absorbable_sizes(governed, linears, policy),
     )

@@ -1,6 +1,6 @@
 """Settling one FP8 Linear by padding: its alignment, its padded shape, and what that does to each of its tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import lcm
 from typing import Literal
@@ -11,12 +11,21 @@ from fp8pad.planning.plan import LayerPlan
 from fp8pad.planning.reasons import reason_of
 from fp8pad.planning.stacks import in_order
 from fp8pad.planning.tensor_parallel import COLUMN, Sharding
-from fp8pad.record import AxisActions, Disposition, PaddedTensor, Policy, Shape
+from fp8pad.record import Alignment, AxisActions, Disposition, PaddedTensor, Policy, Shape
 from fp8pad.scales import PerBlock, stored_scale_shapes
 
 # CUTLASS and cuBLASLt want both dimensions of an FP8 matrix in multiples of 16 bytes
 # (vllm csrc/quantization/w8a8/cutlass/scaled_mm_entry.cu; cuBLASLt documentation, "FP8 data types").
 KERNEL_MULTIPLE = 16
+
+# What some kernels want of N and of K, read in vLLM 0.33 (vllm/model_executor/layers/quantization/utils/marlin_utils.py
+# `marlin_padded_nk`; vllm/model_executor/kernels/linear/scaled_mm/b12x.py `can_implement`; vllm/utils/deep_gemm.py
+# `should_use_deepgemm_for_fp8_linear`).
+KERNEL_MULTIPLES: Mapping[Alignment, tuple[int, int]] = {
+    "marlin": (64, 128),
+    "sm120": (128, 128),
+    "deepgemm": (64, 128),
+}
 
 
 def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
@@ -25,7 +34,12 @@ def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
     block_n, block_k = granularity.block if granularity else (1, 1)
     if policy.alignment == "auto":
         return (block_n, block_k) if isinstance(granularity, PerBlock) else (KERNEL_MULTIPLE, KERNEL_MULTIPLE)
-    return lcm(block_n, policy.alignment), lcm(block_k, policy.alignment)
+    multiple_n, multiple_k = _multiples(policy.alignment)
+    return lcm(block_n, multiple_n), lcm(block_k, multiple_k)
+
+
+def _multiples(alignment: Alignment) -> tuple[int, int]:
+    return (alignment, alignment) if isinstance(alignment, int) else KERNEL_MULTIPLES[alignment]
 
 
 class LayerPlanner:
