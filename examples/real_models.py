@@ -23,7 +23,10 @@ Shape = tuple[int, int]
 Linears = Iterator[tuple[str, Shape]]
 
 EXPERTS = 2  # of each layer, to stand for all: what is told does not depend on their number
-CHANNEL = {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}}
+CHANNEL = {
+    "weights": {"type": "float", "num_bits": 8, "strategy": "channel"},
+    "input_activations": {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True},
+}
 QUANTIZATION: Mapping[Scheme, Mapping[str, Any]] = {
     "tensor": {"quant_method": "modelopt", "quant_algo": "FP8"},
     "channel": {"quant_method": "compressed-tensors", "config_groups": {"group_0": CHANNEL}},

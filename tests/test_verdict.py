@@ -1,10 +1,9 @@
 """What vLLM does with a checkpoint at a tensor-parallel size, on headers alone; each rule's source is in its file."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+from plans import CHANNELS, COMPRESSED, FP8, Headers, attention, gated, headers
 
 from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
@@ -14,48 +13,12 @@ from fp8pad.planning.engines import Engine, engines, find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict, original_verdict, padded_verdict
 from fp8pad.record import Policy
-from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 VLLM = find_engine()
-FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-BLOCKS = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]}
-COMPRESSED = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": BLOCKS}}}
-CHANNELS = {"quant_method": "fbgemm_fp8"}
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu"}
 MOE = {"model_type": "qwen3_moe", "num_experts": 1, "num_experts_per_tok": 1, "hidden_act": "silu"}
 MLP = "model.layers.0.mlp"
 EXPERT = "model.layers.0.mlp.experts.0"
-
-Shapes = dict[str, tuple[int, int]]
-Headers = tuple[tuple[ShardHeader], dict[str, Mapping[str, Any]]]
-
-
-def headers(config: Mapping[str, Any], quantization: Mapping[str, Any], shapes: Shapes) -> Headers:
-    """The header of one shard with these Linears, scaled as the quantization config says, and the config."""
-    tensors: list[TensorHeader] = []
-    for name, (num_n, num_k) in shapes.items():
-        blocks = (-(-num_n // 128), -(-num_k // 128))
-        scale = {"fp8": (f"{name}.weight_scale_inv", blocks), "fbgemm_fp8": (f"{name}.weight_scale", (num_n, 1))}
-        scale_name, scale_shape = scale.get(quantization["quant_method"], (f"{name}.weight_scale", blocks))
-        for tensor, dtype, shape in ((f"{name}.weight", "F8_E4M3", (num_n, num_k)), (scale_name, "F32", scale_shape)):
-            begin = tensors[-1].end if tensors else 0
-            tensors.append(TensorHeader(tensor, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
-    shard = ShardHeader("model.safetensors", tensors[-1].end, 0, tuple(tensors))
-    return (shard,), {"config.json": {**config, "quantization_config": quantization}}
-
-
-def gated(prefix: str, inner: int, hidden: int = 256) -> Shapes:
-    """Gate, up and down."""
-    up, down = (inner, hidden), (hidden, inner)
-    return {f"{prefix}.gate_proj": up, f"{prefix}.up_proj": up, f"{prefix}.down_proj": down}
-
-
-def attention(head_dim: int, hidden: int = 256) -> Shapes:
-    """Four heads and two key-value heads."""
-    rows, prefix = {"q_proj": 4 * head_dim, "k_proj": 2 * head_dim, "v_proj": 2 * head_dim}, "model.layers.0.self_attn"
-    return {f"{prefix}.{name}": (num_n, hidden) for name, num_n in rows.items()} | {
-        f"{prefix}.o_proj": (hidden, 4 * head_dim)
-    }
 
 
 def planned(made: Headers, policy: Policy) -> CheckpointPlan:
@@ -157,6 +120,18 @@ def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> No
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(original_verdict(plan, VLLM, 2)) == {"pads in every forward": {"gate_proj", "up_proj", "down_proj"}}
     assert converted_verdict(plan, VLLM) == Verdict()
+
+
+def test_of_weights_that_alone_are_fp8_nothing_is_said() -> None:
+    """Marlin takes them, which pads some sizes and refuses others; with a scheme for activations CUTLASS does."""
+    weights = {"type": "float", "num_bits": 8, "strategy": "channel"}
+    shapes = {f"{MLP}.down_proj": (256, 216)}
+    for activations, outcome in ((None, "not known"), ({"strategy": "token"}, "pads in every forward")):
+        groups = {"group_0": {"weights": weights, "input_activations": activations}}
+        config = {"quant_method": "compressed-tensors", "config_groups": groups}
+        plan = planned(headers(LLAMA, config, shapes, "channel"), Policy())
+        assert said(original_verdict(plan, VLLM, 1)) == {outcome: {"down_proj"}}
+        assert converted_verdict(plan, VLLM) == Verdict()
 
 
 def test_an_odd_vocabulary_is_no_wall() -> None:

@@ -10,7 +10,7 @@ from fp8pad.geometry import is_aligned
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.tensor_parallel import Fit, RankPart, Shape
-from fp8pad.record import quantization_method
+from fp8pad.record import Json, quantization_method
 from fp8pad.scales import PerBlock
 
 
@@ -78,7 +78,12 @@ class Judge:
     def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
         self._plan, self._engine = plan, engine
         method = quantization_method(plan.base) if plan.base is not None else None
-        self._rules = [rule for rule in engine.rule if _is_about(rule, method, plan.architectures)]
+        weight_only = _is_weight_only(plan.base or {})
+        self._rules = [
+            rule
+            for rule in engine.rule
+            if _is_about(rule, method, plan.architectures) and rule.weight_only in (None, weight_only)
+        ]
         self._groups = _groups(plan, by_name=any(rule.modules for rule in self._rules))
 
     def original(self, num_ranks: int) -> Verdict:
@@ -186,6 +191,13 @@ def _is_about(rule: Rule, method: str | None, architectures: tuple[str, ...]) ->
     return (not rule.methods or method in rule.methods) and (
         not rule.architectures or _matches(architectures, rule.architectures)
     )
+
+
+def _is_weight_only(quantization: Json) -> bool:
+    """Whether a config of compressed-tensors leaves the activations of its FP8 layers as they are."""
+    groups = quantization.get("config_groups")
+    groups = list(groups.values()) if isinstance(groups, Mapping) else []
+    return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
 
 
 def _holds(rule: Rule, layer: LayerPlan, part: RankPart, fit: Fit) -> bool:

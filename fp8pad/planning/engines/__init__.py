@@ -23,10 +23,9 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # from best to worst
 class Rule:
     """What an engine does with layers of a kind, scaled so, whose parts on a rank fit so; what is not said is any.
 
-    In `architectures` and `modules`, `*` stands for anything.
-    `models` are model types, and `modules` patterns of module names in which `*` stands for anything.
-    `finest_block` is the smallest block that divides scale blocks and sizes for which the rule holds. `source` is where
-    it is read in the engine, and `known` says whether it was only read, or seen on what device and when.
+    In `architectures` and `modules`, `*` stands for anything. `weight_only` asks for activations that are quantized, or
+    that are not. `finest_block` is the smallest block that must divide scale blocks and sizes. `source` is where the
+    rule is read in the engine, and `known` says whether it was only read, or seen on what device and when.
     """
 
     outcome: Outcome
@@ -40,6 +39,7 @@ class Rule:
     architectures: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     finest_block: PositiveSize | None = None
+    weight_only: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

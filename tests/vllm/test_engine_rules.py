@@ -1,0 +1,103 @@
+"""The rules of planning/engines against vLLM's own checks, called with the sizes of each layer on a rank."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plans import COMPRESSED, FP8, Shapes, attention, gated, headers
+
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import find_engine
+from fp8pad.planning.verdict import original_verdict
+from fp8pad.record import Policy
+
+pytestmark = pytest.mark.vllm
+
+LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
+MOE = {"model_type": "qwen3_moe", "num_experts": 1}
+MLP, EXPERT = "model.layers.0.mlp", "model.layers.0.mlp.experts.0"
+RANKS = st.sampled_from([1, 2, 4])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_process() -> Iterator[None]:
+    """vLLM's check asks for the number of ranks even where the layer says it."""
+    import vllm.distributed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vllm.distributed, "get_tensor_model_parallel_world_size", lambda: 1)
+        yield
+
+
+def outcomes(
+    config: Mapping[str, object], quantization: Mapping[str, Any], shapes: Shapes, ranks: int
+) -> dict[str, str]:
+    """What the plan says of each layer that vLLM does not merely serve, by the last part of its name."""
+    plan = plan_checkpoint(*headers(config, quantization, shapes), Policy())
+    findings = original_verdict(plan, find_engine(), ranks).findings
+    return {name.rpartition(".")[2]: finding.outcome for finding in findings for name in finding.layers}
+
+
+def passes(partitions: Sequence[int], num_k: int, whole: tuple[int, int], ranks: int) -> bool:
+    """Whether vLLM's check lets a layer pass that is `whole` in all and has these matrices and columns on a rank."""
+    from vllm.model_executor.layers.quantization.utils.fp8_utils import validate_fp8_block_shape
+
+    num_n, all_k = whole
+    layer = SimpleNamespace(tp_size=ranks)
+    try:
+        validate_fp8_block_shape(layer, all_k, num_n, num_k, list(partitions), [128, 128])
+    except ValueError:
+        return False
+    return True
+
+
+@settings(max_examples=60, deadline=None)
+@given(share=st.integers(1, 80), ranks=RANKS)
+def test_a_gated_mlp_is_refused_where_vllms_check_raises(share: int, ranks: int) -> None:
+    """Gate and up as one layer, and down, whose columns must be whole blocks on one rank too: kernels want that."""
+    held, inner = 16 * share, 16 * share * ranks
+    said = outcomes(LLAMA, COMPRESSED, gated(MLP, inner), ranks)
+    assert ("gate_proj" in said) != passes([held, held], 256, (2 * inner, 256), ranks)
+    assert ("down_proj" in said) == (held % 128 != 0)
+    assert passes([256], held, (256, inner), ranks) or "down_proj" in said
+    assert set(said.values()) <= {"refuses"}
+
+
+@settings(max_examples=40, deadline=None)
+@given(head_dim=st.sampled_from([16, 32, 48, 64, 96, 128, 192, 256]), ranks=RANKS)
+def test_attention_is_refused_where_vllms_check_raises(head_dim: int, ranks: int) -> None:
+    """Four heads and two key-value heads, which four ranks hold in copies."""
+    queries, keys = 4 * head_dim // ranks, 2 * head_dim // min(ranks, 2)
+    said = outcomes(LLAMA, COMPRESSED, attention(head_dim), ranks)
+    whole = (queries + 2 * keys) * ranks
+    assert bool(said.keys() & {"q_proj", "k_proj", "v_proj"}) != passes([queries, keys, keys], 256, (whole, 256), ranks)
+    assert ("o_proj" in said) == (queries % 128 != 0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(share=st.integers(1, 40), ranks=RANKS)
+def test_experts_are_refined_refused_or_served_as_vllm_does(share: int, ranks: int) -> None:
+    """Method fp8 asks for a finer block first; what has none goes through the check that other methods go through."""
+    from vllm.model_executor.layers.fused_moe.oracle.fp8 import refine_fp8_moe_block_shape
+
+    held = 16 * share
+    config = SimpleNamespace(intermediate_size_per_partition=held, tp_size=ranks, hidden_dim=256)
+    refined = refine_fp8_moe_block_shape(config, [128, 128])
+    expected = "serves" if held % 128 == 0 else "Triton only" if refined else "refuses"
+    model = MOE | {"moe_intermediate_size": held * ranks}
+    said = outcomes(model, FP8, gated(EXPERT, held * ranks), ranks)
+    assert set(said.values()) == ({expected} - {"serves"})
+    others = outcomes(model, COMPRESSED, gated(EXPERT, held * ranks), ranks)
+    assert set(others.values()) == ({"refuses"} if held % 128 else set())
+
+
+def test_a_vocabulary_is_padded_as_vllm_pads_it() -> None:
+    """The rows of a rank are those of vLLM's own embedding."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import pad_vocab_size
+
+    shapes = {"lm_head": (259, 128)}
+    (layer,) = plan_checkpoint(*headers(LLAMA, COMPRESSED, shapes), Policy()).layers
+    assert [layer.part(ranks).num_n for ranks in (1, 2, 4)] == [pad_vocab_size(259) // ranks for ranks in (1, 2, 4)]
