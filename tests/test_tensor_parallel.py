@@ -127,8 +127,7 @@ def test_the_outlook_tells_unaligned_from_indivisible() -> None:
     assert [at.tensor_parallel_size for at in at_sizes] == [2, 4, 8]
     assert [at.indivisible for at in at_sizes] == [("m.fc1",)] * 3
     assert [at.unaligned for at in at_sizes] == [("m.down_proj",)] * 3
-    assert not any(at.is_clear for at in at_sizes)
-    assert outlook(layers[2:], sizes=(64,))[0].is_clear
+    assert outlook(layers[2:], sizes=(64,)) == (RankOutlook(64),)
 
 
 def test_a_share_begins_at_a_block_or_inside_one() -> None:
@@ -169,10 +168,10 @@ def test_a_layer_fused_on_disk_is_aligned_though_its_matrices_are_not() -> None:
     layers = layer(attention, (384, 256), B, B, config), layer(mlp, (768, 256), B, B, config)
     assert [each.part(2).rows for each in layers] == [(128, 64, 64), (192, 192)]
     (at_two,) = outlook(layers, sizes=(2,))
-    assert (at_two.unaligned, at_two.inside_block, at_two.is_clear) == ((), (attention, mlp), False)
-    assert outlook(layers, sizes=(1,))[0].is_clear
+    assert at_two == RankOutlook(2, inside_block=(attention, mlp))
+    assert outlook(layers, sizes=(1,)) == (RankOutlook(1),)
     unscaled = layer(attention, (384, 256), config=config), layer(mlp, (768, 256), config=config)
-    assert outlook(unscaled, sizes=(2,))[0].is_clear
+    assert outlook(unscaled, sizes=(2,)) == (RankOutlook(2),)
 
 
 def test_only_layers_split_along_n_have_rows_of_their_own_on_a_rank() -> None:
@@ -196,7 +195,6 @@ def test_a_layer_whose_scales_are_not_understood_is_not_assessed() -> None:
     unknown = replace(layer("m.fc1", (13653, 5120)), granularity=None)
     (at_two,) = outlook((unknown, layer("m.o_proj", (8192, 8192))), sizes=(2,))
     assert at_two == RankOutlook(2, not_assessed=("m.fc1",))
-    assert at_two.is_clear
 
 
 def test_the_family_knows_its_mlps_by_whatever_name() -> None:

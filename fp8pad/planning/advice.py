@@ -1,6 +1,6 @@
 """What other tensor-parallel sizes would meet in the converted checkpoint, and the options that help."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fp8pad.planning.comparison import absorbed_at
@@ -26,11 +26,6 @@ class RankOutlook:
     inside_block: tuple[str, ...] = ()
     not_assessed: tuple[str, ...] = ()
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether every layer that is understood is aligned on every rank, and every matrix of a block-scaled one."""
-        return not (self.unaligned or self.indivisible or self.inside_block)
-
 
 def outlook(layers: Sequence[LayerPlan], sizes: Sequence[int] = (2, 4, 8)) -> tuple[RankOutlook, ...]:
     """Return what each tensor-parallel size would meet, for the FP8 Linears of a plan."""
@@ -53,17 +48,20 @@ def way_out(plan: CheckpointPlan, engine: Engine) -> Policy | None:
 
 
 def _at(layers: Iterable[LayerPlan], size: int) -> RankOutlook:
-    unaligned, indivisible, inside_block, not_assessed = [], [], [], []
+    found: dict[str, list[str]] = {"unaligned": [], "indivisible": [], "inside_block": [], "not_assessed": []}
+    known: dict[object, list[str]] = {}
     for layer in layers:
-        match layer.fit_at(size):
-            case "not assessed":
-                not_assessed.append(layer.name)
-                continue
-            case "indivisible":
-                indivisible.append(layer.name)
-                continue
-            case "inside block":
-                inside_block.append(layer.name)
-        if not layer.part(size).is_aligned(layer.alignment):
-            unaligned.append(layer.name)
-    return RankOutlook(size, *map(tuple, (unaligned, indivisible, inside_block, not_assessed)))
+        key = layer.sharding, layer.config_shape, layer.granularity, layer.alignment, layer.inner
+        if key not in known:
+            known[key] = list(_troubles(layer, size))
+        for trouble in known[key]:
+            found[trouble].append(layer.name)
+    return RankOutlook(size, **{trouble: tuple(names) for trouble, names in found.items()})
+
+
+def _troubles(layer: LayerPlan, size: int) -> Iterator[str]:
+    fit = layer.fit_at(size)
+    if fit in ("not assessed", "indivisible", "inside block"):
+        yield fit.replace(" ", "_")
+    if fit not in ("not assessed", "indivisible") and not layer.part(size).is_aligned(layer.alignment):
+        yield "unaligned"
