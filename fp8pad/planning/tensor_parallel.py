@@ -25,20 +25,30 @@ Fit = Literal["aligned", "unaligned", "ends inside block", "inside block", "indi
 _PART_OF_ROLE: Mapping[Role, Part] = {"gate": "column", "up": "column", "gate_up": "gate_up", "down": "row"}
 
 _ROW = frozenset(
-    {"Wo", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "linear_2", "linear_fc2", "linear_right",
-     "o_proj", "out_mid", "out_proj", "output_linear", "proj", "projection", "w2", "wo", "wo_b", "wo_ud", "x_proj"}
+    {"Wo", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "linear2", "linear_2",
+     "linear_fc2", "linear_right", "o_proj", "out_mid", "out_proj", "out_projection", "output_linear",
+     "post_projection", "proj", "projection", "v_head", "vision_projection", "w2", "wo", "wo_b", "wo_ud",
+     "x_proj"}
 )  # fmt: skip
 _REPLICATED = frozenset(
-    {"conv_out", "e_proj", "eh_proj", "embedding_projection", "fc1_latent_proj", "fc2_latent_proj", "g_a_proj", "gate",
-     "h_proj", "kv_a_proj_with_mqa", "main_proj", "per_layer_input_gate", "per_layer_projection", "project_in",
-     "project_out", "q_a_proj", "router", "shared_expert_gate", "wkv", "wq_a"}
+    {"attn_res_proj", "classifier", "context_proj", "context_wkv_proj", "conv_out", "correction_coefs",
+     "e_proj", "eh_proj", "embedding_projection", "fc", "fc1_latent_proj", "fc2_latent_proj", "fc3",
+     "fused_qkv_a_proj", "fused_wkv_wgate", "fused_wqa_wkv", "g_a_proj", "gate", "h_proj", "hc_fn",
+     "hc_head_fn", "hidden_projection", "index_qk_proj", "input_mix_weight_down", "input_mix_weight_up",
+     "input_proj", "kernel_projection", "kv_a_proj_with_mqa", "linear_proj", "main_proj", "mlp_res_proj",
+     "modality_projection", "modality_router", "output_attn_res_proj", "per_layer_input_gate",
+     "per_layer_projection", "pooler", "prediction_coefs", "proj1", "proj2", "project_in", "project_out",
+     "q_a_proj", "res_proj", "routed_expert_down_proj", "routed_expert_up_proj", "router", "score",
+     "self_attention_res_proj", "shared_expert_gate", "stem_proj", "text_experts_gate", "unpooler", "v_router",
+     "vision_experts_gate", "weights_proj", "wk_weights_proj", "wq_a"}
 )  # fmt: skip
 # Every Linear inside these is replicated: DeepSeek V3.2's and V4's indexers and compressors.
 _REPLICATED_PARENTS = frozenset({"compressor", "indexer"})
 # Rows of these are tokens, whose number engines pad (`VocabParallelEmbedding` and `ParallelLMHead` in vLLM).
 _VOCABULARY = frozenset(
-    {"embed", "embed_out", "embed_tokens", "head", "lm_head", "output_layer", "word_embeddings", "wte"}
-)
+    {"embed", "embed_out", "embed_tokens", "embed_tokens_per_layer", "embedding", "head", "lm_head",
+     "output_layer", "per_layer_embed_tokens", "proj_out", "word_embeddings", "wte"}
+)  # fmt: skip
 _VOCABULARY_MULTIPLE = 64  # `DEFAULT_VOCAB_PADDING_SIZE`, vllm/model_executor/layers/vocab_parallel_embedding.py
 
 _QUERIES = frozenset({"q_proj"})
