@@ -93,7 +93,8 @@ MODEL_TYPES: Mapping[str, Sequence[str]] = {
     "ColQwen3_5": ["qwen3_5"], "JinaVLForRanking": ["qwen2_vl"], "GLM4VForCausalLM": ["chatglm"],
     "ColBERTJinaRobertaModel": ["xlm-roberta"],
     "Ernie4_5_VLMoeForConditionalGeneration": ["ernie4_5_moe_vl"], "ColPaliForRetrieval": ["colpali"],
-    "LlamaNemotronVLModel": ["llama_nemotron_vl"],
+    "LlamaNemotronVLModel": ["llama_nemotron_vl"], "OpenPanguVLForConditionalGeneration": ["openpangu_vl"],
+    "InternS2PreviewForConditionalGeneration": ["intern_s2_preview"],
     "LlamaNemotronVLForSequenceClassification": ["llama_nemotron_vl"],
 }  # fmt: skip
 
