@@ -21,9 +21,17 @@ SHOWN_TOKENS = (1, 64, 1024, 16384)
 FORMS = ("stock", "runtime", "absorbed")
 ALONE = ("stock, one rank", "runtime, one rank")
 CANDIDATES = ("aligned", "vllm", "runtime", "kept", "absorbed")
+# Ways to quantize an activation: one that is unaligned, and one that has its padding already.
+LAUNCH_PATHS = {
+    "vllm": "vLLM",
+    "fp8pad": "fp8pad",
+    "vllm_kept": "vLLM, padding kept",
+    "fp8pad_kept": "fp8pad, padding kept",
+}
 # What kernels do, by a pattern in their names; the first that fits.
 KERNEL_GROUPS = (
     ("fused by Inductor", "^triton_"),
+    ("between ranks", "(?i)nccl|all_reduce"),
     ("attention", "(?i)flash|reshape_and_cache"),
     ("matrix products", "(?i)cutlass|gemm|nvjet"),
     ("quantization", "quant|per_token_kernel|per_tensor_kernel"),
@@ -80,14 +88,17 @@ def launches(document: dict[str, Any], _: Path) -> str:
     rows = []
     for row in document["rows"]:
         cells: list[object] = [row["num_tokens"], f"{row['k']} -> {row['padded_k']}"]
-        for path in ("vllm", "fp8pad"):
+        for path in LAUNCH_PATHS:
+            if path not in row:
+                continue
             kernels = row[path]["kernels"]
             total = sum(kernel["us"] for kernel in kernels)
             bandwidth = f"{row[path]['gb_per_s']} ({row[path]['share_of_copy']:.2f})"
             cells += [len(kernels), f"{total:.1f}", bandwidth, row[path]["host_us"]]
         rows.append(cells)
     figures = ("kernels", "us", "GB/s (of a copy)", "host, us")
-    header = ("tokens", "K", *(f"{path}: {figure}" for path in ("vLLM", "fp8pad") for figure in figures))
+    paths = [label for path, label in LAUNCH_PATHS.items() if path in document["rows"][0]]
+    header = ("tokens", "K", *(f"{path}: {figure}" for path in paths for figure in figures))
     return f"A large copy on this device: {document['copy_gb_per_s']} GB/s, read and written.\n\n{table(header, rows)}"
 
 
@@ -148,8 +159,9 @@ def schemes(document: dict[str, Any], _: Path) -> str:
 def _form(form: dict[str, Any]) -> str:
     if "refused" in form:
         return "refused"
-    padded = form["layers"]["padded_layers"]
-    layers = f"; {padded} layers padded" if padded else ""
+    padded, kept = form["layers"]["padded_layers"], form["layers"].get("kept_inside_mlps", 0)
+    kept_part = f", {kept} of them kept" if kept else ""
+    layers = f"; {padded} layers padded{kept_part}" if padded else ""
     if "agreement" not in form:
         return f"served{layers}"
     one = form["agreement"]
@@ -164,7 +176,7 @@ def whole_models(document: dict[str, Any], _: Path) -> str:
         (
             run["model"],
             _mode(run),
-            kind,
+            kind if one["compared_with"] == "stock" else f"{kind} ({one['compared_with']})",
             f"{one['num_identical']} of {one['num_answers']}",
             one["num_tokens"],
             f"{one['largest_difference']:.3g}",
