@@ -1,3 +1,49 @@
-"""fp8pad pads FP8 checkpoints ahead of time, so that inference engines never have to."""
+"""fp8pad pads FP8 checkpoints ahead of time, so that inference engines never have to.
+
+`fp8pad.plan`, `convert`, `verify`, `unpad` and `inspect` are the commands of the command line; see `fp8pad.library`.
+They are loaded when they are first used, since a vLLM process imports this.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fp8pad.conversion import ConvertReport
+    from fp8pad.inspection import Inspection
+    from fp8pad.library import PlanReport, convert, inspect, plan, unpad, verify
+    from fp8pad.unpadding import UnpadReport
+    from fp8pad.verification import VerifyReport
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "ConvertReport",
+    "Inspection",
+    "PlanReport",
+    "UnpadReport",
+    "VerifyReport",
+    "__version__",
+    "convert",
+    "inspect",
+    "plan",
+    "unpad",
+    "verify",
+]
+
+
+_MODULES = {
+    "ConvertReport": "conversion",
+    "Inspection": "inspection",
+    "UnpadReport": "unpadding",
+    "VerifyReport": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'library')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

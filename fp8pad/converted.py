@@ -79,7 +79,7 @@ def converted_files(source: Checkpoint, plan: CheckpointPlan, fp8pad_version: st
 def _check_complete(source: Checkpoint, plan: CheckpointPlan) -> None:
     names = {tensor.name for shard in source.shards for tensor in shard.tensors}
     if missing := sorted(plan.tensors.keys() - names):
-        raise PlanError(f"{missing[0]}: is in the plan, but in no shard of {source.root}")
+        raise PlanError(f"{missing[0]}: is in the plan, but in no shard of {source}")
 
 
 def _texts(

@@ -40,6 +40,10 @@ class AlreadyPaddedError(CheckpointError):
     """The checkpoint to convert was made by fp8pad already."""
 
 
+class HubError(CheckpointError):
+    """A model of the hub that cannot be read: there is none, it is not open to us, or the hub does not answer."""
+
+
 class VerifyError(Fp8padError):
     """What was read back is not what the plan says."""
 

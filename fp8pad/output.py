@@ -164,7 +164,7 @@ def _resumable(out: Output) -> str:
 
 def _is_unchanged(source: Checkpoint, file: str) -> bool:
     with suppress(OSError):
-        return FileIdentity.of((source.root / file).stat()) == source.identities[file]
+        return source.identities[file].is_that_of(FileIdentity.of((source.root / file).stat()))
     return False
 
 

@@ -50,7 +50,7 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> d
     files = output_files(source, plan)
     return {
         "format_version": FORMAT_VERSION,
-        "model": str(source.root),
+        "model": str(source),
         "policy": plan.policy.to_json(),
         "layers": [_layer_document(layer) for layer in plan.layers],
         "untouched": [_tensor_document(tensor) for tensor in plan.untouched],

@@ -13,8 +13,8 @@ from test_verify import convert_to
 
 from fp8pad import output
 from fp8pad.cli.main import main
-from fp8pad.convert import Silence
-from fp8pad.verify import verify
+from fp8pad.conversion import Silence
+from fp8pad.verification import verify
 
 # One layer of these has a scale that fp8pad does not understand: it is carried, with its reason.
 CARRIED = {

@@ -35,11 +35,11 @@ from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import VerifyDepth
 from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Sums
-from fp8pad.convert import ConvertOptions, ConvertReport, Silence, convert
+from fp8pad.conversion import ConvertOptions, ConvertReport, Silence, convert
 from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy, parse_record
-from fp8pad.verify import verify
+from fp8pad.verification import verify
 
 
 def converted(model: Path, out_dir: Path, options: ConvertOptions = ConvertOptions(jobs=1)) -> ConvertReport:  # noqa: B008
@@ -68,6 +68,8 @@ def test_shards_hold_the_padded_tensors(tmp_path: Path) -> None:
     for name in stored(before).keys() - {weight, scale}:
         assert np.array_equal(tensor_rows(after, name), tensor_rows(before, name))
     assert report == ConvertReport(
+        source=report.source,
+        plan=report.plan,
         out_dir=tmp_path / "out",
         tensors_padded=2,
         source_bytes=sum(len(content) for content in files_of(model).values()),

@@ -10,7 +10,7 @@ from helpers import llama
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import open_file
 from fp8pad.checkpoint.progress import Silence
-from fp8pad.convert import ConvertOptions, convert
+from fp8pad.conversion import ConvertOptions, convert
 from fp8pad.errors import CheckpointError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy

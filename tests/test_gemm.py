@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
 from fp8pad.checkpoint.progress import Silence
-from fp8pad.convert import ConvertOptions, convert
+from fp8pad.conversion import ConvertOptions, convert
 from fp8pad.errors import CheckpointError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import AxisActions, PaddedTensor, Policy, Segments
 from fp8pad.tensors import FP8_WEIGHT_DTYPES
-from fp8pad.verify import verify
+from fp8pad.verification import verify
 
 
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:

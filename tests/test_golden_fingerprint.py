@@ -12,7 +12,7 @@ from helpers import case_names, copy_case, linear, write_checkpoint
 
 from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
 from fp8pad.checkpoint.progress import Silence
-from fp8pad.convert import ConvertOptions, convert
+from fp8pad.conversion import ConvertOptions, convert
 from fp8pad.errors import RecordError
 from fp8pad.golden.fingerprint import fingerprint
 from fp8pad.planning import plan_checkpoint

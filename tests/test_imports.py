@@ -19,9 +19,9 @@ PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
 WRITING = READING | {"converted", "parallel", "output"}
 JUDGING = WRITING | {"changed_files", "disagreements", "original"}
-RESULTS = {"convert", "verify", "unpad", "inspect", "golden", "bench"}
+RESULTS = {"conversion", "verification", "unpadding", "inspection", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"conversion", "inspection", "library", "unpadding", "verification"},
     "__main__": {"cli"},
     "errors": set(),
     "geometry": set(),
@@ -36,13 +36,16 @@ ALLOWED: dict[str, set[str]] = {
     "converted": READING | {"__init__"},
     "adapters": READING,
     "output": WRITING,
-    "convert": WRITING,
+    "conversion": WRITING | {"summary"},
+    "hub": READING | {"huggingface_hub"},
+    "integrations": READING | {"__init__", "hub", "torch"},
+    "library": READING | RESULTS | {"adapters", "hub", "summary"},
     "original": READING | {"converted"},
     "disagreements": READING | {"original"},
     "changed_files": READING,
-    "verify": JUDGING,
-    "unpad": JUDGING,
-    "inspect": JUDGING,
+    "verification": JUDGING | {"hub"},
+    "unpadding": JUDGING,
+    "inspection": JUDGING,
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},
     "bench": PURE | {"__init__", "bench", "matplotlib", "runtime", "torch", "triton", "vllm"},
     "runtime": {
@@ -59,10 +62,10 @@ ALLOWED: dict[str, set[str]] = {
     },
     "summary": READING,
     "render": READING | RESULTS | {"render", "rich", "summary"},
-    "cli": READING | RESULTS | {"__init__", "cli", "adapters", "output", "render", "typer"},
+    "cli": READING | RESULTS | {"__init__", "cli", "library", "output", "render", "typer"},
 }
 # Heavy, or not there: imported inside functions by those that may import them at all.
-LAZY = {"vllm", "transformers"}
+LAZY = {"huggingface_hub", "vllm", "transformers"}
 FILES = {"io", "os", "pathlib", "shutil", "subprocess", "tempfile"}
 
 
@@ -176,7 +179,7 @@ def test_the_plugin_module_loads_neither_vllm_nor_the_converter(tmp_path: Path) 
     script = (
         "import sys, fp8pad.runtime;"
         "print(*(name for name in sys.modules if name.split('.')[0] in ('vllm', 'torch', 'rich', 'typer')"
-        " or name in ('fp8pad.planning', 'fp8pad.convert', 'fp8pad.render', 'fp8pad.cli')))"
+        " or name in ('fp8pad.planning', 'fp8pad.library', 'fp8pad.render', 'fp8pad.cli')))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []

@@ -10,9 +10,9 @@ from helpers import copy_case, files_of, llama, safetensors_bytes, stored
 from test_verify import convert_to, edit_json
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.convert import ConvertOptions, Silence, convert
+from fp8pad.conversion import ConvertOptions, Silence, convert
 from fp8pad.errors import RecordError
-from fp8pad.inspect import inspect_checkpoint
+from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import AxisActions, PaddedTensor, Policy
 from fp8pad.render.inspection import show_inspection

@@ -8,11 +8,11 @@ import pytest
 from helpers import Tensors, files_of, stored, tensor_rows, write_checkpoint
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.convert import ConvertOptions, Silence, convert
+from fp8pad.conversion import ConvertOptions, Silence, convert
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
-from fp8pad.unpad import unpad
-from fp8pad.verify import verify
+from fp8pad.unpadding import unpad
+from fp8pad.verification import verify
 
 FILE = "model.safetensors"
 ONE = {"F32": b"\x00\x00\x80\x3f", "BF16": b"\x80\x3f", "F8_E8M0": b"\x7f"}

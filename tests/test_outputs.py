@@ -8,7 +8,7 @@ from helpers import case_names
 from outputs import OPTIONS, RECORDED, digests_of
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.convert import ConvertOptions, Silence, convert
+from fp8pad.conversion import ConvertOptions, Silence, convert
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 

@@ -24,13 +24,13 @@ from test_verify import convert_to, edit_json
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import VerifyDepth
-from fp8pad.convert import ConvertOptions, Silence, convert
+from fp8pad.conversion import ConvertOptions, Silence, convert
 from fp8pad.errors import OutputError, RecordError, VerifyError
-from fp8pad.inspect import inspect_checkpoint
+from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments
-from fp8pad.unpad import UnpadReport, unpad
-from fp8pad.verify import verify
+from fp8pad.unpadding import UnpadReport, unpad
+from fp8pad.verification import verify
 
 OPTIONS = ConvertOptions()
 

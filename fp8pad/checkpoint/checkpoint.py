@@ -3,9 +3,10 @@
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from fp8pad.checkpoint.files import FileIdentity, check_identity, open_file
 from fp8pad.checkpoint.folder import (
@@ -36,13 +37,27 @@ class Index:
     weight_map: Mapping[str, str]
 
 
+class Remote(Protocol):
+    """Where the files of a checkpoint come from that are not here; called from several threads at once."""
+
+    def fetched(self, file: str) -> AbstractContextManager[bool]:
+        """Have all bytes of a file in its place in here; whether they are gone afterwards."""
+
+    def remember(self, key: str, sha256: str, source_sha256: str) -> None:
+        """Note the hashes of a file that was written, by a key of its own, for the next run."""
+
+    def recall(self, key: str) -> tuple[str, str] | None:
+        """Return what was noted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint folder; file names are relative to `root`.
 
     `prefixes` are the first bytes of each shard, up to its data. `configs` holds config.json, and hf_quant_config.json
     where there is one; `config_text` is config.json as it lies on disk. `other_files` are copied along unchanged,
-    `excluded` are not. `identities` are those of every file at the moment when it was read.
+    `excluded` are not. `identities` are those of every file at the moment when it was read. A checkpoint on the hub has
+    its id as `name`, and data of a file only inside of `with fetched(file)`.
     """
 
     root: Path
@@ -54,6 +69,16 @@ class Checkpoint:
     other_files: tuple[str, ...]
     excluded: tuple[str, ...]
     identities: Mapping[str, FileIdentity]
+    name: str = ""
+    remote: Remote | None = None
+
+    def __str__(self) -> str:
+        """What the user calls it: a folder or a hub id."""
+        return self.name or str(self.root)
+
+    def fetched(self, file: str) -> AbstractContextManager[bool]:
+        """Have all bytes of a file at `root` in here; say whether it is a copy of our own, gone afterwards."""
+        return self.remote.fetched(file) if self.remote else nullcontext(False)
 
     def with_edited_config(self) -> "Checkpoint":
         """Return the checkpoint without params.json, which would contradict an edited config.json.

@@ -1,8 +1,9 @@
 """How long work tells what it is doing."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Told of every step; called from several threads at once."""
 

@@ -22,6 +22,10 @@ class Replaced:
     files: tuple[str, ...]
     edited: tuple[str, ...]
 
+    def to_json(self) -> dict[str, list[str]]:
+        """Return what a report adds where something was replaced."""
+        return {"files_replaced": list(self.files), "files_edited": list(self.edited)}
+
 
 def check_replaced(old: Directory, new_files: Set[str], out_dir: Path) -> Replaced:
     """Return what is lost when a folder with `new_files` takes the place of `old`, which stands or stood at `out_dir`.

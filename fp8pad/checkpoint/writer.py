@@ -67,23 +67,37 @@ class Writer:
         if what was read back is not what was written.
         """
         key = self.key(layout)
-        if self.is_finished(layout):
-            sums = self._sums()
-            if not self._mismatches(layout, self.staging.finished_path(key), sums, advance):
-                advance(self.work_bytes(layout) - layout.target.file_bytes + layout.target.data_start)
-                return Written(sums.hashes, resumed=True)
-        sums = self._write(layout, key, advance)
-        self.staging.complete(key, layout.file, is_resumable=True)
-        return Written(sums.hashes)
+        if self.is_finished(layout) and (hashes := self._recalled(layout)):
+            advance(self.work_bytes(layout))
+            return Written(hashes, resumed=True)
+        with self.source.fetched(layout.file) as is_ours:
+            if self.is_finished(layout):
+                sums = self._sums()
+                if not self._mismatches(layout, self.staging.finished_path(key), sums, advance):
+                    advance(self.work_bytes(layout) - layout.target.file_bytes + layout.target.data_start)
+                    return Written(sums.hashes, resumed=True)
+            hashes = self._write(layout, key, advance, "hardlink" if is_ours else self.link)
+            self.staging.complete(key, layout.file, is_resumable=True)
+        if self.source.remote and hashes:
+            self.source.remote.remember(key, hashes.sha256, hashes.source_sha256)
+        return Written(hashes)
+
+    def _recalled(self, layout: ShardLayout) -> Hashes | None:
+        """Return the hashes of a finished shard whose source would have to be fetched again, if it still has them."""
+        key = self.key(layout)
+        noted = self.source.remote.recall(key) if self.source.remote else None
+        is_same = noted and sha256(self.staging.finished_path(key), layout.file) == noted[0]
+        return Hashes(*noted) if noted and is_same else None
 
     def copy_other_file(self, file: str, advance: Advance) -> Written:
         """Copy a file as it is; only the permission to execute it comes along. Raises as `write_shard` does."""
         origin, key, expected = self.source.root / file, self.file_key(file), self.source.identities[file]
-        with open_file(origin, file, expected) as source:
-            mode = os.fstat(source.descriptor).st_mode & 0o111 | 0o666
-            with self.staging.create(key, file, mode) as target:
-                copy_range(source, target, (0, 0), expected.size, advance)
-        hashes = self._hashes(origin, key, file) if self.verify == "full" else None
+        with self.source.fetched(file):
+            with open_file(origin, file, expected) as source:
+                mode = os.fstat(source.descriptor).st_mode & 0o111 | 0o666
+                with self.staging.create(key, file, mode) as target:
+                    copy_range(source, target, (0, 0), expected.size, advance)
+            hashes = self._hashes(origin, key, file) if self.is_hashed else None
         self.staging.complete(key, file)
         return Written(hashes)
 
@@ -104,15 +118,20 @@ class Writer:
             raise VerifyError(f"{file}: what was read back is not what was written")
         return hashes
 
-    def _sums(self) -> Sums:
-        return Sums(self.verify, hashed=self.verify == "full")
+    @property
+    def is_hashed(self) -> bool:
+        """Whether every file is hashed: on request, and where its bytes come from elsewhere."""
+        return self.verify == "full" or self.source.remote is not None
 
-    def _write(self, layout: ShardLayout, key: str, advance: Advance) -> Sums:
+    def _sums(self) -> Sums:
+        return Sums(self.verify, hashed=self.is_hashed)
+
+    def _write(self, layout: ShardLayout, key: str, advance: Advance, link: Link) -> Hashes | None:
         """Write a shard and read it back."""
         sums, origin, path = self._sums(), self.source.root / layout.file, self.staging.unfinished_path(key)
-        if layout.is_untouched and self._share(layout, origin, key):
+        if layout.is_untouched and self._share(layout, origin, key, link):
             advance(layout.target.file_bytes)
-            mismatches = self._mismatches(layout, path, sums, advance) if self.verify == "full" else []
+            mismatches = self._mismatches(layout, path, sums, advance) if self.is_hashed else []
         else:
             expected = self.source.identities[layout.file]
             with open_file(origin, layout.file, expected) as source, self.staging.create(key, layout.file) as target:
@@ -121,7 +140,7 @@ class Writer:
                 mismatches = list(islice(read_back(layout, target, sums, advance), 1)) if self.verify != "none" else []
         if mismatches:
             raise VerifyError(str(mismatches[0]))
-        return sums
+        return sums.hashes
 
     def _mismatches(self, layout: ShardLayout, path: Path, sums: Sums, advance: Advance) -> list[Mismatch]:
         """Compare every byte of a shard at `path` with what its source gives, up to the first difference."""
@@ -132,17 +151,17 @@ class Writer:
                 return [Mismatch(layout.file, "header", "what was planned", "another")]
             return list(islice(compare_data(layout, source, target, advance, sums), 1))
 
-    def _share(self, layout: ShardLayout, origin: Path, key: str) -> bool:
+    def _share(self, layout: ShardLayout, origin: Path, key: str, link: Link) -> bool:
         """Let an untouched shard share the source's data, by a hard link or a clone; False if it is to be copied."""
-        if self.link == "hardlink":
+        if link == "hardlink":
             self.staging.link_from(origin.resolve(), key, layout.file)
             return True
-        if self.link == "copy":
+        if link == "copy":
             return False
         expected = self.source.identities[layout.file]
         with open_file(origin, layout.file, expected) as source, self.staging.create(key, layout.file) as target:
             is_shared = clone(source, target)
-        if self.link == "reflink" and not is_shared:
+        if link == "reflink" and not is_shared:
             folder = self.staging.out_dir.parent
             raise OutputError(f"{layout.file}: cannot be reflinked to {folder}; use --link auto")
         return is_shared

@@ -4,22 +4,19 @@ What a command needs is imported when it runs, so that `fp8pad --help` loads nei
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fp8pad.checkpoint.options import DEFAULT_JOBS, WriteOptions
+from fp8pad.checkpoint.options import DEFAULT_JOBS
 from fp8pad.cli import options
 from fp8pad.cli.interrupts import interruptible
 from fp8pad.errors import NotServedError, RecordError, VerifyError
 
 if TYPE_CHECKING:
-    from fp8pad.checkpoint.checkpoint import Checkpoint
     from fp8pad.planning.engines import Engine
     from fp8pad.planning.plan import CheckpointPlan
-    from fp8pad.record import Alignment, Policy
 
 
 def plan(
@@ -40,17 +37,20 @@ def plan(
 
     Reads headers and config.json alone, and writes nothing.
     """
+    from fp8pad.library import plan as plan_checkpoint
     from fp8pad.planning import check_understood
     from fp8pad.planning.engines import find_engine
     from fp8pad.render.plan import show_plan
 
     host = find_engine(engine)
-    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
-    show_plan(source, checkpoint_plan, host, as_json, show_all)
+    report = plan_checkpoint(
+        model, engine=engine, **_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip)
+    )
+    show_plan(report.source, report.plan, host, as_json, show_all)
     if strict:
-        check_understood(checkpoint_plan)
+        check_understood(report.plan)
     if check:
-        _check_served(checkpoint_plan, host)
+        _check_served(report.plan, host)
 
 
 def convert(
@@ -72,52 +72,73 @@ def convert(
     engine: options.PlanEngineOption = None,
     force: options.ForceOption = False,
     quiet: options.QuietOption = False,
+    cache: options.CacheOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Pad a checkpoint and verify the result.
 
     OUT_DIR appears only when it is complete and verified.
     """
-    from fp8pad.convert import convert as convert_checkpoint
-    from fp8pad.planning import check_understood
+    from fp8pad.library import convert as convert_checkpoint
     from fp8pad.planning.engines import find_engine
-    from fp8pad.render.plan import show_plan
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_conversion
 
     host = find_engine(engine)
-    source, checkpoint_plan = _plan(model, _policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
     if dry_run:
-        show_plan(source, checkpoint_plan, host, as_json)
-    if strict:
-        check_understood(checkpoint_plan)
-    if dry_run:
+        plan(
+            model,
+            tensor_parallel_size=tensor_parallel_size,
+            alignment=alignment,
+            absorb=absorb,
+            absorb_experts=absorb_experts,
+            skip=skip,
+            strict=strict,
+            engine=engine,
+            as_json=as_json,
+        )
         return
-    write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
     with interruptible(), shown_progress(quiet) as progress:
-        report = convert_checkpoint(source, checkpoint_plan, out_dir, write_options, progress)
+        report = convert_checkpoint(
+            model,
+            out_dir,
+            **_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip),
+            strict=strict,
+            jobs=jobs,
+            link=link,
+            overwrite=overwrite,
+            resume=resume,
+            verify=verify,
+            cache=cache,
+            engine=engine,
+            progress=progress,
+        )
     if as_json or not quiet:
-        show_conversion(source, checkpoint_plan, out_dir, report, engine=host, as_json=as_json)
+        show_conversion(report, engine=host, as_json=as_json)
     if not force:
-        _check_served(checkpoint_plan, host)
+        _check_served(report.plan, host)
 
 
 def verify(
-    folders: options.VerifyArguments, *, quiet: options.QuietOption = False, as_json: options.JsonOption = False
+    folders: options.VerifyArguments,
+    *,
+    cache: options.CacheOption = False,
+    quiet: options.QuietOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare a converted checkpoint with its records and its source.
 
     OUT_DIR alone is held against what its own records say; with MODEL, every byte is compared with it.
     """
+    from fp8pad.library import verify as verify_checkpoint
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_verification
-    from fp8pad.verify import verify as verify_checkpoint
 
     if len(folders) > 2:
         raise typer.BadParameter("expected OUT_DIR, or MODEL and OUT_DIR")
-    *model, out_dir = folders
+    out_dir, model = folders[-1], folders[0] if len(folders) == 2 else None
     with shown_progress(quiet) as progress:
-        report = verify_checkpoint(model[0] if model else None, out_dir, progress)
+        report = verify_checkpoint(model, out_dir, cache=cache, progress=progress)
     if as_json or not quiet:
         show_verification(report, as_json)
     if not report.ok:
@@ -137,13 +158,21 @@ def unpad(
     as_json: options.JsonOption = False,
 ) -> None:
     """Restore the original, byte for byte."""
+    from fp8pad.library import unpad as unpad_checkpoint
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_restoration
-    from fp8pad.unpad import unpad as unpad_checkpoint
 
-    write_options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
     with interruptible(), shown_progress(quiet) as progress:
-        report = unpad_checkpoint(out_dir, restored_dir, write_options, progress)
+        report = unpad_checkpoint(
+            out_dir,
+            restored_dir,
+            jobs=jobs,
+            link=link,
+            overwrite=overwrite,
+            resume=resume,
+            verify=verify,
+            progress=progress,
+        )
     if as_json or not quiet:
         show_restoration(report, as_json)
 
@@ -153,7 +182,7 @@ def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = Fa
 
     Reports records that are inconsistent.
     """
-    from fp8pad.inspect import inspect_checkpoint
+    from fp8pad.library import inspect as inspect_checkpoint
     from fp8pad.render.inspection import show_inspection
 
     inspection = inspect_checkpoint(path)
@@ -168,21 +197,15 @@ def _policy(
     absorb: bool,
     absorb_experts: bool,
     skip: Sequence[str] | None,
-) -> "Policy":
-    from fp8pad.record import Policy
-
-    multiple = cast("Alignment", int(alignment) if alignment.isdecimal() else alignment)
-    return Policy(multiple, tensor_parallel_size, absorb, absorb_experts, tuple(skip or ()))
-
-
-def _plan(model: Path, policy: "Policy") -> "tuple[Checkpoint, CheckpointPlan]":
-    from fp8pad.adapters import adapter_notes
-    from fp8pad.checkpoint.checkpoint import read_unconverted
-    from fp8pad.planning import plan_checkpoint
-
-    source = read_unconverted(model)
-    plan = plan_checkpoint(source.shards, source.configs, policy)
-    return source, replace(plan, notes=(*plan.notes, *adapter_notes(source, plan)))
+) -> dict[str, Any]:
+    """Return the options of a policy as the library takes them."""
+    return {
+        "alignment": int(alignment) if alignment.isdecimal() else alignment,
+        "tensor_parallel_size": tensor_parallel_size,
+        "absorb": absorb,
+        "absorb_experts": absorb_experts,
+        "skip": tuple(skip or ()),
+    }
 
 
 def _check_served(plan: "CheckpointPlan", engine: "Engine") -> None:

@@ -20,7 +20,9 @@ def _path(argument: str | Path) -> Path:
 
 
 # Folders of checkpoints
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of an FP8 checkpoint.", parser=_path)]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder or hub id of an FP8 checkpoint.", parser=_path)
+]
 OutDirArgument = Annotated[
     Path, typer.Argument(metavar="OUT_DIR", help="Folder of the converted checkpoint.", parser=_path)
 ]
@@ -87,6 +89,9 @@ ForceOption = Annotated[
 PlanEngineOption = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME", help="Engine to plan for: vllm-0.33 (the default) or sglang-0.5.23."),
+]
+CacheOption = Annotated[
+    bool, typer.Option("--cache", help="Fetch a model of the hub into huggingface_hub's cache, and leave it there.")
 ]
 
 # What is printed

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from rich.text import Text
 
-from fp8pad.inspect import Inspection
+from fp8pad.inspection import Inspection
 from fp8pad.record import CheckpointRecord, PaddedTensor, Policy
 from fp8pad.render.console import Fact, edit_facts, growth, print_json, stdout_console
 from fp8pad.render.folding import name_patterns

@@ -43,7 +43,7 @@ def show_plan(
 def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_all: bool = False) -> Screen:
     """Return what `fp8pad plan` shows."""
     screen = Screen()
-    screen.paragraph(Text(f"{printable(str(source.root))}: {_headline(plan)}", style="bold"))
+    screen.paragraph(Text(f"{printable(str(source))}: {_headline(plan)}", style="bold"))
     if plan.layers:
         show_verdicts(screen, plan, engine)
     _show_layers(screen, plan, show_all)
@@ -166,9 +166,15 @@ def _show_next(screen: Screen, source: Checkpoint, plan: CheckpointPlan, engine:
     if plan.changes_nothing:
         screen.paragraph("nothing to convert: the checkpoint would stay as it is", 2)
     else:
-        screen.command(command("convert", source.root, out_dir, *policy_options(plan.policy)))
+        screen.command(command("convert", source, out_dir, *policy_options(plan.policy)))
 
 
 def _out_dir(source: Checkpoint) -> str:
-    named = source.root if source.root.name not in ("", "..") else source.root.resolve()
+    """Propose a folder to write to: beside the model, but in the current folder if it is the hub's or in its cache."""
+    if source.remote:
+        return f"{source.name.partition('@')[0].rpartition('/')[2]}-padded"
+    root = source.root.resolve()
+    if root.parent.name == "snapshots":
+        return f"{root.parent.parent.name.rpartition('--')[2]}-padded"
+    named = source.root if source.root.name not in ("", "..") else root
     return f"{named}-padded"

@@ -3,23 +3,20 @@
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
-from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.replaced import Replaced
-from fp8pad.convert import ConvertReport
+from fp8pad.conversion import ConvertReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.render.console import Fact, command, growth, print_json, shortened, stdout_console
 from fp8pad.render.plan import not_understood_facts, skipped_facts
 from fp8pad.render.screen import Screen
 from fp8pad.render.verdict import show_refusal
-from fp8pad.summary import plan_document
 from fp8pad.text import printable
-from fp8pad.unpad import UnpadReport
-from fp8pad.verify import VerifyReport
+from fp8pad.unpadding import UnpadReport
+from fp8pad.verification import VerifyReport
 
 _VERIFIED = {
     "padded": "every header, size and padded tensor read back",
@@ -28,19 +25,12 @@ _VERIFIED = {
 }
 
 
-def show_conversion(
-    source: Checkpoint,
-    plan: CheckpointPlan,
-    out_dir: Path,
-    report: ConvertReport,
-    *,
-    engine: Engine,
-    as_json: bool = False,
-) -> None:
+def show_conversion(report: ConvertReport, *, engine: Engine, as_json: bool = False) -> None:
     """Print what was written, what was checked, what did not come along, and what to do next."""
     if as_json:
-        print_json(plan_document(source, plan, engine) | _conversion_document(report))
+        print_json(report.to_json())
         return
+    source, plan, out_dir = report.source, report.plan, report.out_dir
     verdict = f"complete, {_VERIFIED[report.verified]}"
     if plan.changes_nothing:
         verdict = f"nothing padded, an equal copy, {verdict}"
@@ -53,7 +43,7 @@ def show_conversion(
     if not show_refusal(screen, source, plan, out_dir, engine):
         _show_serving(screen, plan, out_dir)
     screen.section("How to check it")
-    screen.command(command("verify", source.root, out_dir))
+    screen.command(command("verify", source, out_dir))
     screen.show(stdout_console())
 
 
@@ -98,35 +88,12 @@ def _verdict(report: VerifyReport) -> str:
 def show_restoration(report: UnpadReport, as_json: bool = False) -> None:
     """Print what was restored and what did not come along."""
     if as_json:
-        print_json(
-            {
-                "restored_dir": str(report.restored_dir),
-                "tensors_unpadded": report.tensors_unpadded,
-                "files_left_out": list(report.excluded),
-                "files_resumed": list(report.resumed),
-            }
-            | _replaced_document(report.replaced)
-        )
+        print_json(report.to_json())
         return
     verdict = f"restored, {report.tensors_unpadded} tensors as they were before padding"
     named = ("resumed", report.resumed), ("excluded", report.excluded)
     facts = [(label, shortened(names)) for label, names in named if names] + _replaced_facts(report.replaced)
     _screen(report.restored_dir, verdict, facts).show(stdout_console())
-
-
-def _conversion_document(report: ConvertReport) -> dict[str, Any]:
-    """Return the keys that `fp8pad convert --json` adds to the plan's."""
-    return {
-        "out_dir": str(report.out_dir),
-        "tensors_padded": report.tensors_padded,
-        "source_bytes": report.source_bytes,
-        "written_bytes": report.written_bytes,
-        "files_rewritten": list(report.rewritten),
-        "files_kept": list(report.kept),
-        "files_left_out": list(report.excluded),
-        "files_resumed": list(report.resumed),
-        "verified": report.verified,
-    } | _replaced_document(report.replaced)
 
 
 def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
@@ -135,10 +102,3 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
         return []
     facts = [("replaced", f"{len(replaced.files)} files that stood there")]
     return facts + ([("", f"edited since: {shortened(replaced.edited)}")] if replaced.edited else [])
-
-
-def _replaced_document(replaced: Replaced | None) -> dict[str, Any]:
-    """Return what is added where something was replaced."""
-    if not replaced:
-        return {}
-    return {"files_replaced": list(replaced.files), "files_edited": list(replaced.edited)}

@@ -82,7 +82,7 @@ def show_refusal(screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_d
         outcome = Text(wall.outcome, style=STYLES[wall.outcome])
         screen.paragraph(outcome.append(f": {wall.why}: {patterns(wall.layers)}", style="default"), 2)
     if policy := way_out(plan, engine):
-        screen.command(command("convert", source.root, out_dir, *policy_options(policy)))
+        screen.command(command("convert", source, out_dir, *policy_options(policy)))
     else:
         screen.paragraph("neither --absorb nor fewer ranks help", 2)
     return True

@@ -16,7 +16,7 @@ from typing import Any
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.progress import Silence
-from fp8pad.convert import ConvertOptions, convert
+from fp8pad.conversion import ConvertOptions, convert
 from fp8pad.errors import Fp8padError
 from fp8pad.golden.document import GoldenDocument
 from fp8pad.golden.request import CheckOptions, RecordOptions

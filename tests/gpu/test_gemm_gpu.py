@@ -16,7 +16,7 @@ from helpers import linear, write_checkpoint  # noqa: E402
 
 from fp8pad.checkpoint.checkpoint import read_unconverted  # noqa: E402
 from fp8pad.checkpoint.progress import Silence  # noqa: E402
-from fp8pad.convert import ConvertOptions, convert  # noqa: E402
+from fp8pad.conversion import ConvertOptions, convert  # noqa: E402
 from fp8pad.planning import plan_checkpoint  # noqa: E402
 from fp8pad.record import Policy  # noqa: E402
 

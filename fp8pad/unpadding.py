@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from fp8pad.checkpoint.checkpoint import read_checkpoint, read_record
 from fp8pad.checkpoint.layout import ShardLayout
@@ -15,7 +16,7 @@ from fp8pad.disagreements import disagreements
 from fp8pad.errors import RecordError, VerifyError
 from fp8pad.original import original_of
 from fp8pad.output import Contents, staged
-from fp8pad.record import RECORD_FILE, CheckpointRecord
+from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,17 @@ class UnpadReport:
     excluded: tuple[str, ...]
     resumed: tuple[str, ...]
     replaced: Replaced | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `fp8pad unpad --json` prints."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "restored_dir": str(self.restored_dir),
+            "tensors_unpadded": self.tensors_unpadded,
+            "files_left_out": list(self.excluded),
+            "files_resumed": list(self.resumed),
+            **(self.replaced.to_json() if self.replaced else {}),
+        }
 
 
 def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Progress) -> UnpadReport:
@@ -56,7 +68,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         _check_hashes(record, texts, hashes if options.verify == "full" else _of_shards(hashes, layouts))
         out.write_texts(texts)
         replaced = out.publish()
-    return UnpadReport(out.out_dir, len(record.tensors), converted.excluded, out.resumed, replaced)
+    return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced)
 
 
 def _as_deep_as(record: CheckpointRecord, layouts: Iterable[ShardLayout], options: WriteOptions) -> WriteOptions:

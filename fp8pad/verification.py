@@ -4,6 +4,7 @@ What is right is what the records say. What fp8pad would do with the source toda
 was published does not become wrong when a later version pads otherwise.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -25,8 +26,10 @@ from fp8pad.checkpoint.compare import (
 from fp8pad.checkpoint.files import Advance
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.disagreements import disagreements, quantization_of
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
+from fp8pad.hub import opened
 from fp8pad.original import Original, original_of
 from fp8pad.parallel import run_all
 from fp8pad.planning import plan_checkpoint
@@ -47,7 +50,7 @@ class VerifyReport:
     """
 
     out_dir: Path
-    model: Path | None
+    model: str | None
     tensors_checked: int
     files_hashed: int
     has_records: bool
@@ -65,7 +68,7 @@ class VerifyReport:
         return {
             "format_version": FORMAT_VERSION,
             "out_dir": str(self.out_dir),
-            "model": None if self.model is None else str(self.model),
+            "model": self.model,
             "ok": self.ok,
             "tensors_checked": self.tensors_checked,
             "files_hashed": self.files_hashed,
@@ -76,13 +79,22 @@ class VerifyReport:
         }
 
 
-def verify(model_dir: Path | None, out_dir: Path, progress: Progress) -> VerifyReport:
-    """Check `out_dir` against its own records and, if `model_dir` is given, compare every logical byte with it.
+def verify(
+    model: str | os.PathLike[str] | None, out_dir: Path, progress: Progress, use_cache: bool = False
+) -> VerifyReport:
+    """Check `out_dir` against its own records and, if `model` is given, compare every logical byte with it.
 
-    A checkpoint without records is compared as a copy. Raises `CheckpointError` if either folder cannot be read as a
-    checkpoint, `RecordError` if fp8pad.json is missing or malformed, or if there is nothing to compare with.
+    A model of the hub is fetched file by file; see `hub.opened`. A checkpoint without records is compared as a copy.
+    Raises `CheckpointError` if either folder cannot be read as a checkpoint, `RecordError` if fp8pad.json is missing or
+    malformed, or if there is nothing to compare with.
     """
-    source = read_checkpoint(model_dir) if model_dir else None
+    if model is None:
+        return _verified(None, out_dir, progress)
+    with opened(model, read_checkpoint, use_cache=use_cache, progress=progress) as source:
+        return _verified(source, out_dir, progress)
+
+
+def _verified(source: Checkpoint | None, out_dir: Path, progress: Progress) -> VerifyReport:
     converted = read_checkpoint(out_dir)
     _check_source(source, converted)
     record = read_record(converted)
@@ -98,7 +110,7 @@ def verify(model_dir: Path | None, out_dir: Path, progress: Progress) -> VerifyR
     found = tuple(islice(mismatches, MAX_MISMATCHES))
     return VerifyReport(
         out_dir=out_dir,
-        model=model_dir,
+        model=None if source is None else str(source),
         tensors_checked=sum(len(shard.tensors) for shard in converted.shards),
         files_hashed=0 if found or record is None else sum(entry.sha256 is not None for entry in record.files.values()),
         has_records=record is not None,
@@ -114,8 +126,8 @@ def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
     if padding_mark(converted):
         hint = f"name the checkpoint that {converted.root} was converted from, or {converted.root} alone"
     else:
-        hint = f"the other way round it is: fp8pad verify {converted.root} {source.root}"
-    raise AlreadyPaddedError(f"{source.root}: was padded by fp8pad itself ({mark}); {hint}")
+        hint = f"the other way round it is: fp8pad verify {converted.root} {source}"
+    raise AlreadyPaddedError(f"{source}: was padded by fp8pad itself ({mark}); {hint}")
 
 
 def _recorded_files(record: CheckpointRecord | None, source: Checkpoint | None) -> Mapping[str, FileRecord]:
@@ -137,7 +149,8 @@ def _partition(found: Iterable[Mismatch], notes: list[str], own_files: Collectio
 
 def _differing_other_files(converted: Checkpoint, source: Checkpoint) -> Iterator[Mismatch]:
     for file in sorted(set(source.other_files) & set(converted.other_files)):
-        yield from compare_files(file, source.root / file, converted.root / file)
+        with source.fetched(file):
+            yield from compare_files(file, source.root / file, converted.root / file)
 
 
 def _byte_differences(
@@ -158,8 +171,11 @@ def _byte_differences(
         differing = [_header_differences(layout, source) for layout in original.layouts]
         yield from chain.from_iterable(differing)
         layouts = [layout for layout, found in zip(layouts, differing, strict=True) if not found]
-    checks = [_shard_check(layout, converted, source) for layout in layouts]
-    checks += _hash_checks(converted, source, record.files) if record else ()
+    files = dict(record.files) if record else {}
+    checks = [_shard_check(layout, converted, source, files.get(layout.file)) for layout in layouts]
+    if source:  # shards are hashed while they are compared
+        files = {file: entry for file, entry in files.items() if file not in {layout.file for layout in layouts}}
+    checks += _hash_checks(converted, source, files)
     if record and not any(entry.sha256 for entry in record.files.values()):
         notes.append(f"{RECORD_FILE} holds no hashes: without the source, padded bytes alone can be checked")
     progress.start("verifying", sum(num_bytes for _, num_bytes in checks))
@@ -167,11 +183,25 @@ def _byte_differences(
         yield from _partition(found, notes, own_files=original.sizes)
 
 
-def _shard_check(layout: ShardLayout, converted: Checkpoint, source: Checkpoint | None) -> Check:
+def _shard_check(
+    layout: ShardLayout, converted: Checkpoint, source: Checkpoint | None, entry: FileRecord | None
+) -> Check:
     if source is None:
         return lambda advance: check_padding(layout, converted.root, advance), layout.resized_bytes
-    num_bytes = layout.target.file_bytes - layout.target.data_start
-    return lambda advance: compare_shard(layout, source.root, converted.root, advance), num_bytes
+    sums = Sums("none", hashed=entry is not None and entry.sha256 is not None)
+
+    def check(advance: Advance) -> list[Mismatch]:
+        with source.fetched(layout.file):
+            found = compare_shard(layout, source.root, converted.root, advance, sums)
+        return found or list(_hash_differences(layout.file, entry, sums.hashes))
+
+    return check, layout.target.file_bytes - layout.target.data_start
+
+
+def _hash_differences(file: str, entry: FileRecord | None, found: Hashes | None) -> Iterator[Mismatch]:
+    if entry and found:
+        recorded = ("sha256", entry.sha256, found.sha256), ("source_sha256", entry.source_sha256, found.source_sha256)
+        yield from (Mismatch(file, key, str(expected), got) for key, expected, got in recorded if expected != got)
 
 
 def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismatch]:
@@ -179,7 +209,7 @@ def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismat
     for file in sorted(original.texts.keys() | source.texts.keys()):
         if file not in original.texts or file not in source.texts:
             expected, got = ("a file" if file in texts else "no such file" for texts in (source.texts, original.texts))
-            yield Mismatch(file, "file", f"{expected}, as in {source.root}", got)
+            yield Mismatch(file, "file", f"{expected}, as in {source}", got)
         else:
             yield from compare_texts(file, source.texts[file], original.texts[file])
 
@@ -188,10 +218,10 @@ def _header_differences(layout: ShardLayout, source: Checkpoint) -> list[Mismatc
     """Compare a shard of the source with what unpadding would give, by its header."""
     shard = next((shard for shard in source.shards if shard.file == layout.file), None)
     if shard is None:
-        return [Mismatch(layout.file, "file", f"no such file, as in {source.root}", "a shard")]
+        return [Mismatch(layout.file, "file", f"no such file, as in {source}", "a shard")]
     found = list(header_differences(shard, layout.target))
     if not found and layout.prefix != source.prefixes[layout.file]:
-        return [Mismatch(layout.file, "header", f"the bytes of {source.root}", "another spelling of the same header")]
+        return [Mismatch(layout.file, "header", f"the bytes of {source}", "another spelling of the same header")]
     return found
 
 
@@ -215,7 +245,8 @@ def _hash_check(checkpoint: Checkpoint, file: str, key: str, recorded: str) -> C
     num_bytes = checkpoint.identities[file].size
 
     def check(advance: Advance) -> list[Mismatch]:
-        found = sha256(checkpoint.root / file, file)
+        with checkpoint.fetched(file):
+            found = sha256(checkpoint.root / file, file)
         advance(num_bytes)
         return [] if found == recorded else [Mismatch(file, key, recorded, found)]
 
@@ -230,7 +261,7 @@ def _notes_on_plan(converted: Checkpoint, record: CheckpointRecord | None, sourc
         plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
         quantization = quantization_of(converted)
     except CheckpointError as error:
-        yield f"{source.root}: cannot be planned today: {error}"
+        yield f"{source}: cannot be planned today: {error}"
         return
     if record is None:
         if not plan.changes_nothing:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
@@ -11,8 +12,10 @@ from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import Converted, converted_files
 from fp8pad.output import Contents, Output, staged
+from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import RECORD_FILE
+from fp8pad.summary import plan_document
 
 __all__ = ["ConvertOptions", "ConvertReport", "Progress", "Silence", "convert"]
 
@@ -24,9 +27,12 @@ class ConvertReport:
     """What was written: counts of tensors and of bytes, over all files, and the names of files.
 
     `rewritten` files differ from the source's, `kept` ones do not, `excluded` ones did not come along, `resumed` shards
-    had been finished by an earlier run. `replaced` is what stood at `out_dir` before.
+    had been finished by an earlier run. `replaced` is what stood at `out_dir` before, `engine` the one
+    that is planned for.
     """
 
+    source: Checkpoint
+    plan: CheckpointPlan
     out_dir: Path
     tensors_padded: int
     source_bytes: int
@@ -37,6 +43,23 @@ class ConvertReport:
     resumed: tuple[str, ...]
     verified: VerifyDepth
     replaced: Replaced | None = None
+    engine: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `fp8pad convert --json` prints."""
+        return {
+            **plan_document(self.source, self.plan, find_engine(self.engine)),
+            "out_dir": str(self.out_dir),
+            "tensors_padded": self.tensors_padded,
+            "source_bytes": self.source_bytes,
+            "written_bytes": self.written_bytes,
+            "files_rewritten": list(self.rewritten),
+            "files_kept": list(self.kept),
+            "files_left_out": list(self.excluded),
+            "files_resumed": list(self.resumed),
+            "verified": self.verified,
+            **(self.replaced.to_json() if self.replaced else {}),
+        }
 
 
 def convert(
@@ -54,7 +77,7 @@ def convert(
         hashes = out.write_files(progress)
         out.write_texts(_texts(design, hashes))
         replaced = out.publish()
-    return _report(design, out, replaced, options.verify)
+    return _report(plan, design, out_dir, out, replaced)
 
 
 def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
@@ -66,13 +89,17 @@ def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
     return {**texts, CONFIG_FILE: config_text}
 
 
-def _report(design: Converted, out: Output, replaced: Replaced | None, verified: VerifyDepth) -> ConvertReport:
+def _report(
+    plan: CheckpointPlan, design: Converted, out_dir: Path, out: Output, replaced: Replaced | None
+) -> ConvertReport:
     source = design.source
     record_bytes = (out.out_dir / RECORD_FILE).stat().st_size if design.record else 0
     rewritten = {layout.file for layout in design.layouts if not layout.is_untouched}
     rewritten |= {file for file, text in design.texts.items() if text != source.texts[file]}
     return ConvertReport(
-        out_dir=out.out_dir,
+        source=source,
+        plan=plan,
+        out_dir=out_dir,
         tensors_padded=len(design.record.tensors) if design.record else 0,
         source_bytes=sum(file.source_size for file in design.files.values()),
         written_bytes=sum(file.size for file in design.files.values()) + record_bytes,
@@ -80,6 +107,6 @@ def _report(design: Converted, out: Output, replaced: Replaced | None, verified:
         kept=tuple(sorted(design.files.keys() - rewritten)),
         excluded=source.excluded,
         resumed=out.resumed,
-        verified=verified,
+        verified=out.options.verify,
         replaced=replaced,
     )

@@ -1,0 +1,94 @@
+"""Padding as a step of compressed-tensors' `convert_checkpoint`, alone or in a list of converters.
+
+Written for the `Converter` protocol of compressed-tensors 0.20, `update_model_config` included:
+
+    convert_checkpoint(MODEL, OUT_DIR, PadConverter(MODEL))
+
+Each tensor is, byte for byte, the one that `fp8pad convert` writes, and config.json says the same, so that fp8pad's
+runtime serves the checkpoint. `convert_checkpoint` writes shards without metadata, and there is no fp8pad.json: what
+was made this way cannot be verified or unpadded.
+"""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from os import PathLike
+from typing import Any
+
+import torch
+
+from fp8pad import __version__
+from fp8pad.checkpoint.checkpoint import CONFIG_FILE, read_unconverted
+from fp8pad.errors import PlanError
+from fp8pad.geometry import as_matrices
+from fp8pad.hub import opened
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.config import edited_config
+from fp8pad.record import BaseSource, PaddedTensor, Policy, QuantizationRecord
+
+QUANTIZATION_CONFIG = "quantization_config"
+Tensors = dict[str, torch.Tensor]
+
+
+class PadConverter:
+    """Pads the tensors of one checkpoint as planned for it.
+
+    `model` is the folder or hub id that `convert_checkpoint` is given; the plan is made from its headers and
+    config.json, by `policy`. Converters before this one in a list must leave shapes and scales alone.
+    """
+
+    def __init__(self, model: str | PathLike[str], policy: Policy | None = None) -> None:
+        """Plan; raises what `fp8pad plan` does."""
+        with opened(model, read_unconverted) as source:
+            self._plan = plan_checkpoint(source.shards, source.configs, policy or Policy())
+
+    def process(self, tensors: Tensors) -> Tensors:
+        """Return all tensors, padded where the plan says so; `PlanError` if one is not as it was planned."""
+        planned = self._plan.tensors
+        return {name: _padded(name, t, planned[name]) if name in planned else t for name, t in tensors.items()}
+
+    def validate(self, tensors: Tensors) -> Tensors:
+        """Do the same on tensors without data."""
+        return self.process(tensors)
+
+    def get_dependencies(self, weight_name: str) -> set[str]:  # noqa: ARG002  the protocol's
+        """Return no names: every tensor is padded by itself."""
+        return set()
+
+    def update_config(self, config: Any) -> Any:
+        """Leave the quantization config to `update_model_config`, which nests the original."""
+        return config
+
+    def update_model_config(self, model_config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return config.json with the sizes that were absorbed, and with what the runtime has to know."""
+        plan = self._plan
+        if plan.base is not None and plan.base_source == BaseSource(CONFIG_FILE, QUANTIZATION_CONFIG):
+            # `convert_checkpoint` has written it anew by now, or taken it away.
+            model_config = {**model_config, QUANTIZATION_CONFIG: plan.base}
+        quantization = QuantizationRecord(plan.modules, plan.base or {}, __version__) if plan.needs_runtime else None
+        return edited_config(model_config, plan.config_edits, quantization, plan.base_source)
+
+
+def _padded(name: str, tensor: torch.Tensor, planned: PaddedTensor) -> torch.Tensor:
+    """Return a tensor of `padded_shape`: the logical one, or each of its segments, with `fill` behind it."""
+    if tuple(tensor.shape) != planned.logical_shape:
+        raise PlanError(f"{name}: expected {list(planned.logical_shape)}, got {list(tensor.shape)}")
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    if planned.fill:
+        padded = torch.ones(planned.padded_shape, dtype=tensor.dtype, device=tensor.device)
+    else:  # FP8 is not filled and copied everywhere, integers are
+        padded = torch.zeros(planned.padded_shape, dtype=bits, device=tensor.device).view(tensor.dtype)
+    source = tensor.reshape(as_matrices(planned.logical_shape)).view(bits)  # [num_matrices, N, K]
+    target = padded.view(as_matrices(planned.padded_shape)).view(bits)
+    for axis, begin, into, size in _runs(planned):
+        rest = source.shape[3 - axis]
+        target.narrow(axis, into, size).narrow(3 - axis, 0, rest).copy_(source.narrow(axis, begin, size))
+    return padded
+
+
+def _runs(planned: PaddedTensor) -> list[tuple[int, int, int, int]]:
+    """Return for each segment its axis, where it begins in both tensors, and its size; all of N where there is none."""
+    if planned.segments is None:
+        return [(1, 0, 0, as_matrices(planned.logical_shape)[1])]
+    segments = planned.segments
+    begins = zip(accumulate(segments.logical, initial=0), accumulate(segments.padded, initial=0), strict=True)
+    return [(segments.matrix_axis, *begin, size) for begin, size in zip(begins, segments.logical, strict=False)]

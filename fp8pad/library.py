@@ -1,0 +1,190 @@
+"""fp8pad for Python: each command of the command line as a function, with its options as keywords.
+
+Folders are strings or paths, models also hub ids. Nothing is printed; what goes wrong is an
+`fp8pad.errors.Fp8padError`. Results are frozen; `to_json()` is what the command prints with `--json`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fp8pad.checkpoint.options import DEFAULT_JOBS, Link, VerifyDepth, WriteOptions
+from fp8pad.checkpoint.progress import Progress, Silence
+from fp8pad.record import Alignment, Policy
+
+if TYPE_CHECKING:
+    from fp8pad.checkpoint.checkpoint import Checkpoint
+    from fp8pad.conversion import ConvertReport
+    from fp8pad.inspection import Inspection
+    from fp8pad.planning.plan import CheckpointPlan
+    from fp8pad.unpadding import UnpadReport
+    from fp8pad.verification import VerifyReport
+
+# The rest is imported by the function that needs it: a plan needs no numpy.
+
+StrPath: TypeAlias = str | os.PathLike[str]
+# Told what is being done, how many bytes of it are done, and how many there are; from several threads at once.
+ProgressCallback: TypeAlias = Callable[[str, int, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What converting `source` would do, and for which engine that is looked at."""
+
+    source: "Checkpoint"
+    plan: "CheckpointPlan"
+    engine: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `fp8pad plan --json` prints."""
+        from fp8pad.planning.engines import find_engine
+        from fp8pad.summary import plan_document
+
+        return plan_document(self.source, self.plan, find_engine(self.engine))
+
+
+def plan(
+    model: StrPath,
+    *,
+    alignment: Alignment = "auto",
+    tensor_parallel_size: int = 1,
+    absorb: bool = False,
+    absorb_experts: bool = False,
+    skip: Sequence[str] = (),
+    strict: bool = False,
+    engine: str | None = None,
+) -> PlanReport:
+    """Plan what converting `model` would change; only headers and config.json are read.
+
+    Raises `CheckpointError` if it cannot be read or contradicts itself, and with `strict` if an FP8 layer of it is not
+    understood.
+    """
+    from fp8pad.checkpoint.checkpoint import read_unconverted
+    from fp8pad.hub import opened
+
+    policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, tuple(skip))
+    with opened(model, read_unconverted) as source:
+        return replace(_planned(source, policy, strict), engine=engine)
+
+
+def convert(
+    model: StrPath,
+    out_dir: StrPath,
+    *,
+    alignment: Alignment = "auto",
+    tensor_parallel_size: int = 1,
+    absorb: bool = False,
+    absorb_experts: bool = False,
+    skip: Sequence[str] = (),
+    strict: bool = False,
+    jobs: int = DEFAULT_JOBS,
+    link: Link = "auto",
+    overwrite: bool = False,
+    resume: bool = True,
+    verify: VerifyDepth = "padded",
+    cache: bool = False,
+    engine: str | None = None,
+    progress: Progress | ProgressCallback | None = None,
+) -> "ConvertReport":
+    """Convert `model` to `out_dir`, which appears when it is complete and verified.
+
+    A model of the hub is fetched shard by shard, into huggingface_hub's cache with `cache`. Raises as `plan` does,
+    `OutputError` if `out_dir` cannot be written and `VerifyError` if what was read back is wrong.
+    """
+    from fp8pad.checkpoint.checkpoint import read_unconverted
+    from fp8pad.conversion import convert as convert_checkpoint
+    from fp8pad.hub import opened, work_folder
+
+    policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, tuple(skip))
+    options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
+    told, target = _told(progress), Path(out_dir)
+    with opened(model, read_unconverted, work_folder(target), cache, told) as source:
+        report = convert_checkpoint(source, _planned(source, policy, strict).plan, target, options, told)
+    return replace(report, engine=engine)
+
+
+def verify(
+    model: StrPath | None = None,
+    out_dir: StrPath | None = None,
+    *,
+    cache: bool = False,
+    progress: Progress | ProgressCallback | None = None,
+) -> "VerifyReport":
+    """Compare the converted checkpoint `out_dir` with its records, and with the `model` that it was made from.
+
+    One argument alone is `out_dir`. Raises `CheckpointError` if either cannot be read as a checkpoint; what differs is
+    in the report.
+    """
+    from fp8pad.verification import verify as verify_checkpoint
+
+    source, converted = (model, out_dir) if out_dir is not None else (None, model)
+    if converted is None:
+        raise TypeError("verify: expected a folder")
+    return verify_checkpoint(source, Path(converted), _told(progress), cache)
+
+
+def unpad(
+    out_dir: StrPath,
+    restored_dir: StrPath,
+    *,
+    jobs: int = DEFAULT_JOBS,
+    link: Link = "auto",
+    overwrite: bool = False,
+    resume: bool = True,
+    verify: VerifyDepth = "padded",
+    progress: Progress | ProgressCallback | None = None,
+) -> "UnpadReport":
+    """Restore the checkpoint that `out_dir` was converted from to `restored_dir`.
+
+    Raises `RecordError` if there is no record or it does not fit, and otherwise as `convert` does.
+    """
+    from fp8pad.unpadding import unpad as unpad_checkpoint
+
+    options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
+    return unpad_checkpoint(Path(out_dir), Path(restored_dir), options, _told(progress))
+
+
+def inspect(path: StrPath) -> "Inspection":
+    """Read what fp8pad did to a checkpoint from its records; where they disagree is in the result.
+
+    Raises `RecordError` if nothing marks it as fp8pad's, and `CheckpointError` if it cannot be read as a checkpoint.
+    """
+    from fp8pad.inspection import inspect_checkpoint
+
+    return inspect_checkpoint(Path(path))
+
+
+def _planned(source: "Checkpoint", policy: Policy, strict: bool) -> PlanReport:
+    from fp8pad.adapters import adapter_notes
+    from fp8pad.planning import check_understood, plan_checkpoint
+
+    plan = plan_checkpoint(source.shards, source.configs, policy)
+    if strict:
+        check_understood(plan)
+    return PlanReport(source, replace(plan, notes=(*plan.notes, *adapter_notes(source, plan))))
+
+
+def _told(progress: Progress | ProgressCallback | None) -> Progress:
+    if progress is None:
+        return Silence()
+    return progress if isinstance(progress, Progress) else _Callback(progress)
+
+
+class _Callback(Silence):
+    """A `Progress` that tells a function; lines for people are not told."""
+
+    def __init__(self, callback: ProgressCallback) -> None:
+        self._callback = callback
+        self._label, self._done, self._total = "", 0, 0
+
+    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:  # noqa: ARG002
+        """Tell that a step begins."""
+        self._label, self._done, self._total = label, 0, total_bytes
+        self._callback(label, 0, total_bytes)
+
+    def advance(self, num_bytes: int) -> None:
+        """Tell how far the step is."""
+        self._done += num_bytes
+        self._callback(self._label, self._done, self._total)

@@ -1,0 +1,436 @@
+"""Checkpoints by hub id: what is asked of the hub and what is not, and every way in which it may fail."""
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from fake_hub import TOKEN, FakeHub, fake_hub
+from helpers import INDEX, files_of, llama, safetensors_bytes, write_checkpoint
+
+pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+import huggingface_hub
+from huggingface_hub import constants
+
+import fp8pad
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.errors import ConfigError, HubError, OutputError
+from fp8pad.hub import FIRST_BYTES, HubId, opened
+from fp8pad.planning.engines import find_engine
+from fp8pad.render.plan import show_plan
+
+NAME = "org/name"
+FIRST = "model-00001-of-00002.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub that huggingface_hub's client takes for the real one, with an empty cache and no waiting between tries."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with fake_hub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield running
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A checkpoint of two shards of 310 kB."""
+    return llama(tmp_path / "model", num_shards=2, n=500, k=600)
+
+
+def read_from(model: str) -> Checkpoint:
+    """Read a checkpoint as `plan` does."""
+    with opened(model, read_unconverted) as checkpoint:
+        return checkpoint
+
+
+def fetch(model: str, file: str, hub: FakeHub, work: Path | None = None, faults: Sequence[int | str] = ()) -> bytes:
+    """Return the bytes of a file, fetched while these faults happen."""
+    with opened(model, read_unconverted, work) as checkpoint:
+        hub.faults += faults
+        with checkpoint.fetched(file):
+            return (checkpoint.root / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", HubId("org/name", None)),
+        ("org/name@main", HubId("org/name", "main")),
+        ("org/na.me-1_b@refs/pr/1", HubId("org/na.me-1_b", "refs/pr/1")),
+        ("hf://org/name@v1", HubId("org/name", "v1")),
+        ("hf:/org/name", HubId("org/name", None)),  # what pathlib makes of it
+        ("name", None),
+        ("./org/name", None),
+        ("/org/name", None),
+        ("../name", None),
+        ("a/b/c", None),
+        ("org/na me", None),
+    ],
+)
+def test_ids_are_told_from_folders(text: str, expected: HubId | None) -> None:
+    """Two words and a slash between them, and nothing that a path would begin with."""
+    assert HubId.parse(text) == expected
+
+
+def test_a_folder_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the id is written as a URL."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert HubId.parse("org/name") is None
+    assert HubId.parse("hf://org/name") == HubId("org/name", None)
+
+
+def test_a_plan_reads_headers_and_texts_alone(hub: FakeHub, model: Path) -> None:
+    """What is read is what a folder has, for a part of its bytes; no file is left anywhere."""
+    (model / "big.txt").write_bytes(bytes(1_000_000))
+    hub.add(NAME, model)
+    expected, found = read_unconverted(model), read_from(NAME)
+    assert (found.shards, found.index, found.configs) == (expected.shards, expected.index, expected.configs)
+    assert (found.other_files, found.excluded) == (expected.other_files, expected.excluded)
+    assert str(found) == NAME
+    assert not found.root.exists()
+    assert hub.requests == {
+        "info": 1,
+        "config.json": 1,
+        FIRST: 1,
+        FIRST.replace("1-of", "2-of"): 1,
+        "model.safetensors.index.json": 1,
+    }
+    assert hub.sent < 300_000
+
+
+def test_a_long_header_takes_a_second_request(hub: FakeHub, tmp_path: Path) -> None:
+    """Only then."""
+    tensors = {f"model.layers.{number}.norm.weight": ("BF16", (1,)) for number in range(3000)}
+    hub.add(NAME, write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}))
+    assert len(read_from(NAME).shards[0].tensors) == 3000
+    assert hub.requests["model.safetensors"] == 2
+
+
+def test_a_revision_is_read_as_it_was_at_first(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """A branch that moves meanwhile, a tag and a commit."""
+    before = hub.add(NAME, model)
+    hub.add(NAME, model, "v1")
+    with opened(NAME, read_unconverted, tmp_path / "work") as checkpoint:
+        (model / FIRST).write_bytes((model / FIRST).read_bytes()[:-1] + b"\7")
+        after = hub.add(NAME, model)
+        with checkpoint.fetched(FIRST):
+            assert (checkpoint.root / FIRST).read_bytes() == hub.repos[NAME].commits[before][FIRST]
+    for revision, commit in (("main", after), ("v1", before), (before, before)):
+        with opened(f"{NAME}@{revision}", read_unconverted) as checkpoint, checkpoint.fetched(FIRST):
+            assert (checkpoint.root / FIRST).read_bytes() == hub.repos[NAME].commits[commit][FIRST]
+
+
+def test_files_are_there_while_they_are_needed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Before and after, they take no room: not in the temporary folder, and not where they are fetched to."""
+    hub.add(NAME, model)
+    work = tmp_path / "work"
+    with opened(NAME, read_unconverted, work) as checkpoint:
+        for file in (FIRST, "tokenizer.json"):
+            with checkpoint.fetched(file):
+                assert (checkpoint.root / file).read_bytes() == (model / file).read_bytes()
+                assert len(files_of(work)) == 1
+            assert (checkpoint.root / file).stat().st_size == (model / file).stat().st_size
+            assert (checkpoint.root / file).stat().st_blocks == 0
+            assert files_of(work) == {}
+        with checkpoint.fetched("config.json"):
+            assert (checkpoint.root / "config.json").read_bytes() == (model / "config.json").read_bytes()
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("faults", [["cut"], ["cut", "cut", "cut"], [503, 429, "cut"], ["cut", "whole"], [500, 502]])
+def test_what_passes_by_is_tried_again(hub: FakeHub, model: Path, faults: list[int | str]) -> None:
+    """A connection that is cut goes on where it was, even with a server that does not know ranges."""
+    hub.add(NAME, model)
+    with opened(NAME, read_unconverted) as checkpoint:
+        hub.faults += faults
+        with checkpoint.fetched(FIRST):
+            assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
+    assert hub.faults == []
+
+
+def test_headers_are_tried_again_too(hub: FakeHub, model: Path) -> None:
+    """Each request of a plan may be cut, and is asked for again."""
+    hub.add(NAME, model)
+    hub.faults += ["cut", "cut", "cut", "cut", 503]
+    assert read_from(NAME).shards == read_unconverted(model).shards
+
+
+def test_a_wrong_byte_is_never_passed_on(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """The hub's own hash decides, and what was fetched goes."""
+    hub.add(NAME, model)
+    with pytest.raises(HubError, match=rf"^{NAME}: {FIRST}: sha256: expected [0-9a-f]{{64}}, got [0-9a-f]{{64}}$"):
+        fetch(NAME, FIRST, hub, tmp_path / "work", ["wrong"])
+    assert not (tmp_path / "work").exists()
+    with pytest.raises(HubError, match=r"tokenizer\.json: sha1: expected"):
+        fetch(NAME, "tokenizer.json", hub, None, ["wrong"])
+
+
+def test_the_next_run_takes_up_what_was_fetched(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Half a shard, after a server that went away; a whole one, after the work on it failed."""
+    hub.add(NAME, model)
+    work, size = tmp_path / "work", (model / FIRST).stat().st_size
+    with pytest.raises(HubError, match=rf"{FIRST}: ends early|503"):
+        fetch(NAME, FIRST, hub, work, ["cut", *[503] * 100])
+    hub.faults.clear()
+    assert [path.stat().st_size for path in work.iterdir()] == [size // 2]
+
+    def fail_while_it_is_there(num_bytes: int) -> None:
+        with opened(NAME, read_unconverted, work) as checkpoint:
+            sent = hub.sent
+            with checkpoint.fetched(FIRST):
+                assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
+                assert hub.sent - sent == num_bytes
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_while_it_is_there(size - size // 2)
+    with pytest.raises(ZeroDivisionError):
+        fail_while_it_is_there(0)
+    assert fetch(NAME, FIRST, hub, work) == (model / FIRST).read_bytes()
+    assert not work.exists()
+
+
+def test_a_part_that_was_altered_is_noticed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """What lies in the folder is hashed like what is fetched; a link is not followed."""
+    hub.add(NAME, model)
+    work = tmp_path / "work"
+    work.mkdir(mode=0o700)
+    part = work / hash_of(model / FIRST)
+    part.write_bytes(b"other bytes")
+    with pytest.raises(HubError, match="sha256: expected"):
+        fetch(NAME, FIRST, hub, work)
+    (tmp_path / "precious").write_text("precious")
+    work.mkdir(mode=0o700, exist_ok=True)
+    part.symlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match="symbolic links"):
+        fetch(NAME, FIRST, hub, work)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["link", "shared"])
+def test_a_folder_that_others_could_write_to_is_refused(hub: FakeHub, model: Path, tmp_path: Path, kind: str) -> None:
+    """What lies in it could be anyone's."""
+    hub.add(NAME, model)
+    work = tmp_path / "work"
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        work.symlink_to(tmp_path / "elsewhere")
+    else:
+        work.mkdir()
+        work.chmod(0o777)
+    with pytest.raises(OutputError, match="only you may write to"), opened(NAME, read_unconverted, work):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("model_id", "message"),
+    [
+        ("org/other", r"org/other: no such folder, and no such model on http://\S+; if it is private, `hf auth login`"),
+        ("org/name@v9", r"org/name@v9: there is no revision v9"),
+        ("org/gated", r"org/gated: is gated; accept its terms on http://\S+, and `hf auth login`"),
+        ("org/private", r"org/private: no such folder, and no such model .*"),
+    ],
+)
+def test_what_is_not_there_for_us_is_a_line(hub: FakeHub, model: Path, model_id: str, message: str) -> None:
+    """No such model, no such revision, and models for which one has to be known."""
+    hub.add(NAME, model)
+    hub.add("org/gated", model, is_gated=True)
+    hub.add("org/private", model, is_private=True)
+    with pytest.raises(HubError, match=f"^{message}$"):
+        read_from(model_id)
+
+
+@pytest.mark.parametrize("model_id", ["org/gated", "org/private"])
+def test_a_token_opens_models(hub: FakeHub, model: Path, model_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As huggingface_hub finds it."""
+    hub.add("org/gated", model, is_gated=True)
+    hub.add("org/private", model, is_private=True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert read_from(model_id).shards == read_unconverted(model).shards
+
+
+def test_a_hub_that_fails_or_is_not_there_is_a_line(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that stays, and a port where nobody listens."""
+    hub.add(NAME, model)
+    with pytest.raises(HubError, match=f"^{NAME}: .*500"):
+        fetch(NAME, FIRST, hub, None, [500] * 100)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=f"^{NAME}: http://127.0.0.1:9 cannot be reached: "):
+        read_from(NAME)
+
+
+def test_a_broken_checkpoint_is_called_by_its_id(hub: FakeHub, tmp_path: Path) -> None:
+    """Nobody knows the temporary folder."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README.md").write_text("nothing here")
+    hub.add(NAME, tmp_path / "empty")
+    with pytest.raises(ConfigError, match=rf"^config\.json: is missing in {NAME}$"):
+        read_from(NAME)
+
+
+def test_names_that_lead_elsewhere_are_refused(hub: FakeHub, model: Path) -> None:
+    """A hub's answer is a stranger's."""
+    commit = hub.add(NAME, model)
+    hub.repos[NAME].commits[commit]["../evil.txt"] = b"evil"
+    with pytest.raises(HubError, match=r"lists a file that lies outside of it: '\.\./evil\.txt'"):
+        read_from(NAME)
+
+
+def test_the_cache_is_used_and_filled(hub: FakeHub, model: Path) -> None:
+    """With `use_cache` files go there; what is there already is not fetched again."""
+    hub.add(NAME, model)
+    with opened(NAME, read_unconverted, use_cache=True) as checkpoint, checkpoint.fetched(FIRST):
+        assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
+    sent = hub.sent
+    with opened(NAME, read_unconverted) as checkpoint:
+        outline = hub.sent
+        with checkpoint.fetched(FIRST):
+            assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
+        assert hub.sent == outline
+    assert hub.sent > sent
+
+
+def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot that is there is read as a folder; without one, a line says what is missing."""
+    hub.add(NAME, model)
+    huggingface_hub.snapshot_download(NAME)
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with opened(NAME, read_unconverted) as checkpoint, checkpoint.fetched(FIRST):
+        assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
+        assert str(checkpoint) == NAME
+    with pytest.raises(HubError, match="org/other: offline mode is on, and not all of it is in the cache"):
+        read_from("org/other")
+    assert hub.requests == {}
+
+
+def test_a_full_disk_is_a_line(hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched so far stays for the next run."""
+
+    def write(opened_file: BinaryIO, chunk: bytes) -> None:
+        opened_file.write(chunk[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    hub.add(NAME, model)
+    work = tmp_path / "work"
+    with monkeypatch.context() as patch:
+        patch.setattr("fp8pad.hub._write", write)
+        with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+            fetch(NAME, FIRST, hub, work)
+    assert [path.stat().st_size for path in work.iterdir()] == [100]
+    assert fetch(NAME, FIRST, hub, work) == (model / FIRST).read_bytes()
+
+
+def left_beside(out_dir: Path) -> set[str]:
+    """Return what lies in the folder of an output besides it and the model."""
+    return {path.name for path in out_dir.parent.iterdir()} - {out_dir.name, "model", "local", "cache"}
+
+
+def test_converting_from_the_hub_gives_what_a_folder_gives(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Byte for byte, every byte asked for once, the hub's hashes recorded, and nothing left beside the output."""
+    (model / "sub").mkdir()
+    (model / "sub" / "more.txt").write_text("more")
+    plain = {"model.norm.weight": ("BF16", (50_000,))}
+    (model / "model-00003-of-00003.safetensors").write_bytes(safetensors_bytes(plain, {"format": "pt"}))
+    index = json.loads((model / INDEX).read_text())
+    index["weight_map"] |= dict.fromkeys(plain, "model-00003-of-00003.safetensors")
+    (model / INDEX).write_text(json.dumps(index))
+    hub.add(NAME, model)
+    fp8pad.convert(model, tmp_path / "local", verify="full")
+    hub.sent = 0
+    report = fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "local")
+    total = sum(len(content) for content in files_of(model).values())
+    assert total < hub.sent < total + 3 * FIRST_BYTES + 1000
+    record = json.loads((tmp_path / "out" / "fp8pad.json").read_text())
+    assert record["files"][FIRST]["source_sha256"] == hash_of(model / FIRST)
+    assert all(path.stat().st_nlink == 1 for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert left_beside(tmp_path / "out") == set()
+    assert report.to_json()["model"] == NAME
+    verified = fp8pad.verify(NAME, tmp_path / "out")
+    assert (verified.ok, verified.model, verified.notes) == (True, NAME, ())
+    assert verified.files_hashed == len(record["files"])
+
+
+def test_verifying_against_the_hub_finds_a_byte(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """A logical byte that is not the hub's."""
+    hub.add(NAME, model)
+    fp8pad.convert(model, tmp_path / "out")
+    shard = tmp_path / "out" / FIRST
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert [mismatch.file for mismatch in fp8pad.verify(NAME, tmp_path / "out").mismatches] == [FIRST]
+
+
+def test_a_conversion_that_was_cut_off_goes_on(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Finished shards are not fetched again, and half a shard is not begun again."""
+    hub.add(NAME, model)
+    second = FIRST.replace("1-of", "2-of")
+    size = (model / second).stat().st_size
+    real = hub.next_fault
+
+    def fail_on_the_second() -> int | str | None:
+        return ("cut" if hub.requests[second] == 2 else 503) if hub.requests[second] > 1 else real()
+
+    hub.next_fault = fail_on_the_second  # type: ignore[method-assign]
+    with pytest.raises(HubError, match=f"{second}: ends early|503"):
+        fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
+    hub.next_fault = real  # type: ignore[method-assign]
+    hub.requests.clear()
+    hub.sent = 0
+    report = fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+    assert report.resumed == (FIRST,)
+    assert hub.requests[FIRST] == 1  # its header
+    assert size // 2 < hub.sent < size // 2 + 2 * FIRST_BYTES + 5000
+    fp8pad.convert(model, tmp_path / "local", verify="full")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "local")
+    assert left_beside(tmp_path / "out") == set()
+
+
+def test_a_finished_shard_that_was_altered_is_made_again(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """The hash that was noted decides, not the size."""
+    hub.add(NAME, model)
+    second = FIRST.replace("1-of", "2-of")
+    real = hub.next_fault
+    hub.next_fault = lambda: 503 if hub.requests[second] > 1 else real()  # type: ignore[method-assign]
+    with pytest.raises(HubError, match="503"):
+        fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+    hub.next_fault = real  # type: ignore[method-assign]
+    staged = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 500_000 // 2]
+    altered = [path for path in staged if ".out" in str(path) and not str(path).endswith(".note")]
+    assert altered
+    for path in altered:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+    assert fp8pad.verify(model, tmp_path / "out").ok
+
+
+def test_no_output_is_proposed_inside_a_cache(hub: FakeHub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither for an id nor for a snapshot: in the current folder, by the model's name."""
+    hub.add(NAME, model)
+    snapshot = Path(huggingface_hub.snapshot_download(NAME))
+    for named in (NAME, snapshot):
+        report = fp8pad.plan(named)
+        show_plan(report.source, report.plan, find_engine())
+        assert f"fp8pad convert {named} name-padded" in capsys.readouterr().out

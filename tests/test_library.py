@@ -1,0 +1,98 @@
+"""The library: the commands as functions, loaded when they are used, that print nothing and return what is printed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import files_of, llama
+from test_cli import Fp8pad, fp8pad  # noqa: F401  a fixture
+
+import fp8pad as library
+from fp8pad.errors import CheckpointError, OutputError, PlanError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A checkpoint of two shards that needs padding."""
+    return llama(tmp_path / "model", num_shards=2)
+
+
+def test_there_and_back(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Plan, convert, verify both ways, inspect and unpad, with strings and with paths; nothing is printed."""
+    out_dir, restored = tmp_path / "out", tmp_path / "restored"
+    planned = library.plan(str(model), alignment=32)
+    converted = library.convert(str(model), out_dir, alignment=32, jobs=1)
+    assert planned.plan == converted.plan
+    assert library.verify(model, str(out_dir)).ok
+    assert library.verify(out_dir).ok
+    assert library.verify(out_dir=out_dir).model is None
+    assert library.inspect(str(out_dir)).disagreements == ()
+    assert library.unpad(str(out_dir), restored).tensors_unpadded == 6
+    assert files_of(restored) == files_of(model)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
+    """One class per cause, and no exit."""
+    with pytest.raises(CheckpointError, match="no such folder"):
+        library.plan(tmp_path / "missing")
+    with pytest.raises(PlanError, match="no module has a name like that"):
+        library.convert(model, tmp_path / "out", skip=["nothing"])
+    with pytest.raises(OutputError, match="model folder itself"):
+        library.convert(model, model)
+    with pytest.raises(TypeError, match="expected a folder"):
+        library.verify()
+
+
+def test_progress_is_told_to_a_function(model: Path, tmp_path: Path) -> None:
+    """What is done, how far, and of how much; at the end, all of it."""
+    told: list[tuple[str, int, int]] = []
+    library.convert(model, tmp_path / "out", progress=lambda *step: told.append(step))
+    label, done, total = told[-1]
+    assert (label, done) == ("padding", total)
+    assert [step[1] for step in told] == sorted(step[1] for step in told)
+
+
+def test_documents_are_those_of_the_command_line(model: Path, tmp_path: Path, fp8pad: Fp8pad) -> None:  # noqa: F811
+    """Each has a version, and paths as they were given."""
+    (tmp_path / "x").mkdir()
+    out_dir = tmp_path / "x" / ".." / "out"
+    plan = library.plan(model)
+    assert json.loads(fp8pad("plan", model, "--json").stdout) == json.loads(json.dumps(plan.to_json()))
+    found = library.convert(model, out_dir)
+    again = fp8pad("convert", model, out_dir, "--json", "--overwrite")
+    documents = [
+        (json.loads(again.stdout), found.to_json()),
+        (json.loads(fp8pad("verify", model, out_dir, "--json").stdout), library.verify(model, out_dir).to_json()),
+        (json.loads(fp8pad("inspect", out_dir, "--json").stdout), library.inspect(out_dir).to_json()),
+        (
+            json.loads(fp8pad("unpad", out_dir, tmp_path / "one", "--json").stdout),
+            library.unpad(out_dir, tmp_path / "one", overwrite=True).to_json(),
+        ),
+    ]
+    for printed, returned in documents:
+        assert printed["format_version"] == 1
+        for document in (printed, returned):
+            for key in ("files_replaced", "files_edited"):
+                document.pop(key, None)
+        assert printed == json.loads(json.dumps(returned))
+    assert documents[0][0]["out_dir"] == documents[1][0]["out_dir"] == documents[2][0]["path"] == str(out_dir)
+    assert documents[0][0]["model"] == documents[1][0]["model"] == str(model)
+
+
+def test_importing_loads_next_to_nothing() -> None:
+    """A vLLM process imports fp8pad; the functions come when they are used, whatever was imported before."""
+    script = (
+        "import sys, fp8pad\n"
+        "heavy = ('numpy', 'rich', 'typer', 'huggingface_hub', 'fp8pad.library')\n"
+        "print(*(name for name in heavy if name in sys.modules))\n"
+        "import fp8pad.conversion, fp8pad.verification, fp8pad.unpadding, fp8pad.inspection, fp8pad.planning\n"
+        "print(*(callable(getattr(fp8pad, name)) for name in fp8pad.__all__ if name != '__version__'))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["", " ".join(["True"] * 10)]
+    assert library.__dir__() == library.__all__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        library.nothing  # noqa: B018
