@@ -71,7 +71,7 @@ def convert(
     fit, `CheckpointError` if the source cannot be read or changes meanwhile, `OutputError` if `out_dir` cannot be
     written, and `VerifyError` if what was read back is wrong.
     """
-    design = converted_files(source, plan)
+    design = converted_files(source, plan, with_card=options.card)
     contents = Contents(design.source, design.layouts, design.source.other_files, _texts(design, {}))
     with staged(contents, out_dir, options) as out:
         hashes = out.write_files(progress)
@@ -95,7 +95,7 @@ def _report(
     source = design.source
     record_bytes = (out.out_dir / RECORD_FILE).stat().st_size if design.record else 0
     rewritten = {layout.file for layout in design.layouts if not layout.is_untouched}
-    rewritten |= {file for file, text in design.texts.items() if text != source.texts[file]}
+    rewritten |= {file for file, text in design.texts.items() if text != design.source_texts[file]}
     return ConvertReport(
         source=source,
         plan=plan,

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fp8pad import __version__
+from fp8pad.card import CARD_FILE, read_card, with_section
 from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES
@@ -22,13 +23,15 @@ from fp8pad.tensors import ShardHeader
 class Converted:
     """Every file of the checkpoint that `plan` makes of `source`.
 
-    `texts` are config.json and, where there is one, the index; `files` the sizes of all files but fp8pad.json, which is
-    `record`, here without hashes: None where nothing is changed, so that there is nothing to record.
+    `texts` are config.json, the index where there is one, and the model card if it is rewritten; `source_texts` are
+    those of the source. `files` are the sizes of all files but fp8pad.json, which is `record`, here without hashes:
+    None where nothing is changed, so that there is nothing to record.
     """
 
     source: Checkpoint
     layouts: tuple[ShardLayout, ...]
     texts: Mapping[str, str]
+    source_texts: Mapping[str, str]
     files: Mapping[str, FileRecord]
     record: CheckpointRecord | None
 
@@ -42,7 +45,7 @@ class Converted:
         if not hashes:
             return self.record
         known = dict(hashes) | {
-            file: Hashes(_sha256(text), _sha256(self.source.texts[file])) for file, text in self.texts.items()
+            file: Hashes(_sha256(text), _sha256(self.source_texts[file])) for file, text in self.texts.items()
         }
         files = {
             file: FileRecord(sizes.source_size, sizes.size, known[file].sha256, known[file].source_sha256)
@@ -51,29 +54,38 @@ class Converted:
         return replace(self.record, files=files)
 
 
-def converted_files(source: Checkpoint, plan: CheckpointPlan, fp8pad_version: str = __version__) -> Converted:
+def converted_files(
+    source: Checkpoint, plan: CheckpointPlan, fp8pad_version: str = __version__, with_card: bool = False
+) -> Converted:
     """Derive the checkpoint that `plan` makes of `source`, as the fp8pad of that version writes it.
 
-    Raises `PlanError` if the plan does not fit the source.
+    `with_card` has the model card say what was changed, unless nothing is. Raises `PlanError` if the plan does not fit
+    the source.
     """
     if plan.edits_config:
         source = source.with_edited_config()
     layouts = tuple(shard_layout(shard, source.prefixes[shard.file], plan.tensors) for shard in source.shards)
     _check_complete(source, plan)
-    texts = _texts(source, plan, layouts, fp8pad_version)
-    files = _files(source, layouts, texts)
+    texts, source_texts = _texts(source, plan, layouts, fp8pad_version), source.texts
+    cards: dict[str, str] = {}
+    if with_card and not plan.changes_nothing and (card := read_card(source)) is not None:
+        cards = {CARD_FILE: card}
+        texts = {CARD_FILE: with_section(card, source, plan), **texts}
+        source = replace(source, other_files=tuple(file for file in source.other_files if file != CARD_FILE))
+    source_texts |= cards
+    files = _files(source, layouts, texts, source_texts)
     if plan.changes_nothing:
-        return Converted(source, layouts, texts, files, None)
+        return Converted(source, layouts, texts, source_texts, files, None)
     record = CheckpointRecord(
         fp8pad_version=fp8pad_version,
         policy=plan.policy,
         tensors=plan.tensors,
         config_edits=plan.config_edits,
         base_source=plan.base_source,
-        originals=_originals(source, layouts, texts),
+        originals=_originals(source, layouts, texts) | cards,
         files=files,
     )
-    return Converted(source, layouts, texts, files, record)
+    return Converted(source, layouts, texts, source_texts, files, record)
 
 
 def _check_complete(source: Checkpoint, plan: CheckpointPlan) -> None:
@@ -121,10 +133,12 @@ def _shapes(layout: ShardLayout) -> dict[str, Shape]:
     return {tensor.name: tensor.shape for tensor in layout.source.tensors}
 
 
-def _files(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> dict[str, FileRecord]:
+def _files(
+    source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str], source_texts: Mapping[str, str]
+) -> dict[str, FileRecord]:
     files = {layout.file: FileRecord(layout.source.file_bytes, layout.target.file_bytes) for layout in layouts}
     for file, text in texts.items():
-        files[file] = FileRecord(source.identities[file].size, len(text.encode()))
+        files[file] = FileRecord(len(source_texts[file].encode()), len(text.encode()))
     for file in source.other_files:
         files[file] = FileRecord(source.identities[file].size, source.identities[file].size)
     return dict(sorted(files.items()))

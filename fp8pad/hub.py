@@ -98,14 +98,14 @@ def opened(
     if hub_id is None:
         yield read(Path(model))
         return
-    with _hub_errors(hub_id):
+    with hub_errors(hub_id):
         found = _Repo.of(hub_id) if not _is_offline() else _from_cache(hub_id)
     if isinstance(found, Path):
         yield replace(read(found), name=str(hub_id))
         return
     with tempfile.TemporaryDirectory(prefix="fp8pad-") as temporary, _work_folder(work_dir, temporary) as parts:
         root = Path(temporary, "model")
-        with _hub_errors(hub_id):
+        with hub_errors(hub_id):
             found.outline(root)
         try:
             checkpoint = read(root)
@@ -240,7 +240,7 @@ class _Fetcher:
             yield False
             return
         part, path = self.parts / file.hash, self.root / name
-        with _hub_errors(self.hub_id):
+        with hub_errors(self.hub_id):
             cached = self._cached(name)
             if cached is None:
                 self._download(file, part)
@@ -348,7 +348,7 @@ def _from_cache(hub_id: HubId) -> Path:
 
 
 @contextmanager
-def _hub_errors(hub_id: HubId) -> Iterator[None]:
+def hub_errors(hub_id: HubId) -> Iterator[None]:
     """Say in a line what the hub answered, or that it did not."""
     try:
         from huggingface_hub import constants, errors

@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import read_checkpoint, read_record
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
@@ -57,11 +58,13 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; only a checkpoint that fp8pad padded can be unpadded")
     for disagreement in disagreements(converted, record):
         raise RecordError(str(disagreement))
-    if missing := sorted(record.files.keys() - converted.identities.keys()):
+    card = record.originals.get(CARD_FILE)
+    without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
+    if missing := sorted(record.files.keys() - converted.identities.keys() - without):
         raise RecordError(f"{missing[0]}: listed in {RECORD_FILE} but missing")
     original = original_of(converted, record)
-    layouts, texts = original.layouts, original.texts
-    other_files = tuple(file for file in converted.other_files if file != RECORD_FILE)
+    layouts, texts = original.layouts, {**({CARD_FILE: card} if card else {}), **original.texts}
+    other_files = tuple(file for file in converted.other_files if file not in without)
     contents = Contents(converted, layouts, other_files, texts)
     with staged(contents, restored_dir, _as_deep_as(record, layouts, options)) as out:
         hashes = out.write_files(progress)

@@ -104,7 +104,7 @@ def _verified(source: Checkpoint | None, out_dir: Path, progress: Progress) -> V
     mismatches = chain(
         chain(disagreements(converted, record), _missing_hashes(record)) if record else (),
         _partition(changed_files(converted, _recorded_files(record, source)), notes),
-        _partition(_differing_other_files(converted, source) if source else (), notes),
+        _partition(_differing_other_files(converted, source, record) if source else (), notes),
         _byte_differences(converted, record, source, notes, progress),
     )
     found = tuple(islice(mismatches, MAX_MISMATCHES))
@@ -147,8 +147,11 @@ def _partition(found: Iterable[Mismatch], notes: list[str], own_files: Collectio
             notes.append(str(mismatch))
 
 
-def _differing_other_files(converted: Checkpoint, source: Checkpoint) -> Iterator[Mismatch]:
-    for file in sorted(set(source.other_files) & set(converted.other_files)):
+def _differing_other_files(
+    converted: Checkpoint, source: Checkpoint, record: CheckpointRecord | None
+) -> Iterator[Mismatch]:
+    rewritten = record.originals.keys() if record else set()
+    for file in sorted((set(source.other_files) & set(converted.other_files)) - rewritten):
         with source.fetched(file):
             yield from compare_files(file, source.root / file, converted.root / file)
 

@@ -380,7 +380,18 @@ def test_the_unforeseen_is_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
     assert (finished.status, finished.stdout, finished.stderr) == (1, "", expected)
 
 
-COMMANDS = ["plan", "convert", "verify", "unpad", "inspect", "bench", "golden record", "golden check", "golden compare"]
+COMMANDS = [
+    "plan",
+    "convert",
+    "verify",
+    "push",
+    "unpad",
+    "inspect",
+    "bench",
+    "golden record",
+    "golden check",
+    "golden compare",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -19,9 +19,11 @@ from huggingface_hub import constants
 
 import fp8pad
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
-from fp8pad.errors import ConfigError, HubError, OutputError
+from fp8pad.checkpoint.progress import Silence
+from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import FIRST_BYTES, HubId, opened
 from fp8pad.planning.engines import find_engine
+from fp8pad.push import push
 from fp8pad.render.plan import show_plan
 
 NAME = "org/name"
@@ -353,9 +355,9 @@ def test_converting_from_the_hub_gives_what_a_folder_gives(hub: FakeHub, model: 
     index["weight_map"] |= dict.fromkeys(plain, "model-00003-of-00003.safetensors")
     (model / INDEX).write_text(json.dumps(index))
     hub.add(NAME, model)
-    fp8pad.convert(model, tmp_path / "local", verify="full")
+    fp8pad.convert(model, tmp_path / "local", verify="full", card=False)
     hub.sent = 0
-    report = fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+    report = fp8pad.convert(NAME, tmp_path / "out", jobs=1, card=False)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "local")
     total = sum(len(content) for content in files_of(model).values())
     assert total < hub.sent < total + 3 * FIRST_BYTES + 1000
@@ -392,16 +394,16 @@ def test_a_conversion_that_was_cut_off_goes_on(hub: FakeHub, model: Path, tmp_pa
 
     hub.next_fault = fail_on_the_second  # type: ignore[method-assign]
     with pytest.raises(HubError, match=f"{second}: ends early|503"):
-        fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+        fp8pad.convert(NAME, tmp_path / "out", jobs=1, card=False)
     assert not (tmp_path / "out").exists()
     hub.next_fault = real  # type: ignore[method-assign]
     hub.requests.clear()
     hub.sent = 0
-    report = fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+    report = fp8pad.convert(NAME, tmp_path / "out", jobs=1, card=False)
     assert report.resumed == (FIRST,)
     assert hub.requests[FIRST] == 1  # its header
     assert size // 2 < hub.sent < size // 2 + 2 * FIRST_BYTES + 5000
-    fp8pad.convert(model, tmp_path / "local", verify="full")
+    fp8pad.convert(model, tmp_path / "local", verify="full", card=False)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "local")
     assert left_beside(tmp_path / "out") == set()
 
@@ -413,7 +415,7 @@ def test_a_finished_shard_that_was_altered_is_made_again(hub: FakeHub, model: Pa
     real = hub.next_fault
     hub.next_fault = lambda: 503 if hub.requests[second] > 1 else real()  # type: ignore[method-assign]
     with pytest.raises(HubError, match="503"):
-        fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+        fp8pad.convert(NAME, tmp_path / "out", jobs=1, card=False)
     hub.next_fault = real  # type: ignore[method-assign]
     staged = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 500_000 // 2]
     altered = [path for path in staged if ".out" in str(path) and not str(path).endswith(".note")]
@@ -422,7 +424,7 @@ def test_a_finished_shard_that_was_altered_is_made_again(hub: FakeHub, model: Pa
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
-    fp8pad.convert(NAME, tmp_path / "out", jobs=1)
+    fp8pad.convert(NAME, tmp_path / "out", jobs=1, card=False)
     assert fp8pad.verify(model, tmp_path / "out").ok
 
 
@@ -434,3 +436,34 @@ def test_no_output_is_proposed_inside_a_cache(hub: FakeHub, model: Path, capsys:
         report = fp8pad.plan(named)
         show_plan(report.source, report.plan, find_engine())
         assert f"fp8pad convert {named} name-padded" in capsys.readouterr().out
+
+
+def test_pushing_checks_and_uploads(hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What arrives is what lies there, with a card that names the model it was made from."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.add(NAME, model)
+    fp8pad.convert(NAME, tmp_path / "out")
+    report = push(tmp_path / "out", "org/padded", False, True, Silence())
+    assert report.repo == "org/padded"
+    pushed = hub.repos["org/padded"]
+    assert pushed.commits[pushed.revisions["main"]] == files_of(tmp_path / "out")
+    assert b"base_model: org/name\n" in pushed.commits[pushed.revisions["main"]]["README.md"]
+    assert report.url.startswith(f"{hub.endpoint}/org/padded/commit/")
+
+
+def test_what_is_not_fit_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Damaged, without a card, not converted at all, or to a name that is none."""
+    fp8pad.convert(model, tmp_path / "bare", card=False)
+    fp8pad.convert(model, tmp_path / "out", verify="full")
+    shard = tmp_path / "out" / FIRST
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\7")
+    for folder, name, message in (
+        (tmp_path / "bare", "org/padded", r"README\.md does not say what fp8pad changed"),
+        (tmp_path / "out", "org/padded", rf"is not pushed: {FIRST}: sha256"),
+        (model, "org/padded", r"has no fp8pad\.json"),
+        (tmp_path / "bare", "padded", "expected the name of a model on the hub"),
+    ):
+        with pytest.raises(Fp8padError, match=message):
+            push(folder, name, False, True, Silence())
+    assert hub.repos == {}

@@ -18,8 +18,8 @@ EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
 PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
 WRITING = READING | {"converted", "parallel", "output"}
-JUDGING = WRITING | {"changed_files", "disagreements", "original"}
-RESULTS = {"conversion", "verification", "unpadding", "inspection", "golden", "bench"}
+JUDGING = WRITING | {"card", "changed_files", "disagreements", "original"}
+RESULTS = {"conversion", "verification", "unpadding", "inspection", "push", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"conversion", "inspection", "library", "unpadding", "verification"},
     "__main__": {"cli"},
@@ -33,7 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "planning": PURE | {"__init__", "planning"},
     "checkpoint": PURE | {"checkpoint", "numpy", "safetensors"},
     "parallel": {"checkpoint"},
-    "converted": READING | {"__init__"},
+    "card": READING | {"__init__"},
+    "converted": READING | {"__init__", "card"},
     "adapters": READING,
     "output": WRITING,
     "conversion": WRITING | {"summary"},
@@ -44,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "disagreements": READING | {"original"},
     "changed_files": READING,
     "verification": JUDGING | {"hub"},
+    "push": JUDGING | {"hub", "huggingface_hub", "verification"},
     "unpadding": JUDGING,
     "inspection": JUDGING,
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},

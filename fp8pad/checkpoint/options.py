@@ -18,3 +18,4 @@ class WriteOptions:
     overwrite: bool = False
     resume: bool = True
     verify: VerifyDepth = "padded"
+    card: bool = False

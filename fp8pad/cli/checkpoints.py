@@ -71,6 +71,7 @@ def convert(
     verify: options.VerifyOption = "padded",
     engine: options.PlanEngineOption = None,
     force: options.ForceOption = False,
+    card: options.CardOption = True,
     quiet: options.QuietOption = False,
     cache: options.CacheOption = False,
     as_json: options.JsonOption = False,
@@ -109,6 +110,7 @@ def convert(
             overwrite=overwrite,
             resume=resume,
             verify=verify,
+            card=card,
             cache=cache,
             engine=engine,
             progress=progress,
@@ -175,6 +177,28 @@ def unpad(
         )
     if as_json or not quiet:
         show_restoration(report, as_json)
+
+
+def push(
+    out_dir: options.OutDirArgument,
+    repo: options.RepoArgument,
+    *,
+    private: options.PrivateOption = False,
+    card: options.CardOption = True,
+    quiet: options.QuietOption = False,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Upload a converted checkpoint to the hub.
+
+    It is verified first, and its model card has to say what was changed.
+    """
+    from fp8pad.push import push as push_checkpoint
+    from fp8pad.render.progress import shown_progress
+    from fp8pad.render.reports import show_push
+
+    with shown_progress(quiet) as progress:
+        report = push_checkpoint(out_dir, repo, private, card, progress)
+    show_push(report, as_json)
 
 
 def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = False) -> None:

@@ -20,6 +20,7 @@ COMMANDS = (
     (checkpoints.plan, "fp8pad plan Qwen2.5-VL-7B-FP8 --absorb -tp 8"),
     (checkpoints.convert, "fp8pad convert Qwen2.5-VL-7B-FP8 Qwen2.5-VL-7B-FP8-padded"),
     (checkpoints.verify, "fp8pad verify Qwen2.5-VL-7B-FP8 Qwen2.5-VL-7B-FP8-padded"),
+    (checkpoints.push, "fp8pad push Qwen2.5-VL-7B-FP8-padded my-org/Qwen2.5-VL-7B-FP8-padded"),
     (checkpoints.unpad, "fp8pad unpad Qwen2.5-VL-7B-FP8-padded Qwen2.5-VL-7B-FP8-restored"),
     (checkpoints.inspect, "fp8pad inspect Qwen2.5-VL-7B-FP8-padded"),
     (bench, "fp8pad bench Qwen2.5-VL-7B-FP8 -tp 4 --tokens 1 --tokens 8192"),

@@ -90,6 +90,12 @@ PlanEngineOption = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME", help="Engine to plan for: vllm-0.33 (the default) or sglang-0.5.23."),
 ]
+RepoArgument = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Name of the model on the hub.")]
+PrivateOption = Annotated[bool, typer.Option("--private", help="Make a private model, if there is none yet.")]
+CardOption = Annotated[
+    bool,
+    typer.Option("--card/--no-card", help="Say in README.md, the model card, what was changed and how to serve it."),
+]
 CacheOption = Annotated[
     bool, typer.Option("--cache", help="Fetch a model of the hub into huggingface_hub's cache, and leave it there.")
 ]

@@ -10,6 +10,7 @@ from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.conversion import ConvertReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.push import PushReport
 from fp8pad.render.console import Fact, command, growth, print_json, shortened, stdout_console
 from fp8pad.render.plan import not_understood_facts, skipped_facts
 from fp8pad.render.screen import Screen
@@ -102,3 +103,11 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
         return []
     facts = [("replaced", f"{len(replaced.files)} files that stood there")]
     return facts + ([("", f"edited since: {shortened(replaced.edited)}")] if replaced.edited else [])
+
+
+def show_push(report: PushReport, as_json: bool = False) -> None:
+    """Print where the checkpoint is now."""
+    if as_json:
+        print_json(report.to_json())
+        return
+    _screen(report.out_dir, f"pushed to {report.repo}", [("commit", printable(report.url))]).show(stdout_console())

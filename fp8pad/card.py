@@ -1,0 +1,106 @@
+"""The model card of a converted checkpoint: README.md with metadata and a section of fp8pad's."""
+
+import re
+from collections.abc import Iterator
+
+from fp8pad import __version__
+from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.folder import read_text
+from fp8pad.errors import ConfigError
+from fp8pad.planning.advice import outlook
+from fp8pad.planning.plan import CheckpointPlan
+
+CARD_FILE = "README.md"
+BEGIN, END = "<!-- fp8pad -->", "<!-- /fp8pad -->"
+
+
+def with_section(card: str, source: Checkpoint, plan: CheckpointPlan) -> str:
+    """Return a model card, empty where there is none, with what was changed, and with the hub's metadata for that.
+
+    The rest of the card stays as it is, apart from a `base_model` that is the model that was converted now.
+    """
+    metadata, body = _split(card)
+    blocks = _blocks(metadata)
+    if repo := hub_repo(source):
+        blocks["base_model"] = [f"base_model: {repo}"]
+    blocks["base_model_relation"] = ["base_model_relation: quantized"]
+    blocks["tags"] = _with_tag(blocks.get("tags", ["tags:"]))
+    front = "\n".join(line for block in blocks.values() for line in block)
+    text = body.strip("\n")
+    return f"---\n{front}\n---\n\n{text}{chr(10) * 2 if text else ''}{BEGIN}\n{_section(source, plan)}\n{END}\n"
+
+
+def hub_repo(source: Checkpoint) -> str | None:
+    """Return the model's name on the hub, if it comes from there or lies in the cache of its files."""
+    if source.name:
+        return source.name.partition("@")[0]
+    root = source.root.resolve()
+    match = re.fullmatch(r"models--(.+)--(.+)", root.parent.parent.name) if root.parent.name == "snapshots" else None
+    return f"{match[1]}/{match[2]}" if match else None
+
+
+def _split(card: str) -> tuple[list[str], str]:
+    """Return the lines of a card's metadata, between two lines of dashes, and the rest."""
+    match = re.match(r"---[ \t]*\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|$)", card, re.DOTALL)
+    return ((match[1] or "").splitlines(), card[match.end() :]) if match else ([], card)
+
+
+def _blocks(metadata: list[str]) -> dict[str, list[str]]:
+    """Group lines of YAML by the key at the top under which they stand; what stands before the first has none."""
+    blocks: dict[str, list[str]] = {}
+    key = ""
+    for line in metadata:
+        if match := re.match(r"([\w-]+)\s*:", line):
+            key = match[1]
+        blocks.setdefault(key, []).append(line)
+    return blocks
+
+
+def _with_tag(block: list[str]) -> list[str]:
+    """Add fp8pad to a list of tags, in the style in which it is written."""
+    if any(re.search(r"(^|[\s\[,\"'-])fp8pad\b", line) for line in block):
+        return block
+    inline = re.fullmatch(r"tags\s*:\s*\[(.*)\]\s*", block[0])
+    if inline:
+        return [f"tags: [{', '.join(filter(None, (inline[1].strip(), 'fp8pad')))}]"]
+    if single := re.fullmatch(r"tags\s*:\s*(\S.*)", block[0]):
+        return ["tags:", f"- {single[1]}", "- fp8pad"]
+    indents = [match[1] for line in block[1:] if (match := re.match(r"(\s*)- ", line))]
+    return [*block, f"{indents[-1] if indents else ''}- fp8pad"]
+
+
+def _section(source: Checkpoint, plan: CheckpointPlan) -> str:
+    return "\n".join(_lines(source, plan))
+
+
+def _lines(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
+    yield f"## Padded by fp8pad {__version__}"
+    yield ""
+    yield f"{len(plan.tensors)} tensors have sizes that FP8 kernels take; what was added is zero, or 1.0 in scales."
+    for edit in plan.config_edits:
+        yield f"- `{edit.file}`: `{edit.key}` is {edit.new} instead of {edit.old}."
+    yield ""
+    if plan.needs_runtime:
+        yield "It is served by vLLM with the fp8pad plugin installed beside it, and by no engine without it."
+    else:
+        yield "Any engine that serves the original serves it; no plugin is needed."
+    refused = {at.tensor_parallel_size for at in outlook(plan.layers) if at.indivisible or at.inside_block}
+    sizes = ", ".join(str(size) for size in (1, 2, 4, 8) if size not in refused)
+    yield f"Tensor-parallel sizes into which its layers divide: {sizes}."
+    yield ""
+    yield "```sh"
+    model = f"{hub_repo(source)} " if hub_repo(source) else ""
+    yield f"fp8pad verify {model}DIR      # checks every byte against {'the original' if model else 'the records'}"
+    yield "fp8pad unpad DIR RESTORED   # gives the original back"
+    yield "```"
+
+
+def read_card(source: Checkpoint) -> str | None:
+    """Return the model card of a checkpoint, empty if there is none, None if it is no text that could be given back."""
+    if CARD_FILE not in source.other_files:
+        return ""
+    try:
+        with source.fetched(CARD_FILE):
+            return read_text(source.root, CARD_FILE) or None
+    except ConfigError:
+        return None

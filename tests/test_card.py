@@ -1,0 +1,98 @@
+"""The model card: metadata in whatever style it is written, a section of fp8pad's, and the old card given back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import files_of, llama
+
+import fp8pad
+from fp8pad.card import BEGIN, with_section
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+
+RELATION = "base_model_relation: quantized\n"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A checkpoint that needs padding."""
+    return llama(tmp_path / "model")
+
+
+def section_on(card: str, source: Checkpoint) -> tuple[str, str]:
+    """Return the metadata and the rest of a card with fp8pad's section."""
+    text = with_section(card, source, fp8pad.plan(source.root).plan)
+    _, metadata, body = text.split("---\n", 2)
+    return metadata, body
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ("", f"{RELATION}tags:\n- fp8pad\n"),
+        ("license: mit\ntags:\n  - fp8\n", f"license: mit\ntags:\n  - fp8\n  - fp8pad\n{RELATION}"),
+        ("tags: [fp8, vllm]\n", f"tags: [fp8, vllm, fp8pad]\n{RELATION}"),
+        ("tags: fp8\n", f"tags:\n- fp8\n- fp8pad\n{RELATION}"),
+        ("tags:\n- fp8pad\n", f"tags:\n- fp8pad\n{RELATION}"),
+        ("library_name: x\nbase_model:\n- a/b\n", f"library_name: x\nbase_model:\n- a/b\n{RELATION}tags:\n- fp8pad\n"),
+        ("# words\nbase_model_relation: finetune\n", f"# words\n{RELATION}tags:\n- fp8pad\n"),
+    ],
+)  # fmt: skip
+def test_metadata_is_added_in_the_style_of_the_card(model: Path, metadata: str, expected: str) -> None:
+    """What is there stays, in its order."""
+    source = read_unconverted(model)
+    found, body = section_on(f"---\n{metadata}---\n# A model\n\nText.\n", source)
+    assert found == expected
+    assert body.startswith(f"\n# A model\n\nText.\n\n{BEGIN}\n## Padded by fp8pad ")
+
+
+def test_the_base_model_is_known_from_the_hub(model: Path, tmp_path: Path) -> None:
+    """By its id, or from the cache in which a snapshot lies; then it is that which was converted."""
+    source = read_unconverted(model)
+    assert "base_model:" not in section_on("", source)[0]
+    metadata, body = section_on("---\nbase_model:\n- a/b\n---\n", replace(source, name="org/name@main"))
+    assert metadata == f"base_model: org/name\n{RELATION}tags:\n- fp8pad\n"
+    assert "fp8pad verify org/name DIR" in body
+    snapshot = tmp_path / "models--org--na-me" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    model.rename(snapshot)
+    assert section_on("", read_unconverted(snapshot))[0].startswith("base_model: org/na-me\n")
+
+
+def test_the_section_says_how_to_serve(example: Path) -> None:
+    """With the plugin or without, what absorbing changed, and the sizes that its layers allow."""
+    source = read_unconverted(example)
+    padded = with_section("", source, fp8pad.plan(example).plan)
+    assert "served by vLLM with the fp8pad plugin" in padded
+    absorbed = with_section("", source, fp8pad.plan(example, absorb=True).plan)
+    assert "- `config.json`: `intermediate_size` is 224 instead of 213." in absorbed
+
+
+@pytest.mark.parametrize("card", [None, "# A model\n", "---\nlicense: mit\n---\n\n# A model"])
+def test_the_old_card_comes_back(model: Path, tmp_path: Path, card: str | None) -> None:
+    """Whatever it was; verifying and inspecting know what happened to it, and edits of it are a note."""
+    if card is not None:
+        (model / "README.md").write_text(card)
+    fp8pad.convert(model, tmp_path / "out", verify="full")
+    written = (tmp_path / "out" / "README.md").read_text()
+    assert BEGIN in written
+    for report in (fp8pad.verify(model, tmp_path / "out"), fp8pad.verify(tmp_path / "out")):
+        assert (report.ok, report.notes) == (True, ())
+    (tmp_path / "out" / "README.md").write_text(written + "More.\n")
+    report = fp8pad.verify(model, tmp_path / "out")
+    assert report.ok
+    assert [note.partition(":")[0] for note in report.notes] == ["README.md"]
+    fp8pad.unpad(tmp_path / "out", tmp_path / "restored")
+    assert files_of(tmp_path / "restored") == files_of(model)
+
+
+def test_no_card_is_written_where_none_is_wanted(model: Path, tmp_path: Path) -> None:
+    """Nor where nothing is changed, nor over a card that is no text."""
+    fp8pad.convert(model, tmp_path / "out", card=False)
+    assert not (tmp_path / "out" / "README.md").exists()
+    fp8pad.convert(llama(tmp_path / "aligned", n=32, k=16), tmp_path / "copy")
+    assert not (tmp_path / "copy" / "README.md").exists()
+    for number, content in enumerate((b"\xff\xfe", b"")):
+        (model / "README.md").write_bytes(content)
+        fp8pad.convert(model, tmp_path / f"other{number}")
+        assert (tmp_path / f"other{number}" / "README.md").read_bytes() == content
