@@ -264,3 +264,12 @@ def test_what_the_plan_says_of_an_mlp_the_runtime_does(num_ranks: int, share: in
     for each, rows in ((gate, (inner, inner)), (fused, (2 * inner,))):
         said = each.fit_at(num_ranks) == "inside block"
         assert said == refuses("gate_up_proj", rows, held, block, num_ranks)
+
+
+def test_a_query_is_followed_by_a_key_only_where_there_is_one() -> None:
+    """Latent attention has queries alone, whose last block need not be full; grouped-query attention fuses them."""
+    alone, fused = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
+    shapes = {alone: (200, 256), fused: (200, 256), "model.layers.1.self_attn.k_proj": (200, 256)}
+    found = shardings(shapes, (), {})
+    assert [how.is_followed for how in found.values()] == [False, True, False]
+    assert [how.ends_inside_block(how.part((200, 256), 1), B) for how in found.values()] == [False, True, False]

@@ -55,8 +55,11 @@ _QUERIES = frozenset({"q_proj"})
 _KEY_VALUE = frozenset({"k_proj", "v_proj"})
 # Queries, keys and values in one tensor on disk.
 _FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "c_attn", "qkv", "qkv_proj", "query_key_value"})
-# Engines put another matrix behind these: up, the key, the value, or the latent key-value projection.
-_FOLLOWED = frozenset({"gate_proj", "k_proj", "q_a_proj", "q_proj", "w1", "wq_a"})
+# Engines fuse these with the matrix that follows: up, the key, the value, or the latent key-value projection.
+_FOLLOWED_BY = {
+    "gate_proj": "up_proj", "k_proj": "v_proj", "q_a_proj": "kv_a_proj_with_mqa", "q_proj": "k_proj", "w1": "w3",
+    "wq_a": "wkv"
+}  # fmt: skip
 # Gate and up in one tensor on disk, one behind the other.
 _FUSED_MLP = frozenset({"gate_up_proj", "input_linear"})
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
@@ -186,9 +189,14 @@ def shardings(
     """
     described = {name: _PART_OF_ROLE[role] for name, role in roles.items()} | dict(divided)
     parts = {name: described[name] if name in described else _part_by_name(name) for name in shapes}
-    followed = {name for name in shapes if roles.get(name) == "gate" or name.rpartition(".")[2] in _FOLLOWED}
+    followed = {name for name in shapes if roles.get(name) == "gate" or _follower(name) in shapes}
     found = {name: _sharding(name, num_n, parts[name], sections) for name, (num_n, _) in shapes.items()}
     return {name: replace(how, is_followed=True) if name in followed else how for name, how in found.items()}
+
+
+def _follower(name: str) -> str | None:
+    parent, dot, last = name.rpartition(".")
+    return f"{parent}{dot}{_FOLLOWED_BY[last]}" if last in _FOLLOWED_BY else None
 
 
 def _part_by_name(name: str) -> Part | None:
