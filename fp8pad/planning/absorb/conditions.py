@@ -70,9 +70,11 @@ def _implied_size(size: GovernedSize) -> int:
 
 
 def _multiplier(claims: Sequence[GovernedAxis], size: GovernedSize, value: int) -> int:
-    rule, inner = claims[0].mlp, _inner_sizes(claims)
     times = _config_multiplier(claims, size)
-    if times is None and len(inner) == 1:
+    if times is not None:
+        return times
+    rule, inner = claims[0].mlp, _inner_sizes(claims)
+    if len(inner) == 1:
         times, rest = divmod(inner.pop(), value)
         if rest or not times:
             raise NotAbsorbableError(f"the size of {claims[0].module} is no multiple of it")

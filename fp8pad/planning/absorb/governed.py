@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from fp8pad.errors import PlanError
@@ -92,7 +93,7 @@ class GovernedAxis:
         return self.instance[0] + ".".join(parts[: min(in_front + 1, len(parts) - 1)]) + "."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GovernedSize:
     """An inner size and everything that it governs; `unclaimed_tensors` look governed too, but are in no family file.
 
@@ -115,7 +116,7 @@ class GovernedSize:
         keys = dict.fromkeys(key for claim in self.claims for key in claim.mlp.repeats)
         return tuple(key for key in keys if key != self.key and self.section.config.get(key) is not None)
 
-    @property
+    @cached_property
     def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
         """The claims by the MLP that they belong to."""
         mlps: defaultdict[MlpId, list[GovernedAxis]] = defaultdict(list)
