@@ -85,14 +85,15 @@ def convert(
     resume: bool = True,
     verify: VerifyDepth = "padded",
     card: bool = True,
+    hash: bool = False,  # noqa: A002  the option's name
     cache: bool = False,
     engine: str | None = None,
     progress: Progress | ProgressCallback | None = None,
 ) -> "ConvertReport":
     """Convert `model` to `out_dir`, which appears when it is complete and verified.
 
-    README.md says what was changed, unless `card` is False. A model of the hub is fetched shard by shard, into
-    huggingface_hub's cache with `cache`. Raises as `plan` does,
+    With `hash`, fp8pad.json has the SHA-256 of every file. README.md says what was changed, unless `card` is False. A
+    model of the hub is fetched shard by shard, into huggingface_hub's cache with `cache`. Raises as `plan` does,
     `OutputError` if `out_dir` cannot be written and `VerifyError` if what was read back is wrong.
     """
     from fp8pad.checkpoint.checkpoint import read_unconverted
@@ -100,7 +101,9 @@ def convert(
     from fp8pad.hub import opened, work_folder
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, tuple(skip))
-    options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify, card=card)
+    options = WriteOptions(
+        jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify, card=card, hash=hash
+    )
     told, target = _told(progress), Path(out_dir)
     with opened(model, read_unconverted, work_folder(target), cache, told) as source:
         report = convert_checkpoint(source, _planned(source, policy, strict).plan, target, options, told)

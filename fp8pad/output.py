@@ -108,7 +108,7 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     if not staging_path(target).exists():
         check_replaceable(target, out_dir, contents.files, options.overwrite)
     with hold_staging(target) as staging:
-        out = Output(contents, options, Writer(contents.source, staging, options.link, options.verify))
+        out = Output(contents, options, Writer(contents.source, staging, options.link, options.verify, options.hash))
         try:
             recover(staging)
             _begin(out, out_dir)

@@ -34,6 +34,27 @@ def test_there_and_back(model: Path, tmp_path: Path, capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_flipped_bit_in_any_file_is_found_without_the_source(model: Path, tmp_path: Path) -> None:
+    """With hashes in the record: shards, index, config.json and the record are mismatches, other files notes."""
+    (model / "modeling_llama.py").write_text("x = 1\n")
+    out_dir = tmp_path / "out"
+    library.convert(model, out_dir, hash=True)
+    report = library.verify(out_dir)
+    assert (report.ok, report.notes, report.files_hashed) == (True, (), len(files_of(out_dir)) - 1)
+    for name, content in files_of(out_dir).items():
+        for position in (len(content) // 3, len(content) - 2):
+            damaged = bytearray(content)
+            damaged[position] ^= 1
+            (out_dir / name).write_bytes(damaged)
+            try:
+                found = library.verify(out_dir)
+                noticed = bool(found.notes) if name in ("README.md", "tokenizer.json") else not found.ok
+            except CheckpointError:
+                noticed = True
+            assert noticed, f"{name}: byte {position}"
+        (out_dir / name).write_bytes(content)
+
+
 def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
     """One class per cause, and no exit."""
     with pytest.raises(CheckpointError, match="no such folder"):

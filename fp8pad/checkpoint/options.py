@@ -19,3 +19,4 @@ class WriteOptions:
     resume: bool = True
     verify: VerifyDepth = "padded"
     card: bool = False
+    hash: bool = False

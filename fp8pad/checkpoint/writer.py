@@ -32,6 +32,7 @@ class Writer:
     staging: Staging
     link: Link
     verify: VerifyDepth
+    hash: bool = False
 
     def work_bytes(self, layout: ShardLayout) -> int:
         """Return of how many bytes `write_shard` will tell `advance`: those to write and those to read back."""
@@ -121,7 +122,7 @@ class Writer:
     @property
     def is_hashed(self) -> bool:
         """Whether every file is hashed: on request, and where its bytes come from elsewhere."""
-        return self.verify == "full" or self.source.remote is not None
+        return self.hash or self.verify == "full" or self.source.remote is not None
 
     def _sums(self) -> Sums:
         return Sums(self.verify, hashed=self.is_hashed)

@@ -96,6 +96,10 @@ CardOption = Annotated[
     bool,
     typer.Option("--card/--no-card", help="Say in README.md, the model card, what was changed and how to serve it."),
 ]
+HashOption = Annotated[
+    bool,
+    typer.Option("--hash", help="Record the SHA-256 of every file, as --verify full does too."),
+]
 CacheOption = Annotated[
     bool, typer.Option("--cache", help="Fetch a model of the hub into huggingface_hub's cache, and leave it there.")
 ]
