@@ -7,15 +7,14 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import lru_cache
 
-from fp8pad.geometry import num_blocks
 from fp8pad.planning.linear_names import kind_of, own_name
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
+from fp8pad.planning.scale_layouts import granularity_of, other_layout, unpadded_blocks
 from fp8pad.planning.stacks import Order, in_order, stacked_granularity
 from fp8pad.record import Json
-from fp8pad.scales import Granularity, PerBlock, stored_scale_shapes
+from fp8pad.scales import Granularity, PerBlock
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 INPUT_SCALES = ("input_scale", "input_activation_scale", "activation_scale")
@@ -29,8 +28,6 @@ _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_tra
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 
 NO_EXPERTS: Mapping[str, Order | None] = {}
-# One scale of 8 bits for this many inputs, the OCP Microscaling formats; DeepSeek-V4.1 has one for as many rows too.
-_MX_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +171,9 @@ def _linear(
         reason = f"{what} without a scale of its own"
         return Fp8Linear(name, weight, None, None, reason, is_understood=False, is_expert=is_expert)
     allowed = quantization.formats.granularities if quantization else ()
-    granularity = _granularity(weight.shape, scale.shape, allowed)
+    granularity = granularity_of(weight.shape, scale.shape, allowed)
     if granularity is None:
-        reason, is_understood = _other_layout(weight, scale, quantization)
+        reason, is_understood = other_layout(weight, scale, quantization)
         return Fp8Linear(name, weight, scale, None, reason, is_understood, is_expert)
     known = _ROUTED if is_expert else _unpadded(name, granularity, scale, quantization, has_conv1d)
     return Fp8Linear(name, weight, scale, granularity, known, is_expert=is_expert)
@@ -226,16 +223,7 @@ def _unpadded(
     if scale.dtype not in ONE_BYTES:
         return f"scales of dtype {scale.dtype}"
     if isinstance(granularity, PerBlock):
-        return _unpadded_blocks(granularity, scale, quantization)
-    return None
-
-
-def _unpadded_blocks(block: PerBlock, scale: TensorHeader, quantization: Quantization | None) -> str | None:
-    if block == PerBlock(_MX_GROUP, _MX_GROUP) and scale.dtype == "F8_E8M0":
-        return f"MXFP8 in blocks of {_MX_GROUP} x {_MX_GROUP}, which the runtime does not pad"
-    # vLLM's ModelOpt method makes scales [R, 1, C, 1] of its own, and refuses an unaligned K (modelopt.py).
-    if len(scale.shape) == 4 or (quantization is not None and quantization.method.startswith("modelopt")):
-        return "block scales of ModelOpt, which the runtime does not pad"
+        return unpadded_blocks(granularity, scale, quantization)
     return None
 
 
@@ -245,45 +233,6 @@ def _has_inputs(name: str, weight: TensorHeader, tensors: Mapping[str, TensorHea
     return (bias is not None and bias.shape == weight.shape[:1]) or any(
         f"{name}.{key}" in tensors for key in INPUT_SCALES
     )
-
-
-@lru_cache
-def _granularity(
-    weight_shape: tuple[int, ...], scale_shape: tuple[int, ...], allowed: tuple[Granularity, ...]
-) -> Granularity | None:
-    """The granularity that both the shape of the scale and the config allow, None where there is none.
-
-    A single scale of a single row is both a tensor's and a channel's: it is left as it is, unless the config has only
-    channels.
-    """
-    fitting = {
-        granularity.name: granularity
-        for granularity in reversed(allowed)
-        if scale_shape in stored_scale_shapes(granularity, weight_shape)
-    }
-    return fitting.get("block") or fitting.get("tensor") or fitting.get("channel")
-
-
-def _other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization | None) -> tuple[str, bool]:
-    """Describe a scale that fits no granularity of the config, and tell whether its layout is a known one."""
-    num_n, num_k = weight.shape
-    found = f"scales {scale.dtype} {list(scale.shape)}"
-    if scale.dtype in ("U8", "F8_E8M0") and scale.shape == (num_n, num_blocks(num_k, _MX_GROUP)):
-        return f"MXFP8, {found}: one for each {_MX_GROUP} inputs, which is not padded", True
-    if quantization is None:
-        return f"{found}, but no quantization config", False
-    if quantization.formats.has_other_fp8:
-        return f"{found} of a layout that is not padded ({quantization.method})", False
-    return f"{found} where {_expected(weight, quantization)} is expected", False
-
-
-def _expected(weight: TensorHeader, quantization: Quantization) -> str:
-    shapes = {
-        granularity.name: list(granularity.scale_shape(weight.shape))
-        for granularity in quantization.formats.granularities
-    }
-    expected = [f"a {name} scale {shapes[name]}" for name in ("tensor", "channel", "block") if name in shapes]
-    return " or ".join(expected) or "no FP8 weight"
 
 
 def _skipped(linear: Fp8Linear, patterns: Sequence[str]) -> Fp8Linear:

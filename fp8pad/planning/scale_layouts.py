@@ -1,0 +1,60 @@
+"""How a weight is scaled: by the shape of its scales and by what the quantization config allows."""
+
+from functools import lru_cache
+
+from fp8pad.geometry import num_blocks
+from fp8pad.planning.quantization import Quantization
+from fp8pad.scales import Granularity, PerBlock, stored_scale_shapes
+from fp8pad.tensors import TensorHeader
+
+# One scale of 8 bits for this many inputs, the OCP Microscaling formats; DeepSeek-V4.1 has one for as many rows too.
+_MX_GROUP = 32
+
+
+@lru_cache
+def granularity_of(
+    weight_shape: tuple[int, ...], scale_shape: tuple[int, ...], allowed: tuple[Granularity, ...]
+) -> Granularity | None:
+    """Return the granularity that both the shape of the scale and the config allow, None where there is none.
+
+    A single scale of a single row is both a tensor's and a channel's: it is left as it is, unless the config has only
+    channels.
+    """
+    fitting = {
+        granularity.name: granularity
+        for granularity in reversed(allowed)
+        if scale_shape in stored_scale_shapes(granularity, weight_shape)
+    }
+    return fitting.get("block") or fitting.get("tensor") or fitting.get("channel")
+
+
+def other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization | None) -> tuple[str, bool]:
+    """Describe a scale that fits no granularity of the config, and tell whether its layout is a known one."""
+    num_n, num_k = weight.shape
+    found = f"scales {scale.dtype} {list(scale.shape)}"
+    if scale.dtype in ("U8", "F8_E8M0") and scale.shape == (num_n, num_blocks(num_k, _MX_GROUP)):
+        return f"MXFP8, {found}: one for each {_MX_GROUP} inputs, which is not padded", True
+    if quantization is None:
+        return f"{found}, but no quantization config", False
+    if quantization.formats.has_other_fp8:
+        return f"{found} of a layout that is not padded ({quantization.method})", False
+    return f"{found} where {_expected(weight, quantization)} is expected", False
+
+
+def _expected(weight: TensorHeader, quantization: Quantization) -> str:
+    shapes = {
+        granularity.name: list(granularity.scale_shape(weight.shape))
+        for granularity in quantization.formats.granularities
+    }
+    expected = [f"a {name} scale {shapes[name]}" for name in ("tensor", "channel", "block") if name in shapes]
+    return " or ".join(expected) or "no FP8 weight"
+
+
+def unpadded_blocks(block: PerBlock, scale: TensorHeader, quantization: Quantization | None) -> str | None:
+    """Return why blocks of scales are of a kind that the runtime does not pad; None where it does."""
+    if block == PerBlock(_MX_GROUP, _MX_GROUP) and scale.dtype == "F8_E8M0":
+        return f"MXFP8 in blocks of {_MX_GROUP} x {_MX_GROUP}, which the runtime does not pad"
+    # vLLM's ModelOpt method makes scales [R, 1, C, 1] of its own, and refuses an unaligned K (modelopt.py).
+    if len(scale.shape) == 4 or (quantization is not None and quantization.method.startswith("modelopt")):
+        return "block scales of ModelOpt, which the runtime does not pad"
+    return None
