@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo/llama-fp8-padded
 
-.PHONY: help demo test test-vllm lint format contract bench clean
+.PHONY: help demo test test-vllm test-browser test-matrix lint format docs contract bench release clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -17,12 +17,24 @@ demo: .venv/installed ## convert, verify and inspect the FP8 checkpoint in examp
 	.venv/bin/fp8pad inspect $(DEMO)
 
 test: .venv/installed ## run the tests that need neither vLLM nor a GPU, in parallel
-	.venv/bin/pytest --numprocesses auto -m "not vllm"
+	.venv/bin/pytest --numprocesses auto -m "not vllm and not browser"
 
 # Two at a time: most of a test is one process's start. Each engine takes about 4 GB.
 test-vllm: .venv-vllm/installed ## serve converted checkpoints with vLLM's CPU build, and run the tests that need torch
 	.venv-vllm/bin/pytest --numprocesses 2 --dist worksteal -m vllm tests/vllm
 	.venv-vllm/bin/pytest -m "torch and not vllm"
+
+test-browser: .venv/installed ## look at the HTML report in Chromium, if it is installed
+	.venv/bin/pytest -m browser
+
+test-matrix: ## test the built package with each Python that is here, and with the oldest dependencies allowed
+	.ci/matrix
+
+docs: .venv-docs/installed ## build the documentation site in build/site; a broken link is an error
+	.venv-docs/bin/python docs/build_site.py
+
+release: ## check and build a release: make release FP8PAD_REPOSITORY=https://...
+	.ci/release
 
 lint: .venv/installed ## check style and types
 	.venv/bin/ruff check
@@ -44,12 +56,18 @@ bench: .venv/installed ## time convert against cp -r on this machine's disk
 	.venv/bin/python tests/bench/bench_convert.py $(ARGS)
 
 clean: ## remove virtual environments and everything that was built
-	rm -rf .venv .venv-vllm build dist
+	rm -rf .venv .venv-docs .venv-vllm build dist
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+.venv-docs/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP_INSTALL) --editable '.[docs]'
 	@touch $@
 
 # vLLM's CPU build was tried with this torch; the optional media packages that it asks for do not all match it. One test

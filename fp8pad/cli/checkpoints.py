@@ -31,6 +31,7 @@ def plan(
     engine: options.PlanEngineOption = None,
     check: options.CheckOption = False,
     show_all: options.AllOption = False,
+    html: options.HtmlOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Show what converting would change, and the cost.
@@ -47,6 +48,8 @@ def plan(
         model, engine=engine, **_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip)
     )
     show_plan(report.source, report.plan, host, as_json, show_all)
+    if html:
+        _write_page(html, report.source, report.plan, host)
     if strict:
         check_understood(report.plan)
     if check:
@@ -232,6 +235,14 @@ def _policy(
         "absorb_experts": absorb_experts,
         "skip": tuple(skip or ()),
     }
+
+
+def _write_page(file: Path, source: "Checkpoint", plan: "CheckpointPlan", engine: "Engine") -> None:
+    from fp8pad.golden.reports import check_writable, write_text
+    from fp8pad.render.html import plan_page
+
+    check_writable(file)
+    write_text(file, plan_page(source, plan, engine))
 
 
 def _check_served(plan: "CheckpointPlan", engine: "Engine") -> None:

@@ -109,6 +109,9 @@ CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 if vLLM would refuse the result at this TP size.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the plan as a page for a browser, too.")
+]
 AllOption = Annotated[bool, typer.Option("--all", help="List aligned layers one by one, too.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 

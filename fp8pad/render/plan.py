@@ -9,7 +9,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.geometry import is_aligned
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.record import AxisActions
+from fp8pad.record import AxisActions, Policy
 from fp8pad.render.console import Fact, command, edit_facts, growth, print_json, shortened, stdout_console
 from fp8pad.render.folding import LayerGroup, group_layers
 from fp8pad.render.screen import Row, Screen
@@ -43,7 +43,7 @@ def show_plan(
 def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_all: bool = False) -> Screen:
     """Return what `fp8pad plan` shows."""
     screen = Screen()
-    screen.paragraph(Text(f"{printable(str(source))}: {_headline(plan)}", style="bold"))
+    screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
     if plan.layers:
         show_verdicts(screen, plan, engine)
     _show_layers(screen, plan, show_all)
@@ -77,7 +77,8 @@ def how(axes: AxisActions) -> str:
     )
 
 
-def _headline(plan: CheckpointPlan) -> str:
+def headline(plan: CheckpointPlan) -> str:
+    """Count layers by what is done to them."""
     actions = [action(layer) for layer in plan.layers]
     counts = [f"{actions.count(name)} {name}" for name in ACTIONS if name in actions]
     return f"{len(plan.layers)} FP8 layers: {', '.join(counts)}" if counts else "no FP8 layers"
@@ -166,7 +167,12 @@ def _show_next(screen: Screen, source: Checkpoint, plan: CheckpointPlan, engine:
     if plan.changes_nothing:
         screen.paragraph("nothing to convert: the checkpoint would stay as it is", 2)
     else:
-        screen.command(command("convert", source, out_dir, *policy_options(plan.policy)))
+        screen.command(convert_command(source, plan.policy))
+
+
+def convert_command(source: Checkpoint, policy: Policy) -> str:
+    """Return the command that converts a checkpoint into a folder next to it."""
+    return command("convert", source, _out_dir(source), *policy_options(policy))
 
 
 def _out_dir(source: Checkpoint) -> str:

@@ -1,0 +1,92 @@
+"""Build the documentation site: `make docs`. Warnings are errors, and so is a link that leads nowhere.
+
+The pages are those of docs/, with CONTRIBUTING, CHANGELOG and the guide to model families from where they lie, and two
+that are generated: every command's help, and the library's functions.
+"""
+
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fp8pad
+from fp8pad.cli.main import COMMANDS, GOLDEN_COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "build" / "docs"
+# Pages that lie elsewhere in the repository, and how other pages link to them.
+MOVED = {
+    "contributing.md": ("CONTRIBUTING.md", "../CONTRIBUTING.md"),
+    "changelog.md": ("CHANGELOG.md", "../CHANGELOG.md"),
+    "families.md": ("fp8pad/planning/families/README.md", "../fp8pad/planning/families/README.md"),
+    "ci.md": ("examples/ci/README.md", "../examples/ci/README.md"),
+}
+LINK = re.compile(r"(!?\[[^\]]*\])\((?!https?:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def main() -> None:
+    """Write the pages and build the site."""
+    shutil.rmtree(PAGES, ignore_errors=True)
+    for path in sorted((ROOT / "docs").rglob("*")):
+        if path.is_file() and path.suffix in (".md", ".svg", ".png"):
+            write(path, Path(path.relative_to(ROOT / "docs")))
+    for name, (source, _) in MOVED.items():
+        write(ROOT / source, Path(name))
+    (PAGES / "commands.md").write_text(commands(), encoding="utf-8")
+    (PAGES / "library.md").write_text(library(), encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(ROOT / "build" / "site")]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+
+
+def write(source: Path, name: Path) -> None:
+    """Copy a page; links to what is no page become text."""
+    target = PAGES / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix != ".md":
+        target.write_bytes(source.read_bytes())
+        return
+    homes = {(ROOT / path).resolve(): page for page, (path, _) in MOVED.items()}
+
+    def moved(link: re.Match[str]) -> str:
+        text, path, anchor = link.groups()
+        file = (source.parent / path).resolve()
+        page = homes.get(file)
+        if page is None and file.is_relative_to(ROOT / "docs") and file.suffix != ".json":
+            page = file.relative_to(ROOT / "docs").as_posix()
+        return f"{text}({page}{anchor or ''})" if page else text.strip("![]")
+
+    target.write_text(LINK.sub(moved, source.read_text("utf-8")), encoding="utf-8")
+
+
+def commands() -> str:
+    """Return the page of commands: the help of each, as it is printed."""
+    names = [command.__name__ for command, _ in COMMANDS]
+    names += [f"golden {command.__name__}" for command, _ in GOLDEN_COMMANDS]
+    pages = [f"## fp8pad {name}\n\n```text\n{help_of(name)}```\n" for name in names]
+    return "# Commands\n\nEvery command and option, as `--help` prints them.\n\n" + "\n".join(pages)
+
+
+def help_of(name: str) -> str:
+    """Return what `fp8pad NAME --help` prints."""
+    command = [sys.executable, "-c", "import sys; sys.argv[0] = 'fp8pad'; from fp8pad.cli.main import main; main()"]
+    run = [*command, *name.split(), "--help"]
+    return subprocess.run(run, env=os.environ | {"COLUMNS": "88"}, capture_output=True, text=True, check=True).stdout
+
+
+def library() -> str:
+    """Return the page of the library: the signature and the docstring of everything that `fp8pad` offers."""
+    parts = [f"# Library\n\n{inspect.getdoc(fp8pad)}\n"]
+    for name in getattr(fp8pad, "__all__", ()):
+        if not name.startswith("_"):
+            found = getattr(fp8pad, name)
+            kind = "class " if inspect.isclass(found) else ""
+            signature = f"{kind}fp8pad.{name}{inspect.signature(found)}"
+            parts.append(f"## {name}\n\n```python\n{signature}\n```\n\n{inspect.getdoc(found)}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

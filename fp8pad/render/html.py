@@ -1,0 +1,171 @@
+"""A plan as one page for a browser: no scripts, nothing from elsewhere, readable on paper, at night, on a phone."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from math import prod
+
+from fp8pad import __version__
+from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.planning.advice import way_out
+from fp8pad.planning.comparison import AtSize, Growth, compare_sizes
+from fp8pad.planning.engines import Engine
+from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.verdict import Verdict, converted_verdict
+from fp8pad.render.console import growth, size
+from fp8pad.render.folding import name_patterns
+from fp8pad.render.plan import action, convert_command, headline, how
+from fp8pad.text import printable
+
+STYLE = """
+:root { --ink: #1b1f24; --paper: #fff; --soft: #6a7380; --line: #d9dee5; --card: #f6f8fa;
+  --good: #1a7f37; --fair: #9a6700; --bad: #cf222e; --logical: #4a7fb5; --added: #e2893b; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --soft: #9aa4b0; --line: #30363d;
+  --card: #161b22; --good: #3fb950; --fair: #d29922; --bad: #ff7b72; --logical: #5b93cc; --added: #f0a35e; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 70rem; padding: 1.5rem 1rem 3rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+p { margin: .4rem 0; } .soft { color: var(--soft); }
+code { font: .875em ui-monospace, monospace; overflow-wrap: anywhere; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem;
+  white-space: pre-wrap; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; color: var(--soft); } th, td:first-child:not(:has(code)) { white-space: nowrap; }
+.good { color: var(--good); } .fair { color: var(--fair); } .bad { color: var(--bad); font-weight: 600; }
+.bar { display: flex; height: .8rem; margin: .2rem 0 .1rem; } .bar i { display: block; min-width: 1px; }
+.logical { background: var(--logical); } .added { background: var(--added); }
+.key i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 .9rem; vertical-align: -1px; }
+@media print { body { max-width: none; font-size: 11px; } .bar i, .key i { print-color-adjust: exact;
+  -webkit-print-color-adjust: exact; } h2, tr { break-inside: avoid; break-after: auto; } }
+"""
+
+_CLASSES = {"serves": "good", "refuses": "bad", "answers wrongly": "bad"}
+
+
+def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
+    """Return the page: the verdict, sizes by group of layers, what absorbing costs, and the next command."""
+    sizes = list(compare_sizes(plan, engine))
+    body = [
+        f"<h1>{_text(source.name if source.remote else source.root.resolve().name)}</h1>",
+        f"<p>{_text(headline(plan))}</p>",
+        *_verdict(sizes, plan, engine),
+        *_sizes(plan),
+        *_costs(sizes, plan),
+        *_notes(plan),
+        *_next(source, plan, engine),
+        f'<p class="soft">fp8pad {__version__}; from headers and config.json alone</p>',
+    ]
+    title = _text(f"fp8pad plan: {source.name if source.remote else source.root.resolve().name}")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+def _verdict(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
+    yield f"<h2>What {_text(engine.title)} does with it</h2>"
+    rows = ((f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at, plan)) for at in sizes)
+    yield _table(("", "as it is", "padded", "absorbed"), rows)
+    reasons: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for at in sizes:
+        for finding in at.original.findings:
+            reasons.setdefault((finding.outcome, finding.why, finding.layers), []).append(str(at.num_ranks))
+    for (outcome, why, layers), at_sizes in reasons.items():
+        said = f"TP {', '.join(at_sizes)}: {outcome}: {why}:"
+        yield f'<p class="soft">{_text(said)} {_code(layers)}</p>'
+
+
+def _outcome(verdict: Verdict) -> str:
+    return f'<span class="{_CLASSES.get(verdict.outcome, "fair")}">{_text(verdict.outcome)}</span>'
+
+
+def _absorbed(at: AtSize, plan: CheckpointPlan) -> str:
+    if at.absorbed is None:
+        return '<span class="soft">no need</span>' if not at.original.findings else '<span class="soft">-</span>'
+    plugin = "with the plugin" if at.absorbed.needs_runtime else "without a plugin"
+    plugin += ", experts too" if at.absorbed.experts else ""
+    return f"{_outcome(at.absorbed.verdict)} {plugin}, {_added(at.absorbed.added_bytes, plan)}"
+
+
+def _sizes(plan: CheckpointPlan) -> Iterator[str]:
+    groups = _groups(plan.layers)
+    if not groups:
+        return
+    yield "<h2>Weights, logical and padded</h2>"
+    yield '<p class="key soft"><i class="logical"></i>logical<i class="added"></i>padding</p>'
+    widest = max(_num_bytes(layers, padded=True) for layers in groups)
+    yield _table(("layers", "[N, K]", "how", "size"), (_size_row(layers, widest) for layers in groups))
+
+
+def _groups(layers: Iterable[LayerPlan]) -> list[list[LayerPlan]]:
+    groups: dict[tuple[object, ...], list[LayerPlan]] = {}
+    for layer in layers:
+        groups.setdefault((action(layer), layer.logical_shape, layer.padded_shape, layer.axes), []).append(layer)
+    return list(groups.values())
+
+
+def _num_bytes(layers: Sequence[LayerPlan], padded: bool) -> int:
+    shape = layers[0].padded_shape if padded else layers[0].logical_shape
+    return len(layers) * prod(shape)
+
+
+def _size_row(layers: Sequence[LayerPlan], widest: int) -> Sequence[str]:
+    before, after = _num_bytes(layers, padded=False), _num_bytes(layers, padded=True)
+    first = layers[0]
+    shapes = str(list(first.logical_shape))
+    shapes += f" &rarr; {list(first.padded_shape)}" if after != before else ""
+    added = f'<i class="added" style="width:{(after - before) / widest:.2%}"></i>' if after != before else ""
+    bar = f'<div class="bar"><i class="logical" style="width:{before / widest:.2%}"></i>{added}</div>'
+    total = growth(before, after) if after != before else size(before)
+    return _code(layer.name for layer in layers), shapes, _text(how(first.axes)), f"{bar}{_text(total)}"
+
+
+def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan) -> Iterator[str]:
+    yield "<h2>What it costs</h2>"
+    yield f"<p>This plan: {_text(growth(plan.bytes_before, plan.bytes_after))} of tensors.</p>"
+    absorbed = [(at.num_ranks, at.absorbed) for at in sizes if at.absorbed]
+    if absorbed:
+        cells = [("<br>".join(_growths(found.growths)), _added(found.added_bytes, plan)) for _, found in absorbed]
+        rows = [(f"TP {num_ranks}", *cell) for (num_ranks, _), cell in zip(absorbed, cells, strict=True)]
+        yield _table(("absorbed for", "config.json", "added"), rows)
+
+
+def _growths(growths: Iterable[Growth]) -> Iterator[str]:
+    for grown in growths:
+        yield f"<code>{_text(grown.key)}</code> {grown.old} &rarr; {grown.new}: +{size(grown.added_bytes)}"
+
+
+def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
+    """Yield the command that comes next: another policy's where the engine would refuse this plan's result."""
+    refused = converted_verdict(plan, engine).refused
+    policy = way_out(plan, engine) if refused else plan.policy
+    if plan.changes_nothing and not refused:
+        yield "<h2>Next</h2><p>Nothing to convert: the checkpoint would stay as it is.</p>"
+    elif policy:
+        yield f"<h2>Next</h2><pre><code>{_text(convert_command(source, policy))}</code></pre>"
+
+
+def _notes(plan: CheckpointPlan) -> Iterator[str]:
+    if plan.notes:
+        yield "<h2>Notes</h2>" + "".join(f"<p>{_text(note)}</p>" for note in plan.notes)
+
+
+def _added(num_bytes: int, plan: CheckpointPlan) -> str:
+    share = num_bytes / plan.bytes_before if plan.bytes_before else 0.0
+    return _text(f"+{size(num_bytes)} ({share:+.1%})")
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"<code>{_text(pattern)}</code>" for pattern in name_patterns(names))
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
