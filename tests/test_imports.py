@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "vllm",
     },
     "summary": READING,
-    "render": READING | RESULTS | {"render", "rich", "summary"},
+    "render": READING | RESULTS | {"__init__", "render", "rich", "summary"},
     "cli": READING | RESULTS | {"__init__", "cli", "library", "output", "render", "typer"},
 }
 # Heavy, or not there: imported inside functions by those that may import them at all.

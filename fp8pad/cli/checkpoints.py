@@ -15,6 +15,7 @@ from fp8pad.cli.interrupts import interruptible
 from fp8pad.errors import NotServedError, RecordError, VerifyError
 
 if TYPE_CHECKING:
+    from fp8pad.checkpoint.checkpoint import Checkpoint
     from fp8pad.planning.engines import Engine
     from fp8pad.planning.plan import CheckpointPlan
 
