@@ -252,6 +252,14 @@ def test_a_mistyped_option_or_command_gets_a_suggestion(fp8pad: Fp8pad, argument
     assert (finished.status, meant in finished.stderr) == (2, True)
 
 
+def test_other_systems_get_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than a module that is missing somewhere below."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    finished = fp8pad("plan", example)
+    expected = "error: fp8pad needs Linux, for its file system calls; this is darwin\n"
+    assert (finished.status, finished.stdout, finished.stderr) == (1, "", expected)
+
+
 def test_quiet_prints_errors_only(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
     """No progress, no summary; a failure is still one line, and --json still a document."""
     assert fp8pad("convert", example, tmp_path / "out", "--quiet") == Finished(0, "", "")

@@ -96,3 +96,9 @@ def test_what_the_readme_shows_of_a_plan_is_what_is_printed(example: Path) -> No
     printed = run.stdout.splitlines()
     for line in block[1].splitlines():
         assert line == "..." or line in printed
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """`make docs` would refuse a page that is not; here it is seen without mkdocs."""
+    nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"[\w-]+\.md", nav))

@@ -78,6 +78,8 @@ def main() -> None:
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  None where the caller closed it, `2>&-`
     if sys.stdout is None:
         _fail(OutputError("stdout is closed; redirect it to /dev/null if the result is not wanted"))
+    if not sys.platform.startswith("linux"):
+        _fail(OutputError(f"fp8pad needs Linux, for its file system calls; this is {sys.platform}"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name in letters that the locale lacks
     try:
