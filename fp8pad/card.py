@@ -7,7 +7,7 @@ from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.errors import ConfigError
-from fp8pad.planning.advice import outlook
+from fp8pad.planning.advice import problems_at_sizes
 from fp8pad.planning.plan import CheckpointPlan
 
 CARD_FILE = "README.md"
@@ -84,7 +84,7 @@ def _lines(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield "It is served by vLLM with the fp8pad plugin installed beside it, and by no engine without it."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
-    refused = {at.tensor_parallel_size for at in outlook(plan.layers) if at.indivisible or at.inside_block}
+    refused = {at.tensor_parallel_size for at in problems_at_sizes(plan.layers) if at.indivisible or at.inside_block}
     sizes = ", ".join(str(size) for size in (1, 2, 4, 8) if size not in refused)
     yield f"Tensor-parallel sizes into which its layers divide: {sizes}."
     yield ""

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import INDEX_FILE
-from fp8pad.record import RECORD_FILE, FileRecord
+from fp8pad.record import CONFIG_FILE, RECORD_FILE, FileRecord
 
 # What an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too. Tokenizers
-# are not among them: people do mend those.
+# are not among them: people do edit those.
 DANGEROUS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot"),
     *("*.pkl", "*.pickle", "*.joblib", "*.dill", "*.npy", "*.npz"),
-    *("*.py", "*.pyc", "*.so", "*.pth", "*.sh"),
+    *("*.py", "*.pyc", "*.so", "*.sh"),
     *("*config*.json", "*.index.json", "params.json", "modules.json", "*.jinja", "*.jinja2", "chat_template*"),
 )
 HARMLESS = ("tokenizer_config.json",)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress, Silence
 from fp8pad.checkpoint.replaced import Replaced
@@ -14,7 +14,7 @@ from fp8pad.converted import Converted, converted_files
 from fp8pad.output import Contents, Output, staged
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import RECORD_FILE
+from fp8pad.record import CONFIG_FILE, RECORD_FILE
 from fp8pad.summary import plan_document
 
 __all__ = ["ConvertOptions", "ConvertReport", "Progress", "Silence", "convert"]

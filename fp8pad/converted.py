@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from fp8pad import __version__
 from fp8pad.card import CARD_FILE, read_card, with_section
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.json_text import dumps_like, index_text
@@ -15,7 +15,7 @@ from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import PlanError, RecordError
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, QuantizationRecord, Shape
+from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, FileRecord, QuantizationRecord, Shape
 from fp8pad.tensors import ShardHeader
 
 

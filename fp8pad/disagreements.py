@@ -7,7 +7,7 @@ begins with it.
 from collections.abc import Iterator
 from typing import Any
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, compare_texts
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.json_text import dumps_like, index_text
@@ -15,6 +15,7 @@ from fp8pad.errors import CheckpointError
 from fp8pad.original import Original, original_json, original_of
 from fp8pad.planning.config import edited_config
 from fp8pad.record import (
+    CONFIG_FILE,
     METADATA_KEY,
     QUANT_METHOD,
     RECORD_FILE,

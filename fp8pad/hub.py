@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, OPTIONAL_CONFIG_FILES, Checkpoint
+from fp8pad.checkpoint.checkpoint import OPTIONAL_CONFIG_FILES, Checkpoint
 from fp8pad.checkpoint.destination import existing_parent
 from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES, SHARD_SUFFIX, is_other_form
 from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES
 from fp8pad.checkpoint.progress import Progress, Silence
 from fp8pad.errors import CheckpointError, HubError, OutputError
-from fp8pad.record import RECORD_FILE
+from fp8pad.record import CONFIG_FILE, RECORD_FILE
 
 if TYPE_CHECKING:
     import hashlib as hashes

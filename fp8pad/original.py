@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, parse_object
+from fp8pad.checkpoint.checkpoint import Checkpoint, parse_object
 from fp8pad.checkpoint.compare import header_differences
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.converted import restored_index
 from fp8pad.errors import CheckpointError, RecordError
-from fp8pad.record import RECORD_FILE, CheckpointRecord, Json
+from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, Json
 from fp8pad.tensors import ShardHeader
 
 

@@ -129,8 +129,8 @@ def _begin(out: Output, out_dir: Path) -> None:
     overwrite = options.overwrite or is_published(writer.staging)
     check_replaceable(target, out_dir, contents.files, overwrite)
     check_space(target, _needed_bytes(contents, target, options.link), writer.staging.num_bytes)
-    taken_up = filter(writer.is_finished, contents.layouts if options.resume else ())
-    writer.staging.keep_only({writer.key(layout) for layout in taken_up})
+    reused = filter(writer.is_finished, contents.layouts if options.resume else ())
+    writer.staging.keep_only({writer.key(layout) for layout in reused})
 
 
 def _end_early(out: Output, error: BaseException) -> str | None:

@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 QUANT_METHOD = "fp8pad"
 METADATA_KEY = "fp8pad"
 RECORD_FILE = "fp8pad.json"
+CONFIG_FILE = "config.json"
 
 Disposition = Literal["aligned", "pad", "absorb", "skip"]
 Alignment = Literal["auto", 16, 32, 64, 128, "marlin", "sm120", "deepgemm"]
@@ -238,7 +239,7 @@ def parse_shard_metadata(text: str, file: str) -> dict[str, Shape]:
     return {name: tensor.logical_shape for name, tensor in shard.tensors.items()}
 
 
-def parse_quantization_config(document: object, file: str = "config.json") -> QuantizationRecord:
+def parse_quantization_config(document: object, file: str = CONFIG_FILE) -> QuantizationRecord:
     """Read a `quantization_config` that fp8pad wrote; `RecordError` if anything in it is not as specified."""
     where = f"{file}: quantization_config"
     record = _READER.read_versioned(QuantizationRecord, document, FORMAT_VERSION, where)

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
-from fp8pad.planning.advice import outlook
+from fp8pad.planning.advice import problems_at_sizes
 from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.verdict import converted_verdict
-from fp8pad.record import FORMAT_VERSION
+from fp8pad.record import CONFIG_FILE, FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> d
         "files_kept": list(files.kept),
         "files_left_out": list(files.excluded),
         "needs_runtime": plan.needs_runtime,
-        "tensor_parallel": [asdict(at) for at in outlook(plan.layers)],
+        "tensor_parallel": [asdict(at) for at in problems_at_sizes(plan.layers)],
         "refused": list(converted_verdict(plan, engine).refused),
         "engine": {
             "name": engine.title,

@@ -25,6 +25,7 @@ from fp8pad.checkpoint.compare import (
 )
 from fp8pad.checkpoint.files import Advance
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.options import DEFAULT_JOBS
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.disagreements import disagreements, quantization_of
@@ -34,8 +35,6 @@ from fp8pad.original import Original, original_of
 from fp8pad.parallel import run_all
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
-
-JOBS = 2
 
 # What is run for a file, and its bytes.
 Check: TypeAlias = tuple[Callable[[Advance], list[Mismatch]], int]
@@ -182,7 +181,7 @@ def _byte_differences(
     if record and not any(entry.sha256 for entry in record.files.values()):
         notes.append(f"{RECORD_FILE} holds no hashes: without the source, padded bytes alone can be checked")
     progress.start("verifying", sum(num_bytes for _, num_bytes in checks))
-    for found in run_all(lambda check, advance: check[0](advance), checks, JOBS, progress):
+    for found in run_all(lambda check, advance: check[0](advance), checks, DEFAULT_JOBS, progress):
         yield from _partition(found, notes, own_files=original.sizes)
 
 

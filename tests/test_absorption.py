@@ -368,7 +368,7 @@ def test_a_key_that_stands_in_for_another(sizes: dict[str, Any]) -> None:
     tensors = channel("layers.0.up", 74, 64) | channel("layers.0.down", 64, 74)
     tensors |= channel("layers.0.shared.up", shared, 64) | channel("layers.0.shared.down", 64, shared)
     headers = {name: TensorHeader(name, dtype, shape, 0, 0) for name, (dtype, shape) in tensors.items()}
-    found = {size.key: {claim.module for claim in size.claims} for size in find_governed(sections, headers).sizes}
+    found = {size.key: {governed.module for governed in size.axes} for size in find_governed(sections, headers).sizes}
     one, other = {"layers.0.up", "layers.0.down"}, {"layers.0.shared.up", "layers.0.shared.down"}
     assert found == ({"inner": one, "shared_size": other} if shared == 150 else {"inner": one | other})
 
@@ -515,11 +515,11 @@ activation = "relu"
 """
 
 
-def test_two_keys_that_claim_one_axis() -> None:
+def test_two_keys_that_govern_one_axis() -> None:
     """A family file that gives one axis to two keys is an error that names both."""
     sections = sections_of({"model_type": "toy"}, index_families({"toy.toml": TWO_KEYS}))
     tensors = {"layers.0.down.weight": TensorHeader("layers.0.down.weight", "F8_E4M3", (32, 213), 0, 32 * 213)}
-    with pytest.raises(PlanError, match=r"^layers\.0\.down\.weight: both a and b claim its axis K$"):
+    with pytest.raises(PlanError, match=r"^layers\.0\.down\.weight: both a and b govern its axis K$"):
         find_governed(sections, tensors)
 
 

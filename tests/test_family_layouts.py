@@ -1,7 +1,7 @@
 """Families that transformers does not have, or has under other names: tensors as vLLM's loaders ask for them.
 
 Each layout is written from the loader that is named beside it (vLLM 0.33), independently of the family files. Sizes are
-different primes, one for each config key; every tensor that has a key's size must be claimed for that key.
+different primes, one for each config key; every tensor that has a key's size must be governed by that key.
 """
 
 from collections.abc import Mapping
@@ -235,17 +235,17 @@ LAYOUTS: list[tuple[str, Mapping[str, Any], Shapes]] = [
 
 
 @pytest.mark.parametrize(("model_type", "sizes", "shapes"), LAYOUTS)
-def test_a_layout_of_vllm_is_claimed(model_type: str, sizes: Mapping[str, Any], shapes: Shapes) -> None:
-    """Every tensor with an inner size is claimed for the key that has it, and for no other; the sizes fit."""
+def test_a_layout_of_vllm_is_described(model_type: str, sizes: Mapping[str, Any], shapes: Shapes) -> None:
+    """Every tensor with an inner size is governed by the key that has it, and by no other; the sizes fit."""
     config = {"model_type": model_type, **sizes}
     governed = find_governed(
         sections_of(config), {name: TensorHeader(name, "BF16", shape, 0, 0) for name, shape in shapes.items()}
     )
-    claimed: set[str] = set()
+    found: set[str] = set()
     for size in governed.sizes:
         check_sizes(size)
         assert config_size(size) in {DENSE, EXPERT, SHARED, TOWER}
         assert not size.unclaimed_tensors
-        claimed |= {claim.tensor.name for claim in size.claims if claim.leaf != "bias" or claim.axis == "n"}
+        found |= {governed.tensor.name for governed in size.axes if governed.leaf != "bias" or governed.axis == "n"}
     inner = {times * size for times in (1, 2) for size in (DENSE, EXPERT, SHARED, TOWER)}
-    assert claimed == {name for name, shape in shapes.items() if inner & set(shape)}
+    assert found == {name for name, shape in shapes.items() if inner & set(shape)}

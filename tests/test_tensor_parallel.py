@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import round_up
 from fp8pad.planning.absorb.governed import find_governed
-from fp8pad.planning.advice import RankOutlook, outlook
+from fp8pad.planning.advice import SizeProblems, problems_at_sizes
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.planning.tensor_parallel import RankPart, shardings
@@ -123,11 +123,11 @@ def test_the_outlook_tells_unaligned_from_indivisible() -> None:
         layer("m.down_proj", (8192, 29568), (128, 128)),
         layer("m.o_proj", (8192, 8192), (128, 128)),
     )
-    at_sizes = outlook(layers)
+    at_sizes = problems_at_sizes(layers)
     assert [at.tensor_parallel_size for at in at_sizes] == [2, 4, 8]
     assert [at.indivisible for at in at_sizes] == [("m.fc1",)] * 3
     assert [at.unaligned for at in at_sizes] == [("m.down_proj",)] * 3
-    assert outlook(layers[2:], sizes=(64,)) == (RankOutlook(64),)
+    assert problems_at_sizes(layers[2:], sizes=(64,)) == (SizeProblems(64),)
 
 
 def test_a_share_begins_at_a_block_or_inside_one() -> None:
@@ -144,7 +144,7 @@ def test_the_outlook_tells_what_no_padding_at_load_helps() -> None:
     """Of two unaligned layers, only the one whose share begins inside a block is listed."""
     inside = layer("a.down_proj", (200, 384), (128, 128), (128, 128))
     padded = layer("b.down_proj", (200, 256), (256, 256), (128, 128))
-    (at_two,) = outlook((inside, padded), sizes=(2,))
+    (at_two,) = problems_at_sizes((inside, padded), sizes=(2,))
     assert (at_two.unaligned, at_two.inside_block) == (("a.down_proj", "b.down_proj"), ("a.down_proj",))
 
 
@@ -167,11 +167,11 @@ def test_a_layer_fused_on_disk_is_aligned_though_its_matrices_are_not() -> None:
     attention, mlp = "model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj"
     layers = layer(attention, (384, 256), B, B, config), layer(mlp, (768, 256), B, B, config)
     assert [each.part(2).rows for each in layers] == [(128, 64, 64), (192, 192)]
-    (at_two,) = outlook(layers, sizes=(2,))
-    assert at_two == RankOutlook(2, inside_block=(attention, mlp))
-    assert outlook(layers, sizes=(1,)) == (RankOutlook(1),)
+    (at_two,) = problems_at_sizes(layers, sizes=(2,))
+    assert at_two == SizeProblems(2, inside_block=(attention, mlp))
+    assert problems_at_sizes(layers, sizes=(1,)) == (SizeProblems(1),)
     unscaled = layer(attention, (384, 256), config=config), layer(mlp, (768, 256), config=config)
-    assert outlook(unscaled, sizes=(2,)) == (RankOutlook(2),)
+    assert problems_at_sizes(unscaled, sizes=(2,)) == (SizeProblems(2),)
 
 
 def test_only_layers_split_along_n_have_rows_of_their_own_on_a_rank() -> None:
@@ -193,8 +193,8 @@ def test_a_vocabulary_is_padded_by_engines_before_it_is_split() -> None:
 def test_a_layer_whose_scales_are_not_understood_is_not_assessed() -> None:
     """Nothing is said of its sizes, divisible or not, and it does not stand in the way of a clear word of the rest."""
     unknown = replace(layer("m.fc1", (13653, 5120)), granularity=None)
-    (at_two,) = outlook((unknown, layer("m.o_proj", (8192, 8192))), sizes=(2,))
-    assert at_two == RankOutlook(2, not_assessed=("m.fc1",))
+    (at_two,) = problems_at_sizes((unknown, layer("m.o_proj", (8192, 8192))), sizes=(2,))
+    assert at_two == SizeProblems(2, not_assessed=("m.fc1",))
 
 
 def test_the_family_knows_its_mlps_by_whatever_name() -> None:

@@ -7,11 +7,11 @@ from plans import CHANNELS, COMPRESSED, FP8, Headers, attention, gated, headers
 
 from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.advice import way_out
+from fp8pad.planning.advice import nearest_served_policy
 from fp8pad.planning.comparison import Absorbed, Growth, absorbed_at, compare_sizes
 from fp8pad.planning.engines import Engine, engines, find_engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Verdict, converted_verdict, original_verdict, padded_verdict
+from fp8pad.planning.verdict import Judge, Verdict, converted_verdict, padded_verdict
 from fp8pad.record import Policy
 
 VLLM = find_engine()
@@ -46,7 +46,7 @@ def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed(
     made = headers(LLAMA | {"intermediate_size": 384}, FP8, gated(MLP, 384) | attention(128))
     refused = {"refuses": {"gate_proj", "up_proj", "down_proj"}}
     plan = planned(made, Policy(tensor_parallel_size=2))
-    assert said(original_verdict(plan, VLLM, 2)) == refused
+    assert said(Judge(plan, VLLM).original(2)) == refused
     assert plan.modules
     assert not plan.tensors
     assert converted_verdict(plan, VLLM) == padded_verdict(plan, VLLM, 2) == Verdict()
@@ -61,17 +61,17 @@ def test_a_block_model_whose_mlp_cannot_be_taken_apart_is_served_by_fewer_ranks(
     made = headers(LLAMA | {"model_type": "phi3", "intermediate_size": 320}, FP8, shapes)
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_up_proj", "down_proj"}}
-    assert way_out(plan, VLLM) == Policy()
+    assert nearest_served_policy(plan, VLLM) == Policy()
     made = headers({"model_type": "unknown"}, FP8, gated(MLP, 384))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert way_out(plan, VLLM) == Policy()
+    assert nearest_served_policy(plan, VLLM) == Policy()
 
 
 def test_columns_that_are_not_whole_blocks_are_refused_as_they_are_and_padded_by_converting() -> None:
     """Activations are quantized by blocks of columns, on one rank too."""
     plan = planned(headers(LLAMA | {"intermediate_size": 320}, FP8, {f"{MLP}.down_proj": (256, 320)}), Policy())
-    assert said(original_verdict(plan, VLLM, 1)) == {"refuses": {"down_proj"}}
+    assert said(Judge(plan, VLLM).original(1)) == {"refuses": {"down_proj"}}
     assert converted_verdict(plan, VLLM) == Verdict()
 
 
@@ -80,7 +80,7 @@ def test_attention_that_begins_inside_a_block_is_served_by_fewer_ranks() -> None
     made = headers(LLAMA | {"intermediate_size": 512}, FP8, gated(MLP, 512) | attention(64))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"k_proj", "v_proj"}}
-    assert way_out(plan, VLLM) == Policy()
+    assert nearest_served_policy(plan, VLLM) == Policy()
 
 
 def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> None:
@@ -88,7 +88,7 @@ def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> 
     made = headers(LLAMA | {"intermediate_size": 213}, CHANNELS, gated(MLP, 213))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert way_out(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+    assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
 
 
 def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> None:
@@ -100,7 +100,7 @@ def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> No
     other = headers(MOE | {"moe_intermediate_size": 384}, COMPRESSED, shapes)
     plan = planned(other, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert way_out(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
+    assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
     plan = planned(headers(MOE | {"moe_intermediate_size": 48}, FP8, gated(EXPERT, 48)), Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
 
@@ -110,7 +110,7 @@ def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_
     shapes = {f"{MLP}.gate_proj": (213, 256), f"{MLP}.up_proj": (213, 256)}
     for quantization, outcome in ((FP8, "answers wrongly"), (COMPRESSED, "refuses")):
         plan = planned(headers(LLAMA | {"intermediate_size": 213}, quantization, shapes), Policy())
-        assert said(original_verdict(plan, VLLM, 1)) == {outcome: {"gate_proj"}}
+        assert said(Judge(plan, VLLM).original(1)) == {outcome: {"gate_proj"}}
         assert padded_verdict(plan, VLLM, 1) == converted_verdict(plan, VLLM) == Verdict()
 
 
@@ -118,7 +118,7 @@ def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> No
     """10,944 / 8 in small: 216 / 2 = 108 is not a multiple of 16; 216 itself is none either."""
     made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, gated(MLP, 216))
     plan = planned(made, Policy(tensor_parallel_size=2))
-    assert said(original_verdict(plan, VLLM, 2)) == {"pads in every forward": {"gate_proj", "up_proj", "down_proj"}}
+    assert said(Judge(plan, VLLM).original(2)) == {"pads in every forward": {"gate_proj", "up_proj", "down_proj"}}
     assert converted_verdict(plan, VLLM) == Verdict()
 
 
@@ -130,7 +130,7 @@ def test_of_weights_that_alone_are_fp8_nothing_is_said() -> None:
         groups = {"group_0": {"weights": weights, "input_activations": activations}}
         config = {"quant_method": "compressed-tensors", "config_groups": groups}
         plan = planned(headers(LLAMA, config, shapes, "channel"), Policy())
-        assert said(original_verdict(plan, VLLM, 1)) == {outcome: {"down_proj"}}
+        assert said(Judge(plan, VLLM).original(1)) == {outcome: {"down_proj"}}
         assert converted_verdict(plan, VLLM) == Verdict()
 
 
@@ -139,7 +139,7 @@ def test_an_odd_vocabulary_is_no_wall() -> None:
     made = headers(LLAMA | {"vocab_size": 259}, CHANNELS, {"lm_head": (259, 128)} | attention(32))
     for ranks in (2, 4):
         plan = planned(made, Policy(tensor_parallel_size=ranks))
-        assert original_verdict(plan, VLLM, ranks) == converted_verdict(plan, VLLM) == Verdict()
+        assert Judge(plan, VLLM).original(ranks) == converted_verdict(plan, VLLM) == Verdict()
 
 
 V4 = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "num_attention_heads": 4}
@@ -159,7 +159,7 @@ def test_deepseek_v4_is_split_as_its_own_names_say() -> None:
         "attn.indexer.wq_b",
     ]
     assert [name for name, axis in axes.items() if axis == "row"] == ["attn.wo_b", "ffn.shared_experts.w2"]
-    verdict = original_verdict(plan, VLLM, 2)
+    verdict = Judge(plan, VLLM).original(2)
     assert said(verdict) == {"refuses": {"wq_b", "wo_a", "wo_b"}, "serves": {"w1", "w2", "w3"}}
     assert f"{attn}.indexer.wq_b" not in verdict.refused
 

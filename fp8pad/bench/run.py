@@ -26,7 +26,7 @@ def bench(
 
     Raises `EngineError` where there is no CUDA device, or none whose FP8 layers vLLM gives to CUTLASS.
     """
-    _check_host()
+    _check_device()
     cases: list[Case] = []
     with torch.inference_mode(), vllm_operators():
         for shape in shapes:
@@ -36,7 +36,7 @@ def bench(
     return Report(Machine.here(), str(dtype).removeprefix("torch."), tuple(cases))
 
 
-def _check_host() -> None:
+def _check_device() -> None:
     if not torch.cuda.is_available():
         raise EngineError("fp8pad bench: expected a CUDA device, found none")
     from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassFP8ScaledMMLinearKernel

@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE
 from fp8pad.checkpoint.directory import Directory, is_discarded, is_folder
 from fp8pad.checkpoint.files import create_file, writing
 from fp8pad.checkpoint.replaced import Replaced, check_replaced
 from fp8pad.checkpoint.staging import FILES, PUBLICATION, REPLACED, Staging
 from fp8pad.errors import OutputError
+from fp8pad.record import CONFIG_FILE
 
 _MAX_PUBLICATION_BYTES = 1000
 
@@ -66,7 +66,7 @@ def recover(staging: Staging) -> None:
         if files and expected is not None and files.st_ino != expected:  # it was exchanged with `out_dir`
             root.rename(FILES, root, REPLACED)
         if root.status(REPLACED):
-            _settle_replaced(staging)
+            _finish_replacing(staging)
         _discard(staging, FILES)
         for name in filter(is_discarded, root.names()):
             root.discard(name)
@@ -143,7 +143,7 @@ def _put_back(staging: Staging) -> None:
         root.rename(REPLACED, parent, name)
 
 
-def _settle_replaced(staging: Staging) -> None:
+def _finish_replacing(staging: Staging) -> None:
     if is_published(staging):
         _check_replaced(staging, staging.parent, staging.out_dir.name)
         _discard(staging, REPLACED)

@@ -44,17 +44,17 @@ def plan(
     from fp8pad.planning.engines import find_engine
     from fp8pad.render.plan import show_plan
 
-    host = find_engine(engine)
+    chosen = find_engine(engine)
     report = plan_checkpoint(
         model, engine=engine, **_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip)
     )
-    show_plan(report.source, report.plan, host, as_json, show_all)
+    show_plan(report.source, report.plan, chosen, as_json, show_all)
     if html:
-        _write_page(html, report.source, report.plan, host)
+        _write_page(html, report.source, report.plan, chosen)
     if strict:
         check_understood(report.plan)
     if check:
-        _check_served(report.plan, host)
+        _check_served(report.plan, chosen)
 
 
 def convert(
@@ -90,7 +90,7 @@ def convert(
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_conversion
 
-    host = find_engine(engine)
+    chosen = find_engine(engine)
     if dry_run:
         plan(
             model,
@@ -122,9 +122,9 @@ def convert(
             progress=progress,
         )
     if as_json or not quiet:
-        show_conversion(report, engine=host, as_json=as_json)
+        show_conversion(report, engine=chosen, as_json=as_json)
     if not force:
-        _check_served(report.plan, host)
+        _check_served(report.plan, chosen)
 
 
 def verify(

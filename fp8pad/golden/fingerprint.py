@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, read_record
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_record
 from fp8pad.errors import RecordError
-from fp8pad.record import RECORD_FILE, ConfigEdit
+from fp8pad.record import CONFIG_FILE, RECORD_FILE, ConfigEdit
 
 _QUANTIZATION_KEYS = frozenset({"quantization_config", "compression_config"})
 

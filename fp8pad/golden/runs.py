@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fp8pad import __version__
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, Checkpoint, needs_plugin, read_checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint, needs_plugin, read_checkpoint
 from fp8pad.errors import GoldenError
 from fp8pad.golden.compare import Comparison, compare_answers
 from fp8pad.golden.document import GoldenDocument, parse_document
@@ -22,6 +22,7 @@ from fp8pad.golden.request import (
     settings_to_check,
     settings_to_record,
 )
+from fp8pad.record import CONFIG_FILE
 from fp8pad.text import printable
 
 

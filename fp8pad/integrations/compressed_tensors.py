@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from fp8pad import __version__
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, read_unconverted
+from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.errors import PlanError
 from fp8pad.geometry import as_matrices
 from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.config import edited_config
-from fp8pad.record import BaseSource, PaddedTensor, Policy, QuantizationRecord
+from fp8pad.record import CONFIG_FILE, BaseSource, PaddedTensor, Policy, QuantizationRecord
 
 QUANTIZATION_CONFIG = "quantization_config"
 Tensors = dict[str, torch.Tensor]

@@ -12,12 +12,12 @@ from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import Fp8Linear, left_to_engine, module_name, recognise
-from fp8pad.planning.notes import adapter_notes
+from fp8pad.planning.notes import lora_notes
 from fp8pad.planning.padding import LayerPlanner, alignment_of, padded_tensors, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
-from fp8pad.planning.quantization import CONFIG_FILE, find_quantization
+from fp8pad.planning.quantization import find_quantization
 from fp8pad.planning.tensor_parallel import shardings
-from fp8pad.record import Json, ModuleRecord, PaddedTensor, Policy
+from fp8pad.record import CONFIG_FILE, Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 __all__ = ["check_understood", "plan_checkpoint"]
@@ -85,7 +85,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         notes=(
             *(quantization.notes if quantization else ()),
             *absorption.notes,
-            *adapter_notes(module_name(name) for name in absorption.tensors if name.endswith(".weight")),
+            *lora_notes(module_name(name) for name in absorption.tensors if name.endswith(".weight")),
         ),
         architectures=_architectures(config),
         absorbable=absorbable_sizes(governed, linears, policy),
@@ -109,7 +109,7 @@ def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
 
 
 def _refusal(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> str:
-    """Why absorbing left alone what it was asked to settle in a layer; empty where there was nothing to settle."""
+    """Why absorbing left alone an axis that it was asked to absorb; empty where there was none."""
     axes: tuple[Axis, Axis] = ("n", "k")
     reasons = [
         absorption.refusals[linear.name, axis]

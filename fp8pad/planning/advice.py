@@ -11,7 +11,7 @@ from fp8pad.record import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class RankOutlook:
+class SizeProblems:
     """What a tensor-parallel size would meet in the converted checkpoint, by module names.
 
     `unaligned` layers have a size on a rank that is not a multiple of their alignment; `indivisible` ones cannot be
@@ -27,12 +27,12 @@ class RankOutlook:
     not_assessed: tuple[str, ...] = ()
 
 
-def outlook(layers: Sequence[LayerPlan], sizes: Sequence[int] = (2, 4, 8)) -> tuple[RankOutlook, ...]:
+def problems_at_sizes(layers: Sequence[LayerPlan], sizes: Sequence[int] = (2, 4, 8)) -> tuple[SizeProblems, ...]:
     """Return what each tensor-parallel size would meet, for the FP8 Linears of a plan."""
     return tuple(_at(layers, size) for size in sizes)
 
 
-def way_out(plan: CheckpointPlan, engine: Engine) -> Policy | None:
+def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None:
     """Return the policy nearest to the plan's own whose checkpoint `engine` does not refuse; None if there is none.
 
     Absorbing comes first, with the routed experts only where it takes that, then fewer ranks.
@@ -47,19 +47,19 @@ def way_out(plan: CheckpointPlan, engine: Engine) -> Policy | None:
     return replace(policy, tensor_parallel_size=found) if found else None
 
 
-def _at(layers: Iterable[LayerPlan], size: int) -> RankOutlook:
+def _at(layers: Iterable[LayerPlan], size: int) -> SizeProblems:
     found: dict[str, list[str]] = {"unaligned": [], "indivisible": [], "inside_block": [], "not_assessed": []}
     known: dict[object, list[str]] = {}
     for layer in layers:
         key = layer.sharding, layer.config_shape, layer.granularity, layer.alignment, layer.inner
         if key not in known:
-            known[key] = list(_troubles(layer, size))
-        for trouble in known[key]:
-            found[trouble].append(layer.name)
-    return RankOutlook(size, **{trouble: tuple(names) for trouble, names in found.items()})
+            known[key] = list(_problems(layer, size))
+        for problem in known[key]:
+            found[problem].append(layer.name)
+    return SizeProblems(size, **{problem: tuple(names) for problem, names in found.items()})
 
 
-def _troubles(layer: LayerPlan, size: int) -> Iterator[str]:
+def _problems(layer: LayerPlan, size: int) -> Iterator[str]:
     fit = layer.fit_at(size)
     if fit in ("not assessed", "indivisible", "inside block"):
         yield fit.replace(" ", "_")

@@ -5,8 +5,8 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from fp8pad.errors import ConfigError
-from fp8pad.planning.quantization import CONFIG_FILE, record_key
-from fp8pad.record import BaseSource, ConfigEdit, Json, QuantizationRecord
+from fp8pad.planning.quantization import record_key
+from fp8pad.record import CONFIG_FILE, BaseSource, ConfigEdit, Json, QuantizationRecord
 
 
 def edited_config(

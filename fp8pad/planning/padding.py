@@ -1,4 +1,4 @@
-"""Settling one FP8 Linear by padding: its alignment, its padded shape, and what that does to each of its tensors."""
+"""Padding one FP8 Linear: its alignment, its padded shape, and what that does to each of its tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -161,12 +161,12 @@ def _axes(
 ) -> AxisActions:
     if is_left and config_shape == logical:
         return AxisActions("skip", "skip")
-    settled: list[Disposition] = []
+    actions: list[Disposition] = []
     for old, size, padded_size, multiple in zip(logical[-2:], config_shape[-2:], padded[-2:], alignment, strict=True):
         if size != old:
-            settled.append("absorb")
+            actions.append("absorb")
         elif size != padded_size:
-            settled.append("pad")
+            actions.append("pad")
         else:
-            settled.append("aligned" if size % multiple == 0 else "skip")
-    return AxisActions(*settled)
+            actions.append("aligned" if size % multiple == 0 else "skip")
+    return AxisActions(*actions)

@@ -7,10 +7,9 @@ from typing import Any
 
 from fp8pad.errors import ConfigError, shown
 from fp8pad.planning.weight_formats import WeightFormats, read_formats, read_object
-from fp8pad.record import BaseSource, Json, quantization_method
+from fp8pad.record import CONFIG_FILE, BaseSource, Json, quantization_method
 from fp8pad.scales import PerBlock
 
-CONFIG_FILE = "config.json"
 MODELOPT_FILE = "hf_quant_config.json"
 QUANTIZATION_KEY = "quantization_config"
 

@@ -16,8 +16,8 @@ from fp8pad.planning.families import Section
 from fp8pad.planning.families.family import Role
 from fp8pad.record import Json
 
-Axis = Literal["column", "row", "replicated"]
-Part = Axis | Literal["gate_up"]
+Division = Literal["column", "row", "replicated"]
+Part = Division | Literal["gate_up"]
 Rows = tuple[int, ...]
 Shape = tuple[int, int]
 Fit = Literal["aligned", "unaligned", "ends inside block", "inside block", "indivisible", "not assessed"]
@@ -96,7 +96,7 @@ class Sharding:
     that engines fuse with a matrix behind it.
     """
 
-    axis: Axis = "column"
+    axis: Division = "column"
     groups: tuple[RowGroup, ...] = (RowGroup(),)
     is_vocabulary: bool = False
     is_followed: bool = False
@@ -181,7 +181,7 @@ def shardings(
     shapes: Mapping[str, tuple[int, int]],
     sections: Sequence[Section],
     roles: Mapping[str, Role],
-    divided: Mapping[str, Axis] = {},
+    divided: Mapping[str, Division] = {},
 ) -> dict[str, Sharding]:
     """Return how each of `shapes`, `(N, K)` by module, is divided among ranks.
 

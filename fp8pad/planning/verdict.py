@@ -35,19 +35,14 @@ class Verdict:
         return max((finding.outcome for finding in self.findings), key=OUTCOMES.index, default="serves")
 
     @property
-    def walls(self) -> tuple[Finding, ...]:
+    def refusals(self) -> tuple[Finding, ...]:
         """The findings for which the checkpoint cannot be used with the engine."""
         return tuple(finding for finding in self.findings if finding.outcome in ("refuses", "answers wrongly"))
 
     @property
     def refused(self) -> tuple[str, ...]:
         """The layers for which the checkpoint cannot be used with the engine."""
-        return tuple(name for finding in self.walls for name in finding.layers)
-
-
-def original_verdict(plan: CheckpointPlan, engine: Engine, num_ranks: int) -> Verdict:
-    """Return what an engine does with the checkpoint that is to be converted, without fp8pad."""
-    return Judge(plan, engine).original(num_ranks)
+        return tuple(name for finding in self.refusals for name in finding.layers)
 
 
 def padded_verdict(plan: CheckpointPlan, engine: Engine, num_ranks: int) -> Verdict:
@@ -163,11 +158,11 @@ def _groups(plan: CheckpointPlan, by_name: bool) -> list[_Group]:
             grows.setdefault(name, []).append((place, axis, times))
     groups: dict[object, _Group] = {}
     for place, layer in enumerate(plan.layers):
-        growing = tuple(grows.get(layer.name, ()))
+        sizes = tuple(grows.get(layer.name, ()))
         shapes = layer.logical_shape, layer.config_shape, layer.alignment
         is_like = layer.granularity, layer.sharding, layer.axes, layer.is_expert, layer.inner
-        key = shapes, is_like, growing, layer.name if by_name else None
-        groups.setdefault(key, _Group(layer, [], growing)).places.append(place)
+        key = shapes, is_like, sizes, layer.name if by_name else None
+        groups.setdefault(key, _Group(layer, [], sizes)).places.append(place)
     return list(groups.values())
 
 

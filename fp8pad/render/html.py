@@ -6,7 +6,7 @@ from math import prod
 
 from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.advice import way_out
+from fp8pad.planning.advice import nearest_served_policy
 from fp8pad.planning.comparison import AtSize, Growth, compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
@@ -140,7 +140,7 @@ def _growths(growths: Iterable[Growth]) -> Iterator[str]:
 def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
     """Yield the command that comes next: another policy's where the engine would refuse this plan's result."""
     refused = converted_verdict(plan, engine).refused
-    policy = way_out(plan, engine) if refused else plan.policy
+    policy = nearest_served_policy(plan, engine) if refused else plan.policy
     if plan.changes_nothing and not refused:
         yield "<h2>Next</h2><p>Nothing to convert: the checkpoint would stay as it is.</p>"
     elif policy:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.advice import way_out
+from fp8pad.planning.advice import nearest_served_policy
 from fp8pad.planning.comparison import Absorbed, AtSize, compare_sizes
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
@@ -74,14 +74,14 @@ def show_refusal(screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_d
 
     Return whether it refuses it.
     """
-    walls = converted_verdict(plan, engine).walls
-    if not walls:
+    refusals = converted_verdict(plan, engine).refusals
+    if not refusals:
         return False
     screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
-    for wall in walls:
-        outcome = Text(wall.outcome, style=STYLES[wall.outcome])
-        screen.paragraph(outcome.append(f": {wall.why}: {patterns(wall.layers)}", style="default"), 2)
-    if policy := way_out(plan, engine):
+    for refusal in refusals:
+        outcome = Text(refusal.outcome, style=STYLES[refusal.outcome])
+        screen.paragraph(outcome.append(f": {refusal.why}: {patterns(refusal.layers)}", style="default"), 2)
+    if policy := nearest_served_policy(plan, engine):
         screen.command(command("convert", source, out_dir, *policy_options(policy)))
     else:
         screen.paragraph("neither --absorb nor fewer ranks help", 2)

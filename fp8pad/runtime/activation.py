@@ -1,19 +1,16 @@
 """What the plugin does once a padded checkpoint is claimed, and not before: check vLLM, change what it must, say so."""
 
 import functools
-import logging
 import os
 
 from fp8pad.errors import EngineError
 from fp8pad.runtime.contract import slower, untried
 from fp8pad.runtime.misnamed import load_misnamed_layers
 from fp8pad.runtime.mla import cut_dequantized_weights
+from fp8pad.runtime.startup import LOGGER
 
 # Set to 1 to have versions of vLLM refused that were not tried.
 STRICT = "FP8PAD_STRICT"
-
-# A logger below vLLM's own, whose handler and level it has.
-LOGGER = logging.getLogger("vllm.fp8pad")
 
 
 @functools.cache

@@ -6,7 +6,6 @@ goes on as it would with the original. Only vLLM's default loader is met; with o
 """
 
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,7 @@ import torch
 from fp8pad.runtime.config import PaddedConfig, is_quantized_linear
 from fp8pad.runtime.linear import PaddedLinearMethod, show_logical
 from fp8pad.runtime.parts import find_layer
-from fp8pad.runtime.startup import startup_line
-
-# A logger below vLLM's own, whose handler and level it has.
-LOGGER = logging.getLogger("vllm.fp8pad")
+from fp8pad.runtime.startup import LOGGER, startup_line
 
 _DONE = "loads_misnamed_layers"
 

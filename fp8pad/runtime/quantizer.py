@@ -16,7 +16,7 @@ _CUTLASS_KERNEL = "CutlassFP8ScaledMMLinearKernel"
 _FEWEST_VALUES = 1 << 24
 
 # By these attributes a `QuantFP8` tells how it quantizes.
-_TOLD = ("use_per_token_if_dynamic", "is_group_quant", "num_token_padding")
+_QUANTIZER_ATTRIBUTES = ("use_per_token_if_dynamic", "is_group_quant", "num_token_padding")
 
 
 def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
@@ -26,7 +26,7 @@ def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
     activation before it.
     """
     quantize = getattr(kernel, "quant_fp8", None)
-    if type(kernel).__name__ != _CUTLASS_KERNEL or not all(hasattr(quantize, name) for name in _TOLD):
+    if type(kernel).__name__ != _CUTLASS_KERNEL or not all(hasattr(quantize, name) for name in _QUANTIZER_ATTRIBUTES):
         return False
     kernel.quant_fp8 = PaddedQuantization(kernel.quant_fp8, padded_k)
     return True

@@ -1,11 +1,15 @@
 """The line that says, when a model is loaded, what fp8pad does in it."""
 
+import logging
 from collections import Counter
 from typing import Any
 
 import torch
 
 from fp8pad.runtime.linear import PaddedLinearMethod, kernel_of
+
+# A logger below vLLM's own, whose handler and level it has.
+LOGGER = logging.getLogger("vllm.fp8pad")
 
 
 def startup_line(model: torch.nn.Module) -> str | None:

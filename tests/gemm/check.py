@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from fp8pad.checkpoint.checkpoint import CONFIG_FILE, read_checkpoint, read_record, read_unconverted
+from fp8pad.checkpoint.checkpoint import read_checkpoint, read_record, read_unconverted
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
+from fp8pad.record import CONFIG_FILE
 from gemm.layers import Form, LayerPair
 from gemm.products import MAX_EXACT_K, Arithmetic, best_arithmetic
 

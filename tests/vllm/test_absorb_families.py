@@ -1,7 +1,7 @@
-"""Every family file against transformers: what it claims is what has that size in a real model, no more and no less.
+"""Every family file against transformers: what it found is what has that size in a real model, no more and no less.
 
 A tiny model of each family is made with sizes that are all different primes and saved, so that names and layouts are
-those of a checkpoint. Every tensor with a dimension of a key's size must be claimed for that key.
+those of a checkpoint. Every tensor with a dimension of a key's size must be governed_names for that key.
 """
 
 import json
@@ -164,24 +164,24 @@ ALL = {**{name: dict(TEXT) for name in DENSE_KIN}, **{name: dict(SHARED) for nam
 def test_a_family_claims_what_has_the_size(model_type: str, tmp_path: Path) -> None:
     """Keys and tensors of a real model of this family match its file in both directions."""
     config, tensors = saved_model(model_type, tmp_path)
-    claims = find_governed(sections_of(config), tensors)
-    for key in claims.sizes:
+    found = find_governed(sections_of(config), tensors)
+    for key in found.sizes:
         assert not key.unclaimed_tensors, key.path
-        sizes = {claim.inner_size for claim in key.claims if claim.is_plain_weight}
+        sizes = {governed.inner_size for governed in key.axes if governed.is_plain_weight}
         assert key.key is None or key.section.config[key.key] in sizes, key.path
-    fixed = {claim.tensor.name for key in claims.sizes if key.key is None for claim in key.claims}
+    fixed = {governed.tensor.name for key in found.sizes if key.key is None for governed in key.axes}
     primes = {67, 71, 73, 79}
     multiples = {prime * factor for prime in primes for factor in (1, 2, 3)}
     sized = {name for name, tensor in tensors.items() if multiples & set(tensor.shape)}
-    claimed = {claim.tensor.name for key in claims.sizes for claim in key.claims if has_axis(claim)}
-    ruled_out = {name for name in tensors if name.rpartition(".")[0] in claims.unabsorbable}
-    assert sized - ruled_out - fixed == claimed - fixed
-    assert claimed
+    governed_names = {governed.tensor.name for key in found.sizes for governed in key.axes if has_axis(governed)}
+    ruled_out = {name for name in tensors if name.rpartition(".")[0] in found.unabsorbable}
+    assert sized - ruled_out - fixed == governed_names - fixed
+    assert governed_names
 
 
-def has_axis(claim: Any) -> bool:
+def has_axis(governed: Any) -> bool:
     """Whether a tensor of an MLP has the inner size at all: the bias of down has not."""
-    return bool(claim.leaf != "bias" or claim.axis == "n")
+    return bool(governed.leaf != "bias" or governed.axis == "n")
 
 
 def saved_model(model_type: str, folder: Path) -> tuple[dict[str, Any], dict[str, TensorHeader]]:

@@ -11,7 +11,7 @@ from plans import COMPRESSED, FP8, Shapes, attention, gated, headers
 
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import find_engine
-from fp8pad.planning.verdict import original_verdict
+from fp8pad.planning.verdict import Judge
 from fp8pad.record import Policy
 
 pytestmark = pytest.mark.vllm
@@ -37,7 +37,7 @@ def outcomes(
 ) -> dict[str, str]:
     """What the plan says of each layer that vLLM does not merely serve, by the last part of its name."""
     plan = plan_checkpoint(*headers(config, quantization, shapes), Policy())
-    findings = original_verdict(plan, find_engine(), ranks).findings
+    findings = Judge(plan, find_engine()).original(ranks).findings
     return {name.rpartition(".")[2]: finding.outcome for finding in findings for name in finding.layers}
 
 

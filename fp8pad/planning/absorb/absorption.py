@@ -19,15 +19,14 @@ from fp8pad.planning.families import Section
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.padding import alignment_of
 from fp8pad.planning.plan import AbsorbableSize
-from fp8pad.planning.quantization import CONFIG_FILE
-from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy
+from fp8pad.record import CONFIG_FILE, AxisActions, ConfigEdit, PaddedTensor, Policy
 
 __all__ = ["Absorption", "absorb", "absorbable_sizes", "merged"]
 
 
 @dataclass(frozen=True, slots=True)
 class Absorption:
-    """What absorbing settles.
+    """What absorbing changes.
 
     `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refusals` maps the axes
     `(module, axis)` that were to be absorbed and are not to the reason. `notes` are sentences for the plan: costs,
@@ -41,7 +40,7 @@ class Absorption:
 
 
 def absorb(
-    governed: GovernedAxes, sections: Sequence[Section], linears: Sequence[Fp8Linear], policy: Policy
+    governed_axes: GovernedAxes, sections: Sequence[Section], linears: Sequence[Fp8Linear], policy: Policy
 ) -> Absorption:
     """Decide what to absorb in a checkpoint, given all inner sizes that its `sections` have.
 
@@ -51,7 +50,7 @@ def absorb(
     if not (policy.absorb or policy.absorb_experts):
         return Absorption()
     by_name = {linear.name: linear for linear in linears}
-    outcomes = [_settle(size, by_name, policy) for size in governed.sizes]
+    outcomes = [_outcome(size, by_name, policy) for size in governed_axes.sizes]
     refused = tuple(outcome for outcome in outcomes if outcome.reason)
     padded: dict[str, PaddedTensor] = {}
     for outcome in outcomes:
@@ -60,7 +59,7 @@ def absorb(
     return Absorption(
         tensors=padded,
         edits=tuple(edit for outcome in outcomes for edit in outcome.edits),
-        refusals=_refusals(refused, governed, sections, linears, policy),
+        refusals=_refusals(refused, governed_axes, sections, linears, policy),
         notes=(
             *cost_notes([outcome.cost for outcome in outcomes if outcome.cost]),
             *_default_notes(outcomes),
@@ -101,14 +100,14 @@ class _Outcome:
         return f"{self.size.path} is not absorbed: {self.reason}" if self.size.key else str(self.reason)
 
 
-def _settle(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
-    weights = [claim for claim in size.claims if claim.leaf == "weight"]
-    if not any(claim.module in linears for claim in weights):
+def _outcome(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
+    weights = [governed for governed in size.axes if governed.leaf == "weight"]
+    if not any(governed.module in linears for governed in weights):
         return _Outcome(size)
-    if not policy.absorb and not any(claim.mlp.experts for claim in weights):
+    if not policy.absorb and not any(governed.mlp.experts for governed in weights):
         return _Outcome(size)
     check_sizes(size)
-    if not any(_is_unaligned(claim, linears, policy) for claim in weights):
+    if not any(_is_unaligned(governed, linears, policy) for governed in weights):
         return _Outcome(size)
     try:
         return _absorbed(size, linears, policy)
@@ -117,15 +116,15 @@ def _settle(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy
 
 
 def absorbable_sizes(
-    governed: GovernedAxes, linears: Sequence[Fp8Linear], policy: Policy
+    governed_axes: GovernedAxes, linears: Sequence[Fp8Linear], policy: Policy
 ) -> tuple[AbsorbableSize, ...]:
     """Return the inner sizes of FP8 weights that can be absorbed, if not for this policy's ranks then for others'."""
     by_name = {linear.name: linear for linear in linears}
     willing = replace(policy, absorb=True, absorb_experts=True)
     found = []
-    for size in governed.sizes:
+    for size in governed_axes.sizes:
         with suppress(NotAbsorbableError, CheckpointError):
-            if any(claim.module in by_name for claim in size.claims):
+            if any(governed.module in by_name for governed in size.axes):
                 check_sizes(size)
                 found.append(_absorbable(size, by_name, willing))
     return tuple(found)
@@ -136,18 +135,20 @@ def _absorbable(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Po
     old = config_size(size)
     check_absorbable(size, policy)
     times = multipliers(size, old)
-    for claim in size.claims:
-        growth_of(claim, linears.get(claim.module), old * times[claim.mlp_id])
-    weights = [claim for claim in size.claims if claim.leaf == "weight" and claim.module in linears]
+    for governed in size.axes:
+        growth_of(governed, linears.get(governed.module), old * times[governed.mlp_id])
+    weights = [governed for governed in size.axes if governed.leaf == "weight" and governed.module in linears]
     return AbsorbableSize(
         path=size.path,
         old=old,
-        is_expert=any(claim.mlp.experts for claim in weights),
-        governed={claim.module: (claim.axis, times[claim.mlp_id] * claim.num_segments) for claim in weights},
+        is_expert=any(governed.mlp.experts for governed in weights),
+        governed={
+            governed.module: (governed.axis, times[governed.mlp_id] * governed.num_segments) for governed in weights
+        },
         alignments=frozenset(
-            (_alignment(claim, linears[claim.module], policy), times[claim.mlp_id]) for claim in weights
+            (_alignment(governed, linears[governed.module], policy), times[governed.mlp_id]) for governed in weights
         ),
-        weight_bytes=sum(claim.tensor.num_bytes for claim in weights),
+        weight_bytes=sum(governed.tensor.num_bytes for governed in weights),
     )
 
 
@@ -157,11 +158,11 @@ def _absorbed(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Poli
     old, new = absorbable.old, padded_sizes[most]
     times = multipliers(size, old)
     tensors = {}
-    for claim in size.claims:
-        inner, padded_inner = old * times[claim.mlp_id], new * times[claim.mlp_id]
-        growth = growth_of(claim, linears.get(claim.module), inner)
-        if growth and (tensor := grown(claim, growth, inner, padded_inner)):
-            tensors[claim.tensor.name] = tensor
+    for governed in size.axes:
+        inner, padded_inner = old * times[governed.mlp_id], new * times[governed.mlp_id]
+        growth = growth_of(governed, linears.get(governed.module), inner)
+        if growth and (tensor := grown(governed, growth, inner, padded_inner)):
+            tensors[governed.tensor.name] = tensor
     return _Outcome(size, None, tensors, tuple(_edits(size, old, new)), key_cost(size, old, padded_sizes, tensors))
 
 
@@ -173,17 +174,17 @@ def _edits(size: GovernedSize, old: int, new: int) -> Iterator[ConfigEdit]:
             yield ConfigEdit(CONFIG_FILE, f"{path}.{size.key}" if path else str(size.key), old, new)
 
 
-def _alignment(claim: GovernedAxis, linear: Fp8Linear, policy: Policy) -> int:
-    return alignment_of(linear, policy)[0 if claim.axis == "n" else 1]
+def _alignment(governed: GovernedAxis, linear: Fp8Linear, policy: Policy) -> int:
+    return alignment_of(linear, policy)[0 if governed.axis == "n" else 1]
 
 
-def _is_unaligned(claim: GovernedAxis, linears: Mapping[str, Fp8Linear], policy: Policy) -> bool:
-    linear = linears.get(claim.module)
+def _is_unaligned(governed: GovernedAxis, linears: Mapping[str, Fp8Linear], policy: Policy) -> bool:
+    linear = linears.get(governed.module)
     if linear is None:
         return False
     return (
-        not claim.is_plain_weight
-        or claim.inner_size % (_alignment(claim, linear, policy) * policy.tensor_parallel_size) != 0
+        not governed.is_plain_weight
+        or governed.inner_size % (_alignment(governed, linear, policy) * policy.tensor_parallel_size) != 0
     )
 
 
@@ -198,7 +199,7 @@ def _default_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
 def _float_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
     """Say where a key sizes weights that are not FP8 too: libraries choose by size how to group a sum."""
     for outcome in outcomes:
-        plain = [claim.tensor for claim in outcome.size.claims if claim.is_plain_weight]
+        plain = [governed.tensor for governed in outcome.size.axes if governed.is_plain_weight]
         names = [tensor.name for tensor in plain if tensor.dtype in FLOAT_DTYPES and tensor.name in outcome.tensors]
         if names:
             yield (
@@ -209,7 +210,7 @@ def _float_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
 
 def _refusals(
     refused: Sequence[_Outcome],
-    governed: GovernedAxes,
+    governed_axes: GovernedAxes,
     sections: Sequence[Section],
     linears: Sequence[Fp8Linear],
     policy: Policy,
@@ -219,9 +220,9 @@ def _refusals(
         if section.family is None:
             reason = f"no file in planning/families knows the model type {section.model_type}"
             reasons |= {linear.name: reason for linear in linears if linear.name.startswith(section.prefixes)}
-    reasons |= governed.unabsorbable
+    reasons |= governed_axes.unabsorbable
     if policy.absorb_experts:
-        described = governed.routed_experts
+        described = governed_axes.routed_experts
         unknown = "no file in planning/families describes these experts"
         reasons |= {
             linear.name: unknown
@@ -232,5 +233,5 @@ def _refusals(
     for name, reason in reasons.items():
         refusals |= {(name, "n"): reason, (name, "k"): reason}
     for outcome in refused:
-        refusals |= {(claim.module, claim.axis): outcome.sentence for claim in outcome.size.claims}
+        refusals |= {(governed.module, governed.axis): outcome.sentence for governed in outcome.size.axes}
     return refusals

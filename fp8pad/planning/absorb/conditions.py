@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from fp8pad.errors import ConfigError
-from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId
+from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId, inner_sizes
 from fp8pad.planning.absorb.growth import NotAbsorbableError
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
-from fp8pad.planning.quantization import CONFIG_FILE
-from fp8pad.record import Policy
+from fp8pad.record import CONFIG_FILE, Policy
 
 
 def config_size(size: GovernedSize) -> int:
@@ -17,7 +16,7 @@ def config_size(size: GovernedSize) -> int:
 
     A key that the config does not have, or has as null, is left to a default that the tensors tell.
     """
-    if reason := next((claim.mlp.unabsorbable for claim in size.claims if claim.mlp.unabsorbable), None):
+    if reason := next((governed.mlp.unabsorbable for governed in size.axes if governed.mlp.unabsorbable), None):
         raise NotAbsorbableError(reason)
     key = size.key or ""
     value = size.section.config.get(key)
@@ -41,7 +40,7 @@ def multipliers(size: GovernedSize, value: int) -> Mapping[MlpId, int]:
 
     `NotAbsorbableError` where neither the config nor the tensors say.
     """
-    return {claims[0].mlp_id: _multiplier(claims, size, value) for claims in size.mlps}
+    return {axes[0].mlp_id: _multiplier(axes, size, value) for axes in size.mlps}
 
 
 def check_sizes(size: GovernedSize) -> None:
@@ -51,41 +50,41 @@ def check_sizes(size: GovernedSize) -> None:
         times = multipliers(size, value)
     except NotAbsorbableError:
         return
-    for claim in size.claims:
-        length = value * times[claim.mlp_id] * claim.width
-        if claim.is_plain_weight and claim.tensor.shape[claim.index] != length:
+    for governed in size.axes:
+        length = value * times[governed.mlp_id] * governed.width
+        if governed.is_plain_weight and governed.tensor.shape[governed.index] != length:
             raise ConfigError(
-                f"{CONFIG_FILE}: {size.path} asks for {length} {'rows' if claim.axis == 'n' else 'columns'}"
-                f" of {claim.tensor.name}, got {list(claim.tensor.shape)}"
+                f"{CONFIG_FILE}: {size.path} asks for {length} {'rows' if governed.axis == 'n' else 'columns'}"
+                f" of {governed.tensor.name}, got {list(governed.tensor.shape)}"
             )
 
 
 def _implied_size(size: GovernedSize) -> int:
-    if others := next((claim.mlp.other_keys for claim in size.claims if claim.mlp.other_keys), ()):
+    if others := next((governed.mlp.other_keys for governed in size.axes if governed.mlp.other_keys), ()):
         raise NotAbsorbableError(f"the config has neither it nor {' nor '.join(others)}")
-    sizes = {inner // (_config_multiplier(mlp, size) or 1) for mlp in size.mlps for inner in _inner_sizes(mlp)}
+    sizes = {inner // (_config_multiplier(mlp, size) or 1) for mlp in size.mlps for inner in inner_sizes(mlp)}
     if len(sizes) != 1:
         raise NotAbsorbableError("the config does not have the key, and the tensors have more than one size")
     return sizes.pop()
 
 
-def _multiplier(claims: Sequence[GovernedAxis], size: GovernedSize, value: int) -> int:
-    times = _config_multiplier(claims, size)
+def _multiplier(axes: Sequence[GovernedAxis], size: GovernedSize, value: int) -> int:
+    times = _config_multiplier(axes, size)
     if times is not None:
         return times
-    rule, inner = claims[0].mlp, _inner_sizes(claims)
+    rule, inner = axes[0].mlp, inner_sizes(axes)
     if len(inner) == 1:
         times, rest = divmod(inner.pop(), value)
         if rest or not times:
-            raise NotAbsorbableError(f"the size of {claims[0].module} is no multiple of it")
+            raise NotAbsorbableError(f"the size of {axes[0].module} is no multiple of it")
     if times is None:
         raise NotAbsorbableError(f"{size.section.dotted(rule.multiplier_key or '')} is not in the config")
     return times
 
 
-def _config_multiplier(claims: Sequence[GovernedAxis], size: GovernedSize) -> int | None:
+def _config_multiplier(axes: Sequence[GovernedAxis], size: GovernedSize) -> int | None:
     """How often the key's value goes into an MLP's inner size by the config; None where only the tensors tell."""
-    rule = claims[0].mlp
+    rule = axes[0].mlp
     if rule.multiples:
         return None
     if rule.multiplier_key is None:
@@ -96,10 +95,6 @@ def _config_multiplier(claims: Sequence[GovernedAxis], size: GovernedSize) -> in
     return int(value) or None
 
 
-def _inner_sizes(claims: Sequence[GovernedAxis]) -> set[int]:
-    return {claim.inner_size for claim in claims if claim.is_plain_weight}
-
-
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -108,19 +103,19 @@ def check_absorbable(size: GovernedSize, policy: Policy) -> None:
     """Raise `NotAbsorbableError` where anything but a single tensor's layout stands in the way of absorbing a key."""
     _check_skipped(size, policy)
     _check_experts(size, policy)
-    for mlp in {claim.mlp for claim in size.claims}:
+    for mlp in {governed.mlp for governed in size.axes}:
         check_activation(mlp, size.section)
     _check_complete(size)
 
 
 def _check_skipped(size: GovernedSize, policy: Policy) -> None:
-    for module in dict.fromkeys(claim.module for claim in size.claims):
+    for module in dict.fromkeys(governed.module for governed in size.axes):
         if any(fnmatchcase(module, pattern) for pattern in policy.skip):
             raise NotAbsorbableError(f"{module} is to be carried unchanged (--skip)")
 
 
 def _check_experts(size: GovernedSize, policy: Policy) -> None:
-    experts = {claim.mlp.experts for claim in size.claims}
+    experts = {governed.mlp.experts for governed in size.axes}
     if True in experts and not policy.absorb_experts:
         too = "sizes the routed experts too" if False in experts else "sizes the routed experts"
         raise NotAbsorbableError(f"it {too}, which are absorbed only with --absorb-experts")
@@ -142,9 +137,9 @@ def _check_complete(size: GovernedSize) -> None:
     """Refuse what has parts missing, tied weights for one, or tensors that look governed but are not described."""
     for mlp in size.mlps:
         parts: dict[str, GovernedAxis] = {}
-        for claim in mlp:
-            if claim.leaf == "weight" or claim.role not in parts:
-                parts[claim.role] = claim
+        for governed in mlp:
+            if governed.leaf == "weight" or governed.role not in parts:
+                parts[governed.role] = governed
         some = next(iter(parts.values()))
         for role in some.mlp.parts:
             if role not in parts:

@@ -41,7 +41,7 @@ class KeyCost:
 
 def key_cost(size: GovernedSize, old: int, sizes: Mapping[int, int], padded: Mapping[str, PaddedTensor]) -> KeyCost:
     """Return what a key costs; `sizes` maps tensor-parallel sizes to inner sizes, the one asked for last."""
-    weights = [claim for claim in size.claims if claim.leaf == "weight"]
+    weights = [governed for governed in size.axes if governed.leaf == "weight"]
     activity = _activity(size, weights)
     *smaller, asked = sizes
     return KeyCost(
@@ -49,10 +49,14 @@ def key_cost(size: GovernedSize, old: int, sizes: Mapping[int, int], padded: Map
         old=old,
         new=sizes[asked],
         tensor_parallel_size=asked,
-        added_bytes=sum(_added_bytes(claim.tensor, padded) for claim in size.claims),
-        added_flops=sum(2 * _added_elements(claim.tensor, padded) * activity[claim.tensor.name] for claim in weights),
-        governed_flops=sum(2 * num_elements(claim.tensor.shape) * activity[claim.tensor.name] for claim in weights),
-        is_expert=any(claim.mlp.experts for claim in weights),
+        added_bytes=sum(_added_bytes(governed.tensor, padded) for governed in size.axes),
+        added_flops=sum(
+            2 * _added_elements(governed.tensor, padded) * activity[governed.tensor.name] for governed in weights
+        ),
+        governed_flops=sum(
+            2 * num_elements(governed.tensor.shape) * activity[governed.tensor.name] for governed in weights
+        ),
+        is_expert=any(governed.mlp.experts for governed in weights),
         sizes={ranks: sizes[ranks] for ranks in smaller},
     )
 
@@ -93,13 +97,17 @@ def _alternatives(cost: KeyCost) -> Iterator[str]:
 
 def _activity(size: GovernedSize, weights: Sequence[GovernedAxis]) -> dict[str, float]:
     """The share of each weight's entries that one token meets: of routed experts, those that it is sent to."""
-    siblings = Counter((claim.mlp, claim.role, claim.instance[:-1]) for claim in weights)
+    siblings = Counter((governed.mlp, governed.role, governed.instance[:-1]) for governed in weights)
     activity = {}
-    for claim in weights:
-        active = size.section.config.get(claim.mlp.experts_per_token_key) if claim.mlp.experts_per_token_key else None
-        siblings_here = siblings[claim.mlp, claim.role, claim.instance[:-1]]
-        num_experts = claim.tensor.shape[0] if claim.mlp.stacked else siblings_here
-        activity[claim.tensor.name] = min(1.0, active / num_experts) if isinstance(active, int) and num_experts else 1.0
+    for governed in weights:
+        active = (
+            size.section.config.get(governed.mlp.experts_per_token_key) if governed.mlp.experts_per_token_key else None
+        )
+        siblings_here = siblings[governed.mlp, governed.role, governed.instance[:-1]]
+        num_experts = governed.tensor.shape[0] if governed.mlp.stacked else siblings_here
+        activity[governed.tensor.name] = (
+            min(1.0, active / num_experts) if isinstance(active, int) and num_experts else 1.0
+        )
     return activity
 
 

@@ -12,10 +12,10 @@ from fp8pad.planning.absorb.names import NameIndex, any_number
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import Role
 from fp8pad.planning.stacks import Order
+from fp8pad.planning.tensor_parallel import Division
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
 
 Axis = Literal["n", "k"]
-Division = Literal["column", "row", "replicated"]
 
 # Dtypes besides FP8 whose zero is all zero bytes and that hold one matrix entry per element.
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
@@ -102,7 +102,7 @@ class GovernedSize:
 
     section: Section
     key: str | None
-    claims: tuple[GovernedAxis, ...]
+    axes: tuple[GovernedAxis, ...]
     unclaimed_tensors: tuple[TensorHeader, ...] = ()
 
     @property
@@ -113,15 +113,15 @@ class GovernedSize:
     @property
     def repeats(self) -> tuple[str, ...]:
         """Other keys of the same config that say the size again."""
-        keys = dict.fromkeys(key for claim in self.claims for key in claim.mlp.repeats)
+        keys = dict.fromkeys(key for governed in self.axes for key in governed.mlp.repeats)
         return tuple(key for key in keys if key != self.key and self.section.config.get(key) is not None)
 
     @cached_property
     def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
-        """The claims by the MLP that they belong to."""
+        """The axes by the MLP that they belong to."""
         mlps: defaultdict[MlpId, list[GovernedAxis]] = defaultdict(list)
-        for claim in self.claims:
-            mlps[claim.mlp_id].append(claim)
+        for governed in self.axes:
+            mlps[governed.mlp_id].append(governed)
         return tuple(map(tuple, mlps.values()))
 
 
@@ -139,41 +139,47 @@ class GovernedAxes:
     @property
     def roles(self) -> Mapping[str, Role]:
         """What each module that is described does in its MLP."""
-        return {claim.module: claim.role for size in self.sizes for claim in size.claims}
+        return {governed.module: governed.role for size in self.sizes for governed in size.axes}
 
     @property
     def padded_at_load(self) -> frozenset[str]:
         """The modules whose blocks the model's own code in vLLM makes whole."""
-        return frozenset(claim.module for size in self.sizes for claim in size.claims if claim.mlp.padded_at_load)
+        return frozenset(
+            governed.module for size in self.sizes for governed in size.axes if governed.mlp.padded_at_load
+        )
 
     @property
     def routed_experts(self) -> Mapping[str, Order | None]:
         """The modules of routed experts, and for those that are stacked the order of their axes."""
-        return {claim.module: claim.order for size in self.sizes for claim in size.claims if claim.mlp.experts}
+        return {
+            governed.module: governed.order for size in self.sizes for governed in size.axes if governed.mlp.experts
+        }
 
 
 def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> GovernedAxes:
-    """Match every section's family against the tensors; `PlanError` where one axis of a tensor is claimed twice."""
+    """Match every section's family against the tensors; `PlanError` where one axis of a tensor is governed twice."""
     index = NameIndex(tensors)
     sizes: dict[object, GovernedSize] = {}
-    claimed: dict[tuple[str, Axis], str] = {}
+    owners: dict[tuple[str, Axis], str] = {}
     for section, mlp in _rules(sections, index):
         key = _key(section, mlp)
         path = section.dotted(key or mlp.down)
-        claims = _in_order(section, mlp, tuple(_matches(section, mlp, tensors, index)))
-        for claim in claims:
-            other = claimed.setdefault((claim.tensor.name, claim.axis), path)
+        axes = _in_order(section, mlp, tuple(_matches(section, mlp, tensors, index)))
+        for governed in axes:
+            other = owners.setdefault((governed.tensor.name, governed.axis), path)
             if other != path:
-                raise PlanError(f"{claim.tensor.name}: both {other} and {path} claim its axis {claim.axis.upper()}")
+                raise PlanError(
+                    f"{governed.tensor.name}: both {other} and {path} govern its axis {governed.axis.upper()}"
+                )
         size = sizes.setdefault(path, GovernedSize(section, key, ()))
-        sizes[path] = replace(size, claims=size.claims + claims)
+        sizes[path] = replace(size, axes=size.axes + axes)
     unabsorbable = _unabsorbable(sections, index)
-    known = {name for name, _ in claimed} | _ignored(sections, tensors, index)
+    known = {name for name, _ in owners} | _ignored(sections, tensors, index)
     unclaimed = [
         tensor for name, tensor in tensors.items() if name not in known and name.rpartition(".")[0] not in unabsorbable
     ]
-    governed = tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.claims)
-    return GovernedAxes(governed, unabsorbable, dict(_divided(sections, index)))
+    with_unclaimed = tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.axes)
+    return GovernedAxes(with_unclaimed, unabsorbable, dict(_divided(sections, index)))
 
 
 def _divided(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[str, Division]]:
@@ -234,21 +240,22 @@ def _leaf(rest: str, mlp: Mlp) -> str | None:
     return None
 
 
-def _in_order(section: Section, mlp: Mlp, claims: tuple[GovernedAxis, ...]) -> tuple[GovernedAxis, ...]:
+def _in_order(section: Section, mlp: Mlp, axes: tuple[GovernedAxis, ...]) -> tuple[GovernedAxis, ...]:
     """Decide between the two orders of stacked axes: in one of them all weights have one inner size, the config's."""
     if not mlp.stacked:
-        return claims
-    turned = tuple(replace(claim, order="kn") for claim in claims)
+        return axes
+    turned = tuple(replace(governed, order="kn") for governed in axes)
     asked = section.config.get(_key(section, mlp) or "")
-    orders = [(claims, list(_inner_sizes(claims))), (turned, list(_inner_sizes(turned)))]
+    orders = [(axes, list(inner_sizes(axes))), (turned, list(inner_sizes(turned)))]
     fitting = [order for order, sizes in orders if sizes == [asked]] or [
         order for order, sizes in orders if len(sizes) == 1
     ]
-    return fitting[0] if fitting else claims
+    return fitting[0] if fitting else axes
 
 
-def _inner_sizes(claims: Sequence[GovernedAxis]) -> set[int]:
-    return {claim.inner_size for claim in claims if claim.is_plain_weight}
+def inner_sizes(axes: Sequence[GovernedAxis]) -> set[int]:
+    """Return the inner sizes that weights have: one, if they are those of an MLP."""
+    return {governed.inner_size for governed in axes if governed.is_plain_weight}
 
 
 def _unabsorbable(sections: Sequence[Section], index: NameIndex) -> dict[str, str]:
@@ -271,9 +278,9 @@ def _ignored(sections: Sequence[Section], tensors: Mapping[str, TensorHeader], i
 
 def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> GovernedSize:
     """Find tensors of a governed size in a governed MLP, or at its modules' names elsewhere (`mtp.layers.0.mlp`)."""
-    sizes = _inner_sizes(size.claims)
-    blocks = tuple({claim.block for claim in size.claims if claim.role == "down"})
-    mlps = {claim.mlp for claim in size.claims}
+    sizes = inner_sizes(size.axes)
+    blocks = tuple({governed.block for governed in size.axes if governed.role == "down"})
+    mlps = {governed.mlp for governed in size.axes}
     texts = {pattern.partition("}.")[2] for mlp in mlps for pattern in mlp.parts.values()} - {""}
     elsewhere = re.compile("|".join(rf"(^|\.){any_number(text)}\." for text in texts) or r"(?!)")
     unclaimed_tensors = tuple(

@@ -27,34 +27,36 @@ class Growth:
     unit: int = 1
 
 
-def growth_of(claim: GovernedAxis, linear: Fp8Linear | None, inner_size: int) -> Growth | None:
+def growth_of(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int) -> Growth | None:
     """Return how a tensor grows with its MLP's `inner_size`, None if it does not; `NotAbsorbableError` if it cannot."""
-    tensor = claim.tensor
-    if claim.leaf == "weight":
-        if not claim.is_plain_weight or (tensor.dtype in FP8_WEIGHT_DTYPES and linear is None):
+    tensor = governed.tensor
+    if governed.leaf == "weight":
+        if not governed.is_plain_weight or (tensor.dtype in FP8_WEIGHT_DTYPES and linear is None):
             raise NotAbsorbableError(
                 f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, a layout that is not padded"
             )
         if linear and not linear.is_understood:
             raise NotAbsorbableError(f"{tensor.name} is not understood: {linear.skip_reason}")
-        return _growth(claim, claim.index, 0)
-    if claim.leaf == "bias" and tensor.dtype in FLOAT_DTYPES:
-        return None if claim.axis == "k" else _growth(claim, len(tensor.shape) - 1, 0)
+        return _growth(governed, governed.index, 0)
+    if governed.leaf == "bias" and tensor.dtype in FLOAT_DTYPES:
+        return None if governed.axis == "k" else _growth(governed, len(tensor.shape) - 1, 0)
     if linear and linear.scale and linear.scale.name == tensor.name:
-        return _scale_growth(claim, linear, inner_size)
-    if num_elements(tensor.shape) == 1 or (claim.order and num_elements(tensor.shape[1:]) == 1):
+        return _scale_growth(governed, linear, inner_size)
+    if num_elements(tensor.shape) == 1 or (governed.order and num_elements(tensor.shape[1:]) == 1):
         return None
-    if "lora" in claim.leaf.lower():
+    if "lora" in governed.leaf.lower():
         raise NotAbsorbableError(f"{tensor.name} belongs to a LoRA adapter, which is not merged")
     raise NotAbsorbableError(f"{tensor.name} {list(tensor.shape)} is not a tensor that fp8pad knows how to pad")
 
 
-def grown(claim: GovernedAxis, growth: Growth, inner_size: int, padded_inner_size: int) -> PaddedTensor | None:
+def grown(governed: GovernedAxis, growth: Growth, inner_size: int, padded_inner_size: int) -> PaddedTensor | None:
     """Return the tensor for a larger inner size, None where it has room already; `PlanError` where it does not fit."""
-    shape, count = claim.tensor.shape, growth.num_segments
+    shape, count = governed.tensor.shape, growth.num_segments
     logical, padded = (num_blocks(size * growth.width, growth.unit) for size in (inner_size, padded_inner_size))
     if shape[growth.index] != count * logical:
-        raise PlanError(f"{claim.tensor.name}: expected {count * logical} in place {growth.index}, got {list(shape)}")
+        raise PlanError(
+            f"{governed.tensor.name}: expected {count * logical} in place {growth.index}, got {list(shape)}"
+        )
     if logical == padded:
         return None
     return PaddedTensor(
@@ -66,25 +68,25 @@ def grown(claim: GovernedAxis, growth: Growth, inner_size: int, padded_inner_siz
     )
 
 
-def _growth(claim: GovernedAxis, index: int, fill: Literal[0, 1], unit: int = 1) -> Growth:
-    return Growth(index, fill, claim.num_segments, claim.width // claim.num_segments, unit)
+def _growth(governed: GovernedAxis, index: int, fill: Literal[0, 1], unit: int = 1) -> Growth:
+    return Growth(index, fill, governed.num_segments, governed.width // governed.num_segments, unit)
 
 
-def _scale_growth(claim: GovernedAxis, linear: Fp8Linear, inner_size: int) -> Growth | None:
-    scale = claim.tensor
+def _scale_growth(governed: GovernedAxis, linear: Fp8Linear, inner_size: int) -> Growth | None:
+    scale = governed.tensor
     match linear.granularity:
         case PerTensor():
             return None
         case PerChannel() if scale.dtype in ONE_BYTES:
-            return _growth(claim, _channel_index(scale, linear.shape), 1) if claim.axis == "n" else None
+            return _growth(governed, _channel_index(scale, linear.shape), 1) if governed.axis == "n" else None
         case PerBlock() if scale.dtype in ONE_BYTES:
-            unit = linear.granularity.block[0 if claim.axis == "n" else 1]
-            if claim.num_segments > 1 and inner_size % unit:
+            unit = linear.granularity.block[0 if governed.axis == "n" else 1]
+            if governed.num_segments > 1 and inner_size % unit:
                 raise NotAbsorbableError(
-                    f"a block of {unit} rows straddles gate and up in {claim.module}: {inner_size} is not a multiple"
+                    f"a block of {unit} rows straddles gate and up in {governed.module}: {inner_size} is not a multiple"
                 )
             # NVIDIA ModelOpt's grids are [R, 1, C, 1].
-            return _growth(claim, claim.index * (2 if len(scale.shape) == 4 else 1), 1, unit)
+            return _growth(governed, governed.index * (2 if len(scale.shape) == 4 else 1), 1, unit)
     raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
 
 

@@ -8,7 +8,7 @@ from fp8pad.planning.absorb.growth import NotAbsorbableError, growth_of
 from fp8pad.planning.layers import Fp8Linear
 
 
-def inner_axes(governed: GovernedAxes, linears: Iterable[Fp8Linear]) -> Mapping[str, Axis]:
+def inner_axes(governed_axes: GovernedAxes, linears: Iterable[Fp8Linear]) -> Mapping[str, Axis]:
     """Return, for each Linear that has one, its axis inside an MLP: "n" for gate, up and both in one, "k" for down.
 
     Whole MLPs of padded FP8 Linears count, whether absorbed or not, and whether their size is a config key or not.
@@ -16,11 +16,11 @@ def inner_axes(governed: GovernedAxes, linears: Iterable[Fp8Linear]) -> Mapping[
     """
     by_name = {linear.name: linear for linear in linears if linear.skip_reason is None}
     return {
-        claim.module: claim.axis
-        for size in governed.sizes
+        governed.module: governed.axis
+        for size in governed_axes.sizes
         for mlp in size.mlps
         if _is_whole(size, mlp, by_name)
-        for claim in mlp
+        for governed in mlp
     }
 
 
@@ -29,16 +29,16 @@ def _is_whole(size: GovernedSize, mlp: Sequence[GovernedAxis], linears: Mapping[
     rule, block = mlp[0].mlp, mlp[0].block
     if rule.experts:
         return False
-    weights = {claim.role: claim for claim in mlp if claim.is_plain_weight and claim.module in linears}
-    sizes = {claim.inner_size for claim in weights.values()}
+    weights = {governed.role: governed for governed in mlp if governed.is_plain_weight and governed.module in linears}
+    sizes = {governed.inner_size for governed in weights.values()}
     if weights.keys() != rule.parts.keys() or len(sizes) != 1:
         return False
     if any(tensor.name.startswith(block) and sizes & set(tensor.shape) for tensor in size.unclaimed_tensors):
         return False
     try:
         check_activation(rule, size.section)
-        for claim in mlp:
-            growth_of(claim, linears.get(claim.module), *sizes)
+        for governed in mlp:
+            growth_of(governed, linears.get(governed.module), *sizes)
     except NotAbsorbableError:
         return False
     return True
