@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo/llama-fp8-padded
 
-.PHONY: help demo test test-vllm test-browser test-matrix lint format docs contract bench release clean
+.PHONY: help demo test test-vllm test-browser test-matrix lint format faults races fuzz docs contract bench release clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -45,6 +45,16 @@ format: .venv/installed ## format the code, and fix what the linter can fix
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
+# Half an hour on an idle machine; a part of it: make faults ARGS="--every 10 --scenario overwrite"
+faults: .venv/installed ## fail, kill and cut the power at every file operation of convert and unpad
+	PYTHONPATH=tests .venv/bin/python tests/faults/faults.py $(ARGS)
+
+races: .venv/installed ## let something else happen at every file operation of convert
+	PYTHONPATH=tests .venv/bin/python tests/faults/races.py $(ARGS)
+
+fuzz: .venv-fuzz/installed ## fuzz what fp8pad reads, guided by coverage: make fuzz ARGS="--minutes 60"
+	PYTHONPATH=tests .venv-fuzz/bin/python tests/fuzz/fuzz.py $(ARGS)
+
 # One wheel of a few hundred MB, read and deleted again: make contract VERSION=0.34.0
 contract: .venv/installed ## write down what fp8pad relies on in another VERSION of vLLM, for the tests
 	.venv/bin/python -m pip download --quiet --no-deps --only-binary :all: --dest build/wheels vllm==$(VERSION)
@@ -56,7 +66,7 @@ bench: .venv/installed ## time convert against cp -r on this machine's disk
 	.venv/bin/python tests/bench/bench_convert.py $(ARGS)
 
 clean: ## remove virtual environments and everything that was built
-	rm -rf .venv .venv-docs .venv-vllm build dist
+	rm -rf .venv .venv-docs .venv-fuzz .venv-vllm build dist
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
@@ -68,6 +78,13 @@ clean: ## remove virtual environments and everything that was built
 	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python $(PIP_INSTALL) --editable '.[docs]'
+	@touch $@
+
+# atheris has wheels for Python 3.11 and older; on others it is built, which needs clang.
+.venv-fuzz/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python $(PIP_INSTALL) --editable '.[dev,fuzz]'
 	@touch $@
 
 # vLLM's CPU build was tried with this torch; the optional media packages that it asks for do not all match it. One test

@@ -75,9 +75,10 @@ def convert(
     contents = Contents(design.source, design.layouts, design.source.other_files, _texts(design, {}))
     with staged(contents, out_dir, options) as out:
         hashes = out.write_files(progress)
-        out.write_texts(_texts(design, hashes))
+        texts = _texts(design, hashes)
+        out.write_texts(texts)
         replaced = out.publish()
-    return _report(plan, design, out_dir, out, replaced)
+    return _report(plan, design, texts, out_dir, out, replaced)
 
 
 def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
@@ -90,10 +91,14 @@ def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
 
 
 def _report(
-    plan: CheckpointPlan, design: Converted, out_dir: Path, out: Output, replaced: Replaced | None
+    plan: CheckpointPlan,
+    design: Converted,
+    texts: Mapping[str, str],
+    out_dir: Path,
+    out: Output,
+    replaced: Replaced | None,
 ) -> ConvertReport:
     source = design.source
-    record_bytes = (out.out_dir / RECORD_FILE).stat().st_size if design.record else 0
     rewritten = {layout.file for layout in design.layouts if not layout.is_untouched}
     rewritten |= {file for file, text in design.texts.items() if text != design.source_texts[file]}
     return ConvertReport(
@@ -102,7 +107,7 @@ def _report(
         out_dir=out_dir,
         tensors_padded=len(design.record.tensors) if design.record else 0,
         source_bytes=sum(file.source_size for file in design.files.values()),
-        written_bytes=sum(file.size for file in design.files.values()) + record_bytes,
+        written_bytes=sum(file.size for file in design.files.values()) + len(texts.get(RECORD_FILE, "").encode()),
         rewritten=tuple(sorted(rewritten)),
         kept=tuple(sorted(design.files.keys() - rewritten)),
         excluded=source.excluded,

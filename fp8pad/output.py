@@ -49,6 +49,7 @@ class Output:
     options: WriteOptions
     writer: Writer
     resumed: tuple[str, ...] = ()
+    is_published: bool = False
     _keys: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -94,7 +95,10 @@ class Output:
         """Put what was written in the place of `out_dir`; return what was replaced."""
         check_unchanged(self.contents.source)
         staging = self.writer.staging
-        return publish(staging, self._keys, self.run, self.options.overwrite or is_published(staging, self.run))
+        overwrite = self.options.overwrite or is_published(staging, self.run)
+        replaced = publish(staging, self._keys, self.run, overwrite)
+        self.is_published = True
+        return replaced
 
 
 @contextmanager
@@ -138,19 +142,16 @@ def _end_early(out: Output, error: BaseException) -> str | None:
     staging = out.writer.staging
     try:
         recover(staging)
-        if published := is_published(staging):
-            staging.remove()
-        elif is_disk_full(error):
-            staging.remove()
-            return None
-        else:
+        out.is_published = out.is_published or is_published(staging)
+        if not out.is_published and not is_disk_full(error):
             staging.keep_finished(without=out.outdated_keys)
-            if not staging.num_finished:
-                staging.remove()
-                return None
+            if staging.num_finished:
+                return _resumable(out)
+        staging.remove()
     except (OSError, OutputError) as failure:
-        return f"{staging.root.path} is left, since it could not be removed: {failure}; the next run removes it"
-    return f"{staging.out_dir} is complete" if published else _resumable(out)
+        left = f"{staging.root.path} could not be removed: {failure}"
+        return f"{out.out_dir} is complete; {left}" if out.is_published else left
+    return f"{out.out_dir} is complete" if out.is_published else None
 
 
 def _resumable(out: Output) -> str:

@@ -31,3 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def example() -> Path:
     """The checkpoint that comes with the repository, made by llm-compressor."""
     return Path(__file__).parent.parent / "examples" / "llama-fp8"
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk, which a busy machine makes very slow; `make faults` tells what is synced when."""
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)

@@ -204,6 +204,32 @@ def test_new_files_belong_to_the_user_not_to_the_source(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
 
 
+def test_nothing_is_writable_for_everybody(tmp_path: Path) -> None:
+    """Whatever the umask allows."""
+    model = llama(tmp_path / "model", num_shards=2)
+    (model / "sub").mkdir()
+    (model / "sub" / "notes.txt").write_text("")
+    mask = os.umask(0)
+    try:
+        converted(model, tmp_path / "made" / "out")
+    finally:
+        os.umask(mask)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").rglob("*")}
+    assert set(modes.values()) == {0o775, 0o664}
+    assert not stat.S_IMODE((tmp_path / "made").stat().st_mode) & stat.S_IWOTH
+
+
+def test_files_and_folders_with_the_longest_names_come_along(tmp_path: Path) -> None:
+    """255 bytes, in letters of one byte and of three."""
+    model = llama(tmp_path / "model")
+    for name in ("f" * 255, "é" * 127, "語" * 85):
+        (model / name).write_text(name)
+        (model / name[::-1].replace("f", "d").replace("é", "è").replace("語", "文")).mkdir()
+    out_dir = tmp_path / ("o" * 255)
+    converted(model, out_dir)
+    assert files_of(out_dir).items() >= {name: name.encode() for name in ("f" * 255, "é" * 127, "語" * 85)}.items()
+
+
 def test_hard_links_are_made_only_on_request_and_only_of_untouched_shards(tmp_path: Path) -> None:
     """By default, writing to the output can never change the source."""
     one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -230,9 +230,9 @@ def test_discarding_is_as_deep_as_folders_are(folder: Directory, tmp_path: Path)
     """Deeper than paths can be long, than functions can be nested and than files can be open."""
     (tmp_path / "gone").mkdir()
     descriptor = os.open(tmp_path / "gone", os.O_RDONLY)
-    for _ in range(3000):
-        os.mkdir("d", dir_fd=descriptor)
-        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+    for _ in range(1200):
+        os.mkdir("deep", dir_fd=descriptor)
+        inner = os.open("deep", os.O_RDONLY, dir_fd=descriptor)
         os.close(descriptor)
         descriptor = inner
     os.close(descriptor)
@@ -255,3 +255,20 @@ def test_discarding_never_enters_another_file_system(folder: Directory, tmp_path
     finally:
         left = next(path for path in tmp_path.rglob("photo") if path.parent.name != "kept").parent
         subprocess.run(["umount", left], check=True)
+
+
+def test_without_hard_links_files_are_renamed_and_none_replaces_another(
+    folder: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a file system does not tell two names apart: the second one is an error, and nothing is lost."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "one").write_text("one")
+    (tmp_path / "two").write_text("two")
+    folder.link("one", folder, "README")
+    with pytest.raises(OSError, match="not permitted"):
+        folder.link("two", folder, "README")
+    assert files_of(tmp_path) == {"README": b"one", "two": b"two"}

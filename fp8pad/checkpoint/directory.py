@@ -35,7 +35,7 @@ class Directory:
         """Open a folder in this one; a link is none."""
         return Directory(os.open(name, _OPEN_FOLDER, dir_fd=self.descriptor), self.path / name)
 
-    def make(self, name: str, mode: int = 0o777) -> None:
+    def make(self, name: str, mode: int = 0o775) -> None:
         """Create a folder."""
         os.mkdir(name, mode, dir_fd=self.descriptor)
 
@@ -66,11 +66,14 @@ class Directory:
         raise OSError(code, os.strerror(code), str(other.path / other_name))
 
     def link(self, name: str, other: "Directory", other_name: str) -> None:
-        """Give a file one more name in another folder, or another name where the file system knows no hard links."""
+        """Give a file one more name in another folder, or another one where the file system knows no hard links.
+
+        A name that is taken, if only in other letters of the same kind, is an error.
+        """
         try:
             os.link(name, other_name, src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _CANNOT_LINK:
+            if error.errno not in _CANNOT_LINK or other.status(other_name):
                 raise
             self.rename(name, other, other_name)
 

@@ -19,7 +19,9 @@ BUFFER_BYTES = 1 << 20  # two of them fit into a core's cache
 KERNEL_COPY_BYTES = 64 << 20  # small enough for progress and for stopping soon, and below the kernel's 2 GiB
 FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 # What a file system, or a pair of them, answers when it cannot copy in the kernel; EIO does not tell which side failed.
-NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EIO})
+NO_KERNEL_COPY = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EIO, errno.EINTR}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def open_file(path: Path, file: str, expected: FileIdentity | None = None) -> It
 
 
 @contextmanager
-def create_file(path: str | Path, file: str, mode: int = 0o666, dir_fd: int | None = None) -> Iterator[OpenFile]:
+def create_file(path: str | Path, file: str, mode: int = 0o664, dir_fd: int | None = None) -> Iterator[OpenFile]:
     """Create a file, relative to an open folder if one is given, and sync it at the end.
 
     `OutputError` names it as `file` if that fails, or if there is one of that name.

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from fp8pad.checkpoint.directory import Directory, is_discarded, is_file, is_folder, open_directory
 from fp8pad.checkpoint.files import OpenFile, create_file, writing
-from fp8pad.errors import OutputError
+from fp8pad.errors import CheckpointError, OutputError
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may know none
 MAX_NAME_BYTES = 255
@@ -62,7 +62,7 @@ class Staging:
         return status if is_file(status) else None
 
     @contextmanager
-    def create(self, key: str, file: str, mode: int = 0o666) -> Iterator[OpenFile]:
+    def create(self, key: str, file: str, mode: int = 0o664) -> Iterator[OpenFile]:
         """Create the file that is to be `file`, synced at the end; `OutputError` names it if that fails."""
         with writing(file):
             self.staged.unlink(key + _UNFINISHED)
@@ -71,6 +71,8 @@ class Staging:
 
     def link_from(self, origin: Path, key: str, file: str) -> None:
         """Make the file that is to be `file` a hard link to `origin`; raises as `create` does."""
+        if not origin.exists():
+            raise CheckpointError(f"{file}: is missing")
         with writing(file):
             self.staged.unlink(key + _UNFINISHED)
             os.link(origin, key + _UNFINISHED, dst_dir_fd=self.staged.descriptor)
@@ -111,8 +113,11 @@ class Staging:
             self.root.discard(_STAGED)
             self.root.unlink(PUBLICATION)
             self.root.unlink(_LOCK)
-            with suppress(OSError):  # another process may have come to lock it
+            try:
                 os.rmdir(self.root.path.name, dir_fd=self.parent.descriptor)
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST}:  # another process came to lock it
+                    raise
 
 
 def staging_path(out_dir: Path) -> Path:
@@ -145,7 +150,7 @@ def hold_staging(out_dir: Path) -> Iterator[Staging]:
 def _create_parents(out_dir: Path, opened: ExitStack) -> None:
     for folder in reversed([folder for folder in out_dir.parents if not folder.is_dir()]):
         with writing(folder):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(0o775, exist_ok=True)
             opened.callback(_remove_if_empty, folder)
             with open_directory(folder.parent) as above:
                 above.sync()

@@ -95,7 +95,7 @@ class Writer:
         origin, key, expected = self.source.root / file, self.file_key(file), self.source.identities[file]
         with self.source.fetched(file):
             with open_file(origin, file, expected) as source:
-                mode = os.fstat(source.descriptor).st_mode & 0o111 | 0o666
+                mode = os.fstat(source.descriptor).st_mode & 0o111 | 0o664
                 with self.staging.create(key, file, mode) as target:
                     copy_range(source, target, (0, 0), expected.size, advance)
             hashes = self._hashes(origin, key, file) if self.is_hashed else None

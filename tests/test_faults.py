@@ -1,0 +1,69 @@
+"""A sample of `make faults` and `make races`: every fault and every event, at operations that differ day by day."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent / "faults"))
+
+from faults import FAULTS, try_all
+from races import EVENTS, replay
+from syscalls import Call, is_supported, supervise
+
+pytestmark = pytest.mark.skipif(not is_supported(), reason="needs seccomp's user notification on x86-64")
+
+TODAY = datetime.now(UTC).toordinal()
+EVERY = 173  # a prime: as many days until each operation had its turn
+SCENARIOS = [
+    "convert, 1 jobs",
+    "resume, 4 jobs",
+    "overwrite, 1 jobs",
+    "no exchange",
+    "unpad, 1 jobs",
+    "unpad, overwrite",
+]
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sync here, unlike in other tests; and restore the home folder, for which the harness sets a temporary one."""
+    monkeypatch.setenv("HOME", os.environ.get("HOME", "/"))
+
+
+def test_faults_lose_nothing() -> None:
+    """OUT_DIR is absent, old or complete, one line says what failed, and the same command then succeeds."""
+    report = try_all(EVERY, first=1 + TODAY % EVERY, names=SCENARIOS[TODAY % len(SCENARIOS)])
+    assert report.wrong == []
+    assert {ending.split(":")[0] for ending in report.endings} <= set(FAULTS)
+    assert sum(report.endings.values()) > 5
+
+
+def test_races_lose_nothing() -> None:
+    """Nobody's file is lost, whoever comes first."""
+    endings, wrong = replay(EVERY, first=1 + TODAY % EVERY)
+    assert wrong == []
+    assert len(endings) >= len(EVENTS) // 2
+
+
+@pytest.mark.parametrize("fault", [28, "short", "SIGKILL"])
+def test_the_supervisor_decides_about_system_calls(tmp_path: Path, fault: int | str) -> None:
+    """An error, half of a write, or death in place of the call: the harness does what it says."""
+
+    def write() -> int:
+        descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+        try:
+            return os.pwrite(descriptor, b"12345678", 0)
+        except OSError as error:
+            return 100 + (error.errno or 0)
+
+    def decide(call: Call) -> int | str | None:
+        return fault if call.name == "pwrite64" else None
+
+    ended = supervise(write, tmp_path, decide)
+    assert [call.name for call in ended.calls] == ["openat", "pwrite64"]
+    assert ended.status == {28: 128, "short": 4, "SIGKILL": -9}[fault]
+    assert (tmp_path / "file").read_bytes() == (b"1234" if fault == "short" else b"")
+    assert list(ended.unsynced.values()) == ([str(tmp_path / "file")] if fault == "short" else [])
