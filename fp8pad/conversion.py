@@ -78,7 +78,7 @@ def convert(
         texts = _texts(design, hashes)
         out.write_texts(texts)
         replaced = out.publish()
-    return _report(plan, design, texts, out_dir, out, replaced)
+    return _report(plan, design, texts, out, out_dir=out_dir, replaced=replaced)
 
 
 def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
@@ -94,8 +94,9 @@ def _report(
     plan: CheckpointPlan,
     design: Converted,
     texts: Mapping[str, str],
-    out_dir: Path,
     out: Output,
+    *,
+    out_dir: Path,
     replaced: Replaced | None,
 ) -> ConvertReport:
     source = design.source
