@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo/llama-fp8-padded
 
-.PHONY: help demo test test-vllm test-browser test-matrix lint format faults races fuzz docs contract bench release clean
+.PHONY: help demo test test-vllm test-ray test-browser test-matrix lint format faults races fuzz docs contract bench release clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,10 @@ docs: .venv-docs/installed ## build the documentation site in build/site; a brok
 
 release: ## check and build a release: make release FP8PAD_REPOSITORY=https://...
 	.ci/release
+
+# Three nodes on this machine; a sample of it: make test-ray ARGS='-k "writes_the_bytes or not_there"'
+test-ray: .venv-ray/installed ## convert on local Ray clusters whose workers, nodes and head are killed
+	.venv-ray/bin/pytest -m ray tests/cluster $(ARGS)
 
 lint: .venv/installed ## check style and types
 	.venv/bin/ruff check
@@ -66,7 +70,7 @@ bench: .venv/installed ## time convert against cp -r on this machine's disk
 	.venv/bin/python tests/bench/bench_convert.py $(ARGS)
 
 clean: ## remove virtual environments and everything that was built
-	rm -rf .venv .venv-docs .venv-fuzz .venv-vllm build dist
+	rm -rf .venv .venv-docs .venv-fuzz .venv-ray .venv-vllm build dist
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
@@ -85,6 +89,12 @@ clean: ## remove virtual environments and everything that was built
 	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-fuzz
 	.venv-fuzz/bin/python $(PIP_INSTALL) --editable '.[dev,fuzz]'
+	@touch $@
+
+.venv-ray/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python $(PIP_INSTALL) --editable '.[ray]' pytest pytest-xdist hypothesis
 	@touch $@
 
 # vLLM's CPU build was tried with this torch; the optional media packages that it asks for do not all match it. One test

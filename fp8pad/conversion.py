@@ -11,13 +11,13 @@ from fp8pad.checkpoint.progress import Progress, Silence
 from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import Converted, converted_files
-from fp8pad.output import Contents, Output, staged
+from fp8pad.output import Contents, Output, staged, write_slice
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import CONFIG_FILE, RECORD_FILE
+from fp8pad.record import CONFIG_FILE, FORMAT_VERSION, RECORD_FILE
 from fp8pad.summary import plan_document
 
-__all__ = ["ConvertOptions", "ConvertReport", "Progress", "Silence", "convert"]
+__all__ = ["ConvertOptions", "ConvertReport", "Progress", "Silence", "SliceReport", "convert", "convert_slice"]
 
 ConvertOptions = WriteOptions
 
@@ -62,6 +62,24 @@ class ConvertReport:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SliceReport:
+    """The names of the shards that are finished by now, whoever wrote them, and how many there are."""
+
+    out_dir: Path
+    finished: tuple[str, ...]
+    num_shards: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `fp8pad convert --shards --json` prints."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "out_dir": str(self.out_dir),
+            "files_finished": list(self.finished),
+            "num_shards": self.num_shards,
+        }
+
+
 def convert(
     source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: ConvertOptions, progress: Progress
 ) -> ConvertReport:
@@ -79,6 +97,16 @@ def convert(
         out.write_texts(texts)
         replaced = out.publish()
     return _report(plan, design, texts, out, out_dir=out_dir, replaced=replaced)
+
+
+def convert_slice(
+    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: ConvertOptions, progress: Progress
+) -> SliceReport:
+    """Write those shards that `options` name, and leave them for a run that `finishes`; see `write_slice`."""
+    design = converted_files(source, plan, with_card=options.card)
+    contents = Contents(design.source, design.layouts, design.source.other_files, _texts(design, {}))
+    finished = write_slice(contents, out_dir, options, progress)
+    return SliceReport(out_dir, finished, len(design.layouts))
 
 
 def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:

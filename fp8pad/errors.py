@@ -56,6 +56,10 @@ class OutputError(Fp8padError):
     """The output folder cannot be used, or writing to it failed."""
 
 
+class ClusterError(Fp8padError):
+    """A Ray cluster that is not there, that went away, or whose nodes cannot do the work."""
+
+
 class GoldenError(Fp8padError):
     """A golden file that cannot be used, or an engine that did not answer."""
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fp8pad.checkpoint.options import DEFAULT_JOBS, Link, VerifyDepth, WriteOptions
+from fp8pad.checkpoint.options import DEFAULT_JOBS, Executor, Link, VerifyDepth, Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress, Silence
 from fp8pad.record import Alignment, Policy
 
 if TYPE_CHECKING:
     from fp8pad.checkpoint.checkpoint import Checkpoint
-    from fp8pad.conversion import ConvertReport
+    from fp8pad.conversion import ConvertReport, SliceReport
     from fp8pad.inspection import Inspection
     from fp8pad.planning.plan import CheckpointPlan
     from fp8pad.unpadding import UnpadReport
@@ -80,6 +80,9 @@ def convert(
     skip: Sequence[str] = (),
     strict: bool = False,
     jobs: int = DEFAULT_JOBS,
+    executor: Executor = "local",
+    ray_address: str = "auto",
+    finish: bool = False,
     link: Link = "auto",
     overwrite: bool = False,
     resume: bool = True,
@@ -94,7 +97,8 @@ def convert(
 
     With `hash`, fp8pad.json has the SHA-256 of every file. README.md says what was changed, unless `card` is False. A
     model of the hub is fetched shard by shard, into huggingface_hub's cache with `cache`. Raises as `plan` does,
-    `OutputError` if `out_dir` cannot be written and `VerifyError` if what was read back is wrong.
+    `OutputError` if `out_dir` cannot be written, `VerifyError` if what was read back is wrong, and `ClusterError` if
+    the `executor` "ray" fails. With `finish`, all shards have to be written already, by `convert_shards`.
     """
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.conversion import convert as convert_checkpoint
@@ -102,7 +106,16 @@ def convert(
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, tuple(skip))
     options = WriteOptions(
-        jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify, card=card, hash=hash
+        jobs=jobs,
+        link=link,
+        overwrite=overwrite,
+        resume=resume,
+        verify=verify,
+        card=card,
+        hash=hash,
+        executor=executor,
+        ray_address=ray_address,
+        finishes=finish,
     )
     told, target = _told(progress), Path(out_dir)
     with opened(model, read_unconverted, work_folder(target), cache, told) as source:
@@ -110,11 +123,37 @@ def convert(
     return replace(report, engine=engine)
 
 
+def convert_shards(
+    model: StrPath,
+    out_dir: StrPath,
+    shards: range,
+    *,
+    policy: Policy | None = None,
+    options: WriteOptions | None = None,
+    progress: Progress | ProgressCallback | None = None,
+) -> "SliceReport":
+    """Write some shards of what converting `model` gives, on any machine, for a last `convert` that has to `finish`.
+
+    `shards` are positions in the sorted names. `policy` and `options` have to be those of the last run. Raises as
+    `convert` does.
+    """
+    from fp8pad.checkpoint.checkpoint import read_unconverted
+    from fp8pad.conversion import convert_slice
+
+    source = read_unconverted(Path(model))
+    planned = _planned(source, policy or Policy(), strict=False).plan
+    chosen = replace(options or WriteOptions(card=True), shards=shards)
+    return convert_slice(source, planned, Path(out_dir), chosen, _told(progress))
+
+
 def verify(
     model: StrPath | None = None,
     out_dir: StrPath | None = None,
     *,
     cache: bool = False,
+    jobs: int = DEFAULT_JOBS,
+    executor: Executor = "local",
+    ray_address: str = "auto",
     progress: Progress | ProgressCallback | None = None,
 ) -> "VerifyReport":
     """Compare the converted checkpoint `out_dir` with its records, and with the `model` that it was made from.
@@ -127,7 +166,7 @@ def verify(
     source, converted = (model, out_dir) if out_dir is not None else (None, model)
     if converted is None:
         raise TypeError("verify: expected a folder")
-    return verify_checkpoint(source, Path(converted), _told(progress), cache)
+    return verify_checkpoint(source, Path(converted), _told(progress), cache, Workers(jobs, executor, ray_address))
 
 
 def unpad(
@@ -135,6 +174,8 @@ def unpad(
     restored_dir: StrPath,
     *,
     jobs: int = DEFAULT_JOBS,
+    executor: Executor = "local",
+    ray_address: str = "auto",
     link: Link = "auto",
     overwrite: bool = False,
     resume: bool = True,
@@ -147,7 +188,15 @@ def unpad(
     """
     from fp8pad.unpadding import unpad as unpad_checkpoint
 
-    options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, resume=resume, verify=verify)
+    options = WriteOptions(
+        jobs=jobs,
+        link=link,
+        overwrite=overwrite,
+        resume=resume,
+        verify=verify,
+        executor=executor,
+        ray_address=ray_address,
+    )
     return unpad_checkpoint(Path(out_dir), Path(restored_dir), options, _told(progress))
 
 

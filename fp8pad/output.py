@@ -15,11 +15,11 @@ from fp8pad.checkpoint.options import Link, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, publish, recover
 from fp8pad.checkpoint.replaced import Replaced
-from fp8pad.checkpoint.staging import hold_staging, staging_path
+from fp8pad.checkpoint.staging import Staging, hold_staging, staging_path
 from fp8pad.checkpoint.transfer import Hashes
-from fp8pad.checkpoint.writer import Writer
+from fp8pad.checkpoint.writer import RemoteWriter, Writer, Written
 from fp8pad.errors import OutputError
-from fp8pad.parallel import run_all
+from fp8pad.parallel import run_all, work_on_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,22 @@ class Output:
         total_bytes = sum(map(writer.work_bytes, contents.layouts)) + _other_bytes(contents)
         label = "unpadding" if any(layout.unpads for layout in contents.layouts) else "padding"
         progress.start(label, total_bytes, len(contents.layouts) + len(contents.other_files))
-        shards = run_all(writer.write_shard, contents.layouts, jobs, progress)
+        shards = self._write_shards(progress)
         other_files = run_all(writer.copy_other_file, contents.other_files, jobs, progress)
         self._keys.update({layout.file: writer.key(layout) for layout in contents.layouts})
         self._keys.update({file: writer.file_key(file) for file in contents.other_files})
         written = dict(zip(self._keys, (*shards, *other_files), strict=True))
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
+
+    def _write_shards(self, progress: Progress) -> list[Written]:
+        workers, writer = self.options.workers, self.writer
+        if workers.executor == "local":
+            return run_all(writer.write_shard, self.contents.layouts, workers.jobs, progress)
+        if writer.source.remote:
+            raise OutputError(f"{writer.source}: a cluster works on folders that all its nodes see, not on the hub")
+        remote = RemoteWriter(writer.source.for_writing(), self.out_dir, writer.link, writer.verify, writer.hash)
+        return work_on_all(remote, self.contents.layouts, workers, progress)
 
     def write_texts(self, texts: Mapping[str, str]) -> None:
         """Write the text files, the one without which nothing can be loaded last."""
@@ -112,7 +121,7 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     if not staging_path(target).exists():
         check_replaceable(target, out_dir, contents.files, options.overwrite)
     with hold_staging(target) as staging:
-        out = Output(contents, options, Writer(contents.source, staging, options.link, options.verify, options.hash))
+        out = Output(contents, options, _writer(contents, staging, options))
         try:
             recover(staging)
             _begin(out, out_dir)
@@ -125,6 +134,33 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
             raise
 
 
+def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progress: Progress) -> tuple[str, ...]:
+    """Write some shards into the staging folder and leave them there; return the names of all that are finished.
+
+    Other processes may write others at the same time, and one has to publish them at the end. Raises as `staged` does,
+    and `OutputError` if there are not so many shards.
+    """
+    shards, num_shards = options.shards or range(0), len(contents.layouts)
+    if shards.stop > num_shards:
+        raise OutputError(f"--shards: expected positions from 0 to {num_shards - 1}, got {shards.stop - 1}")
+    target, layouts = check_destination(contents.source, out_dir), contents.layouts[shards.start : shards.stop]
+    check_replaceable(target, out_dir, contents.files, options.overwrite)
+    check_space(target, sum(_stored_bytes(layout, contents.source) for layout in layouts), 0)
+    with hold_staging(target, shared=True) as staging:
+        writer = _writer(contents, staging, options, takes_notes=True)
+        progress.start("padding", sum(map(writer.work_bytes, layouts)), len(layouts))
+        try:
+            run_all(writer.write_shard, layouts, options.jobs, progress)
+        finally:
+            staging.discard_unfinished()
+        return tuple(layout.file for layout in contents.layouts if writer.is_finished(layout))
+
+
+def _writer(contents: Contents, staging: Staging, options: WriteOptions, takes_notes: bool = False) -> Writer:
+    notes = takes_notes or options.finishes
+    return Writer(contents.source, staging, options.link, options.verify, options.hash, notes)
+
+
 def _begin(out: Output, out_dir: Path) -> None:
     """Check once more, now that nobody else writes there; remove what an earlier run left and this one cannot use."""
     contents, options, writer, target = out.contents, out.options, out.writer, out.out_dir
@@ -135,6 +171,17 @@ def _begin(out: Output, out_dir: Path) -> None:
     check_space(target, _needed_bytes(contents, target, options.link), writer.staging.num_bytes)
     reused = filter(writer.is_finished, contents.layouts if options.resume else ())
     writer.staging.keep_only({writer.key(layout) for layout in reused})
+    if options.finishes:
+        _check_finished(out)
+
+
+def _check_finished(out: Output) -> None:
+    """Raise `OutputError` if shards are missing that other processes should have finished."""
+    layouts = out.contents.layouts
+    missing = [number for number, layout in enumerate(layouts) if not out.writer.is_finished(layout)]
+    if missing:
+        count = f"{len(missing)} of {len(layouts)} shards"
+        raise OutputError(f"{count} are not finished; the first is written by --shards {missing[0]}")
 
 
 def _end_early(out: Output, error: BaseException) -> str | None:
@@ -186,7 +233,16 @@ def _needed_bytes(contents: Contents, target: Path, link: Link) -> int:
         link == "auto" and untouched and can_clone(source.root / untouched[0].file, target)
     )
     files = written if is_linked else layouts
-    return sum(layout.target.file_bytes for layout in files) + _other_bytes(contents)
+    return sum(_stored_bytes(layout, source) for layout in files) + _other_bytes(contents)
+
+
+def _stored_bytes(layout: ShardLayout, source: Checkpoint) -> int:
+    """Return the bytes that a shard will take: holes of its source stay holes."""
+    if source.remote:
+        return layout.target.file_bytes
+    status = (source.root / layout.file).stat()
+    holes = max(0, status.st_size - status.st_blocks * 512) if status.st_blocks else 0  # some file systems count none
+    return layout.target.file_bytes - holes
 
 
 def _other_bytes(contents: Contents) -> int:

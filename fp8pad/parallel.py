@@ -1,14 +1,28 @@
-"""Where shards are worked on: threads of this process, since the kernel and numpy do the work."""
+"""Where shards are worked on: threads of this process, since the kernel and numpy do the work, or a Ray cluster."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from threading import Event
 from typing import TypeVar
 
+from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.cluster import run_on_cluster
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def work_on_all(
+    work: Callable[[T, Callable[[int], None]], R], items: Sequence[T], workers: Workers, progress: Progress
+) -> list[R]:
+    """Return `work(item, advance)` of each item, in order, whoever does it; the first error stops the others.
+
+    On a cluster, `work` and items have to be such that they can be pickled.
+    """
+    if workers.executor == "local" or not items:
+        return run_all(work, items, workers.jobs, progress)
+    return run_on_cluster(work, items, workers, progress)
 
 
 class _StoppedError(Exception):

@@ -6,7 +6,8 @@ was published does not become wrong when a later version pads otherwise.
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,16 +26,18 @@ from fp8pad.checkpoint.compare import (
 )
 from fp8pad.checkpoint.files import Advance
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.options import DEFAULT_JOBS
+from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.disagreements import disagreements, quantization_of
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.hub import opened
 from fp8pad.original import Original, original_of
-from fp8pad.parallel import run_all
+from fp8pad.parallel import work_on_all
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
+
+LOCAL_WORKERS = Workers()
 
 # What is run for a file, and its bytes.
 Check: TypeAlias = tuple[Callable[[Advance], list[Mismatch]], int]
@@ -79,7 +82,11 @@ class VerifyReport:
 
 
 def verify(
-    model: str | os.PathLike[str] | None, out_dir: Path, progress: Progress, use_cache: bool = False
+    model: str | os.PathLike[str] | None,
+    out_dir: Path,
+    progress: Progress,
+    use_cache: bool = False,
+    workers: Workers = LOCAL_WORKERS,
 ) -> VerifyReport:
     """Check `out_dir` against its own records and, if `model` is given, compare every logical byte with it.
 
@@ -88,12 +95,12 @@ def verify(
     malformed, or if there is nothing to compare with.
     """
     if model is None:
-        return _verified(None, out_dir, progress)
+        return _verified(None, out_dir, workers, progress)
     with opened(model, read_checkpoint, use_cache=use_cache, progress=progress) as source:
-        return _verified(source, out_dir, progress)
+        return _verified(source, out_dir, workers, progress)
 
 
-def _verified(source: Checkpoint | None, out_dir: Path, progress: Progress) -> VerifyReport:
+def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progress: Progress) -> VerifyReport:
     converted = read_checkpoint(out_dir)
     _check_source(source, converted)
     record = read_record(converted)
@@ -104,7 +111,7 @@ def _verified(source: Checkpoint | None, out_dir: Path, progress: Progress) -> V
         chain(disagreements(converted, record), _missing_hashes(record)) if record else (),
         _partition(changed_files(converted, _recorded_files(record, source)), notes),
         _partition(_differing_other_files(converted, source, record) if source else (), notes),
-        _byte_differences(converted, record, source, notes, progress),
+        _byte_differences(converted, record, source, notes, workers=workers, progress=progress),
     )
     found = tuple(islice(mismatches, MAX_MISMATCHES))
     return VerifyReport(
@@ -160,6 +167,8 @@ def _byte_differences(
     record: CheckpointRecord | None,
     source: Checkpoint | None,
     notes: list[str],
+    *,
+    workers: Workers,
     progress: Progress,
 ) -> Iterator[Mismatch]:
     try:
@@ -181,7 +190,9 @@ def _byte_differences(
     if record and not any(entry.sha256 for entry in record.files.values()):
         notes.append(f"{RECORD_FILE} holds no hashes: without the source, padded bytes alone can be checked")
     progress.start("verifying", sum(num_bytes for _, num_bytes in checks))
-    for found in run_all(lambda check, advance: check[0](advance), checks, DEFAULT_JOBS, progress):
+    if source and source.remote and workers.executor != "local":
+        raise CheckpointError(f"{source}: a cluster works on folders that all its nodes see, not on the hub")
+    for found in work_on_all(_run_check, checks, workers, progress):
         yield from _partition(found, notes, own_files=original.sizes)
 
 
@@ -189,15 +200,22 @@ def _shard_check(
     layout: ShardLayout, converted: Checkpoint, source: Checkpoint | None, entry: FileRecord | None
 ) -> Check:
     if source is None:
-        return lambda advance: check_padding(layout, converted.root, advance), layout.resized_bytes
+        return partial(check_padding, layout, converted.root.absolute()), layout.resized_bytes
+    files = source.for_writing(), converted.root.absolute()
+    return partial(_compare_shard, layout, *files, entry), layout.target.file_bytes - layout.target.data_start
+
+
+def _compare_shard(
+    layout: ShardLayout, source: Checkpoint, out_dir: Path, entry: FileRecord | None, advance: Advance
+) -> list[Mismatch]:
     sums = Sums("none", hashed=entry is not None and entry.sha256 is not None)
+    with source.fetched(layout.file):
+        found = compare_shard(layout, source.root, out_dir, advance, sums)
+    return found or list(_hash_differences(layout.file, entry, sums.hashes))
 
-    def check(advance: Advance) -> list[Mismatch]:
-        with source.fetched(layout.file):
-            found = compare_shard(layout, source.root, converted.root, advance, sums)
-        return found or list(_hash_differences(layout.file, entry, sums.hashes))
 
-    return check, layout.target.file_bytes - layout.target.data_start
+def _run_check(check: Check, advance: Advance) -> list[Mismatch]:
+    return check[0](advance)
 
 
 def _hash_differences(file: str, entry: FileRecord | None, found: Hashes | None) -> Iterator[Mismatch]:
@@ -245,14 +263,14 @@ def _hash_checks(converted: Checkpoint, source: Checkpoint | None, files: Mappin
 
 def _hash_check(checkpoint: Checkpoint, file: str, key: str, recorded: str) -> Check:
     num_bytes = checkpoint.identities[file].size
+    return partial(_compare_hash, checkpoint.for_writing(), Mismatch(file, key, recorded, ""), num_bytes), num_bytes
 
-    def check(advance: Advance) -> list[Mismatch]:
-        with checkpoint.fetched(file):
-            found = sha256(checkpoint.root / file, file)
-        advance(num_bytes)
-        return [] if found == recorded else [Mismatch(file, key, recorded, found)]
 
-    return check, num_bytes
+def _compare_hash(checkpoint: Checkpoint, expected: Mismatch, num_bytes: int, advance: Advance) -> list[Mismatch]:
+    with checkpoint.fetched(expected.file):
+        found = sha256(checkpoint.root / expected.file, expected.file)
+    advance(num_bytes)
+    return [] if found == expected.expected else [replace(expected, got=found)]
 
 
 def _notes_on_plan(converted: Checkpoint, record: CheckpointRecord | None, source: Checkpoint | None) -> Iterator[str]:

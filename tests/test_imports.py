@@ -32,7 +32,9 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"errors", "geometry", "reading"},
     "planning": PURE | {"__init__", "planning"},
     "checkpoint": PURE | {"checkpoint", "numpy", "safetensors"},
-    "parallel": {"checkpoint"},
+    "parallel": {"checkpoint", "cluster"},
+    "cluster": {"checkpoint", "errors"},
+    "ray_driver": {"", "__init__", "cluster", "errors", "ray", "ray_driver"},
     "card": READING | {"__init__"},
     "converted": READING | {"__init__", "card"},
     "adapters": READING,
@@ -67,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": READING | RESULTS | {"__init__", "cli", "library", "output", "render", "typer"},
 }
 # Heavy, or not there: imported inside functions by those that may import them at all.
-LAZY = {"huggingface_hub", "vllm", "transformers"}
+LAZY = {"ray", "huggingface_hub", "vllm", "transformers"}
 FILES = {"io", "os", "pathlib", "shutil", "subprocess", "tempfile"}
 
 

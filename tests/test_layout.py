@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -322,6 +323,40 @@ def test_copies_that_end_early_are_taken_up_again(tmp_path: Path, monkeypatch: p
     path.write_bytes(safetensors_bytes({"a": ("U8", (99,)), "w": ("U8", (20, 3))}))
     with written(path, {"w": padded((20, 3), (32, 4))}) as (layout, source, target), open_file(target, FILE) as output:
         assert list(compare_data(layout, source, output, silent)) == []
+
+
+@pytest.mark.parametrize("depth", ["none", "padded", "full"])
+def test_holes_stay_holes(tmp_path: Path, depth: VerifyDepth) -> None:
+    """A shard that is mostly holes takes as little space as before, and is the same to whoever reads it."""
+    path = tmp_path / FILE
+    shape = (3000, 2**12 - 8)
+    tensors = {"a": ("U8", (9 << 20,)), "w": ("F8_E4M3", shape), "s": ("F32", (3000, 1)), "b": ("U8", (1 << 22,))}
+    header, end = {}, 0
+    for name, (dtype, sizes) in tensors.items():
+        begin, end = end, end + int(np.prod(sizes)) * {"F32": 4}.get(dtype, 1)
+        header[name] = {"dtype": dtype, "shape": sizes, "data_offsets": [begin, end]}
+    content = framed(json.dumps(header).encode())
+    with path.open("wb") as file:
+        file.write(content)
+        file.truncate(len(content) + end)
+        file.seek(len(content) + (20 << 20))
+        file.write(b"data in the middle of w")
+    plan = {"w": padded(shape, (3008, 2**12)), "s": padded((3000, 1), (3008, 1), 1)}
+    sums = Sums(depth, hashed=depth == "full")
+    with written(path, plan, sums) as (layout, source, target), open_file(target, FILE) as output:
+        assert list(read_back(layout, output, sums, silent)) == []
+        assert list(compare_data(layout, source, output, silent)) == []
+    assert target.stat().st_blocks * 512 < 3 << 20
+
+
+def test_a_source_that_ends_early_is_no_hole(tmp_path: Path) -> None:
+    """There is no data behind its end, either."""
+    (tmp_path / "x").write_bytes(b"x")
+    os.truncate(tmp_path / "x", 1 << 20)
+    with open_file(tmp_path / "x", "x") as opened:
+        assert not opened.is_hole(0, 1 << 20)
+        assert opened.is_hole(1 << 16, 1 << 19)
+        assert not opened.is_hole(1 << 16, 1 << 20)
 
 
 def test_a_source_that_shrinks_is_an_error(tmp_path: Path) -> None:

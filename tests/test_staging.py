@@ -52,7 +52,8 @@ def test_no_name_in_it_is_one_that_can_be_loaded(tmp_path: Path) -> None:
         stage(staging, "a")
         stage(staging, "b", is_resumable=False)
         with staging.create("c", "config.json"):
-            assert names(staging.staged.path) == ["a.finished", "b.complete", "c.unfinished"]
+            unfinished = f"c.{staging.token}.unfinished"
+            assert names(staging.staged.path) == ["a.finished", "b.complete", unfinished]
 
 
 def test_only_finished_shards_are_kept(tmp_path: Path) -> None:

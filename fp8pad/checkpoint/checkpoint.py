@@ -79,6 +79,12 @@ class Checkpoint:
         """Have all bytes of a file at `root` in here; say whether it is a copy of our own, gone afterwards."""
         return self.remote.fetched(file) if self.remote else nullcontext(False)
 
+    def for_writing(self) -> "Checkpoint":
+        """Return what is needed to read its files again, and nothing else: small enough to be sent elsewhere."""
+        nothing: tuple[str, ...] = ()
+        root = self.root.absolute()
+        return Checkpoint(root, (), {}, None, {}, "", nothing, nothing, self.identities, self.name, self.remote)
+
     def with_edited_config(self) -> "Checkpoint":
         """Return the checkpoint without params.json, which would contradict an edited config.json.
 

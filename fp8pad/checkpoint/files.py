@@ -30,18 +30,17 @@ class FileIdentity:
 
     size: int
     mtime_ns: int
-    inode: int
-    device: int
+    inode: int  # not its device too, which has another number on each node that mounts the file system
 
     @classmethod
     def of(cls, status: os.stat_result) -> "FileIdentity":
         """Return the identity of a file from its status."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
 
     @classmethod
     def of_content(cls, size: int, digest: str) -> "FileIdentity":
         """Return the identity of a file that is known by a digest of its bytes, in hexadecimal, wherever it lies."""
-        return cls(size, int(digest[:15], 16), 0, 0)
+        return cls(size, int(digest[:15], 16), 0)
 
     def is_that_of(self, found: "FileIdentity") -> bool:
         """Return whether a file that is found may be this one."""
@@ -76,6 +75,18 @@ class OpenFile:
                 raise CheckpointError(f"{self.file}: ends early: expected {len(buffer)} bytes at {offset}, got {done}")
             done += count
         return buffer
+
+    def is_hole(self, offset: int, num_bytes: int) -> bool:
+        """Return whether nothing is stored of these bytes, which read as zeros."""
+        try:
+            return os.lseek(self.descriptor, offset, os.SEEK_DATA) >= offset + num_bytes
+        except OSError as error:  # no data from there on: a hole up to the file's end, or no support
+            return error.errno == errno.ENXIO and self.identity.size >= offset + num_bytes
+
+    def resize(self, num_bytes: int) -> None:
+        """Give the file its final size, so that what is not written is a hole; `OutputError` if that fails."""
+        with writing(self.file):
+            os.ftruncate(self.descriptor, num_bytes)
 
     def write(self, offset: int, data: Buffer) -> None:
         """Write all of `data` at `offset`; `OutputError` if that fails."""
@@ -142,7 +153,9 @@ def check_identity(file: str, expected: FileIdentity, found: FileIdentity) -> No
         raise CheckpointError(f"{file}: was changed while it was being read")
 
 
-def copy_range(source: OpenFile, target: OpenFile, offsets: tuple[int, int], num_bytes: int, advance: Advance) -> None:
+def copy_range(
+    source: OpenFile, target: OpenFile, offsets: tuple[int, int], num_bytes: int, advance: Advance | None = None
+) -> None:
     """Copy bytes from file to file, in the kernel where it can, else through a buffer; `offsets` are those in each."""
     done = 0
     while done < num_bytes:
@@ -152,7 +165,8 @@ def copy_range(source: OpenFile, target: OpenFile, offsets: tuple[int, int], num
             count = min(num_bytes - done, BUFFER_BYTES)
             target.write(here[1], source.read(here[0], count))
         done += count
-        advance(count)
+        if advance:
+            advance(count)
 
 
 def clone(source: OpenFile, target: OpenFile) -> bool:

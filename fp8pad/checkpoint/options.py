@@ -6,12 +6,27 @@ from typing import Literal, TypeAlias
 Link: TypeAlias = Literal["auto", "copy", "hardlink", "reflink"]
 VerifyDepth: TypeAlias = Literal["padded", "full", "none"]
 
+Executor: TypeAlias = Literal["local", "ray"]
+
 DEFAULT_JOBS = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Workers:
+    """Who works on shards: threads of this process, or a Ray cluster; `jobs` shards at a time, on each node."""
+
+    jobs: int = DEFAULT_JOBS
+    executor: Executor = "local"
+    ray_address: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """How a checkpoint is written: `jobs` shards in parallel; the other fields are options of the command line."""
+    """How a checkpoint is written, named as the options of the command line.
+
+    `shards` are positions in the sorted names of the shards, where only some are to be written; where it `finishes`,
+    all have to be written already.
+    """
 
     jobs: int = DEFAULT_JOBS
     link: Link = "auto"
@@ -20,3 +35,12 @@ class WriteOptions:
     verify: VerifyDepth = "padded"
     card: bool = False
     hash: bool = False
+    executor: Executor = "local"
+    ray_address: str = "auto"
+    finishes: bool = False
+    shards: range | None = None
+
+    @property
+    def workers(self) -> Workers:
+        """Who writes the shards."""
+        return Workers(self.jobs, self.executor, self.ray_address)

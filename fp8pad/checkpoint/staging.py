@@ -19,7 +19,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fp8pad.checkpoint.directory import Directory, is_discarded, is_file, is_folder, open_directory
@@ -28,23 +28,26 @@ from fp8pad.errors import CheckpointError, OutputError
 
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may know none
 MAX_NAME_BYTES = 255
+MAX_NOTE_BYTES = 1 << 16
 FILES, REPLACED, PUBLICATION = "files", "replaced", "publication"
 _LOCK, _STAGED = "lock", "staged"
-_FINISHED, _COMPLETE, _UNFINISHED = ".finished", ".complete", ".unfinished"
-_SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED)
+_FINISHED, _COMPLETE, _UNFINISHED, _NOTE = ".finished", ".complete", ".unfinished", ".note"
+_SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
     """The staging folder `root` of `out_dir`, locked, with its subfolder `staged` and the folder above it, all open.
 
-    A file is known by its key, which is unique in a run; the key of a shard tells what it is made from.
+    A file is known by its key, which is unique in a run; the key of a shard tells what it is made from. While it is
+    written, the `token` keeps it apart from what a lost worker may still be writing.
     """
 
     root: Directory
     staged: Directory
     parent: Directory
     out_dir: Path
+    token: str = field(default_factory=lambda: os.urandom(8).hex())
 
     @property
     def num_bytes(self) -> int:
@@ -65,8 +68,8 @@ class Staging:
     def create(self, key: str, file: str, mode: int = 0o664) -> Iterator[OpenFile]:
         """Create the file that is to be `file`, synced at the end; `OutputError` names it if that fails."""
         with writing(file):
-            self.staged.unlink(key + _UNFINISHED)
-        with create_file(key + _UNFINISHED, file, mode, self.staged.descriptor) as target:
+            self.staged.unlink(self._unfinished(key))
+        with create_file(self._unfinished(key), file, mode, self.staged.descriptor) as target:
             yield target
 
     def link_from(self, origin: Path, key: str, file: str) -> None:
@@ -74,12 +77,12 @@ class Staging:
         if not origin.exists():
             raise CheckpointError(f"{file}: is missing")
         with writing(file):
-            self.staged.unlink(key + _UNFINISHED)
-            os.link(origin, key + _UNFINISHED, dst_dir_fd=self.staged.descriptor)
+            self.staged.unlink(self._unfinished(key))
+            os.link(origin, self._unfinished(key), dst_dir_fd=self.staged.descriptor)
 
     def unfinished_path(self, key: str) -> Path:
         """Return where a file that is being written lies, to read it back."""
-        return self.staged.path / (key + _UNFINISHED)
+        return self.staged.path / (self._unfinished(key))
 
     def finished_path(self, key: str) -> Path:
         """Return where a finished shard lies."""
@@ -88,16 +91,40 @@ class Staging:
     def complete(self, key: str, file: str, is_resumable: bool = False) -> None:
         """Keep a file that is written for publication, and for later runs if it `is_resumable`; raises as `create`."""
         with writing(file):
-            self.staged.rename(key + _UNFINISHED, self.staged, key + (_FINISHED if is_resumable else _COMPLETE))
+            self.staged.rename(self._unfinished(key), self.staged, key + (_FINISHED if is_resumable else _COMPLETE))
 
     def link(self, key: str, folder: Directory, file: str) -> None:
         """Give a complete file its name in `folder`; where hard links are known, it stays here too."""
         self.staged.link(key + (_FINISHED if self.finished(key) else _COMPLETE), folder, file)
 
+    def _unfinished(self, key: str) -> str:
+        return f"{key}.{self.token}{_UNFINISHED}"
+
+    def note(self, key: str, text: str) -> None:
+        """Keep what was found out about a finished shard beside it; raises as `create` does."""
+        with self.create(key, key + _NOTE) as target:
+            target.write(0, text.encode())
+        with writing(key + _NOTE):
+            self.staged.rename(self._unfinished(key), self.staged, key + _NOTE)
+
+    def noted(self, key: str) -> str | None:
+        """Return what was noted about a finished shard, None if nothing was."""
+        status = self.staged.status(key + _NOTE)
+        if status is None or not is_file(status) or status.st_size > MAX_NOTE_BYTES:
+            return None
+        return (self.staged.path / (key + _NOTE)).read_text(errors="replace")
+
+    def discard_unfinished(self) -> None:
+        """Remove what this process has begun and not finished."""
+        with writing(self.staged.path):
+            for name in self.staged.names():
+                if name.endswith(f".{self.token}{_UNFINISHED}"):
+                    self.staged.unlink(name)
+
     def keep_only(self, keys: Set[str]) -> None:
         """Remove every staged file but the finished shards of these keys."""
         with writing(self.staged.path):
-            for name in set(self.staged.names()) - {key + _FINISHED for key in keys}:
+            for name in set(self.staged.names()) - {key + suffix for key in keys for suffix in (_FINISHED, _NOTE)}:
                 self.staged.unlink(name)
 
     def keep_finished(self, without: Set[str]) -> None:
@@ -129,8 +156,10 @@ def staging_path(out_dir: Path) -> Path:
 
 
 @contextmanager
-def hold_staging(out_dir: Path) -> Iterator[Staging]:
+def hold_staging(out_dir: Path, shared: bool = False) -> Iterator[Staging]:
     """Open the staging folder of `out_dir`, created if need be, and keep other processes out.
+
+    Processes that each write some of the shards hold it together, `shared`.
 
     Folders above `out_dir` are created too, and removed again if they are empty at the end. Raises `OutputError` if
     that fails, if the folder is not fp8pad's own, or if another process holds it.
@@ -140,9 +169,22 @@ def hold_staging(out_dir: Path) -> Iterator[Staging]:
         _create_parents(out_dir, opened)
         with writing(path):
             parent = opened.enter_context(open_directory(out_dir.parent))
-            root = _locked(parent, path.name, opened)
+            root = _locked(parent, path.name, opened, shared)
             if not root.status(_STAGED):
                 root.make(_STAGED, 0o700)
+            staged = opened.enter_context(root.open(_STAGED))
+        yield Staging(root, staged, parent, out_dir)
+
+
+@contextmanager
+def join_staging(out_dir: Path) -> Iterator[Staging]:
+    """Open the staging folder of `out_dir`, which the process that we work for holds; raises as `hold_staging`."""
+    path = staging_path(out_dir)
+    with ExitStack() as opened:
+        with writing(path):
+            parent = opened.enter_context(open_directory(out_dir.parent))
+            root = opened.enter_context(parent.open(path.name))
+            _check_own(root)
             staged = opened.enter_context(root.open(_STAGED))
         yield Staging(root, staged, parent, out_dir)
 
@@ -161,7 +203,7 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _locked(parent: Directory, name: str, opened: ExitStack) -> Directory:
+def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Directory:
     """Return the staging folder, locked until `opened` is closed."""
     while True:
         with suppress(FileExistsError):
@@ -171,7 +213,7 @@ def _locked(parent: Directory, name: str, opened: ExitStack) -> Directory:
             _check_own(root)
             lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root.descriptor)
             opened.callback(os.close, lock)
-            if _lock(lock, root):
+            if _lock(lock, root, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
                 return root
 
 
@@ -198,10 +240,10 @@ def _check_entry(folder: Directory, name: str, is_expected: Callable[[os.stat_re
         raise OutputError(f"{folder.path / name}: fp8pad has not put it there; move the staging folder away")
 
 
-def _lock(lock: int, root: Directory) -> bool:
+def _lock(lock: int, root: Directory, operation: int) -> bool:
     """Lock an open file; False if it is not the lock any more."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, operation | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise OutputError(f"{root.path}: locked by another fp8pad process") from error
     except OSError as error:

@@ -81,18 +81,32 @@ class Buffers:
 
 
 def write_shard(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
-    """Write a shard from its source into an empty file; `advance` is told the bytes written."""
+    """Write a shard from its source into an empty file; `advance` is told the bytes written.
+
+    Holes stay holes, where zeros are padded with zeros.
+    """
     sums.add(None, source.read(0, layout.source.data_start), layout.prefix)
     buffers = Buffers()
+    target.resize(layout.target.file_bytes)
     target.write(0, layout.prefix)
     advance(len(layout.prefix))
     for step in layout.steps():
         for chunk in step.chunks(BUFFER_BYTES):
-            if chunk.is_copy and not sums.looks_at(step):
-                copy_range(source, target, (chunk.source, chunk.target), chunk.target_bytes, advance)
-            else:
-                target.write(chunk.target, passed(step, chunk, source, sums, buffers))
-                advance(chunk.target_bytes)
+            _write_chunk(step, chunk, (source, target), sums, buffers)
+            advance(chunk.target_bytes)
+
+
+def _write_chunk(step: Step, chunk: Chunk, files: tuple[OpenFile, OpenFile], sums: Sums, buffers: Buffers) -> None:
+    source, target = files
+    looked_at = sums.looks_at(step)
+    has_zeros = step.grid is None or not any(step.grid.fill)
+    if has_zeros and chunk.source_bytes and source.is_hole(chunk.source, chunk.source_bytes):
+        if looked_at:
+            passed(step, chunk, source, sums, buffers)
+    elif chunk.is_copy and not looked_at:
+        copy_range(source, target, (chunk.source, chunk.target), chunk.target_bytes)
+    else:
+        target.write(chunk.target, passed(step, chunk, source, sums, buffers))
 
 
 def passed(step: Step, chunk: Chunk, source: OpenFile, sums: Sums, buffers: Buffers) -> memoryview:

@@ -1,17 +1,19 @@
 """Writing the files of one checkpoint from those of another into a staging folder, and reading them back."""
 
 import hashlib
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, compare_data, read_back, sha256
-from fp8pad.checkpoint.files import Advance, clone, copy_range, open_file
+from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, open_file
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Link, VerifyDepth
-from fp8pad.checkpoint.staging import Staging
+from fp8pad.checkpoint.staging import Staging, join_staging
 from fp8pad.checkpoint.transfer import Hashes, Sums, write_shard
 from fp8pad.errors import OutputError, VerifyError
 
@@ -33,6 +35,7 @@ class Writer:
     link: Link
     verify: VerifyDepth
     hash: bool = False
+    takes_notes: bool = False
 
     def work_bytes(self, layout: ShardLayout) -> int:
         """Return of how many bytes `write_shard` will tell `advance`: those to write and those to read back."""
@@ -68,6 +71,9 @@ class Writer:
         if what was read back is not what was written.
         """
         key = self.key(layout)
+        if self.is_finished(layout) and (noted := self._noted(key)):
+            advance(self.work_bytes(layout))
+            return noted
         if self.is_finished(layout) and (hashes := self._recalled(layout)):
             advance(self.work_bytes(layout))
             return Written(hashes, resumed=True)
@@ -79,9 +85,28 @@ class Writer:
                     return Written(sums.hashes, resumed=True)
             hashes = self._write(layout, key, advance, "hardlink" if is_ours else self.link)
             self.staging.complete(key, layout.file, is_resumable=True)
+        if self.takes_notes:
+            self.staging.note(key, json.dumps(self._note(key, hashes)))
         if self.source.remote and hashes:
             self.source.remote.remember(key, hashes.sha256, hashes.source_sha256)
         return Written(hashes)
+
+    def _note(self, key: str, hashes: Hashes | None) -> dict[str, Any]:
+        status = self.staging.finished(key)
+        identity = asdict(FileIdentity.of(status)) if status else None
+        found_out = {"verify": self.verify, "hashes": asdict(hashes) if hashes else None}
+        return {"identity": identity, "is_hashed": self.is_hashed, **found_out}
+
+    def _noted(self, key: str) -> Written | None:
+        """Return what was noted of a finished shard, if the file is the same and was read back as deep."""
+        text = self.staging.noted(key) if self.takes_notes else None
+        try:
+            note = json.loads(text or "null")
+            hashes = Hashes(**note["hashes"]) if note["hashes"] else None
+            is_same = note == self._note(key, hashes)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return Written(hashes, resumed=True) if is_same else None
 
     def _recalled(self, layout: ShardLayout) -> Hashes | None:
         """Return the hashes of a finished shard whose source would have to be fetched again, if it still has them."""
@@ -166,6 +191,25 @@ class Writer:
             folder = self.staging.out_dir.parent
             raise OutputError(f"{layout.file}: cannot be reflinked to {folder}; use --link auto")
         return is_shared
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWriter:
+    """Writes shards as a `Writer` does into the staging folder of `out_dir`, which another process holds.
+
+    It can be sent to any process that sees the same files; of the `source` it needs only what names its files.
+    """
+
+    source: Checkpoint
+    out_dir: Path
+    link: Link
+    verify: VerifyDepth
+    hash: bool = False
+
+    def __call__(self, layout: ShardLayout, advance: Advance) -> Written:
+        """Write a shard; see `Writer.write_shard`."""
+        with join_staging(self.out_dir) as staging:
+            return Writer(self.source, staging, self.link, self.verify, self.hash).write_shard(layout, advance)
 
 
 def _key(*made_from: object) -> str:

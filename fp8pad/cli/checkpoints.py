@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fp8pad.checkpoint.options import DEFAULT_JOBS
+from fp8pad.checkpoint.options import DEFAULT_JOBS, WriteOptions
 from fp8pad.cli import options
 from fp8pad.cli.interrupts import interruptible
 from fp8pad.errors import NotServedError, RecordError, VerifyError
@@ -68,6 +68,10 @@ def convert(
     skip: options.SkipOption = None,
     strict: options.StrictOption = False,
     jobs: options.JobsOption = DEFAULT_JOBS,
+    executor: options.ExecutorOption = "local",
+    ray_address: options.RayAddressOption = "auto",
+    shards: options.ShardsOption = None,
+    finish: options.FinishOption = False,
     link: options.LinkOption = "auto",
     overwrite: options.OverwriteOption = False,
     resume: options.ResumeOption = True,
@@ -86,9 +90,10 @@ def convert(
     OUT_DIR appears only when it is complete and verified.
     """
     from fp8pad.library import convert as convert_checkpoint
+    from fp8pad.library import convert_shards
     from fp8pad.planning.engines import find_engine
     from fp8pad.render.progress import shown_progress
-    from fp8pad.render.reports import show_conversion
+    from fp8pad.render.reports import show_conversion, show_slice
 
     chosen = find_engine(engine)
     if dry_run:
@@ -104,6 +109,18 @@ def convert(
             as_json=as_json,
         )
         return
+    if shards is not None:
+        from fp8pad.record import Policy
+
+        if finish or executor != "local":
+            raise typer.BadParameter("--shards goes neither with --finish nor with --executor ray")
+        policy = Policy(**_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
+        written = WriteOptions(jobs, link, overwrite, resume, verify, card, hash_files)
+        with interruptible(), shown_progress(quiet) as progress:
+            slice_report = convert_shards(model, out_dir, shards, policy=policy, options=written, progress=progress)
+        if as_json or not quiet:
+            show_slice(model, slice_report, as_json)
+        return
     with interruptible(), shown_progress(quiet) as progress:
         report = convert_checkpoint(
             model,
@@ -111,6 +128,9 @@ def convert(
             **_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip),
             strict=strict,
             jobs=jobs,
+            executor=executor,
+            ray_address=ray_address,
+            finish=finish,
             link=link,
             overwrite=overwrite,
             resume=resume,
@@ -131,6 +151,9 @@ def verify(
     folders: options.VerifyArguments,
     *,
     cache: options.CacheOption = False,
+    jobs: options.JobsOption = DEFAULT_JOBS,
+    executor: options.ExecutorOption = "local",
+    ray_address: options.RayAddressOption = "auto",
     quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -146,7 +169,9 @@ def verify(
         raise typer.BadParameter("expected OUT_DIR, or MODEL and OUT_DIR")
     out_dir, model = folders[-1], folders[0] if len(folders) == 2 else None
     with shown_progress(quiet) as progress:
-        report = verify_checkpoint(model, out_dir, cache=cache, progress=progress)
+        report = verify_checkpoint(
+            model, out_dir, cache=cache, jobs=jobs, executor=executor, ray_address=ray_address, progress=progress
+        )
     if as_json or not quiet:
         show_verification(report, as_json)
     if not report.ok:
@@ -158,6 +183,8 @@ def unpad(
     restored_dir: options.RestoredDirArgument,
     *,
     jobs: options.JobsOption = DEFAULT_JOBS,
+    executor: options.ExecutorOption = "local",
+    ray_address: options.RayAddressOption = "auto",
     link: options.LinkOption = "auto",
     overwrite: options.OverwriteOption = False,
     resume: options.ResumeOption = True,
@@ -175,6 +202,8 @@ def unpad(
             out_dir,
             restored_dir,
             jobs=jobs,
+            executor=executor,
+            ray_address=ray_address,
             link=link,
             overwrite=overwrite,
             resume=resume,

@@ -5,11 +5,21 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from fp8pad.checkpoint.options import Link, VerifyDepth
+from fp8pad.checkpoint.options import Executor, Link, VerifyDepth
 from fp8pad.golden.document import EngineName, Mode
 from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE
 
 Alignment: TypeAlias = Literal["auto", "16", "32", "64", "128", "marlin", "sm120", "deepgemm"]
+
+
+def _shards(argument: str | range) -> range:
+    """Return the positions that "7" or "0-9" names."""
+    if isinstance(argument, range):
+        return argument
+    first, _, last = argument.partition("-")
+    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+        raise typer.BadParameter("expected a shard's position, or the first and the last, as 0-9")
+    return range(int(first), int(last or first) + 1)
 
 
 def _path(argument: str | Path) -> Path:
@@ -70,7 +80,31 @@ SkipOption = Annotated[
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail if an FP8 layer is not understood.")]
 
 # How it is written
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel.")]
+JobsOption = Annotated[
+    int,
+    typer.Option("--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel, on each node of a cluster."),
+]
+ExecutorOption = Annotated[
+    Executor, typer.Option("--executor", help="Process shards here, or on a Ray cluster that shares the file system.")
+]
+RayAddressOption = Annotated[
+    str,
+    typer.Option(
+        "--ray-address", metavar="ADDRESS", help="HOST:PORT of the cluster; auto is the one this machine is in."
+    ),
+]
+ShardsOption = Annotated[
+    range | None,
+    typer.Option(
+        "--shards",
+        metavar="A-B",
+        help="Write only these shards, counted from 0, and leave them for --finish; others may run elsewhere.",
+        parser=_shards,
+    ),
+]
+FinishOption = Annotated[
+    bool, typer.Option("--finish", help="Publish shards that were written with --shards; they must be complete.")
+]
 LinkOption = Annotated[
     Link, typer.Option("--link", help="How unchanged shards are placed; auto is reflink where possible, else copy.")
 ]

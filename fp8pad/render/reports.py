@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.text import Text
 
 from fp8pad.checkpoint.replaced import Replaced
-from fp8pad.conversion import ConvertReport
+from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.push import PushReport
@@ -61,6 +61,17 @@ def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
     needs = ", in an environment with vLLM and fp8pad" if plan.needs_runtime else ", no plugin needed"
     screen.section(f"How to serve it{needs}")
     screen.command(shlex.join(["vllm", "serve", str(out_dir), *ranks]))
+
+
+def show_slice(model: str | Path, report: SliceReport, as_json: bool = False) -> None:
+    """Print how many shards are finished, and what to do when all are."""
+    if as_json:
+        print_json(report.to_json())
+        return
+    screen = _screen(report.out_dir, f"{len(report.finished)} of {report.num_shards} shards are finished", [])
+    screen.section("When all are finished, with the same options")
+    screen.command(command("convert", model, report.out_dir, "--finish"))
+    screen.show(stdout_console())
 
 
 def show_verification(report: VerifyReport, as_json: bool = False) -> None:

@@ -1,9 +1,13 @@
-"""Measure `fp8pad convert` against `cp -r` and `sync`, the least that any copy of a checkpoint costs.
+"""Measure `fp8pad convert` against `cp -r` and `sync`, the least that a copy of a checkpoint costs, and other tools.
 
-A checkpoint of several GB is made of random bytes with real headers: Llama layers of hidden size 4096 and intermediate
-size 13653, so that 71 % of the FP8 bytes belong to padded weights. Copies and conversions alternate, with the source
-in the page cache (warm) and not (cold); convert is run with each depth of `--verify`. Wall times are medians. Peak
-memory is the high-water mark of resident memory (VmHWM), above that of a Python interpreter that does nothing.
+Checkpoints of random bytes with real headers are made: Llama layers of hidden size 4096, in which the inner size is
+13824, which needs nothing (none), 13653 in every eighth layer (few), or in all of them (all: 71 % of the FP8 bytes
+belong to padded weights). Every way is run in turn, with the source in the page cache (warm) and not (cold). Given a
+Python with torch and compressed-tensors, `--peer-python`, loading, padding and saving with safetensors.torch is
+measured too, and compressed-tensors' convert_checkpoint (see peers.py).
+
+Of each run: wall time, CPU time of all its processes, the largest resident memory of one, bytes written to the disk.
+Medians, as ratios to those of `cp`.
 """
 
 import argparse
@@ -14,81 +18,92 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory, gettempdir
 
-HIDDEN, INTERMEDIATE, VOCABULARY = 4096, 13653, 32000
+HIDDEN, INTERMEDIATE, ALIGNED, VOCABULARY = 4096, 13653, 13824, 32000
 LAYER_BYTES = 4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE
 LAYERS_PER_SHARD = 4
 CHUNK_BYTES = 1 << 24
-DEPTHS = ("none", "padded", "full")
+PADDED = {"none": 0, "few": 8, "all": 1}  # every n-th layer is padded
+COPY = "cp -r; sync"
+PEERS = Path(__file__).with_name("peers.py")
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": HIDDEN,
-    "intermediate_size": INTERMEDIATE,
     "quantization_config": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
 }
-# Runs a command of fp8pad, or nothing, and writes the high-water mark of its own resident memory, in KiB, to a file.
-MEASURED = r"""
-import re, sys
-from pathlib import Path
-peak_file, *arguments = sys.argv[1:]
-try:
-    if arguments:
-        from fp8pad.cli.main import main
-        sys.argv[1:] = arguments
-        main()
-finally:
-    Path(peak_file).write_text(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One measured run; `peak_bytes` is None for `cp`."""
+    """One measured run; memory and disk in bytes."""
 
-    what: str
+    padded: str
     cache: str
+    what: str
     seconds: float
-    peak_bytes: int | None = None
+    cpu_seconds: float
+    peak_bytes: int
+    written_bytes: int
 
 
 def main() -> None:
-    """Make the checkpoint, run everything, print the table and write the figures."""
+    """Make the checkpoints, run everything, print the table and write the figures."""
     options = parse_options()
+    runs: list[Run] = []
     with TemporaryDirectory(prefix="fp8pad-bench-", dir=options.scratch) as scratch:
-        model = Path(scratch, "model")
-        make_checkpoint(model, round(options.gigabytes * 1e9 / LAYER_BYTES))
-        host = describe_host(model)
-        interpreter_bytes = run_measured(Path(scratch))
-        runs = list(measure(model, Path(scratch), options.repeats))
-    document = {"host": host, "interpreter_bytes": interpreter_bytes, "runs": [asdict(run) for run in runs]}
+        for padded in options.padded:
+            model = Path(scratch, f"model-{padded}")
+            make_checkpoint(model, round(options.gigabytes * 1e9 / LAYER_BYTES), PADDED[padded])
+            host = describe_host(model)
+            for cache in options.cache:
+                for _ in range(options.repeats):
+                    runs += measure(model, padded, cache, ways(options.peer_python))
+            shutil.rmtree(model)
+    document = {"host": host, "runs": [asdict(run) for run in runs]}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(host, indent=1))
-    print_table(runs, interpreter_bytes)
+    print_table(runs)
+    if options.chart:
+        draw(runs, options.chart)
     print(f"written to {options.output}")
 
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the checkpoint (default: 4)")
+    parser.add_argument("--gigabytes", type=float, default=8.0, help="size of each checkpoint (default: 8)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
+    parser.add_argument("--padded", nargs="+", choices=PADDED, default=list(PADDED), help="which checkpoints")
+    parser.add_argument("--cache", nargs="+", choices=("warm", "cold"), default=["warm", "cold"])
+    parser.add_argument("--peer-python", help="a Python with torch and compressed-tensors")
     parser.add_argument(
         "--scratch", default=gettempdir(), help="folder on the disk to measure, with room for two copies"
     )
     parser.add_argument("--output", type=Path, default=Path("build/bench_convert.json"), help="where the figures go")
+    parser.add_argument("--chart", type=Path, help="draw wall times, as ratios to cp; needs matplotlib")
     return parser.parse_args()
 
 
-def make_checkpoint(model: Path, num_layers: int) -> None:
-    """Write shards of `LAYERS_PER_SHARD` layers each, an index and a config."""
+def ways(peer_python: str | None) -> dict[str, list[str]]:
+    """Return what is measured, without the two folders that each command takes."""
+    commands = {COPY: ["sh", "-c", 'cp -r "$0" "$1"; sync']}
+    for depth in ("none", "padded", "full"):
+        commands[f"fp8pad --verify {depth}"] = [sys.executable, "-m", "fp8pad", "convert", "--verify", depth]
+    for peer in ("safetensors", "compressed-tensors") if peer_python else ():
+        commands[peer] = [peer_python or "", str(PEERS), peer]
+    return commands
+
+
+def make_checkpoint(model: Path, num_layers: int, padded: int) -> None:
+    """Write shards of `LAYERS_PER_SHARD` layers each, an index and a config; every `padded`-th layer needs padding."""
     model.mkdir()
     weight_map: dict[str, str] = {}
     total_size = 0
@@ -97,7 +112,7 @@ def make_checkpoint(model: Path, num_layers: int) -> None:
         tensors = dict(
             tensor
             for layer in range(begin, min(begin + LAYERS_PER_SHARD, num_layers))
-            for tensor in layer_tensors(layer)
+            for tensor in layer_tensors(layer, INTERMEDIATE if padded and layer % padded == 0 else ALIGNED)
         )
         if begin == 0:
             tensors["model.embed_tokens.weight"] = ("BF16", (VOCABULARY, HIDDEN))
@@ -108,11 +123,10 @@ def make_checkpoint(model: Path, num_layers: int) -> None:
     (model / "config.json").write_text(json.dumps(CONFIG))
 
 
-def layer_tensors(layer: int) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+def layer_tensors(layer: int, inner: int) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
     """Yield the FP8 weights of a layer and their per-channel scales: `name, (dtype, shape)`."""
     shapes = {f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"}
-    shapes |= {"mlp.gate_proj": (INTERMEDIATE, HIDDEN), "mlp.up_proj": (INTERMEDIATE, HIDDEN)}
-    shapes["mlp.down_proj"] = (HIDDEN, INTERMEDIATE)
+    shapes |= {"mlp.gate_proj": (inner, HIDDEN), "mlp.up_proj": (inner, HIDDEN), "mlp.down_proj": (HIDDEN, inner)}
     for module, shape in shapes.items():
         name = f"model.layers.{layer}.{module}.weight"
         yield name, ("F8_E4M3", shape)
@@ -134,36 +148,23 @@ def write_shard(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> 
     return end
 
 
-def measure(model: Path, scratch: Path, repeats: int) -> Iterator[Run]:
-    """Alternate copies and conversions, every depth of verification in turn."""
-    for cache, prepare in (("warm", read_all), ("cold", evict)):
-        for _ in range(repeats):
-            for depth in DEPTHS:
-                yield Run("cp -r; sync", cache, timed(scratch / "copy", prepare, model, None)[0])
-                yield Run(f"convert --verify {depth}", cache, *timed(scratch / "out", prepare, model, depth))
-
-
-def timed(target: Path, prepare: Callable[[Path], None], model: Path, depth: str | None) -> tuple[float, int | None]:
-    """Return seconds and peak bytes of one copy (`depth` None) or conversion into `target`, removed afterwards."""
-    prepare(model)
-    began = time.perf_counter()
-    peak_bytes = None
-    if depth is None:
-        subprocess.run(["cp", "-r", model, target], check=True)
-        subprocess.run(["sync"], check=True)
-    else:
-        peak_bytes = run_measured(target.parent, "convert", str(model), str(target), "--verify", depth)
-    seconds = time.perf_counter() - began
-    shutil.rmtree(target)
-    os.sync()
-    return seconds, peak_bytes
-
-
-def run_measured(scratch: Path, *arguments: str) -> int:
-    """Run a command of fp8pad, or an interpreter that does nothing, and return its peak resident bytes."""
-    peak_file = scratch / "peak"
-    subprocess.run([sys.executable, "-c", MEASURED, str(peak_file), *arguments], check=True, capture_output=True)
-    return int(peak_file.read_text()) * 1024
+def measure(model: Path, padded: str, cache: str, commands: dict[str, list[str]]) -> Iterator[Run]:
+    """Run each command once, into a folder that is removed afterwards."""
+    out_dir = model.with_name("out")
+    for what, command in commands.items():
+        (read_all if cache == "warm" else evict)(model)
+        began = time.perf_counter()
+        process = subprocess.Popen([*command, model, out_dir], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        message = process.stderr.read() if process.stderr else b""
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{what}: {message.decode()}")
+        cpu_seconds = usage.ru_utime + usage.ru_stime
+        yield Run(padded, cache, what, seconds, cpu_seconds, usage.ru_maxrss << 10, usage.ru_oublock << 9)
+        shutil.rmtree(out_dir)
+        os.sync()
 
 
 def read_all(model: Path) -> None:
@@ -198,18 +199,43 @@ def describe_host(model: Path) -> dict[str, object]:
     }
 
 
-def print_table(runs: list[Run], interpreter_bytes: int) -> None:
-    """Print medians, their ratio to the copies of the same cache state, and peak memory."""
-    print(f"{'':24} {'cache':5} {'seconds (min-max)':>22} {'x cp':>6} {'peak MiB above interpreter':>28}")
-    for cache in ("warm", "cold"):
-        copies = median(run.seconds for run in runs if run.cache == cache and run.peak_bytes is None)
-        for what in dict.fromkeys(run.what for run in runs):
-            same = [run for run in runs if (run.what, run.cache) == (what, cache)]
+def print_table(runs: list[Run]) -> None:
+    """Print medians, and their ratios to those of the copies of the same checkpoint in the same state of the cache."""
+    print(f"{'padded':7}{'cache':6}{'what':24}{'seconds (min-max)':>22}{'x cp':>6}{'CPU s':>7}{'peak MiB':>9}{'GB':>6}")
+    for padded, cache in dict.fromkeys((run.padded, run.cache) for run in runs):
+        alike = [run for run in runs if (run.padded, run.cache) == (padded, cache)]
+        copy = median(run.seconds for run in alike if run.what == COPY)
+        for what in dict.fromkeys(run.what for run in alike):
+            same = [run for run in alike if run.what == what]
             seconds = [run.seconds for run in same]
-            peaks = [run.peak_bytes - interpreter_bytes for run in same if run.peak_bytes is not None]
             spread = f"{median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"
-            peak = f"{max(peaks) / 2**20:.1f}" if peaks else "-"
-            print(f"{what:24} {cache:5} {spread:>22} {median(seconds) / copies:>6.2f} {peak:>28}")
+            cpu, written = median(run.cpu_seconds for run in same), median(run.written_bytes for run in same)
+            peak = max(run.peak_bytes for run in same) / 2**20
+            print(f"{padded:7}{cache:6}{what:24}{spread:>22}{median(seconds) / copy:6.2f}", end="")
+            print(f"{cpu:7.1f}{peak:9.0f}{written / 1e9:6.1f}")
+
+
+def draw(runs: list[Run], path: Path) -> None:
+    """Draw wall times of warm runs as ratios to `cp`, a group of bars for each checkpoint."""
+    from matplotlib import pyplot
+
+    warm = [run for run in runs if run.cache == runs[0].cache]
+    whats, kinds = (list(dict.fromkeys(getattr(run, key) for run in warm)) for key in ("what", "padded"))
+    figure, axes = pyplot.subplots(figsize=(9, 4))
+    for position, what in enumerate(whats):
+        ratios = [
+            median(run.seconds for run in warm if (run.padded, run.what) == (kind, what))
+            / median(run.seconds for run in warm if (run.padded, run.what) == (kind, COPY))
+            for kind in kinds
+        ]
+        width = 0.8 / len(whats)
+        bars = axes.bar([index + position * width for index in range(len(kinds))], ratios, width, label=what)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7)
+    axes.set_xticks([index + 0.4 for index in range(len(kinds))], [f"{kind} padded" for kind in kinds])
+    axes.set_ylabel(f"wall time / {COPY}")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

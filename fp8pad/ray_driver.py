@@ -1,0 +1,174 @@
+"""The process that talks to Ray: it places items on nodes, and those of lost workers once more."""
+
+import os
+import pickle
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fp8pad import __version__
+from fp8pad.cluster import Done, Order
+from fp8pad.errors import ClusterError, Fp8padError
+
+MAX_ATTEMPTS = 4  # of one item; a node that goes takes every item with it that runs there
+POLL_SECONDS = 0.2
+CONNECT_SECONDS = 10.0
+NODE_SECONDS = 60.0  # of waiting for a node to work on
+
+
+@dataclass(slots=True)
+class _Task:
+    number: int
+    attempts: int = 0
+    node: str = ""
+    host: str = ""
+
+
+def main() -> None:
+    """Read an `Order` from stdin; write a `Done` for each item to stdout, or the error that ended the work."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever Ray prints
+    order = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that started this one
+    try:
+        with ray_cluster(order.address) as ray:
+            for done in RayCluster(ray, order).work():
+                pickle.dump(done, answers)
+                answers.flush()
+    except (Fp8padError, OSError) as error:
+        pickle.dump(error, answers)
+        answers.flush()
+
+
+@contextmanager
+def ray_cluster(address: str) -> Iterator[Any]:
+    """Connect to a running Ray cluster, "auto" is the one that this machine belongs to, and yield the module `ray`.
+
+    Raises `ClusterError` if Ray is not installed, or if no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ClusterError("Ray is not installed; install ray beside fp8pad, here and on every node") from error
+    if address != "auto":
+        _check_answers(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        hint = "start one with `ray start --head`, or name it with --ray-address HOST:PORT"
+        raise ClusterError(f"{address}: no Ray cluster answers: {str(error).splitlines()[0]}; {hint}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()  # which ends what is still running; to cancel single tasks made Ray 2.60 abort now and then
+
+
+@dataclass(slots=True)
+class RayCluster:
+    """The nodes that work on the items of an order."""
+
+    ray: Any
+    order: Order
+    _running: dict[Any, _Task] = field(default_factory=dict)
+
+    def work(self) -> Iterator[Done]:
+        """Yield what is done, in the order in which it is; raises what `work` raises, and `ClusterError`."""
+        work_on, shared = self.ray.remote(worker_function()), self.ray.put(self.order.work)
+        waiting = [_Task(number) for number in reversed(range(len(self.order.items)))]
+        worked = time.monotonic()
+        while waiting or self._running:
+            for task, options in self._placed(waiting):
+                arguments = __version__, shared, self.order.items[task.number]
+                self._running[work_on.options(**options).remote(*arguments)] = task
+            for task, outcome in self._finished():
+                if outcome is None:
+                    waiting.append(task)
+                else:
+                    value, num_bytes = outcome
+                    yield Done(task.number, value, num_bytes)
+            worked = time.monotonic() if self._running else worked
+            if time.monotonic() - worked > NODE_SECONDS:
+                raise ClusterError(f"no node of the Ray cluster had a CPU for {NODE_SECONDS:.0f} seconds")
+
+    def _placed(self, waiting: list[_Task]) -> Iterator[tuple[_Task, dict[str, Any]]]:
+        """Take tasks from those that wait for which a node has room, and say where each is to run."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        for node in self.ray.nodes() if waiting else ():
+            busy = sum(task.node == node["NodeID"] for task in self._running.values())
+            has_cpu = node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+            for _ in range(min(self.order.jobs - busy, len(waiting)) if has_cpu else 0):
+                task = waiting.pop()
+                task.attempts, task.node, task.host = task.attempts + 1, node["NodeID"], node["NodeManagerAddress"]
+                strategy = NodeAffinitySchedulingStrategy(task.node, soft=False)
+                yield task, {"num_cpus": 1, "max_retries": 0, "scheduling_strategy": strategy}
+
+    def _finished(self) -> Iterator[tuple[_Task, tuple[Any, int] | None]]:
+        """Yield the tasks that have ended, with result and bytes; None for those that were lost."""
+        if not self._running:
+            time.sleep(POLL_SECONDS)
+            return
+        references, _ = self.ray.wait(list(self._running), timeout=POLL_SECONDS)
+        for reference in references:
+            task = self._running.pop(reference)
+            try:
+                yield task, _checked(task, self.ray.get(reference))
+            except self.ray.exceptions.RayTaskError as error:  # nothing that was foreseen
+                raise ClusterError(f"a worker on node {task.host} failed: {error.cause!r}") from error
+            except self.ray.exceptions.RayError as error:
+                if task.attempts >= MAX_ATTEMPTS:
+                    lost = f"a worker was lost {task.attempts} times, last on node {task.host}"
+                    raise ClusterError(f"{lost}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+                yield task, None
+
+
+def perform(work: bytes, item: bytes) -> tuple[Any, int] | Exception:
+    """Do the work on an item, both pickled; return its result and the bytes that it told of, or its error."""
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+
+    try:
+        return pickle.loads(work)(pickle.loads(item), advance), done  # noqa: S301  from who started this work
+    except (Fp8padError, OSError) as error:
+        return error
+
+
+def worker_function() -> Callable[[str, bytes, bytes], Any]:
+    """Return what a worker runs: nested, since such a function travels whole, also to a node without fp8pad."""
+
+    def work_on(version: str, work: bytes, item: bytes) -> Any:
+        try:
+            import fp8pad
+            from fp8pad.ray_driver import perform
+        except ImportError as error:
+            return f"has no fp8pad in the Python of Ray: {error}"
+        if fp8pad.__version__ != version:
+            return f"has fp8pad {fp8pad.__version__}, and this is {version}"
+        return perform(work, item)
+
+    return work_on
+
+
+def _checked(task: _Task, outcome: Any) -> tuple[Any, int]:
+    if isinstance(outcome, str):
+        raise ClusterError(f"node {task.host} {outcome}; every node needs the same fp8pad")
+    if isinstance(outcome, Exception):
+        outcome.add_note(f"on node {task.host} of the Ray cluster")
+        raise outcome
+    value, num_bytes = outcome
+    return value, num_bytes
+
+
+def _check_answers(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
+            return
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"{address}: no Ray cluster answers there: {error}") from error

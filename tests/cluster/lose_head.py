@@ -1,0 +1,31 @@
+"""Kills the head of a Ray cluster in the middle of work, and prints what comes of it."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+from ray.cluster_utils import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from ray_work import Square  # noqa: E402
+
+from fp8pad.checkpoint.options import Workers  # noqa: E402
+from fp8pad.checkpoint.progress import Silence  # noqa: E402
+from fp8pad.cluster import run_on_cluster  # noqa: E402
+from fp8pad.errors import ClusterError  # noqa: E402
+
+started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+started.add_node(num_cpus=2)
+killer = threading.Timer(30, lambda: started.head_node.kill_all_processes(check_alive=False, allow_graceful=False))
+try:
+    workers = Workers(1, "ray", started.address)
+    killer.start()
+    print(run_on_cluster(Square(Path(sys.argv[1]), 5.0), list(range(40)), workers, Silence()), flush=True)
+except ClusterError as error:
+    print(f"ClusterError: {error}", flush=True)
+finally:
+    started.shutdown()

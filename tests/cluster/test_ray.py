@@ -1,0 +1,159 @@
+"""Shards on a Ray cluster: the same bytes as here, and what happens when workers, nodes or the head go away."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import files_of, llama
+from ray_work import Dies, Fails, Square
+
+from fp8pad import ray_driver
+from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.options import Workers, WriteOptions
+from fp8pad.checkpoint.progress import Silence
+from fp8pad.cluster import run_on_cluster
+from fp8pad.conversion import ConvertReport, convert
+from fp8pad.errors import CheckpointError, ClusterError, OutputError
+from fp8pad.planning import plan_checkpoint
+from fp8pad.record import Policy
+from fp8pad.unpadding import unpad
+from fp8pad.verification import verify
+
+pytestmark = pytest.mark.ray
+
+
+class Counter(Silence):
+    """Adds up what it is told."""
+
+    num_bytes = 0
+    total_bytes = 0
+
+    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
+        """Begin anew."""
+        assert label
+        assert num_files >= 0
+        self.num_bytes, self.total_bytes = 0, total_bytes
+
+    def advance(self, num_bytes: int) -> None:
+        """Add."""
+        self.num_bytes += num_bytes
+
+
+def on_ray(cluster: Any, **options: Any) -> WriteOptions:
+    """Return options that write on the cluster."""
+    return WriteOptions(executor="ray", ray_address=cluster.address, **options)
+
+
+def converted(model: Path, out_dir: Path, options: WriteOptions) -> ConvertReport:
+    """Convert a checkpoint."""
+    source = read_unconverted(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    return convert(source, plan, out_dir, options, Silence())
+
+
+def test_a_cluster_writes_the_bytes_that_one_machine_writes(cluster: Any, tmp_path: Path) -> None:
+    """Convert, verify and unpad; progress hears of every byte."""
+    model = llama(tmp_path / "model", num_shards=7)
+    converted(model, tmp_path / "here", WriteOptions())
+    converted(model, tmp_path / "there", on_ray(cluster))
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+    counter = Counter()
+    assert verify(model, tmp_path / "there", counter, workers=Workers(2, "ray", cluster.address)).ok
+    assert counter.num_bytes == counter.total_bytes > 0
+    unpad(tmp_path / "there", tmp_path / "restored", on_ray(cluster), counter)
+    assert files_of(tmp_path / "restored") == files_of(model)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "model", "restored", "there"]
+
+
+def test_full_verification_records_the_same_hashes(cluster: Any, tmp_path: Path) -> None:
+    """They are worked out where the bytes pass, and travel back."""
+    model = llama(tmp_path / "model", num_shards=3)
+    converted(model, tmp_path / "here", WriteOptions(verify="full"))
+    converted(model, tmp_path / "there", on_ray(cluster, verify="full"))
+    assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
+
+
+def test_a_node_that_is_killed_is_no_end(cluster: Any, tmp_path: Path) -> None:
+    """What ran there runs again elsewhere; each node has no more than its share at a time."""
+    node = cluster.add_node(num_cpus=2)
+    killer = threading.Timer(3, lambda: cluster.remove_node(node, allow_graceful=False))
+    workers = Workers(1, "ray", cluster.address)
+    killer.start()
+    items = list(range(12))
+    assert run_on_cluster(Square(tmp_path, 1.0), items, workers, Silence()) == [item * item for item in items]
+    killer.join()
+    assert len(list(tmp_path.iterdir())) >= len(items)
+
+
+def test_a_worker_that_is_killed_for_memory_is_replaced(cluster: Any, tmp_path: Path) -> None:
+    """Its item is worked on once more."""
+    workers = Workers(1, "ray", cluster.address)
+    assert run_on_cluster(Dies(tmp_path, times=2), list(range(5)), workers, Silence()) == list(range(5))
+
+
+def test_an_item_that_is_lost_for_good_ends_the_run(cluster: Any, tmp_path: Path) -> None:
+    """After some attempts it is not the node that is to blame."""
+    workers = Workers(1, "ray", cluster.address)
+    with pytest.raises(ClusterError, match="was lost 4 times"):
+        run_on_cluster(Dies(tmp_path, times=100), list(range(5)), workers, Silence())
+
+
+def test_an_error_in_a_worker_is_raised_here_and_stops_the_others(cluster: Any) -> None:
+    """With the node that it happened on."""
+    began = time.monotonic()
+    workers = Workers(2, "ray", cluster.address)
+    with pytest.raises(OutputError, match="No space left") as caught:
+        run_on_cluster(Fails(), list(range(3)), workers, Silence())
+    assert time.monotonic() - began < 50
+    assert "of the Ray cluster" in caught.value.__notes__[0]
+
+
+def test_a_failed_run_can_be_resumed_without_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    """Finished shards are taken up wherever they were written."""
+    model = llama(tmp_path / "model", num_shards=4)
+    source = read_unconverted(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    last = model / source.shards[-1].file
+    os.utime(last)
+    with pytest.raises(CheckpointError, match="was changed") as caught:
+        convert(source, plan, tmp_path / "out", on_ray(cluster, jobs=1), Silence())
+    assert any("to resume" in note for note in caught.value.__notes__)
+    report = converted(model, tmp_path / "out", WriteOptions())
+    assert report.resumed
+    assert verify(model, tmp_path / "out", Silence()).ok
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_another_version_on_a_node_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two versions may lay out shards differently."""
+    monkeypatch.setattr("fp8pad.__version__", "0.0.2")
+    assert ray_driver.worker_function()("0.0.1", b"", b"") == "has fp8pad 0.0.2, and this is 0.0.1"
+
+
+def test_a_node_without_fp8pad_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function that is sent needs nothing of ours to say so."""
+    monkeypatch.setitem(sys.modules, "fp8pad", None)
+    assert "has no fp8pad" in ray_driver.worker_function()("1", b"", b"")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "no-port"])
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, address: str) -> None:
+    """Before anything of the checkpoint is written."""
+    pytest.importorskip("ray", reason="needs Ray (make test-ray)")
+    model = llama(tmp_path / "model", num_shards=2)
+    with pytest.raises(ClusterError, match="no Ray cluster answers there"):
+        converted(model, tmp_path / "out", WriteOptions(executor="ray", ray_address=address))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_head_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    """Noticed here before Ray ends this process, and in a process of its own all the same."""
+    pytest.importorskip("ray", reason="needs Ray (make test-ray)")
+    script = Path(__file__).with_name("lose_head.py")
+    run = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300, check=False)
+    assert [line.partition(":")[0] for line in run.stdout.splitlines()] == ["ClusterError"], run.stderr
