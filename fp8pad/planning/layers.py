@@ -96,7 +96,7 @@ def recognise(
 
 
 def left_to_engine(linears: Sequence[Fp8Linear], modules: Collection[str], num_ranks: int) -> tuple[Fp8Linear, ...]:
-    """Return the layers; those among `modules` that are not whole blocks on a rank are left to the model's own code."""
+    """Return the layers; those among `modules` whose whole blocks a rank splits are left to the model's own code."""
     reason = "not whole scale blocks on a rank, which vLLM's code of this model pads itself"
     return tuple(
         replace(linear, skip_reason=linear.skip_reason or reason)
@@ -109,7 +109,9 @@ def left_to_engine(linears: Sequence[Fp8Linear], modules: Collection[str], num_r
 def _splits_blocks(linear: Fp8Linear, num_ranks: int) -> bool:
     if not isinstance(linear.granularity, PerBlock):
         return False
-    return any(size % (side * num_ranks) for size, side in zip(linear.shape, linear.granularity.block, strict=True))
+    sizes = list(zip(linear.shape, linear.granularity.block, strict=True))
+    is_whole = not any(size % side for size, side in sizes)
+    return is_whole and any(size % (side * num_ranks) for size, side in sizes)
 
 
 def module_name(weight_name: str) -> str:

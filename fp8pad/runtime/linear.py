@@ -89,6 +89,8 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
         sizes = self.sizes
+        if sizes.is_padded and getattr(layer, "is_bmm", False):  # DeepSeek-V4's wo_a, once the model is made
+            raise UnsupportedLayerError(f"{self.record.prefix}: vLLM multiplies its weight by itself, unpadded")
         with _padded_sizes(layer, sizes):
             super().process_weights_after_loading(layer)
         for parameter in layer.parameters(recurse=False):

@@ -323,6 +323,14 @@ def test_a_rank_that_would_begin_inside_a_block_is_refused(monkeypatch: pytest.M
         ColumnParallelLinear(HIDDEN, 200, quant_config=config)
 
 
+def test_a_weight_that_vllm_reads_itself_is_refused(rank: tuple[int, int]) -> None:
+    """The batched products of DeepSeek-V4's `wo_a` read the weight past its linear method."""
+    layer = _replicated(_Config(LayerParts("x", (_module(213, HIDDEN),))))
+    layer.is_bmm = True
+    with pytest.raises(UnsupportedLayerError, match="x: vLLM multiplies its weight by itself"):
+        layer.quant_method.process_weights_after_loading(layer)
+
+
 def test_a_loader_set_later_works_inside_the_view_too(rank: tuple[int, int]) -> None:
     """Models replace loaders after the layer is made, as Mamba's mixer does."""
     seen = []
