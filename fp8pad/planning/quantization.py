@@ -8,7 +8,6 @@ from typing import Any
 from fp8pad.errors import ConfigError, shown
 from fp8pad.planning.weight_formats import WeightFormats, read_formats, read_object
 from fp8pad.record import CONFIG_FILE, BaseSource, Json, quantization_method
-from fp8pad.scales import PerBlock
 
 MODELOPT_FILE = "hf_quant_config.json"
 QUANTIZATION_KEY = "quantization_config"
@@ -40,11 +39,6 @@ class Quantization:
     def where(self) -> str:
         """Where it stood, for messages."""
         return f"{self.source.file}: {self.source.key}" if self.source.key else self.source.file
-
-    @property
-    def blocks(self) -> tuple[PerBlock, ...]:
-        """The scale blocks that it names."""
-        return tuple(block for block in self.formats.granularities if isinstance(block, PerBlock))
 
 
 def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:

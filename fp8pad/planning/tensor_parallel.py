@@ -252,10 +252,5 @@ def _first_count(config: Json, keys: Sequence[str]) -> int | None:
     return next((count for count in counts if type(count) is int and count > 0), None)
 
 
-def is_multiple(size: int | None, multiple: int) -> bool:
-    """Return whether a size that can be split is a multiple of `multiple`."""
-    return size is not None and size % multiple == 0
-
-
 def _share(size: int, num_ranks: int) -> int | None:
     return size // num_ranks if size % num_ranks == 0 else None
