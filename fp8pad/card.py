@@ -81,7 +81,7 @@ def _lines(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield f"- `{edit.file}`: `{edit.key}` is {edit.new} instead of {edit.old}."
     yield ""
     if plan.needs_runtime:
-        yield "It is served by vLLM with the fp8pad plugin installed beside it, and by no engine without it."
+        yield "It is served by vLLM with the fp8pad plugin installed next to it, and by no engine without it."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
     refused = {at.tensor_parallel_size for at in problems_at_sizes(plan.layers) if at.indivisible or at.inside_block}

@@ -1,4 +1,4 @@
-"""What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it anew and compares."""
+"""What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it again and compares."""
 
 import hashlib
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,8 @@
 """Checkpoints by hub id: a folder with the names and sizes of the hub's files, of which headers and texts are fetched.
 
 `plan` needs no more. The rest of a file is a hole until `Checkpoint.fetched` asks for it, and one again afterwards, so
-that a conversion needs the disk for its output and for the shards that it works on. What was fetched in part is taken
-up by the next run. Requests go through huggingface_hub, and so do tokens, HF_ENDPOINT, retries and offline mode.
+that a conversion needs the disk for its output and for the shards that it works on. The next run reuses what was
+fetched in part. Requests go through huggingface_hub, and so do tokens, HF_ENDPOINT, retries and offline mode.
 """
 
 import hashlib
@@ -90,9 +90,9 @@ def opened(
 ) -> Iterator[Checkpoint]:
     """Yield the checkpoint that `model` names, a folder or a hub id, read by `read`.
 
-    Files of the hub are fetched into its cache if `use_cache`, else into `work_dir`, which is made as needed and goes
-    again unless the work in here fails after a file was begun; without one, into a temporary folder. Raises `HubError`
-    if the hub cannot be reached or has no such model, and what `read` raises.
+    Files of the hub are fetched into its cache if `use_cache`, else into `work_dir`, which is made as needed and
+    removed unless the work in here fails after a file was begun; without one, into a temporary folder. Raises `HubError` if the
+    hub cannot be reached or has no such model, and what `read` raises.
     """
     hub_id = HubId.parse(model)
     if hub_id is None:
@@ -118,7 +118,7 @@ def opened(
 
 @contextmanager
 def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
-    """Yield where files are fetched to; it goes again at the end, unless files that were begun help the next run."""
+    """Yield where files are fetched to; it is removed at the end, unless files that were begun help the next run."""
     parts = work_dir or Path(temporary, "parts")
     if parts.is_symlink() or (parts.exists() and not _is_ours(parts)):
         raise OutputError(f"{parts}: is not a folder that only you may write to; remove it")

@@ -1,4 +1,4 @@
-"""The checkpoint that `convert` and `unpad` write: staged beside its destination, then published in one step."""
+"""The checkpoint that `convert` and `unpad` write: staged next to its destination, then published in one step."""
 
 import errno
 import hashlib

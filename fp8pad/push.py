@@ -1,4 +1,4 @@
-"""Push a converted checkpoint to the hub, after a look at whether it is fit to be published."""
+"""Push a converted checkpoint to the hub, if it verifies and its model card says what was changed."""
 
 from dataclasses import dataclass
 from pathlib import Path

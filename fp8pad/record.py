@@ -34,7 +34,7 @@ _READER = Reader(RecordError)
 
 @dataclass(frozen=True, slots=True)
 class AxisActions:
-    """How each axis of a weight, or of a tensor that follows it, is settled."""
+    """What is done to each axis of a weight, or of a tensor that follows it."""
 
     n: Disposition
     k: Disposition

@@ -35,7 +35,7 @@ def flops_added_share(layers: Iterable[LayerPlan]) -> float:
 
 
 def output_files(source: Checkpoint, plan: CheckpointPlan) -> OutputFiles:
-    """Tell which files converting rewrites, brings along as they are, and leaves out."""
+    """Return which files converting rewrites, brings along as they are, and leaves out."""
     rewritten = {CONFIG_FILE} if plan.edits_config else set()
     source = source.with_edited_config() if plan.edits_config else source
     if plan.shards_rewritten:

@@ -132,7 +132,7 @@ def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
     if padding_mark(converted):
         hint = f"name the checkpoint that {converted.root} was converted from, or {converted.root} alone"
     else:
-        hint = f"the other way round it is: fp8pad verify {converted.root} {source}"
+        hint = f"the arguments are swapped: fp8pad verify {converted.root} {source}"
     raise AlreadyPaddedError(f"{source}: was padded by fp8pad itself ({mark}); {hint}")
 
 
@@ -287,4 +287,4 @@ def _notes_on_plan(converted: Checkpoint, record: CheckpointRecord | None, sourc
         if not plan.changes_nothing:
             yield f"{converted.root}: was not converted; converting would pad {len(plan.tensors)} tensors"
     elif (plan.tensors, plan.modules) != (record.tensors, quantization.modules if quantization else {}):
-        yield f"{converted.root}: fp8pad {record.fp8pad_version} padded it otherwise than this version would"
+        yield f"{converted.root}: fp8pad {record.fp8pad_version} padded it in another way than this version would"

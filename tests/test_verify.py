@@ -208,7 +208,7 @@ def test_a_copy_that_was_never_converted_is_only_a_copy(model: Path, tmp_path: P
 
 def test_arguments_the_other_way_round_are_said(model: Path, out_dir: Path) -> None:
     """The hint is the right command, not to unpad first."""
-    with pytest.raises(AlreadyPaddedError, match=f"the other way round it is: fp8pad verify {model} {out_dir}"):
+    with pytest.raises(AlreadyPaddedError, match=f"the arguments are swapped: fp8pad verify {model} {out_dir}"):
         check(out_dir, model)
     with pytest.raises(AlreadyPaddedError, match=r"name the checkpoint that .* was converted from, or .* alone"):
         check(out_dir, out_dir)

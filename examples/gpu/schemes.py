@@ -6,7 +6,7 @@ A MODEL is a checkpoint, or the name of a synthetic one (see synthetic.py). The 
 served without fp8pad's plugin. Where vLLM refuses the original there is nothing to compare with, and the forms that it
 serves are compared with each other; if it is several ranks that refuse it, with the original on one rank, where equal
 bits are not to be expected, and the padded form on one rank, where they are. Exit status 1 if an eager answer differs
-that should not. Needs fp8pad installed beside vLLM.
+that should not. Needs fp8pad installed next to vLLM.
 """
 
 import argparse

@@ -4,7 +4,8 @@
 
 Writes synthetic checkpoints of real sizes, converts them twice, serves all forms of all models side by side, each in a
 process of its own, and asks them in turn. Exit status 1 if an eager answer differs in a token or in any bit of a
-logprob; compiled answers are compared too, and by how much they differ is reported. Needs fp8pad installed beside vLLM.
+logprob; compiled answers are compared too, and by how much they differ is reported. Needs fp8pad and vLLM in one
+environment.
 """
 
 import argparse

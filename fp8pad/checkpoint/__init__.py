@@ -1,1 +1,1 @@
-"""A checkpoint as files: read strictly, written beside its destination and published whole."""
+"""A checkpoint as files: read strictly, written next to its destination and published whole."""

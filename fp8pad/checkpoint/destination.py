@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be written to a folder: all of it asked before anything is created."""
+"""Whether a checkpoint can be written to a folder: checked before anything is created."""
 
 import os
 import re

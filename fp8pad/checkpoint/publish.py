@@ -1,4 +1,4 @@
-"""Putting a complete folder in the place of the destination in one step, and settling what was replaced.
+"""Putting a complete folder in the place of the destination in one step, and removing or restoring what was replaced.
 
 Whatever stands at the destination is moved, never removed, before the new folder has taken its place. A run can end
 between any two of these steps: the next one sees from the folders' inodes how far it came.
@@ -47,7 +47,7 @@ def is_published(staging: Staging, run: str | None = None) -> bool:
 
 
 def forget_publication(staging: Staging) -> None:
-    """Remove what the run that published `out_dir` left, once `recover` has settled what it replaced."""
+    """Remove what the run that published `out_dir` left, once `recover` has dealt with what it replaced."""
     if is_published(staging):
         staging.keep_only(set())
     with writing(staging.root.path):

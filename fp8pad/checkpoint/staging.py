@@ -1,4 +1,4 @@
-"""A hidden folder beside the destination, in which the files of a checkpoint lie until all are complete.
+"""A hidden folder next to the destination, in which the files of a checkpoint lie until all are complete.
 
 What a killed run leaves in it cannot be loaded: files have their names only when all are complete. The folder's name
 follows from the destination's, so that the next run finds it: a finished shard's name is a digest of what it was made

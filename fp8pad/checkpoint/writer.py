@@ -53,7 +53,7 @@ class Writer:
     def is_finished(self, layout: ShardLayout) -> bool:
         """Return whether an earlier run left what could be this very shard; its bytes are not looked at here.
 
-        A link is none: whoever has written it, writing to the output must never change another file. Only a hard link
+        A link does not count, whoever made it: writing to the output must never change another file. Only a hard link
         that is asked for is one.
         """
         status = self.staging.finished(self.key(layout))

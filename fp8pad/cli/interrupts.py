@@ -34,7 +34,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: "signal._HANDLER") -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP, unless whoever started the process had a wish of their own, as `nohup` has."""
+    """Handle SIGTERM and SIGHUP, unless the parent process set its own handling, as `nohup` does."""
     wanted = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
     replaced = [number for number in wanted if signal.getsignal(number) == signal.SIG_DFL]
     for number in replaced:

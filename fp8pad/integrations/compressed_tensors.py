@@ -62,7 +62,7 @@ class PadConverter:
         """Return config.json with the sizes that were absorbed, and with what the runtime has to know."""
         plan = self._plan
         if plan.base is not None and plan.base_source == BaseSource(CONFIG_FILE, QUANTIZATION_CONFIG):
-            # `convert_checkpoint` has written it anew by now, or taken it away.
+            # `convert_checkpoint` has rewritten it by now, or taken it away.
             model_config = {**model_config, QUANTIZATION_CONFIG: plan.base}
         quantization = QuantizationRecord(plan.modules, plan.base or {}, __version__) if plan.needs_runtime else None
         return edited_config(model_config, plan.config_edits, quantization, plan.base_source)

@@ -1,4 +1,4 @@
-"""What other tensor-parallel sizes would meet in the converted checkpoint, and the options that help."""
+"""What keeps layers of a converted checkpoint from other tensor-parallel sizes, and the options that help."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from fp8pad.record import Policy
 
 @dataclass(frozen=True, slots=True)
 class SizeProblems:
-    """What a tensor-parallel size would meet in the converted checkpoint, by module names.
+    """The layers of a converted checkpoint that do not fit a tensor-parallel size, by module names.
 
     `unaligned` layers have a size on a rank that is not a multiple of their alignment; `indivisible` ones cannot be
     split evenly, which engines refuse. `inside_block` are the block-scaled layers that no padding at load helps,
@@ -28,7 +28,7 @@ class SizeProblems:
 
 
 def problems_at_sizes(layers: Sequence[LayerPlan], sizes: Sequence[int] = (2, 4, 8)) -> tuple[SizeProblems, ...]:
-    """Return what each tensor-parallel size would meet, for the FP8 Linears of a plan."""
+    """Return the layers of a plan that do not fit, for each tensor-parallel size."""
     return tuple(_at(layers, size) for size in sizes)
 
 

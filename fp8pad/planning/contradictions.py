@@ -11,8 +11,8 @@ from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 _SCALE_DTYPES = frozenset({"F64", *ONE_BYTES})
 
-# Matrices of one MLP that meet: for a module, its sibling, its own axis and the sibling's.
-_MEETS: Mapping[str, tuple[tuple[str, int, int], ...]] = {
+# Sizes of one MLP that must be equal: for a module, its sibling, its own axis and the sibling's.
+_EQUAL_SIZES: Mapping[str, tuple[tuple[str, int, int], ...]] = {
     "up_proj": (("gate_proj", 0, 0), ("gate_proj", 1, 1)),
     "down_proj": (("up_proj", 1, 0),),
     "w3": (("w1", 0, 0), ("w1", 1, 1)),
@@ -114,7 +114,7 @@ def _check_weights_of_scales(tensors: Mapping[str, TensorHeader]) -> None:
 
 
 def _check_siblings(linears: Sequence[Fp8Linear]) -> None:
-    """Refuse matrices that are multiplied with each other or fused, and whose sizes do not meet."""
+    """Refuse matrices that are multiplied with each other or fused, and whose sizes do not match."""
     shapes = {linear.name: linear.weight.shape for linear in linears if len(linear.weight.shape) == 2}
     for name, shape in shapes.items():
         for other, other_shape, axis, other_axis in _siblings(name, shapes):
@@ -127,7 +127,7 @@ def _check_siblings(linears: Sequence[Fp8Linear]) -> None:
 
 def _siblings(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
     parent, dot, last = name.rpartition(".")
-    for sibling, axis, other_axis in _MEETS.get(last, ()):
+    for sibling, axis, other_axis in _EQUAL_SIZES.get(last, ()):
         other = f"{parent}{dot}{sibling}"
         if other in shapes:
             yield other, shapes[other], axis, other_axis

@@ -66,7 +66,7 @@ class Fp8Linear:
 
 
 _CONV1D = "a Conv1D, stored as [K, N]"
-_ROUTED = "a routed expert: the fused MoE kernels never meet the runtime"
+_ROUTED = "a routed expert: fused MoE kernels bypass the runtime"
 
 
 def recognise(

@@ -18,8 +18,8 @@ class LayerPlan:
     `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
     logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
     `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
-    `is_expert` marks routed experts, which the runtime never meets; `inner` is the axis that lies inside an MLP, if one
-    does. `is_understood` is False where it is carried because fp8pad cannot tell what it is.
+    `is_expert` marks routed experts, which the runtime does not handle; `inner` is the axis that lies inside an MLP, if
+    one does. `is_understood` is False where it is carried because fp8pad cannot tell what it is.
     """
 
     name: str

@@ -234,7 +234,7 @@ def _attention(last: str, queries: int | None, keys: int | None) -> tuple[RowGro
 def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int | None]:
     """Return the numbers of heads and of key-value heads of the part of the model in which `module` lies.
 
-    None is what its config does not say; without a word of key-value heads there are as many as heads.
+    None is what its config does not say; a config without key-value heads has as many as heads.
     """
     around = [
         (len(prefix), section) for section in sections for prefix in section.prefixes if module.startswith(prefix)

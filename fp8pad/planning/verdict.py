@@ -117,7 +117,7 @@ class Judge:
         return Verdict(tuple(Finding(*said, tuple(layers[place].name for place in where)) for where, said in found))
 
     def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
-        """The rule for a layer `(N, K)` that the engine meets as it is; None where it merely serves it."""
+        """The rule for a layer `(N, K)` that the engine loads as it is; None where it merely serves it."""
         part = layer.sharding.part(shape, num_ranks)
         fit = self._stock_fit(layer, part)
         return next((rule for rule in self._rules if _holds(rule, layer, part, fit)), None)

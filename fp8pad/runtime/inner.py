@@ -20,8 +20,8 @@ class InnerTails:
     def __init__(self) -> None:
         self._waiting: dict[str, list[tuple[PaddedLinearMethod, Span | None]]] = {}
 
-    def meet(self, method: "PaddedLinearMethod", layer: Any) -> None:
-        """Meet a layer, just made; let its MLP keep its padding if it is the last layer and all agree."""
+    def add(self, method: "PaddedLinearMethod", layer: Any) -> None:
+        """Add a layer, just made; let its MLP keep its padding if it is the last layer and all agree."""
         name, _, _ = method.record.prefix.rpartition(".")
         if method.record.inner == "n":
             self._waiting.setdefault(name, []).append((method, _left_by(method, layer)))

@@ -76,7 +76,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         if sizes.is_padded or self.record.is_padded:
             for parameter in layer.parameters(recurse=False):
                 _show_view(parameter, self.record, sizes, layer)
-        self.inner_tails.meet(self, layer)
+        self.inner_tails.add(self, layer)
         kernel = kernel_of(self, layer)
         self.leaves_rows_strided = takes_strided_rows(self.record.prefix)
         self.reads_layer_sizes = kernel is None or type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)

@@ -2,7 +2,8 @@
 
 Such a layer was made without padding. When its model is whole, just before weights are loaded, the layer's place in the
 model is its weights' name; if that is one of the record's, what is loaded is cut to what the layer was made for, and it
-goes on as it would with the original. Only vLLM's default loader is met; with others, loading ends in vLLM's own error.
+goes on as it would with the original. Only vLLM's default loader does this; with others, loading ends in vLLM's
+own error.
 """
 
 import functools
@@ -23,16 +24,16 @@ _ABSENT = "MissingLayer"
 
 
 def load_misnamed_layers() -> None:
-    """Let vLLM's default loader meet each model before it fills it."""
+    """Let vLLM's default loader cut misnamed layers before it loads a model."""
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
     if not hasattr(DefaultModelLoader.load_weights, _DONE):
-        DefaultModelLoader.load_weights = _meeting(DefaultModelLoader.load_weights)
+        DefaultModelLoader.load_weights = _with_cutting(DefaultModelLoader.load_weights)
 
 
-def _meeting(load_weights: Callable[..., None]) -> Callable[..., None]:
+def _with_cutting(load_weights: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(load_weights)
-    def meet_and_load(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+    def cut_and_load(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
         cut_for_misnamed(model)
         try:
             load_weights(self, model, *args, **kwargs)
@@ -42,8 +43,8 @@ def _meeting(load_weights: Callable[..., None]) -> Callable[..., None]:
             raise
         _say(model)
 
-    setattr(meet_and_load, _DONE, True)
-    return meet_and_load
+    setattr(cut_and_load, _DONE, True)
+    return cut_and_load
 
 
 def _say(model: torch.nn.Module) -> None:

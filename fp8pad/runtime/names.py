@@ -1,4 +1,4 @@
-"""Layers that vLLM names otherwise than their weights are named, so that the record is to be asked by another name."""
+"""Layers whose names in vLLM differ from those of their weights, so that the record has them under another name."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -37,7 +37,7 @@ class PaddedQuantization:
 
     One launch of ours gives the bytes and scales of vLLM's CUDA operators, and the zeros. Under torch.compile vLLM
     quantizes with native operations instead, for Inductor to fuse; but a layer padded so takes up to 1.5 times as long
-    as with our launch, which is slower only where static scales meet a handful of tokens (docs/benchmarks.md). So it is
+    as with our launch, which is slower only for static scales and a handful of tokens (docs/benchmarks.md). So it is
     made there too: a compiled layer then quantizes as eager vLLM does.
     """
 

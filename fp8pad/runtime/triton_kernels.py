@@ -57,7 +57,7 @@ def _row_absmax(x_row, ALIGNMENT: tl.constexpr, K: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def _divide(x, scale, LIMITED: tl.constexpr):
-    """Return `x / scale` as IEEE 754 rounds it, at the price of four operations per value.
+    """Return `x / scale` as IEEE 754 rounds it, at the cost of four operations per value.
 
     One Newton step on `x * (1 / scale)` is enough: over all 2^23 significands of an FP32 scale and all 2^10 of an FP16
     value it never differs from a division (and BF16 has fewer), and it is less than half the time of one. Where scale

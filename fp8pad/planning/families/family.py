@@ -102,8 +102,8 @@ class Unabsorbable:
 class Description:
     """The MLPs of a model, or of one part of it; `ignore` are modules that only look as if a key sized them.
 
-    `column`, `row` and `replicated` are modules outside MLPs that engines divide among ranks otherwise than their names
-    say.
+    `column`, `row` and `replicated` are modules outside MLPs that engines divide among ranks in another way than their
+    names say.
     """
 
     mlp: tuple[Mlp, ...] = ()
