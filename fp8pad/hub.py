@@ -91,8 +91,8 @@ def opened(
     """Yield the checkpoint that `model` names, a folder or a hub id, read by `read`.
 
     Files of the hub are fetched into its cache if `use_cache`, else into `work_dir`, which is made as needed and
-    removed unless the work in here fails after a file was begun; without one, into a temporary folder. Raises `HubError` if the
-    hub cannot be reached or has no such model, and what `read` raises.
+    removed afterwards, unless the work in here fails after a file was begun; without one, into a temporary folder.
+    Raises `HubError` if the hub cannot be reached or has no such model, and what `read` raises.
     """
     hub_id = HubId.parse(model)
     if hub_id is None:

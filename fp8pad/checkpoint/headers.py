@@ -26,9 +26,14 @@ def read_header(path: Path, file: str) -> ShardHeader:
 
     Raises `CheckpointError` if it cannot be read and `HeaderError` if its header is not what the format asks for.
     """
+    return parse_header(*read_header_bytes(path, file), file)
+
+
+def read_header_bytes(path: Path, file: str) -> tuple[bytes, int]:
+    """Return the first bytes of a safetensors file, up to where its data begins, and the file's size in bytes."""
     with open_file(path, file) as shard:
         file_bytes = shard.identity.size
-        return parse_header(read_prefix(shard, file_bytes), file_bytes, file)
+        return read_prefix(shard, file_bytes), file_bytes
 
 
 def read_prefix(shard: OpenFile, file_bytes: int) -> bytes:
