@@ -5,7 +5,6 @@ begins with it.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, compare_texts
@@ -14,6 +13,7 @@ from fp8pad.checkpoint.json_text import dumps_like, index_text
 from fp8pad.errors import CheckpointError
 from fp8pad.original import Original, original_json, original_of
 from fp8pad.planning.config import edited_config
+from fp8pad.planning.quantization import value_at
 from fp8pad.record import (
     CONFIG_FILE,
     METADATA_KEY,
@@ -100,7 +100,7 @@ def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
     quantization = quantization_of(converted)
     original, text = original_json(record, CONFIG_FILE), record.originals[CONFIG_FILE]
     for edit in record.config_edits:
-        old = _at(original, edit.key)
+        old = value_at(original, edit.key)
         if old is not None and old != edit.old:  # a size that is not there has its default value
             yield Mismatch(RECORD_FILE, f"config_edits: {edit.key}: old", f"{old}, as in originals", str(edit.old))
     if quantization:
@@ -138,14 +138,14 @@ def _module_faults(
 
 
 def _is_padded(tensor: PaddedTensor) -> bool:
-    return "pad" in (tensor.axes.n, tensor.axes.k)
+    return "pad" in tensor.axes.both
 
 
 def _config_shape(tensor: PaddedTensor | None, padded_shape: Shape) -> Shape:
     """Return the shape `[N, K]` that config.json asks for: absorbed axes are as large there as on disk."""
     if tensor is None or len(tensor.logical_shape) != 2:
         return padded_shape
-    axes = zip((tensor.axes.n, tensor.axes.k), tensor.logical_shape, padded_shape, strict=True)
+    axes = zip(tensor.axes.both, tensor.logical_shape, padded_shape, strict=True)
     return tuple(padded if axis == "absorb" else logical for axis, logical, padded in axes)
 
 
@@ -155,14 +155,8 @@ def _original_base(converted: Checkpoint, record: CheckpointRecord, original: Js
         return {}
     file, key = record.base_source.file, record.base_source.key
     document = original if file == CONFIG_FILE else converted.configs.get(file, {})
-    base = document if key is None else _at(document, key)
+    base = document if key is None else value_at(document, key)
     return base if isinstance(base, dict) else {}
-
-
-def _at(document: Any, key: str) -> Any:
-    for part in key.split("."):
-        document = document.get(part) if isinstance(document, dict) else None
-    return document
 
 
 def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:

@@ -39,6 +39,11 @@ class AxisActions:
     n: Disposition
     k: Disposition
 
+    @property
+    def both(self) -> tuple[Disposition, Disposition]:
+        """What is done to N, and to K."""
+        return self.n, self.k
+
 
 @dataclass(frozen=True, slots=True)
 class Segments:

@@ -107,7 +107,7 @@ def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
 
     With a block-scaled one go its siblings: where an engine fuses them, all their places in the grid of scales shift.
     """
-    needed = {layer.name for layer in layers if layer.is_padded_at_load or "pad" in _both(layer.axes)}
+    needed = {layer.name for layer in layers if layer.is_padded_at_load or "pad" in layer.axes.both}
     fused = {_input(layer) for layer in layers if _has_blocks(layer) and layer.name in needed}
     return [
         layer
@@ -118,8 +118,8 @@ def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
 
 def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, PaddedTensor]]:
     """Yield what the disposition `pad` does to a layer's weight and to its scale, by name, where it does anything."""
-    pads = AxisActions(*("pad" if axis == "pad" else "aligned" for axis in _both(layer.axes)))
-    if "pad" not in _both(pads):
+    pads = AxisActions(*("pad" if axis == "pad" else "aligned" for axis in layer.axes.both))
+    if "pad" not in pads.both:
         return
     (num_n, num_k), (padded_n, padded_k) = layer.logical_shape, layer.padded_shape
     shape = (padded_n if pads.n == "pad" else num_n, padded_k if pads.k == "pad" else num_k)
@@ -128,10 +128,6 @@ def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, P
         grows = scale_shape[0] > linear.scale.shape[0], scale_shape[1:] > linear.scale.shape[1:]
         scale_axes = AxisActions(*("pad" if axis_grows else "aligned" for axis_grows in grows))
         yield linear.scale.name, PaddedTensor(linear.scale.shape, scale_shape, 1, scale_axes)
-
-
-def _both(axes: AxisActions) -> tuple[Disposition, Disposition]:
-    return axes.n, axes.k
 
 
 def _has_blocks(layer: LayerPlan) -> bool:

@@ -56,7 +56,7 @@ class LayerPlan:
     @property
     def is_for_runtime(self) -> bool:
         """Whether the runtime takes the layer, where the checkpoint asks for it at all."""
-        return not self.is_expert and "skip" not in (self.axes.n, self.axes.k)
+        return not self.is_expert and "skip" not in self.axes.both
 
     @property
     def is_padded_at_load(self) -> bool:

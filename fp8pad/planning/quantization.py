@@ -67,11 +67,12 @@ def record_key(config: Json, source: BaseSource) -> str:
 
 
 def _places(config: Json) -> dict[str, Any]:
-    found = {key: _lookup(config, key) for key in _CONFIG_KEYS}
+    found = {key: value_at(config, key) for key in _CONFIG_KEYS}
     return {key: document for key, document in found.items() if document is not None}
 
 
-def _lookup(config: Json, key: str) -> Any:
+def value_at(config: Json, key: str) -> Any:
+    """Return what a config has at a dotted key; None if it has nothing there."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

@@ -21,7 +21,7 @@ def _absorbed(layer: LayerPlan) -> str:
 
 def _own(layer: LayerPlan, skip_reason: str | None) -> str:
     """Why the axes that are not absorbed are treated as they are; nothing where there is nothing left to say."""
-    axes = layer.axes.n, layer.axes.k
+    axes = layer.axes.both
     if skip_reason and "skip" in axes:
         return skip_reason
     broken = [

@@ -54,7 +54,7 @@ def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_a
 
 def action(layer: LayerPlan) -> str:
     """Return what is done to a layer: one of `ACTIONS`, so that counts of layers add up."""
-    axes = {layer.axes.n, layer.axes.k}
+    axes = layer.axes.both
     if "absorb" in axes:
         return "to absorb and pad" if "pad" in axes else "to absorb"
     if "pad" in axes:
@@ -120,7 +120,7 @@ def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
 def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     """Yield a row for each reason why FP8 layers that are understood are left as they are."""
     yield from _by_reason(
-        "skipped", [layer for layer in plan.layers if "skip" in (layer.axes.n, layer.axes.k) and layer.is_understood]
+        "skipped", [layer for layer in plan.layers if "skip" in layer.axes.both and layer.is_understood]
     )
 
 
