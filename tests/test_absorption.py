@@ -80,9 +80,9 @@ def test_every_tensor_of_the_key_grows() -> None:
         "model.layers.1.mlp.down_proj.weight": ("BF16", (136, 213)),
         "model.layers.0.self_attn.o_proj.weight": ("BF16", (136, 213)),
     }
-    absorption = plan_layer(llama(), tensors)
+    found = plan_layer(llama(), tensors)
     rows, columns = AxisActions("absorb", "aligned"), AxisActions("aligned", "absorb")
-    assert absorption.tensors == {
+    assert found.tensors == {
         f"{MLP}.gate_proj.weight": PaddedTensor((213, 136), (224, 136), 0, rows),
         f"{MLP}.gate_proj.weight_scale": PaddedTensor((213, 1), (224, 1), 1, rows),
         f"{MLP}.gate_proj.bias": PaddedTensor((213,), (224,), 0, rows),
@@ -93,9 +93,9 @@ def test_every_tensor_of_the_key_grows() -> None:
         "model.layers.1.mlp.up_proj.weight": PaddedTensor((213, 136), (224, 136), 0, rows),
         "model.layers.1.mlp.down_proj.weight": PaddedTensor((136, 213), (136, 224), 0, columns),
     }
-    assert absorption.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
-    assert absorption.refusals == {}
-    assert absorption.notes[-1] == (
+    assert found.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
+    assert found.refusals == {}
+    assert found.notes[-1] == (
         "intermediate_size also sizes 3 weights that are not FP8, model.layers.1.mlp.gate_proj.weight among them: a "
         "GPU may add their products in another order, which can change an answer's last digits"
     )
@@ -125,9 +125,9 @@ def test_nothing_is_absorbed_unasked() -> None:
 def test_how_far(old: int, quantization: Mapping[str, Any], policy: Policy, new: int) -> None:
     """The multiple is the alignment, or the block, times the tensor-parallel size."""
     make = {id(CHANNEL): channel, id(BLOCK): block, id(TENSOR): tensor_scaled}[id(quantization)]
-    absorption = plan_layer(llama(quantization, intermediate_size=old), gated(MLP, old, 256, make), policy)
-    assert [edit.new for edit in absorption.edits] == ([] if new == old else [new])
-    assert bool(absorption.tensors) == (new != old)
+    found = plan_layer(llama(quantization, intermediate_size=old), gated(MLP, old, 256, make), policy)
+    assert [edit.new for edit in found.edits] == ([] if new == old else [new])
+    assert bool(found.tensors) == (new != old)
 
 
 def tensor_scaled(module: str, num_n: int, num_k: int) -> Tensors:
@@ -141,27 +141,27 @@ def tensor_scaled(module: str, num_n: int, num_k: int) -> Tensors:
 
 def test_scales_of_whole_tensors_stay() -> None:
     """Weight and input scales of one element are not touched."""
-    absorption = plan_layer(llama(TENSOR), gated(MLP, 213, 136, tensor_scaled))
-    assert sorted(absorption.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
+    found = plan_layer(llama(TENSOR), gated(MLP, 213, 136, tensor_scaled))
+    assert sorted(found.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
 
 
 def test_blocks_grow_by_whole_blocks_of_ones() -> None:
     """29568 is 231 blocks; 29696 is 232, so each grid gets one row, or one column."""
-    absorption = plan_layer(
+    found = plan_layer(
         llama(BLOCK, intermediate_size=29568), gated(MLP, 29568, 256, block), replace(ABSORB, tensor_parallel_size=8)
     )
-    assert absorption.tensors[f"{MLP}.up_proj.weight_scale_inv"] == PaddedTensor(
+    assert found.tensors[f"{MLP}.up_proj.weight_scale_inv"] == PaddedTensor(
         (231, 2), (232, 2), 1, AxisActions("absorb", "aligned")
     )
-    assert absorption.tensors[f"{MLP}.down_proj.weight_scale_inv"] == PaddedTensor(
+    assert found.tensors[f"{MLP}.down_proj.weight_scale_inv"] == PaddedTensor(
         (2, 231), (2, 232), 1, AxisActions("aligned", "absorb")
     )
 
 
 def test_a_partial_block_has_room() -> None:
     """213 and 256 both are two blocks: the weights grow, the grids do not."""
-    absorption = plan_layer(llama(BLOCK), gated(MLP, 213, 136, block))
-    assert sorted(absorption.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
+    found = plan_layer(llama(BLOCK), gated(MLP, 213, 136, block))
+    assert sorted(found.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
 
 
 def test_grids_of_four_sizes() -> None:
@@ -172,19 +172,19 @@ def test_grids_of_four_sizes() -> None:
         name.replace("_inv", ""): (dtype, (shape[0], 1, shape[1], 1) if "scale" in name else shape)
         for name, (dtype, shape) in tensors.items()
     }
-    absorption = plan_layer(config, tensors, replace(ABSORB, tensor_parallel_size=2))
-    assert absorption.tensors[f"{MLP}.up_proj.weight_scale"].padded_shape == (4, 1, 2, 1)
-    assert absorption.tensors[f"{MLP}.down_proj.weight_scale"].padded_shape == (2, 1, 4, 1)
+    found = plan_layer(config, tensors, replace(ABSORB, tensor_parallel_size=2))
+    assert found.tensors[f"{MLP}.up_proj.weight_scale"].padded_shape == (4, 1, 2, 1)
+    assert found.tensors[f"{MLP}.down_proj.weight_scale"].padded_shape == (2, 1, 4, 1)
 
 
 def test_fused_gate_and_up_are_padded_each_at_its_tail() -> None:
     """Phi-3 keeps 2 x 213 rows in one tensor: two segments, in the weight and in its scale."""
     config = {"model_type": "phi3", "intermediate_size": 213, "quantization_config": CHANNEL}
-    absorption = plan_layer(config, channel(f"{MLP}.gate_up_proj", 426, 160) | channel(f"{MLP}.down_proj", 160, 213))
+    found = plan_layer(config, channel(f"{MLP}.gate_up_proj", 426, 160) | channel(f"{MLP}.down_proj", 160, 213))
     segments = Segments((213, 213), (224, 224))
     rows = AxisActions("absorb", "aligned")
-    assert absorption.tensors[f"{MLP}.gate_up_proj.weight"] == PaddedTensor((426, 160), (448, 160), 0, rows, segments)
-    assert absorption.tensors[f"{MLP}.gate_up_proj.weight_scale"] == PaddedTensor((426, 1), (448, 1), 1, rows, segments)
+    assert found.tensors[f"{MLP}.gate_up_proj.weight"] == PaddedTensor((426, 160), (448, 160), 0, rows, segments)
+    assert found.tensors[f"{MLP}.gate_up_proj.weight_scale"] == PaddedTensor((426, 1), (448, 1), 1, rows, segments)
 
 
 def test_a_block_that_straddles_gate_and_up_stops_the_key() -> None:
@@ -199,12 +199,12 @@ def test_a_block_that_straddles_gate_and_up_stops_the_key() -> None:
         ),
     )
     config["intermediate_size"] = 384
-    absorption = plan_layer(
+    found = plan_layer(
         config,
         block(f"{MLP}.gate_up_proj", 768, 128) | block(f"{MLP}.down_proj", 128, 384),
         replace(ABSORB, tensor_parallel_size=2),
     )
-    assert absorption.tensors[f"{MLP}.gate_up_proj.weight_scale_inv"].segments == Segments((3, 3), (4, 4))
+    assert found.tensors[f"{MLP}.gate_up_proj.weight_scale_inv"].segments == Segments((3, 3), (4, 4))
 
 
 MOE = "model.layers.1.mlp"
@@ -231,31 +231,29 @@ def deepseek_tensors(shared: int = 2) -> Tensors:
 
 def test_shared_experts_are_not_absorbed_without_the_routed_ones() -> None:
     """One key sizes both, so it waits for --absorb-experts; the dense layer's key does not."""
-    absorption = plan_layer(deepseek(), deepseek_tensors())
+    found = plan_layer(deepseek(), deepseek_tensors())
     reason = "it sizes the routed experts too, which are absorbed only with --absorb-experts"
-    assert [edit.key for edit in absorption.edits] == ["intermediate_size"]
-    assert (
-        absorption.refusals[f"{MOE}.shared_experts.up_proj", "n"] == f"moe_intermediate_size is not absorbed: {reason}"
-    )
-    assert (f"{MOE}.shared_experts.up_proj", "k") not in absorption.refusals
+    assert [edit.key for edit in found.edits] == ["intermediate_size"]
+    assert found.refusals[f"{MOE}.shared_experts.up_proj", "n"] == f"moe_intermediate_size is not absorbed: {reason}"
+    assert (f"{MOE}.shared_experts.up_proj", "k") not in found.refusals
 
 
 def test_one_key_with_a_multiplier() -> None:
     """With --absorb-experts 74 becomes 80, and the shared experts 160 wide; the router of 74 rows is left alone."""
-    absorption = plan_layer(deepseek(), deepseek_tensors(), EXPERTS)
-    assert ConfigEdit("config.json", "moe_intermediate_size", 74, 80) in absorption.edits
-    assert absorption.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
-    assert absorption.tensors[f"{MOE}.experts.1.down_proj.weight"].padded_shape == (128, 80)
-    assert f"{MOE}.gate.weight" not in absorption.tensors
+    found = plan_layer(deepseek(), deepseek_tensors(), EXPERTS)
+    assert ConfigEdit("config.json", "moe_intermediate_size", 74, 80) in found.edits
+    assert found.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
+    assert found.tensors[f"{MOE}.experts.1.down_proj.weight"].padded_shape == (128, 80)
+    assert f"{MOE}.gate.weight" not in found.tensors
 
 
 @pytest.mark.parametrize("shared", [None, 0, "two"])
 def test_a_multiplier_that_is_not_a_number_stops_the_key(shared: object) -> None:
     """Without a usable n_shared_experts the width of the shared experts is not known."""
     config = deepseek() | {"n_shared_experts": shared}
-    absorption = plan_layer(config, deepseek_tensors(), EXPERTS)
-    assert [edit.key for edit in absorption.edits] == ["intermediate_size"]
-    assert f"n_shared_experts is not a number: {shared!r}" in absorption.notes[-1]
+    found = plan_layer(config, deepseek_tensors(), EXPERTS)
+    assert [edit.key for edit in found.edits] == ["intermediate_size"]
+    assert f"n_shared_experts is not a number: {shared!r}" in found.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -284,17 +282,17 @@ def test_stacked_experts(model_type: str, layout: tuple[tuple[int, ...], ...], s
             f"{names[1]}_scale": ("F32", (4, 1, second[2])),
         }
     config = {"model_type": model_type, key: 213, "quantization_config": CHANNEL}
-    absorption = plan_layer(config, tensors | channel(attention, 64, 64), EXPERTS)
+    found = plan_layer(config, tensors | channel(attention, 64, 64), EXPERTS)
     if model_type == "granitemoe":
         assert absorption == Absorption()  # no FP8 weight needs it
         return
-    assert absorption.tensors[names[0]].padded_shape == (4, 64, 448)
-    assert absorption.tensors[names[0]].segments == segments
-    assert absorption.tensors[names[0]].axes == AxisActions("aligned", "absorb")
-    assert absorption.tensors[names[1]].padded_shape == (4, 224, 64)
-    assert absorption.tensors[names[1]].axes == AxisActions("absorb", "aligned")
-    assert absorption.tensors[f"{names[0]}_scale"].padded_shape == (4, 1, 448)
-    assert f"{names[1]}_scale" not in absorption.tensors
+    assert found.tensors[names[0]].padded_shape == (4, 64, 448)
+    assert found.tensors[names[0]].segments == segments
+    assert found.tensors[names[0]].axes == AxisActions("aligned", "absorb")
+    assert found.tensors[names[1]].padded_shape == (4, 224, 64)
+    assert found.tensors[names[1]].axes == AxisActions("absorb", "aligned")
+    assert found.tensors[f"{names[0]}_scale"].padded_shape == (4, 1, 448)
+    assert f"{names[1]}_scale" not in found.tensors
 
 
 @pytest.mark.parametrize("is_transposed", [False, True])
@@ -310,13 +308,11 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
     dtypes = ["F8_E4M3", "F32"] * 2
     config = {"model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 384, "quantization_config": BLOCK}
     tensors = dict(zip(names, zip(dtypes, shapes, strict=True), strict=True))
-    absorption = plan_layer(config, tensors, replace(EXPERTS, tensor_parallel_size=2))
-    assert {name: tensor.padded_shape for name, tensor in absorption.tensors.items()} == dict(
-        zip(names, grown, strict=True)
-    )
+    found = plan_layer(config, tensors, replace(EXPERTS, tensor_parallel_size=2))
+    assert {name: tensor.padded_shape for name, tensor in found.tensors.items()} == dict(zip(names, grown, strict=True))
     axis = -1 if is_transposed else None
-    assert absorption.tensors[names[0]].segments == Segments((384, 384), (512, 512), axis)
-    assert absorption.tensors[names[1]].segments == Segments((3, 3), (4, 4), axis)
+    assert found.tensors[names[0]].segments == Segments((384, 384), (512, 512), axis)
+    assert found.tensors[names[1]].segments == Segments((3, 3), (4, 4), axis)
 
 
 @pytest.mark.parametrize(
@@ -330,26 +326,26 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
 )
 def test_a_key_that_cannot_be_edited(change: dict[str, Any], reason: str) -> None:
     """A list, anything that is no size, and an unknown activation each stop the key with their reason."""
-    absorption = plan_layer(llama(**change), gated(MLP, 213, 136))
-    assert (absorption.tensors, absorption.edits) == ({}, ())
-    assert absorption.notes == (f"intermediate_size is not absorbed: {reason}",)
-    assert absorption.refusals[f"{MLP}.down_proj", "k"] == absorption.notes[0]
+    found = plan_layer(llama(**change), gated(MLP, 213, 136))
+    assert (found.tensors, found.edits) == ({}, ())
+    assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
+    assert found.refusals[f"{MLP}.down_proj", "k"] == found.notes[0]
 
 
 @pytest.mark.parametrize("change", [{}, {"intermediate_size": None}])
 def test_a_size_that_is_left_to_a_default(change: dict[str, Any]) -> None:
     """A key that is absent or null gets the size that the tensors have, rounded up, and the plan says so."""
     config = {key: value for key, value in llama().items() if key != "intermediate_size"} | change
-    absorption = plan_layer(config, gated(MLP, 213, 136))
-    assert absorption.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
-    assert absorption.notes[1] == "intermediate_size is not in config.json, where 213 is the default; it is added"
+    found = plan_layer(config, gated(MLP, 213, 136))
+    assert found.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
+    assert found.notes[1] == "intermediate_size is not in config.json, where 213 is the default; it is added"
 
 
 def test_a_default_that_the_tensors_do_not_agree_on() -> None:
     """Two layers of different sizes cannot both be the default."""
     config = {"model_type": "llama", "quantization_config": CHANNEL}
-    absorption = plan_layer(config, gated(MLP, 213, 136) | gated("model.layers.1.mlp", 100, 136))
-    assert absorption.notes == (
+    found = plan_layer(config, gated(MLP, 213, 136) | gated("model.layers.1.mlp", 100, 136))
+    assert found.notes == (
         "intermediate_size is not absorbed: the config does not have the key, and the tensors have more than one size",
     )
 
@@ -357,8 +353,8 @@ def test_a_default_that_the_tensors_do_not_agree_on() -> None:
 def test_a_multiplier_that_is_left_to_a_default() -> None:
     """Without n_shared_experts the tensors tell that the shared experts are two."""
     config = {key: value for key, value in deepseek().items() if key != "n_shared_experts"}
-    absorption = plan_layer(config, deepseek_tensors(), EXPERTS)
-    assert absorption.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
+    found = plan_layer(config, deepseek_tensors(), EXPERTS)
+    assert found.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"shared_size": None}, {"shared_size": 150}])
@@ -434,9 +430,9 @@ activation = "relu"
 )
 def test_all_or_nothing(tensors: Tensors, reason: str) -> None:
     """One tensor that cannot grow, or is not described, stops the whole key."""
-    absorption = plan_layer(llama(), gated(MLP, 213, 136) | tensors)
-    assert (absorption.tensors, absorption.edits) == ({}, ())
-    assert absorption.notes == (f"intermediate_size is not absorbed: {reason}",)
+    found = plan_layer(llama(), gated(MLP, 213, 136) | tensors)
+    assert (found.tensors, found.edits) == ({}, ())
+    assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
 
 
 def test_scales_that_cannot_hold_one_stop_the_key() -> None:
@@ -445,9 +441,9 @@ def test_scales_that_cannot_hold_one_stop_the_key() -> None:
         name: ("F64" if "scale" in name else dtype, shape)
         for name, (dtype, shape) in gated(MLP, 213, 136, block).items()
     }
-    absorption = plan_layer(llama(BLOCK), tensors)
-    assert absorption.tensors == {}
-    assert "a layout that is not padded (scales of dtype F64)" in absorption.notes[0]
+    found = plan_layer(llama(BLOCK), tensors)
+    assert found.tensors == {}
+    assert "a layout that is not padded (scales of dtype F64)" in found.notes[0]
 
 
 def test_a_size_by_chance_elsewhere_is_no_obstacle() -> None:
@@ -459,9 +455,9 @@ def test_a_size_by_chance_elsewhere_is_no_obstacle() -> None:
 @pytest.mark.parametrize("policy", [ABSORB, EXPERTS])
 def test_an_unknown_model_type_is_not_guessed(policy: Policy) -> None:
     """The names look like Llama's, but no file says so."""
-    absorption = plan_layer(llama() | {"model_type": "blob"}, gated(MLP, 213, 136), policy)
-    assert absorption.tensors == {}
-    assert absorption.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/families knows the model type blob"
+    found = plan_layer(llama() | {"model_type": "blob"}, gated(MLP, 213, 136), policy)
+    assert found.tensors == {}
+    assert found.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/families knows the model type blob"
 
 
 def test_modules_that_a_family_rules_out() -> None:
@@ -553,9 +549,9 @@ def test_the_cost_and_what_is_better() -> None:
         "model_type": "qwen3_moe", "moe_intermediate_size": 1536, "num_experts_per_tok": 1, "quantization_config": BLOCK
     }  # fmt: skip
     tensors = gated(f"{MOE}.experts.0", 1536, 256, block) | gated(f"{MOE}.experts.1", 1536, 256, block)
-    absorption = plan_layer(config, tensors, replace(EXPERTS, tensor_parallel_size=8))
+    found = plan_layer(config, tensors, replace(EXPERTS, tensor_parallel_size=8))
     # Bytes 2 x 3 x (512 x 256 + 4 x 2 x 4); a token meets one of the two experts: 2 x 3 x 512 x 256.
-    assert absorption.notes == (
+    assert found.notes == (
         "moe_intermediate_size 1536 -> 2048: +33.3%, 787 kB more on disk and in memory, 786 kFLOP more per token",
         (
             "moe_intermediate_size grows by 33%: better expert parallelism, which keeps experts whole (inner size 1536)"
@@ -566,8 +562,8 @@ def test_the_cost_and_what_is_better() -> None:
 
 def test_a_cost_that_fewer_ranks_do_not_lower() -> None:
     """One block of 128 is needed for 74 neurons on any number of ranks up to the one asked for."""
-    absorption = plan_layer(llama(BLOCK, intermediate_size=74), gated(MLP, 74, 128, block))
-    assert absorption.notes[-1] == "intermediate_size grows by 73%, and by no less for fewer ranks"
+    found = plan_layer(llama(BLOCK, intermediate_size=74), gated(MLP, 74, 128, block))
+    assert found.notes[-1] == "intermediate_size grows by 73%, and by no less for fewer ranks"
 
 
 def test_the_cost_in_all() -> None:
@@ -594,9 +590,9 @@ def test_a_size_that_another_key_repeats() -> None:
         ConfigEdit("config.json", "moe_intermediate_size", 74, 80),
         ConfigEdit("config.json", "expert_hidden_dim", 74, 80),
     )
-    absorption = plan_layer(hunyuan(expert_hidden_dim=90), tensors, EXPERTS)
-    assert absorption.edits == ()
-    assert absorption.notes == (
+    found = plan_layer(hunyuan(expert_hidden_dim=90), tensors, EXPERTS)
+    assert found.edits == ()
+    assert found.notes == (
         "moe_intermediate_size is not absorbed: expert_hidden_dim is 90, where moe_intermediate_size is 74",
     )
 
@@ -615,12 +611,12 @@ def test_layers_of_twice_the_width() -> None:
     """With 213 -> 224, Gemma 4's double-wide layers go from 426 to 448; one of another width is refused."""
     text = "model.language_model.layers"
     wide = gated(f"{text}.0.mlp", 213, 64) | gated(f"{text}.1.mlp", 426, 64)
-    absorption = plan_layer(gemma4(), wide)
-    assert absorption.tensors[f"{text}.1.mlp.up_proj.weight"].padded_shape == (448, 64)
-    assert [edit.new for edit in absorption.edits] == [224]
-    absorption = plan_layer(gemma4(), wide | gated(f"{text}.2.mlp", 300, 64))
-    assert (absorption.edits, len(absorption.notes)) == ((), 1)
-    assert "is no multiple of it" in absorption.notes[0]
+    found = plan_layer(gemma4(), wide)
+    assert found.tensors[f"{text}.1.mlp.up_proj.weight"].padded_shape == (448, 64)
+    assert [edit.new for edit in found.edits] == [224]
+    found = plan_layer(gemma4(), wide | gated(f"{text}.2.mlp", 300, 64))
+    assert (found.edits, len(found.notes)) == ((), 1)
+    assert "is no multiple of it" in found.notes[0]
 
 
 def test_a_key_that_forbids_absorbing() -> None:
@@ -646,11 +642,11 @@ def test_gate_and_up_row_by_row() -> None:
         f"{experts}.down_proj_bias": ("BF16", (4, 64)),
     }
     config = {"model_type": "gpt_oss", "intermediate_size": 200, "quantization_config": CHANNEL}
-    absorption = plan_layer(config, tensors, EXPERTS)
-    assert {name.rpartition(".")[2]: tensor.padded_shape for name, tensor in absorption.tensors.items()} == {
+    found = plan_layer(config, tensors, EXPERTS)
+    assert {name.rpartition(".")[2]: tensor.padded_shape for name, tensor in found.tensors.items()} == {
         "gate_up_proj": (4, 64, 416),
         "gate_up_proj_scale": (4, 1, 416),
         "gate_up_proj_bias": (4, 416),
         "down_proj": (4, 208, 64),
     }
-    assert not any(tensor.segments for tensor in absorption.tensors.values())
+    assert not any(tensor.segments for tensor in found.tensors.values())
