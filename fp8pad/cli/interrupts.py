@@ -1,4 +1,4 @@
-"""Ending early: SIGTERM and SIGHUP as Ctrl-C does, with a word on what is left and how to go on."""
+"""Ending early: SIGTERM and SIGHUP are handled as Ctrl-C is, and a line says what is left and how to resume."""
 
 import signal
 import threading

@@ -117,7 +117,7 @@ VerifyOption = Annotated[
 ]
 
 ForceOption = Annotated[
-    bool, typer.Option("--force", help="Exit with 0 even if vLLM would refuse the result at this TP size.")
+    bool, typer.Option("--force", help="Exit with 0 even if the engine would refuse the result at this TP size.")
 ]
 
 PlanEngineOption = Annotated[
@@ -140,7 +140,7 @@ CacheOption = Annotated[
 
 # What is printed
 CheckOption = Annotated[
-    bool, typer.Option("--check", help="Exit with 1 if vLLM would refuse the result at this TP size.")
+    bool, typer.Option("--check", help="Exit with 1 if the engine would refuse the result at this TP size.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
 HtmlOption = Annotated[

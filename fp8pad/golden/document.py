@@ -1,4 +1,4 @@
-"""The golden file: what a model answered, and everything that is needed to ask it again. Plain data, strictly parsed.
+"""The golden file: what a model answered, and everything that is needed to run it again. Plain data, strictly parsed.
 
 Specified field by field in docs/equality.md.
 """

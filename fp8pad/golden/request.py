@@ -1,4 +1,4 @@
-"""What is asked of a model: a user's options, the settings they come to, and the request to the engine's process."""
+"""A golden run's request: a user's options, the settings they come to, and the request to the engine's process."""
 
 import os
 import platform

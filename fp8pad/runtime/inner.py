@@ -1,6 +1,6 @@
 """Inside an MLP nothing need be cut or padded: the output of gate and up keeps its padding, and down takes it so.
 
-Zero rows of gate and up give zeros, an activation makes zeros of zeros, and they meet zero columns of down. So wherever
+Zero rows of gate and up give zeros, an activation makes zeros of zeros, and down multiplies them by zeros. So wherever
 all layers of an MLP have their padding at the same places, and nothing but an activation stands between them, what the
 one leaves the other takes. Which layers these are is recorded (`ModuleRecord.inner`); whether they agree, on this rank,
 is seen here, as vLLM makes them: gate and up, then down.

@@ -18,7 +18,7 @@ class KeyCost:
     """The cost of one key.
 
     `added_bytes` are bytes on disk and, as engines load them unchanged, of weight memory over all ranks together.
-    `added_flops` counts two for each added weight that a token meets: of routed experts, those that it is sent to.
+    `added_flops` counts two for each added weight that a token uses: of routed experts, those that it is sent to.
     `governed_flops` is the same count of the weights as they were. `sizes` maps smaller tensor-parallel sizes, divisors
     of the one asked for, to the inner sizes that they need.
     """
@@ -96,7 +96,7 @@ def _alternatives(cost: KeyCost) -> Iterator[str]:
 
 
 def _activity(size: GovernedSize, weights: Sequence[GovernedAxis]) -> dict[str, float]:
-    """The share of each weight's entries that one token meets: of routed experts, those that it is sent to."""
+    """The share of each weight's entries that one token uses: of routed experts, those that it is sent to."""
     siblings = Counter((governed.mlp, governed.role, governed.instance[:-1]) for governed in weights)
     activity = {}
     for governed in weights:
