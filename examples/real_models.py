@@ -137,7 +137,7 @@ MODELS = (
 
 
 def main() -> None:
-    """Print one table, a row for each group of tensor-parallel sizes of which the same is said."""
+    """Print one table, a row for each group of tensor-parallel sizes with the same verdicts."""
     print(f"| model, scales | TP | {find_engine().title} as it is | padded | absorbed |")
     print("|---|---|---|---|---|")
     for model in MODELS:

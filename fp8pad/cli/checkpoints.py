@@ -159,7 +159,7 @@ def verify(
 ) -> None:
     """Compare a converted checkpoint with its records and its source.
 
-    OUT_DIR alone is held against what its own records say; with MODEL, every byte is compared with it.
+    OUT_DIR alone is checked against its own records; with MODEL, every byte is compared with it.
     """
     from fp8pad.library import verify as verify_checkpoint
     from fp8pad.render.progress import shown_progress

@@ -57,7 +57,7 @@ def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Layers of which the same is said: one of them, and the places of all in the plan.
+    """Layers that are alike to an engine: one of them, and the places of all in the plan.
 
     `grows` are the places of the absorbable sizes that go into it, each with an axis and how often.
     """
