@@ -1,24 +1,28 @@
 """What fp8pad did to a checkpoint, told from its records, its headers and its texts alone."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fp8pad.changed_files import changed_files, is_dangerous, notes_on_files
-from fp8pad.checkpoint.checkpoint import padding_mark, read_checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.disagreements import disagreements, quantization_of
 from fp8pad.errors import CheckpointError, RecordError
+from fp8pad.planning import plan_checkpoint
 from fp8pad.record import (
     FORMAT_VERSION,
     RECORD_FILE,
     CheckpointRecord,
+    Policy,
     QuantizationRecord,
     parse_record,
     tensor_to_json,
 )
+from fp8pad.summary import headline
 
 T = TypeVar("T")
 
@@ -69,11 +73,14 @@ class Inspection:
 def inspect_checkpoint(path: Path) -> Inspection:
     """Read the records of the checkpoint folder `path`.
 
-    Raises `RecordError` if nothing marks it as fp8pad's, and `CheckpointError` if it cannot be read as a checkpoint.
+    Raises `RecordError`, with what a plan would say, if nothing marks it as fp8pad's, and `CheckpointError` if it
+    cannot be read as a checkpoint.
     """
     converted = read_checkpoint(path)
     if padding_mark(converted) is None:
-        raise RecordError(f"{path}: was not padded by fp8pad: it has none of its records")
+        raise RecordError(
+            f"{path}: was not padded by fp8pad: {_planned(converted)}; see `fp8pad plan {shlex.quote(str(path))}`"
+        )
     faults: list[str] = []
     record = _attempt(lambda: parse_record(read_text(path, RECORD_FILE)), faults)
     quantization = _attempt(lambda: quantization_of(converted), [] if record else faults)
@@ -90,6 +97,13 @@ def inspect_checkpoint(path: Path) -> Inspection:
         disagreements=(*faults, *map(str, found), *(str(file) for file in changed if is_dangerous(file.file))),
         notes=(*(str(file) for file in changed if not is_dangerous(file.file)), *notes_on_files(converted)),
     )
+
+
+def _planned(source: Checkpoint) -> str:
+    try:
+        return f"converting would find {headline(plan_checkpoint(source.shards, source.configs, Policy()))}"
+    except CheckpointError as error:
+        return f"converting would refuse it: {error}"
 
 
 def _attempt(parse: Callable[[], T], faults: list[str]) -> T | None:

@@ -7,12 +7,16 @@ from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
+from fp8pad.geometry import is_aligned
 from fp8pad.planning.advice import problems_at_sizes
 from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.verdict import converted_verdict
 from fp8pad.record import CONFIG_FILE, FORMAT_VERSION
+
+# What is done to a layer, as the headline counts it; changed layers first.
+ACTIONS = ("to pad", "to absorb", "to absorb and pad", "to pad at load", "carried unchanged", "aligned already")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,27 @@ class OutputFiles:
     rewritten: tuple[str, ...]
     kept: tuple[str, ...]
     excluded: tuple[str, ...]
+
+
+def action(layer: LayerPlan) -> str:
+    """Return what is done to a layer: one of `ACTIONS`, so that counts of layers add up."""
+    axes = layer.axes.both
+    if "absorb" in axes:
+        return "to absorb and pad" if "pad" in axes else "to absorb"
+    if "pad" in axes:
+        return "to pad"
+    if layer.is_padded_at_load:
+        return "to pad at load"
+    if "skip" in axes and not (layer.granularity and is_aligned(layer.logical_shape[-2:], layer.alignment)):
+        return "carried unchanged"
+    return "aligned already"
+
+
+def headline(plan: CheckpointPlan) -> str:
+    """Count layers by what is done to them."""
+    actions = [action(layer) for layer in plan.layers]
+    counts = [f"{actions.count(name)} {name}" for name in ACTIONS if name in actions]
+    return f"{len(plan.layers)} FP8 layers: {', '.join(counts)}" if counts else "no FP8 layers"
 
 
 def flops_added_share(layers: Iterable[LayerPlan]) -> float:

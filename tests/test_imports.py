@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "verification": JUDGING | {"hub"},
     "push": JUDGING | {"hub", "huggingface_hub", "verification"},
     "unpadding": JUDGING,
-    "inspection": JUDGING,
+    "inspection": JUDGING | {"summary"},
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},
     "bench": PURE | {"__init__", "bench", "matplotlib", "runtime", "torch", "triton", "vllm"},
     "runtime": {

@@ -230,9 +230,15 @@ def test_the_document_of_a_script(out_dir: Path) -> None:
     assert json.loads(json.dumps(document))["policy"]["alignment"] == 32
 
 
-def test_any_other_checkpoint_is_refused(tmp_path: Path) -> None:
-    """It has nothing to tell."""
+def test_any_other_checkpoint_is_refused_with_what_a_plan_says(tmp_path: Path) -> None:
+    """In one line that names the command, also where a plan would refuse it."""
     model = llama(tmp_path / "model")
-    with pytest.raises(RecordError, match="was not padded by fp8pad"):
+    told = f"{model}: was not padded by fp8pad: converting would"
+    with pytest.raises(RecordError) as refused:
         inspect_checkpoint(model)
-    assert json.loads((model / "config.json").read_text())
+    assert str(refused.value) == f"{told} find 2 FP8 layers: 1 to pad, 1 aligned already; see `fp8pad plan {model}`"
+    edit_json(model / "config.json", lambda document: document.update(quantization_config=[]))
+    with pytest.raises(RecordError) as refused:
+        inspect_checkpoint(model)
+    assert str(refused.value).startswith(f"{told} refuse it: config.json: ")
+    assert str(refused.value).endswith(f"; see `fp8pad plan {model}`")

@@ -13,7 +13,8 @@ from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict
 from fp8pad.render.console import growth, size
 from fp8pad.render.folding import name_patterns
-from fp8pad.render.plan import action, convert_command, headline, how
+from fp8pad.render.plan import convert_command, how
+from fp8pad.summary import action, headline
 from fp8pad.text import printable
 
 STYLE = """

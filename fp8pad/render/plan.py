@@ -6,7 +6,6 @@ from itertools import groupby
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.geometry import is_aligned
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.record import AxisActions, Policy
@@ -14,20 +13,12 @@ from fp8pad.render.console import Fact, command, edit_facts, growth, print_json,
 from fp8pad.render.folding import LayerGroup, group_layers
 from fp8pad.render.screen import Row, Screen
 from fp8pad.render.verdict import patterns, policy_options, show_refusal, show_verdicts
-from fp8pad.summary import flops_added_share, output_files, plan_document
+from fp8pad.summary import ACTIONS, action, flops_added_share, headline, output_files, plan_document
 from fp8pad.text import printable
 
 MOST_SHARDS = 3
 
-# What is done to a layer, as the headline counts it, and how it is coloured; changed layers first.
-ACTIONS = {
-    "to pad": "yellow",
-    "to absorb": "cyan",
-    "to absorb and pad": "cyan",
-    "to pad at load": "yellow",
-    "carried unchanged": "magenta",
-    "aligned already": "dim",
-}
+_STYLES = dict(zip(ACTIONS, ("yellow", "cyan", "cyan", "yellow", "magenta", "dim"), strict=True))
 
 
 def show_plan(
@@ -52,20 +43,6 @@ def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_a
     return screen
 
 
-def action(layer: LayerPlan) -> str:
-    """Return what is done to a layer: one of `ACTIONS`, so that counts of layers add up."""
-    axes = layer.axes.both
-    if "absorb" in axes:
-        return "to absorb and pad" if "pad" in axes else "to absorb"
-    if "pad" in axes:
-        return "to pad"
-    if layer.is_padded_at_load:
-        return "to pad at load"
-    if "skip" in axes and not (layer.granularity and is_aligned(layer.logical_shape[-2:], layer.alignment)):
-        return "carried unchanged"
-    return "aligned already"
-
-
 def how(axes: AxisActions) -> str:
     """Write `pad N, K`, `absorb N, pad K`, `aligned` or `skip`."""
     if axes.n == axes.k and axes.n in ("aligned", "skip"):
@@ -75,13 +52,6 @@ def how(axes: AxisActions) -> str:
         f"{disposition} {', '.join(axis for _, axis in group)}"
         for disposition, group in groupby(done, key=lambda item: item[0])
     )
-
-
-def headline(plan: CheckpointPlan) -> str:
-    """Count layers by what is done to them."""
-    actions = [action(layer) for layer in plan.layers]
-    counts = [f"{actions.count(name)} {name}" for name in ACTIONS if name in actions]
-    return f"{len(plan.layers)} FP8 layers: {', '.join(counts)}" if counts else "no FP8 layers"
 
 
 def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
@@ -104,7 +74,7 @@ def _row(group: LayerGroup) -> Row:
     layer = group.example
     padded = "same" if layer.padded_shape == layer.logical_shape else str(list(layer.padded_shape))
     scales = f"per {layer.granularity.name}" if layer.granularity else "other"
-    style = ACTIONS[action(layer)]
+    style = _STYLES[action(layer)]
     cells = printable(group.pattern), scales, str(list(layer.logical_shape)), padded
     return *cells, Text(how(layer.axes), style=style), printable(layer.reason)
 
