@@ -7,6 +7,7 @@ Folders are strings or paths, models also hub ids. Nothing is printed; what goes
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -54,10 +55,12 @@ def plan(
     absorb_experts: bool = False,
     skip: Sequence[str] = (),
     strict: bool = False,
+    follow_links: bool = False,
     engine: str | None = None,
 ) -> PlanReport:
     """Plan what converting `model` would change; only headers and config.json are read.
 
+    With `follow_links`, links out of the folder count as the files that they lead to; otherwise those are left out.
     Raises `CheckpointError` if it cannot be read or contradicts itself, and with `strict` if an FP8 layer of it is not
     understood.
     """
@@ -65,7 +68,7 @@ def plan(
     from fp8pad.hub import opened
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, tuple(skip))
-    with opened(model, read_unconverted) as source:
+    with opened(model, partial(read_unconverted, follow_links=follow_links)) as source:
         return replace(_planned(source, policy, strict), engine=engine)
 
 
@@ -79,6 +82,7 @@ def convert(
     absorb_experts: bool = False,
     skip: Sequence[str] = (),
     strict: bool = False,
+    follow_links: bool = False,
     jobs: int = DEFAULT_JOBS,
     executor: Executor = "local",
     ray_address: str = "auto",
@@ -118,7 +122,8 @@ def convert(
         finishes=finish,
     )
     told, target = _told(progress), Path(out_dir)
-    with opened(model, read_unconverted, work_folder(target), cache, told) as source:
+    read = partial(read_unconverted, follow_links=follow_links)
+    with opened(model, read, work_folder(target), cache, told) as source:
         report = convert_checkpoint(source, _planned(source, policy, strict).plan, target, options, told)
     return replace(report, engine=engine)
 
@@ -130,6 +135,7 @@ def convert_shards(
     *,
     policy: Policy | None = None,
     options: WriteOptions | None = None,
+    follow_links: bool = False,
     progress: Progress | ProgressCallback | None = None,
 ) -> "SliceReport":
     """Write some shards of what converting `model` gives, on any machine, for a last `convert` that has to `finish`.
@@ -140,7 +146,7 @@ def convert_shards(
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.conversion import convert_slice
 
-    source = read_unconverted(Path(model))
+    source = read_unconverted(Path(model), follow_links)
     planned = _planned(source, policy or Policy(), strict=False).plan
     chosen = replace(options or WriteOptions(card=True), shards=shards)
     return convert_slice(source, planned, Path(out_dir), chosen, _told(progress))

@@ -103,6 +103,8 @@ def verify(
 def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progress: Progress) -> VerifyReport:
     converted = read_checkpoint(out_dir)
     _check_source(source, converted)
+    if source and not source.remote and set(source.excluded) & set(converted.other_files):  # --follow-links, perhaps
+        source = replace(read_checkpoint(source.root, follow_links=True), name=source.name)
     record = read_record(converted)
     if record is None and source is None:
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")

@@ -366,7 +366,7 @@ def test_closed_streams_are_no_traceback(example: Path, closed: str, status: int
 def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the operating system names its file and cause."""
 
-    def read_unconverted(_: Path) -> None:
+    def read_unconverted(_: Path, **__: bool) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/model.safetensors")
 
     monkeypatch.setattr("fp8pad.checkpoint.checkpoint.read_unconverted", read_unconverted)
@@ -377,7 +377,7 @@ def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
 def test_the_unforeseen_is_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug names itself and says how to see the traceback; it does not print one."""
 
-    def read_unconverted(_: Path) -> None:
+    def read_unconverted(_: Path, **__: bool) -> None:
         raise RecursionError("too deep\nfor a line")
 
     monkeypatch.setattr("fp8pad.checkpoint.checkpoint.read_unconverted", read_unconverted)
@@ -418,7 +418,7 @@ def test_help_fits_80_columns_and_shows_an_example(
 def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control-C is no error: no traceback, the status that shells expect."""
 
-    def read_unconverted(_: Path) -> None:
+    def read_unconverted(_: Path, **__: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fp8pad.checkpoint.checkpoint.read_unconverted", read_unconverted)

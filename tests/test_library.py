@@ -55,6 +55,34 @@ def test_a_flipped_bit_in_any_file_is_found_without_the_source(model: Path, tmp_
         (out_dir / name).write_bytes(content)
 
 
+def test_links_out_of_the_model_are_followed_on_request(model: Path, tmp_path: Path) -> None:
+    """By plan, convert and the command; `verify` compares what they lead to."""
+    (tmp_path / "code.py").write_text("x = 1\n")
+    (model / "code.py").symlink_to("../code.py")
+    assert library.plan(model).source.excluded == ("code.py",)
+    assert library.plan(model, follow_links=True).source.excluded == ()
+    assert library.convert(model, tmp_path / "without").excluded == ("code.py",)
+    assert library.verify(model, tmp_path / "without").ok
+    out_dir = tmp_path / "out"
+    assert library.convert(model, out_dir, follow_links=True).excluded == ()
+    assert (out_dir / "code.py").read_text() == "x = 1\n"
+    assert not (out_dir / "code.py").is_symlink()
+    assert library.verify(model, out_dir).ok
+    (out_dir / "code.py").write_text("x = 2\n")
+    assert [mismatch.file for mismatch in library.verify(model, out_dir).mismatches] == ["code.py"]
+
+
+def test_a_followed_link_verifies_in_an_equal_copy(tmp_path: Path, fp8pad: Fp8pad) -> None:  # noqa: F811
+    """It has no record that names the file."""
+    (tmp_path / "code.py").write_text("x = 1\n")
+    aligned, out_dir = llama(tmp_path / "aligned", n=32, k=32), tmp_path / "out"
+    (aligned / "code.py").symlink_to("../code.py")
+    assert fp8pad("convert", aligned, out_dir, "--follow-links").status == 0
+    assert (out_dir / "code.py").is_file()
+    assert not (out_dir / "fp8pad.json").exists()
+    assert fp8pad("verify", aligned, out_dir).status == 0
+
+
 def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
     """One class per cause, and no exit."""
     with pytest.raises(CheckpointError, match="no such folder"):

@@ -105,13 +105,13 @@ class Checkpoint:
         return ({INDEX_FILE: self.index.text} if self.index else {}) | {CONFIG_FILE: self.config_text}
 
 
-def read_unconverted(model_dir: Path) -> Checkpoint:
+def read_unconverted(model_dir: Path, follow_links: bool = False) -> Checkpoint:
     """Read a checkpoint that is to be converted.
 
     Raises `CheckpointError` if its files are missing, damaged or disagree, `ConfigError` if config.json is not a JSON
     object, and `AlreadyPaddedError` if fp8pad made it.
     """
-    source = read_checkpoint(model_dir)
+    source = read_checkpoint(model_dir, follow_links)
     if mark := padding_mark(source):
         raise AlreadyPaddedError(f"{model_dir}: was padded by fp8pad already ({mark}); run `fp8pad unpad` first")
     return source

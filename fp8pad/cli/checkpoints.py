@@ -29,6 +29,7 @@ def plan(
     absorb_experts: options.AbsorbExpertsOption = False,
     skip: options.SkipOption = None,
     strict: options.StrictOption = False,
+    follow_links: options.FollowLinksOption = False,
     engine: options.PlanEngineOption = None,
     check: options.CheckOption = False,
     show_all: options.AllOption = False,
@@ -46,7 +47,10 @@ def plan(
 
     chosen = find_engine(engine)
     report = plan_checkpoint(
-        model, engine=engine, **_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip)
+        model,
+        engine=engine,
+        follow_links=follow_links,
+        **_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip),
     )
     show_plan(report.source, report.plan, chosen, as_json, show_all)
     if html:
@@ -67,6 +71,7 @@ def convert(
     absorb_experts: options.AbsorbExpertsOption = False,
     skip: options.SkipOption = None,
     strict: options.StrictOption = False,
+    follow_links: options.FollowLinksOption = False,
     jobs: options.JobsOption = DEFAULT_JOBS,
     executor: options.ExecutorOption = "local",
     ray_address: options.RayAddressOption = "auto",
@@ -105,6 +110,7 @@ def convert(
             absorb_experts=absorb_experts,
             skip=skip,
             strict=strict,
+            follow_links=follow_links,
             engine=engine,
             as_json=as_json,
         )
@@ -117,7 +123,15 @@ def convert(
         policy = Policy(**_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip))
         written = WriteOptions(jobs, link, overwrite, resume, verify, card, hash_files)
         with interruptible(), shown_progress(quiet) as progress:
-            slice_report = convert_shards(model, out_dir, shards, policy=policy, options=written, progress=progress)
+            slice_report = convert_shards(
+                model,
+                out_dir,
+                shards,
+                policy=policy,
+                options=written,
+                follow_links=follow_links,
+                progress=progress,
+            )
         if as_json or not quiet:
             show_slice(model, slice_report, as_json)
         return
@@ -127,6 +141,7 @@ def convert(
             out_dir,
             **_policy(tensor_parallel_size, alignment, absorb, absorb_experts, skip),
             strict=strict,
+            follow_links=follow_links,
             jobs=jobs,
             executor=executor,
             ray_address=ray_address,

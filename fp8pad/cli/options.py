@@ -77,6 +77,9 @@ SkipOption = Annotated[
     list[str] | None,
     typer.Option("--skip", metavar="PATTERN", help="Leave modules of these names as they are; can be repeated."),
 ]
+FollowLinksOption = Annotated[
+    bool, typer.Option("--follow-links", help="Copy files that links out of MODEL lead to; else they are excluded.")
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Fail if an FP8 layer is not understood.")]
 
 # How it is written
