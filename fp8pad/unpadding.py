@@ -1,13 +1,13 @@
 """Unpad a checkpoint: the exact inverse of converting, from what fp8pad.json says."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fp8pad.card import CARD_FILE
-from fp8pad.checkpoint.checkpoint import read_checkpoint, read_record
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
@@ -24,7 +24,8 @@ from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
 class UnpadReport:
     """What was restored: the folder, how many tensors are smaller again, the files that did not come along.
 
-    `resumed` are shards that an earlier run had finished, `replaced` is what stood at `restored_dir` before.
+    `resumed` are shards that an earlier run had finished, `replaced` is what stood at `restored_dir` before. `notes`
+    are sentences on what was edited since and is not in the restored folder.
     """
 
     restored_dir: Path
@@ -32,6 +33,7 @@ class UnpadReport:
     excluded: tuple[str, ...]
     resumed: tuple[str, ...]
     replaced: Replaced | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad unpad --json` prints."""
@@ -41,6 +43,7 @@ class UnpadReport:
             "tensors_unpadded": self.tensors_unpadded,
             "files_left_out": list(self.excluded),
             "files_resumed": list(self.resumed),
+            "notes": list(self.notes),
             **(self.replaced.to_json() if self.replaced else {}),
         }
 
@@ -71,7 +74,20 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         _check_hashes(record, texts, hashes if options.verify == "full" else _of_shards(hashes, layouts))
         out.write_texts(texts)
         replaced = out.publish()
-    return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced)
+    notes = tuple(_notes_on_card(converted, record))
+    return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)
+
+
+def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[str]:
+    """Say that the model card was edited: the old one comes back. Without hashes, the size alone tells."""
+    if CARD_FILE not in record.originals or CARD_FILE not in converted.identities or CARD_FILE not in record.files:
+        return
+    written = record.files[CARD_FILE]
+    is_edited = converted.identities[CARD_FILE].size != written.size
+    if not is_edited and written.sha256:
+        is_edited = sha256((converted.root / CARD_FILE).read_bytes()).hexdigest() != written.sha256
+    if is_edited:
+        yield f"{CARD_FILE}: was edited since it was converted; the card from before converting was restored"
 
 
 def _as_deep_as(record: CheckpointRecord, layouts: Iterable[ShardLayout], options: WriteOptions) -> WriteOptions:

@@ -9,6 +9,7 @@ from helpers import files_of, llama
 import fp8pad
 from fp8pad.card import BEGIN, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.render.reports import show_restoration
 
 RELATION = "base_model_relation: quantized\n"
 
@@ -82,8 +83,27 @@ def test_the_old_card_comes_back(model: Path, tmp_path: Path, card: str | None) 
     report = fp8pad.verify(model, tmp_path / "out")
     assert report.ok
     assert [note.partition(":")[0] for note in report.notes] == ["README.md"]
-    fp8pad.unpad(tmp_path / "out", tmp_path / "restored")
+    told = fp8pad.unpad(tmp_path / "out", tmp_path / "restored").notes
     assert files_of(tmp_path / "restored") == files_of(model)
+    edited = "README.md: was edited since it was converted; the card from before converting was restored"
+    assert told == (edited,)
+    (tmp_path / "out" / "README.md").write_text(written.replace("fp8pad", "FP8PAD"))  # as long as before
+    assert fp8pad.unpad(tmp_path / "out", tmp_path / "again").notes == (edited,)
+    (tmp_path / "out" / "README.md").write_text(written)
+    assert fp8pad.unpad(tmp_path / "out", tmp_path / "unedited").notes == ()
+
+
+def test_the_summary_says_that_an_edited_card_did_not_come_back(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise the edit is lost in silence; with --json it is among the notes."""
+    fp8pad.convert(model, tmp_path / "out")
+    with (tmp_path / "out" / "README.md").open("a") as card:
+        card.write("More.\n")
+    report = fp8pad.unpad(tmp_path / "out", tmp_path / "restored")
+    show_restoration(report)
+    assert "README.md: was edited since" in capsys.readouterr().out
+    assert report.to_json()["notes"] == list(report.notes)
 
 
 def test_no_card_is_written_where_none_is_wanted(model: Path, tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def show_restoration(report: UnpadReport, as_json: bool = False) -> None:
         return
     verdict = f"restored, {report.tensors_unpadded} tensors as they were before padding"
     named = ("resumed", report.resumed), ("excluded", report.excluded)
-    facts = [(label, shortened(names)) for label, names in named if names] + _replaced_facts(report.replaced)
+    facts = [(label, shortened(names)) for label, names in named if names]
+    facts += [*_replaced_facts(report.replaced), *(("note", printable(note)) for note in report.notes)]
     _screen(report.restored_dir, verdict, facts).show(stdout_console())
 
 
