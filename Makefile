@@ -49,7 +49,7 @@ format: .venv/installed ## format the code, and fix what the linter can fix
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-# Half an hour on an idle machine; a part of it: make faults ARGS="--every 10 --scenario overwrite"
+# This takes long; a part of it: make faults ARGS="--every 10 --scenario overwrite"
 faults: .venv/installed ## fail, kill and cut the power at every file operation of convert and unpad
 	PYTHONPATH=tests .venv/bin/python tests/faults/faults.py $(ARGS)
 
