@@ -3,34 +3,34 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine import Engine, ask_all, prompt_ids
+from engine import Engine, prompt_ids, run_all
 
 ANSWER_TOKENS = 16
 # From this number of tokens on, images are large too.
 LONG_PROMPT = 2000
 
-Question = tuple[int, int, int]
+Batch = tuple[int, int, int]
 Answers = list[dict[str, Any]]
 
 
-def compare(engines: Mapping[str, Engine], questions: Sequence[Question], *, images: bool) -> dict[str, Any]:
-    """Ask every question, `(seed, prompts, tokens in each)`, and compare the answers with those of the first engine."""
+def compare(engines: Mapping[str, Engine], batches: Sequence[Batch], *, images: bool) -> dict[str, Any]:
+    """Run every batch, `(seed, prompts, tokens in each)`, and compare the answers with those of the first engine."""
     reference, *others = engines
     agreements = {kind: Agreement(reference) for kind in others}
-    for seed, batch, length in questions:
-        answers = ask_all(engines, "answers", **question(seed, batch, length, images=images))
+    for seed, batch, length in batches:
+        answers = run_all(engines, "answers", **request(seed, batch, length, images=images))
         for kind, agreement in agreements.items():
             agreement.add(answers[reference], answers[kind])
     return {kind: vars(agreement) for kind, agreement in agreements.items()}
 
 
-def question(seed: int, batch: int, length: int, *, images: bool = False) -> dict[str, Any]:
-    """Return what an engine is asked for a batch of prompts, with one or two images in front of each if so."""
+def request(seed: int, batch: int, length: int, *, images: bool = False) -> dict[str, Any]:
+    """Return what an engine is sent for a batch of prompts, with one or two images in front of each if so."""
     prompts = [prompt_ids(length, 100 * seed + number) for number in range(batch)]
-    asked: dict[str, Any] = {"prompts": prompts, "max_tokens": ANSWER_TOKENS, "seed": seed}
+    arguments: dict[str, Any] = {"prompts": prompts, "max_tokens": ANSWER_TOKENS, "seed": seed}
     if images:
-        asked |= {"images": 1 + seed % 2, "size": 448 if length < LONG_PROMPT else 1036}
-    return asked
+        arguments |= {"images": 1 + seed % 2, "size": 448 if length < LONG_PROMPT else 1036}
+    return arguments
 
 
 class Agreement:

@@ -1,6 +1,6 @@
-"""One vLLM engine in a process of its own, asked through its standard input: a line of JSON in, a line of JSON out.
+"""One vLLM engine in a process of its own, controlled through its standard input: a line of JSON in, a line of JSON out.
 
-`Engine` is the side that asks. Run as a script, this file is the side that answers. Engines of several checkpoints live
+`Engine` is the side that sends requests. Run as a script, this file is the side that answers. Engines of several checkpoints live
 side by side on one GPU, and only one works at a time, so that measurements of them can be interleaved.
 """
 
@@ -62,14 +62,14 @@ class Engine:
             for rank in range(num_ranks)
         ]
 
-    def ask(self, question: str, **arguments: Any) -> Any:
-        """Send a question and wait for its answer; `EngineError` if there is none."""
-        self.send(question, **arguments)
+    def run(self, request: str, **arguments: Any) -> Any:
+        """Send a request and wait for its answer; `EngineError` if there is none."""
+        self.send(request, **arguments)
         return self.receive()
 
-    def send(self, question: str, **arguments: Any) -> None:
-        """Send a question to every rank; its answer is to be received before the next."""
-        line = json.dumps({"question": question, **arguments}) + "\n"
+    def send(self, request: str, **arguments: Any) -> None:
+        """Send a request to every rank; its answer is to be received before the next."""
+        line = json.dumps({"request": request, **arguments}) + "\n"
         try:
             for process in self._processes:
                 _pipe(process.stdin).write(line)
@@ -78,7 +78,7 @@ class Engine:
             raise EngineError(f"the engine ended with status {process.wait()}") from error
 
     def receive(self) -> Any:
-        """Wait for every rank and return what the first one answers to the question that was sent."""
+        """Wait for every rank and return what the first one answers to the request that was sent."""
         first, *_ = [_answer(process) for process in self._processes]
         return first
 
@@ -89,10 +89,10 @@ class Engine:
             process.wait()
 
 
-def ask_all(engines: Mapping[str, Engine], question: str, **asked: Any) -> dict[str, Any]:
-    """Ask all engines at once; not for measurements."""
+def run_all(engines: Mapping[str, Engine], request: str, **arguments: Any) -> dict[str, Any]:
+    """Run a request on all engines at once; not for measurements."""
     for engine in engines.values():
-        engine.send(question, **asked)
+        engine.send(request, **arguments)
     return {kind: engine.receive() for kind, engine in engines.items()}
 
 
@@ -113,7 +113,7 @@ def _free_port() -> int:
 
 def _pipe(stream: Any) -> Any:
     if stream is None:
-        raise EngineError("the engine cannot be asked")
+        raise EngineError("the engine has no pipe")
     return stream
 
 
@@ -139,10 +139,10 @@ def prompt_ids(num_tokens: int, seed: int) -> list[int]:
 
 
 class Server:
-    """Answers each question by a method of its name."""
+    """Answers each request by a method of its name."""
 
     def __init__(self) -> None:
-        import vllm  # noqa: F401 (this takes long, and an engine may not be asked at once)
+        import vllm  # noqa: F401 (this takes long, and an engine may get its first request late)
 
         self.llm: Any = None
 
@@ -267,7 +267,7 @@ def main() -> None:
     for line in sys.stdin:
         arguments = json.loads(line)
         try:
-            result = {"answer": getattr(server, arguments.pop("question"))(**arguments)}
+            result = {"answer": getattr(server, arguments.pop("request"))(**arguments)}
         except Exception as error:  # whatever it is, the other side is to hear of it
             result = {"error": f"{type(error).__name__}: {error}"[:500]}
         print(json.dumps(result), flush=True)

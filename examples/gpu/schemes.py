@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from agreement import Agreement, question
+from agreement import Agreement, request
 from checkpoints import KINDS, make_checkpoints, needs_plugin, parse, served_by
 from engine import Engine, EngineError, options_for
 
@@ -28,8 +28,8 @@ from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 
-# Batches asked of every form: seeds, prompts in the batch, tokens in each.
-QUESTIONS = ((1, 1, 1), (2, 1, 7), (3, 5, 33), (4, 16, 100))
+# Batches that every form runs: seeds, prompts in the batch, tokens in each.
+BATCHES = ((1, 1, 1), (2, 1, 7), (3, 5, 33), (4, 16, 100))
 # Tiny checkpoints have short position embeddings; images of real sizes take hundreds of tokens each.
 MAX_MODEL_LEN = 160
 MAX_MODEL_LEN_WITH_IMAGES = 2048
@@ -57,9 +57,9 @@ class Servers:
         if images:
             own_options["max_model_len"] = MAX_MODEL_LEN_WITH_IMAGES
         try:
-            layers = engine.ask("start", model=str(model), **{**options, **own_options})
-            asked = [question(*batch, images=images) for batch in QUESTIONS]
-            return {"layers": layers, "answers": [engine.ask("answers", **batch) for batch in asked]}
+            layers = engine.run("start", model=str(model), **{**options, **own_options})
+            requests = [request(*batch, images=images) for batch in BATCHES]
+            return {"layers": layers, "answers": [engine.run("answers", **arguments) for arguments in requests]}
         except EngineError as error:
             self._engines.pop(stock).close()
             return {"refused": str(error)}

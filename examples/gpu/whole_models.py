@@ -3,7 +3,7 @@
     python examples/gpu/whole_models.py -o docs/benchmarks/whole-models-h100.json --modes eager compiled
 
 Writes synthetic checkpoints of real sizes, converts them twice, serves all forms of all models side by side, each in a
-process of its own, and asks them in turn. Exit status 1 if an eager answer differs in a token or in any bit of a
+process of its own, and runs them in turn. Exit status 1 if an eager answer differs in a token or in any bit of a
 logprob; compiled answers are compared too, and by how much they differ is reported. Needs fp8pad and vLLM in one
 environment.
 """
@@ -25,11 +25,11 @@ from checkpoints import make_checkpoints, needs_plugin, parse, served_by
 from engine import Engine, EngineError, options_for, prompt_ids
 from synthetic import MODELS
 
-# Batches asked of every engine: seeds, prompts in the batch, tokens in each.
-SHORT_QUESTIONS = [
+# Batches that every engine runs: seeds, prompts in the batch, tokens in each.
+SHORT_BATCHES = [
     (seed, batch, length) for seed in (1, 2, 3) for batch, length in ((1, 7), (1, 512), (5, 33), (16, 130))
 ]
-QUESTIONS = (*SHORT_QUESTIONS, (1, 1, 2048), (1, 2, 4000))
+BATCHES = (*SHORT_BATCHES, (1, 1, 2048), (1, 2, 4000))
 TTFT_TOKENS = (512, 2048, 8000)
 TPOT_BATCHES = (1, 32)
 TPOT_STEPS = 32
@@ -59,8 +59,8 @@ def served(paths: Mapping[str, Mapping[str, Path]], options: Mapping[str, Any]) 
     engines = {(name, kind): Engine(stock=kind != "runtime", **options["ranks"]) for name, kind, _ in forms}
     try:
         for name, kind, path in forms:
-            asked = {**options["engine"], **options_for(path)} | ({"enforce_eager": True} if kind == EAGER else {})
-            engines[name, kind].send("start", model=str(path), **asked)
+            arguments = {**options["engine"], **options_for(path)} | ({"enforce_eager": True} if kind == EAGER else {})
+            engines[name, kind].send("start", model=str(path), **arguments)
         started: dict[str, dict[str, Any]] = {name: {} for name in paths}
         for (name, kind), engine in engines.items():
             try:
@@ -96,15 +96,15 @@ def _step_times(engines: Engines, samples: int, batch: int) -> dict[str, list[fl
     return {kind: [(value - median(first[kind])) / TPOT_STEPS for value in values] for kind, values in whole.items()}
 
 
-def _in_turn(engines: Engines, samples: int, question: str, **asked: Any) -> dict[str, list[float]]:
-    """Ask each engine in turn, `samples` times after two for nothing, and return the seconds that each took."""
+def _in_turn(engines: Engines, samples: int, request: str, **arguments: Any) -> dict[str, list[float]]:
+    """Run a request on each engine in turn, twice for nothing, then `samples` times, and return the seconds of each."""
     for engine in engines.values():
         for _ in range(2):
-            engine.ask(question, **asked)
+            engine.run(request, **arguments)
     taken: dict[str, list[float]] = {kind: [] for kind in engines}
     for _ in range(samples):
         for kind, engine in engines.items():
-            taken[kind].append(engine.ask(question, **asked))
+            taken[kind].append(engine.run(request, **arguments))
     return taken
 
 
@@ -119,8 +119,8 @@ def _summary_ms(seconds: list[float]) -> dict[str, float]:
 
 def profile(engines: Engines) -> dict[str, Any]:
     """Return the GPU time of one long prompt by kernel, engine by engine."""
-    asked = {"prompts": [prompt_ids(PROFILED_TOKENS, 1)], "max_tokens": 1, "times": 3}
-    return {kind: engine.ask("kernel_us", **asked) for kind, engine in engines.items()}
+    arguments = {"prompts": [prompt_ids(PROFILED_TOKENS, 1)], "max_tokens": 1, "times": 3}
+    return {kind: engine.run("kernel_us", **arguments) for kind, engine in engines.items()}
 
 
 def main() -> int:
@@ -174,7 +174,7 @@ def _one_run(name: str, mode: str, started: Mapping[str, Any], arguments: argpar
         **served_by(arguments),
         "layers": {kind: layers for kind, (_, layers) in started.items()},
     }
-    run["agreement"] = compare(engines, QUESTIONS, images=images)
+    run["agreement"] = compare(engines, BATCHES, images=images)
     _tell(f"{name}, {mode}: {run['layers']}: {run['agreement']}")
     engines.pop(EAGER, None)
     run["figures"] = measure(engines, arguments.samples, images=images) if arguments.samples else []
