@@ -1,7 +1,7 @@
 """fp8pad pads FP8 checkpoints ahead of time, so that inference engines never have to.
 
-`fp8pad.plan`, `convert`, `verify`, `unpad` and `inspect` are the commands of the command line; see `fp8pad.library`.
-They are loaded when they are first used, since a vLLM process imports this.
+`fp8pad.plan`, `convert`, `verify`, `unpad`, `inspect` and `push` are the commands of the command line; see
+`fp8pad.library`. They are loaded when they are first used, since a vLLM process imports this.
 """
 
 from importlib import import_module
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fp8pad.conversion import ConvertReport
     from fp8pad.inspection import Inspection
-    from fp8pad.library import PlanReport, convert, inspect, plan, unpad, verify
+    from fp8pad.library import PlanReport, convert, inspect, plan, push, unpad, verify
     from fp8pad.unpadding import UnpadReport
+    from fp8pad.upload import PushReport
     from fp8pad.verification import VerifyReport
 
 __version__ = "0.1.0"
@@ -20,12 +21,14 @@ __all__ = [
     "ConvertReport",
     "Inspection",
     "PlanReport",
+    "PushReport",
     "UnpadReport",
     "VerifyReport",
     "__version__",
     "convert",
     "inspect",
     "plan",
+    "push",
     "unpad",
     "verify",
 ]
@@ -34,6 +37,7 @@ __all__ = [
 _MODULES = {
     "ConvertReport": "conversion",
     "Inspection": "inspection",
+    "PushReport": "upload",
     "UnpadReport": "unpadding",
     "VerifyReport": "verification",
 }

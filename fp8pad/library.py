@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fp8pad.inspection import Inspection
     from fp8pad.planning.plan import CheckpointPlan
     from fp8pad.unpadding import UnpadReport
+    from fp8pad.upload import PushReport
     from fp8pad.verification import VerifyReport
 
 # The rest is imported by the function that needs it: a plan needs no numpy.
@@ -214,6 +215,24 @@ def inspect(path: StrPath) -> "Inspection":
     from fp8pad.inspection import inspect_checkpoint
 
     return inspect_checkpoint(Path(path))
+
+
+def push(
+    out_dir: StrPath,
+    repo: str,
+    *,
+    private: bool = False,
+    card: bool = True,
+    progress: Progress | ProgressCallback | None = None,
+) -> "PushReport":
+    """Upload the converted checkpoint `out_dir` to the model `repo` of the hub, if it verifies.
+
+    README.md has to say what was changed, unless `card` is False. Raises `VerifyError` or `RecordError` if it is not
+    fit, and `HubError` if the hub does not take it.
+    """
+    from fp8pad.upload import push as upload
+
+    return upload(Path(out_dir), repo, private, card, _told(progress))
 
 
 def _planned(source: "Checkpoint", policy: Policy, strict: bool) -> PlanReport:

@@ -19,11 +19,9 @@ from huggingface_hub import constants
 
 import fp8pad
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
-from fp8pad.checkpoint.progress import Silence
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import FIRST_BYTES, HubId, opened
 from fp8pad.planning.engines import find_engine
-from fp8pad.push import push
 from fp8pad.render.plan import show_plan
 
 NAME = "org/name"
@@ -444,7 +442,7 @@ def test_pushing_checks_and_uploads(hub: FakeHub, model: Path, tmp_path: Path, m
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.add(NAME, model)
     fp8pad.convert(NAME, tmp_path / "out")
-    report = push(tmp_path / "out", "org/padded", False, True, Silence())
+    report = fp8pad.push(str(tmp_path / "out"), "org/padded")
     assert report.repo == "org/padded"
     pushed = hub.repos["org/padded"]
     assert pushed.commits[pushed.revisions["main"]] == files_of(tmp_path / "out")
@@ -465,5 +463,5 @@ def test_what_is_not_fit_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path
         (tmp_path / "bare", "padded", "expected the name of a model on the hub"),
     ):
         with pytest.raises(Fp8padError, match=message):
-            push(folder, name, False, True, Silence())
+            fp8pad.push(folder, name)
     assert hub.repos == {}

@@ -19,9 +19,9 @@ PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
 WRITING = READING | {"converted", "parallel", "output"}
 JUDGING = WRITING | {"card", "changed_files", "disagreements", "original"}
-RESULTS = {"conversion", "verification", "unpadding", "inspection", "push", "golden", "bench"}
+RESULTS = {"conversion", "verification", "unpadding", "inspection", "upload", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
-    "__init__": {"conversion", "inspection", "library", "unpadding", "verification"},
+    "__init__": {"conversion", "inspection", "library", "unpadding", "upload", "verification"},
     "__main__": {"cli"},
     "errors": set(),
     "geometry": set(),
@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "disagreements": READING | {"original"},
     "changed_files": READING,
     "verification": JUDGING | {"hub"},
-    "push": JUDGING | {"hub", "huggingface_hub", "verification"},
+    "upload": JUDGING | {"hub", "huggingface_hub", "verification"},
     "unpadding": JUDGING,
     "inspection": JUDGING | {"summary"},
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},

@@ -137,11 +137,11 @@ def test_importing_loads_next_to_nothing() -> None:
         "import sys, fp8pad\n"
         "heavy = ('numpy', 'rich', 'typer', 'huggingface_hub', 'fp8pad.library')\n"
         "print(*(name for name in heavy if name in sys.modules))\n"
-        "import fp8pad.conversion, fp8pad.verification, fp8pad.unpadding, fp8pad.inspection, fp8pad.planning\n"
+        "import fp8pad.conversion, fp8pad.verification, fp8pad.unpadding, fp8pad.inspection, fp8pad.upload\n"
         "print(*(callable(getattr(fp8pad, name)) for name in fp8pad.__all__ if name != '__version__'))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["", " ".join(["True"] * 10)]
+    assert run.stdout.splitlines() == ["", " ".join(["True"] * 12)]
     assert library.__dir__() == library.__all__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         library.nothing  # noqa: B018

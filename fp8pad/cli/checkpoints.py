@@ -242,12 +242,12 @@ def push(
 
     It is verified first, and its model card has to say what was changed.
     """
-    from fp8pad.push import push as push_checkpoint
+    from fp8pad.library import push as push_checkpoint
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import show_push
 
     with shown_progress(quiet) as progress:
-        report = push_checkpoint(out_dir, repo, private, card, progress)
+        report = push_checkpoint(out_dir, repo, private=private, card=card, progress=progress)
     show_push(report, as_json)
 
 

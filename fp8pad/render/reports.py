@@ -10,13 +10,13 @@ from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.push import PushReport
 from fp8pad.render.console import Fact, command, growth, print_json, shortened, stdout_console
 from fp8pad.render.plan import not_understood_facts, skipped_facts
 from fp8pad.render.screen import Screen
 from fp8pad.render.verdict import show_refusal
 from fp8pad.text import printable
 from fp8pad.unpadding import UnpadReport
+from fp8pad.upload import PushReport
 from fp8pad.verification import VerifyReport
 
 _VERIFIED = {
