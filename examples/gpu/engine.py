@@ -1,7 +1,7 @@
-"""One vLLM engine in a process of its own, controlled through its standard input: a line of JSON in, a line of JSON out.
+"""One vLLM engine in a process of its own that reads requests from its standard input: a line of JSON in, one out.
 
-`Engine` is the side that sends requests. Run as a script, this file is the side that answers. Engines of several checkpoints live
-side by side on one GPU, and only one works at a time, so that measurements of them can be interleaved.
+`Engine` is the side that sends requests. Run as a script, this file is the side that answers. Engines of several
+checkpoints live side by side on one GPU, and only one works at a time, so that measurements of them can be interleaved.
 """
 
 import gc
