@@ -1,6 +1,7 @@
 """The command line: the table of commands, and the one place where an error becomes text and an exit status."""
 
 import difflib
+import gc
 import io
 import os
 import sys
@@ -74,6 +75,7 @@ def main() -> None:
 
     With FP8PAD_DEBUG=1 in the environment, the traceback is shown instead.
     """
+    gc.set_threshold(100_000)  # a large checkpoint is a million objects without cycles, looked through each time
     _complete_at_the_first_tab()
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  None where the caller closed it, `2>&-`
     if sys.stdout is None:

@@ -111,6 +111,8 @@ def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
 def _refusal(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> str:
     """Why absorbing left alone an axis that it was asked to absorb; empty where there was none."""
     axes: tuple[Axis, Axis] = ("n", "k")
+    if not absorption.refusals:
+        return ""
     reasons = [
         absorption.refusals[linear.name, axis]
         for axis, size, multiple in zip(axes, linear.shape[-2:], alignment_of(linear, policy), strict=True)

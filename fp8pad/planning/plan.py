@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import gcd, lcm
 from typing import Literal
 
@@ -126,6 +127,18 @@ class UntouchedTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class AlikeLayers:
+    """Layers that are alike to every engine: one of them, and the places of all in the plan.
+
+    `grows` are the places of the absorbable sizes that go into it, each with an axis and how often.
+    """
+
+    example: LayerPlan
+    places: list[int]
+    grows: tuple[tuple[int, Literal["n", "k"], int], ...]
+
+
+@dataclass(frozen=True)
 class CheckpointPlan:
     """What converting a checkpoint will do, whole.
 
@@ -150,6 +163,23 @@ class CheckpointPlan:
     notes: tuple[str, ...] = field(default=())
     architectures: tuple[str, ...] = ()
     absorbable: tuple[AbsorbableSize, ...] = ()
+
+    @cached_property
+    def alike(self) -> tuple[AlikeLayers, ...]:
+        """The layers in groups, so that what is said of a group is worked out once."""
+        grows: dict[str, list[tuple[int, Literal["n", "k"], int]]] = {}
+        for place, size in enumerate(self.absorbable):
+            for name, (axis, times) in size.governed.items():
+                grows.setdefault(name, []).append((place, axis, times))
+        groups: dict[object, AlikeLayers] = {}
+        for place, layer in enumerate(self.layers):
+            sizes = tuple(grows.get(layer.name, ()))
+            shapes = layer.logical_shape, layer.config_shape, layer.alignment
+            key = shapes, layer.granularity, layer.sharding, layer.axes, layer.is_expert, layer.inner, sizes
+            if key not in groups:
+                groups[key] = AlikeLayers(layer, [], sizes)
+            groups[key].places.append(place)
+        return tuple(groups.values())
 
     @property
     def needs_runtime(self) -> bool:

@@ -215,12 +215,16 @@ def _sharding(name: str, num_n: int, part: Part | None, sections: Sequence[Secti
         return Sharding(part)
     if part is None and last in _VOCABULARY:
         return Sharding(is_vocabulary=True)
-    groups = (RowGroup(), RowGroup()) if part == "gate_up" else _attention(last, *num_heads(name, sections))
+    groups = (RowGroup(), RowGroup()) if part == "gate_up" else _attention(name, sections)
     return Sharding(groups=groups) if num_n % sum(group.weight for group in groups) == 0 else COLUMN
 
 
-def _attention(last: str, queries: int | None, keys: int | None) -> tuple[RowGroup, ...]:
+def _attention(name: str, sections: Sequence[Section]) -> tuple[RowGroup, ...]:
     """The matrices of attention that a layer named so holds, if the part of the model that it lies in has heads."""
+    last = name.rpartition(".")[2]
+    if last not in _QUERIES | _KEY_VALUE | _FUSED_ATTENTION:
+        return (RowGroup(),)
+    queries, keys = num_heads(name, sections)
     if queries and last in _QUERIES:
         return (RowGroup(queries, queries),)
     if keys and last in _KEY_VALUE:

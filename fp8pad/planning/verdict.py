@@ -1,14 +1,14 @@
 """What an engine does with a checkpoint at a tensor-parallel size, as it is and as it will be converted."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import gcd
 from types import MappingProxyType
 
 from fp8pad.geometry import is_aligned
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.plan import AlikeLayers, CheckpointPlan, LayerPlan
 from fp8pad.planning.tensor_parallel import Fit, RankPart, Shape
 from fp8pad.record import Json, quantization_method
 from fp8pad.scales import PerBlock
@@ -55,18 +55,6 @@ def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
     return Judge(plan, engine).converted()
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Layers that are alike to an engine: one of them, and the places of all in the plan.
-
-    `grows` are the places of the absorbable sizes that go into it, each with an axis and how often.
-    """
-
-    example: LayerPlan
-    places: list[int]
-    grows: tuple[tuple[int, str, int], ...]
-
-
 class Judge:
     """What one engine does with one plan's checkpoint; layers that are alike are looked at once."""
 
@@ -79,7 +67,8 @@ class Judge:
             for rule in engine.rule
             if _is_about(rule, method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
-        self._groups = _groups(plan, by_name=any(rule.modules for rule in self._rules))
+        by_name = any(rule.modules for rule in self._rules)
+        self._groups = [each for group in plan.alike for each in (_one_by_one(plan, group) if by_name else [group])]
 
     def original(self, num_ranks: int) -> Verdict:
         """What the engine does with the checkpoint as it is."""
@@ -107,7 +96,7 @@ class Judge:
             (group, rule_of(group.example, shape, num_ranks)) for group, shape in shapes
         ), needs_runtime
 
-    def _verdict(self, rules: Iterable[tuple[_Group, Rule | None]]) -> Verdict:
+    def _verdict(self, rules: Iterable[tuple[AlikeLayers, Rule | None]]) -> Verdict:
         places: dict[tuple[Outcome, str], list[int]] = {}
         for group, rule in rules:
             if rule:
@@ -151,22 +140,11 @@ _RUNTIME: dict[Fit, Rule] = {
 }
 
 
-def _groups(plan: CheckpointPlan, by_name: bool) -> list[_Group]:
-    grows: dict[str, list[tuple[int, str, int]]] = {}
-    for place, size in enumerate(plan.absorbable):
-        for name, (axis, times) in size.governed.items():
-            grows.setdefault(name, []).append((place, axis, times))
-    groups: dict[object, _Group] = {}
-    for place, layer in enumerate(plan.layers):
-        sizes = tuple(grows.get(layer.name, ()))
-        shapes = layer.logical_shape, layer.config_shape, layer.alignment
-        is_like = layer.granularity, layer.sharding, layer.axes, layer.is_expert, layer.inner
-        key = shapes, is_like, sizes, layer.name if by_name else None
-        groups.setdefault(key, _Group(layer, [], sizes)).places.append(place)
-    return list(groups.values())
+def _one_by_one(plan: CheckpointPlan, group: AlikeLayers) -> Iterator[AlikeLayers]:
+    return (replace(group, example=plan.layers[place], places=[place]) for place in group.places)
 
 
-def _grown(group: _Group, sizes: Mapping[int, int]) -> Shape:
+def _grown(group: AlikeLayers, sizes: Mapping[int, int]) -> Shape:
     """The `(N, K)` of layers in which some sizes are absorbed."""
     num_n, num_k = group.example.logical_matrix
     for place, axis, times in group.grows:

@@ -31,7 +31,8 @@ def stdout_console() -> Console:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print a document, in ASCII, so that it arrives whatever the encoding."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    json.dump(document, sys.stdout, indent=2)
+    sys.stdout.write("\n")
 
 
 def command(name: str, *arguments: object) -> str:

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fp8pad.planning.plan import LayerPlan
 
 Choices: TypeAlias = tuple[str, ...]
-Pattern: TypeAlias = tuple[Choices, ...]
+# Each part of a name, or the several that it may be. (A string keeps its hash, a tuple is hashed again each time.)
+Pattern: TypeAlias = tuple[str | Choices, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ def name_patterns(names: Iterable[str]) -> list[str]:
 
     At one position after the other, the first aside, patterns that differ there alone become one.
     """
-    patterns: list[Pattern] = [tuple((part,) for part in name.split(".")) for name in names]
+    patterns: Sequence[Pattern] = [tuple(name.split(".")) for name in names]
     for position in range(1, max(map(len, patterns), default=0)):
         patterns = _fold(patterns, position)
     return [".".join(map(_written, pattern)) for pattern in patterns]
@@ -43,22 +44,28 @@ def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:
     ]
 
 
-def _fold(patterns: Iterable[Pattern], position: int) -> list[Pattern]:
-    alike: dict[tuple[int, Pattern, Pattern], list[Choices]] = {}
+def _fold(patterns: Sequence[Pattern], position: int) -> Sequence[Pattern]:
+    if len({pattern[position : position + 1] for pattern in patterns}) == 1:
+        return patterns
+    alike: dict[Pattern, list[Any]] = {}
     for pattern in patterns:
-        rest = len(pattern), pattern[:position], pattern[position + 1 :]
-        alike.setdefault(rest, []).append(pattern[position] if position < len(pattern) else ())
-    return [
-        (*before, tuple(part for choices in folded for part in choices), *after) if position < length else before
-        for (length, before, after), folded in alike.items()
-    ]
+        here, common = pattern[position : position + 1], _with(pattern, position, "")
+        alike.setdefault(common, []).extend(here)
+    return [_with(common, position, parts[0] if len(parts) == 1 else tuple(parts)) for common, parts in alike.items()]
 
 
-def _written(choices: Choices) -> str:
+def _with(pattern: Pattern, position: int, part: str | Choices) -> Pattern:
+    """Return a pattern with another part at a position, if it is that long."""
+    return (*pattern[:position], part, *pattern[position + 1 :]) if position < len(pattern) else pattern
+
+
+def _written(choices: str | Choices) -> str:
     """Write the choices of a position: whole numbers as ranges, then words in their order."""
+    if isinstance(choices, str):
+        return choices
     numbers = sorted(int(part) for part in choices if _is_number(part))
     written = [*_ranges(numbers), *(part for part in choices if not _is_number(part))]
-    return written[0] if len(choices) == 1 else "{" + ",".join(written) + "}"
+    return "{" + ",".join(written) + "}"
 
 
 def _is_number(part: str) -> bool:
