@@ -8,6 +8,9 @@ from fp8pad.errors import ConfigError, shown
 from fp8pad.record import Json
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 
+# Larger than any block that a tool writes; what is padded to blocks cannot grow without bound.
+MAX_BLOCK_SIZE = 65536
+
 _MODELOPT_BLOCK = PerBlock(128, 128)
 _MODELOPT: Mapping[str, Granularity] = {
     "FP8": PerTensor(),
@@ -185,9 +188,13 @@ _READERS: Mapping[str, Callable[[Json, str], Iterator[WeightFormats]]] = {
 
 
 def _block(value: Any, where: str) -> PerBlock:
-    sizes = [int(part) if part.isdecimal() else part for part in value.split("x")] if isinstance(value, str) else value
+    sizes = [_size(part) for part in value.split("x")] if isinstance(value, str) else value
     if not isinstance(sizes, list) or len(sizes) != 2 or any(type(size) is not int for size in sizes):
         raise ConfigError(f"{where}: expected two block sizes, got {shown(value)}")
-    if min(sizes) < 1:
-        raise ConfigError(f"{where}: expected two positive block sizes, got {shown(value)}")
+    if not 1 <= min(sizes) <= max(sizes) <= MAX_BLOCK_SIZE:
+        raise ConfigError(f"{where}: expected two block sizes from 1 to {MAX_BLOCK_SIZE}, got {shown(value)}")
     return PerBlock(*sizes)
+
+
+def _size(text: str) -> int | str:
+    return int(text) if text.isdecimal() and len(text) <= len(str(MAX_BLOCK_SIZE)) else text
