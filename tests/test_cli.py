@@ -510,6 +510,15 @@ def test_a_conversion_that_will_not_serve_says_so(fp8pad: Fp8pad, refused: Path,
     assert fp8pad("convert", refused, tmp_path / "forced", "-tp", "2", "--force").status == 0
 
 
+def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
+    """It says for how many ranks it converts, and takes the place of what was just written."""
+    run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
+    _, _, after = run.stdout.partition("served at TP 1 if converted so:\n")
+    helps = shlex.split(after.splitlines()[0])
+    assert helps == ["fp8pad", "convert", str(refused), str(tmp_path / "out"), "--overwrite"]
+    assert fp8pad(*helps[1:]).status == 0
+
+
 def test_a_plan_can_be_checked_in_ci(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
     """Exit status 0 and 1 by whether OUT would serve at this TP size; without --check it is 0."""
     assert [fp8pad("plan", refused, "-tp", size, "--check").status for size in ("1", "2", "3")] == [0, 1, 0]

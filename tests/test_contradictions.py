@@ -76,6 +76,17 @@ def planned(
             r"expected one scale for the whole input, got \[213\]",
         ),
         (
+            [*PER_TENSOR, ("a.proj.input_scale", "F32", (0,))],
+            FP8,
+            r"expected one scale for the whole input, got \[0\]",
+        ),
+        (
+            [*PER_TENSOR, ("a.proj.input_scale", "I32", ())],
+            FP8,
+            r"a.proj.input_scale: expected scales of F32 .*got I32",
+        ),
+        ([*PER_TENSOR, ("a.proj.activation_scale", "F8_E4M3", ())], FP8, r"activation_scale: .*got F8_E4M3"),
+        (
             [
                 ("a.gate_proj.weight", "F8_E4M3", (213, 8)),
                 ("a.gate_proj.weight_scale", "F32", ()),

@@ -14,6 +14,7 @@ from test_unpad import restore
 from fp8pad.checkpoint import destination
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.errors import OutputError
+from fp8pad.hub import work_folder
 
 OVERWRITE = WriteOptions(jobs=1, overwrite=True)
 
@@ -123,6 +124,11 @@ def test_the_root_is_refused(tmp_path: Path, write: Write, monkeypatch: pytest.M
     for out_dir in (Path("/"), Path("/.."), tmp_path / "link"):
         with pytest.raises(OutputError):
             write(out_dir)
+
+
+def test_files_for_the_root_have_a_folder_to_lie_in() -> None:
+    """It is asked for before the root is refused; nothing stands above it."""
+    assert work_folder(Path("/")).parent == Path("/")
 
 
 @pytest.fixture

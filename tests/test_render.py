@@ -1,6 +1,8 @@
 """What the terminal shows: nothing cut, nothing read as markup, one screen for a large model."""
 
 import io
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.tensor_parallel import Sharding
 from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
 from fp8pad.render import plan as plan_view
-from fp8pad.render.console import WIDE, shortened
+from fp8pad.render.console import WIDE, shell_command, shortened
 from fp8pad.render.plan import how, plan_screen, show_plan
 from fp8pad.render.progress import BarProgress, LineProgress
 from fp8pad.scales import PerBlock, PerChannel
@@ -264,3 +266,14 @@ def test_a_bar_counts_bytes_and_files() -> None:
     progress.start("verifying", 10)
     progress.advance(10)
     assert [(task.description, task.completed, task.total) for task in bar.tasks] == [("verifying", 10, 10)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"plain", b"two words", "sp\u00e4ces".encode(), b"it's", b"red\x1b[31m", b"line\nfeed", b"by\xffte", b"\x07'\\a"],
+)
+def test_commands_can_be_pasted_whatever_a_path_holds(name: bytes) -> None:
+    """They steer no terminal, break no line, and name the same file."""
+    command = shell_command("printf", "%s", os.fsdecode(name))
+    assert command.isprintable()
+    assert subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout == name

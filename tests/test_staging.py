@@ -177,6 +177,21 @@ def test_anything_unexpected_in_it_is_refused(tmp_path: Path, foreign: str) -> N
     assert not (tmp_path / HIDDEN / "lock").is_file()
 
 
+@pytest.mark.parametrize("kind", ["link", "file", "pipe"])
+def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
+    """A link to a folder is none, and is not followed."""
+    hidden = tmp_path / HIDDEN
+    (tmp_path / "private").mkdir()
+    if kind == "link":
+        hidden.symlink_to("private")
+    else:
+        os.mknod(hidden, 0o600 | (stat.S_IFREG if kind == "file" else stat.S_IFIFO))
+    with pytest.raises(OutputError, match="expected a folder of yours"), hold_staging(tmp_path / "out"):
+        pytest.fail("it is not ours")
+    assert names(tmp_path) == [HIDDEN, "private"]
+    assert not names(tmp_path / "private")
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     """They could put anything into the checkpoint."""

@@ -72,8 +72,8 @@ def can_clone(file: Path, target: Path) -> bool:
 
 
 def existing_parent(target: Path) -> Path:
-    """Return the nearest folder above `target` that exists."""
-    return next(parent for parent in target.parents if parent.is_dir())
+    """Return the nearest folder above `target` that exists; the root stands above itself."""
+    return next((parent for parent in target.parents if parent.is_dir()), target)
 
 
 def _places() -> Iterator[tuple[Path, str]]:

@@ -31,6 +31,7 @@ MAX_NAME_BYTES = 255
 MAX_NOTE_BYTES = 1 << 16
 FILES, REPLACED, PUBLICATION = "files", "replaced", "publication"
 _LOCK, _STAGED = "lock", "staged"
+_EXPECTED = "expected a folder of yours that nobody else can write to; move it away"
 _FINISHED, _COMPLETE, _UNFINISHED, _NOTE = ".finished", ".complete", ".unfinished", ".note"
 _SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
 
@@ -209,7 +210,10 @@ def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Di
         with suppress(FileExistsError):
             parent.make(name, 0o700)
         with suppress(FileNotFoundError):  # its holder removed it when it was done
-            root = opened.enter_context(parent.open(name))
+            try:
+                root = opened.enter_context(parent.open(name))
+            except NotADirectoryError as error:  # a link is no folder either
+                raise OutputError(f"{parent.path / name}: {_EXPECTED}") from error
             _check_own(root)
             lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root.descriptor)
             opened.callback(os.close, lock)
@@ -221,7 +225,7 @@ def _check_own(root: Directory) -> None:
     """Refuse a staging folder that is not ours alone, or that somebody has put something else into."""
     status = os.fstat(root.descriptor)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OutputError(f"{root.path}: expected a folder of yours that nobody else can write to; move it away")
+        raise OutputError(f"{root.path}: {_EXPECTED}")
     for name in root.names():
         _check_entry(root, name, is_file if name in {_LOCK, PUBLICATION} else is_folder if _is_known(name) else None)
     if root.status(_STAGED):

@@ -64,9 +64,13 @@ def _check_scale(linear: Fp8Linear) -> None:
         return
     if 0 in linear.scale.shape:
         raise PlanError(f"{linear.scale.name}: a size of 0 in {list(linear.scale.shape)}")
-    if linear.granularity and linear.scale.dtype not in _SCALE_DTYPES:
-        expected = " or ".join(ONE_BYTES)
-        raise PlanError(f"{linear.scale.name}: expected scales of {expected}, got {linear.scale.dtype}")
+    if linear.granularity:
+        _check_dtype(linear.scale)
+
+
+def _check_dtype(scale: TensorHeader) -> None:
+    if scale.dtype not in _SCALE_DTYPES:
+        raise PlanError(f"{scale.name}: expected scales of {' or '.join(ONE_BYTES)}, got {scale.dtype}")
 
 
 def _check_bias(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -> None:
@@ -83,8 +87,11 @@ def _check_input_scale(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -
     if not isinstance(linear.granularity, PerTensor):
         return
     for scale in (tensors.get(f"{linear.name}.{name}") for name in INPUT_SCALES):
-        if scale is not None and num_elements(scale.shape) > 1:
+        if scale is None:
+            continue
+        if num_elements(scale.shape) != 1:
             raise PlanError(f"{scale.name}: expected one scale for the whole input, got {list(scale.shape)}")
+        _check_dtype(scale)
 
 
 def _check_granularities(linears: Sequence[Fp8Linear], quantization: Quantization | None) -> None:

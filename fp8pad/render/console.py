@@ -37,7 +37,24 @@ def print_json(document: dict[str, Any]) -> None:
 
 def command(name: str, *arguments: object) -> str:
     """Return a command of fp8pad that can be pasted into a shell."""
-    return shlex.join(["fp8pad", name, *map(str, arguments)])
+    return shell_command("fp8pad", name, *arguments)
+
+
+def shell_command(*arguments: object) -> str:
+    """Join arguments for a shell; bytes that are no printable text are written as bash and zsh read them."""
+    return " ".join(map(_quoted, map(str, arguments)))
+
+
+def _quoted(argument: str) -> str:
+    if argument.isprintable():
+        return shlex.quote(argument)
+    return f"$'{''.join(map(_escaped, argument))}'"
+
+
+def _escaped(char: str) -> str:
+    if char.isprintable() and char not in "'\\":
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
 
 
 def size(num_bytes: int) -> str:

@@ -1,6 +1,5 @@
 """What was done, and what was found."""
 
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.render.console import Fact, command, growth, print_json, shortened, stdout_console
+from fp8pad.render.console import Fact, command, growth, print_json, shell_command, shortened, stdout_console
 from fp8pad.render.plan import not_understood_facts, skipped_facts
 from fp8pad.render.screen import Screen
 from fp8pad.render.verdict import show_refusal
@@ -41,7 +40,7 @@ def show_conversion(report: ConvertReport, *, engine: Engine, as_json: bool = Fa
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("excluded", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]
     screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced)])
-    if not show_refusal(screen, source, plan, out_dir, engine):
+    if not show_refusal(screen, source, plan, out_dir, engine, "--overwrite"):
         _show_serving(screen, plan, out_dir)
     screen.section("How to check it")
     screen.command(command("verify", source, out_dir))
@@ -60,7 +59,7 @@ def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
     ranks = ["--tensor-parallel-size", str(size)] if size > 1 else []
     needs = ", in an environment with vLLM and fp8pad" if plan.needs_runtime else ", no plugin needed"
     screen.section(f"How to serve it{needs}")
-    screen.command(shlex.join(["vllm", "serve", str(out_dir), *ranks]))
+    screen.command(shell_command("vllm", "serve", out_dir, *ranks))
 
 
 def show_slice(model: str | Path, report: SliceReport, as_json: bool = False) -> None:

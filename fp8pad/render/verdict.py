@@ -69,7 +69,9 @@ def _explanations(sizes: Iterable[AtSize]) -> Iterator[Row]:
         yield f"TP {', '.join(at_sizes)}", said
 
 
-def show_refusal(screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_dir: Path | str, engine: Engine) -> bool:
+def show_refusal(
+    screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_dir: Path | str, engine: Engine, *options: str
+) -> bool:
     """Show for which layers the engine refuses the converted checkpoint at the plan's size, and what helps.
 
     Return whether it refuses it.
@@ -82,7 +84,8 @@ def show_refusal(screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_d
         outcome = Text(refusal.outcome, style=STYLES[refusal.outcome])
         screen.paragraph(outcome.append(f": {refusal.why}: {patterns(refusal.layers)}", style="default"), 2)
     if policy := nearest_served_policy(plan, engine):
-        screen.command(command("convert", source, out_dir, *policy_options(policy)))
+        screen.paragraph(f"served at TP {policy.tensor_parallel_size} if converted so:", 2)
+        screen.command(command("convert", source, out_dir, *policy_options(policy), *options))
     else:
         screen.paragraph("neither --absorb nor fewer ranks help", 2)
     return True
