@@ -519,6 +519,16 @@ def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, refused: Path, tmp_pa
     assert fp8pad(*helps[1:]).status == 0
 
 
+def test_what_is_not_assessed_is_not_said_to_be_served(fp8pad: Fp8pad, tmp_path: Path) -> None:
+    """The verdict goes as far as scales are understood, and names the layers that it leaves out."""
+    name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
+    shard = {name: ("F8_E4M3", (128, 384))}
+    run = fp8pad("plan", write_checkpoint(tmp_path / "unknown", {"model.safetensors": shard}, config))
+    assert run.status == 0
+    said = "serves: as far as is known; scales that fp8pad does not understand are not assessed"
+    assert f"{said}: model.layers.0.self_attn.o_proj" in run.stdout
+
+
 def test_a_plan_can_be_checked_in_ci(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
     """Exit status 0 and 1 by whether OUT would serve at this TP size; without --check it is 0."""
     assert [fp8pad("plan", refused, "-tp", size, "--check").status for size in ("1", "2", "3")] == [0, 1, 0]
