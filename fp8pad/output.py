@@ -18,7 +18,7 @@ from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.staging import Staging, hold_staging, staging_path
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.checkpoint.writer import RemoteWriter, Writer, Written
-from fp8pad.errors import OutputError
+from fp8pad.errors import OutputError, VerifyError
 from fp8pad.parallel import run_all, work_on_all
 
 
@@ -190,7 +190,7 @@ def _end_early(out: Output, error: BaseException) -> str | None:
     try:
         recover(staging)
         out.is_published = out.is_published or is_published(staging)
-        if not out.is_published and not is_disk_full(error):
+        if not (out.is_published or is_disk_full(error) or _fails_again(out, error)):
             staging.keep_finished(without=out.outdated_keys)
             if staging.num_finished:
                 return _resumable(out)
@@ -201,9 +201,17 @@ def _end_early(out: Output, error: BaseException) -> str | None:
     return f"{out.out_dir} is complete" if out.is_published else None
 
 
+def _fails_again(out: Output, error: BaseException) -> bool:
+    """Return whether the next run would end like this one: every shard is finished, and one is wrong."""
+    return isinstance(error, VerifyError) and _num_finished(out) == len(out.contents.layouts)
+
+
+def _num_finished(out: Output) -> int:
+    return sum(out.writer.staging.finished(out.writer.key(layout)) is not None for layout in out.contents.layouts)
+
+
 def _resumable(out: Output) -> str:
-    staging, num_shards = out.writer.staging, len(out.contents.layouts)
-    num_finished = sum(staging.finished(out.writer.key(layout)) is not None for layout in out.contents.layouts)
+    staging, num_shards, num_finished = out.writer.staging, len(out.contents.layouts), _num_finished(out)
     if not num_finished:
         return f"{staging.num_finished} shards of another run are finished in {staging.root.path}"
     command = "the same command" if out.options.resume else "the same command without --no-resume"

@@ -443,7 +443,7 @@ def test_scales_that_cannot_hold_one_stop_the_key() -> None:
     }
     found = plan_layer(llama(BLOCK), tensors)
     assert found.tensors == {}
-    assert "a layout that is not padded (scales of dtype F64)" in found.notes[0]
+    assert "is not understood: scales of dtype F64" in found.notes[0]
 
 
 def test_a_size_by_chance_elsewhere_is_no_obstacle() -> None:

@@ -144,6 +144,14 @@ def test_scales_without_a_known_one_are_left_as_they_are() -> None:
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
     assert (plan.layers[0].axes, plan.layers[0].reason) == (AxisActions("skip", "skip"), "scales of dtype F64")
+    assert [layer.name for layer in plan.not_understood] == ["mlp.down_proj"]
+
+
+def test_an_fp8_weight_of_four_dimensions_is_understood_as_a_convolution_alone() -> None:
+    """It is no Linear in either case; only what is called a convolution is known to be one."""
+    tensors = [(f"{name}.weight", "F8_E4M3", (8, 4, 3, 3)) for name in ("conv1", "mix")]
+    plan = plan_checkpoint([shard("m.safetensors", *tensors)], {"config.json": BLOCK_CONFIG}, Policy())
+    assert [entry.name for entry in plan.not_understood] == ["mix.weight"]
 
 
 @pytest.mark.parametrize(("alignment", "rows"), [("auto", 5), (128, 8)])

@@ -205,8 +205,10 @@ def test_hashes_are_compared_whatever_the_depth(tmp_path: Path, depth: VerifyDep
     """A record with hashes of the source is held against every restored shard, unless nothing is to be verified."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
     edit_json(out_dir / "fp8pad.json", lambda d: d["files"]["model.safetensors"].update(source_sha256="0" * 64))
-    with pytest.raises(VerifyError, match=r"model\.safetensors: sha256: expected 0000"):
+    with pytest.raises(VerifyError, match=r"model\.safetensors: sha256: expected 0000") as failure:
         restore(out_dir, tmp_path / "restored", ConvertOptions(verify=depth))
+    assert not hasattr(failure.value, "__notes__"), "running it again would fail again: there is nothing to resume"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
     restore(out_dir, tmp_path / "restored", ConvertOptions(verify="none"))
 
 

@@ -148,6 +148,7 @@ def _untouched(tensor: TensorHeader) -> UntouchedTensor | None:
         reason = "an FP8 scale, not a weight"
     elif len(tensor.shape) > 2:
         reason = f"FP8, but of {len(tensor.shape)} dimensions, not the weight of a Linear"
+        is_understood = "conv" in tensor.name
     else:
         reason, is_understood = "FP8, but not the 2-D weight of a Linear", False
     return UntouchedTensor(tensor.name, tensor.dtype, tensor.shape, reason, is_understood)
@@ -177,6 +178,9 @@ def _linear(
     if granularity is None:
         reason, is_understood = other_layout(weight, scale, quantization)
         return Fp8Linear(name, weight, scale, None, reason, is_understood, is_expert)
+    if scale.dtype not in ONE_BYTES:
+        reason = f"scales of dtype {scale.dtype}"
+        return Fp8Linear(name, weight, scale, granularity, reason, is_understood=False, is_expert=is_expert)
     known = _ROUTED if is_expert else _unpadded(name, granularity, scale, quantization, has_conv1d)
     return Fp8Linear(name, weight, scale, granularity, known, is_expert=is_expert)
 
@@ -222,8 +226,6 @@ def _unpadded(
         return "an embedding, not a Linear"
     if has_conv1d and name.rpartition(".")[2] in _CONV1D_MODULES:
         return _CONV1D
-    if scale.dtype not in ONE_BYTES:
-        return f"scales of dtype {scale.dtype}"
     if isinstance(granularity, PerBlock):
         return unpadded_blocks(granularity, scale, quantization)
     return None
