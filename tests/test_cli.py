@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,13 +320,16 @@ def test_a_signal_leaves_what_can_be_resumed_and_says_so(
 ) -> None:
     """One line, and the status by which shells know the signal; the same command then takes up what is finished."""
     model = llama(tmp_path / "model", num_shards=3)
+    default = signal.default_int_handler if end == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(end, default)  # which whoever started the tests may have had ignored
     write_shard = writer.write_shard  # type: ignore[attr-defined]
 
     def signalled(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
         write_shard(layout, source, target, sums, advance)
         if layout.file == "model-00002-of-00003.safetensors":
             os.kill(os.getpid(), end)
-            while True:  # until the other thread has stopped this one
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:  # until the other thread has stopped this one
                 advance(0)
 
     with monkeypatch.context() as patch:
@@ -334,7 +338,8 @@ def test_a_signal_leaves_what_can_be_resumed_and_says_so(
     finished = f"1 of 3 shards are finished in {tmp_path}/.out.fp8pad"
     assert (stopped.status, stopped.stdout) == (128 + end, "")
     assert stopped.stderr.splitlines()[-1] == f"interrupted; run the same command to resume: {finished}"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(end) == default
+    signal.signal(end, before)
     resumed = fp8pad("convert", model, tmp_path / "out", "--jobs", "1", "--json")
     assert resumed.status == 0
     assert json.loads(resumed.stdout)["files_resumed"] == ["model-00001-of-00003.safetensors"]

@@ -96,6 +96,7 @@ def test_the_runtime_serves_what_is_left(tiny: Callable[[str], Path], converted:
         "logical_shape": [136, 224],
         "padded_shape": [144, 224],
         "alignment": [16, 16],
+        "inner": "k",
     }
     before, after = serve(original), serve(mixed)
     assert after.answers == before.answers

@@ -8,6 +8,7 @@ requantization; the original and the converted one alike.
 
 import torch
 
+_AMX_KERNEL = "CPUFp8PerTensorScaledMMLinearKernel"
 _libraries: list[torch.library.Library] = []
 
 
@@ -50,6 +51,9 @@ def _add_block_kernel() -> None:
     from vllm.platforms import PlatformEnum
 
     linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU] = [_block_kernel()]
+    # On CPUs with AMX another kernel comes first, which fails where K is not a multiple of 32.
+    kernels = linear._POSSIBLE_FP8_KERNELS
+    kernels[PlatformEnum.CPU] = [kernel for kernel in kernels[PlatformEnum.CPU] if kernel.__name__ != _AMX_KERNEL]
 
 
 def _block_kernel() -> type:
