@@ -28,7 +28,7 @@ def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: 
     from fp8pad.render.bench import show_bench
 
     show_bench(report)  # type: ignore[arg-type]
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[2].split() == [
         "down",
         "[a]",
