@@ -9,7 +9,8 @@ from helpers import files_of, llama
 import fp8pad
 from fp8pad.card import BEGIN, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
-from fp8pad.render.reports import show_restoration
+from fp8pad.render.console import stdout_console
+from fp8pad.render.reports import restoration_screen
 
 RELATION = "base_model_relation: quantized\n"
 
@@ -101,7 +102,7 @@ def test_the_summary_says_that_an_edited_card_did_not_come_back(
     with (tmp_path / "out" / "README.md").open("a") as card:
         card.write("More.\n")
     report = fp8pad.unpad(tmp_path / "out", tmp_path / "restored")
-    show_restoration(report)
+    restoration_screen(report).show(stdout_console())
     assert "README.md: was edited since" in capsys.readouterr().out
     assert report.to_json()["notes"] == list(report.notes)
 

@@ -25,9 +25,10 @@ def report() -> object:
 @pytest.mark.torch
 def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: pytest.CaptureFixture[str]) -> None:
     """A row for each layer and number of tokens, summaries by axis, and the machine."""
-    from fp8pad.render.bench import show_bench
+    from fp8pad.render.bench import bench_screen
+    from fp8pad.render.screen import show
 
-    show_bench(report)  # type: ignore[arg-type]
+    show(report, bench_screen, as_json=False)  # type: ignore[type-var, arg-type]
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[2].split() == [
         "down",
@@ -50,9 +51,10 @@ def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: 
 @pytest.mark.torch
 def test_the_json_is_one_document(report: object, capsys: pytest.CaptureFixture[str]) -> None:
     """`--json` prints the report and nothing else."""
-    from fp8pad.render.bench import show_bench
+    from fp8pad.render.bench import bench_screen
+    from fp8pad.render.screen import show
 
-    show_bench(report, as_json=True)  # type: ignore[arg-type]
+    show(report, bench_screen, as_json=True)  # type: ignore[type-var, arg-type]
     assert json.loads(capsys.readouterr().out)["cases"][0]["ratio_to_aligned"]["vllm"] == 1.5
 
 

@@ -22,7 +22,8 @@ from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import FIRST_BYTES, HubId, opened
 from fp8pad.planning.engines import find_engine
-from fp8pad.render.plan import show_plan
+from fp8pad.render.console import stdout_console
+from fp8pad.render.plan import plan_screen
 
 NAME = "org/name"
 FIRST = "model-00001-of-00002.safetensors"
@@ -432,7 +433,7 @@ def test_no_output_is_proposed_inside_a_cache(hub: FakeHub, model: Path, capsys:
     snapshot = Path(huggingface_hub.snapshot_download(NAME))
     for named in (NAME, snapshot):
         report = fp8pad.plan(named)
-        show_plan(report.source, report.plan, find_engine())
+        plan_screen(report.source, report.plan, find_engine()).show(stdout_console())
         assert f"fp8pad convert {named} name-padded" in capsys.readouterr().out
 
 

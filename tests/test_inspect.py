@@ -15,7 +15,8 @@ from fp8pad.errors import RecordError
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import AxisActions, PaddedTensor, Policy
-from fp8pad.render.inspection import show_inspection
+from fp8pad.render.console import stdout_console
+from fp8pad.render.inspection import inspection_screen
 
 NAME = "model.layers.0.mlp.down_proj"
 
@@ -195,7 +196,7 @@ def test_what_was_asked_for_is_said(
 ) -> None:
     """Experts can be absorbed without the rest."""
     model = copy_case("good/qwen3_moe_dyn", tmp_path)
-    show_inspection(inspect_checkpoint(convert_to(model, tmp_path / "out", policy)))
+    inspection_screen(inspect_checkpoint(convert_to(model, tmp_path / "out", policy))).show(stdout_console())
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert next(line for line in lines if line.startswith("policy")).endswith(said)
 

@@ -1,5 +1,6 @@
 """The library: the commands as functions, loaded when they are used, that print nothing and return what is printed."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from helpers import files_of, llama
 from test_cli import Fp8pad, fp8pad  # noqa: F401  a fixture
 
 import fp8pad as library
+from fp8pad.cli import checkpoints
 from fp8pad.errors import CheckpointError, OutputError, PlanError
 
 
@@ -145,3 +147,12 @@ def test_importing_loads_next_to_nothing() -> None:
     assert library.__dir__() == library.__all__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         library.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["plan", "convert", "verify", "unpad", "push"])
+def test_every_option_of_a_function_is_one_of_its_command(name: str) -> None:
+    """With the same default; progress is shown by the command itself."""
+    function, command = (inspect.signature(getattr(module, name)).parameters for module in (library, checkpoints))
+    options = {key: option.default for key, option in function.items() if option.kind is option.KEYWORD_ONLY}
+    options.pop("progress", None)
+    assert options.items() <= {key: option.default for key, option in command.items()}.items()

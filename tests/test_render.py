@@ -3,7 +3,6 @@
 import io
 import os
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +17,8 @@ from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.tensor_parallel import Sharding
 from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
-from fp8pad.render import plan as plan_view
-from fp8pad.render.console import WIDE, shell_command, shortened
-from fp8pad.render.plan import how, plan_screen, show_plan
+from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
+from fp8pad.render.plan import how, plan_screen
 from fp8pad.render.progress import BarProgress, LineProgress
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.text import printable
@@ -78,23 +76,12 @@ def source(example: Path) -> Checkpoint:
     return read_unconverted(example)
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Make stdout a terminal of so many columns."""
-
-    def set_width(columns: int) -> None:
-        monkeypatch.setattr(plan_view, "stdout_console", lambda: Console(width=columns, markup=False, highlight=False))
-
-    return set_width
-
-
 @pytest.mark.parametrize("columns", [80, 120, 200])
 def test_a_plan_of_100_layers_fits_one_screen(
-    source: Checkpoint, terminal: Callable[[int], None], capsys: pytest.CaptureFixture[str], columns: int
+    source: Checkpoint, capsys: pytest.CaptureFixture[str], columns: int
 ) -> None:
     """Six hundred Linears take a few lines at any usual width."""
-    terminal(columns)
-    show_plan(source, LARGE, VLLM)
+    plan_screen(source, LARGE, VLLM).show(Console(width=columns, markup=False, highlight=False))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 42
     assert max(len(line) for line in lines if not line.startswith("  fp8pad ")) <= columns
@@ -105,7 +92,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
 
 def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Piped output has one line for each group of layers, with every column, no colours and no blanks at the end."""
-    show_plan(source, LARGE, VLLM)
+    plan_screen(source, LARGE, VLLM).show(stdout_console())
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if "pad K" in line)
     cells = [cell.strip() for cell in row.split("  ") if cell]
@@ -122,7 +109,9 @@ def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys:
 
 def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Brackets, smileys and escape sequences in names and notes are shown as they are, or escaped."""
-    show_plan(source, plan_of(layer("[bold]x[/bold]:smile:\x1b[2J", 10, 16), notes=("[red]note[/red]\n",)), VLLM)
+    plan_screen(
+        source, plan_of(layer("[bold]x[/bold]:smile:\x1b[2J", 10, 16), notes=("[red]note[/red]\n",)), VLLM
+    ).show(stdout_console())
     shown = capsys.readouterr().out
     assert "[bold]x[/bold]:smile:\\x1b[2J" in shown
     assert "[red]note[/red]\\n" in shown
@@ -130,7 +119,9 @@ def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[
 
 def test_config_edits_are_shown(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """What absorbing would write into config.json stands in the plan, with the old value."""
-    show_plan(source, plan_of(edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),)), VLLM)
+    plan_screen(
+        source, plan_of(edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),)), VLLM
+    ).show(stdout_console())
     assert "config.json: vision_config.intermediate_size: 3420 -> 3424" in capsys.readouterr().out
 
 
@@ -139,7 +130,7 @@ def test_what_is_wrong_comes_first_and_for_whom(source: Checkpoint, capsys: pyte
     shape = (8192, 29568)
     aligned = AxisActions("aligned", "aligned")
     inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
-    show_plan(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)), VLLM)
+    plan_screen(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)), VLLM).show(stdout_console())
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[2:4] == ["What vLLM 0.33 does with it", "as it is padded absorbed (--absorb -tp TP)"]
     assert lines[4].startswith("TP 1 serves serves ")
@@ -184,7 +175,7 @@ def test_colours_are_for_terminals(
     """Actions and outcomes have colours on a terminal, unless NO_COLOR is set."""
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    show_plan(source, LARGE, VLLM)
+    plan_screen(source, LARGE, VLLM).show(stdout_console())
     assert ("\x1b[" in capsys.readouterr().out) == styled
 
 
@@ -193,14 +184,16 @@ def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixtu
     both, skip = AxisActions("absorb", "pad"), AxisActions("skip", "skip")
     expert = replace(layer("experts.0.up", 32, 32), axes=skip)
     unaligned = replace(layer("experts.1.up", 30, 32), axes=skip)
-    show_plan(source, plan_of(expert, unaligned, replace(layer("x", 10, 10), axes=both), layer("y", 10, 16)), VLLM)
+    plan_screen(
+        source, plan_of(expert, unaligned, replace(layer("x", 10, 10), axes=both), layer("y", 10, 16)), VLLM
+    ).show(stdout_console())
     counts = "4 FP8 layers: 1 to pad, 1 to absorb and pad, 1 carried unchanged, 1 aligned already"
     assert capsys.readouterr().out.splitlines()[0].endswith(counts)
 
 
 def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Where there is nothing to convert, no conversion is suggested."""
-    show_plan(source, plan_of(layer("a", 256, 256)), VLLM)
+    plan_screen(source, plan_of(layer("a", 256, 256)), VLLM).show(stdout_console())
     shown = capsys.readouterr().out
     assert "nothing to convert" in shown
     assert "fp8pad convert" not in shown
@@ -266,6 +259,16 @@ def test_a_bar_counts_bytes_and_files() -> None:
     progress.start("verifying", 10)
     progress.advance(10)
     assert [(task.description, task.completed, task.total) for task in bar.tasks] == [("verifying", 10, 10)]
+
+
+def test_a_step_of_unknown_length_shows_its_last_line() -> None:
+    """What an engine prints goes through one line, which is no markup."""
+    bar = Bar(console=Console(file=io.StringIO()))
+    progress = BarProgress(bar)
+    progress.say("16 prompts")
+    for line in ("loading", "[bold]loaded\x1b[31m"):
+        progress.show(line)
+    assert [(task.description, task.total) for task in bar.tasks] == [("[bold]loaded\\x1b[31m", None)]
 
 
 @pytest.mark.parametrize(

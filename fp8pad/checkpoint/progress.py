@@ -19,6 +19,9 @@ class Progress(Protocol):
     def say(self, line: str) -> None:
         """A line for the user."""
 
+    def show(self, line: str) -> None:
+        """What is being done right now, in a step whose length is not known; the next such line replaces it."""
+
 
 class Silence:
     """A `Progress` that says nothing."""
@@ -33,4 +36,7 @@ class Silence:
         """Say nothing."""
 
     def say(self, line: str) -> None:
+        """Say nothing."""
+
+    def show(self, line: str) -> None:
         """Say nothing."""

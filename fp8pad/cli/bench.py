@@ -33,11 +33,12 @@ def bench(
             f"fp8pad bench: {error}; it needs torch and vLLM with a GPU, and matplotlib for --chart"
         ) from error
     from fp8pad.bench.shapes import REAL_SHAPES, TOKEN_COUNTS
-    from fp8pad.render.bench import show_bench, tell_case
+    from fp8pad.render.bench import bench_screen, tell_case
+    from fp8pad.render.screen import show
 
     shapes = _shapes(model, tensor_parallel_size) if model else REAL_SHAPES
     report = run_bench(shapes, tokens or TOKEN_COUNTS, tell_case, replays)
-    show_bench(report, as_json)
+    show(report, bench_screen, as_json)
     if chart:
         draw_layers(report, chart)
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import GoldenError
 from fp8pad.golden.document import READER, check_answer
 from fp8pad.golden.request import Reply, Request
@@ -30,16 +31,6 @@ _NUM_CAUSES = 5
 _LOG_END_BYTES = 65536
 _EXCEPTION = re.compile(r"\b[A-Za-z]\w*(Error|Exception): ")
 _INSTALL_HINTS = {"vllm": "pip install vllm", "transformers": "pip install torch transformers"}
-
-
-class Progress(Protocol):
-    """Where a golden run says how far it is."""
-
-    def say(self, line: str) -> None:
-        """Take a sentence that is worth keeping."""
-
-    def show(self, line: str) -> None:
-        """Take what an engine is doing right now, which the next call replaces."""
 
 
 def run_engine(request: Request, progress: Progress) -> Reply:

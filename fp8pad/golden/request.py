@@ -20,6 +20,7 @@ class RecordOptions:
     `max_model_len` None is what the longest prompt and its answer take, so that an engine reserves no more.
     """
 
+    prompts: Path | None = None
     engine: EngineName = "vllm"
     mode: Mode = "eager"
     dtype: str = "auto"
@@ -28,7 +29,6 @@ class RecordOptions:
     max_model_len: int | None = None
     max_tokens: int = 16
     top_k: int = 5
-    prompts: Path | None = None
     trust_remote_code: bool = False
 
 
@@ -41,12 +41,12 @@ class CheckOptions:
     says so here: a golden file cannot ask for it.
     """
 
-    engine: EngineName | None = None
-    mode: Mode | None = None
-    tensor_parallel_size: int | None = None
     atol: float | None = None
     allow_ties: bool = False
     strict: bool = False
+    engine: EngineName | None = None
+    mode: Mode | None = None
+    tensor_parallel_size: int | None = None
     trust_remote_code: bool = False
 
 

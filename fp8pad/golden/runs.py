@@ -5,10 +5,11 @@ from pathlib import Path
 
 from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint, needs_plugin, read_checkpoint
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import GoldenError
 from fp8pad.golden.compare import Comparison, compare_answers
 from fp8pad.golden.document import GoldenDocument, parse_document
-from fp8pad.golden.engines import Progress, run_engine
+from fp8pad.golden.engines import run_engine
 from fp8pad.golden.fingerprint import fingerprint
 from fp8pad.golden.prompts import Prompt, built_in_prompts, check_prompts, read_prompts, tokenizer
 from fp8pad.golden.request import (

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from rich.text import Text
 
 from fp8pad.bench.report import Case, Report
-from fp8pad.render.console import print_json, stdout_console
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
 
@@ -19,11 +18,8 @@ def tell_case(case: Case) -> None:
     sys.stderr.write(f"{printable(case.shape.name)}, {case.num_tokens} tokens: {ratios}\n")
 
 
-def show_bench(report: Report, as_json: bool = False) -> None:
-    """Print a row for each layer and number of tokens, then the medians and the worst."""
-    if as_json:
-        print_json(report.to_json())
-        return
+def bench_screen(report: Report) -> Screen:
+    """Lay out a row for each layer and number of tokens, then the medians and the worst."""
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     facts = [
@@ -37,7 +33,7 @@ def show_bench(report: Report, as_json: bool = False) -> None:
     screen.paragraph(Text(headline, style="bold"))
     screen.rows(_case_rows(report.cases), header=("layer", "[N, K]", "tokens", "aligned", "quartiles", *_OTHERS))
     screen.rows(facts)
-    screen.show(stdout_console())
+    return screen
 
 
 def _case_rows(cases: Iterable[Case]) -> Iterator[Row]:

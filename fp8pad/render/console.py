@@ -64,9 +64,18 @@ def size(num_bytes: int) -> str:
 
 def growth(bytes_before: int, bytes_after: int) -> str:
     """Write two sizes in bytes and what lies between them."""
-    added = bytes_after - bytes_before
-    share = added / bytes_before if bytes_before else 0.0
-    return f"{size(bytes_before)} -> {size(bytes_after)} (+{size(added)}, {share:+.2%})"
+    more = bytes_after - bytes_before
+    return f"{size(bytes_before)} -> {size(bytes_after)} (+{size(more)}, {share_of(more, bytes_before):+.2%})"
+
+
+def added(num_bytes: int, bytes_before: int) -> str:
+    """Write how many bytes come to others."""
+    return f"+{size(num_bytes)} ({share_of(num_bytes, bytes_before):+.1%})"
+
+
+def share_of(part: int, whole: int) -> float:
+    """Return the share that a part is of the whole, 0 of nothing."""
+    return part / whole if whole else 0.0
 
 
 def edit_facts(edits: Iterable[ConfigEdit]) -> Iterator[Fact]:

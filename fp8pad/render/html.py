@@ -11,9 +11,10 @@ from fp8pad.planning.comparison import AtSize, Growth, compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict
-from fp8pad.render.console import growth, size
+from fp8pad.render.console import added, growth, size
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import convert_command, how
+from fp8pad.render.verdict import absorbed_how, findings
 from fp8pad.summary import action, headline
 from fp8pad.text import printable
 
@@ -69,13 +70,9 @@ def _verdict(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> I
     yield f"<h2>What {_text(engine.title)} does with it</h2>"
     rows = ((f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at, plan)) for at in sizes)
     yield _table(("", "as it is", "padded", "absorbed"), rows)
-    reasons: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
-    for at in sizes:
-        for finding in at.original.findings:
-            reasons.setdefault((finding.outcome, finding.why, finding.layers), []).append(str(at.num_ranks))
-    for (outcome, why, layers), at_sizes in reasons.items():
-        said = f"TP {', '.join(at_sizes)}: {outcome}: {why}:"
-        yield f'<p class="soft">{_text(said)} {_code(layers)}</p>'
+    for at_sizes, finding in findings(sizes):
+        said = f"{at_sizes}: {finding.outcome}: {finding.why}:"
+        yield f'<p class="soft">{_text(said)} {_code(finding.layers)}</p>'
 
 
 def _outcome(verdict: Verdict) -> str:
@@ -85,9 +82,7 @@ def _outcome(verdict: Verdict) -> str:
 def _absorbed(at: AtSize, plan: CheckpointPlan) -> str:
     if at.absorbed is None:
         return '<span class="soft">no need</span>' if not at.original.findings else '<span class="soft">-</span>'
-    plugin = "with the plugin" if at.absorbed.needs_runtime else "without a plugin"
-    plugin += ", experts too" if at.absorbed.experts else ""
-    return f"{_outcome(at.absorbed.verdict)} {plugin}, {_added(at.absorbed.added_bytes, plan)}"
+    return f"{_outcome(at.absorbed.verdict)} {_text(absorbed_how(at.absorbed, plan))}"
 
 
 def _sizes(plan: CheckpointPlan) -> Iterator[str]:
@@ -128,7 +123,9 @@ def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan) -> Iterator[str]:
     yield f"<p>This plan: {_text(growth(plan.bytes_before, plan.bytes_after))} of tensors.</p>"
     absorbed = [(at.num_ranks, at.absorbed) for at in sizes if at.absorbed]
     if absorbed:
-        cells = [("<br>".join(_growths(found.growths)), _added(found.added_bytes, plan)) for _, found in absorbed]
+        cells = [
+            ("<br>".join(_growths(found.growths)), added(found.added_bytes, plan.bytes_before)) for _, found in absorbed
+        ]
         rows = [(f"TP {num_ranks}", *cell) for (num_ranks, _), cell in zip(absorbed, cells, strict=True)]
         yield _table(("absorbed for", "config.json", "added"), rows)
 
@@ -151,11 +148,6 @@ def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> Iterator[
 def _notes(plan: CheckpointPlan) -> Iterator[str]:
     if plan.notes:
         yield "<h2>Notes</h2>" + "".join(f"<p>{_text(note)}</p>" for note in plan.notes)
-
-
-def _added(num_bytes: int, plan: CheckpointPlan) -> str:
-    share = num_bytes / plan.bytes_before if plan.bytes_before else 0.0
-    return _text(f"+{size(num_bytes)} ({share:+.1%})")
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

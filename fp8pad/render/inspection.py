@@ -6,23 +6,15 @@ from rich.text import Text
 
 from fp8pad.inspection import Inspection
 from fp8pad.record import CheckpointRecord, PaddedTensor, Policy
-from fp8pad.render.console import Fact, edit_facts, growth, print_json, stdout_console
+from fp8pad.render.console import Fact, edit_facts, growth
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import how
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
 
 
-def show_inspection(inspection: Inspection, as_json: bool = False) -> None:
-    """Print what the records say was done, and where they disagree."""
-    if as_json:
-        print_json(inspection.to_json())
-        return
-    inspection_screen(inspection).show(stdout_console())
-
-
 def inspection_screen(inspection: Inspection) -> Screen:
-    """Return what `fp8pad inspect` shows."""
+    """Lay out what the records say was done, and where they disagree."""
     record = inspection.record
     verdict = f"padded by fp8pad {printable(record.fp8pad_version)}" if record else "has records of fp8pad"
     screen = Screen()

@@ -9,11 +9,11 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.record import AxisActions, Policy
-from fp8pad.render.console import Fact, command, edit_facts, growth, print_json, shortened, stdout_console
+from fp8pad.render.console import Fact, command, edit_facts, growth, shortened
 from fp8pad.render.folding import LayerGroup, group_layers
 from fp8pad.render.screen import Row, Screen
 from fp8pad.render.verdict import patterns, policy_options, show_refusal, show_verdicts
-from fp8pad.summary import ACTIONS, action, flops_added_share, headline, output_files, plan_document
+from fp8pad.summary import ACTIONS, action, flops_added_share, headline, output_files
 from fp8pad.text import printable
 
 MOST_SHARDS = 3
@@ -21,18 +21,8 @@ MOST_SHARDS = 3
 _STYLES = dict(zip(ACTIONS, ("yellow", "cyan", "cyan", "yellow", "magenta", "dim"), strict=True))
 
 
-def show_plan(
-    source: Checkpoint, plan: CheckpointPlan, engine: Engine, as_json: bool = False, show_all: bool = False
-) -> None:
-    """Print a plan; layers that are aligned are folded into one line unless `show_all`."""
-    if as_json:
-        print_json(plan_document(source, plan, engine))
-        return
-    plan_screen(source, plan, engine, show_all).show(stdout_console())
-
-
 def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_all: bool = False) -> Screen:
-    """Return what `fp8pad plan` shows."""
+    """Lay out a plan; layers that are aligned are folded into one line unless `show_all`."""
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
     if plan.layers:

@@ -12,6 +12,8 @@ from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    ProgressColumn,
+    SpinnerColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -19,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from fp8pad.checkpoint.progress import Progress, Silence
 from fp8pad.text import printable
@@ -41,21 +44,28 @@ def shown_progress(quiet: bool = False) -> Iterator[Progress]:
 def _bar() -> Bar:
     plain = bool(os.environ.get("NO_COLOR"))
     console = Console(stderr=True, color_system=None if plain else "auto", markup=False, highlight=False, emoji=False)
-    return Bar(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[files]}", markup=False),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        expand=True,
-    )
+    return Bar(*_measured(), console=console, expand=True)
+
+
+def _measured() -> tuple[ProgressColumn, ...]:
+    """Return the columns of a step whose bytes are known."""
+    files, label = (TextColumn(text, markup=False) for text in ("{task.fields[files]}", "{task.description}"))
+    bar, bytes_done, speed = BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn()
+    return label, bar, files, bytes_done, speed, TimeElapsedColumn(), TimeRemainingColumn()
+
+
+def _unmeasured() -> tuple[ProgressColumn, ...]:
+    """Return the columns of a step of which only the last line is known."""
+    no_wrap = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    line = TextColumn("{task.description}", style="dim", markup=False, table_column=no_wrap)
+    return SpinnerColumn(), line, TimeElapsedColumn()
 
 
 class BarProgress:
-    """One bar for the step that runs: files done, bytes, bytes per second, the time that passed and that is left."""
+    """One bar for the step that runs: files done, bytes, bytes per second, the time that passed and that is left.
+
+    Where only lines are known, the last one, and how long the step lasts.
+    """
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
@@ -65,10 +75,15 @@ class BarProgress:
 
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
         """Put the bar of a step in the place of the last one's."""
+        self._files_done, self._num_files = 0, num_files
+        self._begin(label, total_bytes, _measured())
+
+    def _begin(self, label: str, total_bytes: int | None, columns: tuple[ProgressColumn, ...]) -> TaskID:
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._files_done, self._num_files = 0, num_files
-        self._task = self._bar.add_task(printable(label), total=total_bytes, files=_files(0, num_files))
+        self._bar.columns = columns
+        self._task = self._bar.add_task(printable(label), total=total_bytes, files=_files(0, self._num_files))
+        return self._task
 
     def advance(self, num_bytes: int) -> None:
         """Move the bar on."""
@@ -85,6 +100,11 @@ class BarProgress:
     def say(self, line: str) -> None:
         """Print a line above the bar."""
         self._bar.console.print(printable(line))
+
+    def show(self, line: str) -> None:
+        """Put a line in the place of the last one."""
+        task = self._begin(line, None, _unmeasured()) if self._task is None else self._task
+        self._bar.update(task, description=printable(line))
 
 
 def _files(done: int, total: int) -> str:
@@ -110,12 +130,9 @@ class LineProgress:
         """Count, and print a line if the last one is long ago."""
         with self._lock:
             self._done_bytes += num_bytes
-            now = time.monotonic()
-            if now - self._last_line < SECONDS_BETWEEN_LINES:
-                return
-            self._last_line = now
-            line = self._line(now - self._began)
-        self.say(line)
+            is_due = self._is_due()
+        if is_due:
+            self.say(self._line(self._last_line - self._began))
 
     def finish_file(self) -> None:
         """Say nothing: lines count bytes."""
@@ -123,6 +140,19 @@ class LineProgress:
     def say(self, line: str) -> None:
         """Print a line."""
         sys.stderr.write(printable(line) + "\n")
+
+    def show(self, line: str) -> None:
+        """Print a line if the last one is long ago."""
+        if self._is_due():
+            self.say(f"  {line}")
+
+    def _is_due(self) -> bool:
+        """Return whether the last line is long ago; if so, this one is the last now."""
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True
 
     def _line(self, seconds: float) -> str:
         speed = self._done_bytes / seconds

@@ -9,7 +9,7 @@ from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.render.console import Fact, command, growth, print_json, shell_command, shortened, stdout_console
+from fp8pad.render.console import Fact, command, growth, shell_command, shortened
 from fp8pad.render.plan import not_understood_facts, skipped_facts
 from fp8pad.render.screen import Screen
 from fp8pad.render.verdict import show_refusal
@@ -25,11 +25,8 @@ _VERIFIED = {
 }
 
 
-def show_conversion(report: ConvertReport, *, engine: Engine, as_json: bool = False) -> None:
-    """Print what was written, what was checked, what did not come along, and what to do next."""
-    if as_json:
-        print_json(report.to_json())
-        return
+def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
+    """Lay out what was written, what was checked, what did not come along, and what to do next."""
     source, plan, out_dir = report.source, report.plan, report.out_dir
     verdict = f"complete, {_VERIFIED[report.verified]}"
     if plan.changes_nothing:
@@ -44,7 +41,7 @@ def show_conversion(report: ConvertReport, *, engine: Engine, as_json: bool = Fa
         _show_serving(screen, plan, out_dir)
     screen.section("How to check it")
     screen.command(command("verify", source, out_dir))
-    screen.show(stdout_console())
+    return screen
 
 
 def _screen(folder: Path, verdict: str, facts: Iterable[Fact]) -> Screen:
@@ -62,25 +59,19 @@ def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
     screen.command(shell_command("vllm", "serve", out_dir, *ranks))
 
 
-def show_slice(model: str | Path, report: SliceReport, as_json: bool = False) -> None:
-    """Print how many shards are finished, and what to do when all are."""
-    if as_json:
-        print_json(report.to_json())
-        return
+def slice_screen(model: str | Path, report: SliceReport) -> Screen:
+    """Lay out how many shards are finished, and what to do when all are."""
     screen = _screen(report.out_dir, f"{len(report.finished)} of {report.num_shards} shards are finished", [])
     screen.section("When all are finished, with the same options")
     screen.command(command("convert", model, report.out_dir, "--finish"))
-    screen.show(stdout_console())
+    return screen
 
 
-def show_verification(report: VerifyReport, as_json: bool = False) -> None:
-    """Print what was compared with what, and whether it is as it should be; if not, what differs."""
-    if as_json:
-        print_json(report.to_json())
-        return
+def verification_screen(report: VerifyReport) -> Screen:
+    """Lay out what was compared with what, and whether it is as it should be; if not, what differs."""
     facts = [("differs", printable(str(mismatch))) for mismatch in report.mismatches]
     facts += [("note", printable(note)) for note in report.notes]
-    _screen(report.out_dir, _verdict(report), facts).show(stdout_console())
+    return _screen(report.out_dir, _verdict(report), facts)
 
 
 def _verdict(report: VerifyReport) -> str:
@@ -96,16 +87,13 @@ def _verdict(report: VerifyReport) -> str:
     return f"matches: the records of {tensors}, {checked}{source}{hashes}"
 
 
-def show_restoration(report: UnpadReport, as_json: bool = False) -> None:
-    """Print what was restored and what did not come along."""
-    if as_json:
-        print_json(report.to_json())
-        return
+def restoration_screen(report: UnpadReport) -> Screen:
+    """Lay out what was restored and what did not come along."""
     verdict = f"restored, {report.tensors_unpadded} tensors as they were before padding"
     named = ("resumed", report.resumed), ("excluded", report.excluded)
     facts = [(label, shortened(names)) for label, names in named if names]
     facts += [*_replaced_facts(report.replaced), *(("note", printable(note)) for note in report.notes)]
-    _screen(report.restored_dir, verdict, facts).show(stdout_console())
+    return _screen(report.restored_dir, verdict, facts)
 
 
 def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
@@ -116,9 +104,6 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
     return facts + ([("", f"edited since: {shortened(replaced.edited)}")] if replaced.edited else [])
 
 
-def show_push(report: PushReport, as_json: bool = False) -> None:
-    """Print where the checkpoint is now."""
-    if as_json:
-        print_json(report.to_json())
-        return
-    _screen(report.out_dir, f"pushed to {report.repo}", [("commit", printable(report.url))]).show(stdout_console())
+def push_screen(report: PushReport) -> Screen:
+    """Lay out where the checkpoint is now."""
+    return _screen(report.out_dir, f"pushed to {report.repo}", [("commit", printable(report.url))])

@@ -1,17 +1,38 @@
 """Laying text out so that none of it is lost: columns where they fit, paragraphs where they do not, commands whole."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.text import Text
+
+from fp8pad.render.console import print_json, stdout_console
 
 NARROWEST = 28  # columns for the last cell of a row
 GAP = 2
 
 Cell = str | Text
 Row = Sequence[Cell]
+
+
+class Report(Protocol):
+    """What a command found."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the command prints with `--json`."""
+
+
+Found = TypeVar("Found", bound=Report)
+
+
+def show(found: Found, screen_of: "Callable[[Found], Screen]", as_json: bool, quiet: bool = False) -> None:
+    """Print what a command found, as JSON or, unless `quiet`, for people."""
+    if as_json:
+        print_json(found.to_json())
+    elif not quiet:
+        screen_of(found).show(stdout_console())
 
 
 class Screen:

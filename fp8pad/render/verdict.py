@@ -10,9 +10,9 @@ from fp8pad.planning.advice import nearest_served_policy
 from fp8pad.planning.comparison import Absorbed, AtSize, compare_sizes
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Verdict, converted_verdict
+from fp8pad.planning.verdict import Finding, Verdict, converted_verdict
 from fp8pad.record import Policy
-from fp8pad.render.console import command, size
+from fp8pad.render.console import added, command
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
@@ -44,29 +44,35 @@ def _row(at: AtSize, plan: CheckpointPlan) -> Row:
     return f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at.absorbed, plan)
 
 
-def _outcome(verdict: Verdict) -> Text:
+def _outcome(verdict: Verdict | Finding) -> Text:
     return Text(verdict.outcome, style=STYLES[verdict.outcome])
 
 
 def _absorbed(absorbed: Absorbed | None, plan: CheckpointPlan) -> Text:
     if absorbed is None:
         return Text("-", style="dim")
-    share = absorbed.added_bytes / plan.bytes_before if plan.bytes_before else 0.0
+    return _outcome(absorbed.verdict).append(f" {absorbed_how(absorbed, plan)}", style="default")
+
+
+def absorbed_how(absorbed: Absorbed, plan: CheckpointPlan) -> str:
+    """Return what an absorbed checkpoint needs, and what it costs."""
     plugin = "with the plugin" if absorbed.needs_runtime else "without a plugin"
-    experts = ", experts too" if absorbed.experts else ""
-    outcome = _outcome(absorbed.verdict)
-    return outcome.append(f" {plugin}{experts}, +{size(absorbed.added_bytes)} ({share:+.1%})", style="default")
+    return f"{plugin}{', experts too' if absorbed.experts else ''}, {added(absorbed.added_bytes, plan.bytes_before)}"
 
 
 def _explanations(sizes: Iterable[AtSize]) -> Iterator[Row]:
-    """Yield for which layers, and why, the engine does not serve the original as it is."""
-    found: dict[tuple[Outcome, str, tuple[str, ...]], list[str]] = {}
+    for at, finding in findings(sizes):
+        said = _outcome(finding).append(f": {printable(finding.why)}: {patterns(finding.layers)}", style="default")
+        yield at, said
+
+
+def findings(sizes: Iterable[AtSize]) -> Iterator[tuple[str, Finding]]:
+    """Yield at which sizes, for which layers, and why the engine does not serve the original as it is."""
+    found: dict[Finding, list[str]] = {}
     for at in sizes:
         for finding in at.original.findings:
-            found.setdefault((finding.outcome, finding.why, finding.layers), []).append(str(at.num_ranks))
-    for (outcome, why, layers), at_sizes in found.items():
-        said = Text(outcome, style=STYLES[outcome]).append(f": {printable(why)}: {patterns(layers)}", style="default")
-        yield f"TP {', '.join(at_sizes)}", said
+            found.setdefault(finding, []).append(str(at.num_ranks))
+    return ((f"TP {', '.join(at_sizes)}", finding) for finding, at_sizes in found.items())
 
 
 def show_refusal(
@@ -81,8 +87,7 @@ def show_refusal(
         return False
     screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
     for refusal in refusals:
-        outcome = Text(refusal.outcome, style=STYLES[refusal.outcome])
-        screen.paragraph(outcome.append(f": {refusal.why}: {patterns(refusal.layers)}", style="default"), 2)
+        screen.paragraph(_outcome(refusal).append(f": {refusal.why}: {patterns(refusal.layers)}", style="default"), 2)
     if policy := nearest_served_policy(plan, engine):
         screen.paragraph(f"served at TP {policy.tensor_parallel_size} if converted so:", 2)
         screen.command(command("convert", source, out_dir, *policy_options(policy), *options))

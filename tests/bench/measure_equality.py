@@ -7,7 +7,6 @@ Prints the rows of the table in docs/equality.md: the original recorded, then it
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,20 +22,10 @@ from fp8pad.golden.request import CheckOptions, RecordOptions
 from fp8pad.golden.runs import check, record
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
+from fp8pad.render.progress import LineProgress
 
 ANY_ATOL = 1e9
 POLICIES = {"padded": Policy(), "absorbed": Policy(absorb=True)}
-
-
-class Stderr:
-    """Progress as lines on stderr."""
-
-    def say(self, line: str) -> None:
-        """Print it."""
-        print(line, file=sys.stderr)
-
-    def show(self, line: str) -> None:
-        """Leave it out."""
 
 
 def conversions(model: Path, folder: Path) -> dict[str, Path]:
@@ -53,7 +42,7 @@ def conversions(model: Path, folder: Path) -> dict[str, Path]:
 def compared(golden: GoldenDocument, model: Path, options: CheckOptions) -> dict[str, Any]:
     """Return the figures of one check, ties allowed, so that it compares as much as can be compared."""
     try:
-        result = check(model, golden, replace(options, atol=ANY_ATOL, allow_ties=True), Stderr())
+        result = check(model, golden, replace(options, atol=ANY_ATOL, allow_ties=True), LineProgress())
     except Fp8padError as error:
         return {"error": str(error)}
     return {
@@ -81,7 +70,7 @@ def measured(model: Path, ways: list[str]) -> Iterator[dict[str, Any]]:
         made = conversions(model, Path(folder))
         for way in ways:
             record_options, check_options = PAIRS[way]
-            golden = record(model, record_options, Stderr())
+            golden = record(model, record_options, LineProgress())
             where = {"model": model.name, "way": way, "device": golden.environment.device}
             where["engine"] = f"{golden.settings.engine} {golden.environment.engine_version}"
             for name, path in made.items() if check_options == CheckOptions() else [("original", model)]:
