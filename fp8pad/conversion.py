@@ -7,7 +7,7 @@ from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
-from fp8pad.checkpoint.progress import Progress, Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import Converted, converted_files
@@ -16,10 +16,6 @@ from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import CONFIG_FILE, FORMAT_VERSION, RECORD_FILE
 from fp8pad.summary import plan_document
-
-__all__ = ["ConvertOptions", "ConvertReport", "Progress", "Silence", "SliceReport", "convert", "convert_slice"]
-
-ConvertOptions = WriteOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +77,7 @@ class SliceReport:
 
 
 def convert(
-    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: ConvertOptions, progress: Progress
+    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: WriteOptions, progress: Progress
 ) -> ConvertReport:
     """Write the checkpoint that `plan` makes of `source` to `out_dir`, which appears when it is complete and verified.
 
@@ -100,7 +96,7 @@ def convert(
 
 
 def convert_slice(
-    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: ConvertOptions, progress: Progress
+    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: WriteOptions, progress: Progress
 ) -> SliceReport:
     """Write those shards that `options` name, and leave them for a run that `finishes`; see `write_slice`."""
     design = converted_files(source, plan, with_card=options.card)

@@ -1,12 +1,12 @@
 """What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it again and compares."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fp8pad import __version__
 from fp8pad.card import CARD_FILE, read_card, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.json_text import dumps_like, index_text
@@ -45,7 +45,7 @@ class Converted:
         if not hashes:
             return self.record
         known = dict(hashes) | {
-            file: Hashes(_sha256(text), _sha256(self.source_texts[file])) for file, text in self.texts.items()
+            file: Hashes(text_sha256(text), text_sha256(self.source_texts[file])) for file, text in self.texts.items()
         }
         files = {
             file: FileRecord(sizes.source_size, sizes.size, known[file].sha256, known[file].source_sha256)
@@ -142,7 +142,3 @@ def _files(
     for file in source.other_files:
         files[file] = FileRecord(source.identities[file].size, source.identities[file].size)
     return dict(sorted(files.items()))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

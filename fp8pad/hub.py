@@ -22,7 +22,7 @@ from fp8pad.checkpoint.destination import existing_parent
 from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES, SHARD_SUFFIX, is_other_form
 from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES
-from fp8pad.checkpoint.progress import Progress, Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import CheckpointError, HubError, OutputError
 from fp8pad.record import CONFIG_FILE, RECORD_FILE
 
@@ -111,7 +111,7 @@ def opened(
             checkpoint = read(root)
         except CheckpointError as error:
             raise type(error)(str(error).replace(str(root), str(hub_id))) from error
-        remote = _Fetcher(found, hub_id, root, parts, use_cache, progress or Silence())
+        remote = _Fetcher(found, hub_id, root, parts, use_cache, progress or Progress())
         identities = {name: found.files[name].identity for name in checkpoint.identities}
         yield replace(checkpoint, name=str(hub_id), remote=remote, identities=identities)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fp8pad.checkpoint.options import DEFAULT_JOBS, Executor, Link, VerifyDepth, Workers, WriteOptions
-from fp8pad.checkpoint.progress import Progress, Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.record import Alignment, Policy
 
 if TYPE_CHECKING:
@@ -247,11 +247,11 @@ def _planned(source: "Checkpoint", policy: Policy, strict: bool) -> PlanReport:
 
 def _told(progress: Progress | ProgressCallback | None) -> Progress:
     if progress is None:
-        return Silence()
-    return progress if isinstance(progress, Progress) else _Callback(progress)
+        return Progress()
+    return _Callback(progress) if callable(progress) else progress
 
 
-class _Callback(Silence):
+class _Callback(Progress):
     """A `Progress` that tells a function; lines for people are not told."""
 
     def __init__(self, callback: ProgressCallback) -> None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
+from fp8pad.checkpoint.files import file_sha256, text_sha256
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
@@ -85,7 +85,7 @@ def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
     written = record.files[CARD_FILE]
     is_edited = converted.identities[CARD_FILE].size != written.size
     if not is_edited and written.sha256:
-        is_edited = sha256((converted.root / CARD_FILE).read_bytes()).hexdigest() != written.sha256
+        is_edited = file_sha256(converted.root / CARD_FILE, CARD_FILE) != written.sha256
     if is_edited:
         yield f"{CARD_FILE}: was edited since it was converted; the card from before converting was restored"
 
@@ -104,7 +104,7 @@ def _of_shards(hashes: Mapping[str, Hashes], layouts: Iterable[ShardLayout]) -> 
 
 def _check_hashes(record: CheckpointRecord, texts: Mapping[str, str], hashes: Mapping[str, Hashes]) -> None:
     found = {file: entry.sha256 for file, entry in hashes.items()}
-    found |= {file: sha256(text.encode()).hexdigest() for file, text in texts.items()}
+    found |= {file: text_sha256(text) for file, text in texts.items()}
     for file, digest in found.items():
         expected = record.files[file].source_sha256 if file in record.files else None
         if expected and digest != expected:

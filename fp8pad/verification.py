@@ -22,9 +22,8 @@ from fp8pad.checkpoint.compare import (
     compare_shard,
     compare_texts,
     header_differences,
-    sha256,
 )
-from fp8pad.checkpoint.files import Advance
+from fp8pad.checkpoint.files import Advance, file_sha256
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
@@ -270,7 +269,7 @@ def _hash_check(checkpoint: Checkpoint, file: str, key: str, recorded: str) -> C
 
 def _compare_hash(checkpoint: Checkpoint, expected: Mismatch, num_bytes: int, advance: Advance) -> list[Mismatch]:
     with checkpoint.fetched(expected.file):
-        found = sha256(checkpoint.root / expected.file, expected.file)
+        found = file_sha256(checkpoint.root / expected.file, expected.file)
     advance(num_bytes)
     return [] if found == expected.expected else [replace(expected, got=found)]
 

@@ -12,8 +12,8 @@ from helpers import cases_dir, copy_case, files_of, llama, tensor_rows
 from test_verify import convert_to
 
 from fp8pad import output
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.cli.main import main
-from fp8pad.conversion import Silence
 from fp8pad.verification import verify
 
 # One layer of these has a scale that fp8pad does not understand: it is carried, with its reason.
@@ -89,7 +89,7 @@ def test_a_layer_that_is_not_understood_is_carried(
     kept, padded = (tensor_rows_of(model, out_dir, f"model.layers.{number}.mlp.down_proj.weight") for number in (1, 0))
     assert np.array_equal(kept[0], kept[1])
     assert padded[0].shape != padded[1].shape
-    assert verify(model, out_dir, Silence()).ok
+    assert verify(model, out_dir, Progress()).ok
 
 
 def tensor_rows_of(model: Path, out_dir: Path, name: str) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
@@ -162,4 +162,4 @@ def test_a_full_disk_is_refused_and_stays_empty(
         patch.setattr(output, "check_space", lambda *_: None)
         assert "cannot be written: No space left on device" in refused("convert", model, small_disk / "out")
     assert list(small_disk.iterdir()) == []
-    assert verify(llama(tmp_path / "small"), convert_to(tmp_path / "small", small_disk / "out"), Silence()).ok
+    assert verify(llama(tmp_path / "small"), convert_to(tmp_path / "small", small_disk / "out"), Progress()).ok

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from helpers import files_of, llama
 
-from fp8pad.checkpoint.progress import Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.verification import verify
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,5 +40,5 @@ def test_slices_of_a_slurm_array_are_published_by_a_last_job(tmp_path: Path) -> 
     run = subprocess.run([EXAMPLE / "submit.sh"], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "7 of 7 shards are finished" in run.stderr
-    assert verify(model, tmp_path / "out", Silence()).ok
+    assert verify(model, tmp_path / "out", Progress()).ok
     assert files_of(tmp_path / "out").keys() >= files_of(model).keys() | {"fp8pad.json"}

@@ -32,20 +32,21 @@ from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.options import VerifyDepth
+from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Sums
-from fp8pad.conversion import ConvertOptions, ConvertReport, Silence, convert
+from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy, parse_record
 from fp8pad.verification import verify
 
 
-def converted(model: Path, out_dir: Path, options: ConvertOptions = ConvertOptions(jobs=1)) -> ConvertReport:  # noqa: B008
+def converted(model: Path, out_dir: Path, options: WriteOptions = WriteOptions(jobs=1)) -> ConvertReport:  # noqa: B008
     """Plan and convert `model` with the default policy."""
     source = read_unconverted(model)
-    return convert(source, plan_checkpoint(source.shards, source.configs, Policy()), out_dir, options, Silence())
+    return convert(source, plan_checkpoint(source.shards, source.configs, Policy()), out_dir, options, Progress())
 
 
 def test_shards_hold_the_padded_tensors(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_grids_of_block_scales_end_in_ones(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}, config)
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy(alignment=16))
-    convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
+    convert(source, plan, tmp_path / "out", WriteOptions(), Progress())
     before, after = model / "model.safetensors", tmp_path / "out" / "model.safetensors"
     rows = np.zeros((32, 32, 1), np.uint8)
     rows[:18, :20] = tensor_rows(before, weight)
@@ -163,9 +164,9 @@ def test_checkpoints_of_other_tools_convert_and_verify(path: str, tmp_path: Path
     """Every layout that was found, links of a hub cache and odd names included; the source stays as it was."""
     model = copy_case(path, tmp_path)
     before = files_of(model)
-    report = converted(model, tmp_path / "out", ConvertOptions(jobs=2, verify="full"))
+    report = converted(model, tmp_path / "out", WriteOptions(jobs=2, verify="full"))
     assert files_of(model) == before
-    checked = verify(model, tmp_path / "out", Silence())
+    checked = verify(model, tmp_path / "out", Progress())
     assert checked.mismatches == ()
     assert checked.tensors_checked == sum(len(shard.tensors) for shard in read_unconverted(model).shards)
     assert files_of(tmp_path / "out").keys() - {"fp8pad.json"} == before.keys() - set(report.excluded)
@@ -177,7 +178,7 @@ def test_jobs_and_depth_of_checking_do_not_change_what_is_written(tmp_path: Path
     """Only hashes are added where every byte was read."""
     model = llama(tmp_path / "model", num_shards=5)
     converted(model, tmp_path / "expected")
-    converted(model, tmp_path / "out", ConvertOptions(jobs=jobs, verify=depth))  # type: ignore[arg-type]
+    converted(model, tmp_path / "out", WriteOptions(jobs=jobs, verify=depth))  # type: ignore[arg-type]
     expected, found = files_of(tmp_path / "expected"), files_of(tmp_path / "out")
     records = [json.loads(files.pop("fp8pad.json")) for files in (expected, found)]
     assert found == expected
@@ -237,10 +238,10 @@ def test_hard_links_are_made_only_on_request_and_only_of_untouched_shards(tmp_pa
         tmp_path / "model", {one: {"model.norm.weight": ("BF16", (7,))}, two: linear("model.x_proj", 17, 16)}
     )
     for link, linked in (("auto", set()), ("copy", set()), ("hardlink", {one})):
-        converted(model, tmp_path / link, ConvertOptions(link=link))  # type: ignore[arg-type]
+        converted(model, tmp_path / link, WriteOptions(link=link))  # type: ignore[arg-type]
         found = {path.name for path in (tmp_path / link).iterdir() if path.stat().st_nlink > 1}
         assert found == linked
-        assert verify(model, tmp_path / link, Silence()).ok
+        assert verify(model, tmp_path / link, Progress()).ok
 
 
 def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +249,7 @@ def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: 
     model = llama(tmp_path / "model", n=32, k=16)
     monkeypatch.setattr("fp8pad.checkpoint.writer.clone", lambda *_: False)
     with pytest.raises(OutputError, match="cannot be reflinked"):
-        converted(model, tmp_path / "out", ConvertOptions(link="reflink"))
+        converted(model, tmp_path / "out", WriteOptions(link="reflink"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -263,7 +264,7 @@ def test_a_folder_in_use_is_refused_and_replaced_only_on_request(tmp_path: Path)
         converted(model, out_dir)
     assert files_of(out_dir) == expected
     (out_dir / "tokenizer.json").write_text("edited")
-    report = converted(model, out_dir, ConvertOptions(overwrite=True))
+    report = converted(model, out_dir, WriteOptions(overwrite=True))
     assert report.replaced == Replaced(tuple(sorted(expected)), edited=("tokenizer.json",))
     assert files_of(out_dir) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
@@ -276,7 +277,7 @@ def test_a_failing_replacement_keeps_what_was_there(tmp_path: Path, monkeypatch:
     before = files_of(tmp_path)
     monkeypatch.setattr(os, "pwrite", failing_with(errno.ENOSPC))
     with pytest.raises(OutputError, match="No space left"):
-        converted(model, tmp_path / "out", ConvertOptions(overwrite=True))
+        converted(model, tmp_path / "out", WriteOptions(overwrite=True))
     assert files_of(tmp_path) == before
 
 
@@ -289,7 +290,7 @@ def test_destinations_that_would_harm_the_source_are_refused(tmp_path: Path, whe
     (tmp_path / "around" / "file").write_text("mine")
     before = files_of(tmp_path)
     with pytest.raises(OutputError):
-        converted(model, tmp_path / "around" / where, ConvertOptions(overwrite=overwrite))
+        converted(model, tmp_path / "around" / where, WriteOptions(overwrite=overwrite))
     assert files_of(tmp_path) == before
 
 
@@ -311,7 +312,7 @@ def test_a_destination_that_holds_linked_blobs_is_refused(tmp_path: Path) -> Non
     for path in blobs.iterdir():
         (tmp_path / "model" / path.name).symlink_to(path)
     with pytest.raises(OutputError, match="links to, lies inside"):
-        converted(tmp_path / "model", blobs, ConvertOptions(overwrite=True))
+        converted(tmp_path / "model", blobs, WriteOptions(overwrite=True))
 
 
 def test_a_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +357,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     os.utime(model / "model.safetensors", ns=(0, 0))
     with pytest.raises(CheckpointError, match="was changed while"):
-        convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
+        convert(source, plan, tmp_path / "out", WriteOptions(), Progress())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -386,9 +387,9 @@ def test_a_disk_that_fills_up_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("options", [ConvertOptions(jobs=1), ConvertOptions(jobs=1, resume=False)])
+@pytest.mark.parametrize("options", [WriteOptions(jobs=1), WriteOptions(jobs=1, resume=False)])
 def test_any_other_error_keeps_what_is_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: ConvertOptions
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: WriteOptions
 ) -> None:
     """It says how much that is, where it lies, and how to go on."""
     model = llama(tmp_path / "model", num_shards=3)
@@ -414,7 +415,7 @@ def test_folders_made_on_the_way_go_again_when_nothing_is_kept(tmp_path: Path, m
     assert not hasattr(raised.value, "__notes__")
 
 
-def killed_at(number: int, model: Path, out_dir: Path, options: ConvertOptions) -> None:
+def killed_at(number: int, model: Path, out_dir: Path, options: WriteOptions) -> None:
     """Convert a checkpoint and die at the call of that number."""
     kill_at(number)
     converted(model, out_dir, options)
@@ -474,7 +475,7 @@ def test_a_run_that_is_killed_anywhere_leaves_nothing_to_load(tmp_path: Path, re
     converted(model, tmp_path / "expected")
     expected = files_of(tmp_path / "expected")
     old = expected | {"tokenizer.json": b"old"} if exists else {}
-    options = ConvertOptions(jobs=1, overwrite=True, resume=resume)
+    options = WriteOptions(jobs=1, overwrite=True, resume=resume)
     for number in range(1, 500):
         area = tmp_path / str(number)
         area.mkdir()
@@ -501,7 +502,7 @@ def test_finished_shards_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.
     interrupt_second_shard(tmp_path, monkeypatch, model)
     report = converted(model, tmp_path / "out")
     assert report.resumed == ("model-00001-of-00002.safetensors",)
-    assert verify(model, tmp_path / "out", Silence()).ok
+    assert verify(model, tmp_path / "out", Progress()).ok
 
 
 ALTERATIONS: dict[str, Callable[[Path, Path], object]] = {
@@ -526,11 +527,11 @@ def test_a_finished_shard_that_was_altered_is_written_anew(
 ) -> None:
     """Whatever was done to it between two runs, it is not published."""
     model = llama(tmp_path / "model", num_shards=2)
-    converted(model, tmp_path / "expected", ConvertOptions(verify=depth))
+    converted(model, tmp_path / "expected", WriteOptions(verify=depth))
     interrupt_second_shard(tmp_path, monkeypatch, model)
     (finished,) = (tmp_path / ".out.fp8pad" / "staged").iterdir()
     ALTERATIONS[alteration](finished, tmp_path / "private")
-    report = converted(model, tmp_path / "out", ConvertOptions(verify=depth))
+    report = converted(model, tmp_path / "out", WriteOptions(verify=depth))
     assert report.resumed == ()
     assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
     assert all(path.stat().st_nlink == 1 and not path.is_symlink() for path in (tmp_path / "out").iterdir())
@@ -562,10 +563,10 @@ def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pyt
         os.truncate(finished, finished.stat().st_size - 1)
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    options = ConvertOptions(jobs=1, resume=change != "no-resume")
-    report = convert(source, plan, tmp_path / "out", options, Silence())
+    options = WriteOptions(jobs=1, resume=change != "no-resume")
+    report = convert(source, plan, tmp_path / "out", options, Progress())
     assert report.resumed == ()
-    assert verify(model, tmp_path / "out", Silence()).ok
+    assert verify(model, tmp_path / "out", Progress()).ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
@@ -588,7 +589,7 @@ def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
 def test_full_checking_hashes_every_file(tmp_path: Path) -> None:
     """The hashes are those that any other tool computes."""
     model = llama(tmp_path / "model", num_shards=2)
-    converted(model, tmp_path / "out", ConvertOptions(verify="full"))
+    converted(model, tmp_path / "out", WriteOptions(verify="full"))
     record = parse_record((tmp_path / "out" / "fp8pad.json").read_text())
     assert record.files.keys() == files_of(model).keys()
     for file, entry in record.files.items():

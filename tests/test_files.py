@@ -9,8 +9,9 @@ from helpers import llama
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import open_file
-from fp8pad.checkpoint.progress import Silence
-from fp8pad.conversion import ConvertOptions, convert
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.errors import CheckpointError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
@@ -53,7 +54,7 @@ def test_a_file_that_changed_between_two_readings_is_noticed(
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     change(model / file)
     with pytest.raises(CheckpointError, match=f"{file}: was changed while it was being read"):
-        convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
+        convert(source, plan, tmp_path / "out", WriteOptions(), Progress())
     assert not (tmp_path / "out").exists()
 
 

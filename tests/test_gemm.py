@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
-from fp8pad.checkpoint.progress import Silence
-from fp8pad.conversion import ConvertOptions, convert
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.errors import CheckpointError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import AxisActions, PaddedTensor, Policy, Segments
@@ -31,7 +32,7 @@ def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     """Convert a checkpoint and return where it is."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    convert(source, plan, out_dir, ConvertOptions(), Silence())
+    convert(source, plan, out_dir, WriteOptions(), Progress())
     return out_dir
 
 
@@ -192,7 +193,7 @@ def test_what_verify_catches_is_as_documented(name: str, biased: tuple[Path, Pat
     wrong = tmp_path / "wrong"
     shutil.copytree(out_dir, wrong)
     CORRUPTIONS[name](wrong)
-    assert verify(model, wrong, Silence()).ok != claims()[name]
+    assert verify(model, wrong, Progress()).ok != claims()[name]
     assert any(products_differ(model, wrong).values()) == (name not in UNSEEN)
 
 

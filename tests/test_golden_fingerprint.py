@@ -11,8 +11,9 @@ import pytest
 from helpers import case_names, copy_case, linear, write_checkpoint
 
 from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
-from fp8pad.checkpoint.progress import Silence
-from fp8pad.conversion import ConvertOptions, convert
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.errors import RecordError
 from fp8pad.golden.fingerprint import fingerprint
 from fp8pad.planning import plan_checkpoint
@@ -26,7 +27,7 @@ def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     """Convert a checkpoint and return where it is."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    convert(source, plan, out_dir, ConvertOptions(), Silence())
+    convert(source, plan, out_dir, WriteOptions(), Progress())
     return out_dir
 
 

@@ -10,7 +10,9 @@ from helpers import copy_case, files_of, llama, safetensors_bytes, stored
 from test_verify import convert_to, edit_json
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.conversion import ConvertOptions, Silence, convert
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.errors import RecordError
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning import plan_checkpoint
@@ -206,7 +208,7 @@ def test_sizes_are_those_that_converting_tells(tmp_path: Path) -> None:
     model = llama(tmp_path / "model")
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
-    report = convert(source, plan, tmp_path / "out", ConvertOptions(), Silence())
+    report = convert(source, plan, tmp_path / "out", WriteOptions(), Progress())
     found = inspect_checkpoint(tmp_path / "out")
     assert (found.source_bytes, found.size_bytes) == (report.source_bytes, report.written_bytes)
     assert found.size_bytes == sum(len(content) for content in files_of(tmp_path / "out").values())

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fp8pad.checkpoint import compare, transfer
 from fp8pad.checkpoint.compare import Mismatch, compare_data, compare_header, read_back
 from fp8pad.checkpoint.files import OpenFile, create_file, open_file
-from fp8pad.checkpoint.grid import Axis, Grid, Run, tensor_grid
+from fp8pad.checkpoint.grid import AxisMap, Grid, Run, tensor_grid
 from fp8pad.checkpoint.headers import read_header, read_header_bytes
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.options import VerifyDepth
@@ -62,7 +62,7 @@ def test_each_tensor_is_a_step(tmp_path: Path) -> None:
     path.write_bytes(safetensors_bytes(tensors, {"format": "pt", "made by": "x"}))
     layout = lay_out(path, {"w": padded((2, 3), (4, 4)), "elsewhere": padded((1,), (2,))})
     before, after = layout.source.data_start, layout.target.data_start
-    grid = Grid(1, Axis(2, 4, (Run(0, 0, 2),)), Axis(3, 4, (Run(0, 0, 3),)), b"\0")
+    grid = Grid(1, AxisMap(2, 4, (Run(0, 0, 2),)), AxisMap(3, 4, (Run(0, 0, 3),)), b"\0")
     found = {step.tensor.name: (step.source - before, step.target - after, step.grid) for step in layout.steps()}
     kept = {"z": (0, 0, None), "a": (5, 5, None), "e": (17, 27, None), "b": (17, 27, None)}
     assert found == kept | {"w": (11, 11, grid)}
@@ -94,7 +94,7 @@ def chunks(grid: Grid, limit: int) -> list[tuple[int, int, int, int, int]]:
 def test_no_chunk_holds_rows_of_two_runs() -> None:
     """Rows of a segment, then what is filled behind it."""
     grid = tensor_grid("U8", padded((5, 2), (8, 3), segments=Segments((2, 3), (4, 4))))
-    assert grid.rows == Axis(5, 8, (Run(0, 0, 2), Run(2, 4, 3)))
+    assert grid.rows == AxisMap(5, 8, (Run(0, 0, 2), Run(2, 4, 3)))
     assert chunks(grid, 6) == [(0, 0, 2, 2, 3), (0, 6, 1, 0, 6), (4, 12, 2, 2, 3), (8, 18, 1, 2, 3), (0, 21, 1, 0, 3)]
 
 
@@ -102,7 +102,7 @@ def test_whole_rows_without_gaps_are_neighbours() -> None:
     """Where only N grows, bytes are copied, whatever the length of a row; a stack whose N stays is one matrix."""
     assert chunks(tensor_grid("U8", padded((5, 2), (8, 2))), 8) == [(0, 0, 1, 8, 8), (8, 8, 1, 2, 2), (0, 10, 1, 0, 6)]
     stack = tensor_grid("U8", padded((3, 2, 3), (3, 2, 4)))
-    assert stack == Grid(1, Axis(6, 6, (Run(0, 0, 6),)), Axis(3, 4, (Run(0, 0, 3),)), b"\0")
+    assert stack == Grid(1, AxisMap(6, 6, (Run(0, 0, 6),)), AxisMap(3, 4, (Run(0, 0, 3),)), b"\0")
 
 
 def test_a_row_longer_than_the_buffer_is_moved_in_parts() -> None:

@@ -8,7 +8,9 @@ from helpers import case_names
 from outputs import OPTIONS, RECORDED, digests_of
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.conversion import ConvertOptions, Silence, convert
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 
@@ -24,7 +26,7 @@ def convert_with(model: Path, out_dir: Path, options: tuple[str, ...]) -> None:
     """Convert as the command line does with these options."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, POLICIES[options])
-    convert(source, plan, out_dir, ConvertOptions(verify="none"), Silence())
+    convert(source, plan, out_dir, WriteOptions(verify="none"), Progress())
 
 
 @pytest.mark.parametrize("case", case_names("good", "variants"))

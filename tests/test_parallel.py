@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from fp8pad.checkpoint.progress import Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import OutputError
 from fp8pad.parallel import run_all
 
 
-class Counter(Silence):
+class Counter(Progress):
     """Adds up what it is told."""
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
         pytest.fail("it was not stopped")
 
     with pytest.raises(type(error)):
-        run_all(work, range(50), 2, Silence())
+        run_all(work, range(50), 2, Progress())
     assert len(begun) < 10
 
 
 def test_no_items_are_no_work() -> None:
     """A checkpoint may have no files beside its shards."""
-    assert run_all(lambda item, _: item, [], 2, Silence()) == []
+    assert run_all(lambda item, _: item, [], 2, Progress()) == []

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
-from fp8pad.checkpoint.progress import Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.staging import hold_staging
 from fp8pad.cli.main import app
 from fp8pad.conversion import ConvertReport, SliceReport, convert, convert_slice
@@ -31,14 +31,14 @@ def converted(model: Path, out_dir: Path, **options: Any) -> ConvertReport:
     """Convert a checkpoint."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
-    return convert(source, plan, out_dir, WriteOptions(**options), Silence())
+    return convert(source, plan, out_dir, WriteOptions(**options), Progress())
 
 
 def write_slice(model: Path, out_dir: Path, shards: range, **options: Any) -> SliceReport:
     """Write some shards."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
-    return convert_slice(source, plan, out_dir, WriteOptions(shards=shards, **options), Silence())
+    return convert_slice(source, plan, out_dir, WriteOptions(shards=shards, **options), Progress())
 
 
 @pytest.mark.parametrize("depth", ["none", "padded", "full"])
@@ -60,7 +60,7 @@ def test_finishing_reads_no_shard_again(model: Path, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(writer, "compare_data", lambda *_: pytest.fail("a shard was compared"))
         converted(model, tmp_path / "out", finishes=True)
-    assert verify(model, tmp_path / "out", Silence()).ok
+    assert verify(model, tmp_path / "out", Progress()).ok
 
 
 @pytest.mark.parametrize("options", [{"finishes": True, "verify": "full"}, {}])
@@ -70,7 +70,7 @@ def test_deeper_wishes_are_read_again(model: Path, tmp_path: Path, options: dict
     altered = next((tmp_path / ".out.fp8pad" / "staged").glob("*.finished"))
     altered.write_bytes(altered.read_bytes()[:-1] + bytes([altered.read_bytes()[-1] ^ 1]))
     assert len(converted(model, tmp_path / "out", **options).resumed) == 4
-    assert verify(model, tmp_path / "out", Silence()).ok
+    assert verify(model, tmp_path / "out", Progress()).ok
 
 
 def test_a_shard_that_was_altered_after_its_slice_is_written_again(model: Path, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_shard_that_was_altered_after_its_slice_is_written_again(model: Path, 
             note.write_text("{")
             break
     assert len(converted(model, tmp_path / "out", finishes=True).resumed) == 4
-    assert verify(model, tmp_path / "out", Silence()).ok
+    assert verify(model, tmp_path / "out", Progress()).ok
 
 
 def test_finishing_too_early_says_which_shards_are_missing(model: Path, tmp_path: Path) -> None:
@@ -152,4 +152,4 @@ def test_a_slice_on_the_command_line(model: Path, tmp_path: Path) -> None:
     document = json.loads(run.stdout)
     assert (document["num_shards"], len(document["files_finished"])) == (5, 5)
     assert CliRunner().invoke(app, ["convert", str(model), str(tmp_path / "out"), "--finish"]).exit_code == 0
-    assert verify(model, tmp_path / "out", Silence()).ok
+    assert verify(model, tmp_path / "out", Progress()).ok

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from test_verify import convert_to, edit_json
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.checkpoint.options import VerifyDepth
-from fp8pad.conversion import ConvertOptions, Silence, convert
+from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.errors import OutputError, RecordError, VerifyError
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
@@ -32,12 +33,12 @@ from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segment
 from fp8pad.unpadding import UnpadReport, unpad
 from fp8pad.verification import verify
 
-OPTIONS = ConvertOptions()
+OPTIONS = WriteOptions()
 
 
-def restore(out_dir: Path, restored_dir: Path, options: ConvertOptions = OPTIONS) -> UnpadReport:
+def restore(out_dir: Path, restored_dir: Path, options: WriteOptions = OPTIONS) -> UnpadReport:
     """Unpad without a word."""
-    return unpad(out_dir, restored_dir, options, Silence())
+    return unpad(out_dir, restored_dir, options, Progress())
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True, absorb_experts=True, tensor_parallel_size=4)])
@@ -48,7 +49,7 @@ def test_checkpoints_of_other_tools_come_back(path: str, policy: Policy, tmp_pat
     restored = convert_to(model, tmp_path / "out", policy)
     if (restored / "fp8pad.json").exists():
         assert inspect_checkpoint(restored).disagreements == ()
-        assert verify(model, restored, Silence()).ok
+        assert verify(model, restored, Progress()).ok
         restored = tmp_path / "restored"
         restore(tmp_path / "out", restored)
     excluded = set(read_unconverted(model).excluded)
@@ -117,9 +118,9 @@ def test_absorbed_tensors_in_segments_come_back(tmp_path: Path) -> None:
         bytes_before=0,
         bytes_after=0,
     )
-    convert(source, plan, tmp_path / "out", OPTIONS, Silence())
+    convert(source, plan, tmp_path / "out", OPTIONS, Progress())
     assert (tmp_path / "out" / "config.json").read_text() == '{"intermediate_size": 16, "é": "ü"}'
-    restore(tmp_path / "out", tmp_path / "restored", ConvertOptions(verify="full"))
+    restore(tmp_path / "out", tmp_path / "restored", WriteOptions(verify="full"))
     assert files_of(tmp_path / "restored") == files_of(model)
 
 
@@ -196,7 +197,7 @@ def test_damage_shows_where_the_source_was_hashed(tmp_path: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(VerifyError, match=r"model\.safetensors: sha256"):
-        restore(out_dir, tmp_path / "restored", ConvertOptions(verify="full"))
+        restore(out_dir, tmp_path / "restored", WriteOptions(verify="full"))
     assert not (tmp_path / "restored").exists()
 
 
@@ -206,10 +207,10 @@ def test_hashes_are_compared_whatever_the_depth(tmp_path: Path, depth: VerifyDep
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
     edit_json(out_dir / "fp8pad.json", lambda d: d["files"]["model.safetensors"].update(source_sha256="0" * 64))
     with pytest.raises(VerifyError, match=r"model\.safetensors: sha256: expected 0000") as failure:
-        restore(out_dir, tmp_path / "restored", ConvertOptions(verify=depth))
+        restore(out_dir, tmp_path / "restored", WriteOptions(verify=depth))
     assert not hasattr(failure.value, "__notes__"), "running it again would fail again: there is nothing to resume"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
-    restore(out_dir, tmp_path / "restored", ConvertOptions(verify="none"))
+    restore(out_dir, tmp_path / "restored", WriteOptions(verify="none"))
 
 
 def test_the_original_config_is_held_against_its_hash(tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_a_model_card_may_change_after_hashing(tmp_path: Path) -> None:
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
     (out_dir / "tokenizer.json").write_text("{}")
     with pytest.raises(VerifyError, match=r"tokenizer\.json: sha256"):
-        restore(out_dir, tmp_path / "restored", ConvertOptions(verify="full"))
+        restore(out_dir, tmp_path / "restored", WriteOptions(verify="full"))
     restore(out_dir, tmp_path / "restored")
     assert (tmp_path / "restored" / "tokenizer.json").read_text() == "{}"
 

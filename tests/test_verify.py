@@ -10,7 +10,9 @@ import pytest
 from helpers import INDEX, files_of, llama, stored, stored_header, write_checkpoint
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.conversion import ConvertOptions, Silence, convert
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
@@ -21,13 +23,13 @@ def convert_to(model: Path, out_dir: Path, policy: Policy = Policy(), full: bool
     """Plan and convert `model`."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    convert(source, plan, out_dir, ConvertOptions(verify="full" if full else "padded"), Silence())
+    convert(source, plan, out_dir, WriteOptions(verify="full" if full else "padded"), Progress())
     return out_dir
 
 
 def check(model: Path, out_dir: Path) -> VerifyReport:
     """Verify without a word."""
-    return verify(model, out_dir, Silence())
+    return verify(model, out_dir, Progress())
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def test_records_that_lie_are_named(
     edit_json(out_dir / file, edit)
     found = [m for m in check(model, out_dir).mismatches if place is None or m.file in (file, "config.json")]
     assert found
-    assert not verify(None, out_dir, Silence()).ok
+    assert not verify(None, out_dir, Progress()).ok
     assert place is None or found[0].place.startswith(place)
 
 
@@ -138,7 +140,7 @@ def test_files_that_came_and_went_are_told_by_their_danger(model: Path, out_dir:
     (out_dir / "m").mkdir()
     for name in dangerous:
         (out_dir / name).write_text("{}")
-    for report in (check(model, out_dir), verify(None, out_dir, Silence())):
+    for report in (check(model, out_dir), verify(None, out_dir, Progress())):
         assert sorted(mismatch.file for mismatch in report.mismatches) == dangerous
 
 
@@ -163,7 +165,7 @@ def test_a_snapshot_in_a_cache_is_all_links(model: Path, tmp_path: Path) -> None
     for number, file in enumerate(sorted(out_dir.iterdir())):
         file.rename(blobs / str(number))
         (snapshot / file.name).symlink_to(f"../../blobs/{number}")
-    assert verify(None, snapshot, Silence()) == VerifyReport(snapshot, None, 10, files_hashed=5, has_records=True)
+    assert verify(None, snapshot, Progress()) == VerifyReport(snapshot, None, 10, files_hashed=5, has_records=True)
 
 
 def test_an_index_that_the_source_has_not_is_named(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_an_index_that_the_source_has_not_is_named(tmp_path: Path) -> None:
     weight_map = dict.fromkeys(stored(out_dir / "model.safetensors"), "model.safetensors")
     (out_dir / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     assert INDEX in {mismatch.file for mismatch in check(model, out_dir).mismatches}
-    assert not verify(None, out_dir, Silence()).ok
+    assert not verify(None, out_dir, Progress()).ok
 
 
 def test_a_missing_record_is_an_error(model: Path, out_dir: Path) -> None:
@@ -203,7 +205,7 @@ def test_a_copy_that_was_never_converted_is_only_a_copy(model: Path, tmp_path: P
     assert (report.ok, report.has_records) == (True, False)
     assert report.notes == (f"{copy}: was not converted; converting would pad 4 tensors",)
     with pytest.raises(RecordError, match=r"has no fp8pad\.json; name the checkpoint"):
-        verify(None, copy, Silence())
+        verify(None, copy, Progress())
 
 
 def test_arguments_the_other_way_round_are_said(model: Path, out_dir: Path) -> None:
@@ -234,7 +236,7 @@ def test_no_later_version_makes_a_published_checkpoint_wrong(
 def test_padding_is_checked_without_the_source(model: Path, tmp_path: Path, full: bool) -> None:
     """A padded byte is found by what it has to be, a logical one by a hash."""
     out_dir = convert_to(model, tmp_path / "out", full=full)
-    assert verify(None, out_dir, Silence()).ok
+    assert verify(None, out_dir, Progress()).ok
     path = out_dir / "model-00001-of-00002.safetensors"
     content = path.read_bytes()
     begin, end = stored_header(path)["model.layers.0.mlp.down_proj.weight"]["data_offsets"]
@@ -243,7 +245,7 @@ def test_padding_is_checked_without_the_source(model: Path, tmp_path: Path, full
         damaged = bytearray(content)
         damaged[position] ^= 1
         path.write_bytes(damaged)
-        assert verify(None, out_dir, Silence()).ok == (not is_padding and not full)
+        assert verify(None, out_dir, Progress()).ok == (not is_padding and not full)
 
 
 def test_another_source_is_no_match(out_dir: Path, tmp_path: Path) -> None:

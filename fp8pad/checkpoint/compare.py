@@ -1,7 +1,5 @@
 """Comparing files with what they should be, streaming, down to the element that differs."""
 
-import hashlib
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -150,12 +148,6 @@ def header_differences(expected: ShardHeader, found: ShardHeader) -> Iterator[Mi
             yield Mismatch(found.file, name, _described(before), _described(after))
     if expected.file_bytes != found.file_bytes:
         yield Mismatch(found.file, "size", f"{expected.file_bytes} bytes", f"{found.file_bytes} bytes")
-
-
-def sha256(path: Path, file: str) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; `CheckpointError` if it cannot be read."""
-    with open_file(path, file) as opened, os.fdopen(os.dup(opened.descriptor), "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _first_difference(expected: Bytes, found: Bytes) -> int | None:

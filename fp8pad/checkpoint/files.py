@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -145,6 +146,17 @@ def create_file(path: str | Path, file: str, mode: int = 0o664, dir_fd: int | No
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path, file: str) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; `CheckpointError` if it cannot be read."""
+    with open_file(path, file) as opened, os.fdopen(os.dup(opened.descriptor), "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """Return the SHA-256, in hexadecimal, that a file of this text has."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_identity(file: str, expected: FileIdentity, found: FileIdentity) -> None:

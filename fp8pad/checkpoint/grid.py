@@ -25,7 +25,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class AxisMap:
     """An axis of a tensor in both files, with the runs that lie in both, in order."""
 
     source_size: int
@@ -49,15 +49,15 @@ class Axis:
         if self.target_size > end:
             yield Run(None, end, self.target_size - end)
 
-    def times(self, number: int) -> "Axis":
+    def times(self, number: int) -> "AxisMap":
         """Return the axis on which each step is `number` smaller ones."""
         runs = (Run((run.source or 0) * number, run.target * number, run.size * number) for run in self.runs)
-        return Axis(self.source_size * number, self.target_size * number, tuple(runs))
+        return AxisMap(self.source_size * number, self.target_size * number, tuple(runs))
 
-    def inverse(self) -> "Axis":
+    def inverse(self) -> "AxisMap":
         """Return the axis of the way back."""
         runs = (Run(run.target, run.source or 0, run.size) for run in self.runs)
-        return Axis(self.target_size, self.source_size, tuple(runs))
+        return AxisMap(self.target_size, self.source_size, tuple(runs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Chunk:
     source: int
     target: int
     num_rows: int
-    columns: Axis
+    columns: AxisMap
 
     @property
     def source_bytes(self) -> int:
@@ -96,8 +96,8 @@ class Grid:
     """
 
     num_matrices: int
-    rows: Axis
-    columns: Axis
+    rows: AxisMap
+    columns: AxisMap
     fill: bytes
 
     def inverse(self) -> "Grid":
@@ -146,14 +146,14 @@ def copy_chunks(source: int, target: int, num_bytes: int, limit: int) -> Iterato
     """Yield chunks of bytes that are the same on both sides."""
     for begin in range(0, num_bytes, limit):
         size = min(limit, num_bytes - begin)
-        yield Chunk(source + begin, target + begin, 1, Axis(size, size, (Run(0, 0, size),)))
+        yield Chunk(source + begin, target + begin, 1, AxisMap(size, size, (Run(0, 0, size),)))
 
 
 def fill_chunks(target: int, num_bytes: int, limit: int, unit: int) -> Iterator[Chunk]:
     """Yield chunks of bytes that are filled, of whole elements of `unit` bytes each."""
     limit = max(unit, limit // unit * unit)
     for begin in range(0, num_bytes, limit):
-        yield Chunk(0, target + begin, 1, Axis(0, min(limit, num_bytes - begin), ()))
+        yield Chunk(0, target + begin, 1, AxisMap(0, min(limit, num_bytes - begin), ()))
 
 
 def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
@@ -175,9 +175,9 @@ def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
     return Grid(num_matrices, rows, columns, ONE_BYTES[dtype] if tensor.fill else bytes(element_bytes))
 
 
-def _axis(source_size: int, target_size: int, segments: Segments | None) -> Axis:
+def _axis(source_size: int, target_size: int, segments: Segments | None) -> AxisMap:
     if segments is None:
-        return Axis(source_size, target_size, (Run(0, 0, source_size),))
+        return AxisMap(source_size, target_size, (Run(0, 0, source_size),))
     begins = zip(accumulate(segments.logical, initial=0), accumulate(segments.padded, initial=0), strict=True)
     runs = (Run(*begin, size) for begin, size in zip(begins, segments.logical, strict=False))
-    return Axis(source_size, target_size, tuple(runs))
+    return AxisMap(source_size, target_size, tuple(runs))

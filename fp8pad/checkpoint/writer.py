@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.compare import Mismatch, compare_data, read_back, sha256
-from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, open_file
+from fp8pad.checkpoint.compare import Mismatch, compare_data, read_back
+from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Link, VerifyDepth
 from fp8pad.checkpoint.staging import Staging, join_staging
@@ -112,7 +112,7 @@ class Writer:
         """Return the hashes of a finished shard whose source would have to be fetched again, if it still has them."""
         key = self.key(layout)
         noted = self.source.remote.recall(key) if self.source.remote else None
-        is_same = noted and sha256(self.staging.finished_path(key), layout.file) == noted[0]
+        is_same = noted and file_sha256(self.staging.finished_path(key), layout.file) == noted[0]
         return Hashes(*noted) if noted and is_same else None
 
     def copy_other_file(self, file: str, advance: Advance) -> Written:
@@ -139,7 +139,7 @@ class Writer:
         self.staging.complete(key, file)
 
     def _hashes(self, origin: Path, key: str, file: str) -> Hashes:
-        hashes = Hashes(sha256(self.staging.unfinished_path(key), file), sha256(origin, file))
+        hashes = Hashes(file_sha256(self.staging.unfinished_path(key), file), file_sha256(origin, file))
         if hashes.sha256 != hashes.source_sha256:
             raise VerifyError(f"{file}: what was read back is not what was written")
         return hashes

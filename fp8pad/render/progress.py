@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from fp8pad.checkpoint.progress import Progress, Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.text import printable
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -33,7 +33,7 @@ SECONDS_BETWEEN_LINES = 10.0
 def shown_progress(quiet: bool = False) -> Iterator[Progress]:
     """Yield the `Progress` that suits where stderr goes; one that says nothing if `quiet`."""
     if quiet:
-        yield Silence()
+        yield Progress()
     elif sys.stderr.isatty():
         with _bar() as bar:
             yield BarProgress(bar)
@@ -61,7 +61,7 @@ def _unmeasured() -> tuple[ProgressColumn, ...]:
     return SpinnerColumn(), line, TimeElapsedColumn()
 
 
-class BarProgress:
+class BarProgress(Progress):
     """One bar for the step that runs: files done, bytes, bytes per second, the time that passed and that is left.
 
     Where only lines are known, the last one, and how long the step lasts.
@@ -111,7 +111,7 @@ def _files(done: int, total: int) -> str:
     return f"{min(done, total)} of {total} files" if total else ""
 
 
-class LineProgress:
+class LineProgress(Progress):
     """A line when a step begins, and one every ten seconds while it lasts."""
 
     def __init__(self) -> None:
@@ -133,9 +133,6 @@ class LineProgress:
             is_due = self._is_due()
         if is_due:
             self.say(self._line(self._last_line - self._began))
-
-    def finish_file(self) -> None:
-        """Say nothing: lines count bytes."""
 
     def say(self, line: str) -> None:
         """Print a line."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.checkpoint.progress import Silence
-from fp8pad.conversion import ConvertOptions, convert
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError
 from fp8pad.golden.document import GoldenDocument
 from fp8pad.golden.request import CheckOptions, RecordOptions
@@ -35,7 +36,7 @@ def conversions(model: Path, folder: Path) -> dict[str, Path]:
         source = read_unconverted(model)
         plan = plan_checkpoint(source.shards, source.configs, policy)
         made[name] = folder / name
-        convert(source, plan, made[name], ConvertOptions(), Silence())
+        convert(source, plan, made[name], WriteOptions(), Progress())
     return made
 
 

@@ -22,7 +22,7 @@ from sparse_checkpoint import Tensor, write_sparse_shard
 from fp8pad import output
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
-from fp8pad.checkpoint.progress import Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.writer import RemoteWriter
 from fp8pad.conversion import convert
 from fp8pad.planning import plan_checkpoint
@@ -78,7 +78,7 @@ def measure(model: Path, num_nodes: int, seconds: float) -> tuple[float, float]:
         planned = time.perf_counter()
         options = WriteOptions(1, verify="none", executor="ray", ray_address=cluster.address)
         vars(output)["RemoteWriter"] = lambda *a: SlowWriter(RemoteWriter(*a), seconds)
-        convert(source, plan, model.with_name("out"), options, Silence())
+        convert(source, plan, model.with_name("out"), options, Progress())
         done = time.perf_counter()
     finally:
         cluster.shutdown()

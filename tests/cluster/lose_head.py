@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from ray_work import Square  # noqa: E402
 
 from fp8pad.checkpoint.options import Workers  # noqa: E402
-from fp8pad.checkpoint.progress import Silence  # noqa: E402
+from fp8pad.checkpoint.progress import Progress  # noqa: E402
 from fp8pad.cluster import run_on_cluster  # noqa: E402
 from fp8pad.errors import ClusterError  # noqa: E402
 
@@ -24,7 +24,7 @@ killer = threading.Timer(30, lambda: started.head_node.kill_all_processes(check_
 try:
     workers = Workers(1, "ray", started.address)
     killer.start()
-    print(run_on_cluster(Square(Path(sys.argv[1]), 5.0), list(range(40)), workers, Silence()), flush=True)
+    print(run_on_cluster(Square(Path(sys.argv[1]), 5.0), list(range(40)), workers, Progress()), flush=True)
 except ClusterError as error:
     print(f"ClusterError: {error}", flush=True)
 finally:

@@ -15,7 +15,7 @@ from ray_work import Dies, Fails, Square
 from fp8pad import ray_driver
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import Workers, WriteOptions
-from fp8pad.checkpoint.progress import Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.cluster import run_on_cluster
 from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, ClusterError, OutputError
@@ -27,7 +27,7 @@ from fp8pad.verification import verify
 pytestmark = pytest.mark.ray
 
 
-class Counter(Silence):
+class Counter(Progress):
     """Adds up what it is told."""
 
     num_bytes = 0
@@ -53,7 +53,7 @@ def converted(model: Path, out_dir: Path, options: WriteOptions) -> ConvertRepor
     """Convert a checkpoint."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
-    return convert(source, plan, out_dir, options, Silence())
+    return convert(source, plan, out_dir, options, Progress())
 
 
 def test_a_cluster_writes_the_bytes_that_one_machine_writes(cluster: Any, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_node_that_is_killed_is_no_end(cluster: Any, tmp_path: Path) -> None:
     workers = Workers(1, "ray", cluster.address)
     killer.start()
     items = list(range(12))
-    assert run_on_cluster(Square(tmp_path, 1.0), items, workers, Silence()) == [item * item for item in items]
+    assert run_on_cluster(Square(tmp_path, 1.0), items, workers, Progress()) == [item * item for item in items]
     killer.join()
     assert len(list(tmp_path.iterdir())) >= len(items)
 
@@ -93,14 +93,14 @@ def test_a_node_that_is_killed_is_no_end(cluster: Any, tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_for_memory_is_replaced(cluster: Any, tmp_path: Path) -> None:
     """Its item is worked on once more."""
     workers = Workers(1, "ray", cluster.address)
-    assert run_on_cluster(Dies(tmp_path, times=2), list(range(5)), workers, Silence()) == list(range(5))
+    assert run_on_cluster(Dies(tmp_path, times=2), list(range(5)), workers, Progress()) == list(range(5))
 
 
 def test_an_item_that_is_lost_for_good_ends_the_run(cluster: Any, tmp_path: Path) -> None:
     """After some attempts it is not the node that is to blame."""
     workers = Workers(1, "ray", cluster.address)
     with pytest.raises(ClusterError, match="was lost 4 times"):
-        run_on_cluster(Dies(tmp_path, times=100), list(range(5)), workers, Silence())
+        run_on_cluster(Dies(tmp_path, times=100), list(range(5)), workers, Progress())
 
 
 def test_an_error_in_a_worker_is_raised_here_and_stops_the_others(cluster: Any) -> None:
@@ -108,7 +108,7 @@ def test_an_error_in_a_worker_is_raised_here_and_stops_the_others(cluster: Any) 
     began = time.monotonic()
     workers = Workers(2, "ray", cluster.address)
     with pytest.raises(OutputError, match="No space left") as caught:
-        run_on_cluster(Fails(), list(range(3)), workers, Silence())
+        run_on_cluster(Fails(), list(range(3)), workers, Progress())
     assert time.monotonic() - began < 50
     assert "of the Ray cluster" in caught.value.__notes__[0]
 
@@ -121,11 +121,11 @@ def test_a_failed_run_can_be_resumed_without_the_cluster(cluster: Any, tmp_path:
     last = model / source.shards[-1].file
     os.utime(last)
     with pytest.raises(CheckpointError, match="was changed") as caught:
-        convert(source, plan, tmp_path / "out", on_ray(cluster, jobs=1), Silence())
+        convert(source, plan, tmp_path / "out", on_ray(cluster, jobs=1), Progress())
     assert any("to resume" in note for note in caught.value.__notes__)
     report = converted(model, tmp_path / "out", WriteOptions())
     assert report.resumed
-    assert verify(model, tmp_path / "out", Silence()).ok
+    assert verify(model, tmp_path / "out", Progress()).ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, deserialize
 from fp8pad.checkpoint.checkpoint import parse_object, read_unconverted
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
-from fp8pad.checkpoint.progress import Silence
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError
 from fp8pad.planning import plan_checkpoint
@@ -72,7 +72,7 @@ def _records() -> list[tuple[Any, Any]]:
         try:
             source = read_unconverted(model)
             plan = plan_checkpoint(source.shards, source.configs, POLICIES[number % 2])
-            convert(source, plan, AREA / "records", WriteOptions(), Silence())
+            convert(source, plan, AREA / "records", WriteOptions(), Progress())
         except Fp8padError:
             continue
         if (AREA / "records" / "fp8pad.json").exists():
@@ -192,13 +192,13 @@ def folder(choices: Choices) -> str:
         source = read_unconverted(model)
         plan = plan_checkpoint(source.shards, source.configs, policy)
         json.dumps(plan_document(source, plan, engines()[DEFAULT_ENGINE]))
-        convert(source, plan, out_dir, options, Silence())
-        report = verify(model, out_dir, Silence())
+        convert(source, plan, out_dir, options, Progress())
+        report = verify(model, out_dir, Progress())
         if not report.ok:
             raise AssertionError(f"converted, but not verified: {report.mismatches[0]}")
         outcome = "converted"
         if (out_dir / "fp8pad.json").exists():
-            unpad(out_dir, restored, options, Silence())
+            unpad(out_dir, restored, options, Progress())
             outcome = "restored"
             links = {str(path.relative_to(model)) for path in model.rglob("*") if path.is_symlink()}
             found = {name: content for name, content in _files_of(restored).items() if name not in links}

@@ -15,8 +15,9 @@ from gemm.products import best_arithmetic  # noqa: E402
 from helpers import linear, write_checkpoint  # noqa: E402
 
 from fp8pad.checkpoint.checkpoint import read_unconverted  # noqa: E402
-from fp8pad.checkpoint.progress import Silence  # noqa: E402
-from fp8pad.conversion import ConvertOptions, convert  # noqa: E402
+from fp8pad.checkpoint.options import WriteOptions  # noqa: E402
+from fp8pad.checkpoint.progress import Progress  # noqa: E402
+from fp8pad.conversion import convert  # noqa: E402
 from fp8pad.planning import plan_checkpoint  # noqa: E402
 from fp8pad.record import Policy  # noqa: E402
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.gpu
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     """Convert a checkpoint and return where it is."""
     source = read_unconverted(model)
-    convert(source, plan_checkpoint(source.shards, source.configs, policy), out_dir, ConvertOptions(), Silence())
+    convert(source, plan_checkpoint(source.shards, source.configs, policy), out_dir, WriteOptions(), Progress())
     return out_dir
 
 
