@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from fp8pad.planning.absorb.conditions import check_sizes, config_size
+from fp8pad.errors import ConfigError
+from fp8pad.planning.absorb.assessment import assess, config_size
 from fp8pad.planning.absorb.governed import find_governed
 from fp8pad.planning.families import sections_of
+from fp8pad.record import Policy
 from fp8pad.tensors import TensorHeader
 
 Shapes = dict[str, tuple[int, ...]]
@@ -243,7 +245,7 @@ def test_a_layout_of_vllm_is_described(model_type: str, sizes: Mapping[str, Any]
     )
     found: set[str] = set()
     for size in governed.sizes:
-        check_sizes(size)
+        assert not isinstance(assess(size, {}, Policy()).obstacle, ConfigError)
         assert config_size(size) in {DENSE, EXPERT, SHARED, TOWER}
         assert not size.unclaimed_tensors
         found |= {governed.tensor.name for governed in size.axes if governed.leaf != "bias" or governed.axis == "n"}

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 from fp8pad.errors import PlanError
-from fp8pad.planning.absorb.absorption import Absorption, absorb, absorbable_sizes, merged
+from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
 from fp8pad.planning.absorb.governed import Axis, find_governed
 from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import Fp8Linear, left_to_engine, module_name, recognise
-from fp8pad.planning.notes import lora_notes
 from fp8pad.planning.padding import LayerPlanner, alignment_of, padded_tensors, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import find_quantization
@@ -82,13 +81,9 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         shards_rewritten=tuple(shard.file for shard in shards if any(t.name in padded for t in shard.tensors)),
         bytes_before=bytes_before,
         bytes_after=bytes_before + sum(_bytes_added(tensors[name], tensor) for name, tensor in padded.items()),
-        notes=(
-            *(quantization.notes if quantization else ()),
-            *absorption.notes,
-            *lora_notes(module_name(name) for name in absorption.tensors if name.endswith(".weight")),
-        ),
+        notes=(*(quantization.notes if quantization else ()), *absorption.notes),
         architectures=_architectures(config),
-        absorbable=absorbable_sizes(governed, linears, policy),
+        absorbable=absorption.absorbable,
     )
 
 

@@ -21,7 +21,7 @@ INPUT_SCALES = ("input_scale", "input_activation_scale", "activation_scale")
 
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
 _EXPERTS = re.compile(r"(^|[._])(experts|moe)([._]|$)")
-_SCALE_NAME = re.compile(r"(scales?|scale_inv|scale_2|scale_ub|zero_point)$")
+_SCALE_ENDINGS = ("scale", "scales", "scale_inv", "scale_2", "scale_ub", "zero_point")
 
 # Families whose Linears are transformers' `Conv1D`, which keeps its weight as `[K, N]`, and the modules that are.
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
@@ -127,7 +127,7 @@ def scale_names(weight_name: str) -> tuple[str, ...]:
 
 def is_scale_name(name: str) -> bool:
     """Return whether a tensor is a scale or a zero point by its name."""
-    return _SCALE_NAME.search(name) is not None
+    return name.endswith(_SCALE_ENDINGS)
 
 
 def _is_weight(tensor: TensorHeader) -> bool:

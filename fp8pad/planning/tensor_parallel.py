@@ -8,6 +8,7 @@ everything else is column-parallel. Where two models use one name for two things
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from operator import itemgetter
 from typing import Literal
 
@@ -191,7 +192,12 @@ def shardings(
     parts = {name: described[name] if name in described else _part_by_name(name) for name in shapes}
     followed = {name for name in shapes if roles.get(name) == "gate" or _follower(name) in shapes}
     found = {name: _sharding(name, num_n, parts[name], sections) for name, (num_n, _) in shapes.items()}
-    return {name: replace(how, is_followed=True) if name in followed else how for name, how in found.items()}
+    return {name: _followed(how) if name in followed else how for name, how in found.items()}
+
+
+@cache
+def _followed(how: Sharding) -> Sharding:
+    return replace(how, is_followed=True)
 
 
 def _follower(name: str) -> str | None:

@@ -6,22 +6,23 @@ and up, and zero biases there, the added activations are act(0) * 0 = 0 or act(0
 dynamic activation scales alone, and the zero columns of down multiply zeros.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fp8pad.errors import CheckpointError
-from fp8pad.planning.absorb.conditions import check_absorbable, check_sizes, config_size, multipliers
+from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
 from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
-from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes, GovernedAxis, GovernedSize
-from fp8pad.planning.absorb.growth import NotAbsorbableError, grown, growth_of
+from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes
+from fp8pad.planning.absorb.growth import grown
 from fp8pad.planning.families import Section
-from fp8pad.planning.layers import Fp8Linear
-from fp8pad.planning.padding import alignment_of
+from fp8pad.planning.layers import Fp8Linear, module_name
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, AxisActions, ConfigEdit, PaddedTensor, Policy
 
-__all__ = ["Absorption", "absorb", "absorbable_sizes", "merged"]
+__all__ = ["Absorption", "absorb", "merged"]
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,14 @@ class Absorption:
 
     `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refusals` maps the axes
     `(module, axis)` that were to be absorbed and are not to the reason. `notes` are sentences for the plan: costs,
-    refusals, recommendations.
+    refusals, recommendations. `absorbable` are the inner sizes that could be absorbed, asked for or not.
     """
 
     tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
     edits: tuple[ConfigEdit, ...] = ()
     refusals: Mapping[tuple[str, Axis], str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    absorbable: tuple[AbsorbableSize, ...] = ()
 
 
 def absorb(
@@ -44,28 +46,39 @@ def absorb(
 ) -> Absorption:
     """Decide what to absorb in a checkpoint, given all inner sizes that its `sections` have.
 
-    Raises `ConfigError` where a size in the config is not that of the tensors, and `PlanError` where tensors of one
-    module do not fit together.
+    Raises `ConfigError` where a size that was to be absorbed is not that of the tensors, and `PlanError` where tensors
+    of one module do not fit together.
     """
-    if not (policy.absorb or policy.absorb_experts):
-        return Absorption()
     by_name = {linear.name: linear for linear in linears}
-    outcomes = [_outcome(size, by_name, policy) for size in governed_axes.sizes]
-    refused = tuple(outcome for outcome in outcomes if outcome.reason)
+    assessed = [assess(size, by_name, policy) for size in governed_axes.sizes if size.governs_any(by_name)]
+    absorbable = tuple(each.absorbable for each in assessed if each.absorbable)
+    if not (policy.absorb or policy.absorb_experts):
+        return Absorption(absorbable=absorbable)
+    growths: list[_Growth] = []
+    refused: list[tuple[Assessment, str]] = []
+    for each in assessed:
+        if _is_asked_for(each, policy):
+            reason = _why_not(each, policy)
+            if reason or each.absorbable is None:
+                refused.append((each, reason))
+            else:
+                growths.append(_Growth.of(each, each.absorbable, policy))
     padded: dict[str, PaddedTensor] = {}
-    for outcome in outcomes:
-        for name, tensor in outcome.tensors.items():
+    for growth in growths:
+        for name, tensor in growth.tensors.items():
             padded[name] = merged(padded[name], tensor) if name in padded else tensor
     return Absorption(
         tensors=padded,
-        edits=tuple(edit for outcome in outcomes for edit in outcome.edits),
+        edits=tuple(edit for growth in growths for edit in growth.edits),
         refusals=_refusals(refused, governed_axes, sections, linears, policy),
         notes=(
-            *cost_notes([outcome.cost for outcome in outcomes if outcome.cost]),
-            *_default_notes(outcomes),
-            *_float_notes(outcomes),
-            *(outcome.sentence for outcome in refused if outcome.size.key),
+            *cost_notes([growth.cost for growth in growths]),
+            *(note for growth in growths for note in growth.default_notes()),
+            *(note for growth in growths for note in growth.float_notes()),
+            *(reason for each, reason in refused if each.size.key),
+            *_lora_notes(padded),
         ),
+        absorbable=absorbable,
     )
 
 
@@ -84,89 +97,74 @@ def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
     )
 
 
+def _is_asked_for(assessment: Assessment, policy: Policy) -> bool:
+    """Whether a policy wants a size absorbed; a size that is not that of the tensors is an error then."""
+    if not policy.absorb and not assessment.size.has_experts:
+        return False
+    if isinstance(assessment.obstacle, CheckpointError):
+        raise assessment.obstacle
+    return any(_is_unaligned(alike, policy) for alike in assessment.weights)
+
+
+def _is_unaligned(alike: AlikeTensors, policy: Policy) -> bool:
+    if alike.linear is None:
+        return False
+    multiple = alike.multiple(policy) * policy.tensor_parallel_size
+    return not alike.example.is_plain_weight or alike.example.inner_size % multiple != 0
+
+
+def _why_not(assessment: Assessment, policy: Policy) -> str:
+    """Why a size is not absorbed, in a sentence with its key; empty where it is."""
+    size, reason = assessment.size, str(assessment.obstacle or "")
+    if not reason and size.has_experts and not policy.absorb_experts:
+        too = "" if all(governed.mlp.experts for governed in size.axes) else " too"
+        reason = f"it sizes the routed experts{too}, which are absorbed only with --absorb-experts"
+    return f"{size.path} is not absorbed: {reason}" if reason and size.key else reason
+
+
 @dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What became of one inner size; `reason` says why it is refused."""
+class _Growth:
+    """What becomes of one inner size that is absorbed."""
 
-    size: GovernedSize
-    reason: str | None = None
-    tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
-    edits: tuple[ConfigEdit, ...] = ()
-    cost: KeyCost | None = None
+    assessment: Assessment
+    tensors: Mapping[str, PaddedTensor]
+    edits: tuple[ConfigEdit, ...]
+    cost: KeyCost
 
-    @property
-    def sentence(self) -> str:
-        """The reason with the key that it is about."""
-        return f"{self.size.path} is not absorbed: {self.reason}" if self.size.key else str(self.reason)
+    @classmethod
+    def of(cls, assessment: Assessment, absorbable: AbsorbableSize, policy: Policy) -> "_Growth":
+        """Grow a size as far as the ranks of a policy need it."""
+        most = policy.tensor_parallel_size
+        sizes = {ranks: absorbable.size_at(ranks) for ranks in range(1, most + 1) if most % ranks == 0}
+        old, new = absorbable.old, sizes[most]
+        found: dict[str, PaddedTensor] = {}
+        for alike in assessment.tensors:
+            growth, inner, padded_inner = alike.growth(old), old * alike.times, new * alike.times
+            if growth and (tensor := grown(alike.example, growth, inner, padded_inner)):
+                found |= {governed.tensor.name: tensor for governed in alike.members}
+        names = (governed.tensor.name for governed in assessment.size.axes)
+        tensors = {name: found[name] for name in names if name in found}
+        return cls(assessment, tensors, tuple(_edits(assessment, old, new)), key_cost(assessment, old, sizes, tensors))
 
+    def default_notes(self) -> Iterator[str]:
+        """Say where config.json gets a key that it did not have."""
+        size = self.assessment.size
+        if size.section.config.get(size.key or "") is None:
+            yield f"{size.path} is not in {CONFIG_FILE}, where {self.edits[0].old} is the default; it is added"
 
-def _outcome(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
-    weights = [governed for governed in size.axes if governed.leaf == "weight"]
-    if not any(governed.module in linears for governed in weights):
-        return _Outcome(size)
-    if not policy.absorb and not any(governed.mlp.experts for governed in weights):
-        return _Outcome(size)
-    check_sizes(size)
-    if not any(_is_unaligned(governed, linears, policy) for governed in weights):
-        return _Outcome(size)
-    try:
-        return _absorbed(size, linears, policy)
-    except NotAbsorbableError as error:
-        return _Outcome(size, reason=str(error))
-
-
-def absorbable_sizes(
-    governed_axes: GovernedAxes, linears: Sequence[Fp8Linear], policy: Policy
-) -> tuple[AbsorbableSize, ...]:
-    """Return the inner sizes of FP8 weights that can be absorbed, if not for this policy's ranks then for others'."""
-    by_name = {linear.name: linear for linear in linears}
-    willing = replace(policy, absorb=True, absorb_experts=True)
-    found = []
-    for size in governed_axes.sizes:
-        with suppress(NotAbsorbableError, CheckpointError):
-            if any(governed.module in by_name for governed in size.axes):
-                check_sizes(size)
-                found.append(_absorbable(size, by_name, willing))
-    return tuple(found)
+    def float_notes(self) -> Iterator[str]:
+        """Say where a key sizes weights that are not FP8 too: libraries choose by size how to group a sum."""
+        alike = [each for each in self.assessment.weights if each.example.tensor.dtype in FLOAT_DTYPES]
+        names = [governed.tensor.name for each in alike for governed in each.members]
+        if names:
+            yield (
+                f"{self.assessment.size.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: "
+                "a GPU may add their products in another order, which can change an answer's last digits"
+            )
 
 
-def _absorbable(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> AbsorbableSize:
-    """Describe an inner size; `NotAbsorbableError` where anything stands in the way."""
-    old = config_size(size)
-    check_absorbable(size, policy)
-    times = multipliers(size, old)
-    for governed in size.axes:
-        growth_of(governed, linears.get(governed.module), old * times[governed.mlp_id])
-    weights = [governed for governed in size.axes if governed.leaf == "weight" and governed.module in linears]
-    return AbsorbableSize(
-        path=size.path,
-        old=old,
-        is_expert=any(governed.mlp.experts for governed in weights),
-        governed={
-            governed.module: (governed.axis, times[governed.mlp_id] * governed.num_segments) for governed in weights
-        },
-        alignments=frozenset(
-            (_alignment(governed, linears[governed.module], policy), times[governed.mlp_id]) for governed in weights
-        ),
-        weight_bytes=sum(governed.tensor.num_bytes for governed in weights),
-    )
-
-
-def _absorbed(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> _Outcome:
-    absorbable, most = _absorbable(size, linears, policy), policy.tensor_parallel_size
-    padded_sizes = {ranks: absorbable.size_at(ranks) for ranks in range(1, most + 1) if most % ranks == 0}
-    old, new = absorbable.old, padded_sizes[most]
-    times = multipliers(size, old)
-    tensors = {}
-    for governed in size.axes:
-        inner, padded_inner = old * times[governed.mlp_id], new * times[governed.mlp_id]
-        growth = growth_of(governed, linears.get(governed.module), inner)
-        if growth and (tensor := grown(governed, growth, inner, padded_inner)):
-            tensors[governed.tensor.name] = tensor
-    return _Outcome(size, None, tensors, tuple(_edits(size, old, new)), key_cost(size, old, padded_sizes, tensors))
-
-
-def _edits(size: GovernedSize, old: int, new: int) -> Iterator[ConfigEdit]:
+def _edits(assessment: Assessment, old: int, new: int) -> Iterator[ConfigEdit]:
+    size = assessment.size
     yield ConfigEdit(CONFIG_FILE, size.path, old, new)
     yield from (ConfigEdit(CONFIG_FILE, size.section.dotted(key), old, new) for key in size.repeats)
     for path, mirror in size.section.mirrors:
@@ -174,42 +172,15 @@ def _edits(size: GovernedSize, old: int, new: int) -> Iterator[ConfigEdit]:
             yield ConfigEdit(CONFIG_FILE, f"{path}.{size.key}" if path else str(size.key), old, new)
 
 
-def _alignment(governed: GovernedAxis, linear: Fp8Linear, policy: Policy) -> int:
-    return alignment_of(linear, policy)[0 if governed.axis == "n" else 1]
-
-
-def _is_unaligned(governed: GovernedAxis, linears: Mapping[str, Fp8Linear], policy: Policy) -> bool:
-    linear = linears.get(governed.module)
-    if linear is None:
-        return False
-    return (
-        not governed.is_plain_weight
-        or governed.inner_size % (_alignment(governed, linear, policy) * policy.tensor_parallel_size) != 0
-    )
-
-
-def _default_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
-    """Say where config.json gets a key that it did not have."""
-    for outcome in outcomes:
-        if outcome.edits and outcome.size.section.config.get(outcome.size.key or "") is None:
-            old = outcome.edits[0].old
-            yield f"{outcome.size.path} is not in {CONFIG_FILE}, where {old} is the default; it is added"
-
-
-def _float_notes(outcomes: Sequence[_Outcome]) -> Iterator[str]:
-    """Say where a key sizes weights that are not FP8 too: libraries choose by size how to group a sum."""
-    for outcome in outcomes:
-        plain = [governed.tensor for governed in outcome.size.axes if governed.is_plain_weight]
-        names = [tensor.name for tensor in plain if tensor.dtype in FLOAT_DTYPES and tensor.name in outcome.tensors]
-        if names:
-            yield (
-                f"{outcome.size.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: a GPU "
-                "may add their products in another order, which can change an answer's last digits"
-            )
+def _lora_notes(padded: Iterable[str]) -> Iterator[str]:
+    """Say which LoRA adapters no longer fit: those of modules whose sizes change in the config."""
+    weights = (module_name(name) for name in padded if name.endswith(".weight"))
+    if patterns := dict.fromkeys(_NUMBER.sub("*", module) for module in weights):
+        yield f"LoRA adapters trained on the original do not fit what is absorbed: {', '.join(patterns)}"
 
 
 def _refusals(
-    refused: Sequence[_Outcome],
+    refused: Sequence[tuple[Assessment, str]],
     governed_axes: GovernedAxes,
     sections: Sequence[Section],
     linears: Sequence[Fp8Linear],
@@ -232,6 +203,6 @@ def _refusals(
     refusals: dict[tuple[str, Axis], str] = {}
     for name, reason in reasons.items():
         refusals |= {(name, "n"): reason, (name, "k"): reason}
-    for outcome in refused:
-        refusals |= {(governed.module, governed.axis): outcome.sentence for governed in outcome.size.axes}
+    for assessment, reason in refused:
+        refusals |= {(governed.module, governed.axis): reason for governed in assessment.size.axes}
     return refusals

@@ -1,13 +1,12 @@
 """What absorbing costs: bytes, memory and arithmetic, per key and in all, and what to do where it is too much."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fp8pad.geometry import num_elements
-from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize
-from fp8pad.record import PaddedTensor
-from fp8pad.tensors import TensorHeader, tensor_bytes
+from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment
+from fp8pad.record import Json, PaddedTensor
+from fp8pad.tensors import tensor_bytes
 
 # Above this share of added arithmetic the plan recommends another way.
 HIGH_SHARE = 0.15
@@ -17,47 +16,43 @@ HIGH_SHARE = 0.15
 class KeyCost:
     """The cost of one key.
 
-    `added_bytes` are bytes on disk and, as engines load them unchanged, of weight memory over all ranks together.
-    `added_flops` counts two for each added weight that a token uses: of routed experts, those that it is sent to.
-    `governed_flops` is the same count of the weights as they were. `sizes` maps smaller tensor-parallel sizes, divisors
-    of the one asked for, to the inner sizes that they need.
+    `sizes` maps tensor-parallel sizes to the inner sizes that they need: the one asked for last, its divisors before
+    it. `added_bytes` are bytes on disk and, as engines load them unchanged, of weight memory over all ranks together.
+    `flops` counts two for each weight under the key that a token uses: of routed experts, those that it is sent to.
     """
 
     path: str
     old: int
-    new: int
-    tensor_parallel_size: int
-    added_bytes: int
-    added_flops: float
-    governed_flops: float
-    is_expert: bool
     sizes: Mapping[int, int]
+    added_bytes: int
+    flops: float
+    is_expert: bool
+
+    @property
+    def new(self) -> int:
+        """The inner size for the tensor-parallel size asked for."""
+        return self.sizes[max(self.sizes)]
 
     @property
     def share(self) -> float:
         """The added size over the old one."""
         return self.new / self.old - 1
 
+    @property
+    def added_flops(self) -> float:
+        """What a token costs more: every weight under the key grows in proportion."""
+        return self.flops * self.share
 
-def key_cost(size: GovernedSize, old: int, sizes: Mapping[int, int], padded: Mapping[str, PaddedTensor]) -> KeyCost:
-    """Return what a key costs; `sizes` maps tensor-parallel sizes to inner sizes, the one asked for last."""
-    weights = [governed for governed in size.axes if governed.leaf == "weight"]
-    activity = _activity(size, weights)
-    *smaller, asked = sizes
+
+def key_cost(assessment: Assessment, old: int, sizes: Mapping[int, int], padded: Mapping[str, PaddedTensor]) -> KeyCost:
+    """Return what a key costs; `sizes` maps tensor-parallel sizes to inner sizes, `padded` are the grown tensors."""
     return KeyCost(
-        path=size.path,
+        path=assessment.size.path,
         old=old,
-        new=sizes[asked],
-        tensor_parallel_size=asked,
-        added_bytes=sum(_added_bytes(governed.tensor, padded) for governed in size.axes),
-        added_flops=sum(
-            2 * _added_elements(governed.tensor, padded) * activity[governed.tensor.name] for governed in weights
-        ),
-        governed_flops=sum(
-            2 * num_elements(governed.tensor.shape) * activity[governed.tensor.name] for governed in weights
-        ),
-        is_expert=any(governed.mlp.experts for governed in weights),
-        sizes={ranks: sizes[ranks] for ranks in smaller},
+        sizes=sizes,
+        added_bytes=sum(_added_bytes(alike, padded) for alike in assessment.tensors),
+        flops=sum(2 * _weights_of_token(alike, assessment.size.section.config) for alike in assessment.weights),
+        is_expert=assessment.size.has_experts,
     )
 
 
@@ -69,7 +64,7 @@ def cost_notes(costs: Sequence[KeyCost]) -> tuple[str, ...]:
     ]
     if len(costs) > 1:
         added_bytes, added_flops = (sum(cost.added_bytes for cost in costs), sum(cost.added_flops for cost in costs))
-        share = added_flops / sum(cost.governed_flops for cost in costs)
+        share = added_flops / sum(cost.flops for cost in costs)
         lines.append(f"absorbed in all: {share:+.1%}, {_amounts(added_bytes, added_flops)}")
     return (*lines, *(_recommendation(cost) for cost in costs if cost.share > HIGH_SHARE))
 
@@ -86,7 +81,7 @@ def _recommendation(cost: KeyCost) -> str:
 
 
 def _alternatives(cost: KeyCost) -> Iterator[str]:
-    if cost.is_expert and cost.tensor_parallel_size > 1:
+    if cost.is_expert and len(cost.sizes) > 1:
         yield f"expert parallelism, which keeps experts whole (inner size {cost.sizes[1]})"
     cheaper = [size for size, new in cost.sizes.items() if new < cost.new]
     cheap = [size for size in cheaper if cost.sizes[size] / cost.old - 1 <= HIGH_SHARE]
@@ -95,32 +90,21 @@ def _alternatives(cost: KeyCost) -> Iterator[str]:
         yield f"--tensor-parallel-size {size} ({cost.sizes[size] / cost.old - 1:+.1%})"
 
 
-def _activity(size: GovernedSize, weights: Sequence[GovernedAxis]) -> dict[str, float]:
-    """The share of each weight's entries that one token uses: of routed experts, those that it is sent to."""
-    siblings = Counter((governed.mlp, governed.role, governed.instance[:-1]) for governed in weights)
-    activity = {}
-    for governed in weights:
-        active = (
-            size.section.config.get(governed.mlp.experts_per_token_key) if governed.mlp.experts_per_token_key else None
-        )
-        siblings_here = siblings[governed.mlp, governed.role, governed.instance[:-1]]
-        num_experts = governed.tensor.shape[0] if governed.mlp.stacked else siblings_here
-        activity[governed.tensor.name] = (
-            min(1.0, active / num_experts) if isinstance(active, int) and num_experts else 1.0
-        )
-    return activity
+def _weights_of_token(alike: AlikeTensors, config: Json) -> float:
+    """How many entries of these weights one token uses: of routed experts, those that it is sent to."""
+    mlp, shape = alike.example.mlp, alike.example.tensor.shape
+    num_weights = len(alike.members) * num_elements(shape)
+    active = config.get(mlp.experts_per_token_key) if mlp.experts_per_token_key else None
+    num_layers = len({governed.instance[:-1] for governed in alike.members})
+    num_experts = shape[0] if mlp.stacked else len(alike.members) / num_layers
+    return num_weights * min(1.0, active / num_experts) if isinstance(active, int) and num_experts else num_weights
 
 
-def _added_bytes(tensor: TensorHeader, padded: Mapping[str, PaddedTensor]) -> int:
+def _added_bytes(alike: AlikeTensors, padded: Mapping[str, PaddedTensor]) -> int:
+    tensor = alike.example.tensor
     if tensor.name not in padded:
         return 0
-    return tensor_bytes(tensor.dtype, padded[tensor.name].padded_shape) - tensor.num_bytes
-
-
-def _added_elements(tensor: TensorHeader, padded: Mapping[str, PaddedTensor]) -> int:
-    if tensor.name not in padded:
-        return 0
-    return num_elements(padded[tensor.name].padded_shape) - num_elements(tensor.shape)
+    return len(alike.members) * (tensor_bytes(tensor.dtype, padded[tensor.name].padded_shape) - tensor.num_bytes)
 
 
 def _amount(amount: float, unit: str) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -115,6 +115,15 @@ class GovernedSize:
         """Other keys of the same config that say the size again."""
         keys = dict.fromkeys(key for governed in self.axes for key in governed.mlp.repeats)
         return tuple(key for key in keys if key != self.key and self.section.config.get(key) is not None)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it sizes routed experts."""
+        return any(governed.mlp.experts for governed in self.axes)
+
+    def governs_any(self, modules: Container[str]) -> bool:
+        """Return whether it sizes any of these modules."""
+        return any(governed.module in modules for governed in self.axes)
 
     @cached_property
     def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
@@ -279,13 +288,12 @@ def _ignored(sections: Sequence[Section], tensors: Mapping[str, TensorHeader], i
 def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> GovernedSize:
     """Find tensors of a governed size in a governed MLP, or at its modules' names elsewhere (`mtp.layers.0.mlp`)."""
     sizes = inner_sizes(size.axes)
+    alike = [tensor for tensor in unclaimed if not sizes.isdisjoint(tensor.shape)]
+    if not alike:
+        return size
     blocks = tuple({governed.block for governed in size.axes if governed.role == "down"})
     mlps = {governed.mlp for governed in size.axes}
     texts = {pattern.partition("}.")[2] for mlp in mlps for pattern in mlp.parts.values()} - {""}
     elsewhere = re.compile("|".join(rf"(^|\.){any_number(text)}\." for text in texts) or r"(?!)")
-    unclaimed_tensors = tuple(
-        tensor
-        for tensor in unclaimed
-        if sizes & set(tensor.shape) and (tensor.name.startswith(blocks) or elsewhere.search(tensor.name))
-    )
-    return replace(size, unclaimed_tensors=unclaimed_tensors)
+    found = (tensor for tensor in alike if tensor.name.startswith(blocks) or elsewhere.search(tensor.name))
+    return replace(size, unclaimed_tensors=tuple(found))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fp8pad.planning.absorb.conditions import check_activation
+from fp8pad.planning.absorb.assessment import check_activation
 from fp8pad.planning.absorb.governed import Axis, GovernedAxes, GovernedAxis, GovernedSize
 from fp8pad.planning.absorb.growth import NotAbsorbableError, growth_of
 from fp8pad.planning.layers import Fp8Linear

@@ -1,14 +1,109 @@
-"""What must hold of an inner size before it is absorbed; `growth` asks the same of each tensor."""
+"""Whether an inner size can be absorbed: what the config says of it, its MLPs, and each tensor that it governs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from fp8pad.errors import ConfigError
+from fp8pad.errors import CheckpointError, ConfigError
 from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId, inner_sizes
-from fp8pad.planning.absorb.growth import NotAbsorbableError
+from fp8pad.planning.absorb.growth import Growth, NotAbsorbableError, growth_of
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
+from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.padding import alignment_of
+from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, Policy
+
+
+@dataclass(frozen=True, slots=True)
+class AlikeTensors:
+    """Tensors of one part of an MLP, in all layers and experts, that grow alike; and the Linear of the first of them.
+
+    `times` is how often the key's value goes into their inner size.
+    """
+
+    members: list[GovernedAxis]
+    linear: Fp8Linear | None
+    times: int
+
+    @property
+    def example(self) -> GovernedAxis:
+        """The first of them."""
+        return self.members[0]
+
+    def growth(self, value: int) -> Growth | None:
+        """Return how they grow with the key's `value`, None if they do not; `NotAbsorbableError` if they cannot."""
+        return growth_of(self.example, self.linear, value * self.times)
+
+    def multiple(self, policy: Policy) -> int:
+        """Return what the governed axis of an FP8 weight is to be a multiple of on a rank; 1 for other tensors."""
+        return alignment_of(self.linear, policy)[0 if self.example.axis == "n" else 1] if self.linear else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """An inner size and its tensors: it is `absorbable`, or there is an `obstacle`."""
+
+    size: GovernedSize
+    tensors: tuple[AlikeTensors, ...]
+    absorbable: AbsorbableSize | None = None
+    obstacle: NotAbsorbableError | CheckpointError | None = None
+
+    @property
+    def weights(self) -> list[AlikeTensors]:
+        """The weights among the tensors."""
+        return [alike for alike in self.tensors if alike.example.leaf == "weight"]
+
+
+def assess(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> Assessment:
+    """Find out whether an inner size can be absorbed, asked for or not."""
+    try:
+        old = config_size(size)
+        times = {axes[0].mlp_id: _multiplier(axes, size, old) for axes in size.mlps}
+    except NotAbsorbableError as error:
+        return Assessment(size, _alike(size, linears, {}), obstacle=error)
+    found = Assessment(size, _alike(size, linears, times))
+    try:
+        _check_sizes(found, old)
+        _check_skipped(size, policy)
+        for mlp in {governed.mlp for governed in size.axes}:
+            check_activation(mlp, size.section)
+        _check_complete(size)
+        for alike in found.tensors:
+            alike.growth(old)
+    except (NotAbsorbableError, CheckpointError) as error:
+        return replace(found, obstacle=error)
+    return replace(found, absorbable=_absorbable(found, old, policy))
+
+
+def _alike(
+    size: GovernedSize, linears: Mapping[str, Fp8Linear], times: Mapping[MlpId, int]
+) -> tuple[AlikeTensors, ...]:
+    found: dict[object, AlikeTensors] = {}
+    for governed in size.axes:
+        linear, often = linears.get(governed.module), times.get(governed.mlp_id, 1)
+        tensor, kind = governed.tensor, linear.kind if linear else None
+        key = id(governed.mlp), governed.role, governed.leaf, governed.order, tensor.dtype, tensor.shape, kind, often
+        if key not in found:
+            found[key] = AlikeTensors([], linear, often)
+        found[key].members.append(governed)
+    return tuple(found.values())
+
+
+def _absorbable(assessment: Assessment, old: int, policy: Policy) -> AbsorbableSize:
+    size, weights = assessment.size, [alike for alike in assessment.weights if alike.linear]
+    return AbsorbableSize(
+        path=size.path,
+        old=old,
+        is_expert=size.has_experts,
+        governed={
+            governed.module: (governed.axis, alike.times * governed.num_segments)
+            for alike in weights
+            for governed in alike.members
+        },
+        alignments=frozenset((alike.multiple(policy), alike.times) for alike in weights),
+        weight_bytes=sum(len(alike.members) * alike.example.tensor.num_bytes for alike in weights),
+    )
 
 
 def config_size(size: GovernedSize) -> int:
@@ -35,23 +130,11 @@ def config_size(size: GovernedSize) -> int:
     return int(value)
 
 
-def multipliers(size: GovernedSize, value: int) -> Mapping[MlpId, int]:
-    """Return for each MLP how often a key's value goes into its inner size.
-
-    `NotAbsorbableError` where neither the config nor the tensors say.
-    """
-    return {axes[0].mlp_id: _multiplier(axes, size, value) for axes in size.mlps}
-
-
-def check_sizes(size: GovernedSize) -> None:
-    """Raise `ConfigError` where the key is an integer and a weight under it has another size."""
-    try:
-        value = config_size(size)
-        times = multipliers(size, value)
-    except NotAbsorbableError:
-        return
-    for governed in size.axes:
-        length = value * times[governed.mlp_id] * governed.width
+def _check_sizes(assessment: Assessment, value: int) -> None:
+    """Raise `ConfigError` where a weight under the key has another size."""
+    size = assessment.size
+    for alike in assessment.tensors:
+        governed, length = alike.example, value * alike.times * alike.example.width
         if governed.is_plain_weight and governed.tensor.shape[governed.index] != length:
             raise ConfigError(
                 f"{CONFIG_FILE}: {size.path} asks for {length} {'rows' if governed.axis == 'n' else 'columns'}"
@@ -99,26 +182,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def check_absorbable(size: GovernedSize, policy: Policy) -> None:
-    """Raise `NotAbsorbableError` where anything but a single tensor's layout stands in the way of absorbing a key."""
-    _check_skipped(size, policy)
-    _check_experts(size, policy)
-    for mlp in {governed.mlp for governed in size.axes}:
-        check_activation(mlp, size.section)
-    _check_complete(size)
-
-
 def _check_skipped(size: GovernedSize, policy: Policy) -> None:
     for module in dict.fromkeys(governed.module for governed in size.axes):
         if any(fnmatchcase(module, pattern) for pattern in policy.skip):
             raise NotAbsorbableError(f"{module} is to be carried unchanged (--skip)")
-
-
-def _check_experts(size: GovernedSize, policy: Policy) -> None:
-    experts = {governed.mlp.experts for governed in size.axes}
-    if True in experts and not policy.absorb_experts:
-        too = "sizes the routed experts too" if False in experts else "sizes the routed experts"
-        raise NotAbsorbableError(f"it {too}, which are absorbed only with --absorb-experts")
 
 
 def check_activation(mlp: Mlp, section: Section) -> None:
