@@ -7,7 +7,7 @@ from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.errors import ConfigError
-from fp8pad.planning.advice import problems_at_sizes
+from fp8pad.planning.comparison import problems_at_sizes
 from fp8pad.planning.plan import CheckpointPlan
 
 CARD_FILE = "README.md"

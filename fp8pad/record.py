@@ -19,6 +19,7 @@ METADATA_KEY = "fp8pad"
 RECORD_FILE = "fp8pad.json"
 CONFIG_FILE = "config.json"
 
+Axis = Literal["n", "k"]  # of a weight `[N, K]`
 Disposition = Literal["aligned", "pad", "absorb", "skip"]
 Alignment = Literal["auto", 16, 32, 64, 128, "marlin", "sm120", "deepgemm"]
 Json = Mapping[str, Any]
@@ -122,7 +123,7 @@ class ModuleRecord:
     logical_shape: tuple[PositiveSize, PositiveSize]
     padded_shape: tuple[PositiveSize, PositiveSize]
     alignment: tuple[PositiveSize, PositiveSize]
-    inner: Literal["n", "k"] | None = None
+    inner: Axis | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return one entry of `modules` in config.json."""

@@ -8,8 +8,7 @@ from typing import Any
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.geometry import is_aligned
-from fp8pad.planning.advice import problems_at_sizes
-from fp8pad.planning.comparison import compare_sizes
+from fp8pad.planning.comparison import compare_sizes, problems_at_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.verdict import converted_verdict

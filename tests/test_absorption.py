@@ -8,7 +8,7 @@ import pytest
 
 from fp8pad.errors import ConfigError, PlanError
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
-from fp8pad.planning.absorb.governed import find_governed
+from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization

@@ -11,7 +11,7 @@ import pytest
 
 from fp8pad.errors import ConfigError
 from fp8pad.planning.absorb.assessment import assess, config_size
-from fp8pad.planning.absorb.governed import find_governed
+from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import sections_of
 from fp8pad.record import Policy
 from fp8pad.tensors import TensorHeader

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fp8pad.planning.absorb.governed import find_governed
 from fp8pad.planning.absorb.inner import inner_axes
+from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization

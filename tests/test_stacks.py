@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.absorb.governed import find_governed
+from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import families, sections_of
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.stacks import stacked_granularity
+from fp8pad.planning.scale_layouts import stacked_granularity
 from fp8pad.record import AxisActions, Policy
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import round_up
-from fp8pad.planning.absorb.governed import find_governed
-from fp8pad.planning.advice import SizeProblems, problems_at_sizes
+from fp8pad.planning.absorb.matching import find_governed
+from fp8pad.planning.comparison import SizeProblems, problems_at_sizes
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.planning.tensor_parallel import RankPart, shardings

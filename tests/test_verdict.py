@@ -7,11 +7,10 @@ from plans import CHANNELS, COMPRESSED, FP8, Headers, attention, gated, headers
 
 from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.advice import nearest_served_policy
-from fp8pad.planning.comparison import Absorbed, Growth, absorbed_at, compare_sizes
+from fp8pad.planning.comparison import Absorbed, Growth, absorbed_at, compare_sizes, nearest_served_policy
 from fp8pad.planning.engines import Engine, engines, find_engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, Verdict, converted_verdict, padded_verdict
+from fp8pad.planning.verdict import Judge, Verdict, converted_verdict
 from fp8pad.record import Policy
 
 VLLM = find_engine()
@@ -49,7 +48,7 @@ def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed(
     assert said(Judge(plan, VLLM).original(2)) == refused
     assert plan.modules
     assert not plan.tensors
-    assert converted_verdict(plan, VLLM) == padded_verdict(plan, VLLM, 2) == Verdict()
+    assert converted_verdict(plan, VLLM) == Judge(plan, VLLM).padded(2)[0] == Verdict()
     absorbed = planned(made, Policy(tensor_parallel_size=2, absorb=True))
     assert not absorbed.modules
     assert converted_verdict(absorbed, VLLM) == Verdict()
@@ -111,7 +110,7 @@ def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_
     for quantization, outcome in ((FP8, "answers wrongly"), (COMPRESSED, "refuses")):
         plan = planned(headers(LLAMA | {"intermediate_size": 213}, quantization, shapes), Policy())
         assert said(Judge(plan, VLLM).original(1)) == {outcome: {"gate_proj"}}
-        assert padded_verdict(plan, VLLM, 1) == converted_verdict(plan, VLLM) == Verdict()
+        assert Judge(plan, VLLM).padded(1)[0] == converted_verdict(plan, VLLM) == Verdict()
 
 
 def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> None:
@@ -232,7 +231,9 @@ def test_comparing_sizes_says_what_plans_for_them_would() -> None:
         padded = planned(made, Policy(tensor_parallel_size=at.num_ranks))
         absorbed = planned(made, Policy(tensor_parallel_size=at.num_ranks, absorb=True))
         assert at.padded == converted_verdict(padded, VLLM)
-        assert absorbed_at(padded, VLLM, at.num_ranks, experts=False).verdict == converted_verdict(absorbed, VLLM)
+        assert absorbed_at(padded, Judge(padded, VLLM), at.num_ranks, experts=False).verdict == converted_verdict(
+            absorbed, VLLM
+        )
 
 
 def test_an_engine_that_is_not_described_is_refused_with_those_that_are() -> None:

@@ -7,12 +7,12 @@ from fnmatch import fnmatchcase
 
 from fp8pad.errors import PlanError
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
-from fp8pad.planning.absorb.governed import Axis, find_governed
 from fp8pad.planning.absorb.inner import inner_axes
+from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import Fp8Linear, left_to_engine, module_name, recognise
-from fp8pad.planning.padding import LayerPlanner, alignment_of, padded_tensors, runtime_layers
+from fp8pad.planning.padding import padded_tensors, plan_layers, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.planning.tensor_parallel import shardings
@@ -53,20 +53,9 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     check_consistent(tensors, linears, quantization)
     _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)
-    inner = inner_axes(governed, linears)
     shapes = {linear.name: _matrix_shape(linear) for linear in linears}
     how = shardings(shapes, sections, governed.roles, governed.divided)
-    planner = LayerPlanner(policy)
-    layers = tuple(
-        planner.plan(
-            linear,
-            how[linear.name],
-            absorption.tensors.get(linear.weight.name),
-            _refusal(linear, absorption, policy),
-            inner.get(linear.name),
-        )
-        for linear in linears
-    )
+    layers = tuple(plan_layers(linears, policy, how, absorption, inner_axes(governed, linears)))
     padded = _all_tensors(linears, layers, absorption)
     bytes_before = sum(tensor.num_bytes for tensor in tensors.values())
     return CheckpointPlan(
@@ -101,20 +90,6 @@ def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
     for pattern in policy.skip:
         if not any(fnmatchcase(module, pattern) for module in modules):
             raise PlanError(f"--skip {pattern}: no module has a name like that")
-
-
-def _refusal(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> str:
-    """Why absorbing left alone an axis that it was asked to absorb; empty where there was none."""
-    axes: tuple[Axis, Axis] = ("n", "k")
-    if not absorption.refusals:
-        return ""
-    reasons = [
-        absorption.refusals[linear.name, axis]
-        for axis, size, multiple in zip(axes, linear.shape[-2:], alignment_of(linear, policy), strict=True)
-        if (linear.name, axis) in absorption.refusals
-        and (linear.is_expert or size % (multiple * policy.tensor_parallel_size))
-    ]
-    return "; ".join(dict.fromkeys(reasons))
 
 
 def _all_tensors(

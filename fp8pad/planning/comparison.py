@@ -1,12 +1,13 @@
-"""What an engine does at each tensor-parallel size with a checkpoint as it is, padded, and absorbed."""
+"""The plan from other tensor-parallel sizes: what fits, what an engine does with each form, and what helps."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fp8pad.planning.engines import OUTCOMES, Engine
-from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.verdict import Judge, Verdict
+from fp8pad.record import Policy
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -70,6 +71,23 @@ class AtSize:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SizeProblems:
+    """The layers of a converted checkpoint that do not fit a tensor-parallel size, by module names.
+
+    `unaligned` layers have a size on a rank that is not a multiple of their alignment; `indivisible` ones cannot be
+    split evenly, which engines refuse. `inside_block` are the block-scaled layers that no padding at load helps,
+    unaligned or not: a fused one may be aligned though its matrices are not. `not_assessed` are layers whose scales are
+    not understood.
+    """
+
+    tensor_parallel_size: int
+    unaligned: tuple[str, ...] = ()
+    indivisible: tuple[str, ...] = ()
+    inside_block: tuple[str, ...] = ()
+    not_assessed: tuple[str, ...] = ()
+
+
 def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = SIZES) -> Iterator[AtSize]:
     """Yield what `engine` does at each size; a size at which it serves the original needs no absorbing."""
     judge = Judge(plan, engine)
@@ -78,20 +96,36 @@ def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = S
         yield AtSize(num_ranks, original, padded, _best(plan, judge, num_ranks) if original.findings else None)
 
 
-def absorbed_at(plan: CheckpointPlan, engine: Engine, num_ranks: int, experts: bool) -> Absorbed:
-    """Return what an engine does where inner sizes are absorbed for `num_ranks`, with routed experts or without."""
-    return _absorbed(plan, Judge(plan, engine), num_ranks, experts)
+def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None:
+    """Return the policy nearest to the plan's own whose checkpoint `engine` does not refuse; None if there is none.
+
+    Absorbing comes first, with the routed experts only where it takes that, then fewer ranks.
+    """
+    judge, policy, size = Judge(plan, engine), plan.policy, plan.policy.tensor_parallel_size
+    for experts in (False, True):
+        if not absorbed_at(plan, judge, size, experts).verdict.refused:
+            return replace(policy, absorb=True, absorb_experts=experts)
+    fewer = (ranks for ranks in range(size - 1, 0, -1) if size % ranks == 0)
+    served = (ranks for ranks in fewer if not judge.padded(ranks)[0].refused)
+    found = next(served, None)
+    return replace(policy, tensor_parallel_size=found) if found else None
+
+
+def problems_at_sizes(layers: Sequence[LayerPlan], sizes: Sequence[int] = (2, 4, 8)) -> tuple[SizeProblems, ...]:
+    """Return the layers of a plan that do not fit, for each tensor-parallel size."""
+    return tuple(_at(layers, size) for size in sizes)
 
 
 def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None:
     """Absorb the MLPs, and the routed experts only where that is better."""
-    dense, both = (_absorbed(plan, judge, num_ranks, experts) for experts in (False, True))
+    dense, both = (absorbed_at(plan, judge, num_ranks, experts) for experts in (False, True))
     gains = OUTCOMES.index(both.verdict.outcome) < OUTCOMES.index(dense.verdict.outcome)
     best = both if gains or not dense.growths else dense
     return best if best.growths and not best.verdict.refused else None
 
 
-def _absorbed(plan: CheckpointPlan, judge: Judge, num_ranks: int, experts: bool) -> Absorbed:
+def absorbed_at(plan: CheckpointPlan, judge: Judge, num_ranks: int, experts: bool) -> Absorbed:
+    """Return what an engine does where inner sizes are absorbed for `num_ranks`, with routed experts or without."""
     sizes = {
         place: size.size_at(num_ranks) for place, size in enumerate(plan.absorbable) if experts or not size.is_expert
     }
@@ -110,3 +144,23 @@ def _verdict_document(verdict: Verdict) -> dict[str, Any]:
         for each in verdict.findings
     ]
     return {"outcome": verdict.outcome, "findings": findings}
+
+
+def _at(layers: Iterable[LayerPlan], size: int) -> SizeProblems:
+    found: dict[str, list[str]] = {"unaligned": [], "indivisible": [], "inside_block": [], "not_assessed": []}
+    known: dict[object, list[str]] = {}
+    for layer in layers:
+        key = layer.sharding, layer.config_shape, layer.granularity, layer.alignment, layer.inner
+        if key not in known:
+            known[key] = list(_problems(layer, size))
+        for problem in known[key]:
+            found[problem].append(layer.name)
+    return SizeProblems(size, **{problem: tuple(names) for problem, names in found.items()})
+
+
+def _problems(layer: LayerPlan, size: int) -> Iterator[str]:
+    fit = layer.fit_at(size)
+    if fit in ("not assessed", "indivisible", "inside block"):
+        yield fit.replace(" ", "_")
+    if fit not in ("not assessed", "indivisible") and not layer.part(size).is_aligned(layer.alignment):
+        yield "unaligned"

@@ -11,8 +11,14 @@ from fnmatch import fnmatchcase
 from fp8pad.planning.linear_names import kind_of, own_name
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
-from fp8pad.planning.scale_layouts import granularity_of, other_layout, unpadded_blocks
-from fp8pad.planning.stacks import Order, in_order, stacked_granularity
+from fp8pad.planning.scale_layouts import (
+    Order,
+    granularity_of,
+    in_order,
+    other_layout,
+    stacked_granularity,
+    unpadded_blocks,
+)
 from fp8pad.record import Json
 from fp8pad.scales import Granularity, PerBlock
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader

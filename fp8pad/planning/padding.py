@@ -1,85 +1,65 @@
-"""Padding one FP8 Linear: its alignment, its padded shape, and what that does to each of its tensors."""
+"""Padding FP8 Linears: their padded shapes, and what that does to each of their tensors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import lcm
-from typing import Literal
 
 from fp8pad.geometry import padded_shape
+from fp8pad.planning.absorb.absorption import Absorption
+from fp8pad.planning.alignment import alignment_of
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.planning.reasons import reason_of
-from fp8pad.planning.stacks import in_order
-from fp8pad.planning.tensor_parallel import COLUMN, Sharding
-from fp8pad.record import Alignment, AxisActions, Disposition, PaddedTensor, Policy, Shape
+from fp8pad.planning.scale_layouts import in_order
+from fp8pad.planning.tensor_parallel import Sharding
+from fp8pad.record import Axis, AxisActions, Disposition, PaddedTensor, Policy, Shape
 from fp8pad.scales import PerBlock, stored_scale_shapes
 
-# CUTLASS and cuBLASLt want both dimensions of an FP8 matrix in multiples of 16 bytes
-# (vllm csrc/quantization/w8a8/cutlass/scaled_mm_entry.cu; cuBLASLt documentation, "FP8 data types").
-KERNEL_MULTIPLE = 16
 
-# What some kernels want of N and of K, read in vLLM 0.33 (vllm/model_executor/layers/quantization/utils/marlin_utils.py
-# `marlin_padded_nk`; vllm/model_executor/kernels/linear/scaled_mm/b12x.py `can_implement`; vllm/utils/deep_gemm.py
-# `should_use_deepgemm_for_fp8_linear`).
-KERNEL_MULTIPLES: Mapping[Alignment, tuple[int, int]] = {
-    "marlin": (64, 128),
-    "sm120": (128, 128),
-    "deepgemm": (64, 128),
-}
+def plan_layers(
+    linears: Sequence[Fp8Linear],
+    policy: Policy,
+    shardings: Mapping[str, Sharding],
+    absorption: Absorption,
+    inner: Mapping[str, Axis],
+) -> Iterator[LayerPlan]:
+    """Yield the plan of each Linear; those that are alike in all but their names are worked out once.
 
-
-def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
-    """Return the multiples `(n, k)` that a Linear's sizes are to have under a policy, for one rank."""
-    granularity = linear.granularity
-    block_n, block_k = granularity.block if granularity else (1, 1)
-    if policy.alignment == "auto":
-        return (block_n, block_k) if isinstance(granularity, PerBlock) else (KERNEL_MULTIPLE, KERNEL_MULTIPLE)
-    multiple_n, multiple_k = _multiples(policy.alignment)
-    return lcm(block_n, multiple_n), lcm(block_k, multiple_k)
-
-
-def _multiples(alignment: Alignment) -> tuple[int, int]:
-    return (alignment, alignment) if isinstance(alignment, int) else KERNEL_MULTIPLES[alignment]
+    `inner` are the axes that lie inside an MLP.
+    """
+    known: dict[tuple[object, ...], LayerPlan] = {}
+    for linear in linears:
+        absorbed = absorption.tensors.get(linear.weight.name)
+        config_shape = in_order(absorbed.padded_shape, linear.order) if absorbed else linear.shape
+        refusal = _refusal(linear, absorption, policy) if absorption.refusals else ""
+        how, inner_axis = shardings[linear.name], inner.get(linear.name)
+        kind = linear.kind, how, config_shape, refusal, inner_axis
+        if kind not in known:
+            known[kind] = _plan_layer(linear, policy, how, config_shape, refusal=refusal, inner=inner_axis)
+        yield known[kind].named(linear.name)
 
 
-class LayerPlanner:
-    """Decides what becomes of Linears; those that are alike in all but their names are worked out once."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._known: dict[tuple[object, ...], LayerPlan] = {}
-
-    def plan(
-        self,
-        linear: Fp8Linear,
-        sharding: Sharding = COLUMN,
-        absorbed: PaddedTensor | None = None,
-        refusal: str = "",
-        inner: Literal["n", "k"] | None = None,
-    ) -> LayerPlan:
-        """Return the plan of one Linear.
-
-        `absorbed` is what absorbing does to its weight, `refusal` why it does not. `inner` is the axis that lies inside
-        an MLP, if one does.
-        """
-        config_shape = absorbed.padded_shape if absorbed else None
-        key = (*linear.kind, sharding, config_shape, refusal, inner)
-        if key not in self._known:
-            self._known[key] = _plan_layer(linear, self._policy, sharding, absorbed, refusal=refusal, inner=inner)
-        return replace(self._known[key], name=linear.name)
+def _refusal(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> str:
+    """Why absorbing left alone an axis that it was asked to absorb; empty where there was none."""
+    axes: tuple[Axis, Axis] = ("n", "k")
+    reasons = [
+        absorption.refusals[linear.name, axis]
+        for axis, size, multiple in zip(axes, linear.shape[-2:], alignment_of(linear, policy), strict=True)
+        if (linear.name, axis) in absorption.refusals
+        and (linear.is_expert or size % (multiple * policy.tensor_parallel_size))
+    ]
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def _plan_layer(
     linear: Fp8Linear,
     policy: Policy,
     sharding: Sharding,
-    absorbed: PaddedTensor | None,
+    config_shape: tuple[int, ...],
     *,
     refusal: str,
-    inner: Literal["n", "k"] | None,
+    inner: Axis | None,
 ) -> LayerPlan:
     alignment = alignment_of(linear, policy)
-    config_shape = in_order(absorbed.padded_shape, linear.order) if absorbed else linear.shape
     is_skipped = linear.skip_reason is not None
     padded = config_shape if is_skipped else padded_shape(config_shape, alignment)
     is_left = is_skipped and not (linear.is_expert and linear.granularity)
@@ -96,7 +76,7 @@ def _plan_layer(
         sharding=sharding,
         inner=inner,
         is_expert=linear.is_expert,
-        is_understood=linear.is_understood or absorbed is not None,
+        is_understood=linear.is_understood or config_shape != linear.shape,
     )
     layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size))
     return replace(layer, reason=reason_of(layer, policy.tensor_parallel_size, linear.skip_reason, refusal))

@@ -1,14 +1,14 @@
 """The plan: one frozen object that the table, the writer, the records, verify and unpad all read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import gcd, lcm
-from typing import Literal
+from operator import attrgetter
 
 from fp8pad.geometry import round_up
 from fp8pad.planning.tensor_parallel import COLUMN, Fit, RankPart, Sharding
-from fp8pad.record import AxisActions, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
+from fp8pad.record import Axis, AxisActions, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.scales import Granularity
 
 
@@ -34,8 +34,12 @@ class LayerPlan:
     sharding: Sharding = COLUMN
     rank_fit: Fit = "aligned"
     is_expert: bool = False
-    inner: Literal["n", "k"] | None = None
+    inner: Axis | None = None
     is_understood: bool = True
+
+    def named(self, name: str) -> "LayerPlan":
+        """Return the plan of another layer, which is like this one in all but its name."""
+        return LayerPlan(name, *_ALL_BUT_NAME(self))
 
     @property
     def block(self) -> tuple[int, int]:
@@ -90,6 +94,9 @@ class LayerPlan:
         return len(matrices) == 1 or all(rows % self.block[0] == 0 for rows in matrices)
 
 
+_ALL_BUT_NAME = attrgetter(*(field.name for field in fields(LayerPlan)[1:]))  # `replace` takes twice as long
+
+
 @dataclass(frozen=True, slots=True)
 class AbsorbableSize:
     """An inner size that could be absorbed, whether the plan does it or not.
@@ -102,7 +109,7 @@ class AbsorbableSize:
     path: str
     old: int
     is_expert: bool
-    governed: Mapping[str, tuple[Literal["n", "k"], int]]
+    governed: Mapping[str, tuple[Axis, int]]
     alignments: frozenset[tuple[int, int]]
     weight_bytes: int
 
@@ -135,7 +142,7 @@ class AlikeLayers:
 
     example: LayerPlan
     places: list[int]
-    grows: tuple[tuple[int, Literal["n", "k"], int], ...]
+    grows: tuple[tuple[int, Axis, int], ...]
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ class CheckpointPlan:
     @cached_property
     def alike(self) -> tuple[AlikeLayers, ...]:
         """The layers in groups, so that what is said of a group is worked out once."""
-        grows: dict[str, list[tuple[int, Literal["n", "k"], int]]] = {}
+        grows: dict[str, list[tuple[int, Axis, int]]] = {}
         for place, size in enumerate(self.absorbable):
             for name, (axis, times) in size.governed.items():
                 grows.setdefault(name, []).append((place, axis, times))

@@ -45,11 +45,6 @@ class Verdict:
         return tuple(name for finding in self.refusals for name in finding.layers)
 
 
-def padded_verdict(plan: CheckpointPlan, engine: Engine, num_ranks: int) -> Verdict:
-    """Return what an engine does with what converting for `num_ranks` makes, with fp8pad's plugin if it is needed."""
-    return Judge(plan, engine).padded(num_ranks)[0]
-
-
 def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
     """Return what an engine does with the checkpoint that `plan` makes, at the plan's tensor-parallel size."""
     return Judge(plan, engine).converted()

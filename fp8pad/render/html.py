@@ -6,8 +6,7 @@ from math import prod
 
 from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.advice import nearest_served_policy
-from fp8pad.planning.comparison import AtSize, Growth, compare_sizes
+from fp8pad.planning.comparison import AtSize, Growth, compare_sizes, nearest_served_policy
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict

@@ -6,8 +6,7 @@ from pathlib import Path
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.advice import nearest_served_policy
-from fp8pad.planning.comparison import Absorbed, AtSize, compare_sizes
+from fp8pad.planning.comparison import Absorbed, AtSize, compare_sizes, nearest_served_policy
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Finding, Verdict, converted_verdict

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from fp8pad.planning.absorb.governed import find_governed
+from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import sections_of
 from fp8pad.tensors import TensorHeader
 

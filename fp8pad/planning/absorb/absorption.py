@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from fp8pad.errors import CheckpointError
 from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
 from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
-from fp8pad.planning.absorb.governed import FLOAT_DTYPES, Axis, GovernedAxes
+from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes
 from fp8pad.planning.absorb.growth import grown
 from fp8pad.planning.families import Section
 from fp8pad.planning.layers import Fp8Linear, module_name
 from fp8pad.planning.plan import AbsorbableSize
-from fp8pad.record import CONFIG_FILE, AxisActions, ConfigEdit, PaddedTensor, Policy
+from fp8pad.record import CONFIG_FILE, Axis, AxisActions, ConfigEdit, PaddedTensor, Policy
 
 __all__ = ["Absorption", "absorb", "merged"]
 

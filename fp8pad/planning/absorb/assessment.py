@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from fp8pad.errors import CheckpointError, ConfigError
 from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId, inner_sizes
 from fp8pad.planning.absorb.growth import Growth, NotAbsorbableError, growth_of
+from fp8pad.planning.alignment import alignment_of
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
 from fp8pad.planning.layers import Fp8Linear
-from fp8pad.planning.padding import alignment_of
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, Policy
 

@@ -1,21 +1,16 @@
 """Which tensors the inner size of an MLP governs: family files matched against the names in a checkpoint."""
 
-import re
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
-from fp8pad.errors import PlanError
-from fp8pad.planning.absorb.names import NameIndex, any_number
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import Role
-from fp8pad.planning.stacks import Order
+from fp8pad.planning.scale_layouts import Order
 from fp8pad.planning.tensor_parallel import Division
+from fp8pad.record import Axis
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
-
-Axis = Literal["n", "k"]
 
 # Dtypes besides FP8 whose zero is all zero bytes and that hold one matrix entry per element.
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
@@ -165,135 +160,6 @@ class GovernedAxes:
         }
 
 
-def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> GovernedAxes:
-    """Match every section's family against the tensors; `PlanError` where one axis of a tensor is governed twice."""
-    index = NameIndex(tensors)
-    sizes: dict[object, GovernedSize] = {}
-    owners: dict[tuple[str, Axis], str] = {}
-    for section, mlp in _rules(sections, index):
-        key = _key(section, mlp)
-        path = section.dotted(key or mlp.down)
-        axes = _in_order(section, mlp, tuple(_matches(section, mlp, tensors, index)))
-        for governed in axes:
-            other = owners.setdefault((governed.tensor.name, governed.axis), path)
-            if other != path:
-                raise PlanError(
-                    f"{governed.tensor.name}: both {other} and {path} govern its axis {governed.axis.upper()}"
-                )
-        size = sizes.setdefault(path, GovernedSize(section, key, ()))
-        sizes[path] = replace(size, axes=size.axes + axes)
-    unabsorbable = _unabsorbable(sections, index)
-    known = {name for name, _ in owners} | _ignored(sections, tensors, index)
-    unclaimed = [
-        tensor for name, tensor in tensors.items() if name not in known and name.rpartition(".")[0] not in unabsorbable
-    ]
-    with_unclaimed = tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.axes)
-    return GovernedAxes(with_unclaimed, unabsorbable, dict(_divided(sections, index)))
-
-
-def _divided(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[str, Division]]:
-    for section in sections:
-        if family := section.family:
-            divisions: dict[Division, tuple[str, ...]] = {
-                "column": family.column, "row": family.row, "replicated": family.replicated
-            }  # fmt: skip
-            for division, patterns in divisions.items():
-                yield from ((module, division) for module in index.modules(section.prefixes, patterns))
-
-
-def _key(section: Section, mlp: Mlp) -> str | None:
-    """The config key that is the size of an MLP in this model: the first that the config has a value for."""
-    keys = [key for key in (mlp.size_key, *mlp.other_keys) if key]
-    return next((key for key in keys if section.config.get(key) is not None), mlp.size_key)
-
-
-def _rules(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[Section, Mlp]]:
-    for section in sections:
-        for mlp in section.family.mlp if section.family else ():
-            yield section, mlp
-            if mlp.experts and not mlp.stacked:
-                yield section, _stacked_form(section, mlp, index)
-
-
-def _stacked_form(section: Section, mlp: Mlp, index: NameIndex) -> Mlp:
-    """Experts that the family has one by one as tools stack them: gate and up in one weight, or apart."""
-    folder = mlp.down.partition("{expert}")[0]
-    if mlp.is_gated and any(index.find(section.prefixes, f"{folder}gate_up_proj")):
-        parts: dict[str, str | None] = {
-            "gate": None,
-            "up": None,
-            "gate_up": f"{folder}gate_up_proj",
-            "down": f"{folder}down_proj",
-        }
-    else:
-        parts = {str(role): pattern.replace("{expert}.", "") for role, pattern in mlp.parts.items()}
-    return replace(mlp, stacked=True, **parts)  # type: ignore[arg-type]
-
-
-def _matches(
-    section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader], index: NameIndex
-) -> Iterator[GovernedAxis]:
-    for role, pattern in mlp.parts.items():
-        for name, match in index.find(section.prefixes, pattern):
-            if leaf := _leaf(name[match.end() :], mlp):
-                order: Order | None = "nk" if mlp.stacked else None
-                yield GovernedAxis(tensors[name], match.group(), leaf, role, mlp, match.groups(), order)
-
-
-def _leaf(rest: str, mlp: Mlp) -> str | None:
-    """The name behind the module's; stacked weights are bare parameters, and their scales are named `module_scale`."""
-    if rest.startswith("."):
-        return rest[1:]
-    if mlp.stacked and (not rest or rest.startswith("_")):
-        return rest[1:] or "weight"
-    return None
-
-
-def _in_order(section: Section, mlp: Mlp, axes: tuple[GovernedAxis, ...]) -> tuple[GovernedAxis, ...]:
-    """Decide between the two orders of stacked axes: in one of them all weights have one inner size, the config's."""
-    if not mlp.stacked:
-        return axes
-    turned = tuple(replace(governed, order="kn") for governed in axes)
-    asked = section.config.get(_key(section, mlp) or "")
-    orders = [(axes, list(inner_sizes(axes))), (turned, list(inner_sizes(turned)))]
-    fitting = [order for order, sizes in orders if sizes == [asked]] or [
-        order for order, sizes in orders if len(sizes) == 1
-    ]
-    return fitting[0] if fitting else axes
-
-
 def inner_sizes(axes: Sequence[GovernedAxis]) -> set[int]:
     """Return the inner sizes that weights have: one, if they are those of an MLP."""
     return {governed.inner_size for governed in axes if governed.is_plain_weight}
-
-
-def _unabsorbable(sections: Sequence[Section], index: NameIndex) -> dict[str, str]:
-    return {
-        module: rule.reason
-        for section in sections
-        for rule in (section.family.unabsorbable if section.family else ())
-        for module in index.modules(section.prefixes, rule.modules)
-    }
-
-
-def _ignored(sections: Sequence[Section], tensors: Mapping[str, TensorHeader], index: NameIndex) -> set[str]:
-    modules = {
-        module
-        for section in sections
-        for module in index.modules(section.prefixes, section.family.ignore if section.family else ())
-    }
-    return {name for name in tensors if name.rpartition(".")[0] in modules}
-
-
-def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> GovernedSize:
-    """Find tensors of a governed size in a governed MLP, or at its modules' names elsewhere (`mtp.layers.0.mlp`)."""
-    sizes = inner_sizes(size.axes)
-    alike = [tensor for tensor in unclaimed if not sizes.isdisjoint(tensor.shape)]
-    if not alike:
-        return size
-    blocks = tuple({governed.block for governed in size.axes if governed.role == "down"})
-    mlps = {governed.mlp for governed in size.axes}
-    texts = {pattern.partition("}.")[2] for mlp in mlps for pattern in mlp.parts.values()} - {""}
-    elsewhere = re.compile("|".join(rf"(^|\.){any_number(text)}\." for text in texts) or r"(?!)")
-    found = (tensor for tensor in alike if tensor.name.startswith(blocks) or elsewhere.search(tensor.name))
-    return replace(size, unclaimed_tensors=tuple(found))

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from fp8pad.planning.absorb.assessment import check_activation
-from fp8pad.planning.absorb.governed import Axis, GovernedAxes, GovernedAxis, GovernedSize
+from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize
 from fp8pad.planning.absorb.growth import NotAbsorbableError, growth_of
 from fp8pad.planning.layers import Fp8Linear
+from fp8pad.record import Axis
 
 
 def inner_axes(governed_axes: GovernedAxes, linears: Iterable[Fp8Linear]) -> Mapping[str, Axis]:

@@ -1,0 +1,189 @@
+"""Matching family files against the names in a checkpoint: whole names only, numbers left out at first."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+
+from fp8pad.errors import PlanError
+from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize, inner_sizes
+from fp8pad.planning.families import Mlp, Section
+from fp8pad.planning.scale_layouts import Order
+from fp8pad.planning.tensor_parallel import Division
+from fp8pad.record import Axis
+from fp8pad.tensors import TensorHeader
+
+_NUMBER = re.compile(r"\{\w+\}|\d+")
+
+
+def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> GovernedAxes:
+    """Match every section's family against the tensors; `PlanError` where one axis of a tensor is governed twice."""
+    index = NameIndex(tensors)
+    sizes: dict[object, GovernedSize] = {}
+    owners: dict[tuple[str, Axis], str] = {}
+    for section, mlp in _rules(sections, index):
+        key = _key(section, mlp)
+        path = section.dotted(key or mlp.down)
+        axes = _in_order(section, mlp, tuple(_matches(section, mlp, tensors, index)))
+        for governed in axes:
+            other = owners.setdefault((governed.tensor.name, governed.axis), path)
+            if other != path:
+                raise PlanError(
+                    f"{governed.tensor.name}: both {other} and {path} govern its axis {governed.axis.upper()}"
+                )
+        size = sizes.setdefault(path, GovernedSize(section, key, ()))
+        sizes[path] = replace(size, axes=size.axes + axes)
+    unabsorbable = _unabsorbable(sections, index)
+    known = {name for name, _ in owners} | _ignored(sections, tensors, index)
+    unclaimed = [
+        tensor for name, tensor in tensors.items() if name not in known and name.rpartition(".")[0] not in unabsorbable
+    ]
+    with_unclaimed = tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.axes)
+    return GovernedAxes(with_unclaimed, unabsorbable, dict(_divided(sections, index)))
+
+
+class NameIndex:
+    """The names in a checkpoint, looked up by a module's pattern.
+
+    A model has few kinds of names, many times each: a pattern is compared with the kinds first, numbers left out.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._kinds: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+        for place, name in enumerate(names):
+            self._kinds[_kind(name)].append((place, name))
+
+    def find(self, prefixes: Sequence[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
+        """Yield the names that begin with a module of this pattern, in the order in which they were given.
+
+        The groups of a match are the prefix, then the numbers.
+        """
+        starts = tuple(_kind(prefix + pattern) for prefix in prefixes)
+        regex = _regex(prefixes, pattern)
+        alike = sorted(chain.from_iterable(names for kind, names in self._kinds.items() if kind.startswith(starts)))
+        yield from ((name, match) for _, name in alike if (match := regex.match(name)))
+
+    def modules(self, prefixes: Sequence[str], patterns: Sequence[str]) -> Iterator[str]:
+        """Yield the modules of these patterns that have tensors of their own."""
+        for pattern in patterns:
+            for name, match in self.find(prefixes, pattern):
+                if match.group() == name.rpartition(".")[0]:
+                    yield match.group()
+
+
+def _divided(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[str, Division]]:
+    for section in sections:
+        if family := section.family:
+            divisions: dict[Division, tuple[str, ...]] = {
+                "column": family.column, "row": family.row, "replicated": family.replicated
+            }  # fmt: skip
+            for division, patterns in divisions.items():
+                yield from ((module, division) for module in index.modules(section.prefixes, patterns))
+
+
+def _key(section: Section, mlp: Mlp) -> str | None:
+    """The config key that is the size of an MLP in this model: the first that the config has a value for."""
+    keys = [key for key in (mlp.size_key, *mlp.other_keys) if key]
+    return next((key for key in keys if section.config.get(key) is not None), mlp.size_key)
+
+
+def _rules(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[Section, Mlp]]:
+    for section in sections:
+        for mlp in section.family.mlp if section.family else ():
+            yield section, mlp
+            if mlp.experts and not mlp.stacked:
+                yield section, _stacked_form(section, mlp, index)
+
+
+def _stacked_form(section: Section, mlp: Mlp, index: NameIndex) -> Mlp:
+    """Experts that the family has one by one as tools stack them: gate and up in one weight, or apart."""
+    folder = mlp.down.partition("{expert}")[0]
+    if mlp.is_gated and any(index.find(section.prefixes, f"{folder}gate_up_proj")):
+        parts: dict[str, str | None] = {
+            "gate": None,
+            "up": None,
+            "gate_up": f"{folder}gate_up_proj",
+            "down": f"{folder}down_proj",
+        }
+    else:
+        parts = {str(role): pattern.replace("{expert}.", "") for role, pattern in mlp.parts.items()}
+    return replace(mlp, stacked=True, **parts)  # type: ignore[arg-type]
+
+
+def _matches(
+    section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader], index: NameIndex
+) -> Iterator[GovernedAxis]:
+    for role, pattern in mlp.parts.items():
+        for name, match in index.find(section.prefixes, pattern):
+            if leaf := _leaf(name[match.end() :], mlp):
+                order: Order | None = "nk" if mlp.stacked else None
+                yield GovernedAxis(tensors[name], match.group(), leaf, role, mlp, match.groups(), order)
+
+
+def _leaf(rest: str, mlp: Mlp) -> str | None:
+    """The name behind the module's; stacked weights are bare parameters, and their scales are named `module_scale`."""
+    if rest.startswith("."):
+        return rest[1:]
+    if mlp.stacked and (not rest or rest.startswith("_")):
+        return rest[1:] or "weight"
+    return None
+
+
+def _in_order(section: Section, mlp: Mlp, axes: tuple[GovernedAxis, ...]) -> tuple[GovernedAxis, ...]:
+    """Decide between the two orders of stacked axes: in one of them all weights have one inner size, the config's."""
+    if not mlp.stacked:
+        return axes
+    turned = tuple(replace(governed, order="kn") for governed in axes)
+    asked = section.config.get(_key(section, mlp) or "")
+    orders = [(axes, list(inner_sizes(axes))), (turned, list(inner_sizes(turned)))]
+    fitting = [order for order, sizes in orders if sizes == [asked]] or [
+        order for order, sizes in orders if len(sizes) == 1
+    ]
+    return fitting[0] if fitting else axes
+
+
+def _unabsorbable(sections: Sequence[Section], index: NameIndex) -> dict[str, str]:
+    return {
+        module: rule.reason
+        for section in sections
+        for rule in (section.family.unabsorbable if section.family else ())
+        for module in index.modules(section.prefixes, rule.modules)
+    }
+
+
+def _ignored(sections: Sequence[Section], tensors: Mapping[str, TensorHeader], index: NameIndex) -> set[str]:
+    modules = {
+        module
+        for section in sections
+        for module in index.modules(section.prefixes, section.family.ignore if section.family else ())
+    }
+    return {name for name in tensors if name.rpartition(".")[0] in modules}
+
+
+def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> GovernedSize:
+    """Find tensors of a governed size in a governed MLP, or at its modules' names elsewhere (`mtp.layers.0.mlp`)."""
+    sizes = inner_sizes(size.axes)
+    alike = [tensor for tensor in unclaimed if not sizes.isdisjoint(tensor.shape)]
+    if not alike:
+        return size
+    blocks = tuple({governed.block for governed in size.axes if governed.role == "down"})
+    mlps = {governed.mlp for governed in size.axes}
+    texts = {pattern.partition("}.")[2] for mlp in mlps for pattern in mlp.parts.values()} - {""}
+    elsewhere = re.compile("|".join(rf"(^|\.){_any_number(text)}\." for text in texts) or r"(?!)")
+    found = (tensor for tensor in alike if tensor.name.startswith(blocks) or elsewhere.search(tensor.name))
+    return replace(size, unclaimed_tensors=tuple(found))
+
+
+def _any_number(pattern: str) -> str:
+    """Return a regular expression for a pattern whose numbers do not matter."""
+    return r"\d+".join(map(re.escape, re.split(r"\{\w+\}", pattern)))
+
+
+def _kind(name: str) -> str:
+    return _NUMBER.sub("#", name)
+
+
+def _regex(prefixes: Sequence[str], pattern: str) -> re.Pattern[str]:
+    places = "|".join(map(re.escape, prefixes))
+    return re.compile(f"({places})" + r"(\d+)".join(map(re.escape, re.split(r"\{\w+\}", pattern))))
