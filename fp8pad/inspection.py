@@ -6,11 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fp8pad.changed_files import changed_files, is_dangerous, notes_on_files
 from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import read_text
-from fp8pad.disagreements import disagreements, quantization_of
 from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import (
@@ -23,6 +21,8 @@ from fp8pad.record import (
     tensor_to_json,
 )
 from fp8pad.summary import headline
+from fp8pad.verification.changed_files import changed_files, is_dangerous, notes_on_files
+from fp8pad.verification.disagreements import disagreements, quantization_of
 
 T = TypeVar("T")
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, check_unchanged
 from fp8pad.checkpoint.destination import can_clone, check_destination, check_replaceable, check_space
-from fp8pad.checkpoint.files import FileIdentity
+from fp8pad.checkpoint.files import Advance, FileIdentity
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.options import Link, WriteOptions
+from fp8pad.checkpoint.options import Link, VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, publish, recover
 from fp8pad.checkpoint.replaced import Replaced
-from fp8pad.checkpoint.staging import Staging, hold_staging, staging_path
+from fp8pad.checkpoint.staging import Staging, hold_staging, join_staging, staging_path
 from fp8pad.checkpoint.transfer import Hashes
-from fp8pad.checkpoint.writer import RemoteWriter, Writer, Written
+from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.errors import OutputError, VerifyError
+from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
 
 
@@ -75,6 +76,7 @@ class Output:
         """Write shards and other files; return their hashes, or nothing where they were not asked for."""
         contents, writer, jobs = self.contents, self.writer, self.options.jobs
         total_bytes = sum(map(writer.work_bytes, contents.layouts)) + _other_bytes(contents)
+        total_bytes += sum(map(contents.source.fetched_bytes, contents.other_files))
         label = "unpadding" if any(layout.unpads for layout in contents.layouts) else "padding"
         progress.start(label, total_bytes, len(contents.layouts) + len(contents.other_files))
         shards = self._write_shards(progress)
@@ -89,10 +91,9 @@ class Output:
         workers, writer = self.options.workers, self.writer
         if workers.executor == "local":
             return run_all(writer.write_shard, self.contents.layouts, workers.jobs, progress)
-        if writer.source.remote:
-            raise OutputError(f"{writer.source}: a cluster works on folders that all its nodes see, not on the hub")
-        remote = RemoteWriter(writer.source.for_writing(), self.out_dir, writer.link, writer.verify, writer.hash)
-        return work_on_all(remote, self.contents.layouts, workers, progress)
+        source = SentCheckpoint.of(writer.source)
+        sent = SentWriter(source, str(self.out_dir), writer.link, writer.verify, writer.hash)
+        return work_on_all(sent, self.contents.layouts, workers, progress)
 
     def write_texts(self, texts: Mapping[str, str]) -> None:
         """Write the text files, the one without which nothing can be loaded last."""
@@ -108,6 +109,22 @@ class Output:
         replaced = publish(staging, self._keys, self.run, overwrite)
         self.is_published = True
         return replaced
+
+
+@dataclass(frozen=True, slots=True)
+class SentWriter:
+    """Writes shards as a `Writer` does into the staging folder of `out_dir`, which another process holds."""
+
+    source: SentCheckpoint
+    out_dir: str
+    link: Link
+    verify: VerifyDepth
+    hash: bool
+
+    def __call__(self, layout: ShardLayout, advance: Advance) -> Written:
+        """Write a shard; see `Writer.write_shard`."""
+        with join_staging(Path(self.out_dir)) as staging, self.source.opened() as source:
+            return Writer(source, staging, self.link, self.verify, self.hash).write_shard(layout, advance)
 
 
 @contextmanager
@@ -168,7 +185,9 @@ def _begin(out: Output, out_dir: Path) -> None:
         forget_publication(writer.staging)
     overwrite = options.overwrite or is_published(writer.staging)
     check_replaceable(target, out_dir, contents.files, overwrite)
-    check_space(target, _needed_bytes(contents, target, options.link), writer.staging.num_bytes)
+    needed_bytes = _needed_bytes(contents, target, options.link) + _fetched_bytes(contents, options.jobs)
+    remote = contents.source.remote
+    check_space(target, needed_bytes, writer.staging.num_bytes + (remote.num_bytes if remote else 0))
     reused = filter(writer.is_finished, contents.layouts if options.resume else ())
     writer.staging.keep_only({writer.key(layout) for layout in reused})
     if options.finishes:
@@ -242,6 +261,12 @@ def _needed_bytes(contents: Contents, target: Path, link: Link) -> int:
     )
     files = written if is_linked else layouts
     return sum(_stored_bytes(layout, source) for layout in files) + _other_bytes(contents)
+
+
+def _fetched_bytes(contents: Contents, jobs: int) -> int:
+    """Return the bytes of fetched files that are there at a time and do not become files of the output themselves."""
+    copied = [layout.file for layout in contents.layouts if not layout.is_untouched] + list(contents.other_files)
+    return sum(sorted(map(contents.source.fetched_bytes, copied))[-jobs:])
 
 
 def _stored_bytes(layout: ShardLayout, source: Checkpoint) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from base64 import b64decode
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
@@ -48,7 +49,7 @@ class Reader:
 
     def read(self, kind: type[T], value: Any, where: str) -> T:
         """Turn parsed JSON into `kind`, however nested: a dataclass, a mapping from strings, a tuple, `X | None`, a
-        `Literal`, an `int` annotated with its range and a name for it, another scalar, or `Any`.
+        `Literal`, an `int` annotated with its range and a name for it, another scalar, bytes in base 64, or `Any`.
 
         Every field must be there and of its type, unless it may be None or is `()` by default. A bool is no int, and
         floats must be finite. Other keys are ignored, so that later versions may add some. A `ValueError` of the
@@ -156,6 +157,8 @@ def _read_scalar(kind: Any, is_by_hand: bool) -> Read:
         choices = get_args(kind)
         wanted = f"one of {list(choices)}"
         return lambda value: _expect(any(type(value) is type(c) and value == c for c in choices), wanted, value)
+    if kind is bytes:
+        return lambda value: b64decode(_expect(isinstance(value, str), "a text", value))
     if kind is float:
         return lambda value: float(_expect(_is_finite(value), "a finite number", value))
     return lambda value: _expect(type(value) is kind, kind.__name__, value)

@@ -13,11 +13,11 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Hashes
-from fp8pad.disagreements import disagreements
 from fp8pad.errors import RecordError, VerifyError
-from fp8pad.original import original_of
 from fp8pad.output import Contents, staged
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
+from fp8pad.verification.disagreements import disagreements
+from fp8pad.verification.original import original_of
 
 
 @dataclass(frozen=True, slots=True)

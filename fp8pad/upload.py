@@ -7,7 +7,7 @@ from typing import Any
 from fp8pad.card import BEGIN, CARD_FILE
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import RecordError, VerifyError
-from fp8pad.hub import HubId, hub_errors
+from fp8pad.hub.ids import HubId, hub_errors
 from fp8pad.record import FORMAT_VERSION
 from fp8pad.verification import verify
 

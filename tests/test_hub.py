@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,18 @@ from huggingface_hub import constants
 
 import fp8pad
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.checkpoint.options import Executor
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
-from fp8pad.hub import FIRST_BYTES, HubId, opened
+from fp8pad.hub import opened
+from fp8pad.hub.ids import HubId
+from fp8pad.hub.repo import FIRST_BYTES
 from fp8pad.planning.engines import find_engine
 from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
+
+sys.path.append(str(Path(__file__).parent / "cluster"))
+from ray_work import run_sent
 
 NAME = "org/name"
 FIRST = "model-00001-of-00002.safetensors"
@@ -208,7 +216,7 @@ def test_a_part_that_was_altered_is_noticed(hub: FakeHub, model: Path, tmp_path:
     hub.add(NAME, model)
     work = tmp_path / "work"
     work.mkdir(mode=0o700)
-    part = work / hash_of(model / FIRST)
+    part = work / hashlib.sha256(f"{FIRST} {hash_of(model / FIRST)}".encode()).hexdigest()
     part.write_bytes(b"other bytes")
     with pytest.raises(HubError, match="sha256: expected"):
         fetch(NAME, FIRST, hub, work)
@@ -332,7 +340,7 @@ def test_a_full_disk_is_a_line(hub: FakeHub, model: Path, tmp_path: Path, monkey
     hub.add(NAME, model)
     work = tmp_path / "work"
     with monkeypatch.context() as patch:
-        patch.setattr("fp8pad.hub._write", write)
+        patch.setattr("fp8pad.hub.fetcher._write", write)
         with pytest.raises(OutputError, match="cannot be written: No space left on device"):
             fetch(NAME, FIRST, hub, work)
     assert [path.stat().st_size for path in work.iterdir()] == [100]
@@ -368,6 +376,64 @@ def test_converting_from_the_hub_gives_what_a_folder_gives(hub: FakeHub, model: 
     verified = fp8pad.verify(NAME, tmp_path / "out")
     assert (verified.ok, verified.model, verified.notes) == (True, NAME, ())
     assert verified.files_hashed == len(record["files"])
+
+
+class Counter(Progress):
+    """Adds up what it is told, of the last step."""
+
+    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
+        """Begin anew."""
+        assert label
+        assert num_files >= 0
+        self.num_bytes, self.total_bytes = 0, total_bytes
+
+    def advance(self, num_bytes: int) -> None:
+        """Add."""
+        self.num_bytes += num_bytes
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_progress_counts_what_is_fetched(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Executor
+) -> None:
+    """Every byte is told of, as many as were announced: fetched, written, read back; on a cluster, too."""
+    monkeypatch.setattr("fp8pad.parallel.run_on_cluster", run_sent)
+    hub.add(NAME, model)
+    counter, size = Counter(), sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    fp8pad.convert(NAME, tmp_path / "out", jobs=1, executor=executor, progress=counter)
+    assert counter.num_bytes == counter.total_bytes > 3 * size
+    verified = fp8pad.verify(NAME, tmp_path / "out", executor=executor, progress=counter)
+    assert verified.ok
+    assert counter.num_bytes == counter.total_bytes > 2 * size
+    assert fp8pad.verify(model, tmp_path / "out").ok
+    assert left_beside(tmp_path / "out") == set()
+
+
+def test_a_disk_has_to_hold_what_is_fetched_too(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output and as many shards as there are jobs; what an earlier run has fetched of them is there already."""
+    hub.add(NAME, model)
+    shards = sorted(path.stat().st_size for path in model.glob("*.safetensors"))
+    needed: list[int] = []
+
+    def check(_: Path, needed_bytes: int, __: int) -> None:
+        needed.append(needed_bytes)
+
+    monkeypatch.setattr("fp8pad.output.check_space", check)
+    fp8pad.convert(model, tmp_path / "local", link="copy")
+    for jobs in (1, 2):
+        fp8pad.convert(NAME, tmp_path / f"out{jobs}", jobs=jobs)
+    assert [found - needed[0] for found in needed] == [0, shards[-1], sum(shards)]
+
+
+def test_files_of_the_same_bytes_do_not_meet(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Each is fetched for itself, also where several are fetched at a time."""
+    for number in range(20):
+        (model / f"copy-{number}.txt").write_bytes(b"the same" * 1000)
+    hub.add(NAME, model)
+    fp8pad.convert(NAME, tmp_path / "out", jobs=8)
+    assert fp8pad.verify(model, tmp_path / "out").ok
 
 
 def test_verifying_against_the_hub_finds_a_byte(hub: FakeHub, model: Path, tmp_path: Path) -> None:

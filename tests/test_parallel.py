@@ -1,14 +1,30 @@
 """Working on several shards at once: results in order, and the first error stops the others."""
 
+import errno
+import json
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from helpers import files_of, llama
 
+from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.conversion import convert
 from fp8pad.errors import OutputError
-from fp8pad.parallel import run_all
+from fp8pad.output import is_disk_full
+from fp8pad.parallel import orders, run_all
+from fp8pad.planning import plan_checkpoint
+from fp8pad.record import Policy
+from fp8pad.unpadding import unpad
+from fp8pad.verification import verify
+
+sys.path.append(str(Path(__file__).parent / "cluster"))
+from ray_work import Fails, Square, run_sent
 
 
 class Counter(Progress):
@@ -59,3 +75,44 @@ def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
 def test_no_items_are_no_work() -> None:
     """A checkpoint may have no files beside its shards."""
     assert run_all(lambda item, _: item, [], 2, Progress()) == []
+
+
+def test_work_and_items_travel_as_json(tmp_path: Path) -> None:
+    """By name and fields there, by the type that the work returns back."""
+    work = Square(str(tmp_path), 0.0)
+    text = orders.work_to_text(work)
+    assert json.loads(text) == {"name": "ray_work:Square", "fields": {"folder": str(tmp_path), "seconds": 0.0}}
+    answer = json.loads(orders.to_text(orders.perform(text, "7")))
+    assert answer == {"value": 49, "num_bytes": 7}
+    assert orders.result_of(work, answer) == 49
+
+
+def test_errors_travel_by_name_with_the_number_of_their_cause() -> None:
+    """A full disk is told from other errors at the other end, too."""
+    answer = json.loads(orders.to_text(orders.perform(orders.work_to_text(Fails()), "1")))
+    with pytest.raises(OutputError, match=r"^item 1: No space left on device") as caught:
+        orders.result_of(Fails(), {**answer, "host": "10.0.0.1"})
+    assert caught.value.__notes__ == ["on node 10.0.0.1 of the Ray cluster"]
+    assert is_disk_full(caught.value)
+    plain = orders.error_to_json(OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(OSError, match="Input/output error"):
+        orders.result_of(Fails(), plain)
+
+
+def test_every_command_writes_the_same_through_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert, verify and unpad, with all that is sent and answered written out as a cluster would get it."""
+    monkeypatch.setattr("fp8pad.parallel.run_on_cluster", run_sent)
+    model = llama(tmp_path / "model", num_shards=3)
+    source = read_unconverted(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    for executor in ("local", "ray"):
+        options = WriteOptions(verify="full", executor=executor)
+        convert(source, plan, tmp_path / executor, options, Progress())
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
+    assert verify(model, tmp_path / "ray", Progress(), workers=options.workers).ok
+    unpad(tmp_path / "ray", tmp_path / "restored", options, Progress())
+    assert files_of(tmp_path / "restored") == files_of(model)
+    shard = tmp_path / "ray" / source.shards[1].file
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\7")
+    (found,) = verify(model, tmp_path / "ray", Progress(), workers=options.workers).mismatches
+    assert found.file == source.shards[1].file

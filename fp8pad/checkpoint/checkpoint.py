@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from fp8pad.checkpoint.files import FileIdentity, check_identity, open_file
+from fp8pad.checkpoint.files import Advance, FileIdentity, check_identity, open_file
 from fp8pad.checkpoint.folder import (
     INDEX_FILE,
     SHARD_SUFFIX,
@@ -39,7 +39,14 @@ class Index:
 class Remote(Protocol):
     """Where the files of a checkpoint come from that are not here; called from several threads at once."""
 
-    def fetched(self, file: str) -> AbstractContextManager[bool]:
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that earlier runs have fetched."""
+
+    def fetched_bytes(self, name: str) -> int:
+        """Return of how many bytes `fetched` tells `advance`."""
+
+    def fetched(self, name: str, advance: Advance) -> AbstractContextManager[bool]:
         """Have all bytes of a file in its place in here; whether they are gone afterwards."""
 
     def remember(self, key: str, sha256: str, source_sha256: str) -> None:
@@ -75,15 +82,16 @@ class Checkpoint:
         """What the user calls it: a folder or a hub id."""
         return self.name or str(self.root)
 
-    def fetched(self, file: str) -> AbstractContextManager[bool]:
-        """Have all bytes of a file at `root` in here; say whether it is a copy of our own, gone afterwards."""
-        return self.remote.fetched(file) if self.remote else nullcontext(False)
+    def fetched(self, file: str, advance: Advance = lambda _: None) -> AbstractContextManager[bool]:
+        """Have all bytes of a file at `root` in here; say whether it is a copy of our own, gone afterwards.
 
-    def for_writing(self) -> "Checkpoint":
-        """Return what is needed to read its files again, and nothing else: small enough to be sent elsewhere."""
-        nothing: tuple[str, ...] = ()
-        root = self.root.absolute()
-        return Checkpoint(root, (), {}, None, {}, "", nothing, nothing, self.identities, self.name, self.remote)
+        `advance` is told of as many bytes as `fetched_bytes`, as they arrive.
+        """
+        return self.remote.fetched(file, advance) if self.remote else nullcontext(False)
+
+    def fetched_bytes(self, file: str) -> int:
+        """Return how many bytes of a file are not here, but are fetched."""
+        return self.remote.fetched_bytes(file) if self.remote else 0
 
     def with_edited_config(self) -> "Checkpoint":
         """Return the checkpoint without params.json, which would contradict an edited config.json.

@@ -13,7 +13,7 @@ from fp8pad.checkpoint.compare import Mismatch, compare_data, read_back
 from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Link, VerifyDepth
-from fp8pad.checkpoint.staging import Staging, join_staging
+from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.transfer import Hashes, Sums, write_shard
 from fp8pad.errors import OutputError, VerifyError
 
@@ -38,9 +38,10 @@ class Writer:
     takes_notes: bool = False
 
     def work_bytes(self, layout: ShardLayout) -> int:
-        """Return of how many bytes `write_shard` will tell `advance`: those to write and those to read back."""
+        """Return of how many bytes `write_shard` tells `advance`: those to fetch, to write and to read back."""
         data_bytes = layout.target.file_bytes - layout.target.data_start
-        return layout.target.file_bytes + {"none": 0, "padded": layout.resized_bytes, "full": data_bytes}[self.verify]
+        num_bytes = self.source.fetched_bytes(layout.file) + layout.target.file_bytes
+        return num_bytes + {"none": 0, "padded": layout.resized_bytes, "full": data_bytes}[self.verify]
 
     def key(self, layout: ShardLayout) -> str:
         """Return the key of a shard in the staging folder, which tells what it is made from."""
@@ -77,11 +78,12 @@ class Writer:
         if self.is_finished(layout) and (hashes := self._recalled(layout)):
             advance(self.work_bytes(layout))
             return Written(hashes, resumed=True)
-        with self.source.fetched(layout.file) as is_ours:
+        with self.source.fetched(layout.file, advance) as is_ours:
             if self.is_finished(layout):
                 sums = self._sums()
                 if not self._mismatches(layout, self.staging.finished_path(key), sums, advance):
-                    advance(self.work_bytes(layout) - layout.target.file_bytes + layout.target.data_start)
+                    told = self.source.fetched_bytes(layout.file) + layout.target.file_bytes - layout.target.data_start
+                    advance(self.work_bytes(layout) - told)
                     return Written(sums.hashes, resumed=True)
             hashes = self._write(layout, key, advance, "hardlink" if is_ours else self.link)
             self.staging.complete(key, layout.file, is_resumable=True)
@@ -118,7 +120,7 @@ class Writer:
     def copy_other_file(self, file: str, advance: Advance) -> Written:
         """Copy a file as it is; only the permission to execute it comes along. Raises as `write_shard` does."""
         origin, key, expected = self.source.root / file, self.file_key(file), self.source.identities[file]
-        with self.source.fetched(file):
+        with self.source.fetched(file, advance):
             with open_file(origin, file, expected) as source:
                 mode = os.fstat(source.descriptor).st_mode & 0o111 | 0o664
                 with self.staging.create(key, file, mode) as target:
@@ -191,25 +193,6 @@ class Writer:
             folder = self.staging.out_dir.parent
             raise OutputError(f"{layout.file}: cannot be reflinked to {folder}; use --link auto")
         return is_shared
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteWriter:
-    """Writes shards as a `Writer` does into the staging folder of `out_dir`, which another process holds.
-
-    It can be sent to any process that sees the same files; of the `source` it needs only what names its files.
-    """
-
-    source: Checkpoint
-    out_dir: Path
-    link: Link
-    verify: VerifyDepth
-    hash: bool = False
-
-    def __call__(self, layout: ShardLayout, advance: Advance) -> Written:
-        """Write a shard; see `Writer.write_shard`."""
-        with join_staging(self.out_dir) as staging:
-            return Writer(self.source, staging, self.link, self.verify, self.hash).write_shard(layout, advance)
 
 
 def _key(*made_from: object) -> str:

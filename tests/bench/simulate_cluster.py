@@ -15,16 +15,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from sparse_checkpoint import Tensor, write_sparse_shard
 
 from fp8pad import output
 from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.writer import RemoteWriter
+from fp8pad.checkpoint.writer import Written
 from fp8pad.conversion import convert
+from fp8pad.output import SentWriter
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 
@@ -37,10 +38,10 @@ PER_SHARD = 9
 class SlowWriter:
     """A writer whose disk takes its time."""
 
-    writer: RemoteWriter
+    writer: SentWriter
     seconds: float
 
-    def __call__(self, layout: Any, advance: Callable[[int], None]) -> Any:
+    def __call__(self, layout: ShardLayout, advance: Callable[[int], None]) -> Written:
         """Write a shard."""
         time.sleep(self.seconds)
         return self.writer(layout, advance)
@@ -77,7 +78,7 @@ def measure(model: Path, num_nodes: int, seconds: float) -> tuple[float, float]:
         plan = plan_checkpoint(source.shards, source.configs, Policy())
         planned = time.perf_counter()
         options = WriteOptions(1, verify="none", executor="ray", ray_address=cluster.address)
-        vars(output)["RemoteWriter"] = lambda *a: SlowWriter(RemoteWriter(*a), seconds)
+        vars(output)["SentWriter"] = lambda *fields: SlowWriter(SentWriter(*fields), seconds)
         convert(source, plan, model.with_name("out"), options, Progress())
         done = time.perf_counter()
     finally:

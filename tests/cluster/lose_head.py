@@ -15,8 +15,8 @@ from ray_work import Square  # noqa: E402
 
 from fp8pad.checkpoint.options import Workers  # noqa: E402
 from fp8pad.checkpoint.progress import Progress  # noqa: E402
-from fp8pad.cluster import run_on_cluster  # noqa: E402
 from fp8pad.errors import ClusterError  # noqa: E402
+from fp8pad.parallel.cluster import run_on_cluster  # noqa: E402
 
 started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 started.add_node(num_cpus=2)
@@ -24,7 +24,7 @@ killer = threading.Timer(30, lambda: started.head_node.kill_all_processes(check_
 try:
     workers = Workers(1, "ray", started.address)
     killer.start()
-    print(run_on_cluster(Square(Path(sys.argv[1]), 5.0), list(range(40)), workers, Progress()), flush=True)
+    print(run_on_cluster(Square(sys.argv[1], 5.0), list(range(40)), workers, Progress()), flush=True)
 except ClusterError as error:
     print(f"ClusterError: {error}", flush=True)
 finally:

@@ -1,5 +1,7 @@
-"""What tests let the workers of a Ray cluster do; in a module of its own, which they import."""
+"""What tests let workers do; in a module of its own, which they import."""
 
+import errno
+import json
 import os
 import signal
 import time
@@ -7,19 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import OutputError
+from fp8pad.parallel import orders
 
 
 @dataclass(frozen=True)
 class Square:
     """Squares numbers, slowly; notes where it runs in `folder`."""
 
-    folder: Path
+    folder: str
     seconds: float = 0.0
 
     def __call__(self, item: int, advance: Callable[[int], None]) -> int:
         """Return the square."""
-        (self.folder / f"{item}-{os.getpid()}-{time.monotonic_ns()}").touch()
+        (Path(self.folder) / f"{item}-{os.getpid()}-{time.monotonic_ns()}").touch()
         time.sleep(self.seconds)
         advance(item)
         return item * item
@@ -29,14 +33,14 @@ class Square:
 class Dies:
     """Is killed as for want of memory, at item 2, the first `times` that it is worked on."""
 
-    folder: Path
+    folder: str
     times: int
 
     def __call__(self, item: int, advance: Callable[[int], None]) -> int:
         """Return the item, or die."""
-        attempts = len(list(self.folder.glob("attempt-*")))
+        attempts = len(list(Path(self.folder).glob("attempt-*")))
         if item == 2 and attempts < self.times:
-            (self.folder / f"attempt-{attempts}").touch()
+            (Path(self.folder) / f"attempt-{attempts}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         advance(1)
         return item
@@ -50,6 +54,17 @@ class Fails:
         """Return the item, or raise."""
         advance(1)
         if item == 1:
-            raise OutputError("item 1: cannot be written: No space left on device")
+            cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OutputError(f"item 1: {cause.strerror}") from cause
         time.sleep(60)
         return item
+
+
+def run_sent(work: object, items: list[object], _workers: object, progress: Progress) -> list[object]:
+    """Do what `run_on_cluster` does, without a cluster: all that is sent and answered is written out as for one."""
+    results: list[object] = []
+    for item in items:
+        answer = json.loads(orders.to_text(orders.perform(orders.work_to_text(work), orders.to_text(item))))
+        results.append(orders.result_of(work, answer))
+        progress.advance(answer["num_bytes"])
+    return results

@@ -12,13 +12,13 @@ import pytest
 from helpers import files_of, llama
 from ray_work import Dies, Fails, Square
 
-from fp8pad import ray_driver
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.cluster import run_on_cluster
 from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, ClusterError, OutputError
+from fp8pad.parallel import ray_driver
+from fp8pad.parallel.cluster import run_on_cluster
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.unpadding import unpad
@@ -85,7 +85,7 @@ def test_a_node_that_is_killed_is_no_end(cluster: Any, tmp_path: Path) -> None:
     workers = Workers(1, "ray", cluster.address)
     killer.start()
     items = list(range(12))
-    assert run_on_cluster(Square(tmp_path, 1.0), items, workers, Progress()) == [item * item for item in items]
+    assert run_on_cluster(Square(str(tmp_path), 1.0), items, workers, Progress()) == [item * item for item in items]
     killer.join()
     assert len(list(tmp_path.iterdir())) >= len(items)
 
@@ -93,14 +93,14 @@ def test_a_node_that_is_killed_is_no_end(cluster: Any, tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_for_memory_is_replaced(cluster: Any, tmp_path: Path) -> None:
     """Its item is worked on once more."""
     workers = Workers(1, "ray", cluster.address)
-    assert run_on_cluster(Dies(tmp_path, times=2), list(range(5)), workers, Progress()) == list(range(5))
+    assert run_on_cluster(Dies(str(tmp_path), times=2), list(range(5)), workers, Progress()) == list(range(5))
 
 
 def test_an_item_that_is_lost_for_good_ends_the_run(cluster: Any, tmp_path: Path) -> None:
     """After some attempts it is not the node that is to blame."""
     workers = Workers(1, "ray", cluster.address)
     with pytest.raises(ClusterError, match="was lost 4 times"):
-        run_on_cluster(Dies(tmp_path, times=100), list(range(5)), workers, Progress())
+        run_on_cluster(Dies(str(tmp_path), times=100), list(range(5)), workers, Progress())
 
 
 def test_an_error_in_a_worker_is_raised_here_and_stops_the_others(cluster: Any) -> None:
@@ -132,13 +132,13 @@ def test_a_failed_run_can_be_resumed_without_the_cluster(cluster: Any, tmp_path:
 def test_another_version_on_a_node_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two versions may lay out shards differently."""
     monkeypatch.setattr("fp8pad.__version__", "0.0.2")
-    assert ray_driver.worker_function()("0.0.1", b"", b"") == "has fp8pad 0.0.2, and this is 0.0.1"
+    assert ray_driver.worker_function()("0.0.1", "", "") == {"unfit": "has fp8pad 0.0.2, and this is 0.0.1"}
 
 
 def test_a_node_without_fp8pad_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function that is sent needs nothing of ours to say so."""
     monkeypatch.setitem(sys.modules, "fp8pad", None)
-    assert "has no fp8pad" in ray_driver.worker_function()("1", b"", b"")
+    assert "has no fp8pad" in ray_driver.worker_function()("1", "", "")["unfit"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "no-port"])

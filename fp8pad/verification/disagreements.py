@@ -11,7 +11,6 @@ from fp8pad.checkpoint.compare import Mismatch, compare_texts
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.json_text import dumps_like, index_text
 from fp8pad.errors import CheckpointError
-from fp8pad.original import Original, original_json, original_of
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.quantization import value_at
 from fp8pad.record import (
@@ -28,6 +27,7 @@ from fp8pad.record import (
     parse_shard_metadata,
 )
 from fp8pad.tensors import ShardHeader
+from fp8pad.verification.original import Original, original_json, original_of
 
 
 def disagreements(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:

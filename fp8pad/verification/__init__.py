@@ -5,41 +5,28 @@ was published does not become wrong when a later version pads otherwise.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from fp8pad.changed_files import changed_files, is_dangerous, notes_on_files
 from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint, read_record
-from fp8pad.checkpoint.compare import (
-    MAX_MISMATCHES,
-    Mismatch,
-    check_padding,
-    compare_files,
-    compare_shard,
-    compare_texts,
-    header_differences,
-)
-from fp8pad.checkpoint.files import Advance, file_sha256
+from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch, compare_texts, header_differences
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.transfer import Hashes, Sums
-from fp8pad.disagreements import disagreements, quantization_of
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
-from fp8pad.hub import opened
-from fp8pad.original import Original, original_of
+from fp8pad.hub import SentCheckpoint, opened
 from fp8pad.parallel import work_on_all
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
+from fp8pad.verification.changed_files import changed_files, is_dangerous, notes_on_files
+from fp8pad.verification.checks import Checker, FileCheck
+from fp8pad.verification.disagreements import disagreements, quantization_of
+from fp8pad.verification.original import Original, original_of
 
 LOCAL_WORKERS = Workers()
-
-# What is run for a file, and its bytes.
-Check: TypeAlias = tuple[Callable[[Advance], list[Mismatch]], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +98,6 @@ def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progre
     mismatches = chain(
         chain(disagreements(converted, record), _missing_hashes(record)) if record else (),
         _partition(changed_files(converted, _recorded_files(record, source)), notes),
-        _partition(_differing_other_files(converted, source, record) if source else (), notes),
         _byte_differences(converted, record, source, notes, workers=workers, progress=progress),
     )
     found = tuple(islice(mismatches, MAX_MISMATCHES))
@@ -154,15 +140,6 @@ def _partition(found: Iterable[Mismatch], notes: list[str], own_files: Collectio
             notes.append(str(mismatch))
 
 
-def _differing_other_files(
-    converted: Checkpoint, source: Checkpoint, record: CheckpointRecord | None
-) -> Iterator[Mismatch]:
-    rewritten = record.originals.keys() if record else set()
-    for file in sorted((set(source.other_files) & set(converted.other_files)) - rewritten):
-        with source.fetched(file):
-            yield from compare_files(file, source.root / file, converted.root / file)
-
-
 def _byte_differences(
     converted: Checkpoint,
     record: CheckpointRecord | None,
@@ -177,52 +154,42 @@ def _byte_differences(
     except CheckpointError:  # is among the disagreements already
         notes.append("no bytes were compared, since the records do not say how")
         return
-    layouts = [layout.inverse(converted.prefixes[layout.file]) for layout in original.layouts]
+    layouts = {layout.file: layout.inverse(converted.prefixes[layout.file]) for layout in original.layouts}
     if source:
         yield from _text_differences(original, source)
-        differing = [_header_differences(layout, source) for layout in original.layouts]
-        yield from chain.from_iterable(differing)
-        layouts = [layout for layout, found in zip(layouts, differing, strict=True) if not found]
-    files = dict(record.files) if record else {}
-    checks = [_shard_check(layout, converted, source, files.get(layout.file)) for layout in layouts]
-    if source:  # shards are hashed while they are compared
-        files = {file: entry for file, entry in files.items() if file not in {layout.file for layout in layouts}}
-    checks += _hash_checks(converted, source, files)
+        for layout in original.layouts:
+            if found := _header_differences(layout, source):
+                yield from found
+                del layouts[layout.file]
     if record and not any(entry.sha256 for entry in record.files.values()):
         notes.append(f"{RECORD_FILE} holds no hashes: without the source, padded bytes alone can be checked")
-    progress.start("verifying", sum(num_bytes for _, num_bytes in checks))
-    if source and source.remote and workers.executor != "local":
-        raise CheckpointError(f"{source}: a cluster works on folders that all its nodes see, not on the hub")
-    for found in work_on_all(_run_check, checks, workers, progress):
-        yield from _partition(found, notes, own_files=original.sizes)
+    checks = list(_checks(converted, record, source, layouts))
+    progress.start("verifying", sum(check.num_bytes for check in checks))
+    checker = Checker(SentCheckpoint.of(source) if source else None, str(converted.root.absolute()))
+    for found_in_file in work_on_all(checker, checks, workers, progress):
+        yield from _partition(found_in_file, notes, own_files=original.sizes)
 
 
-def _shard_check(
-    layout: ShardLayout, converted: Checkpoint, source: Checkpoint | None, entry: FileRecord | None
-) -> Check:
-    if source is None:
-        return partial(check_padding, layout, converted.root.absolute()), layout.resized_bytes
-    files = source.for_writing(), converted.root.absolute()
-    return partial(_compare_shard, layout, *files, entry), layout.target.file_bytes - layout.target.data_start
-
-
-def _compare_shard(
-    layout: ShardLayout, source: Checkpoint, out_dir: Path, entry: FileRecord | None, advance: Advance
-) -> list[Mismatch]:
-    sums = Sums("none", hashed=entry is not None and entry.sha256 is not None)
-    with source.fetched(layout.file):
-        found = compare_shard(layout, source.root, out_dir, advance, sums)
-    return found or list(_hash_differences(layout.file, entry, sums.hashes))
-
-
-def _run_check(check: Check, advance: Advance) -> list[Mismatch]:
-    return check[0](advance)
-
-
-def _hash_differences(file: str, entry: FileRecord | None, found: Hashes | None) -> Iterator[Mismatch]:
-    if entry and found:
-        recorded = ("sha256", entry.sha256, found.sha256), ("source_sha256", entry.source_sha256, found.source_sha256)
-        yield from (Mismatch(file, key, str(expected), got) for key, expected, got in recorded if expected != got)
+def _checks(
+    converted: Checkpoint,
+    record: CheckpointRecord | None,
+    source: Checkpoint | None,
+    layouts: Mapping[str, ShardLayout],
+) -> Iterator[FileCheck]:
+    """Yield what is to be done for each file: shards first, which are large."""
+    rewritten = record.originals.keys() if record else set()
+    copies = set(source.other_files) - rewritten if source else set()
+    shards = {shard.file for shard in converted.shards}
+    for file in (*sorted(layouts), *sorted(converted.identities.keys() - shards)):
+        layout, size = layouts.get(file), converted.identities[file].size
+        entry = record.files.get(file) if record else None
+        hashes = entry if entry and entry.sha256 and entry.size == size else FileRecord(size, size)
+        num_bytes = layout.resized_bytes if layout and not source and not hashes.sha256 else size
+        num_bytes += source.fetched_bytes(file) if source else 0
+        has_source = source is None or file in source.identities  # a model card may have been made
+        source_sha256 = hashes.source_sha256 if has_source else None
+        if layout or hashes.sha256 or file in copies:
+            yield FileCheck(file, layout, hashes.sha256, source_sha256, file in copies, num_bytes)
 
 
 def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismatch]:
@@ -252,26 +219,6 @@ def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
         for file, entry in record.files.items():
             if not (entry.sha256 and entry.source_sha256):
                 yield Mismatch(RECORD_FILE, f"files: {file}", "both hashes, as other files have", "not both")
-
-
-def _hash_checks(converted: Checkpoint, source: Checkpoint | None, files: Mapping[str, FileRecord]) -> Iterator[Check]:
-    for file, entry in files.items():
-        if file in converted.identities and entry.sha256 and entry.size == converted.identities[file].size:
-            yield _hash_check(converted, file, "sha256", entry.sha256)
-        if source and file in source.identities and entry.source_sha256:
-            yield _hash_check(source, file, "source_sha256", entry.source_sha256)
-
-
-def _hash_check(checkpoint: Checkpoint, file: str, key: str, recorded: str) -> Check:
-    num_bytes = checkpoint.identities[file].size
-    return partial(_compare_hash, checkpoint.for_writing(), Mismatch(file, key, recorded, ""), num_bytes), num_bytes
-
-
-def _compare_hash(checkpoint: Checkpoint, expected: Mismatch, num_bytes: int, advance: Advance) -> list[Mismatch]:
-    with checkpoint.fetched(expected.file):
-        found = file_sha256(checkpoint.root / expected.file, expected.file)
-    advance(num_bytes)
-    return [] if found == expected.expected else [replace(expected, got=found)]
 
 
 def _notes_on_plan(converted: Checkpoint, record: CheckpointRecord | None, source: Checkpoint | None) -> Iterator[str]:

@@ -1,18 +1,18 @@
 """The process that talks to Ray: it places items on nodes, and those of lost workers once more."""
 
+import json
 import os
-import pickle
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from fp8pad import __version__
-from fp8pad.cluster import Done, Order
 from fp8pad.errors import ClusterError, Fp8padError
+from fp8pad.parallel.orders import error_to_json
 
 MAX_ATTEMPTS = 4  # of one item; a node that goes takes every item with it that runs there
 POLL_SECONDS = 0.2
@@ -29,18 +29,16 @@ class _Task:
 
 
 def main() -> None:
-    """Read an `Order` from stdin; write a `Done` for each item to stdout, or the error that ended the work."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    """Read an order from stdin, a line of JSON; write a line for each item that is done, or that ended the work."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever Ray prints
-    order = pickle.load(sys.stdin.buffer)  # noqa: S301  from the process that started this one
+    order = json.loads(sys.stdin.readline())
     try:
-        with ray_cluster(order.address) as ray:
-            for done in RayCluster(ray, order).work():
-                pickle.dump(done, answers)
-                answers.flush()
+        with ray_cluster(order["address"]) as ray:
+            for answer in RayCluster(ray, order["work"], order["items"], order["jobs"]).work():
+                print(json.dumps(answer), file=answers, flush=True)
     except (Fp8padError, OSError) as error:
-        pickle.dump(error, answers)
-        answers.flush()
+        print(json.dumps(error_to_json(error)), file=answers, flush=True)
 
 
 @contextmanager
@@ -68,27 +66,30 @@ def ray_cluster(address: str) -> Iterator[Any]:
 
 @dataclass(slots=True)
 class RayCluster:
-    """The nodes that work on the items of an order."""
+    """The nodes that do `work` on `items`, each of which is JSON, `jobs` at a time on each node."""
 
     ray: Any
-    order: Order
+    work_text: str
+    items: Sequence[str]
+    jobs: int
     _running: dict[Any, _Task] = field(default_factory=dict)
 
-    def work(self) -> Iterator[Done]:
-        """Yield what is done, in the order in which it is; raises what `work` raises, and `ClusterError`."""
-        work_on, shared = self.ray.remote(worker_function()), self.ray.put(self.order.work)
-        waiting = [_Task(number) for number in reversed(range(len(self.order.items)))]
+    def work(self) -> Iterator[dict[str, Any]]:
+        """Yield answers, in the order in which they come, with the number of the item; raises `ClusterError`."""
+        work_on, shared = self.ray.remote(worker_function()), self.ray.put(self.work_text)
+        waiting = [_Task(number) for number in reversed(range(len(self.items)))]
         worked = time.monotonic()
         while waiting or self._running:
             for task, options in self._placed(waiting):
-                arguments = __version__, shared, self.order.items[task.number]
+                arguments = __version__, shared, self.items[task.number]
                 self._running[work_on.options(**options).remote(*arguments)] = task
-            for task, outcome in self._finished():
-                if outcome is None:
+            for task, answer in self._finished():
+                if answer is None:
                     waiting.append(task)
+                elif "unfit" in answer:
+                    raise ClusterError(f"node {task.host} {answer['unfit']}; every node needs the same fp8pad")
                 else:
-                    value, num_bytes = outcome
-                    yield Done(task.number, value, num_bytes)
+                    yield {"number": task.number, "host": task.host, **answer}
             worked = time.monotonic() if self._running else worked
             if time.monotonic() - worked > NODE_SECONDS:
                 raise ClusterError(f"no node of the Ray cluster had a CPU for {NODE_SECONDS:.0f} seconds")
@@ -100,14 +101,14 @@ class RayCluster:
         for node in self.ray.nodes() if waiting else ():
             busy = sum(task.node == node["NodeID"] for task in self._running.values())
             has_cpu = node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-            for _ in range(min(self.order.jobs - busy, len(waiting)) if has_cpu else 0):
+            for _ in range(min(self.jobs - busy, len(waiting)) if has_cpu else 0):
                 task = waiting.pop()
                 task.attempts, task.node, task.host = task.attempts + 1, node["NodeID"], node["NodeManagerAddress"]
                 strategy = NodeAffinitySchedulingStrategy(task.node, soft=False)
                 yield task, {"num_cpus": 1, "max_retries": 0, "scheduling_strategy": strategy}
 
-    def _finished(self) -> Iterator[tuple[_Task, tuple[Any, int] | None]]:
-        """Yield the tasks that have ended, with result and bytes; None for those that were lost."""
+    def _finished(self) -> Iterator[tuple[_Task, dict[str, Any] | None]]:
+        """Yield the tasks that have ended, with their answers; None for those that were lost."""
         if not self._running:
             time.sleep(POLL_SECONDS)
             return
@@ -115,7 +116,7 @@ class RayCluster:
         for reference in references:
             task = self._running.pop(reference)
             try:
-                yield task, _checked(task, self.ray.get(reference))
+                yield task, self.ray.get(reference)
             except self.ray.exceptions.RayTaskError as error:  # nothing that was foreseen
                 raise ClusterError(f"a worker on node {task.host} failed: {error.cause!r}") from error
             except self.ray.exceptions.RayError as error:
@@ -125,44 +126,23 @@ class RayCluster:
                 yield task, None
 
 
-def perform(work: bytes, item: bytes) -> tuple[Any, int] | Exception:
-    """Do the work on an item, both pickled; return its result and the bytes that it told of, or its error."""
-    done = 0
-
-    def advance(num_bytes: int) -> None:
-        nonlocal done
-        done += num_bytes
-
-    try:
-        return pickle.loads(work)(pickle.loads(item), advance), done  # noqa: S301  from who started this work
-    except (Fp8padError, OSError) as error:
-        return error
-
-
-def worker_function() -> Callable[[str, bytes, bytes], Any]:
+def worker_function() -> Callable[[str, str, str], dict[str, Any]]:
     """Return what a worker runs: nested, since such a function travels whole, also to a node without fp8pad."""
 
-    def work_on(version: str, work: bytes, item: bytes) -> Any:
+    def work_on(version: str, work: str, item: str) -> dict[str, Any]:
+        import json
+
         try:
             import fp8pad
-            from fp8pad.ray_driver import perform
+            from fp8pad.parallel import orders
         except ImportError as error:
-            return f"has no fp8pad in the Python of Ray: {error}"
+            return {"unfit": f"has no fp8pad in the Python of Ray: {error}"}
         if fp8pad.__version__ != version:
-            return f"has fp8pad {fp8pad.__version__}, and this is {version}"
-        return perform(work, item)
+            return {"unfit": f"has fp8pad {fp8pad.__version__}, and this is {version}"}
+        answer: dict[str, Any] = json.loads(orders.to_text(orders.perform(work, item)))
+        return answer
 
     return work_on
-
-
-def _checked(task: _Task, outcome: Any) -> tuple[Any, int]:
-    if isinstance(outcome, str):
-        raise ClusterError(f"node {task.host} {outcome}; every node needs the same fp8pad")
-    if isinstance(outcome, Exception):
-        outcome.add_note(f"on node {task.host} of the Ray cluster")
-        raise outcome
-    value, num_bytes = outcome
-    return value, num_bytes
 
 
 def _check_answers(address: str) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.cluster import run_on_cluster
+from fp8pad.parallel.cluster import run_on_cluster
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,7 +18,7 @@ def work_on_all(
 ) -> list[R]:
     """Return `work(item, advance)` of each item, in order, whoever does it; the first error stops the others.
 
-    On a cluster, `work` and items have to be such that they can be pickled.
+    For a cluster, `work` and items have to be such that they can be sent; see orders.py.
     """
     if workers.executor == "local" or not items:
         return run_all(work, items, workers.jobs, progress)

@@ -1,0 +1,133 @@
+"""Checkpoints by hub id: a folder with the names and sizes of the hub's files, of which headers and texts are fetched.
+
+`plan` needs no more. The rest of a file is a hole until `Checkpoint.fetched` asks for it, and one again afterwards, so
+that a conversion needs the disk for its output and for the shards that it works on. The next run reuses what was
+fetched in part. Requests go through huggingface_hub, and so do tokens, HF_ENDPOINT, retries and offline mode.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.destination import existing_parent
+from fp8pad.checkpoint.files import FileIdentity
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.errors import CheckpointError, HubError, OutputError
+from fp8pad.hub.fetcher import Fetcher, HubFiles
+from fp8pad.hub.ids import HubId, hub_errors
+from fp8pad.hub.repo import Repo
+
+Read = Callable[[Path], Checkpoint]
+
+
+@contextmanager
+def opened(
+    model: str | os.PathLike[str],
+    read: Read,
+    work_dir: Path | None = None,
+    use_cache: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Checkpoint]:
+    """Yield the checkpoint that `model` names, a folder or a hub id, read by `read`.
+
+    Files of the hub are fetched into its cache if `use_cache`, else into `work_dir`, which is made as needed and
+    removed afterwards, unless the work in here fails after a file was begun; without one, into a temporary folder.
+    Raises `HubError` if the hub cannot be reached or has no such model, and what `read` raises.
+    """
+    hub_id = HubId.parse(model)
+    if hub_id is None:
+        yield read(Path(model))
+        return
+    with hub_errors(hub_id):
+        found = Repo.of(hub_id) if not _is_offline() else _from_cache(hub_id)
+    if isinstance(found, Path):
+        yield replace(read(found), name=str(hub_id))
+        return
+    with tempfile.TemporaryDirectory(prefix="fp8pad-") as temporary, _work_folder(work_dir, temporary) as parts:
+        root = Path(temporary, "model")
+        with hub_errors(hub_id):
+            found.outline(root)
+        try:
+            checkpoint = read(root)
+        except CheckpointError as error:
+            raise type(error)(str(error).replace(str(root), str(hub_id))) from error
+        files = HubFiles(found, str(parts.absolute()) if work_dir else None, use_cache)
+        remote = Fetcher(files, root, (progress or Progress()).say)
+        identities = {name: found.files[name].identity for name in checkpoint.identities}
+        yield replace(checkpoint, name=str(hub_id), remote=remote, identities=identities)
+
+
+@dataclass(frozen=True, slots=True)
+class SentCheckpoint:
+    """What another thread, process or machine needs to read a checkpoint's files: where they are, or are fetched from.
+
+    A model of the hub is fetched there by huggingface_hub, with the token that it finds there.
+    """
+
+    name: str
+    root: str
+    identities: Mapping[str, FileIdentity]
+    hub: HubFiles | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "SentCheckpoint":
+        """Return what is to be sent of a checkpoint."""
+        hub = checkpoint.remote.files if isinstance(checkpoint.remote, Fetcher) else None
+        return cls(str(checkpoint), str(checkpoint.root.absolute()), checkpoint.identities, hub)
+
+    @contextmanager
+    def opened(self) -> Iterator[Checkpoint]:
+        """Yield the checkpoint, of which files can be read, and nothing else is known."""
+        nothing = Checkpoint(Path(self.root), (), {}, None, {}, "", (), (), self.identities, self.name)
+        if self.hub is None:
+            yield nothing
+            return
+        with tempfile.TemporaryDirectory(prefix="fp8pad-") as temporary:
+            root = Path(temporary, "model")
+            yield replace(nothing, root=root, remote=Fetcher(self.hub, root, Progress().say))
+
+
+@contextmanager
+def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
+    """Yield where files are fetched to; it is removed at the end, unless files that were begun help the next run."""
+    parts = work_dir or Path(temporary, "parts")
+    if parts.is_symlink() or (parts.exists() and not _is_ours(parts)):
+        raise OutputError(f"{parts}: is not a folder that only you may write to; remove it")
+    try:
+        yield parts
+    except BaseException:
+        if parts.is_dir() and not any(parts.iterdir()):
+            parts.rmdir()
+        raise
+    if parts.is_dir():
+        shutil.rmtree(parts)
+
+
+def work_folder(out_dir: Path) -> Path:
+    """Return where files are fetched to while `out_dir` is written: on the same disk, in a folder that exists."""
+    target = out_dir.absolute()
+    return existing_parent(target) / f".{target.name}.fp8pad-hub"
+
+
+def _is_ours(folder: Path) -> bool:
+    status = folder.lstat()
+    return folder.is_dir() and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _is_offline() -> bool:
+    try:
+        from huggingface_hub import constants
+    except ImportError as error:
+        raise HubError("huggingface_hub is not installed") from error
+    return bool(constants.is_offline_mode())
+
+
+def _from_cache(hub_id: HubId) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id.repo, revision=hub_id.revision, local_files_only=True))

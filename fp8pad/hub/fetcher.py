@@ -1,0 +1,135 @@
+"""Putting whole files of the hub in the place of their outlines while they are needed."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fp8pad.checkpoint.files import Advance, writing
+from fp8pad.errors import HubError
+from fp8pad.hub.ids import hub_errors
+from fp8pad.hub.repo import ATTEMPTS, HubFile, Repo, is_text, make_hole
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HubFiles:
+    """The files of a model, and where they are fetched to: `parts`, None for a temporary folder, or the hub's cache."""
+
+    repo: Repo
+    parts: str | None
+    use_cache: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Puts whole files into the folder `root`, in the place of their outlines, and takes them away again."""
+
+    files: HubFiles
+    root: Path
+    say: Callable[[str], object]
+
+    @property
+    def parts(self) -> Path:
+        """Where files are fetched to."""
+        return Path(self.files.parts) if self.files.parts else self.root.parent / "parts"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that earlier runs have fetched."""
+        return sum(part.stat().st_size for part in self.parts.iterdir()) if self.parts.is_dir() else 0
+
+    def fetched_bytes(self, name: str) -> int:
+        """Return of how many bytes `fetched` tells `advance`."""
+        file = self.files.repo.files.get(name)
+        return 0 if file is None or is_text(name) else file.size
+
+    @contextmanager
+    def fetched(self, name: str, advance: Advance) -> Iterator[bool]:
+        """Have the file `name` whole in here; whether it is a copy of our own."""
+        file, path = self.files.repo.files.get(name), self.root / name
+        if file is None or (is_text(name) and path.exists()):
+            yield False
+            return
+        part = self.parts / hashlib.sha256(f"{name} {file.hash}".encode()).hexdigest()
+        with hub_errors(self.files.repo.hub_id):
+            cached = self._cached(name)
+            if cached is None:
+                self._download(file, part, (lambda _: None) if is_text(name) else advance)
+            else:
+                advance(self.fetched_bytes(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(cached or part.resolve())
+        yield cached is None  # what was fetched stays for the next run if this one fails in here
+        if cached is None:
+            part.unlink()
+        path.unlink()
+        make_hole(path, file.size)
+
+    def remember(self, key: str, sha256: str, source_sha256: str) -> None:
+        """Note the hashes of a file that was written, beside what is fetched."""
+        self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
+        note = self._note(key)
+        note.with_suffix(".new").write_text(f"{sha256} {source_sha256}")
+        note.with_suffix(".new").replace(note)
+
+    def recall(self, key: str) -> tuple[str, str] | None:
+        """Return what was noted."""
+        try:
+            sha256, source_sha256 = self._note(key).read_text().split()
+        except (OSError, ValueError):
+            return None
+        return sha256, source_sha256
+
+    def _note(self, key: str) -> Path:
+        return self.parts / f"{hashlib.sha256(key.encode()).hexdigest()}.note"
+
+    def _cached(self, name: str) -> Path | None:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        repo, commit = self.files.repo.hub_id.repo, self.files.repo.commit
+        found = try_to_load_from_cache(repo, name, revision=commit)
+        if isinstance(found, str):
+            return Path(found).resolve()
+        if not self.files.use_cache:
+            return None
+        return Path(hf_hub_download(repo, name, revision=commit)).resolve()
+
+    def _download(self, file: HubFile, part: Path, advance: Advance) -> None:
+        """Fetch what is missing of a file, and check the hub's own hash of all of it."""
+        self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.say(f"fetching {file.name} ({file.size} bytes)")
+        where, digest = f"{self.files.repo.hub_id}: {file.name}", file.digest()
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with writing(part):
+            descriptor = os.open(part, flags, 0o600)
+        with open(descriptor, "r+b", buffering=0) as opened_part:  # noqa: PTH123  a descriptor, not a path
+            while chunk := opened_part.read(CHUNK_BYTES):
+                digest.update(chunk)
+                advance(len(chunk))
+            attempts = 0
+            while opened_part.tell() < file.size and attempts < ATTEMPTS:
+                begin = opened_part.tell()
+                for chunk in self.files.repo.chunks(file.name, begin, file.size):
+                    with writing(part):
+                        _write(opened_part, chunk)
+                    digest.update(chunk)
+                    advance(len(chunk))
+                attempts = attempts + 1 if opened_part.tell() == begin else 0
+            num_bytes = opened_part.tell()
+        if num_bytes < file.size:
+            raise HubError(f"{where}: ends early: expected {file.size} bytes, got {num_bytes}")
+        if digest.hexdigest() != file.hash:
+            part.unlink()
+            raise HubError(f"{where}: {digest.name}: expected {file.hash}, got {digest.hexdigest()}")
+
+
+def _write(opened_file: Any, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[opened_file.write(view) :]

@@ -1,0 +1,60 @@
+"""Hub ids, and what the hub's errors are called for people."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fp8pad.errors import HubError
+
+
+@dataclass(frozen=True, slots=True)
+class HubId:
+    """A model on the hub; `revision` is a branch, a tag or a commit, None the main branch."""
+
+    repo: str
+    revision: str | None
+
+    @classmethod
+    def parse(cls, model: str | os.PathLike[str]) -> "HubId | None":
+        """Return the hub id that `model` is, None if it is a folder; a folder of that name is one."""
+        text = os.fspath(model)
+        is_url = re.match(r"hf:/+", text)
+        match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text[is_url.end() :] if is_url else text)
+        if match is None or (not is_url and (Path(text).exists() or text.startswith((".", "/")))):
+            return None
+        return cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+
+@contextmanager
+def hub_errors(hub_id: HubId) -> Iterator[None]:
+    """Say in a line what the hub answered, or that it did not."""
+    try:
+        from huggingface_hub import constants, errors
+    except ImportError as error:
+        hint = "to read a model of the hub, install huggingface_hub"
+        raise HubError(f"{hub_id}: no such folder; {hint}") from error
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise HubError(f"{hub_id}: is gated; accept its terms on {constants.ENDPOINT}, and `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        hint = "if it is private, `hf auth login`"
+        raise HubError(f"{hub_id}: no such folder, and no such model on {constants.ENDPOINT}; {hint}") from error
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{hub_id}: there is no revision {hub_id.revision}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise HubError(f"{hub_id}: offline mode is on, and not all of it is in the cache") from error
+    except errors.HfHubHTTPError as error:
+        raise HubError(f"{hub_id}: {_first_line(error)}") from error
+    except (errors.HTTPError, errors.HFValidationError, ConnectionError) as error:
+        raise HubError(f"{hub_id}: {constants.ENDPOINT} cannot be reached: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

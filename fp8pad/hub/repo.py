@@ -1,0 +1,143 @@
+"""A model of the hub at one commit: its list of files, and ranges of their bytes, by huggingface_hub's client."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fp8pad.checkpoint.checkpoint import OPTIONAL_CONFIG_FILES
+from fp8pad.checkpoint.files import FileIdentity, writing
+from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES, SHARD_SUFFIX, is_other_form
+from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES
+from fp8pad.errors import HubError
+from fp8pad.hub.ids import HubId
+from fp8pad.record import CONFIG_FILE, RECORD_FILE
+
+TEXTS = frozenset({CONFIG_FILE, INDEX_FILE, RECORD_FILE, *OPTIONAL_CONFIG_FILES, "adapter_config.json"})
+FIRST_BYTES = 1 << 17  # of a shard: nearly every header is shorter
+REQUESTS = 8  # at a time, while headers are fetched
+ATTEMPTS = 5  # of fetching a file, without a byte more than before
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file as the hub lists it: `hash` is its SHA-256 if the hub keeps it apart (LFS, Xet), else that of git."""
+
+    name: str
+    size: int
+    hash: str
+    is_sha256: bool
+
+    @property
+    def identity(self) -> FileIdentity:
+        """The identity of the file, in this run and in the next."""
+        return FileIdentity.of_content(self.size, self.hash)
+
+    def digest(self) -> "hashlib._Hash":
+        """Return a digest that is `hash` once all bytes of the file are in it."""
+        if self.is_sha256:
+            return hashlib.sha256()
+        return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """A model at one commit; whatever its branch becomes meanwhile, files of this commit are read."""
+
+    hub_id: HubId
+    commit: str
+    files: Mapping[str, HubFile]
+
+    @classmethod
+    def of(cls, hub_id: HubId) -> "Repo":
+        from huggingface_hub import HfApi
+
+        info = HfApi().model_info(hub_id.repo, revision=hub_id.revision, files_metadata=True)
+        files: dict[str, HubFile] = {}
+        for sibling in info.siblings or ():
+            name = _safe_name(sibling.rfilename, hub_id)
+            digest = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
+            if sibling.size is None or not re.fullmatch("[0-9a-f]{40,64}", digest):
+                raise HubError(f"{hub_id}: {name}: the hub tells no size or no hash of it")
+            files[name] = HubFile(name, sibling.size, digest, sibling.lfs is not None)
+        return cls(hub_id, info.sha or hub_id.revision or "main", files)
+
+    def outline(self, root: Path) -> None:
+        """Make a folder of the files: texts whole, headers of safetensors, and holes of the right size."""
+        for file in self.files.values():
+            path = root / file.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            make_hole(path, file.size)
+        wanted = [file for file in self.files.values() if is_text(file.name) or _has_header(file.name)]
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(lambda file: self._fill(root / file.name, file), wanted))
+
+    def _fill(self, path: Path, file: HubFile) -> None:
+        if is_text(file.name):
+            data = self.read(file.name, 0, min(file.size, MAX_TEXT_BYTES))
+        else:
+            data = self.read(file.name, 0, min(file.size, FIRST_BYTES))
+            end = min(LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little"), file.size)
+            if len(data) < end <= LENGTH_BYTES + MAX_HEADER_BYTES:
+                data += self.read(file.name, len(data), end)
+        with path.open("r+b") as opened_file:
+            opened_file.write(data)
+
+    def read(self, file: str, begin: int, end: int) -> bytes:
+        """Read bytes `[begin, end)` of a file."""
+        data = b""
+        for _ in range(ATTEMPTS):
+            for chunk in self.chunks(file, begin + len(data), end):
+                data += chunk[: end - begin - len(data)]
+            if len(data) == end - begin:
+                return data
+        raise HubError(f"{self.hub_id}: {file}: ends early: expected {end - begin} bytes at {begin}, got {len(data)}")
+
+    def chunks(self, file: str, begin: int, end: int) -> Iterator[bytes]:
+        """Yield bytes `[begin, end)` of a file, or less where the connection is cut."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+        if begin >= end:
+            return
+        headers = {**build_hf_headers(), "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+        url = hf_hub_url(self.hub_id.repo, file, revision=self.commit)
+        options: dict[str, Any] = {"headers": headers, "follow_redirects": True, "timeout": HF_HUB_DOWNLOAD_TIMEOUT}
+        with http_stream_backoff("GET", url, **options) as response:
+            hf_raise_for_status(response)
+            skipped = 0 if response.status_code == 206 else begin  # a server that does not know ranges
+            try:
+                for chunk in response.iter_bytes():
+                    yield chunk[skipped:]
+                    skipped = max(0, skipped - len(chunk))
+            except HfHubHTTPError:
+                raise
+            except HTTPError:
+                return
+
+
+def make_hole(path: Path, size: int) -> None:
+    """Make a file of `size` bytes of which none is stored."""
+    with writing(path), path.open("wb") as hole:
+        hole.truncate(size)
+
+
+def is_text(name: str) -> bool:
+    """Return whether a file is fetched whole before anything else."""
+    return PurePosixPath(name).name in TEXTS
+
+
+def _has_header(name: str) -> bool:
+    return name.endswith(SHARD_SUFFIX) and not is_other_form(name)
+
+
+def _safe_name(name: str, hub_id: HubId) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
+        raise HubError(f"{hub_id}: lists a file that lies outside of it: {name!r}")
+    return str(path)

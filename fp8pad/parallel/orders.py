@@ -1,0 +1,91 @@
+"""What is sent to workers in other processes and what they answer: JSON, in which the work is a name and its fields.
+
+Work is a frozen dataclass whose `__call__(item, advance)` says by its type hints what an item is and what it returns;
+all of them are read strictly, by those hints.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from fp8pad import errors
+from fp8pad.errors import ClusterError, Fp8padError
+from fp8pad.reading import Reader
+
+_READER = Reader(ClusterError)
+
+
+def to_text(value: object) -> str:
+    """Return dataclasses, however nested, as JSON on one line."""
+    return json.dumps(value, default=_plain)
+
+
+def work_to_text(work: object) -> str:
+    """Return work as its name and its fields."""
+    return to_text({"name": f"{type(work).__module__}:{type(work).__qualname__}", "fields": work})
+
+
+def perform(work_text: str, item_text: str) -> dict[str, Any]:
+    """Do work on an item; return its result and the bytes that it told of, or the error that it ended with."""
+    done = 0
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+
+    document = json.loads(work_text)
+    module, _, name = document["name"].partition(":")
+    kind = getattr(import_module(module), name)
+    try:
+        work = _READER.read(kind, document["fields"], name)
+        item = _READER.read(_hints(kind)["item"], json.loads(item_text), name)
+        return {"value": work(item, advance), "num_bytes": done}
+    except (Fp8padError, OSError) as error:
+        return error_to_json(error)
+
+
+def result_of(work: object, answer: Mapping[str, Any]) -> Any:
+    """Return the result of work from its answer, or raise the error that is in it."""
+    if "error" in answer:
+        raise _error_of(answer)
+    return _READER.read(_hints(type(work))["return"], answer["value"], "a worker's answer")
+
+
+def error_to_json(error: Exception) -> dict[str, Any]:
+    """Return an error by the name of its class, with the error number of its cause, where it has one."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return {"error": type(error).__name__, "message": str(error), "errno": getattr(cause, "errno", None)}
+
+
+def _error_of(answer: Mapping[str, Any]) -> Exception:
+    kind = getattr(errors, answer["error"], None)
+    cause = OSError(answer["errno"], answer["message"]) if answer["errno"] else None
+    if kind is None:
+        return cause or ClusterError(answer["message"])
+    error: Exception = kind(answer["message"])
+    error.__cause__ = cause
+    if "host" in answer:
+        error.add_note(f"on node {answer['host']} of the Ray cluster")
+    return error
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of an item and of what is returned."""
+    hints = get_type_hints(kind.__call__, include_extras=True)
+    return {"item": next(iter(hints.values())), "return": hints["return"]}
+
+
+def _plain(value: object) -> Any:
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not sent")
