@@ -14,7 +14,7 @@ from fp8pad.runtime.contract import FIRST_VERSION, LAST_VERSION, EngineSymbol, i
 
 DESCRIBED = Path(__file__).parent / "contract"
 
-DUMPS = EngineSymbol("json", "dumps", "writes a document", ("obj",))
+DUMPS = EngineSymbol("json", "dumps(obj)", "writes a document")
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_older_versions_are_refused(version: str) -> None:
     [
         (EngineSymbol("json", "gone", "did things"), r"json.gone, which did things, is missing"),
         (EngineSymbol("json.gone", "dumps", "did things"), r"json.gone.dumps, which did things, is missing"),
-        (EngineSymbol("json", "dumps", "writes", ("document",)), r"json.dumps, which writes: expected .*\(document\)"),
-        (EngineSymbol("json", "JSONEncoder.encode", "writes", ("self", "x")), r"\(self, x\), got \(self, o\)"),
+        (EngineSymbol("json", "dumps(document)", "writes"), r"json.dumps, which writes: expected .*\(document\)"),
+        (EngineSymbol("json", "JSONEncoder.encode(self, x)", "writes"), r"\(self, x\), got \(self, o\)"),
         (EngineSymbol("json", "JSONEncoder.gone", "writes"), r"JSONEncoder.gone, which writes, is missing"),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_symbol_that_differs_is_named(symbols: list[EngineSymbol], symbol: Eng
 def test_what_only_speed_needs_is_a_remark(symbols: list[EngineSymbol]) -> None:
     """Nothing is raised; each line says what is missing and what that costs."""
     symbols.append(EngineSymbol("json", "gone", "did things", without="things take longer"))
-    symbols.append(EngineSymbol("json", "dumps", "writes", ("text",), without="writing takes longer"))
+    symbols.append(EngineSymbol("json", "dumps(text)", "writes", without="writing takes longer"))
     missing, changed = slower("0.30.1")
     assert "json.gone, which did things, is missing" in missing
     assert missing.endswith("things take longer")
@@ -74,13 +74,13 @@ def test_what_only_speed_needs_is_a_remark(symbols: list[EngineSymbol]) -> None:
 
 def test_a_symbol_may_have_had_another_name(symbols: list[EngineSymbol]) -> None:
     """Either name will do."""
-    symbols.append(EngineSymbol("json", "write", "writes", ("obj",), older="dumps"))
+    symbols.append(EngineSymbol("json", "write(obj)", "writes", older="dumps"))
     assert slower("0.30.1") == []
 
 
 def test_methods_are_compared_without_what_they_are_bound_to(symbols: list[EngineSymbol]) -> None:
     """A class method's own first parameter is no part of what its caller passes."""
-    symbols.append(EngineSymbol("fractions", "Fraction.from_float", "reads a number", ("f",)))
+    symbols.append(EngineSymbol("fractions", "Fraction.from_float(f)", "reads a number"))
     assert slower("0.33.0") == []
 
 
@@ -100,6 +100,25 @@ def test_every_version_holds_the_contract(version: str) -> None:
     description = json.loads((DESCRIBED / f"vllm-{version}.json").read_text())
     assert description["vllm"] == version
     assert slower(version, lookup(description)) == []
+
+
+@pytest.mark.parametrize("symbol", contract.ENGINE_SYMBOLS, ids=lambda symbol: symbol.name)
+def test_each_symbol_is_missed(symbol: EngineSymbol) -> None:
+    """Without one that right answers need padded checkpoints are refused; without any other there is one remark."""
+    there = lookup(json.loads((DESCRIBED / f"vllm-{LAST_VERSION[0]}.{LAST_VERSION[1]}.0.json").read_text()))
+
+    def find(module: str, name: str) -> tuple[str, ...] | None:
+        if (module, name) == (symbol.module, symbol.name):
+            raise LookupError("it is gone")
+        return there(module, name)
+
+    if symbol.without is None:
+        with pytest.raises(EngineError, match=rf"{symbol.name}, which .*, is missing \(it is gone\)"):
+            slower("0.34.0", find)
+    else:
+        (remark,) = slower("0.34.0", find)
+        assert f"{symbol.name}, which {symbol.why}, is missing" in remark
+        assert remark.endswith(symbol.without)
 
 
 def test_what_is_read_from_a_source_is_what_its_import_has(

@@ -3,8 +3,7 @@
 import pytest
 
 from fp8pad.record import ModuleRecord
-from fp8pad.runtime.names import find_renamed
-from fp8pad.runtime.parts import LayerParts
+from fp8pad.runtime.parts import LayerParts, find_renamed
 
 IN_PROJ = ModuleRecord((568, 136), (576, 144), (16, 16))
 OTHER = ModuleRecord((600, 136), (608, 144), (16, 16))

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from fp8pad.bench.shapes import LayerShape
-from fp8pad.runtime.output import cut_output, takes_strided_rows
-from fp8pad.runtime.quantizer import pad_where_quantized
+from fp8pad.runtime.activations import cut_output, pad_where_quantized, takes_strided_rows
 
 CANDIDATES = ("aligned", "vllm", "runtime", "kept", "absorbed")
 _PARAMETERS = ("weight", "weight_scale", "input_scale", "input_scale_ub")

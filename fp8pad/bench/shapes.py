@@ -12,7 +12,7 @@ CUTLASS_ALIGNMENT = (16, 16)
 class LayerShape:
     """One linear layer as one rank holds it, `[N, K]` = `[out_features, in_features]`.
 
-    `name` ends as the module's does where that decides what the runtime does (`takes_strided_rows` in runtime/output).
+    `name` ends as the module's does where that decides what the runtime does (`takes_strided_rows`).
     `num_matrices` lie one behind the other along N, each with a tail of its own inside an MLP.
     """
 

@@ -17,7 +17,7 @@ def register() -> None:
         from vllm.model_executor.layers.quantization import register_quantization_config
 
         from fp8pad.record import QUANT_METHOD
-        from fp8pad.runtime.claim import make_config_class
+        from fp8pad.runtime.config import make_config_class
 
         register_quantization_config(QUANT_METHOD)(make_config_class())
     except Exception as error:  # whatever this vLLM lacks, it is to start other models

@@ -1,14 +1,112 @@
-"""The quantization config of a padded checkpoint: the base's own, which hands out linear methods that pad."""
+"""How a padded checkpoint is claimed, and the original's quantization config put back, whose linear methods then pad.
+
+The rest of vLLM must see the original config: it decides by `quant_method` (KV-cache dtype, head counts) and by class.
+"""
 
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fp8pad.record import ModuleRecord
-from fp8pad.runtime.inner import InnerTails
-from fp8pad.runtime.linear import PaddedLinearMethod, padded_linear_method
-from fp8pad.runtime.names import find_renamed
-from fp8pad.runtime.parts import find_layer
+from fp8pad.errors import RecordError
+from fp8pad.record import QUANT_METHOD, ModuleRecord, parse_quantization_config, quantization_method
+from fp8pad.runtime.linear import InnerTails, PaddedLinearMethod, is_quantized_linear, padded_linear_method
+from fp8pad.runtime.parts import find_layer, find_renamed
+from fp8pad.runtime.patches import activate
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+else:
+    QuantizationConfig = object
+
+# Where our own record goes when the base is put back in its place.
+RECORD_KEY = "fp8pad"
+
+
+def make_config_class() -> type:
+    """Return the class to register with vLLM as the quantization method `fp8pad`.
+
+    It is never instantiated: `from_config` answers with the base's config.
+    """
+    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig as Base
+
+    return type("Fp8padConfig", (Fp8padConfigMethods, Base), {})
+
+
+class Fp8padConfigMethods:
+    """What vLLM asks of a registered quantization method before it has a config."""
+
+    @classmethod
+    def override_quantization_method(cls, hf_quant_cfg: dict[str, Any], *_: Any, **others: Any) -> str | None:
+        """Claim fp8pad's checkpoints, and put the original config back in place before the rest of vLLM reads it.
+
+        vLLM asks it of every quantized checkpoint, so what else it is given, and whether this vLLM is one that padded
+        checkpoints can be served with, matters only once one is seen. Raises `EngineError` if it is not.
+        """
+        if hf_quant_cfg.get("quant_method") == QUANT_METHOD:
+            activate()
+            hf_config = others.get("hf_config")
+            for config in [hf_quant_cfg, *_padded_configs(hf_config)]:
+                restore_base(config, hf_config)
+        return QUANT_METHOD if RECORD_KEY in hf_quant_cfg else None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return the base's config, made by the base's class, as one that pads."""
+        from vllm.model_executor.layers.quantization import get_quantization_config
+
+        base = {key: value for key, value in config.items() if key != RECORD_KEY}
+        record = parse_quantization_config(config[RECORD_KEY]["record"])
+        base_config = get_quantization_config(config[RECORD_KEY]["engine_method"]).from_config(base)
+        return padded_config(base_config, record.modules)
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """The config is in config.json, always."""
+        return []
+
+
+def restore_base(quantization_config: dict[str, Any], hf_config: Any) -> None:
+    """Put the original quantization config back, in place, with our record under a key of its own.
+
+    Raises `RecordError` if the record is malformed or does not say what the original was.
+    """
+    record = dict(quantization_config)
+    base = dict(parse_quantization_config(record).base)
+    base["quant_method"] = base_method(base)
+    engine_method = _engine_method(base, hf_config)
+    quantization_config.clear()
+    quantization_config.update(base)
+    quantization_config[RECORD_KEY] = {"record": record, "engine_method": engine_method}
+
+
+def _padded_configs(hf_config: Any) -> list[dict[str, Any]]:
+    """Return fp8pad's configs in a Hugging Face config: vLLM reads these places, and a copy of the one it finds."""
+    places = [
+        getattr(holder, name, None)
+        for holder in (hf_config, getattr(hf_config, "text_config", None))
+        for name in ("quantization_config", "compression_config")
+    ]
+    return [place for place in places if isinstance(place, dict) and place.get("quant_method") == QUANT_METHOD]
+
+
+def base_method(base: Mapping[str, Any]) -> str:
+    """Return the `quant_method` of an original config; raises `RecordError` if it neither names nor implies one."""
+    method = quantization_method(base)
+    if method is None:
+        raise RecordError(f"config.json: quantization_config: base names no quant_method, only {sorted(base)}")
+    return method
+
+
+def _engine_method(base: dict[str, Any], hf_config: Any) -> str:
+    """Return the name of the vLLM method that serves `base`, asking each as `ModelConfig._verify_quantization` does."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+
+    for name in QUANTIZATION_METHODS:
+        if name != QUANT_METHOD:
+            override = get_quantization_config(name).override_quantization_method(base, None, hf_config=hf_config)
+            if override is not None:
+                return str(override)
+    return str(base["quant_method"])
 
 
 def padded_config(base_config: Any, modules: Mapping[str, ModuleRecord]) -> Any:
@@ -17,8 +115,6 @@ def padded_config(base_config: Any, modules: Mapping[str, ModuleRecord]) -> Any:
 
 
 def _rebuild(base_class: type, state: dict[str, Any]) -> Any:
-    from fp8pad.runtime.activation import activate  # which changes vLLM, by what is here
-
     activate()  # in a worker process nothing was claimed before
     config: Any = object.__new__(padded_config_class(base_class))
     vars(config).update(state, inner_tails=InnerTails())
@@ -31,22 +127,11 @@ def padded_config_class(base_class: Any) -> type:
     return type(base_class.__name__, (PaddedConfig, base_class), {})
 
 
-if TYPE_CHECKING:
-    from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
-else:
-    QuantizationConfig = object
-
-
 class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
     """Stands before a vLLM quantization config; `fp8pad_modules` are the records of the modules, by vLLM's names."""
 
     fp8pad_modules: dict[str, ModuleRecord]
     inner_tails: InnerTails
-
-    @property
-    def padded_modules(self) -> list[str]:
-        """The names of the modules that are larger on disk than the config asks for."""
-        return [name for name, module in self.fp8pad_modules.items() if module.is_padded]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # vLLM sends configs to its worker processes; a class made at run time has no name to be found by there.
@@ -70,10 +155,3 @@ class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
         names = self.fp8pad_modules, prefix, self.packed_modules_mapping
         record = find_layer(*names) or find_renamed(*names, getattr(layer, "input_size", 0))
         return method if record is None else padded_linear_method(method, record, self.inner_tails)
-
-
-def is_quantized_linear(method: Any) -> bool:
-    """Return whether `method` is a linear method of a layer whose weights are quantized."""
-    from vllm.model_executor.layers.linear import LinearMethodBase, UnquantizedLinearMethod
-
-    return isinstance(method, LinearMethodBase) and not isinstance(method, UnquantizedLinearMethod)

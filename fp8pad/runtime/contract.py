@@ -5,6 +5,7 @@ only speed needs is not, they are served, slower, with a warning. The same compa
 what `tests/contract/describe.py` wrote down of other versions.
 """
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -24,140 +25,128 @@ LAST_VERSION = (0, 33)
 class EngineSymbol:
     """A symbol of vLLM: where it is, what for, and, of a function, the parameters that it must take.
 
-    `name` is that of a function or class in `module`, or `CLASS.NAME` for a method or an attribute, also one that only
-    instances have; `older` is what it was called in some versions. `without` says what is lost without the symbol;
-    None: right answers are.
+    `signature` is the name of a function or class in `module`, or `CLASS.NAME` for a method or an attribute, also one
+    that only instances have; with parameters, `NAME(FIRST, SECOND)`, a function must begin with these. `older` is what
+    it was called in some versions. `without` says what is lost without the symbol; None: right answers are.
     """
 
     module: str
-    name: str
+    signature: str
     why: str
-    parameters: tuple[str, ...] | None = None
     without: str | None = None
     older: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The name, without parameters."""
+        return self.signature.partition("(")[0]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The parameters that a function must begin with."""
+        return tuple(self.signature.rstrip(")").partition("(")[2].split(", ")) if "(" in self.signature else ()
+
 
 _LAYERS = "vllm.model_executor.layers"
+_LINEAR = f"{_LAYERS}.linear"
 _QUANTIZATION = f"{_LAYERS}.quantization"
+_CONFIG = f"{_QUANTIZATION}.base_config"
 _SCHEMES = f"{_QUANTIZATION}.compressed_tensors.schemes"
+_QUANT_FP8 = f"{_QUANTIZATION}.input_quant_fp8"
 _KERNELS = "vllm.model_executor.kernels.linear.scaled_mm"
+_LOADER = "vllm.model_executor.model_loader.default_loader"
+_UTILS = f"{_QUANTIZATION}.utils.quant_utils"
 
-_CREATE_WEIGHTS = (
-    "self",
-    "layer",
-    "input_size_per_partition",
-    "output_partition_sizes",
-    "input_size",
-    "output_size",
-    "params_dtype",
-    "extra_weight_attrs",
-)
+_SIZES = "input_size_per_partition, output_partition_sizes, input_size, output_size"
 _SLOWER = "activations are padded by a copy of their own, not where they are quantized"
 _COPIED = "outputs are cut inside MLPs too"
 
-ENGINE_SYMBOLS = (
-    EngineSymbol(
-        _QUANTIZATION, "register_quantization_config", "makes `fp8pad` a method that vLLM knows", ("quantization",)
-    ),
-    EngineSymbol(
-        _QUANTIZATION, "get_quantization_config", "finds the class of the original's method", ("quantization",)
-    ),
-    EngineSymbol(_QUANTIZATION, "QUANTIZATION_METHODS", "lists the methods, one of which serves the original"),
-    EngineSymbol(
-        f"{_QUANTIZATION}.base_config",
-        "QuantizationConfig.override_quantization_method",
+QUANTIZE = EngineSymbol(
+    "vllm._custom_ops",
+    "scaled_fp8_quant(input, scale, num_token_padding, scale_ub, use_per_token_if_dynamic, output)",
+    "quantizes into rows that lie further apart than they are long",
+    without="Python takes longer over few tokens",
+)
+
+# What right answers need: where, what, and what for.
+_NEEDED = (
+    (_QUANTIZATION, "register_quantization_config(quantization)", "makes `fp8pad` a method that vLLM knows"),
+    (_QUANTIZATION, "get_quantization_config(quantization)", "finds the class of the original's method"),
+    (_QUANTIZATION, "QUANTIZATION_METHODS", "lists the methods, one of which serves the original"),
+    (
+        _CONFIG,
+        "QuantizationConfig.override_quantization_method(hf_quant_cfg, user_quant, hf_config)",
         "claims a checkpoint and puts the original's quantization config back",
-        ("hf_quant_cfg", "user_quant", "hf_config"),
     ),
-    EngineSymbol(
-        f"{_QUANTIZATION}.base_config",
-        "QuantizationConfig.apply_vllm_mapper",
+    (
+        _CONFIG,
+        "QuantizationConfig.apply_vllm_mapper(self, hf_to_vllm_mapper)",
         "renames modules as the model renames its weights",
-        ("self", "hf_to_vllm_mapper"),
     ),
-    EngineSymbol(
-        f"{_QUANTIZATION}.base_config",
-        "QuantizationConfig.get_quant_method",
-        "hands out the linear method of each layer",
-        ("self", "layer", "prefix"),
+    (_CONFIG, "QuantizationConfig.get_quant_method(self, layer, prefix)", "hands out the linear method of each layer"),
+    (
+        _LINEAR,
+        f"LinearMethodBase.create_weights(self, layer, {_SIZES}, params_dtype, extra_weight_attrs)",
+        "is given padded sizes",
     ),
-    EngineSymbol(f"{_LAYERS}.linear", "LinearMethodBase.create_weights", "is given padded sizes", _CREATE_WEIGHTS),
-    EngineSymbol(f"{_LAYERS}.linear", "LinearMethodBase.apply", "is given a padded x", ("self", "layer", "x", "bias")),
-    EngineSymbol(f"{_LAYERS}.linear", "UnquantizedLinearMethod", "tells layers that the original leaves unquantized"),
-    EngineSymbol(f"{_LAYERS}.linear", "LinearBase.tp_rank", "says which share of a layer a rank loads"),
-    EngineSymbol(f"{_LAYERS}.linear", "LinearBase.tp_size", "says how many ranks share a layer"),
-    EngineSymbol(
+    (_LINEAR, "LinearMethodBase.apply(self, layer, x, bias)", "is given a padded x"),
+    (_LINEAR, "UnquantizedLinearMethod", "tells layers that the original leaves unquantized"),
+    (_LINEAR, "LinearBase.tp_rank", "says which share of a layer a rank loads"),
+    (_LINEAR, "LinearBase.tp_size", "says how many ranks share a layer"),
+    (
         "vllm.model_executor.parameter",
         "BasevLLMParameter.weight_loader",
         "is the property through which every loader of a parameter is reached",
     ),
-    EngineSymbol(
-        f"{_QUANTIZATION}.utils.quant_utils",
-        "get_and_maybe_dequant_weights",
-        "reads the weight of MLA's `kv_b_proj` past its linear method",
-        ("layer", "out_dtype"),
+    (_UTILS, "get_and_maybe_dequant_weights(layer, out_dtype)", "reads MLA's `kv_b_proj` past its linear method"),
+    (
+        _LOADER,
+        "DefaultModelLoader.load_weights(self, model, model_config)",
+        "is where a model is whole",
     ),
-    EngineSymbol(
-        "vllm.model_executor.model_loader.default_loader",
-        "DefaultModelLoader.load_weights",
-        "is where a model is whole, and not yet loaded",
-        ("self", "model", "model_config"),
-    ),
-    EngineSymbol(
+    (
         "vllm.model_executor.models.utils",
-        "WeightsMapper.apply_list",
-        "maps one weight's name to the model's",
-        ("self", "values"),
+        "WeightsMapper.apply_list(self, values)",
+        "maps a weight's name to the model's",
     ),
-    EngineSymbol(f"{_KERNELS}.marlin", "MarlinFP8ScaledMMLinearKernel", "is told padded sizes by its name"),
-    EngineSymbol(
-        f"{_KERNELS}.cutlass",
-        "CutlassFP8ScaledMMLinearKernel.quant_fp8",
-        "quantizes an activation for CUTLASS",
-        without=_SLOWER,
-    ),
-    EngineSymbol(
-        f"{_QUANTIZATION}.input_quant_fp8",
-        "QuantFP8.forward_cuda",
-        "is what one launch of ours does as well",
-        ("self", "x", "scale", "scale_ub"),
-        without=_SLOWER,
-    ),
-    *(
-        EngineSymbol(
-            f"{_QUANTIZATION}.input_quant_fp8", f"QuantFP8.{name}", "tells how QuantFP8 quantizes", without=_SLOWER
-        )
-        for name in ("use_per_token_if_dynamic", "is_group_quant", "num_token_padding")
-    ),
-    *(
-        EngineSymbol(module, name, "is where a layer's kernel is found", without=_SLOWER)
-        for module, name in (
-            (f"{_QUANTIZATION}.fp8", "Fp8LinearMethod.fp8_linear"),
-            (f"{_QUANTIZATION}.fbgemm_fp8", "FBGEMMFp8LinearMethod.fp8_linear"),
-            (f"{_QUANTIZATION}.quark.schemes.quark_w8a8_fp8", "QuarkW8A8Fp8.fp8_linear"),
-            (f"{_SCHEMES}.compressed_tensors_w8a8_fp8", "CompressedTensorsW8A8Fp8.fp8_linear"),
-            (f"{_SCHEMES}.compressed_tensors_w8a16_fp8", "CompressedTensorsW8A16Fp8.linear_kernel"),
-        )
-    ),
-    EngineSymbol(
-        f"{_QUANTIZATION}.modelopt",
-        "ModelOptLinearMethod.kernel",
-        "is where a layer's kernel is found",
-        without=_SLOWER,
-        older="ModelOptFp8LinearMethod.fp8_linear",
-    ),
-    EngineSymbol(
-        f"{_LAYERS}.linear",
-        "ColumnParallelLinear.gather_output",
-        "says whether an output stays on its rank",
-        without=_COPIED,
-    ),
-    EngineSymbol(
-        f"{_LAYERS}.linear",
-        "RowParallelLinear.input_is_parallel",
-        "says whether an input is a rank's own share",
-        without=_COPIED,
-    ),
+    (f"{_KERNELS}.marlin", "MarlinFP8ScaledMMLinearKernel", "is told padded sizes by its name"),
+)
+
+# Where the kernel of a layer is, by the class that has it.
+_KERNEL_PLACES = (
+    (f"{_QUANTIZATION}.fp8", "Fp8LinearMethod.fp8_linear"),
+    (f"{_QUANTIZATION}.fbgemm_fp8", "FBGEMMFp8LinearMethod.fp8_linear"),
+    (f"{_QUANTIZATION}.quark.schemes.quark_w8a8_fp8", "QuarkW8A8Fp8.fp8_linear"),
+    (f"{_SCHEMES}.compressed_tensors_w8a8_fp8", "CompressedTensorsW8A8Fp8.fp8_linear"),
+    (f"{_SCHEMES}.compressed_tensors_w8a16_fp8", "CompressedTensorsW8A16Fp8.linear_kernel"),
+    (f"{_QUANTIZATION}.modelopt", "ModelOptLinearMethod.kernel"),
+)
+_OLDER = {"ModelOptLinearMethod.kernel": "ModelOptFp8LinearMethod.fp8_linear"}
+
+# What padding where an activation is quantized needs, to take the place of the kernel's `QuantFP8` and do as that one.
+# `enabled()` says whether it calls vLLM's CUDA operator, or native operations.
+_QUANTIZER = (
+    (f"{_KERNELS}.cutlass", "CutlassFP8ScaledMMLinearKernel.quant_fp8", "quantizes an activation for CUTLASS", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.forward_cuda(self, x, scale, scale_ub)", "is what one launch of ours does as well", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.use_per_token_if_dynamic", "tells scales per token from one for all", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.is_group_quant", "tells scales for groups of values", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.num_token_padding", "tells whether tokens are padded too", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.enabled", "tells vLLM's operator from native operations", _SLOWER),
+)
+
+# What else only speed needs: where, what, what for, and what is lost without it.
+_FAST = (
+    (_LINEAR, "ColumnParallelLinear.gather_output", "says whether an output stays on its rank", _COPIED),
+    (_LINEAR, "RowParallelLinear.input_is_parallel", "says whether an input is a rank's own share", _COPIED),
+    *((module, name, "is where a layer's kernel is found", _SLOWER) for module, name in _KERNEL_PLACES),
+)
+
+QUANTIZER = tuple(EngineSymbol(*symbol) for symbol in _QUANTIZER)
+ENGINE_SYMBOLS = (
+    *(EngineSymbol(*symbol) for symbol in _NEEDED),
+    *(EngineSymbol(*symbol, older=_OLDER.get(symbol[1])) for symbol in _FAST),
+    *QUANTIZER,
+    QUANTIZE,
 )
 
 # Returns the parameters of a name in a module, or None if it is no function; raises `LookupError` where there is none.
@@ -190,17 +179,28 @@ def slower(version: str, lookup: Lookup | None = None) -> list[str]:
     return [f"{fault}: {symbol.without}" for symbol, fault in faults]
 
 
+@functools.cache
+def is_as_expected(symbol: EngineSymbol) -> bool:
+    """Return whether the installed vLLM has `symbol` as it is described."""
+    return _fault(symbol, installed) is None
+
+
 def _faults(version: str, lookup: Lookup) -> Iterator[tuple[EngineSymbol, str]]:
     for symbol in ENGINE_SYMBOLS:
-        place = f"vLLM {version}: {symbol.module}.{symbol.name}, which {symbol.why}"
-        try:
-            parameters = _found(symbol, lookup)
-        except LookupError as error:
-            yield symbol, f"{place}, is missing ({error})"
-            continue
-        if symbol.parameters and not _takes(parameters or (), symbol.parameters):
-            expected, got = ", ".join(symbol.parameters), ", ".join(parameters or ())
-            yield symbol, f"{place}: expected parameters ({expected}), got ({got})"
+        if fault := _fault(symbol, lookup):
+            yield symbol, f"vLLM {version}: {symbol.module}.{symbol.name}, which {symbol.why}{fault}"
+
+
+def _fault(symbol: EngineSymbol, lookup: Lookup) -> str | None:
+    try:
+        parameters = _found(symbol, lookup)
+    except LookupError as error:
+        return f", is missing ({error})"
+    expected, got = symbol.parameters, parameters or ()
+    # A class method's parameters are compared without the class.
+    if expected not in (got[: len(expected)], got[1 : 1 + len(expected)]):
+        return f": expected parameters ({', '.join(expected)}), got ({', '.join(got)})"
+    return None
 
 
 def _found(symbol: EngineSymbol, lookup: Lookup) -> tuple[str, ...] | None:
@@ -210,11 +210,6 @@ def _found(symbol: EngineSymbol, lookup: Lookup) -> tuple[str, ...] | None:
         if symbol.older is None:
             raise
         return lookup(symbol.module, symbol.older)
-
-
-def _takes(parameters: tuple[str, ...], expected: tuple[str, ...]) -> bool:
-    """Return whether parameters begin as expected, for a class method also after the class."""
-    return expected in (parameters[: len(expected)], parameters[1:])
 
 
 def installed(module: str, name: str) -> tuple[str, ...] | None:

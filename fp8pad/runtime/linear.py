@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fp8pad.errors import UnsupportedLayerError
-from fp8pad.runtime.inner import InnerTails
-from fp8pad.runtime.loading import hide_view, show_view, view_of
-from fp8pad.runtime.output import cut_output, takes_strided_rows
-from fp8pad.runtime.parts import WEIGHT, LayerParts, leading_sizes
-from fp8pad.runtime.quantizer import pad_where_quantized
-from fp8pad.runtime.sizes import Rank, RankSizes
-from fp8pad.scales import Granularity, PerBlock, PerChannel
+from fp8pad.runtime.activations import cut_output, has_lora, pad_where_quantized, takes_strided_rows
+from fp8pad.runtime.loading import block_of, hide_view, rank_of, show_views
+from fp8pad.runtime.parts import LayerParts
+from fp8pad.runtime.sizes import RankSizes, Span
+
+if TYPE_CHECKING:
+    from vllm.model_executor.layers.linear import LinearMethodBase
+else:
+    LinearMethodBase = object
 
 # What the base's create_weights may write on a layer; its kernels want the padded sizes, everybody else the logical.
 _SIZES = ("input_size_per_partition", "output_size_per_partition", "logical_widths")
@@ -25,7 +27,15 @@ _PADDED_BIAS = "fp8pad_bias"
 _KERNELS_THAT_READ_SIZES = ("Marlin", "XPU")
 
 
-def padded_linear_method(method: Any, record: LayerParts, inner_tails: InnerTails | None = None) -> Any:
+def is_quantized_linear(method: Any) -> bool:
+    """Return whether `method` is a linear method of a layer whose weights are quantized."""
+    from vllm.model_executor.layers.linear import LinearMethodBase as Base
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    return isinstance(method, Base) and not isinstance(method, UnquantizedLinearMethod)
+
+
+def padded_linear_method(method: Any, record: LayerParts, inner_tails: "InnerTails | None" = None) -> Any:
     """Return a vLLM linear method, just made for one layer, as one that pads as `record` says.
 
     `inner_tails` knows the other layers of its model.
@@ -43,23 +53,23 @@ def _padded_class(method_class: Any) -> type:
     return type(method_class.__name__, (PaddedLinearMethod, method_class), {})
 
 
-if TYPE_CHECKING:
-    from vllm.model_executor.layers.linear import LinearMethodBase
-else:
-    LinearMethodBase = object
-
-
 class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
-    """Stands before a vLLM linear method: weights of padded sizes, activations padded along K, outputs cut to N."""
+    """Stands before a vLLM linear method: weights of padded sizes, activations padded along K, outputs cut to N.
+
+    What a forward does is decided when the layer is made: it takes as long on the host as the base's own.
+    """
 
     record: LayerParts
-    inner_tails: InnerTails
+    inner_tails: "InnerTails"
     sizes: RankSizes
-    keeps_tails: bool = False  # of N: what follows takes them
     takes_tails: bool = False  # of K: what stands before leaves them
+    keeps_tails: bool = False  # of N: what follows takes them
     pads_where_quantized: bool
     reads_layer_sizes: bool
     leaves_rows_strided: bool
+    has_padded_rows: bool
+    slices: tuple[slice, ...]  # of the output that are no padding
+    is_leading: bool  # whether they are one, from the first column on
 
     def create_weights(
         self,
@@ -70,21 +80,21 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Ask the base for parameters of padded sizes, which show only their logical part to loaders."""
-        self.sizes = sizes = self._rank_sizes(layer, output_partition_sizes, input_size_per_partition)
+        block = block_of(self, layer)
+        sizes = RankSizes.of(
+            output_partition_sizes, input_size_per_partition, self.record, block or (1, 1), rank_of(layer)
+        )
         super().create_weights(layer, sizes.padded_k, list(sizes.padded_partitions), *args, **kwargs)
         _write_sizes(layer, sizes.k, sizes.partitions)
         if sizes.is_padded or self.record.is_padded:
-            for parameter in layer.parameters(recurse=False):
-                _show_view(parameter, self.record, sizes, layer)
+            show_views(layer, self.record, sizes, block)
+        self.sizes, self.slices, self.has_padded_rows = sizes, sizes.slices, sizes.padded_n > sizes.n
+        self.is_leading = self.slices == (slice(0, sizes.n),)
         self.inner_tails.add(self, layer)
         kernel = kernel_of(self, layer)
         self.leaves_rows_strided = takes_strided_rows(self.record.prefix)
         self.reads_layer_sizes = kernel is None or type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
         self.pads_where_quantized = sizes.padded_k > sizes.k and pad_where_quantized(kernel, sizes.padded_k)
-
-    def _rank_sizes(self, layer: torch.nn.Module, partitions: list[int], k: int) -> RankSizes:
-        block = _block(self, layer) or (1, 1)
-        return RankSizes.of(partitions, k, self.record, block, _rank(layer))
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
@@ -96,7 +106,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         for parameter in layer.parameters(recurse=False):
             hide_view(parameter)
         bias = getattr(layer, "bias", None)
-        if bias is not None and sizes.padded_n > sizes.n:
+        if bias is not None and self.has_padded_rows:
             # Persistent, because a reload copies new values into such a buffer in place (reload/layerwise.py).
             layer.register_buffer(_PADDED_BIAS, _spread(bias.detach(), sizes), persistent=True)
 
@@ -105,27 +115,68 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
 
         Inside an MLP both may have their padding: an output is left as it is for a layer that takes it so.
         """
-        sizes = self.sizes
-        if bias is not None and sizes.padded_n > sizes.n:
-            bias = _padded_bias(layer, bias, sizes)
-        shown: Any = _PaddedLayer(layer, sizes) if self.reads_layer_sizes else layer
-        output: torch.Tensor = super().apply(shown, self._padded_activation(x), bias)
-        if self.keeps_tails or sizes.padded_n == sizes.n:
-            return output
-        if sizes.slices == (slice(0, sizes.n),):
-            return cut_output(output, sizes.n, strided=self.leaves_rows_strided)
-        return torch.cat([output[..., rows] for rows in sizes.slices], dim=-1)
-
-    def _padded_activation(self, x: Any) -> Any:
+        if bias is not None and self.has_padded_rows:
+            # Another bias than the layer's own could not be padded at load.
+            bias = getattr(layer, _PADDED_BIAS) if bias is layer.bias else _spread(bias, self.sizes)
         if not isinstance(x, torch.Tensor):  # quantized by an earlier kernel, with its scale
-            return dataclasses.replace(x, data=self._padded(x.data))
-        return x if self.pads_where_quantized else self._padded(x)
+            x = dataclasses.replace(x, data=self._padded(x.data))
+        elif not self.pads_where_quantized:
+            x = self._padded(x)
+        shown: Any = _PaddedLayer(layer, self.sizes) if self.reads_layer_sizes else layer
+        output: torch.Tensor = super().apply(shown, x, bias)
+        if self.keeps_tails or not self.has_padded_rows:
+            return output
+        if self.is_leading:
+            return cut_output(output, self.sizes.n, strided=self.leaves_rows_strided)
+        return torch.cat([output[..., rows] for rows in self.slices], dim=-1)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x` with zeros around its last axis, or itself if it has them."""
         columns = self.sizes.columns
         missing = columns.padded_size - x.shape[-1]
         return torch.nn.functional.pad(x, (columns.head, missing - columns.head)) if missing else x
+
+
+class InnerTails:
+    """The layers of a model's MLPs that wait for the one that takes their output, by the name of the MLP.
+
+    Inside an MLP nothing need be cut or padded. Zero rows of gate and up give zeros, an activation makes zeros of
+    zeros, and down multiplies them by zeros. So wherever all layers of an MLP have their padding at the same places,
+    and nothing but an activation stands between them, what the one leaves the other takes. Which layers these are is
+    recorded (`ModuleRecord.inner`); whether they agree, on this rank, is seen here, as vLLM makes them: gate and up,
+    then down.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[tuple[PaddedLinearMethod, Span | None]]] = {}
+
+    def add(self, method: PaddedLinearMethod, layer: Any) -> None:
+        """Add a layer, just made; let its MLP keep its padding if it is the last layer and all agree."""
+        name, _, _ = method.record.prefix.rpartition(".")
+        if method.record.inner == "n":
+            self._waiting.setdefault(name, []).append((method, _left_by(method, layer)))
+        elif method.record.inner == "k":
+            span = _taken_by(method, layer)
+            waiting = self._waiting.pop(name, [])
+            if waiting and span and all(left == span for _, left in waiting):
+                method.takes_tails = True
+                for before, _ in waiting:
+                    before.keeps_tails = True
+
+
+def _left_by(method: PaddedLinearMethod, layer: Any) -> Span | None:
+    """Return the span of inner rows that a layer's output has for each of its matrices, if it may be left uncut."""
+    stays = getattr(layer, "tp_size", 1) == 1 or not getattr(layer, "gather_output", True)
+    adds_its_bias = not getattr(layer, "skip_bias_add", False)
+    spans = set(method.sizes.rows)
+    may_be_left = method.sizes.is_placed and len(spans) == 1 and stays and adds_its_bias and not has_lora()
+    return spans.pop() if may_be_left else None
+
+
+def _taken_by(method: PaddedLinearMethod, layer: Any) -> Span | None:
+    """Return the span of inner columns that a layer takes, if its input may come with its padding."""
+    is_own_share = getattr(layer, "tp_size", 1) == 1 or getattr(layer, "input_is_parallel", False)
+    return method.sizes.columns if method.sizes.is_placed and is_own_share and not has_lora() else None
 
 
 class _PaddedLayer:
@@ -162,52 +213,6 @@ def _padded_sizes(layer: torch.nn.Module, sizes: RankSizes) -> Iterator[None]:
         yield
     finally:
         _write_sizes(layer, sizes.k, sizes.partitions)
-
-
-def _block(method: Any, layer: torch.nn.Module) -> tuple[int, int] | None:
-    """Return the `(block_n, block_k)` that a scale belongs to, or None if it belongs to a channel or to all."""
-    for owner in (method, getattr(layer, "scheme", None)):
-        if (block := getattr(owner, "weight_block_size", None)) is not None:
-            return int(block[0]), int(block[1])
-    return None
-
-
-def _rank(layer: torch.nn.Module) -> Rank:
-    return Rank(getattr(layer, "tp_rank", 0), getattr(layer, "tp_size", 1))
-
-
-def show_logical(layer: Any, record: LayerParts) -> None:
-    """Let a layer that is not padded load the padded tensors of `record` without their padding."""
-    n, k = layer.weight.shape
-    for parameter in layer.parameters(recurse=False):
-        _show_view(parameter, record, RankSizes.unpadded(n, k), layer)
-
-
-def _show_view(parameter: torch.nn.Parameter, record: LayerParts, sizes: RankSizes, layer: Any) -> None:
-    granularity = _granularity(parameter, _block(layer.quant_method, layer))
-    if granularity is None:
-        return
-    expected = leading_sizes(granularity, sizes.padded_shape)
-    if tuple(parameter.shape[: len(expected)]) != expected:
-        got = list(parameter.shape)
-        raise UnsupportedLayerError(f"{record.prefix}: vLLM made a parameter of shape {got}, expected {list(expected)}")
-    fill = 0 if granularity == WEIGHT else 1
-    show_view(parameter, view_of(record, granularity, sizes, _rank(layer).num_ranks, fill))
-
-
-def _granularity(parameter: torch.nn.Parameter, block: tuple[int, int] | None) -> Granularity | None:
-    """Return what `parameter` is, by the axes that vLLM gives it: a scale per tensor, with none, is never padded."""
-    if not hasattr(parameter, "output_dim"):
-        return None
-    if not hasattr(parameter, "input_dim"):
-        return PerChannel()
-    return PerBlock(*block) if block and parameter.dtype != torch.float8_e4m3fn else WEIGHT
-
-
-def _padded_bias(layer: torch.nn.Module, bias: torch.Tensor, sizes: RankSizes) -> torch.Tensor:
-    # Another bias than the layer's own could not be padded at load.
-    padded: torch.Tensor = getattr(layer, _PADDED_BIAS) if bias is layer.bias else _spread(bias, sizes)
-    return padded
 
 
 def _spread(bias: torch.Tensor, sizes: RankSizes) -> torch.Tensor:

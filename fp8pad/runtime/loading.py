@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from fp8pad.runtime.parts import LayerParts, ShardId, leading_sizes
-from fp8pad.runtime.sizes import RankSizes
-from fp8pad.scales import Granularity, PerChannel
+from fp8pad.errors import UnsupportedLayerError
+from fp8pad.runtime.parts import WEIGHT, LayerParts, ShardId, leading_sizes
+from fp8pad.runtime.sizes import Rank, RankSizes
+from fp8pad.scales import Granularity, PerBlock, PerChannel
 
 Loader = Callable[..., Any]
 
@@ -134,20 +135,56 @@ class PlacedMatrices:
 View = LogicalView | PlacedMatrices
 
 
-def view_of(record: LayerParts, granularity: Granularity, sizes: RankSizes, num_ranks: int, fill: int) -> View:
-    """Return the view through which a parameter of a layer of these `sizes` is loaded."""
-    if sizes.is_placed:
-        return PlacedMatrices(record, granularity, sizes, num_ranks, fill)
-    return LogicalView(record, granularity, leading_sizes(granularity, sizes.logical_shape), fill)
+def block_of(method: Any, layer: Any) -> tuple[int, int] | None:
+    """Return the `(block_n, block_k)` that a scale belongs to, or None if it belongs to a channel or to all."""
+    for owner in (method, getattr(layer, "scheme", None)):
+        if (block := getattr(owner, "weight_block_size", None)) is not None:
+            return int(block[0]), int(block[1])
+    return None
 
 
-def show_view(parameter: torch.nn.Parameter, view: View) -> None:
-    """Make every loader of `parameter`, whichever is set later, work inside `view`."""
-    view.fill_tails(parameter)
-    setattr(parameter, VIEW, view)
-    # vLLM >= 0.32 counts these elements to know when a reloaded layer is complete (reload/utils.py).
-    parameter.weight_loader_numel = view.num_elements(parameter)
-    parameter.__class__ = _viewed_class(type(parameter))  # type: ignore[arg-type]
+def rank_of(layer: Any) -> Rank:
+    """Return which rank this is of those that share a layer."""
+    return Rank(getattr(layer, "tp_rank", 0), getattr(layer, "tp_size", 1))
+
+
+def show_logical(layer: Any, record: LayerParts) -> None:
+    """Let a layer that is not padded load the padded tensors of `record` without their padding."""
+    n, k = layer.weight.shape
+    show_views(layer, record, RankSizes.unpadded(n, k), block_of(layer.quant_method, layer))
+
+
+def show_views(layer: Any, record: LayerParts, sizes: RankSizes, block: tuple[int, int] | None) -> None:
+    """Make every loader of a layer's parameters, whichever is set later, work inside their logical part.
+
+    Raises `UnsupportedLayerError` if a parameter has not the padded sizes that were asked for.
+    """
+    for parameter in layer.parameters(recurse=False):
+        granularity = _granularity(parameter, block)
+        if granularity is None:
+            continue
+        expected = leading_sizes(granularity, sizes.padded_shape)
+        if tuple(parameter.shape[: len(expected)]) != expected:
+            got = f"a parameter of shape {list(parameter.shape)}"
+            raise UnsupportedLayerError(f"{record.prefix}: vLLM made {got}, expected {list(expected)}")
+        fill = 0 if granularity == WEIGHT else 1
+        view: View = LogicalView(record, granularity, leading_sizes(granularity, sizes.logical_shape), fill)
+        if sizes.is_placed:
+            view = PlacedMatrices(record, granularity, sizes, rank_of(layer).num_ranks, fill)
+        view.fill_tails(parameter)
+        setattr(parameter, VIEW, view)
+        # vLLM >= 0.32 counts these elements to know when a reloaded layer is complete (reload/utils.py).
+        parameter.weight_loader_numel = view.num_elements(parameter)
+        parameter.__class__ = _viewed_class(type(parameter))  # type: ignore[arg-type]
+
+
+def _granularity(parameter: torch.nn.Parameter, block: tuple[int, int] | None) -> Granularity | None:
+    """Return what `parameter` is, by the axes that vLLM gives it: a scale per tensor, with none, is never padded."""
+    if not hasattr(parameter, "output_dim"):
+        return None
+    if not hasattr(parameter, "input_dim"):
+        return PerChannel()
+    return PerBlock(*block) if block and parameter.dtype != torch.float8_e4m3fn else WEIGHT
 
 
 def hide_view(parameter: torch.nn.Parameter) -> None:

@@ -1,9 +1,10 @@
-"""What the record says of one layer of the engine: one module, or several that the engine fuses.
+"""What the record says of one layer of the engine: one module, or several that the engine fuses; and how it is found.
 
 Nothing here knows a tensor or vLLM. N is out_features, K is in_features.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,21 @@ _FUSED_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj
 
 # vLLM names the matrices of a fused QKV by letter and those of other fused layers by position.
 _QKV_POSITIONS = {"q": 0, "k": 1, "v": 2}
+
+# What vLLM 0.26 to 0.33 has in a layer's name, a pattern, and what its weights have there, with vLLM's model files.
+_RENAMES = (
+    (r"^language\.", "language_model."),  # deepseek_vl2, lfm2_vl
+    (r"^language_model\.layers\.", "language_model.model.layers."),  # step3_text in step3_vl
+    (r"^language_model\.model\.", "language_model."),  # aria
+    (r"^model\.", "language_model.model."),  # phi3v
+    (r"^model\.model\.", "language_model.model."),  # kanana_v
+    (r"^model\.h\.", "transformer.h."),  # exaone
+    (r"\.attn\.qkv_proj$", ".attn.qkv"),  # glm4_1v, glm_ocr
+    (r"(\.\d+)\.(qkv_proj|o_proj)$", r"\1.self_attn.\2"),  # falcon_h1
+)
+
+# A mixer that is in `mamba`, some with another number than their layer's (granitemoehybrid, bamba, falcon_h1, zamba2).
+_MIXER, _MAMBA = ".mixer.", ".mamba."
 
 # How a weight itself lies in its tensor: as if each element were a block of its own.
 WEIGHT = PerBlock(1, 1)
@@ -69,8 +85,7 @@ class LayerParts:
         A tensor that is not padded, as a trainer sends it, is itself. Raises `UnsupportedLayerError` if no part fits,
         or several that differ without their padding.
         """
-        fitting = self._fitting(shape, granularity, shard_id)
-        sizes = {leading_sizes(granularity, self._known(position).logical_shape) for position in fitting}
+        sizes = set(self._fitting(shape, granularity, shard_id).values())
         if len(sizes) == 1:
             return sizes.pop()
         if None in self.parts:
@@ -81,27 +96,25 @@ class LayerParts:
         """Return which part a tensor from the checkpoint is; raises `UnsupportedLayerError` if it cannot be told."""
         fitting = self._fitting(shape, granularity, shard_id)
         if len(fitting) > 1:
-            fitting = [position for position in fitting if position == _position(shard_id)]
-        if len(fitting) != 1:
+            fitting = {at: sizes for at, sizes in fitting.items() if at == _position(shard_id)}
+        if not fitting:
             raise self._no_part(shape, shard_id)
-        return fitting[0]
+        return fitting.popitem()[0]
 
-    def _fitting(self, shape: Sequence[int], granularity: Granularity, shard_id: ShardId) -> list[int]:
-        """Return the positions of the parts that a tensor may be.
+    def _fitting(self, shape: Sequence[int], granularity: Granularity, shard_id: ShardId) -> dict[int, tuple[int, ...]]:
+        """Return the positions of the parts that a tensor may be, with the leading sizes it has without padding.
 
         A loader learns a shard id but no name, and shard ids mean what each model wants: the shape decides, and the
         shard id only between parts that have one shape on disk but not without padding.
         """
-        fitting = [at for at, part in enumerate(self.parts) if part is not None and _fits(part, shape, granularity)]
-        if len({leading_sizes(granularity, self._known(position).logical_shape) for position in fitting}) > 1:
-            return [position for position in fitting if position == _position(shard_id)]
+        fitting = {
+            at: leading_sizes(granularity, part.logical_shape)
+            for at, part in enumerate(self.parts)
+            if part is not None and _fits(part, shape, granularity)
+        }
+        if len(set(fitting.values())) > 1:
+            return {at: sizes for at, sizes in fitting.items() if at == _position(shard_id)}
         return fitting
-
-    def _known(self, position: int) -> ModuleRecord:
-        part = self.parts[position]
-        if part is None:
-            raise UnsupportedLayerError(f"{self.prefix}: part {position} is not in fp8pad's record")
-        return part
 
     def _no_part(self, shape: Sequence[int], shard_id: ShardId) -> UnsupportedLayerError:
         known = [list(part.padded_shape) for part in self.known]
@@ -135,3 +148,26 @@ def find_layer(
     fused = fused_modules.get(name) or _FUSED_MODULES.get(name, ())
     parts = tuple(modules.get(f"{parent}{dot}{part}") for part in fused)
     return LayerParts(prefix, parts) if any(parts) else None
+
+
+def find_renamed(
+    modules: Mapping[str, ModuleRecord], prefix: str, fused_modules: Mapping[str, Sequence[str]], num_k: int
+) -> LayerParts | None:
+    """Return the record of the layer `prefix`, which has `num_k` input features, by the name that its weights have.
+
+    None if there is none, or several that differ: what is recorded of a module is sizes and nothing else, so modules of
+    equal sizes stand for each other.
+    """
+    layers = [find_layer(modules, name, fused_modules) for name in _other_names(modules, prefix)]
+    found = {layer.parts for layer in layers if layer and all(part.logical_shape[1] == num_k for part in layer.known)}
+    return LayerParts(prefix, found.pop()) if len(found) == 1 else None
+
+
+def _other_names(modules: Mapping[str, ModuleRecord], prefix: str) -> Iterator[str]:
+    for pattern, recorded in _RENAMES:
+        name, num_found = re.subn(pattern, recorded, prefix)
+        if num_found:
+            yield name
+    _, mixer, name = f".{prefix}".rpartition(_MIXER)
+    if mixer:
+        yield from (module for module in modules if module.endswith(f"{_MAMBA}{name}"))

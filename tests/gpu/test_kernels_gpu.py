@@ -20,7 +20,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from fp8pad.bench.candidates import _cutlass_kernel, vllm_operators
 from fp8pad.geometry import round_up
 from fp8pad.runtime import kernels
-from fp8pad.runtime.quantizer import pad_where_quantized
+from fp8pad.runtime.activations import pad_where_quantized
 from fp8pad.runtime.triton_kernels import _divide
 
 pytestmark = pytest.mark.gpu

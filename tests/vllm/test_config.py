@@ -10,11 +10,10 @@ import torch
 
 from fp8pad.errors import RecordError
 from fp8pad.record import ModuleRecord, QuantizationRecord
-from fp8pad.runtime.claim import RECORD_KEY, Fp8padConfigMethods, base_method, make_config_class
-from fp8pad.runtime.inner import InnerTails
-from fp8pad.runtime.linear import PaddedLinearMethod
-from fp8pad.runtime.mla import _cutting
+from fp8pad.runtime.config import RECORD_KEY, Fp8padConfigMethods, base_method, make_config_class
+from fp8pad.runtime.linear import InnerTails, PaddedLinearMethod
 from fp8pad.runtime.parts import LayerParts
+from fp8pad.runtime.patches import cutting
 from fp8pad.runtime.sizes import Rank, RankSizes
 
 pytestmark = pytest.mark.vllm
@@ -107,7 +106,7 @@ def test_a_weight_that_is_read_past_its_layer_has_no_padding() -> None:
     method.sizes = RankSizes.of([213], 136, record, (1, 1), Rank())
     layer = SimpleNamespace(base_layer=SimpleNamespace(quant_method=method))
     padded = torch.arange(224 * 144).reshape(224, 144)
-    weight = _cutting(lambda _: padded)(layer)
+    weight = cutting(lambda _: padded)(layer)
     assert torch.equal(weight, padded[:213, :136])
     assert weight.T.is_contiguous()
 

@@ -15,8 +15,8 @@ from serving import serve_apart
 
 from fp8pad.errors import EngineError
 from fp8pad.record import QuantizationRecord
-from fp8pad.runtime import activation, contract, register
-from fp8pad.runtime.claim import RECORD_KEY, Fp8padConfigMethods
+from fp8pad.runtime import contract, patches, register
+from fp8pad.runtime.config import RECORD_KEY, Fp8padConfigMethods
 from fp8pad.runtime.contract import EngineSymbol
 
 pytestmark = pytest.mark.vllm
@@ -27,11 +27,11 @@ BASE = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Let nothing have been claimed yet, and let what vLLM's loggers say be seen."""
-    activation.activate.cache_clear()
+    patches.activate.cache_clear()
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     caplog.set_level(logging.WARNING, logger="vllm.fp8pad")
     yield
-    activation.activate.cache_clear()
+    patches.activate.cache_clear()
 
 
 def _claim() -> dict[str, Any]:

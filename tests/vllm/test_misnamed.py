@@ -10,7 +10,7 @@ from serving import serve
 
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.config import padded_config_class
-from fp8pad.runtime.misnamed import _with_cutting
+from fp8pad.runtime.patches import loading_misnamed
 
 pytestmark = pytest.mark.vllm
 
@@ -90,7 +90,7 @@ PADDED = torch.arange(144.0 * 224).reshape(144, 224)
 
 
 def _load(model: torch.nn.Module, tensor: torch.Tensor) -> None:
-    _with_cutting(Loader.load_weights)(Loader(), model, {"mlp.down_proj.weight": tensor})
+    loading_misnamed(Loader.load_weights)(Loader(), model, {"mlp.down_proj.weight": tensor})
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -132,7 +132,7 @@ def test_a_load_that_fails_for_other_reasons_is_not_commented_on(has_absent_laye
     if has_absent_layers:
         model.add_module("attn", PPMissingLayer())
     with pytest.raises(KeyError) as raised:
-        _with_cutting(_fail)(Loader(), model)
+        loading_misnamed(_fail)(Loader(), model)
     assert not hasattr(raised.value, "__notes__")
 
 

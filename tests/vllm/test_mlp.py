@@ -19,7 +19,7 @@ from fp8pad.geometry import round_up
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.config import padded_config
 from fp8pad.runtime.linear import PaddedLinearMethod
-from fp8pad.runtime.startup import startup_line
+from fp8pad.runtime.patches import startup_line
 
 pytestmark = pytest.mark.vllm
 
@@ -239,6 +239,28 @@ def test_what_passes_through_other_hands_is_cut(option: str, monkeypatch: pytest
     down = RowParallelLinear(100, HIDDEN, quant_config=config, prefix=f"{NAME}.down_proj", **down_options)
     assert not above.quant_method.keeps_tails
     assert not down.quant_method.takes_tails
+
+
+@pytest.mark.parametrize("attribute", ["gather_output", "input_is_parallel"])
+def test_a_vllm_whose_layers_say_less_keeps_nothing(attribute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the attribute that says whether a share stays on its rank outputs are cut, and nothing else changes."""
+    from vllm.model_executor.layers import linear
+
+    above_class, down_class = (
+        type(name, (getattr(linear, name),), {attribute: property(_missing, lambda *_: None)})
+        for name in ("ColumnParallelLinear", "RowParallelLinear")
+    )
+    _pretend_rank(monkeypatch, 2, 1)
+    config = padded_config(_base_config(), Mlp(100, is_gated=False).record())
+    above = above_class(HIDDEN, 100, quant_config=config, prefix=f"{NAME}.up_proj")
+    down = down_class(100, HIDDEN, quant_config=config, prefix=f"{NAME}.down_proj")
+    assert above.quant_method.sizes.is_padded
+    assert not above.quant_method.keeps_tails
+    assert not down.quant_method.takes_tails
+
+
+def _missing(_: Any) -> None:
+    raise AttributeError
 
 
 def test_a_config_travels_without_the_layers_that_it_made() -> None:

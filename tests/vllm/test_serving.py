@@ -17,7 +17,7 @@ import torch
 from serving import PROMPTS, Served, serve, serve_apart
 
 from fp8pad.runtime import linear
-from fp8pad.runtime.output import cut_output
+from fp8pad.runtime.activations import cut_output
 
 pytestmark = pytest.mark.vllm
 

@@ -1,0 +1,130 @@
+"""On both sides of vLLM's kernel: pad an activation where it is quantized, and cut the output.
+
+CUTLASS's kernel calls its attribute `quant_fp8(x, scale, scale_ub)` and gives the result to the GEMM (kernels/linear/
+scaled_mm/ScaledMMLinearKernel.py, vLLM 0.26 to 0.33). So the attribute is what is replaced, on one layer's kernel: the
+GEMM gets an activation of the weight's own K, and nothing before or after it has to know.
+
+There are two ways to pad and two to cut, of the same bits. vLLM's and torch's own operators keep Python for a shorter
+time, and a launch of ours the device (docs/benchmarks.md), so the number of values decides.
+"""
+
+from typing import Any
+
+import torch
+
+from fp8pad.runtime.contract import QUANTIZE, QUANTIZER, is_as_expected
+
+_CUTLASS_KERNEL = "CutlassFP8ScaledMMLinearKernel"
+
+# From this number of values on the device, not Python, is what an eager layer waits for: their quantization takes it
+# about 20 us, and a launch of ours takes Python 20 us longer than vLLM's operator.
+MANY_VALUES = 1 << 24
+
+# The end of the names of layers whose output is only ever seen in parts along N, by all models of vLLM 0.26 to 0.33:
+# gate, x B C and dt (layers/mamba/mamba_mixer2.py). The rows of a part lie further apart than they are long anyhow.
+_SEEN_IN_PARTS = ".mixer.in_proj"
+
+
+def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
+    """Let `kernel`, a layer's vLLM kernel, pad activations to `padded_k` as it quantizes them; return whether it does.
+
+    It does not where it is another kernel than CUTLASS's, one of a vLLM that has changed it, or one that has scales for
+    groups of values or also pads the number of tokens; the caller then pads the activation before it.
+    """
+    if type(kernel).__name__ != _CUTLASS_KERNEL or not all(map(is_as_expected, QUANTIZER)):
+        return False
+    quantize = kernel.quant_fp8
+    if quantize.is_group_quant or quantize.num_token_padding is not None:
+        return False
+    kernel.quant_fp8 = PaddedQuantization(quantize, padded_k)
+    return True
+
+
+class PaddedQuantization:
+    """Quantizes as the vLLM `QuantFP8` in `quantize` does, and appends zeros along K.
+
+    Where vLLM calls its CUDA operator, as eager layers do, bits and scales are that operator's: by itself, writing into
+    a tensor of zeros, or by one launch of ours where there are many values. Where vLLM quantizes with native operations
+    instead, for Inductor to fuse, a layer padded so takes up to 1.5 times as long as with our launch, which is slower
+    only for static scales and a handful of tokens (docs/benchmarks.md). So it is made there too, and quantizes as eager
+    vLLM does. An activation that has its padding already, as it has inside an MLP, is then vLLM's own to quantize.
+    """
+
+    def __init__(self, quantize: Any, padded_k: int) -> None:
+        from fp8pad.runtime.kernels import quantize_and_pad  # Triton, which not every platform has
+
+        self.quantize = quantize
+        self.padded_k = padded_k
+        self.per_token: bool = quantize.use_per_token_if_dynamic
+        self.calls_operator: bool = quantize.enabled()
+        self.operator = _operator() if self.calls_operator else None
+        self.launch = quantize_and_pad
+
+    def __call__(
+        self, x: torch.Tensor, scale: torch.Tensor | None = None, scale_ub: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `x` `[M, K]` or `[M, padded_k]` as FP8 `[M, padded_k]`, and its scale."""
+        k = x.shape[1]
+        is_compiling = torch.compiler.is_compiling()
+        if k == self.padded_k:
+            if is_compiling or not self.calls_operator or not _waits_for_device(x):
+                return self.quantize(x, scale, scale_ub)  # type: ignore[no-any-return]
+        elif self.operator is not None and not is_compiling and not _waits_for_device(x):
+            x_fp8 = x.new_zeros((x.shape[0], self.padded_k), dtype=torch.float8_e4m3fn)
+            _, x_scale = self.operator(
+                x, scale, scale_ub=scale_ub, use_per_token_if_dynamic=self.per_token, output=x_fp8[:, :k]
+            )
+            return x_fp8, x_scale
+        return self.launch(x, self.padded_k, scale=scale, scale_ub=scale_ub, per_token=self.per_token)
+
+
+def _operator() -> Any:
+    """Return vLLM's function over its CUDA operators, which write rows as far apart as those of their output lie.
+
+    So csrc/quantization/w8a8/fp8/common.cu does for each way to quantize, from `output.stride(-2)`. None if this vLLM's
+    function is another.
+    """
+    if not is_as_expected(QUANTIZE):
+        return None
+    from vllm._custom_ops import scaled_fp8_quant
+
+    return scaled_fp8_quant
+
+
+def _waits_for_device(x: torch.Tensor) -> bool:
+    """Return whether the device's time is what counts: there are many values, or a CUDA graph is captured."""
+    return x.numel() >= MANY_VALUES or bool(x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def takes_strided_rows(prefix: str) -> bool:
+    """Return whether what follows the layer `prefix` takes output rows that lie further apart than they are long.
+
+    It does not with LoRA, whose kernel wants the whole output contiguous (lora/ops/triton_ops/lora_expand_op.py).
+    """
+    return prefix.endswith(_SEEN_IN_PARTS) and not has_lora()
+
+
+def has_lora() -> bool:
+    """Return whether adapters may be added to layers: they take inputs and give outputs of logical sizes."""
+    from vllm.config import get_current_vllm_config
+
+    has: bool = get_current_vllm_config().lora_config is not None
+    return has
+
+
+def cut_output(output: torch.Tensor, n: int, *, strided: bool = False) -> torch.Tensor:
+    """Return the first `n` of the last axis of `output` `[..., padded_n]`: contiguous, or as a view if `strided`.
+
+    vLLM's own operators take the rows that follow as contiguous (`silu_and_mul` and the norms compute row * size), so
+    an eager layer makes one copy. Under torch.compile it is left to Inductor, which fuses it with what follows.
+    """
+    logical = output[..., :n]
+    if torch.compiler.is_compiling():
+        return logical.contiguous()
+    if strided:
+        return logical
+    if not output.is_cuda or not _waits_for_device(logical):
+        return logical.contiguous()
+    from fp8pad.runtime.kernels import cut_columns  # Triton, which not every platform has
+
+    return cut_columns(output.view(-1, output.shape[-1]), n).view(*output.shape[:-1], n)
