@@ -6,7 +6,7 @@ import pytest
 
 from fp8pad.golden.compare import Comparison, Difference, compare_answers, logprob_deltas
 from fp8pad.golden.document import Answer, Step
-from fp8pad.golden.reports import to_junit
+from fp8pad.golden.junit import to_junit
 
 
 def answer(*steps: Step, tokens: tuple[int, ...] | None = None) -> Answer:

@@ -13,12 +13,12 @@ import typer
 from fp8pad import library
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.cli import options
+from fp8pad.cli.files import check_writable, write_text
 from fp8pad.cli.interrupts import interruptible
 from fp8pad.errors import NotServedError, RecordError, VerifyError
 from fp8pad.record import Policy
 
 if TYPE_CHECKING:
-    from fp8pad.checkpoint.checkpoint import Checkpoint
     from fp8pad.conversion import SliceReport
     from fp8pad.planning.engines import Engine
     from fp8pad.planning.plan import CheckpointPlan
@@ -43,11 +43,15 @@ def plan(
     from fp8pad.render.plan import plan_screen
     from fp8pad.render.screen import show
 
+    if html:
+        check_writable(html)
     engine = find_engine(asked["engine"])
     report = library.plan(model, **asked | {"strict": False})
     show(report, lambda found: plan_screen(found.source, found.plan, engine, show_all), as_json)
     if html:
-        _write_page(html, report.source, report.plan, engine)
+        from fp8pad.render.html import plan_page
+
+        write_text(html, plan_page(report.source, report.plan, engine))
     if asked["strict"]:
         check_understood(report.plan)
     if check:
@@ -184,14 +188,6 @@ def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = Fa
     show(inspection, inspection_screen, as_json)
     if inspection.disagreements:
         raise RecordError(_first_of(path, inspection.disagreements, "disagreement", "disagreements"))
-
-
-def _write_page(file: Path, source: "Checkpoint", plan: "CheckpointPlan", engine: "Engine") -> None:
-    from fp8pad.golden.reports import check_writable, write_text
-    from fp8pad.render.html import plan_page
-
-    check_writable(file)
-    write_text(file, plan_page(source, plan, engine))
 
 
 def _check_served(plan: "CheckpointPlan", engine: "Engine") -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fp8pad.cli import options
+from fp8pad.cli.files import check_writable, write_text
 from fp8pad.golden.request import CheckOptions, RecordOptions
 from fp8pad.text import printable
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 def record(model: options.GoldenModelArgument, *, output: options.GoldenOutOption, **asked: Any) -> None:
     """Write the outputs of a model to a file."""
     from fp8pad.golden import runs
-    from fp8pad.golden.reports import check_writable, write_text
     from fp8pad.render.console import stdout_console
     from fp8pad.render.golden import recording_screen
     from fp8pad.render.progress import shown_progress
@@ -40,7 +40,6 @@ def check(
 ) -> None:
     """Compare outputs of a model with a file."""
     from fp8pad.golden import runs
-    from fp8pad.golden.reports import check_writable
     from fp8pad.render.progress import shown_progress
 
     if junit:
@@ -63,7 +62,6 @@ def compare(
 ) -> None:
     """Compare outputs of two models."""
     from fp8pad.golden import runs
-    from fp8pad.golden.reports import check_writable
     from fp8pad.render.progress import shown_progress
 
     if junit:
@@ -77,7 +75,7 @@ def compare(
 
 def _finish(comparison: "Comparison", as_json: bool, junit: Path | None) -> None:
     """Show the result, write it for CI, and set the exit status."""
-    from fp8pad.golden.reports import to_junit, write_text
+    from fp8pad.golden.junit import to_junit
     from fp8pad.render.golden import comparison_screen
     from fp8pad.render.screen import show
 

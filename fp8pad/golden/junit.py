@@ -1,32 +1,10 @@
-"""The files that a golden run leaves, written whole or not at all; and a JUnit file, which CI systems show."""
+"""A comparison as a JUnit file, which CI systems show."""
 
-import os
-from pathlib import Path
 from xml.etree import ElementTree
 
-from fp8pad.errors import OutputError
 from fp8pad.golden.compare import Comparison, PromptResult
 
 _SUITE = "fp8pad golden"
-
-
-def check_writable(file: Path) -> None:
-    """Raise `OutputError` where `file` cannot be written, before an engine is started for it."""
-    if not file.parent.is_dir():
-        raise OutputError(f"{file}: {file.parent} is no folder")
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise OutputError(f"{file}: cannot be written")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write `text` beside `file` and rename it; `OutputError` if that fails."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(f"{file}: {error.strerror}") from error
 
 
 def to_junit(comparison: Comparison) -> str:
