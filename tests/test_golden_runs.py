@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -74,6 +75,42 @@ def test_check_passes_on_equal_answers(golden: Run, recorded: Path, example: Pat
     assert "16 of 16 outputs are bitwise equal" in run.stdout
     assert "16 prompts to vllm, eager" in run.stderr
     assert ElementTree.parse(recorded.parent / "report.xml").getroot().get("failures") == "0"  # noqa: S314 - our own
+
+
+def test_what_an_engine_prints_stays_out_of_the_output(golden: Run, recorded: Path, example: Path) -> None:
+    """Whether written by Python, by C, by a process of the engine's, or to the terminal itself."""
+    run = golden("check", example, recorded)
+    assert run.returncode == 0, run.stderr
+    assert "stray" not in run.stdout + run.stderr
+    # With a terminal: one line of progress is replaced again and again, and taken away at the end.
+    script = shlex.join([sys.executable, "-m", "fp8pad", "golden", "check", str(example), str(recorded)])
+    command = ["script", "--quiet", "--return", "--command", script, "/dev/null"]
+    shown = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout.decode()
+    assert "the same outputs as recorded" in shown
+    assert not [line for line in shown.split("\n") if "stray" in line.rpartition("\r")[2].rpartition("\x1b[2K")[2]]
+    assert "on the terminal" not in shown
+
+
+def test_the_ci_script_can_be_run_again_and_again(
+    example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original is asked once, whatever the options of the later conversions; reports are written each time."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "fp8pad").write_text(f'#!/bin/sh\nexec {sys.executable} -m fp8pad "$@"\n')
+    (tmp_path / "bin" / "fp8pad").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(FAKE_ENGINE), prepend=os.pathsep)
+    script = example.parent / "ci" / "golden.sh"
+    asked = []
+    for options in ("", "", "--absorb", ""):
+        monkeypatch.setenv("CONVERT_OPTIONS", options)
+        command = [str(script), str(example), "out", "golden.json"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        asked.append(run.stderr.count("prompts to vllm"))
+        for name in ("verify.json", "golden.xml"):
+            (tmp_path / "reports" / name).unlink()
+    assert asked == [2, 1, 1, 1]
 
 
 def test_names_of_files_need_not_be_utf_8(golden: Run, recorded: Path, example: Path, tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ The environment says how it misbehaves: FAKE_SHIFT is added to a logprob, FAKE_F
 
 import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +33,11 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         print(f"Loading {model} with {sorted(options)}")
+        for descriptor in (1, 2):  # as code in C does, and processes of the engine's own
+            os.write(descriptor, b"stray: written\n")
+            subprocess.run(["sh", "-c", f"echo stray: echoed >&{descriptor}"], check=True)
+        with suppress(OSError), Path("/dev/tty").open("w") as terminal:
+            terminal.write("stray: on the terminal\n")
         fault = os.environ.get("FAKE_FAULT")
         if fault == "raise":
             print("SomeError: the cause, far above")
