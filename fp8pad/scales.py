@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from fp8pad.geometry import num_blocks
 
 GranularityName = Literal["tensor", "channel", "block"]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,22 @@ class PerBlock:
 Granularity = PerTensor | PerChannel | PerBlock
 
 
-def stored_scale_shapes(granularity: Granularity, weight_shape: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes in which tools store the scales of a weight, the usual one first.
+# The order of the axes of experts stacked in one weight: `[num_experts, N, K]` or `[num_experts, K, N]`.
+Order = Literal["nk", "kn"]
 
-    A grid `[R, 1, C, 1]` is NVIDIA ModelOpt's.
+
+def in_order(shape: Shape, order: Order | None) -> Shape:
+    """Return a stored shape with N before K; an order applied twice gives the stored shape back."""
+    return (*shape[:-2], shape[-1], shape[-2]) if order == "kn" else shape
+
+
+def stored_scale_shapes(granularity: Granularity, weight_shape: Shape, order: Order | None = None) -> tuple[Shape, ...]:
+    """Return the shapes in which tools store the scales of a weight, or of a stack of them; the usual one first.
+
+    `weight_shape` is as it is stored. A grid `[R, 1, C, 1]` is NVIDIA ModelOpt's.
     """
+    if order:
+        return _stacked_scale_shapes(granularity, weight_shape, order)
     usual = granularity.scale_shape(weight_shape)
     match granularity:
         case PerTensor():
@@ -71,3 +83,23 @@ def stored_scale_shapes(granularity: Granularity, weight_shape: Sequence[int]) -
             return usual, usual[:1]
         case PerBlock():
             return usual, (usual[0], 1, usual[1], 1)
+
+
+def _stacked_scale_shapes(granularity: Granularity, weight_shape: Shape, order: Order) -> tuple[Shape, ...]:
+    """The scales of all experts together, in front of those of one."""
+    num_experts, *matrix = in_order(weight_shape, order)
+    match granularity:
+        case PerTensor():
+            return (), (1,), (num_experts,), (num_experts, 1), (num_experts, 1, 1)
+        case PerChannel():
+            return (num_experts, matrix[0]), (num_experts, matrix[0], 1), (num_experts, 1, matrix[0])
+        case PerBlock():
+            return (in_order((num_experts, *granularity.scale_shape(matrix)), order),)
+
+
+def resized_scale(
+    granularity: Granularity, scale_shape: Shape, weight_shape: Shape, resized: Shape, order: Order | None = None
+) -> Shape:
+    """Return the shape of a scale once its weight is `resized`, in the way in which it is stored."""
+    stored = stored_scale_shapes(granularity, weight_shape, order).index(scale_shape)
+    return stored_scale_shapes(granularity, resized, order)[stored]

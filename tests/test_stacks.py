@@ -10,7 +10,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import families, sections_of
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.scale_layouts import stacked_granularity
+from fp8pad.planning.scale_layouts import granularity_of
 from fp8pad.record import AxisActions, Policy
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
@@ -185,4 +185,4 @@ def test_scales_of_stacks(scale_shape: tuple[int, ...], order: Any, granularity:
     shape = (4, 300, 200) if order == "nk" else (4, 200, 300)
     assert prod(shape) == 4 * 300 * 200
     kinds = (PerTensor(), PerChannel(), PerBlock(128, 128))
-    assert stacked_granularity(shape, scale_shape, order, kinds) == granularity
+    assert granularity_of(shape, scale_shape, kinds, order) == granularity

@@ -11,16 +11,9 @@ from fnmatch import fnmatchcase
 from fp8pad.planning.linear_names import kind_of, own_name
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
-from fp8pad.planning.scale_layouts import (
-    Order,
-    granularity_of,
-    in_order,
-    other_layout,
-    stacked_granularity,
-    unpadded_blocks,
-)
+from fp8pad.planning.scale_layouts import granularity_of, other_layout, unpadded_blocks
 from fp8pad.record import Json
-from fp8pad.scales import Granularity, PerBlock
+from fp8pad.scales import Granularity, Order, PerBlock, in_order
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 INPUT_SCALES = ("input_scale", "input_activation_scale", "activation_scale")
@@ -214,7 +207,7 @@ def _stack(
         is_expert = _EXPERTS.search(name) is not None
         return Fp8Linear(name, weight, scale, None, reason, is_understood=is_expert, is_expert=is_expert)
     allowed = quantization.formats.granularities if quantization else ()
-    granularity = stacked_granularity(weight.shape, scale.shape, order, allowed) if scale else None
+    granularity = granularity_of(weight.shape, scale.shape, allowed, order) if scale else None
     reason = "experts stacked in one 3-D weight"
     if granularity is None:
         reason += f", with scales {list(scale.shape)} of a layout that is not padded" if scale else ", without a scale"

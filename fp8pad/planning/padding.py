@@ -9,10 +9,9 @@ from fp8pad.planning.alignment import alignment_of
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.plan import LayerPlan
 from fp8pad.planning.reasons import reason_of
-from fp8pad.planning.scale_layouts import in_order
 from fp8pad.planning.tensor_parallel import Sharding
-from fp8pad.record import Axis, AxisActions, Disposition, PaddedTensor, Policy, Shape
-from fp8pad.scales import PerBlock, stored_scale_shapes
+from fp8pad.record import Axis, AxisActions, Disposition, PaddedTensor, Policy
+from fp8pad.scales import PerBlock, in_order, resized_scale
 
 
 def plan_layers(
@@ -104,10 +103,13 @@ def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, P
     (num_n, num_k), (padded_n, padded_k) = layer.logical_shape, layer.padded_shape
     shape = (padded_n if pads.n == "pad" else num_n, padded_k if pads.k == "pad" else num_k)
     yield linear.weight.name, PaddedTensor(layer.logical_shape, shape, 0, pads)
-    if linear.scale is not None and (scale_shape := _scale_shape(linear, linear.scale.shape, shape)):
-        grows = scale_shape[0] > linear.scale.shape[0], scale_shape[1:] > linear.scale.shape[1:]
-        scale_axes = AxisActions(*("pad" if axis_grows else "aligned" for axis_grows in grows))
-        yield linear.scale.name, PaddedTensor(linear.scale.shape, scale_shape, 1, scale_axes)
+    if linear.scale is None or linear.granularity is None:
+        return
+    old = linear.scale.shape
+    new = resized_scale(linear.granularity, old, linear.weight.shape, shape)
+    if new != old:
+        scale_axes = AxisActions("pad" if new[0] > old[0] else "aligned", "pad" if new[1:] > old[1:] else "aligned")
+        yield linear.scale.name, PaddedTensor(old, new, 1, scale_axes)
 
 
 def _has_blocks(layer: LayerPlan) -> bool:
@@ -117,15 +119,6 @@ def _has_blocks(layer: LayerPlan) -> bool:
 def _input(layer: LayerPlan) -> tuple[str, int]:
     """What layers have in common that take the same activation."""
     return layer.name.rpartition(".")[0], layer.config_shape[-1]
-
-
-def _scale_shape(linear: Fp8Linear, shape: Shape, weight_shape: Shape) -> Shape | None:
-    """Return the shape of a scale, now `shape`, for a weight padded to `weight_shape`; None if it does not grow."""
-    if linear.granularity is None:
-        return None
-    stored = stored_scale_shapes(linear.granularity, linear.weight.shape).index(shape)
-    padded = stored_scale_shapes(linear.granularity, weight_shape)[stored]
-    return padded if padded != shape else None
 
 
 def _axes(

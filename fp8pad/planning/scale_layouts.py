@@ -1,25 +1,19 @@
 """How a weight, or a stack of experts, is scaled: its scales' shape, and what the quantization config allows."""
 
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
 
 from fp8pad.geometry import num_blocks
 from fp8pad.planning.quantization import Quantization
-from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor, stored_scale_shapes
+from fp8pad.scales import Granularity, Order, PerBlock, Shape, stored_scale_shapes
 from fp8pad.tensors import TensorHeader
 
 # One scale of 8 bits for this many inputs, the OCP Microscaling formats; DeepSeek-V4.1 has one for as many rows too.
 _MX_GROUP = 32
 
-# Experts stacked in one weight are `[num_experts, N, K]` or `[num_experts, K, N]`.
-Order = Literal["nk", "kn"]
-Shape = tuple[int, ...]
-
 
 @lru_cache
 def granularity_of(
-    weight_shape: tuple[int, ...], scale_shape: tuple[int, ...], allowed: tuple[Granularity, ...]
+    weight_shape: Shape, scale_shape: Shape, allowed: tuple[Granularity, ...], order: Order | None = None
 ) -> Granularity | None:
     """Return the granularity that both the shape of the scale and the config allow, None where there is none.
 
@@ -29,33 +23,9 @@ def granularity_of(
     fitting = {
         granularity.name: granularity
         for granularity in reversed(allowed)
-        if scale_shape in stored_scale_shapes(granularity, weight_shape)
+        if scale_shape in stored_scale_shapes(granularity, weight_shape, order)
     }
     return fitting.get("block") or fitting.get("tensor") or fitting.get("channel")
-
-
-def in_order(shape: Shape, order: Order) -> Shape:
-    """Return a stored shape with N before K; an order applied twice gives the stored shape back."""
-    return shape if order == "nk" else (*shape[:-2], shape[-1], shape[-2])
-
-
-def stacked_granularity(
-    weight_shape: Shape, scale_shape: Shape, order: Order, allowed: Sequence[Granularity]
-) -> Granularity | None:
-    """Return the granularity of those that a config allows in which a stack is scaled; None if it is none of them."""
-    return next((kind for kind in allowed if scale_shape in _stacked_scale_shapes(kind, weight_shape, order)), None)
-
-
-def _stacked_scale_shapes(granularity: Granularity, weight_shape: Shape, order: Order) -> tuple[Shape, ...]:
-    """The shapes in which tools store the scales of a stack: of all experts together, in front of those of one."""
-    num_experts, *matrix = in_order(weight_shape, order)
-    match granularity:
-        case PerTensor():
-            return (), (1,), (num_experts,), (num_experts, 1), (num_experts, 1, 1)
-        case PerChannel():
-            return (num_experts, matrix[0]), (num_experts, matrix[0], 1), (num_experts, 1, matrix[0])
-        case PerBlock():
-            return (in_order((num_experts, *granularity.scale_shape(matrix)), order),)
 
 
 def other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization | None) -> tuple[str, bool]:

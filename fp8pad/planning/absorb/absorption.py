@@ -14,7 +14,6 @@ from fp8pad.errors import CheckpointError
 from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
 from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes
-from fp8pad.planning.absorb.growth import grown
 from fp8pad.planning.families import Section
 from fp8pad.planning.layers import Fp8Linear, module_name
 from fp8pad.planning.plan import AbsorbableSize
@@ -139,8 +138,7 @@ class _Growth:
         old, new = absorbable.old, sizes[most]
         found: dict[str, PaddedTensor] = {}
         for alike in assessment.tensors:
-            growth, inner, padded_inner = alike.growth(old), old * alike.times, new * alike.times
-            if growth and (tensor := grown(alike.example, growth, inner, padded_inner)):
+            if tensor := alike.grown(old, new):
                 found |= {governed.tensor.name: tensor for governed in alike.members}
         names = (governed.tensor.name for governed in assessment.size.axes)
         tensors = {name: found[name] for name in names if name in found}

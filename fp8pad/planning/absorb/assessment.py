@@ -6,13 +6,13 @@ from fnmatch import fnmatchcase
 
 from fp8pad.errors import CheckpointError, ConfigError
 from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId, inner_sizes
-from fp8pad.planning.absorb.growth import Growth, NotAbsorbableError, growth_of
+from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
 from fp8pad.planning.alignment import alignment_of
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.planning.plan import AbsorbableSize
-from fp8pad.record import CONFIG_FILE, Policy
+from fp8pad.record import CONFIG_FILE, PaddedTensor, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class AlikeTensors:
         """The first of them."""
         return self.members[0]
 
-    def growth(self, value: int) -> Growth | None:
-        """Return how they grow with the key's `value`, None if they do not; `NotAbsorbableError` if they cannot."""
-        return growth_of(self.example, self.linear, value * self.times)
+    def grown(self, old: int, new: int) -> PaddedTensor | None:
+        """Return what becomes of each of them where the key's value `old` becomes `new`; see `growth.grown`."""
+        return grown(self.example, self.linear, old * self.times, new * self.times)
 
     def multiple(self, policy: Policy) -> int:
         """Return what the governed axis of an FP8 weight is to be a multiple of on a rank; 1 for other tensors."""
@@ -70,7 +70,7 @@ def assess(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy)
             check_activation(mlp, size.section)
         _check_complete(size)
         for alike in found.tensors:
-            alike.growth(old)
+            alike.grown(old, old)
     except (NotAbsorbableError, CheckpointError) as error:
         return replace(found, obstacle=error)
     return replace(found, absorbable=_absorbable(found, old, policy))

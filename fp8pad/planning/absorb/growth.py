@@ -1,107 +1,77 @@
-"""How one tensor grows with the inner size of its MLP: which of its dimensions, in what steps, filled with what."""
+"""How one tensor grows with the inner size of its MLP: which of its dimensions, and filled with what."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from fp8pad.errors import PlanError
-from fp8pad.geometry import num_blocks, num_elements
+from fp8pad.geometry import num_elements
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxis
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.record import AxisActions, PaddedTensor, Segments, Shape
-from fp8pad.scales import PerBlock, PerChannel, PerTensor
-from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
+from fp8pad.scales import PerBlock, resized_scale
+from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES
 
 
 class NotAbsorbableError(Exception):
     """Why a key cannot be absorbed, in words for the plan; never leaves the planning."""
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """Dimension `index` holds `num_segments` matrices of `width` rows a neuron, with one entry per `unit` of them."""
+def grown(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int, new_size: int) -> PaddedTensor | None:
+    """Return a tensor of an MLP whose `inner_size` becomes `new_size`; None where it stays as it is.
 
-    index: int
-    fill: Literal[0, 1]
-    num_segments: int = 1
-    width: int = 1
-    unit: int = 1
-
-
-def growth_of(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int) -> Growth | None:
-    """Return how a tensor grows with its MLP's `inner_size`, None if it does not; `NotAbsorbableError` if it cannot."""
+    `NotAbsorbableError` where it is not known how it grows, `PlanError` where it does not have the size.
+    """
     tensor = governed.tensor
+    fill: Literal[0, 1] = 0
     if governed.leaf == "weight":
-        if not governed.is_plain_weight or (tensor.dtype in FP8_WEIGHT_DTYPES and linear is None):
-            raise NotAbsorbableError(
-                f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, a layout that is not padded"
-            )
-        if linear and not linear.is_understood:
-            raise NotAbsorbableError(f"{tensor.name} is not understood: {linear.skip_reason}")
-        return _growth(governed, governed.index, 0)
-    if governed.leaf == "bias" and tensor.dtype in FLOAT_DTYPES:
-        return None if governed.axis == "k" else _growth(governed, len(tensor.shape) - 1, 0)
-    if linear and linear.scale and linear.scale.name == tensor.name:
-        return _scale_growth(governed, linear, inner_size)
-    if num_elements(tensor.shape) == 1 or (governed.order and num_elements(tensor.shape[1:]) == 1):
-        return None
-    if "lora" in governed.leaf.lower():
-        raise NotAbsorbableError(f"{tensor.name} belongs to a LoRA adapter, which is not merged")
-    raise NotAbsorbableError(f"{tensor.name} {list(tensor.shape)} is not a tensor that fp8pad knows how to pad")
-
-
-def grown(governed: GovernedAxis, growth: Growth, inner_size: int, padded_inner_size: int) -> PaddedTensor | None:
-    """Return the tensor for a larger inner size, None where it has room already; `PlanError` where it does not fit."""
-    shape, count = governed.tensor.shape, growth.num_segments
-    logical, padded = (num_blocks(size * growth.width, growth.unit) for size in (inner_size, padded_inner_size))
-    if shape[growth.index] != count * logical:
-        raise PlanError(
-            f"{governed.tensor.name}: expected {count * logical} in place {growth.index}, got {list(shape)}"
-        )
-    if logical == padded:
-        return None
-    return PaddedTensor(
-        logical_shape=shape,
-        padded_shape=(*shape[: growth.index], count * padded, *shape[growth.index + 1 :]),
-        fill=growth.fill,
-        axes=AxisActions("absorb", "aligned") if _is_n(growth.index, shape) else AxisActions("aligned", "absorb"),
-        segments=_segments(growth, shape, logical, padded),
-    )
-
-
-def _growth(governed: GovernedAxis, index: int, fill: Literal[0, 1], unit: int = 1) -> Growth:
-    return Growth(index, fill, governed.num_segments, governed.width // governed.num_segments, unit)
-
-
-def _scale_growth(governed: GovernedAxis, linear: Fp8Linear, inner_size: int) -> Growth | None:
-    scale = governed.tensor
-    match linear.granularity:
-        case PerTensor():
+        _check_weight(governed, linear)
+        shape = _resized(governed, tensor.shape, governed.index, inner_size, new_size)
+    elif governed.leaf == "bias" and tensor.dtype in FLOAT_DTYPES:
+        if governed.axis == "k":
             return None
-        case PerChannel() if scale.dtype in ONE_BYTES:
-            return _growth(governed, _channel_index(scale, linear.shape), 1) if governed.axis == "n" else None
-        case PerBlock() if scale.dtype in ONE_BYTES:
-            unit = linear.granularity.block[0 if governed.axis == "n" else 1]
-            if governed.num_segments > 1 and inner_size % unit:
-                raise NotAbsorbableError(
-                    f"a block of {unit} rows straddles gate and up in {governed.module}: {inner_size} is not a multiple"
-                )
-            # NVIDIA ModelOpt's grids are [R, 1, C, 1].
-            return _growth(governed, governed.index * (2 if len(scale.shape) == 4 else 1), 1, unit)
-    raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
-
-
-def _channel_index(scale: TensorHeader, shape: Shape) -> int:
-    """The dimension of a scale per channel that has the channels: those of a stack of experts lie behind the first."""
-    in_front = len(shape) - 2
-    return in_front + scale.shape[in_front:].index(shape[-2])
-
-
-def _is_n(index: int, shape: Shape) -> bool:
-    return index == {1: 0, 2: 0, 3: 1, 4: 0}[len(shape)]
-
-
-def _segments(growth: Growth, shape: Shape, logical: int, padded: int) -> Segments | None:
-    count = growth.num_segments
-    if count == 1:
+        shape = _resized(governed, tensor.shape, len(tensor.shape) - 1, inner_size, new_size)
+    elif linear and linear.scale and linear.scale.name == tensor.name:
+        fill, shape = 1, _scale_shape(governed, linear, inner_size, new_size)
+    elif num_elements(tensor.shape) == 1 or (governed.order and num_elements(tensor.shape[1:]) == 1):
         return None
-    return Segments((logical,) * count, (padded,) * count, None if _is_n(growth.index, shape) else -1)
+    elif "lora" in governed.leaf.lower():
+        raise NotAbsorbableError(f"{tensor.name} belongs to a LoRA adapter, which is not merged")
+    else:
+        raise NotAbsorbableError(f"{tensor.name} {list(tensor.shape)} is not a tensor that fp8pad knows how to pad")
+    return _padded(governed, shape, fill) if shape != tensor.shape else None
+
+
+def _check_weight(governed: GovernedAxis, linear: Fp8Linear | None) -> None:
+    tensor = governed.tensor
+    if not governed.is_plain_weight or (tensor.dtype in FP8_WEIGHT_DTYPES and linear is None):
+        raise NotAbsorbableError(f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, a layout that is not padded")
+    if linear and not linear.is_understood:
+        raise NotAbsorbableError(f"{tensor.name} is not understood: {linear.skip_reason}")
+
+
+def _resized(governed: GovernedAxis, shape: Shape, index: int, inner_size: int, new_size: int) -> Shape:
+    """Return the shape of a weight or bias with another inner size in place `index`."""
+    if shape[index] != inner_size * governed.width:
+        expected = inner_size * governed.width
+        raise PlanError(f"{governed.tensor.name}: expected {expected} in place {index}, got {list(shape)}")
+    return (*shape[:index], new_size * governed.width, *shape[index + 1 :])
+
+
+def _scale_shape(governed: GovernedAxis, linear: Fp8Linear, inner_size: int, new_size: int) -> Shape:
+    scale, weight, granularity = governed.tensor, linear.weight.shape, linear.granularity
+    if granularity is None or scale.dtype not in ONE_BYTES:
+        raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
+    if isinstance(granularity, PerBlock) and governed.num_segments > 1 and inner_size % granularity.n:
+        where = f"a block of {granularity.n} rows straddles gate and up in {governed.module}"
+        raise NotAbsorbableError(f"{where}: {inner_size} is not a multiple")
+    new_weight = _resized(governed, weight, governed.index, inner_size, new_size)
+    return resized_scale(granularity, scale.shape, weight, new_weight, governed.order)
+
+
+def _padded(governed: GovernedAxis, shape: Shape, fill: Literal[0, 1]) -> PaddedTensor:
+    """Return the tensor with its new shape: gate and up in one grow each at their own tail."""
+    old, count = governed.tensor.shape, governed.num_segments
+    index = next(index for index, (size, new) in enumerate(zip(old, shape, strict=True)) if size != new)
+    is_n = index == {1: 0, 2: 0, 3: 1, 4: 0}[len(old)]
+    axes = AxisActions("absorb", "aligned") if is_n else AxisActions("aligned", "absorb")
+    segments = Segments((old[index] // count,) * count, (shape[index] // count,) * count, None if is_n else -1)
+    return PaddedTensor(old, shape, fill, axes, segments if count > 1 else None)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fp8pad.planning.absorb.assessment import check_activation
 from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize
-from fp8pad.planning.absorb.growth import NotAbsorbableError, growth_of
+from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
 from fp8pad.planning.layers import Fp8Linear
 from fp8pad.record import Axis
 
@@ -39,7 +39,7 @@ def _is_whole(size: GovernedSize, mlp: Sequence[GovernedAxis], linears: Mapping[
     try:
         check_activation(rule, size.section)
         for governed in mlp:
-            growth_of(governed, linears.get(governed.module), *sizes)
+            grown(governed, linears.get(governed.module), *sizes, *sizes)
     except NotAbsorbableError:
         return False
     return True
