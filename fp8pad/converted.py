@@ -8,15 +8,14 @@ from fp8pad.card import CARD_FILE, read_card, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.folder import INDEX_FILE
-from fp8pad.checkpoint.headers import LENGTH_BYTES
+from fp8pad.checkpoint.headers import framed
 from fp8pad.checkpoint.json_text import dumps_like, index_text
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import PlanError, RecordError
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, FileRecord, QuantizationRecord, Shape
-from fp8pad.tensors import ShardHeader
+from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, FileRecord, QuantizationRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ def converted_files(
     """
     if plan.edits_config:
         source = source.with_edited_config()
-    layouts = tuple(shard_layout(shard, source.prefixes[shard.file], plan.tensors) for shard in source.shards)
+    layouts = tuple(shard_layout(shard, plan.tensors) for shard in source.shards)
     _check_complete(source, plan)
     texts, source_texts = _texts(source, plan, layouts, fp8pad_version), source.texts
     cards: dict[str, str] = {}
@@ -98,10 +97,9 @@ def _texts(
     source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout], fp8pad_version: str
 ) -> dict[str, str]:
     texts: dict[str, str] = {}
-    if source.index:
-        total_bytes = _data_bytes(layout.target for layout in layouts)
-        rewritten = index_text(source.index.text, total_bytes)
-        texts[INDEX_FILE] = rewritten if plan.tensors else source.index.text
+    if source.index_text is not None:
+        rewritten = index_text(source.index_text, sum(layout.data_bytes() for layout in layouts))
+        texts[INDEX_FILE] = rewritten if plan.tensors else source.index_text
     quantization = QuantizationRecord(plan.modules, plan.base or {}, fp8pad_version) if plan.needs_runtime else None
     edited = edited_config(source.configs[CONFIG_FILE], plan.config_edits, quantization, plan.base_source)
     texts[CONFIG_FILE] = dumps_like(source.config_text, edited) if plan.edits_config else source.config_text
@@ -111,32 +109,23 @@ def _texts(
 def _originals(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> dict[str, str]:
     """Return what unpadding could not work out: the source's config.json, and whatever has an unusual spelling."""
     originals = {CONFIG_FILE: source.config_text}
-    if source.index and restored_index(texts[INDEX_FILE], source.shards) != source.index.text:
-        originals[INDEX_FILE] = source.index.text
+    if source.index_text is not None:
+        logical_bytes = sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors)
+        if index_text(texts[INDEX_FILE], logical_bytes) != source.index_text:
+            originals[INDEX_FILE] = source.index_text
     for layout in layouts:
-        prefix = source.prefixes[layout.file]
-        if not layout.is_untouched and logical_shard(layout.target, _shapes(layout))[1] != prefix:
-            originals[layout.file] = prefix[LENGTH_BYTES:].decode()
+        if not layout.is_untouched:
+            shapes = {tensor.name: tensor.shape for tensor in layout.header.tensors}
+            text = source.header_text(layout.file)
+            if logical_shard(layout.other()[0], shapes)[1] != framed(text):
+                originals[layout.file] = text.decode()
     return originals
-
-
-def restored_index(text: str, shards: Iterable[ShardHeader]) -> str:
-    """Return the index of the logical `shards`, from the text of the padded checkpoint's index."""
-    return index_text(text, _data_bytes(shards))
-
-
-def _data_bytes(shards: Iterable[ShardHeader]) -> int:
-    return sum(tensor.num_bytes for shard in shards for tensor in shard.tensors)
-
-
-def _shapes(layout: ShardLayout) -> dict[str, Shape]:
-    return {tensor.name: tensor.shape for tensor in layout.source.tensors}
 
 
 def _files(
     source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str], source_texts: Mapping[str, str]
 ) -> dict[str, FileRecord]:
-    files = {layout.file: FileRecord(layout.source.file_bytes, layout.target.file_bytes) for layout in layouts}
+    files = {layout.file: FileRecord(layout.header.file_bytes, layout.target_bytes) for layout in layouts}
     for file, text in texts.items():
         files[file] = FileRecord(len(source_texts[file].encode()), len(text.encode()))
     for file in source.other_files:

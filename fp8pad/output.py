@@ -272,10 +272,10 @@ def _fetched_bytes(contents: Contents, jobs: int) -> int:
 def _stored_bytes(layout: ShardLayout, source: Checkpoint) -> int:
     """Return the bytes that a shard will take: holes of its source stay holes."""
     if source.remote:
-        return layout.target.file_bytes
+        return layout.target_bytes
     status = (source.root / layout.file).stat()
     holes = max(0, status.st_size - status.st_blocks * 512) if status.st_blocks else 0  # some file systems count none
-    return layout.target.file_bytes - holes
+    return layout.target_bytes - holes
 
 
 def _other_bytes(contents: Contents) -> int:

@@ -63,9 +63,9 @@ def output_files(source: Checkpoint, plan: CheckpointPlan) -> OutputFiles:
     rewritten = {CONFIG_FILE} if plan.edits_config else set()
     source = source.with_edited_config() if plan.edits_config else source
     if plan.shards_rewritten:
-        rewritten |= {*plan.shards_rewritten, *([INDEX_FILE] if source.index else [])}
+        rewritten |= {*plan.shards_rewritten, *([] if source.index_text is None else [INDEX_FILE])}
     everything = {CONFIG_FILE, *(shard.file for shard in source.shards), *source.other_files}
-    everything |= {INDEX_FILE} if source.index else set()
+    everything |= source.texts.keys()
     return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.excluded)
 
 

@@ -20,7 +20,7 @@ from helpers import llama, write_checkpoint
 from fp8pad import __version__
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.files import Advance, OpenFile
-from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.layout import Transfer
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.cli.main import main
 
@@ -324,9 +324,9 @@ def test_a_signal_leaves_what_can_be_resumed_and_says_so(
     before = signal.signal(end, default)  # which whoever started the tests may have had ignored
     write_shard = writer.write_shard  # type: ignore[attr-defined]
 
-    def signalled(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
-        write_shard(layout, source, target, sums, advance)
-        if layout.file == "model-00002-of-00003.safetensors":
+    def signalled(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
+        write_shard(transfer, source, target, sums, advance)
+        if transfer.layout.file == "model-00002-of-00003.safetensors":
             os.kill(os.getpid(), end)
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline:  # until the other thread has stopped this one

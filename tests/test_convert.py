@@ -31,7 +31,7 @@ from helpers import (
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import Advance, OpenFile
-from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.layout import Transfer
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.replaced import Replaced
@@ -574,9 +574,9 @@ def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
     """Convert a checkpoint of two shards and interrupt it when the second is being written."""
     original = writer.write_shard  # type: ignore[attr-defined]
 
-    def interrupt(layout: ShardLayout, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
-        original(layout, source, target, sums, advance)
-        if layout.file == "model-00002-of-00002.safetensors":
+    def interrupt(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
+        original(transfer, source, target, sums, advance)
+        if transfer.layout.file == "model-00002-of-00002.safetensors":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -14,14 +14,13 @@ from helpers import framed, safetensors_bytes, stored_header, tensor_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp8pad.checkpoint import compare, transfer
-from fp8pad.checkpoint.compare import Mismatch, compare_data, compare_header, read_back
+from fp8pad.checkpoint.compare import Mismatch, compare_data, header_differences
 from fp8pad.checkpoint.files import OpenFile, create_file, open_file
 from fp8pad.checkpoint.grid import AxisMap, Grid, Run, tensor_grid
-from fp8pad.checkpoint.headers import read_header, read_header_bytes
-from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
+from fp8pad.checkpoint.headers import read_header
+from fp8pad.checkpoint.layout import Transfer, logical_shard, original_layout, shard_layout
 from fp8pad.checkpoint.options import VerifyDepth
-from fp8pad.checkpoint.transfer import Hashes, Sums, write_shard
+from fp8pad.checkpoint.transfer import Hashes, Sums, checksum, read_back, target_prefix, write_shard
 from fp8pad.errors import CheckpointError, OutputError, PlanError
 from fp8pad.record import AxisActions, PaddedTensor, Segments
 
@@ -38,21 +37,21 @@ def silent(num_bytes: int) -> None:
     """Take no notice of progress."""
 
 
-def lay_out(path: Path, tensors: dict[str, PaddedTensor]) -> ShardLayout:
-    """Lay out the shard at `path`."""
-    return shard_layout(read_header(path, FILE), read_header_bytes(path, FILE)[0], tensors)
+def lay_out(path: Path, tensors: dict[str, PaddedTensor]) -> Transfer:
+    """Work out how the shard at `path` is padded."""
+    return shard_layout(read_header(path, FILE), tensors).transfer()
 
 
 @contextmanager
 def written(
     path: Path, tensors: dict[str, PaddedTensor], sums: Sums | None = None
-) -> Iterator[tuple[ShardLayout, OpenFile, Path]]:
-    """Write the padded shard of `path` beside it; yield the layout, the open source and where the padded one lies."""
-    layout, target = lay_out(path, tensors), path.with_name("padded.safetensors")
+) -> Iterator[tuple[Transfer, OpenFile, Path]]:
+    """Write the padded shard of `path` beside it; yield how, the open source, and where it lies."""
+    transfer, target = lay_out(path, tensors), path.with_name("padded.safetensors")
     with open_file(path, FILE) as source:
         with create_file(target, FILE) as output:
-            write_shard(layout, source, output, sums or Sums("none"), silent)
-        yield layout, source, target
+            write_shard(transfer, source, output, sums or Sums("none"), silent)
+        yield transfer, source, target
 
 
 def test_each_tensor_is_a_step(tmp_path: Path) -> None:
@@ -60,15 +59,17 @@ def test_each_tensor_is_a_step(tmp_path: Path) -> None:
     path = tmp_path / FILE
     tensors = {"z": ("U8", (5,)), "a": ("BF16", (3,)), "w": ("F8_E4M3", (2, 3)), "e": ("U8", (0,)), "b": ("U8", (1,))}
     path.write_bytes(safetensors_bytes(tensors, {"format": "pt", "made by": "x"}))
-    layout = lay_out(path, {"w": padded((2, 3), (4, 4)), "elsewhere": padded((1,), (2,))})
-    before, after = layout.source.data_start, layout.target.data_start
+    transfer = lay_out(path, {"w": padded((2, 3), (4, 4)), "elsewhere": padded((1,), (2,))})
+    before, after = transfer.source_start, transfer.target_start
     grid = Grid(1, AxisMap(2, 4, (Run(0, 0, 2),)), AxisMap(3, 4, (Run(0, 0, 3),)), b"\0")
-    found = {step.tensor.name: (step.source - before, step.target - after, step.grid) for step in layout.steps()}
+    found = {step.tensor.name: (step.source - before, step.target - after, step.grid) for step in transfer.steps}
     kept = {"z": (0, 0, None), "a": (5, 5, None), "e": (17, 27, None), "b": (17, 27, None)}
     assert found == kept | {"w": (11, 11, grid)}
-    assert [tensor.name for tensor in layout.target.tensors] == ["z", "a", "w", "e", "b"]
-    assert layout.resized_bytes == 16
-    assert layout.target.metadata == {
+    target, prefix = transfer.layout.other()
+    assert [tensor.name for tensor in target.tensors] == ["z", "a", "w", "e", "b"]
+    assert (transfer.layout.data_bytes(only_resized=True), transfer.layout.data_bytes()) == (16, 28)
+    assert (len(prefix) + 28, transfer.other_prefix) == (transfer.layout.target_bytes, prefix)
+    assert target.metadata == {
         "format": "pt",
         "made by": "x",
         "fp8pad": '{"format_version":1,"tensors":{"w":{"logical_shape":[2,3]}}}',
@@ -79,10 +80,11 @@ def test_a_shard_without_padded_tensors_stays_as_it_is(tmp_path: Path) -> None:
     """Not even its header is written anew."""
     path = tmp_path / FILE
     path.write_bytes(framed(b'{"a" : {"dtype": "U8", "shape": [5], "data_offsets": [0, 5]}}') + bytes(5))
-    layout = lay_out(path, {"elsewhere": padded((1,), (2,))})
-    assert layout.is_untouched
-    assert layout.target is layout.source
-    assert layout.prefix == path.read_bytes()[: layout.source.data_start]
+    transfer = lay_out(path, {"elsewhere": padded((1,), (2,))})
+    assert transfer.layout.is_untouched
+    assert transfer.source_start == transfer.target_start
+    with open_file(path, FILE) as source:
+        assert target_prefix(transfer, source) == path.read_bytes()[: transfer.source_start]
 
 
 def chunks(grid: Grid, limit: int) -> list[tuple[int, int, int, int, int]]:
@@ -122,9 +124,9 @@ def test_a_tensor_without_bytes_takes_no_time(tmp_path: Path, shape: tuple[int, 
     header = f'{{"e":{{"dtype":"U8","shape":{list(shape)},"data_offsets":[0,0]}}}}'
     path.write_bytes(framed(header.encode()))
     larger = (*shape[:-2], shape[-2] + 15, 0)
-    with written(path, {"e": padded(shape, larger)}) as (layout, source, target), open_file(target, FILE) as output:
-        assert layout.target.tensors[0].shape == larger
-        assert list(compare_data(layout, source, output, silent)) == []
+    with written(path, {"e": padded(shape, larger)}) as (transfer, source, target), open_file(target, FILE) as output:
+        assert transfer.steps[0].tensor.shape == larger
+        assert list(compare_data(transfer, source, output, silent)) == []
 
 
 @pytest.mark.parametrize(
@@ -208,14 +210,18 @@ def test_any_shard_is_padded_as_planned_and_back(
     path.write_bytes(safetensors_bytes({name: tensors[name] for name in data_order}, metadata, names=header_order))
     plan = {f"t{number}": tensor for number, (_, tensor) in enumerate(drawn)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "BUFFER_BYTES", buffer_bytes)
-        patch.setattr(compare, "BUFFER_BYTES", buffer_bytes)
+        patch.setattr("fp8pad.checkpoint.transfer.BUFFER_BYTES", buffer_bytes)
+        patch.setattr("fp8pad.checkpoint.compare.BUFFER_BYTES", buffer_bytes)
+        patch.setattr("fp8pad.checkpoint.transfer.KERNEL_COPY_BYTES", 2 * buffer_bytes)
         sums = Sums(depth, hashed=depth == "full")
-        with written(path, plan, sums) as (layout, source, target), open_file(target, FILE) as output:
-            assert target.stat().st_size == layout.target.file_bytes
-            assert list(read_back(layout, output, sums, silent)) == []
-            assert list(compare_data(layout, source, output, silent)) == []
-            inverse, restored = layout.inverse(read_header_bytes(path, FILE)[0]), path.with_name("restored.safetensors")
+        with written(path, plan, sums) as (transfer, source, target), open_file(target, FILE) as output:
+            assert target.stat().st_size == transfer.layout.target_bytes
+            assert list(read_back(transfer, output, target_prefix(transfer, source), sums, silent)) == []
+            assert list(compare_data(transfer, source, output, silent)) == []
+            text = path.read_bytes()[8 : transfer.source_start].decode()
+            original = data.draw(st.sampled_from((None, text)))
+            inverse = original_layout(read_header(target, FILE), plan, original).transfer()
+            restored = path.with_name("restored.safetensors")
             with create_file(restored, FILE) as back:
                 write_shard(inverse, output, back, Sums("none"), silent)
             with open_file(restored, FILE) as back:
@@ -224,7 +230,7 @@ def test_any_shard_is_padded_as_planned_and_back(
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (target, path)]
     assert sums.hashes == (Hashes(*hashes) if depth == "full" else None)
     shapes = {name: tensor.logical_shape for name, tensor in plan.items()}
-    assert logical_shard(layout.target, shapes) == (layout.source, inverse.prefix)
+    assert logical_shard(transfer.layout.other()[0], shapes) == (transfer.layout.header, inverse.other_prefix)
     for name, (dtype, _) in tensors.items():
         rows = tensor_rows(path, name) if dtype != "F4" else None
         if name in plan and rows is not None:
@@ -240,16 +246,16 @@ def test_every_damaged_byte_of_data_is_found(tmp_path: Path) -> None:
     path.write_bytes(safetensors_bytes({"a": ("BF16", (3,)), "w": ("F8_E4M3", (2, 3)), "s": ("F32", (2, 1))}))
     plan = {"w": padded((2, 3), (4, 4)), "s": padded((2, 1), (4, 1), 1)}
     sums = Sums("padded")
-    with written(path, plan, sums) as (layout, source, target):
-        content = target.read_bytes()
-        for offset in range(layout.target.data_start, len(content)):
+    with written(path, plan, sums) as (transfer, source, target):
+        content, prefix = target.read_bytes(), target_prefix(transfer, source)
+        for offset in range(transfer.target_start, len(content)):
             damaged = bytearray(content)
             damaged[offset] ^= 0x40
             target.write_bytes(damaged)
             with open_file(target, FILE) as output:
-                found = list(compare_data(layout, source, output, silent))
-                read = [mismatch.place for mismatch in read_back(layout, output, sums, silent)]
-            position = offset - layout.target.data_start
+                found = list(compare_data(transfer, source, output, silent))
+                read = list(read_back(transfer, output, prefix, sums, silent))
+            position = offset - transfer.target_start
             place = f"a[{position // 2}]" if position < 6 else f"w[{(position - 6) // 4}, {(position - 6) % 4}]"
             place = place if position < 22 else f"s[{(position - 22) // 4}, 0]"
             assert found == [Mismatch(FILE, place, f"byte 0x{content[offset]:02x}", f"0x{damaged[offset]:02x}")]
@@ -260,14 +266,14 @@ def test_each_damaged_tensor_is_reported_once(tmp_path: Path) -> None:
     """The first byte that differs is told of each, and comparing goes on behind the tensor."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes(dict.fromkeys("abc", ("U8", (3,)))))
-    layout = lay_out(path, {})
+    transfer = lay_out(path, {})
     content = bytearray(path.read_bytes())
     for position in (-9, -8, -1):
         content[position] ^= 1
     target = tmp_path / "damaged"
     target.write_bytes(content)
     with open_file(path, FILE) as source, open_file(target, FILE) as output:
-        found = list(compare_data(layout, source, output, silent))
+        found = list(compare_data(transfer, source, output, silent))
     assert [mismatch.place for mismatch in found] == ["a[0]", "c[2]"]
 
 
@@ -275,10 +281,9 @@ def test_headers_that_say_something_else_are_told_apart(tmp_path: Path) -> None:
     """A tensor of another shape, other metadata, and another spelling of the same header."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (4,)), "b": ("U8", (2,))}, {"format": "pt"}))
-    expected, prefix = read_header(path, FILE), read_header_bytes(path, FILE)[0]
+    expected = read_header(path, FILE)
     path.write_bytes(safetensors_bytes({"a": ("U8", (2, 2)), "b": ("U8", (2,))}, {"format": "np"}))
-    with open_file(path, FILE) as found:
-        mismatches = compare_header(expected, prefix, found)
+    mismatches = header_differences(expected, read_header(path, FILE))
     assert [str(mismatch) for mismatch in mismatches] == [
         f"{FILE}: __metadata__.format: expected 'pt', got 'np'",
         f"{FILE}: a: expected U8 [4] at 0, got U8 [2, 2] at 0",
@@ -286,15 +291,34 @@ def test_headers_that_say_something_else_are_told_apart(tmp_path: Path) -> None:
     ]
 
 
-def test_the_same_header_in_another_spelling_is_noticed(tmp_path: Path) -> None:
-    """A space that moved says nothing else, but is not what was written."""
+def test_another_header_is_noticed_when_a_shard_is_read_back(tmp_path: Path) -> None:
+    """A space that moved says nothing else, but is not what was written; nor is a file of another size."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (4,))}, {"format": "pt!"}))
-    expected, prefix = read_header(path, FILE), read_header_bytes(path, FILE)[0]
+    transfer = lay_out(path, {})
+    content = path.read_bytes()
+    prefix = content[: transfer.source_start]
     assert prefix.endswith(b" ")
-    path.write_bytes(prefix[:-1].replace(b'"a":', b'"a": ') + path.read_bytes()[len(prefix) :])
-    with open_file(path, FILE) as found:
-        assert [mismatch.place for mismatch in compare_header(expected, prefix, found)] == ["header"]
+    for other in (prefix[:-1].replace(b'"a":', b'"a": ') + content[len(prefix) :], content + b"x", content[:-1]):
+        path.write_bytes(other)
+        with open_file(path, FILE) as found:
+            assert list(read_back(transfer, found, prefix, Sums("none"), silent)) == ["header"]
+
+
+@pytest.mark.parametrize("size", [0, 7, 511, 512, 4096, 4099])
+def test_a_checksum_notices_what_happens_to_disks(size: int) -> None:
+    """A bit that flips, a sector that is missing, old or in another's place; and parts follow each other."""
+    data = np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
+    seen = {checksum(memoryview(data))}
+    damaged = [data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :] for at in range(0, size, 101)]
+    if size >= 4096:
+        sectors = [data[begin : begin + 512] for begin in range(0, size, 512)]
+        others = bytes(512), bytes(reversed(sectors[1])), sectors[2]
+        damaged += [b"".join([sectors[0], other, *sectors[2:]]) for other in others if other != sectors[1]]
+        damaged.append(b"".join([sectors[1], sectors[0], *sectors[2:]]))
+        assert checksum(memoryview(data[512:]), checksum(memoryview(data[:512]))) in seen
+    for other in damaged:
+        assert checksum(memoryview(other)) not in seen
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -309,8 +333,8 @@ def test_without_copies_in_the_kernel_bytes_go_through_a_buffer(
     monkeypatch.setattr(os, "copy_file_range", refuse)
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (999,)), "w": ("U8", (2, 3))}))
-    with written(path, {"w": padded((2, 3), (4, 4))}) as (layout, source, target), open_file(target, FILE) as output:
-        assert list(compare_data(layout, source, output, silent)) == []
+    with written(path, {"w": padded((2, 3), (4, 4))}) as (transfer, source, target), open_file(target, FILE) as output:
+        assert list(compare_data(transfer, source, output, silent)) == []
 
 
 def test_copies_that_end_early_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,8 +345,11 @@ def test_copies_that_end_early_are_taken_up_again(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: write(fd, view[:3], offset))
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (99,)), "w": ("U8", (20, 3))}))
-    with written(path, {"w": padded((20, 3), (32, 4))}) as (layout, source, target), open_file(target, FILE) as output:
-        assert list(compare_data(layout, source, output, silent)) == []
+    with (
+        written(path, {"w": padded((20, 3), (32, 4))}) as (transfer, source, target),
+        open_file(target, FILE) as output,
+    ):
+        assert list(compare_data(transfer, source, output, silent)) == []
 
 
 @pytest.mark.parametrize("depth", ["none", "padded", "full"])
@@ -343,9 +370,9 @@ def test_holes_stay_holes(tmp_path: Path, depth: VerifyDepth) -> None:
         file.write(b"data in the middle of w")
     plan = {"w": padded(shape, (3008, 2**12)), "s": padded((3000, 1), (3008, 1), 1)}
     sums = Sums(depth, hashed=depth == "full")
-    with written(path, plan, sums) as (layout, source, target), open_file(target, FILE) as output:
-        assert list(read_back(layout, output, sums, silent)) == []
-        assert list(compare_data(layout, source, output, silent)) == []
+    with written(path, plan, sums) as (transfer, source, target), open_file(target, FILE) as output:
+        assert list(read_back(transfer, output, target_prefix(transfer, source), sums, silent)) == []
+        assert list(compare_data(transfer, source, output, silent)) == []
     assert target.stat().st_blocks * 512 < 3 << 20
 
 
@@ -354,23 +381,23 @@ def test_a_source_that_ends_early_is_no_hole(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"x")
     os.truncate(tmp_path / "x", 1 << 20)
     with open_file(tmp_path / "x", "x") as opened:
-        assert not opened.is_hole(0, 1 << 20)
-        assert opened.is_hole(1 << 16, 1 << 19)
-        assert not opened.is_hole(1 << 16, 1 << 20)
+        assert list(opened.data_ranges(0, 1 << 20)) == [(0, 4096)]
+        assert list(opened.data_ranges(1 << 16, 1 << 19)) == []
+        assert list(opened.data_ranges(1 << 16, 1 << 20)) == [(1 << 16, 1 << 20)]
 
 
 def test_a_source_that_shrinks_is_an_error(tmp_path: Path) -> None:
     """A copy that ends early for good names the file."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (999,)), "w": ("U8", (2, 3))}))
-    layout = lay_out(path, {"w": padded((2, 3), (4, 4))})
+    transfer = lay_out(path, {"w": padded((2, 3), (4, 4))})
     os.truncate(path, 500)
     with (
         open_file(path, FILE) as source,
         create_file(tmp_path / "out", FILE) as output,
         pytest.raises(CheckpointError, match=f"{FILE}: ends early"),
     ):
-        write_shard(layout, source, output, Sums("none"), silent)
+        write_shard(transfer, source, output, Sums("none"), silent)
 
 
 def test_a_full_disk_is_an_output_error() -> None:

@@ -1,7 +1,6 @@
 """A checkpoint folder as one frozen object: shard headers, index, configs and the files beside them."""
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from fp8pad.checkpoint.folder import (
     read_text,
     read_text_and_identity,
 )
-from fp8pad.checkpoint.headers import parse_header, read_prefix
+from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header, read_prefix
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError, HeaderError, RecordError
 from fp8pad.reading import Reader
 from fp8pad.record import CONFIG_FILE, METADATA_KEY, QUANT_METHOD, RECORD_FILE, CheckpointRecord, Json, parse_record
@@ -26,14 +25,6 @@ from fp8pad.tensors import ShardHeader
 OPTIONAL_CONFIG_FILES = ("hf_quant_config.json",)
 SINGLE_SHARD = "model.safetensors"
 MISTRAL_CONFIG_FILE = "params.json"  # the config of the weights in consolidated*.safetensors
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """`model.safetensors.index.json` as it lies on disk, and its map from tensors to shards."""
-
-    text: str
-    weight_map: Mapping[str, str]
 
 
 class Remote(Protocol):
@@ -60,18 +51,17 @@ class Remote(Protocol):
 class Checkpoint:
     """A checkpoint folder; file names are relative to `root`.
 
-    `prefixes` are the first bytes of each shard, up to its data. `configs` holds config.json, and hf_quant_config.json
-    where there is one; `config_text` is config.json as it lies on disk. `other_files` are copied along unchanged,
-    `excluded` are not. `identities` are those of every file at the moment when it was read. A checkpoint on the hub has
-    its id as `name`, and data of a file only inside of `with fetched(file)`.
+    `configs` holds config.json, and hf_quant_config.json where there is one; `config_text` is config.json as it lies on
+    disk, and `index_text` the index, where there is one. `other_files` are copied along unchanged, `excluded` are not.
+    `identities` are those of every file at the moment when it was read. A checkpoint on the hub has its id as `name`,
+    and data of a file only inside of `with fetched(file)`.
     """
 
     root: Path
     shards: tuple[ShardHeader, ...]
-    prefixes: Mapping[str, bytes]
-    index: Index | None
     configs: Mapping[str, Json]
     config_text: str
+    index_text: str | None
     other_files: tuple[str, ...]
     excluded: tuple[str, ...]
     identities: Mapping[str, FileIdentity]
@@ -110,7 +100,12 @@ class Checkpoint:
     @property
     def texts(self) -> dict[str, str]:
         """The index, where there is one, and config.json, as they lie on disk."""
-        return ({INDEX_FILE: self.index.text} if self.index else {}) | {CONFIG_FILE: self.config_text}
+        return ({} if self.index_text is None else {INDEX_FILE: self.index_text}) | {CONFIG_FILE: self.config_text}
+
+    def header_text(self, file: str) -> bytes:
+        """Read the header of a shard as it lies on disk; `CheckpointError` if the shard was changed meanwhile."""
+        with open_file(self.root / file, file, self.identities[file]) as shard:
+            return read_prefix(shard, self.identities[file].size)[LENGTH_BYTES:]
 
 
 def read_unconverted(model_dir: Path, follow_links: bool = False) -> Checkpoint:
@@ -134,19 +129,18 @@ def read_checkpoint(root: Path, follow_links: bool = False) -> Checkpoint:
     config_text = reader.text(CONFIG_FILE)
     configs = {CONFIG_FILE: parse_object(CONFIG_FILE, config_text)}
     configs |= {file: parse_object(file, reader.text(file)) for file in OPTIONAL_CONFIG_FILES if (root / file).exists()}
-    index = _read_index(reader)
-    shards = tuple(reader.header(file) for file in shard_files(root, index))
-    _check_tensors(shards, index)
-    own_files = (CONFIG_FILE, *([INDEX_FILE] if index else []), *(shard.file for shard in shards))
+    index_text, weight_map = _read_index(reader)
+    shards = tuple(reader.header(file) for file in shard_files(root, weight_map))
+    _check_tensors(shards, weight_map)
+    own_files = (CONFIG_FILE, *([INDEX_FILE] if weight_map else []), *(shard.file for shard in shards))
     listing = list_folder(root, frozenset(own_files), follow_links)
     copies = _other_copies(reader, listing.other_files, shards)
     return Checkpoint(
         root=root,
         shards=shards,
-        prefixes={shard.file: reader.prefixes[shard.file] for shard in shards},
-        index=index,
         configs=configs,
         config_text=config_text,
+        index_text=index_text,
         other_files=tuple(file for file in listing.other_files if file not in copies),
         excluded=tuple(sorted((*listing.excluded, *copies))),
         identities={
@@ -157,11 +151,10 @@ def read_checkpoint(root: Path, follow_links: bool = False) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class _FolderReader:
-    """Reads files of the folder `root`, and remembers the identity of each, and the first bytes of each shard."""
+    """Reads files of the folder `root`, and remembers the identity of each."""
 
     root: Path
     identities: dict[str, FileIdentity] = field(default_factory=dict)
-    prefixes: dict[str, bytes] = field(default_factory=dict)
 
     def text(self, file: str) -> str:
         text, self.identities[file] = read_text_and_identity(self.root, file)
@@ -170,8 +163,7 @@ class _FolderReader:
     def header(self, file: str) -> ShardHeader:
         with open_file(self.root / file, file) as shard:
             self.identities[file] = shard.identity
-            self.prefixes[file] = read_prefix(shard, shard.identity.size)
-        return parse_header(self.prefixes[file], self.identities[file].size, file)
+            return parse_header(read_prefix(shard, shard.identity.size), shard.identity.size, file)
 
 
 def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:
@@ -222,10 +214,11 @@ def check_unchanged(source: Checkpoint) -> None:
         check_identity(file, before, found)
 
 
-def _read_index(reader: _FolderReader) -> Index | None:
+def _read_index(reader: _FolderReader) -> tuple[str | None, Mapping[str, str]]:
+    """Return the index, where there is one, as text and as a map from tensors to shards."""
     path = reader.root / INDEX_FILE
     if not path.exists() and not path.is_symlink():
-        return None
+        return None, {}
     text = reader.text(INDEX_FILE)
     weight_map = parse_object(INDEX_FILE, text).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -233,8 +226,7 @@ def _read_index(reader: _FolderReader) -> Index | None:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _is_plain_name(file):
             raise CheckpointError(f"{INDEX_FILE}: {name}: expected the name of a file in the folder, got {file!r}")
-    # A large checkpoint has a hundred thousand names: they are kept once, here and in the headers.
-    return Index(text, {sys.intern(name): sys.intern(file) for name, file in weight_map.items()})
+    return text, weight_map
 
 
 def _check_format(root: Path) -> None:
@@ -250,13 +242,13 @@ def _check_format(root: Path) -> None:
         )
 
 
-def shard_files(root: Path, index: Index | None) -> list[str]:
+def shard_files(root: Path, weight_map: Mapping[str, str]) -> list[str]:
     """Return the names of the shards, sorted: those of the index, else model.safetensors, else all there are.
 
     Raises `CheckpointError` if there is none.
     """
-    if index:
-        return sorted(set(index.weight_map.values()))
+    if weight_map:
+        return sorted(set(weight_map.values()))
     names = sorted(path.name for path in root.iterdir() if path.suffix == SHARD_SUFFIX)
     if SINGLE_SHARD in names:
         return [SINGLE_SHARD]
@@ -281,21 +273,21 @@ def _check_series(names: list[str]) -> None:
                 )
 
 
-def _check_tensors(shards: tuple[ShardHeader, ...], index: Index | None) -> None:
+def _check_tensors(shards: tuple[ShardHeader, ...], weight_map: Mapping[str, str]) -> None:
     shard_of: dict[str, str] = {}
     for shard in shards:
         for tensor in shard.tensors:
             if tensor.name in shard_of:
                 raise CheckpointError(f"{tensor.name}: lies in {shard_of[tensor.name]} and in {shard.file}")
             shard_of[tensor.name] = shard.file
-    if index is None:
+    if not weight_map:
         return
-    for name, file in index.weight_map.items():
+    for name, file in weight_map.items():
         if shard_of.get(name) != file:
             found = f"it lies in {shard_of[name]}" if name in shard_of else "it is not there"
             raise CheckpointError(f"{INDEX_FILE}: {name}: expected in {file}, but {found}")
     for name, file in shard_of.items():
-        if name not in index.weight_map:
+        if name not in weight_map:
             raise CheckpointError(f"{INDEX_FILE}: {name}: lies in {file}, but weight_map does not name it")
 
 

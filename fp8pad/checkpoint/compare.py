@@ -1,6 +1,5 @@
 """Comparing files with what they should be, streaming, down to the element that differs."""
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -10,10 +9,8 @@ from reprlib import repr as shown
 import numpy as np
 
 from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, OpenFile, open_file
-from fp8pad.checkpoint.grid import copy_chunks
-from fp8pad.checkpoint.headers import parse_header, read_prefix
 from fp8pad.checkpoint.json_text import first_difference
-from fp8pad.checkpoint.layout import ShardLayout, Step
+from fp8pad.checkpoint.layout import ShardLayout, Step, Transfer
 from fp8pad.checkpoint.transfer import Buffers, Bytes, Sums, passed
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
@@ -36,29 +33,29 @@ class Mismatch:
 def compare_shard(
     layout: ShardLayout, source_root: Path, target_root: Path, advance: Advance, sums: Sums | None = None
 ) -> list[Mismatch]:
-    """Compare every byte of a shard with what its source gives, its header first; at most `MAX_MISMATCHES`."""
+    """Compare every byte of a shard's data with what its source gives; at most `MAX_MISMATCHES`.
+
+    The headers of both files, which were read before, have to be those of the layout.
+    """
     file = layout.file
     with open_file(source_root / file, file) as source, open_file(target_root / file, file) as target:
-        mismatches = compare_header(layout.target, layout.prefix, target) or compare_data(
-            layout, source, target, advance, sums
-        )
-        return list(islice(mismatches, MAX_MISMATCHES))
+        return list(islice(compare_data(layout.transfer(), source, target, advance, sums), MAX_MISMATCHES))
 
 
 def check_padding(layout: ShardLayout, target_root: Path, advance: Advance) -> list[Mismatch]:
-    """Check what padding added to a shard, without its source, its header first; at most `MAX_MISMATCHES`.
+    """Check what padding added to a shard, without its source; at most `MAX_MISMATCHES`.
 
     `advance` is told the bytes of the padded tensors.
     """
+    if layout.is_untouched:
+        return []
     with open_file(target_root / layout.file, layout.file) as target:
-        mismatches = compare_header(layout.target, layout.prefix, target) or chain.from_iterable(
-            _wrong_padding(layout, step, target, advance) for step in layout.steps() if step.grid
-        )
-        return list(islice(mismatches, MAX_MISMATCHES))
+        wrong = (_wrong_padding(layout, step, target, advance) for step in layout.transfer().steps if step.grid)
+        return list(islice(chain.from_iterable(wrong), MAX_MISMATCHES))
 
 
 def compare_data(
-    layout: ShardLayout, source: OpenFile, target: OpenFile, advance: Advance, sums: Sums | None = None
+    transfer: Transfer, source: OpenFile, target: OpenFile, advance: Advance, sums: Sums | None = None
 ) -> Iterator[Mismatch]:
     """Compare every byte of a shard's data with what its source gives; the first mismatch of each tensor is yielded.
 
@@ -66,37 +63,18 @@ def compare_data(
     nothing differs, `sums` are those of the whole shard afterwards.
     """
     sums = sums or Sums("none")
-    sums.add(None, source.read(0, layout.source.data_start), layout.prefix)
+    sums.begin(transfer, source, target.read(0, transfer.target_start))
     expected_buffers, found_buffers = Buffers(), Buffers()
-    for step in layout.steps():
+    for step in transfer.steps:
         done = 0
         for chunk in step.chunks(BUFFER_BYTES):
             expected = np.frombuffer(passed(step, chunk, source, sums, expected_buffers), np.uint8)
             found = np.frombuffer(found_buffers.read(target, chunk.target, chunk.target_bytes), np.uint8)
             done += chunk.target_bytes
             if (first := _first_difference(expected, found)) is not None:
-                yield _differing(layout, step, chunk.target + first, expected[first], found[first])
+                yield _differing(transfer.layout, step, chunk.target + first, expected[first], found[first])
                 break
         advance(done)
-
-
-def read_back(layout: ShardLayout, target: OpenFile, sums: Sums, advance: Advance) -> Iterator[Mismatch]:
-    """Compare a shard that was written with what is known of the bytes that passed: its header, and tensors in `sums`.
-
-    The source is not read again. `advance` is told the bytes of the target that were read.
-    """
-    header = compare_header(layout.target, layout.prefix, target)
-    yield from header
-    buffers = Buffers()
-    for step in layout.steps() if not header else ():
-        if step.tensor.name not in sums.crcs:
-            continue
-        crc = 0
-        for chunk in copy_chunks(step.target, step.target, step.tensor.num_bytes, BUFFER_BYTES):
-            crc = zlib.crc32(buffers.read(target, chunk.target, chunk.target_bytes), crc)
-            advance(chunk.target_bytes)
-        if crc != sums.crcs[step.tensor.name]:
-            yield Mismatch(layout.file, step.tensor.name, "the bytes that were written", "others, read back")
 
 
 def compare_texts(file: str, expected: str, found: str) -> Iterator[Mismatch]:
@@ -118,19 +96,6 @@ def compare_files(file: str, expected: Path, found: Path) -> Iterator[Mismatch]:
             if (first := _first_difference(one, other)) is not None:
                 yield Mismatch(file, f"byte {offset + first}", f"0x{one[first]:02x}", f"0x{other[first]:02x}")
                 return
-
-
-def compare_header(expected: ShardHeader, prefix: bytes, found: OpenFile) -> list[Mismatch]:
-    """Re-read the header of an open file; `prefix` is what is expected before its data.
-
-    Raises `HeaderError` if it cannot be parsed, `CheckpointError` if it cannot be read.
-    """
-    file_bytes = found.identity.size
-    found_prefix = read_prefix(found, file_bytes)
-    mismatches = list(header_differences(expected, parse_header(found_prefix, file_bytes, expected.file)))
-    if not mismatches and prefix != found_prefix:
-        mismatches.append(Mismatch(expected.file, "header", "the same bytes", "another spelling of the same header"))
-    return mismatches
 
 
 def header_differences(expected: ShardHeader, found: ShardHeader) -> Iterator[Mismatch]:

@@ -77,12 +77,21 @@ class OpenFile:
             done += count
         return buffer
 
-    def is_hole(self, offset: int, num_bytes: int) -> bool:
-        """Return whether nothing is stored of these bytes, which read as zeros."""
-        try:
-            return os.lseek(self.descriptor, offset, os.SEEK_DATA) >= offset + num_bytes
-        except OSError as error:  # no data from there on: a hole up to the file's end, or no support
-            return error.errno == errno.ENXIO and self.identity.size >= offset + num_bytes
+    def data_ranges(self, offset: int, num_bytes: int) -> Iterator[tuple[int, int]]:
+        """Yield where data is stored of these bytes, and how much: between are holes, which read as zeros.
+
+        All of them are data where the file ends before them, so that who reads them notices.
+        """
+        end = offset + num_bytes
+        while offset < end:
+            try:
+                begin = min(os.lseek(self.descriptor, offset, os.SEEK_DATA), end)
+                stop = min(os.lseek(self.descriptor, begin, os.SEEK_HOLE), end) if begin < end else end
+            except OSError as error:  # no data from there on: a hole up to the file's end, or no support
+                begin, stop = end if error.errno == errno.ENXIO and self.identity.size >= end else offset, end
+            if begin < stop:
+                yield begin, stop - begin
+            offset = stop
 
     def resize(self, num_bytes: int) -> None:
         """Give the file its final size, so that what is not written is a hole; `OutputError` if that fails."""

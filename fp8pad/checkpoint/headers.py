@@ -26,14 +26,9 @@ def read_header(path: Path, file: str) -> ShardHeader:
 
     Raises `CheckpointError` if it cannot be read and `HeaderError` if its header is not what the format asks for.
     """
-    return parse_header(*read_header_bytes(path, file), file)
-
-
-def read_header_bytes(path: Path, file: str) -> tuple[bytes, int]:
-    """Return the first bytes of a safetensors file, up to where its data begins, and the file's size in bytes."""
     with open_file(path, file) as shard:
         file_bytes = shard.identity.size
-        return read_prefix(shard, file_bytes), file_bytes
+        return parse_header(read_prefix(shard, file_bytes), file_bytes, file)
 
 
 def read_prefix(shard: OpenFile, file_bytes: int) -> bytes:
@@ -58,7 +53,8 @@ def parse_header(prefix: bytes, file_bytes: int, file: str) -> ShardHeader:
     """
     document = _parse_json(prefix[LENGTH_BYTES:], file)
     metadata = _metadata(document.pop(METADATA, None), file)
-    tensors = tuple(_tensor(name, entry, file) for name, entry in document.items())
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # few, for many tensors
+    tensors = tuple(_tensor(name, entry, file, shapes) for name, entry in document.items())
     _check_dense(tensors, file_bytes - len(prefix), file)
     return ShardHeader(file, file_bytes, len(prefix), tensors, metadata)
 
@@ -73,7 +69,11 @@ def header_bytes(tensors: Iterable[TensorHeader], metadata: Mapping[str, str] | 
             "data_offsets": (tensor.begin, tensor.end),
         }
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    return framed(text + b" " * (-len(text) % 8))
+
+
+def framed(text: bytes) -> bytes:
+    """Put the length of a header before it."""
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
@@ -116,7 +116,7 @@ def _metadata(entry: object, file: str) -> dict[str, str] | None:
     return entry
 
 
-def _tensor(name: str, entry: object, file: str) -> TensorHeader:
+def _tensor(name: str, entry: object, file: str, shapes: dict[tuple[int, ...], tuple[int, ...]]) -> TensorHeader:
     where = f"{file}: {name}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise HeaderError(f"{where}: expected dtype, shape and data_offsets, got {shown(entry)}")
@@ -127,8 +127,9 @@ def _tensor(name: str, entry: object, file: str) -> TensorHeader:
         raise HeaderError(f"{where}: shape: expected a list of sizes, got {shown(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError(f"{where}: data_offsets: expected [begin, end], got {shown(offsets)}")
-    _check_size(where, dtype, tuple(shape), offsets[1] - offsets[0])
-    return TensorHeader(sys.intern(name), sys.intern(dtype), tuple(shape), *offsets)
+    shape = shapes.setdefault(tuple(shape), tuple(shape))
+    _check_size(where, dtype, shape, offsets[1] - offsets[0])
+    return TensorHeader(name, sys.intern(dtype), shape, *offsets)
 
 
 def _check_size(where: str, dtype: str, shape: tuple[int, ...], num_bytes: int) -> None:

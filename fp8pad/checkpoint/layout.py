@@ -1,13 +1,15 @@
 """Where every byte of a shard lies in its source and in its target; the writer and the comparison walk it.
 
-A layout has a direction: padding leads from the logical shard to the padded one, and its inverse back again.
+Of a shard that is padded or cut, one header is read and the other is worked out of it: when it is needed and no longer,
+since a large checkpoint has a hundred thousand tensors.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fp8pad.checkpoint.grid import Chunk, Grid, copy_chunks, tensor_grid
-from fp8pad.checkpoint.headers import header_bytes, in_data_order
+from fp8pad.checkpoint.headers import framed, header_bytes, in_data_order, parse_header
 from fp8pad.errors import PlanError
 from fp8pad.record import METADATA_KEY, PaddedTensor, shard_metadata
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
@@ -35,22 +37,41 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardLayout:
-    """How the shard `target` is made from `source`; `prefix` is what lies before the target's data.
+class Transfer:
+    """A layout, worked out: where the data of both files begins, and a step for each tensor, in the order of data.
 
-    `tensors` are those of its tensors that are padded, or cut where it `unpads`, by name.
+    Together the steps are all of the target's data. `other_prefix` is what lies before the data of the file whose
+    header was not read.
     """
 
-    source: ShardHeader
-    target: ShardHeader
-    prefix: bytes
+    layout: "ShardLayout"
+    source_start: int
+    target_start: int
+    other_prefix: bytes
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLayout:
+    """How a shard is padded, or cut where it `unpads`: `tensors` are those of its tensors that are, by name.
+
+    `header` was read from the padded shard if it `is_padded`, else from the logical one; `other_bytes` is the size of
+    the other. `original` is the header of the logical one as text, if the safetensors library would spell it otherwise.
+    `digest` tells apart what is made of the same bytes.
+    """
+
+    header: ShardHeader
     tensors: Mapping[str, PaddedTensor]
+    is_padded: bool = False
     unpads: bool = False
+    original: str | None = None
+    other_bytes: int = 0
+    digest: str = ""
 
     @property
     def file(self) -> str:
         """The name of the shard, which is the same in both folders."""
-        return self.source.file
+        return self.header.file
 
     @property
     def is_untouched(self) -> bool:
@@ -58,20 +79,44 @@ class ShardLayout:
         return not self.tensors
 
     @property
-    def resized_bytes(self) -> int:
-        """Bytes of the tensors that are padded or cut, in the target."""
-        return sum(tensor.num_bytes for tensor in self.target.tensors if tensor.name in self.tensors)
+    def target_bytes(self) -> int:
+        """The size of the file that is made."""
+        return self.header.file_bytes if self.unpads != self.is_padded else self.other_bytes
 
-    def steps(self) -> Iterator[Step]:
-        """Yield a step for each tensor, in the order of their data: together they are all of the target's data."""
-        pairs = zip(in_data_order(self.source.tensors), in_data_order(self.target.tensors), strict=True)
-        for before, after in pairs:
-            begin = self.source.data_start + before.begin, self.target.data_start + after.begin
-            yield Step(after, *begin, self._grid(before))
+    def data_bytes(self, only_resized: bool = False) -> int:
+        """Return the bytes of the target's tensors, or of those that are padded or cut."""
+        tensors = (t for t in self.header.tensors if not only_resized or t.name in self.tensors)
+        return sum(tensor_bytes(tensor.dtype, self._target_shape(tensor)) for tensor in tensors)
 
-    def inverse(self, prefix: bytes) -> "ShardLayout":
-        """Return the way back, to a shard that begins with `prefix`."""
-        return ShardLayout(self.target, self.source, prefix, self.tensors, not self.unpads)
+    def other(self) -> tuple[ShardHeader, bytes]:
+        """Work out the header that was not read, and what lies before its data; nothing of an untouched shard."""
+        if self.is_untouched:
+            return self.header, b""
+        if not self.is_padded:
+            return _padded_shard(self.header, self.tensors)
+        header, prefix = logical_shard(self.header, {name: t.logical_shape for name, t in self.tensors.items()})
+        if self.original is None:
+            return header, prefix
+        data_bytes, prefix = header.file_bytes - header.data_start, framed(self.original.encode())
+        return parse_header(prefix, len(prefix) + data_bytes, self.file), prefix
+
+    def transfer(self) -> "Transfer":
+        """Work out what there is to do."""
+        other, prefix = self.other()
+        source, target = (other, self.header) if self.unpads != self.is_padded else (self.header, other)
+        pairs = zip(in_data_order(source.tensors), in_data_order(target.tensors), strict=True)
+        starts = source.data_start, target.data_start
+        steps = (Step(t, starts[0] + s.begin, starts[1] + t.begin, self._grid(s)) for s, t in pairs)
+        return Transfer(self, *starts, prefix, tuple(steps))
+
+    def inverse(self) -> "ShardLayout":
+        """Return the way back."""
+        return replace(self, unpads=not self.unpads)
+
+    def _target_shape(self, tensor: TensorHeader) -> tuple[int, ...]:
+        if (resized := self.tensors.get(tensor.name)) is None:
+            return tensor.shape
+        return resized.logical_shape if self.unpads else resized.padded_shape
 
     def _grid(self, tensor: TensorHeader) -> Grid | None:
         if tensor.name not in self.tensors:
@@ -80,21 +125,33 @@ class ShardLayout:
         return grid.inverse() if self.unpads else grid
 
 
-def shard_layout(logical: ShardHeader, prefix: bytes, tensors: Mapping[str, PaddedTensor]) -> ShardLayout:
-    """Lay out the padded shard of a `logical` one whose first bytes are `prefix`.
+def shard_layout(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> ShardLayout:
+    """Lay out how a `logical` shard is padded; `tensors` are the padded tensors of the checkpoint, by name.
 
-    `tensors` are the padded tensors of the checkpoint, by name. Raises `PlanError` for one that does not fit.
+    Raises `PlanError` for one that does not fit.
     """
     own = {tensor.name: tensors[tensor.name] for tensor in logical.tensors if tensor.name in tensors}
-    if not own:
-        return ShardLayout(logical, logical, prefix, own)
     for tensor in logical.tensors:
         if tensor.name in own:
             _check_fits(logical.file, tensor, own[tensor.name])
-    metadata = dict(logical.metadata or {})
-    metadata[METADATA_KEY] = shard_metadata({name: tensor.logical_shape for name, tensor in own.items()})
-    padded, padded_prefix = _resized(logical, {name: tensor.padded_shape for name, tensor in own.items()}, metadata)
-    return ShardLayout(logical, padded, padded_prefix, own)
+    return _with_digest(ShardLayout(logical, own))
+
+
+def original_layout(padded: ShardHeader, tensors: Mapping[str, PaddedTensor], original: str | None) -> ShardLayout:
+    """Lay out how a `padded` shard is cut; `original` is the header of the logical one, if it is spelled unusually.
+
+    `tensors` are the padded tensors of the checkpoint, whose shapes must be those of the shard. Raises `HeaderError` if
+    `original` is no header of such a shard.
+    """
+    own = {tensor.name: tensors[tensor.name] for tensor in padded.tensors if tensor.name in tensors}
+    return _with_digest(ShardLayout(padded, own, is_padded=True, unpads=True, original=original))
+
+
+def _with_digest(layout: ShardLayout) -> ShardLayout:
+    header, prefix = layout.other()
+    filled = [(tensor.fill, tensor.segments) for tensor in layout.tensors.values()]
+    digest = hashlib.sha256(prefix + repr((layout.unpads, filled)).encode()).hexdigest()
+    return replace(layout, other_bytes=header.file_bytes, digest=digest)
 
 
 def logical_shard(padded: ShardHeader, shapes: Mapping[str, tuple[int, ...]]) -> tuple[ShardHeader, bytes]:
@@ -104,6 +161,12 @@ def logical_shard(padded: ShardHeader, shapes: Mapping[str, tuple[int, ...]]) ->
     """
     metadata = {key: value for key, value in (padded.metadata or {}).items() if key != METADATA_KEY}
     return _resized(padded, shapes, metadata or None)
+
+
+def _padded_shard(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> tuple[ShardHeader, bytes]:
+    metadata = dict(logical.metadata or {})
+    metadata[METADATA_KEY] = shard_metadata({name: tensor.logical_shape for name, tensor in tensors.items()})
+    return _resized(logical, {name: tensor.padded_shape for name, tensor in tensors.items()}, metadata)
 
 
 def _resized(

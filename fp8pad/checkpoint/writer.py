@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.compare import Mismatch, compare_data, read_back
+from fp8pad.checkpoint.compare import Mismatch, compare_data
 from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Link, VerifyDepth
 from fp8pad.checkpoint.staging import Staging
-from fp8pad.checkpoint.transfer import Hashes, Sums, write_shard
+from fp8pad.checkpoint.transfer import Hashes, Sums, read_back, target_prefix, write_shard
 from fp8pad.errors import OutputError, VerifyError
 
 
@@ -39,13 +39,12 @@ class Writer:
 
     def work_bytes(self, layout: ShardLayout) -> int:
         """Return of how many bytes `write_shard` tells `advance`: those to fetch, to write and to read back."""
-        data_bytes = layout.target.file_bytes - layout.target.data_start
-        num_bytes = self.source.fetched_bytes(layout.file) + layout.target.file_bytes
-        return num_bytes + {"none": 0, "padded": layout.resized_bytes, "full": data_bytes}[self.verify]
+        num_bytes = self.source.fetched_bytes(layout.file) + layout.target_bytes
+        return num_bytes if self.verify == "none" else num_bytes + layout.data_bytes(self.verify == "padded")
 
     def key(self, layout: ShardLayout) -> str:
         """Return the key of a shard in the staging folder, which tells what it is made from."""
-        return _key(layout.file, self.source.identities[layout.file], layout.prefix, layout.tensors, layout.unpads)
+        return _key(layout.file, self.source.identities[layout.file], layout.digest)
 
     def file_key(self, file: str) -> str:
         """Return the key of another file in the staging folder."""
@@ -63,7 +62,7 @@ class Writer:
         is_link = status.st_nlink > 1
         if is_link and layout.is_untouched and self.link == "hardlink":
             is_link = not os.path.samestat(status, (self.source.root / layout.file).stat())
-        return status.st_size == layout.target.file_bytes and not is_link
+        return status.st_size == layout.target_bytes and not is_link
 
     def write_shard(self, layout: ShardLayout, advance: Advance) -> Written:
         """Write a shard and read it back; one that an earlier run finished is compared with its source instead.
@@ -82,7 +81,7 @@ class Writer:
             if self.is_finished(layout):
                 sums = self._sums()
                 if not self._mismatches(layout, self.staging.finished_path(key), sums, advance):
-                    told = self.source.fetched_bytes(layout.file) + layout.target.file_bytes - layout.target.data_start
+                    told = self.source.fetched_bytes(layout.file) + layout.data_bytes()
                     advance(self.work_bytes(layout) - told)
                     return Written(sums.hashes, resumed=True)
             hashes = self._write(layout, key, advance, "hardlink" if is_ours else self.link)
@@ -158,26 +157,31 @@ class Writer:
         """Write a shard and read it back."""
         sums, origin, path = self._sums(), self.source.root / layout.file, self.staging.unfinished_path(key)
         if layout.is_untouched and self._share(layout, origin, key, link):
-            advance(layout.target.file_bytes)
+            advance(layout.target_bytes)
             mismatches = self._mismatches(layout, path, sums, advance) if self.is_hashed else []
-        else:
-            expected = self.source.identities[layout.file]
-            with open_file(origin, layout.file, expected) as source, self.staging.create(key, layout.file) as target:
-                write_shard(layout, source, target, sums, advance)
+            if mismatches:
+                raise VerifyError(str(mismatches[0]))
+            return sums.hashes
+        transfer, expected = layout.transfer(), self.source.identities[layout.file]
+        with open_file(origin, layout.file, expected) as source:
+            prefix = target_prefix(transfer, source)
+            with self.staging.create(key, layout.file) as target:
+                write_shard(transfer, source, target, sums, advance)
+        if self.verify != "none":
             with open_file(path, layout.file) as target:
-                mismatches = list(islice(read_back(layout, target, sums, advance), 1)) if self.verify != "none" else []
-        if mismatches:
-            raise VerifyError(str(mismatches[0]))
+                for place in read_back(transfer, target, prefix, sums, advance):
+                    raise VerifyError(f"{layout.file}: {place}: what was read back is not what was written")
         return sums.hashes
 
     def _mismatches(self, layout: ShardLayout, path: Path, sums: Sums, advance: Advance) -> list[Mismatch]:
         """Compare every byte of a shard at `path` with what its source gives, up to the first difference."""
-        expected = self.source.identities[layout.file]
+        transfer, expected = layout.transfer(), self.source.identities[layout.file]
         origin = self.source.root / layout.file
         with open_file(origin, layout.file, expected) as source, open_file(path, layout.file) as target:
-            if target.read(0, len(layout.prefix)) != layout.prefix:
+            prefix = target_prefix(transfer, source)
+            if target.read(0, len(prefix)) != prefix:
                 return [Mismatch(layout.file, "header", "what was planned", "another")]
-            return list(islice(compare_data(layout, source, target, advance, sums), 1))
+            return list(islice(compare_data(transfer, source, target, advance, sums), 1))
 
     def _share(self, layout: ShardLayout, origin: Path, key: str, link: Link) -> bool:
         """Let an untouched shard share the source's data, by a hard link or a clone; False if it is to be copied."""

@@ -83,7 +83,7 @@ class SentCheckpoint:
     @contextmanager
     def opened(self) -> Iterator[Checkpoint]:
         """Yield the checkpoint, of which files can be read, and nothing else is known."""
-        nothing = Checkpoint(Path(self.root), (), {}, None, {}, "", (), (), self.identities, self.name)
+        nothing = Checkpoint(Path(self.root), (), {}, "", None, (), (), self.identities, self.name)
         if self.hub is None:
             yield nothing
             return

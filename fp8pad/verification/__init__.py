@@ -13,6 +13,7 @@ from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint, read_record
 from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch, compare_texts, header_differences
+from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
@@ -154,11 +155,11 @@ def _byte_differences(
     except CheckpointError:  # is among the disagreements already
         notes.append("no bytes were compared, since the records do not say how")
         return
-    layouts = {layout.file: layout.inverse(converted.prefixes[layout.file]) for layout in original.layouts}
+    layouts = {layout.file: layout.inverse() for layout in original.layouts}
     if source:
         yield from _text_differences(original, source)
         for layout in original.layouts:
-            if found := _header_differences(layout, source):
+            if found := _header_differences(layout, converted, source):
                 yield from found
                 del layouts[layout.file]
     if record and not any(entry.sha256 for entry in record.files.values()):
@@ -184,7 +185,7 @@ def _checks(
         layout, size = layouts.get(file), converted.identities[file].size
         entry = record.files.get(file) if record else None
         hashes = entry if entry and entry.sha256 and entry.size == size else FileRecord(size, size)
-        num_bytes = layout.resized_bytes if layout and not source and not hashes.sha256 else size
+        num_bytes = layout.data_bytes(only_resized=True) if layout and not source and not hashes.sha256 else size
         num_bytes += source.fetched_bytes(file) if source else 0
         has_source = source is None or file in source.identities  # a model card may have been made
         source_sha256 = hashes.source_sha256 if has_source else None
@@ -202,13 +203,15 @@ def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismat
             yield from compare_texts(file, source.texts[file], original.texts[file])
 
 
-def _header_differences(layout: ShardLayout, source: Checkpoint) -> list[Mismatch]:
+def _header_differences(layout: ShardLayout, converted: Checkpoint, source: Checkpoint) -> list[Mismatch]:
     """Compare a shard of the source with what unpadding would give, by its header."""
     shard = next((shard for shard in source.shards if shard.file == layout.file), None)
     if shard is None:
         return [Mismatch(layout.file, "file", f"no such file, as in {source}", "a shard")]
-    found = list(header_differences(shard, layout.target))
-    if not found and layout.prefix != source.prefixes[layout.file]:
+    logical, prefix = layout.other()
+    found = list(header_differences(shard, logical))
+    text = converted.header_text(layout.file) if layout.is_untouched else prefix[LENGTH_BYTES:]
+    if not found and text != source.header_text(layout.file):
         return [Mismatch(layout.file, "header", f"the bytes of {source}", "another spelling of the same header")]
     return found
 

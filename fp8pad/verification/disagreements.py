@@ -160,10 +160,10 @@ def _original_base(converted: Checkpoint, record: CheckpointRecord, original: Js
 
 
 def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
-    if converted.index and record.tensors:
+    if converted.index_text is not None and record.tensors:
         total_bytes = sum(tensor.num_bytes for shard in converted.shards for tensor in shard.tensors)
-        expected = index_text(record.originals.get(INDEX_FILE, converted.index.text), total_bytes)
-        yield from compare_texts(INDEX_FILE, expected, converted.index.text)
+        expected = index_text(record.originals.get(INDEX_FILE, converted.index_text), total_bytes)
+        yield from compare_texts(INDEX_FILE, expected, converted.index_text)
 
 
 def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:
