@@ -64,15 +64,15 @@ class PaddedQuantization:
         self, x: torch.Tensor, scale: torch.Tensor | None = None, scale_ub: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `x` `[M, K]` or `[M, padded_k]` as FP8 `[M, padded_k]`, and its scale."""
-        k = x.shape[1]
+        k = x.size(1)
         is_compiling = torch.compiler.is_compiling()
         if k == self.padded_k:
             if is_compiling or not self.calls_operator or not _waits_for_device(x):
                 return self.quantize(x, scale, scale_ub)  # type: ignore[no-any-return]
         elif self.operator is not None and not is_compiling and not _waits_for_device(x):
-            x_fp8 = x.new_zeros((x.shape[0], self.padded_k), dtype=torch.float8_e4m3fn)
+            x_fp8 = x.new_zeros((x.size(0), self.padded_k), dtype=torch.float8_e4m3fn)
             _, x_scale = self.operator(
-                x, scale, scale_ub=scale_ub, use_per_token_if_dynamic=self.per_token, output=x_fp8[:, :k]
+                x, scale, scale_ub=scale_ub, use_per_token_if_dynamic=self.per_token, output=x_fp8.narrow(1, 0, k)
             )
             return x_fp8, x_scale
         return self.launch(x, self.padded_k, scale=scale, scale_ub=scale_ub, per_token=self.per_token)
@@ -118,7 +118,7 @@ def cut_output(output: torch.Tensor, n: int, *, strided: bool = False) -> torch.
     vLLM's own operators take the rows that follow as contiguous (`silu_and_mul` and the norms compute row * size), so
     an eager layer makes one copy. Under torch.compile it is left to Inductor, which fuses it with what follows.
     """
-    logical = output[..., :n]
+    logical = output.narrow(-1, 0, n)
     if torch.compiler.is_compiling():
         return logical.contiguous()
     if strided:

@@ -68,8 +68,9 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
     reads_layer_sizes: bool
     leaves_rows_strided: bool
     has_padded_rows: bool
+    has_padded_columns: bool
     slices: tuple[slice, ...]  # of the output that are no padding
-    is_leading: bool  # whether they are one, from the first column on
+    num_leading: int | None  # how many they are, if they are one slice, from the first column on
 
     def create_weights(
         self,
@@ -88,13 +89,14 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         _write_sizes(layer, sizes.k, sizes.partitions)
         if sizes.is_padded or self.record.is_padded:
             show_views(layer, self.record, sizes, block)
-        self.sizes, self.slices, self.has_padded_rows = sizes, sizes.slices, sizes.padded_n > sizes.n
-        self.is_leading = self.slices == (slice(0, sizes.n),)
+        self.sizes, self.slices = sizes, sizes.slices
+        self.has_padded_rows, self.has_padded_columns = sizes.padded_n > sizes.n, sizes.padded_k > sizes.k
+        self.num_leading = sizes.n if self.slices == (slice(0, sizes.n),) else None
         self.inner_tails.add(self, layer)
         kernel = kernel_of(self, layer)
         self.leaves_rows_strided = takes_strided_rows(self.record.prefix)
         self.reads_layer_sizes = kernel is None or type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
-        self.pads_where_quantized = sizes.padded_k > sizes.k and pad_where_quantized(kernel, sizes.padded_k)
+        self.pads_where_quantized = self.has_padded_columns and pad_where_quantized(kernel, sizes.padded_k)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
@@ -118,16 +120,17 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         if bias is not None and self.has_padded_rows:
             # Another bias than the layer's own could not be padded at load.
             bias = getattr(layer, _PADDED_BIAS) if bias is layer.bias else _spread(bias, self.sizes)
-        if not isinstance(x, torch.Tensor):  # quantized by an earlier kernel, with its scale
-            x = dataclasses.replace(x, data=self._padded(x.data))
-        elif not self.pads_where_quantized:
-            x = self._padded(x)
+        if self.has_padded_columns:
+            if not isinstance(x, torch.Tensor):  # quantized by an earlier kernel, with its scale
+                x = dataclasses.replace(x, data=self._padded(x.data))
+            elif not self.pads_where_quantized:
+                x = self._padded(x)
         shown: Any = _PaddedLayer(layer, self.sizes) if self.reads_layer_sizes else layer
         output: torch.Tensor = super().apply(shown, x, bias)
         if self.keeps_tails or not self.has_padded_rows:
             return output
-        if self.is_leading:
-            return cut_output(output, self.sizes.n, strided=self.leaves_rows_strided)
+        if self.num_leading is not None:
+            return cut_output(output, self.num_leading, strided=self.leaves_rows_strided)
         return torch.cat([output[..., rows] for rows in self.slices], dim=-1)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
