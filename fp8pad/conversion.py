@@ -1,6 +1,5 @@
 """Convert a checkpoint: derive every file from source and plan, then write, read back and publish them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.replaced import Replaced
-from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import Converted, converted_files
 from fp8pad.output import Contents, Output, staged, write_slice
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import CONFIG_FILE, FORMAT_VERSION, RECORD_FILE
+from fp8pad.record import CONFIG_FILE, FORMAT_VERSION
 from fp8pad.summary import plan_document
 
 
@@ -86,13 +84,11 @@ def convert(
     written, and `VerifyError` if what was read back is wrong.
     """
     design = converted_files(source, plan, with_card=options.card)
-    contents = Contents(design.source, design.layouts, design.source.other_files, _texts(design, {}))
-    with staged(contents, out_dir, options) as out:
+    with staged(_contents(design), out_dir, options) as out:
         hashes = out.write_files(progress)
-        texts = _texts(design, hashes)
-        out.write_texts(texts)
+        out.write_texts(design.record_with(hashes) if design.record else None)
         replaced = out.publish()
-    return _report(plan, design, texts, out, out_dir=out_dir, replaced=replaced)
+    return _report(plan, design, out, out_dir=out_dir, replaced=replaced)
 
 
 def convert_slice(
@@ -100,28 +96,19 @@ def convert_slice(
 ) -> SliceReport:
     """Write those shards that `options` name, and leave them for a run that `finishes`; see `write_slice`."""
     design = converted_files(source, plan, with_card=options.card)
-    contents = Contents(design.source, design.layouts, design.source.other_files, _texts(design, {}))
-    finished = write_slice(contents, out_dir, options, progress)
+    finished = write_slice(_contents(design), out_dir, options, progress)
     return SliceReport(out_dir, finished, len(design.layouts))
 
 
-def _texts(design: Converted, hashes: Mapping[str, Hashes]) -> dict[str, str]:
-    """Return the text files in the order in which they are written: config.json last, so that nothing loads before."""
+def _contents(design: Converted) -> Contents:
+    """Return the files to write, config.json last, so that nothing loads before."""
     texts = dict(design.texts)
-    config_text = texts.pop(CONFIG_FILE)
-    if design.record:
-        texts[RECORD_FILE] = design.record_with(hashes).to_text()
-    return {**texts, CONFIG_FILE: config_text}
+    texts[CONFIG_FILE] = texts.pop(CONFIG_FILE)
+    return Contents(design.source, design.layouts, design.source.other_files, texts, design.record)
 
 
 def _report(
-    plan: CheckpointPlan,
-    design: Converted,
-    texts: Mapping[str, str],
-    out: Output,
-    *,
-    out_dir: Path,
-    replaced: Replaced | None,
+    plan: CheckpointPlan, design: Converted, out: Output, *, out_dir: Path, replaced: Replaced | None
 ) -> ConvertReport:
     source = design.source
     rewritten = {layout.file for layout in design.layouts if not layout.is_untouched}
@@ -132,7 +119,7 @@ def _report(
         out_dir=out_dir,
         tensors_padded=len(design.record.tensors) if design.record else 0,
         source_bytes=sum(file.source_size for file in design.files.values()),
-        written_bytes=sum(file.size for file in design.files.values()) + len(texts.get(RECORD_FILE, "").encode()),
+        written_bytes=out.written_bytes,
         rewritten=tuple(sorted(rewritten)),
         kept=tuple(sorted(design.files.keys() - rewritten)),
         excluded=source.excluded,

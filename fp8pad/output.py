@@ -2,54 +2,63 @@
 
 import errno
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, check_unchanged
 from fp8pad.checkpoint.destination import can_clone, check_destination, check_replaceable, check_space
-from fp8pad.checkpoint.files import Advance, FileIdentity
+from fp8pad.checkpoint.files import Advance, FileIdentity, text_sha256
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.options import Link, VerifyDepth, WriteOptions
+from fp8pad.checkpoint.options import Link, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, publish, recover
 from fp8pad.checkpoint.replaced import Replaced
-from fp8pad.checkpoint.staging import Staging, hold_staging, join_staging, staging_path
+from fp8pad.checkpoint.staging import hold_staging, join_staging, staging_path
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.errors import OutputError, VerifyError
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
+from fp8pad.record import RECORD_FILE, CheckpointRecord
+
+PART = 1 << 20  # characters of a text that are encoded at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
     """The files of a checkpoint that is to be written from `source`.
 
-    `texts` are the text files as far as they are known before the others are written; the one without which nothing can
-    be loaded is the last.
+    `texts` are its text files; the one without which nothing can be loaded is the last. A `record` is written too, once
+    the hashes of all files are known.
     """
 
     source: Checkpoint
     layouts: tuple[ShardLayout, ...]
     other_files: tuple[str, ...]
     texts: Mapping[str, str]
+    record: CheckpointRecord | None = None
 
     @property
     def files(self) -> set[str]:
         """The names of all files."""
-        return {*(layout.file for layout in self.layouts), *self.other_files, *self.texts}
+        files = {*(layout.file for layout in self.layouts), *self.other_files, *self.texts}
+        return files | {RECORD_FILE} if self.record else files
 
 
 @dataclass(slots=True)
 class Output:
-    """A checkpoint that is being written; `resumed` are shards that an earlier run had finished."""
+    """A checkpoint that is being written; `resumed` are shards that an earlier run had finished.
+
+    `written_bytes` counts its files, once they are written.
+    """
 
     contents: Contents
     options: WriteOptions
     writer: Writer
     resumed: tuple[str, ...] = ()
+    written_bytes: int = 0
     is_published: bool = False
     _keys: dict[str, str] = field(default_factory=dict)
 
@@ -58,7 +67,9 @@ class Output:
         """What tells a run that writes the same files again from all others."""
         contents = self.contents
         keys = [self.writer.key(layout) for layout in contents.layouts]
-        written = contents.source.identities, keys, contents.other_files, dict(contents.texts)
+        texts = {file: text_sha256(text) for file, text in contents.texts.items()}
+        how = (contents.record.policy, contents.record.fp8pad_version) if contents.record else None
+        written = contents.source.identities, keys, contents.other_files, texts, how
         return hashlib.sha256(repr(written).encode()).hexdigest()
 
     @property
@@ -84,6 +95,7 @@ class Output:
         self._keys.update({layout.file: writer.key(layout) for layout in contents.layouts})
         self._keys.update({file: writer.file_key(file) for file in contents.other_files})
         written = dict(zip(self._keys, (*shards, *other_files), strict=True))
+        self.written_bytes = sum(layout.target_bytes for layout in contents.layouts) + _other_bytes(contents)
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
 
@@ -92,14 +104,19 @@ class Output:
         if workers.executor == "local":
             return run_all(writer.write_shard, self.contents.layouts, workers.jobs, progress)
         source = SentCheckpoint.of(writer.source)
-        sent = SentWriter(source, str(self.out_dir), writer.link, writer.verify, writer.hash)
+        sent = SentWriter(source, str(self.out_dir), replace(self.options, shards=None))
         return work_on_all(sent, self.contents.layouts, workers, progress)
 
-    def write_texts(self, texts: Mapping[str, str]) -> None:
-        """Write the text files, the one without which nothing can be loaded last."""
-        for file, text in texts.items():
-            self.writer.write_text(file, text)
-            self._keys[file] = self.writer.file_key(file)
+    def write_texts(self, record: CheckpointRecord | None = None) -> None:
+        """Write the text files, the one without which nothing can be loaded last, and the record before them."""
+        if record:
+            self._write_text(RECORD_FILE, record.text_parts())
+        for file, text in self.contents.texts.items():
+            self._write_text(file, (text[begin : begin + PART] for begin in range(0, len(text), PART)))
+
+    def _write_text(self, file: str, parts: Iterable[str]) -> None:
+        self.written_bytes += self.writer.write_text(file, parts)
+        self._keys[file] = self.writer.file_key(file)
 
     def publish(self) -> Replaced | None:
         """Put what was written in the place of `out_dir`; return what was replaced."""
@@ -117,14 +134,12 @@ class SentWriter:
 
     source: SentCheckpoint
     out_dir: str
-    link: Link
-    verify: VerifyDepth
-    hash: bool
+    options: WriteOptions
 
     def __call__(self, layout: ShardLayout, advance: Advance) -> Written:
         """Write a shard; see `Writer.write_shard`."""
         with join_staging(Path(self.out_dir)) as staging, self.source.opened() as source:
-            return Writer(source, staging, self.link, self.verify, self.hash).write_shard(layout, advance)
+            return Writer(source, staging, self.options).write_shard(layout, advance)
 
 
 @contextmanager
@@ -138,7 +153,7 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     if not staging_path(target).exists():
         check_replaceable(target, out_dir, contents.files, options.overwrite)
     with hold_staging(target) as staging:
-        out = Output(contents, options, _writer(contents, staging, options))
+        out = Output(contents, options, Writer(contents.source, staging, options))
         try:
             recover(staging)
             _begin(out, out_dir)
@@ -164,18 +179,13 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
     check_replaceable(target, out_dir, contents.files, options.overwrite)
     check_space(target, sum(_stored_bytes(layout, contents.source) for layout in layouts), 0)
     with hold_staging(target, shared=True) as staging:
-        writer = _writer(contents, staging, options, takes_notes=True)
+        writer = Writer(contents.source, staging, options)
         progress.start("padding", sum(map(writer.work_bytes, layouts)), len(layouts))
         try:
             run_all(writer.write_shard, layouts, options.jobs, progress)
         finally:
             staging.discard_unfinished()
         return tuple(layout.file for layout in contents.layouts if writer.is_finished(layout))
-
-
-def _writer(contents: Contents, staging: Staging, options: WriteOptions, takes_notes: bool = False) -> Writer:
-    notes = takes_notes or options.finishes
-    return Writer(contents.source, staging, options.link, options.verify, options.hash, notes)
 
 
 def _begin(out: Output, out_dir: Path) -> None:

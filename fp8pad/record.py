@@ -5,8 +5,9 @@ Parsing is strict: what is missing, of another type, or of an unknown version is
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from fp8pad.errors import RecordError
@@ -29,6 +30,8 @@ FullShape = tuple[PositiveSize, ...]  # of a tensor that has elements: an empty 
 MAX_TENSOR_PARALLEL_SIZE = 1024
 # Gate, up and down, or Q, K and V, of each of 1,024 experts are 3,072 segments. Each costs work in every row.
 MAX_SEGMENTS = 4096
+
+TENSORS_PER_PART = 1000  # of the text of fp8pad.json
 
 _READER = Reader(RecordError)
 
@@ -189,6 +192,10 @@ class CheckpointRecord:
 
     def to_text(self) -> str:
         """Return the text of `fp8pad.json`."""
+        return "".join(self.text_parts())
+
+    def text_parts(self) -> Iterator[str]:
+        """Yield the text of `fp8pad.json` in parts: of a large checkpoint it takes more memory than all its headers."""
         document: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "fp8pad_version": self.fp8pad_version,
@@ -200,7 +207,10 @@ class CheckpointRecord:
             "files": {name: _without(asdict(file), None) for name, file in self.files.items()},
         }
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        return text.replace('\n "tensors": {}', f'\n "tensors": {_tensors_text(self.tensors)}', 1)
+        before, tensors, after = text.partition('\n "tensors": {')
+        yield before + tensors
+        yield from _tensors_parts(self.tensors)
+        yield after
 
 
 def quantization_method(document: Json) -> str | None:
@@ -224,12 +234,17 @@ def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
     return document
 
 
-def _tensors_text(tensors: Mapping[str, PaddedTensor]) -> str:
-    """Return `tensors` as JSON; a hundred thousand of them have a few dozen shapes, each of which is written once."""
+def _tensors_parts(tensors: Mapping[str, PaddedTensor]) -> Iterator[str]:
+    """Yield what stands inside of `tensors` as JSON; many tensors have a few dozen shapes, each spelled once."""
     distinct = set(tensors.values())
     entries = {tensor: json.dumps(tensor_to_json(tensor), indent=1).replace("\n", "\n  ") for tensor in distinct}
     lines = (f"  {json.dumps(name, ensure_ascii=False)}: {entries[tensor]}" for name, tensor in tensors.items())
-    return "{\n" + ",\n".join(lines) + "\n }" if tensors else "{}"
+    separator = "\n"
+    while some := list(islice(lines, TENSORS_PER_PART)):
+        yield separator + ",\n".join(some)
+        separator = ",\n"
+    if tensors:
+        yield "\n "
 
 
 def shard_metadata(logical_shapes: Mapping[str, Shape]) -> str:

@@ -72,7 +72,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     with staged(contents, restored_dir, _as_deep_as(record, layouts, options)) as out:
         hashes = out.write_files(progress)
         _check_hashes(record, texts, hashes if options.verify == "full" else _of_shards(hashes, layouts))
-        out.write_texts(texts)
+        out.write_texts()
         replaced = out.publish()
     notes = tuple(_notes_on_card(converted, record))
     return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)

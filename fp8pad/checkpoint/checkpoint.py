@@ -40,12 +40,6 @@ class Remote(Protocol):
     def fetched(self, name: str, advance: Advance) -> AbstractContextManager[bool]:
         """Have all bytes of a file in its place in here; whether they are gone afterwards."""
 
-    def remember(self, key: str, sha256: str, source_sha256: str) -> None:
-        """Note the hashes of a file that was written, by a key of its own, for the next run."""
-
-    def recall(self, key: str) -> tuple[str, str] | None:
-        """Return what was noted."""
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

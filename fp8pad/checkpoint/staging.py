@@ -129,10 +129,10 @@ class Staging:
                 self.staged.unlink(name)
 
     def keep_finished(self, without: Set[str]) -> None:
-        """Remove every staged file but finished shards, `without` those of these keys."""
+        """Remove every staged file but finished shards and notes, `without` those of these keys."""
         with writing(self.staged.path):
             for name in self.staged.names():
-                if not name.endswith(_FINISHED) or name.removesuffix(_FINISHED) in without:
+                if not name.endswith((_FINISHED, _NOTE)) or name.partition(".")[0] in without:
                     self.staged.unlink(name)
 
     def remove(self) -> None:

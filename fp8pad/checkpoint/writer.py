@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, compare_data
 from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.options import Link, VerifyDepth
+from fp8pad.checkpoint.options import Link, WriteOptions
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.transfer import Hashes, Sums, read_back, target_prefix, write_shard
 from fp8pad.errors import OutputError, VerifyError
@@ -28,19 +29,20 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes files of `source` into a staging folder, and reads them back as deep as `verify` says."""
+    """Writes files of `source` into a staging folder, and reads them back, as the options say."""
 
     source: Checkpoint
     staging: Staging
-    link: Link
-    verify: VerifyDepth
-    hash: bool = False
-    takes_notes: bool = False
+    options: WriteOptions
 
     def work_bytes(self, layout: ShardLayout) -> int:
         """Return of how many bytes `write_shard` tells `advance`: those to fetch, to write and to read back."""
         num_bytes = self.source.fetched_bytes(layout.file) + layout.target_bytes
-        return num_bytes if self.verify == "none" else num_bytes + layout.data_bytes(self.verify == "padded")
+        return (
+            num_bytes
+            if self.options.verify == "none"
+            else num_bytes + layout.data_bytes(self.options.verify == "padded")
+        )
 
     def key(self, layout: ShardLayout) -> str:
         """Return the key of a shard in the staging folder, which tells what it is made from."""
@@ -60,7 +62,7 @@ class Writer:
         if status is None:
             return False
         is_link = status.st_nlink > 1
-        if is_link and layout.is_untouched and self.link == "hardlink":
+        if is_link and layout.is_untouched and self.options.link == "hardlink":
             is_link = not os.path.samestat(status, (self.source.root / layout.file).stat())
         return status.st_size == layout.target_bytes and not is_link
 
@@ -71,12 +73,9 @@ class Writer:
         if what was read back is not what was written.
         """
         key = self.key(layout)
-        if self.is_finished(layout) and (noted := self._noted(key)):
+        if self.is_finished(layout) and (noted := self._noted(layout)):
             advance(self.work_bytes(layout))
             return noted
-        if self.is_finished(layout) and (hashes := self._recalled(layout)):
-            advance(self.work_bytes(layout))
-            return Written(hashes, resumed=True)
         with self.source.fetched(layout.file, advance) as is_ours:
             if self.is_finished(layout):
                 sums = self._sums()
@@ -84,37 +83,38 @@ class Writer:
                     told = self.source.fetched_bytes(layout.file) + layout.data_bytes()
                     advance(self.work_bytes(layout) - told)
                     return Written(sums.hashes, resumed=True)
-            hashes = self._write(layout, key, advance, "hardlink" if is_ours else self.link)
+            hashes = self._write(layout, key, advance, "hardlink" if is_ours else self.options.link)
             self.staging.complete(key, layout.file, is_resumable=True)
-        if self.takes_notes:
+        if self._takes_notes:
             self.staging.note(key, json.dumps(self._note(key, hashes)))
-        if self.source.remote and hashes:
-            self.source.remote.remember(key, hashes.sha256, hashes.source_sha256)
         return Written(hashes)
+
+    @property
+    def _takes_notes(self) -> bool:
+        """Whether another run relies on what was found out here: one that finishes, or that would fetch files again."""
+        return self.options.finishes or self.options.shards is not None or self.source.remote is not None
 
     def _note(self, key: str, hashes: Hashes | None) -> dict[str, Any]:
         status = self.staging.finished(key)
         identity = asdict(FileIdentity.of(status)) if status else None
-        found_out = {"verify": self.verify, "hashes": asdict(hashes) if hashes else None}
-        return {"identity": identity, "is_hashed": self.is_hashed, **found_out}
+        return {"identity": identity, "verify": self.options.verify, "hashes": asdict(hashes) if hashes else None}
 
-    def _noted(self, key: str) -> Written | None:
-        """Return what was noted of a finished shard, if the file is the same and was read back as deep."""
-        text = self.staging.noted(key) if self.takes_notes else None
+    def _noted(self, layout: ShardLayout) -> Written | None:
+        """Return what was noted of a finished shard, if the file is the same, and was read back and hashed as deep.
+
+        What came from elsewhere was hashed: there the hash decides.
+        """
+        key = self.key(layout)
         try:
-            note = json.loads(text or "null")
+            note = json.loads((self.staging.noted(key) if self._takes_notes else None) or "null")
             hashes = Hashes(**note["hashes"]) if note["hashes"] else None
             is_same = note == self._note(key, hashes)
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
-        return Written(hashes, resumed=True) if is_same else None
-
-    def _recalled(self, layout: ShardLayout) -> Hashes | None:
-        """Return the hashes of a finished shard whose source would have to be fetched again, if it still has them."""
-        key = self.key(layout)
-        noted = self.source.remote.recall(key) if self.source.remote else None
-        is_same = noted and file_sha256(self.staging.finished_path(key), layout.file) == noted[0]
-        return Hashes(*noted) if noted and is_same else None
+        if self.source.remote:
+            path = self.staging.finished_path(key)
+            is_same = hashes is not None and file_sha256(path, layout.file) == hashes.sha256
+        return Written(hashes, resumed=True) if is_same and (hashes or not self.is_hashed) else None
 
     def copy_other_file(self, file: str, advance: Advance) -> Written:
         """Copy a file as it is; only the permission to execute it comes along. Raises as `write_shard` does."""
@@ -128,16 +128,19 @@ class Writer:
         self.staging.complete(key, file)
         return Written(hashes)
 
-    def write_text(self, file: str, text: str) -> None:
-        """Write a text file and read it back. Raises as `write_shard` does."""
-        key, data = self.file_key(file), text.encode()
+    def write_text(self, file: str, parts: Iterable[str]) -> int:
+        """Write a text file and read it back; return its bytes. Raises as `write_shard` does."""
+        key, digest, num_bytes = self.file_key(file), hashlib.sha256(), 0
         with self.staging.create(key, file) as target:
-            target.write(0, data)
-        with open_file(self.staging.unfinished_path(key), file) as written:
-            is_equal = written.read(0, len(data)).tobytes() == data
-        if not is_equal:
+            for part in parts:
+                data = part.encode()
+                target.write(num_bytes, data)
+                digest.update(data)
+                num_bytes += len(data)
+        if file_sha256(self.staging.unfinished_path(key), file) != digest.hexdigest():
             raise VerifyError(f"{file}: what was read back is not what was written")
         self.staging.complete(key, file)
+        return num_bytes
 
     def _hashes(self, origin: Path, key: str, file: str) -> Hashes:
         hashes = Hashes(file_sha256(self.staging.unfinished_path(key), file), file_sha256(origin, file))
@@ -148,10 +151,10 @@ class Writer:
     @property
     def is_hashed(self) -> bool:
         """Whether every file is hashed: on request, and where its bytes come from elsewhere."""
-        return self.hash or self.verify == "full" or self.source.remote is not None
+        return self.options.hash or self.options.verify == "full" or self.source.remote is not None
 
     def _sums(self) -> Sums:
-        return Sums(self.verify, hashed=self.is_hashed)
+        return Sums(self.options.verify, hashed=self.is_hashed)
 
     def _write(self, layout: ShardLayout, key: str, advance: Advance, link: Link) -> Hashes | None:
         """Write a shard and read it back."""
@@ -167,7 +170,7 @@ class Writer:
             prefix = target_prefix(transfer, source)
             with self.staging.create(key, layout.file) as target:
                 write_shard(transfer, source, target, sums, advance)
-        if self.verify != "none":
+        if self.options.verify != "none":
             with open_file(path, layout.file) as target:
                 for place in read_back(transfer, target, prefix, sums, advance):
                     raise VerifyError(f"{layout.file}: {place}: what was read back is not what was written")

@@ -71,24 +71,6 @@ class Fetcher:
         path.unlink()
         make_hole(path, file.size)
 
-    def remember(self, key: str, sha256: str, source_sha256: str) -> None:
-        """Note the hashes of a file that was written, beside what is fetched."""
-        self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
-        note = self._note(key)
-        note.with_suffix(".new").write_text(f"{sha256} {source_sha256}")
-        note.with_suffix(".new").replace(note)
-
-    def recall(self, key: str) -> tuple[str, str] | None:
-        """Return what was noted."""
-        try:
-            sha256, source_sha256 = self._note(key).read_text().split()
-        except (OSError, ValueError):
-            return None
-        return sha256, source_sha256
-
-    def _note(self, key: str) -> Path:
-        return self.parts / f"{hashlib.sha256(key.encode()).hexdigest()}.note"
-
     def _cached(self, name: str) -> Path | None:
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
