@@ -99,25 +99,30 @@ def test_what_only_speed_needs_is_a_warning(monkeypatch: pytest.MonkeyPatch, cap
     assert record.getMessage().endswith("layers are slow")
 
 
-@pytest.mark.parametrize("fault", ["gone", "newer"])
-def test_a_server_of_another_model_starts_and_one_of_a_padded_model_says_why_not(
-    fault: str, tmp_path: Path, tiny: Callable[[str], Path], converted: Callable[..., Path]
+def test_another_vllm_starts_other_models_and_says_why_no_padded_one(
+    tmp_path: Path, tiny: Callable[[str], Path], converted: Callable[..., Path]
 ) -> None:
-    """Whole engines, each in a process whose vLLM lacks a symbol, or says that it is 0.99, when plugins are loaded."""
-    changes = {
-        "gone": "from vllm.model_executor.models.utils import WeightsMapper\ndel WeightsMapper.apply_list\n",
-        "newer": "import vllm\nvllm.__version__ = '0.99.0'\n",
-    }
-    (tmp_path / "another_vllm.py").write_text(f"def register():\n{_indented(changes[fault])}")
+    """Whole engines, each in a process whose vLLM lacks a symbol when plugins are loaded."""
+    change = "from vllm.model_executor.models.utils import WeightsMapper; del WeightsMapper.apply_list"
+    environment = _environment_of_another_vllm(tmp_path, change)
+    assert serve_apart(tiny("llama"), environment=environment).answers
+    with pytest.raises(RuntimeError, match=r"WeightsMapper\.apply_list"):
+        serve_apart(converted(tiny("llama")), environment=environment)
+
+
+def test_a_newer_vllm_serves_a_padded_model(
+    tmp_path: Path, tiny: Callable[[str], Path], converted: Callable[..., Path]
+) -> None:
+    """A whole engine whose vLLM says that it is 0.99, and has all that is expected of it."""
+    environment = _environment_of_another_vllm(tmp_path, "import vllm; vllm.__version__ = '0.99.0'")
+    assert serve_apart(converted(tiny("llama")), environment=environment).padded_layers
+
+
+def _environment_of_another_vllm(tmp_path: Path, change: str) -> dict[str, str]:
+    """Return an environment in which a plugin changes vLLM before fp8pad's is asked for anything."""
+    (tmp_path / "another_vllm.py").write_text(f"def register():\n    {change}\n")
     metadata = tmp_path / "another_vllm-0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: another-vllm\nVersion: 0\n")
     (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nanother = another_vllm:register\n")
-    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]), "FP8PAD_STRICT": "1"}
-    assert serve_apart(tiny("llama"), environment=environment).answers
-    with pytest.raises(RuntimeError, match=r"WeightsMapper.apply_list" if fault == "gone" else r"newer than what"):
-        serve_apart(converted(tiny("llama")), environment=environment)
-
-
-def _indented(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.splitlines())
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}

@@ -1,7 +1,7 @@
 """Builds tiny FP8 checkpoints of given families: random weights, sizes that are no multiple of 16, the same each time.
 
-For where the checkpoints of real tools are not at hand; the layouts are those of compressed-tensors, AutoFP8, ModelOpt
-and, with scales per block, transformers.
+For where the checkpoints of real tools are not at hand; the layouts are those of compressed-tensors, ModelOpt and,
+with scales per block, transformers.
 """
 
 import json
@@ -27,7 +27,7 @@ class TinyModel:
     """One family: its transformers config, and which FP8 layout its Linear weights take."""
 
     config: Callable[[], Any]
-    layout: Literal["compressed-tensors", "autofp8", "modelopt", "block"] = "compressed-tensors"
+    layout: Literal["compressed-tensors", "modelopt", "block"] = "compressed-tensors"
     scale_dtype: torch.dtype = torch.bfloat16
     quantized_head: bool = False
     kv_cache: bool = False
@@ -39,13 +39,6 @@ def _llama(**sizes: Any) -> Any:
 
     defaults = {"hidden_size": 136, "intermediate_size": 213, "num_attention_heads": 4, "num_key_value_heads": 2}
     return LlamaConfig(head_dim=32, num_hidden_layers=2, vocab_size=509, **{**defaults, **sizes})
-
-
-def _phi3(**sizes: Any) -> Any:
-    from transformers import Phi3Config
-
-    defaults = {"hidden_size": 160, "intermediate_size": 213, "num_attention_heads": 5, "num_key_value_heads": 1}
-    return Phi3Config(num_hidden_layers=2, vocab_size=509, pad_token_id=0, **{**defaults, **sizes})
 
 
 def _deepseek() -> Any:
@@ -103,12 +96,6 @@ def _zamba2() -> Any:
     return Zamba2Config(hidden_size=144, intermediate_size=213, vocab_size=509, **attention, **mamba, **layers)
 
 
-def _gpt_bigcode() -> Any:
-    from transformers import GPTBigCodeConfig
-
-    return GPTBigCodeConfig(n_embd=160, n_inner=213, n_head=5, n_layer=2, n_positions=256, vocab_size=509)
-
-
 MODELS: Mapping[str, TinyModel] = {
     "llama": TinyModel(_llama),
     "llama_bias": TinyModel(lambda: _llama(attention_bias=True, mlp_bias=True)),
@@ -119,19 +106,13 @@ MODELS: Mapping[str, TinyModel] = {
     "llama_quantized_head": TinyModel(_llama, quantized_head=True),
     "llama_kv_cache": TinyModel(_llama, kv_cache=True),
     "llama_modelopt_kv_cache": TinyModel(_llama, "modelopt", torch.float32, kv_cache=True),
-    "llama_static": TinyModel(_llama, "autofp8"),
     # Block-scaled: the hidden size ends inside a block; or the inner one does, so that a block straddles gate and up.
     "llama_block": TinyModel(lambda: _llama(hidden_size=200, intermediate_size=256, mlp_bias=True), "block"),
     "llama_block_inner": TinyModel(lambda: _llama(hidden_size=128, attention_bias=True, mlp_bias=True), "block"),
-    # Sizes that vLLM splits over two ranks: aligned as a whole, but not in halves; and unaligned both ways.
+    # Sizes that vLLM splits over two ranks: aligned as a whole, but not in halves.
     "llama_halves": TinyModel(
         lambda: _llama(hidden_size=144, intermediate_size=272, attention_bias=True, mlp_bias=True)
     ),
-    "phi3_halves": TinyModel(
-        lambda: _phi3(hidden_size=192, intermediate_size=210, num_attention_heads=6, num_key_value_heads=2)
-    ),
-    "phi3": TinyModel(_phi3),
-    "gpt_bigcode": TinyModel(_gpt_bigcode),
     "deepseek": TinyModel(_deepseek),
     "mamba2": TinyModel(_mamba2),
     "granite_hybrid": TinyModel(_granite_hybrid),
@@ -180,7 +161,7 @@ def _quantize(name: str, weight: torch.Tensor, tiny: TinyModel) -> dict[str, tor
     if tiny.layout == "block":
         fp8, grid = block_scaled(weight.float(), BLOCK)
         return {name: fp8, f"{name}_scale_inv": grid}
-    return _static(name, weight) if tiny.layout == "autofp8" else _per_channel(name, weight, tiny)
+    return _per_channel(name, weight, tiny)
 
 
 def _is_linear(module: Any) -> bool:
@@ -193,17 +174,8 @@ def _per_channel(name: str, weight: torch.Tensor, tiny: TinyModel) -> dict[str, 
     return {name: fp8, f"{name}_scale": scale.flatten() if tiny.layout == "modelopt" else scale}
 
 
-def _static(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    scale = weight.float().abs().max() / FP8_MAX  # [], another one for each of q, k, v, gate and up
-    fp8 = (weight.float() / scale).to(torch.float8_e4m3fn)
-    input_scale = torch.tensor(0.02)
-    return {name: fp8, f"{name}_scale": scale, name.replace("weight", "input_scale"): input_scale}
-
-
 def _quantization_config(tiny: TinyModel) -> dict[str, Any]:
     match tiny.layout:
-        case "autofp8":
-            return {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
         case "block":
             base = {"quant_method": "fp8", "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]}
             return {**base, "weight_block_size": [BLOCK, BLOCK]}
