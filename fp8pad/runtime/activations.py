@@ -11,6 +11,7 @@ time, and a launch of ours the device (docs/benchmarks.md), so the number of val
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from fp8pad.runtime.contract import QUANTIZE, QUANTIZER, is_as_expected
 
@@ -65,14 +66,13 @@ class PaddedQuantization:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `x` `[M, K]` or `[M, padded_k]` as FP8 `[M, padded_k]`, and its scale."""
         k = x.size(1)
-        is_compiling = torch.compiler.is_compiling()
         if k == self.padded_k:
-            if is_compiling or not self.calls_operator or not _waits_for_device(x):
+            if is_compiling() or not self.calls_operator or not _waits_for_device(x):
                 return self.quantize(x, scale, scale_ub)  # type: ignore[no-any-return]
-        elif self.operator is not None and not is_compiling and not _waits_for_device(x):
+        elif self.operator is not None and not is_compiling() and not _waits_for_device(x):
             x_fp8 = x.new_zeros((x.size(0), self.padded_k), dtype=torch.float8_e4m3fn)
             _, x_scale = self.operator(
-                x, scale, scale_ub=scale_ub, use_per_token_if_dynamic=self.per_token, output=x_fp8.narrow(1, 0, k)
+                x, scale, scale_ub=scale_ub, use_per_token_if_dynamic=self.per_token, output=x_fp8[:, :k]
             )
             return x_fp8, x_scale
         return self.launch(x, self.padded_k, scale=scale, scale_ub=scale_ub, per_token=self.per_token)
@@ -118,8 +118,8 @@ def cut_output(output: torch.Tensor, n: int, *, strided: bool = False) -> torch.
     vLLM's own operators take the rows that follow as contiguous (`silu_and_mul` and the norms compute row * size), so
     an eager layer makes one copy. Under torch.compile it is left to Inductor, which fuses it with what follows.
     """
-    logical = output.narrow(-1, 0, n)
-    if torch.compiler.is_compiling():
+    logical = output[..., :n]
+    if is_compiling():
         return logical.contiguous()
     if strided:
         return logical
