@@ -8,20 +8,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, check_unchanged
+from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.destination import can_clone, check_destination, check_replaceable, check_space
+from fp8pad.checkpoint.directory import open_directory
 from fp8pad.checkpoint.files import Advance, FileIdentity, text_sha256
+from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Link, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, publish, recover
 from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.staging import hold_staging, join_staging, staging_path
-from fp8pad.checkpoint.transfer import Hashes
+from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.checkpoint.writer import Writer, Written
-from fp8pad.errors import OutputError, VerifyError
+from fp8pad.errors import CheckpointError, OutputError, VerifyError
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
-from fp8pad.record import RECORD_FILE, CheckpointRecord
+from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, parse_record
 
 PART = 1 << 20  # characters of a text that are encoded at a time
 
@@ -52,11 +55,14 @@ class Output:
     """A checkpoint that is being written; `resumed` are shards that an earlier run had finished.
 
     `written_bytes` counts its files, once they are written.
+    Where `is_there`, an earlier run has published it already, as far as names, sizes and texts tell: its bytes are
+    compared instead of written.
     """
 
     contents: Contents
     options: WriteOptions
     writer: Writer
+    is_there: bool
     resumed: tuple[str, ...] = ()
     written_bytes: int = 0
     is_published: bool = False
@@ -85,6 +91,9 @@ class Output:
 
     def write_files(self, progress: Progress) -> dict[str, Hashes]:
         """Write shards and other files; return their hashes, or nothing where they were not asked for."""
+        if self.is_there:
+            self._compare_files(progress)
+            return {}
         contents, writer, jobs = self.contents, self.writer, self.options.jobs
         total_bytes = sum(map(writer.work_bytes, contents.layouts)) + _other_bytes(contents)
         total_bytes += sum(map(contents.source.fetched_bytes, contents.other_files))
@@ -99,6 +108,28 @@ class Output:
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
 
+    def _compare_files(self, progress: Progress) -> None:
+        """Raise `OutputError` if a file is not what would be written."""
+        source, target = self.contents.source, self.out_dir
+        progress.say(f"{target}: is complete as it seems; comparing its bytes")
+
+        def compare(checked: ShardLayout | str, advance: Advance) -> bool:
+            if isinstance(checked, str):
+                with source.fetched(checked):
+                    return not list(compare_files(checked, source.root / checked, target / checked))
+            with source.fetched(checked.file, advance):
+                return not self.writer.mismatches(checked, target / checked.file, Sums("none"), advance)
+
+        layouts = self.contents.layouts
+        data_bytes = sum(layout.data_bytes() + source.fetched_bytes(layout.file) for layout in layouts)
+        files: tuple[ShardLayout | str, ...] = (*layouts, *self.contents.other_files)
+        progress.start("comparing", data_bytes, len(files))
+        if not all(run_all(compare, files, self.options.jobs, progress)):
+            raise OutputError(f"{target}: is not empty; use --overwrite to replace it")
+        self.resumed = tuple(layout.file for layout in layouts)
+        found = (target / file for file in self.contents.files)
+        self.written_bytes = sum(path.stat().st_size for path in found)
+
     def _write_shards(self, progress: Progress) -> list[Written]:
         workers, writer = self.options.workers, self.writer
         if workers.executor == "local":
@@ -109,6 +140,8 @@ class Output:
 
     def write_texts(self, record: CheckpointRecord | None = None) -> None:
         """Write the text files, the one without which nothing can be loaded last, and the record before them."""
+        if self.is_there:
+            return
         if record:
             self._write_text(RECORD_FILE, record.text_parts())
         for file, text in self.contents.texts.items():
@@ -122,6 +155,9 @@ class Output:
         """Put what was written in the place of `out_dir`; return what was replaced."""
         check_unchanged(self.contents.source)
         staging = self.writer.staging
+        if self.is_there:
+            self.is_published = True
+            return None
         overwrite = self.options.overwrite or is_published(staging, self.run)
         replaced = publish(staging, self._keys, self.run, overwrite)
         self.is_published = True
@@ -150,13 +186,15 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     so. Raises `OutputError` if nothing can be written to `out_dir`, before anything is created where that can be known.
     """
     target = check_destination(contents.source, out_dir)
-    if not staging_path(target).exists():
+    is_there = not options.overwrite and _seems_written(contents, target, options)
+    if not staging_path(target).exists() and not is_there:
         check_replaceable(target, out_dir, contents.files, options.overwrite)
     with hold_staging(target) as staging:
-        out = Output(contents, options, Writer(contents.source, staging, options))
+        out = Output(contents, options, Writer(contents.source, staging, options), is_there)
         try:
             recover(staging)
-            _begin(out, out_dir)
+            if not is_there:
+                _begin(out, out_dir)
             yield out
             recover(staging)
             staging.remove()
@@ -164,6 +202,33 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
             if note := _end_early(out, error):
                 error.add_note(note)
             raise
+
+
+def _seems_written(contents: Contents, target: Path, options: WriteOptions) -> bool:
+    """Return whether `target` has the files that are to be written, of the same sizes, texts and record.
+
+    So a run leaves it that succeeds, or that is killed when only its own traces are left to remove.
+    """
+    sizes = {layout.file: layout.target_bytes for layout in contents.layouts}
+    sizes |= {file: contents.source.identities[file].size for file in contents.other_files}
+    with suppress(OSError, CheckpointError):
+        with open_directory(target) as folder:
+            if set(folder.files()) != contents.files:
+                return False
+        return (
+            all((target / file).lstat().st_size == size for file, size in sizes.items())
+            and all(read_text(target, file) == text for file, text in contents.texts.items())
+            and (contents.record is None or _is_recorded(contents.record, target, options.hash))
+        )
+    return False
+
+
+def _is_recorded(record: CheckpointRecord, target: Path, needs_hashes: bool) -> bool:
+    """Return whether `target` has that record, with hashes of all files if it `needs_hashes`."""
+    found = parse_record(read_text(target, RECORD_FILE))
+    has_hashes = all(entry.sha256 for entry in found.files.values())
+    files = {name: FileRecord(entry.source_size, entry.size) for name, entry in found.files.items()}
+    return replace(found, files=files) == record and (has_hashes or not needs_hashes)
 
 
 def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progress: Progress) -> tuple[str, ...]:
@@ -218,7 +283,7 @@ def _end_early(out: Output, error: BaseException) -> str | None:
     staging = out.writer.staging
     try:
         recover(staging)
-        out.is_published = out.is_published or is_published(staging)
+        out.is_published = out.is_published or (is_published(staging) and not out.is_there)
         if not (out.is_published or is_disk_full(error) or _fails_again(out, error)):
             staging.keep_finished(without=out.outdated_keys)
             if staging.num_finished:

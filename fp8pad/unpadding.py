@@ -16,6 +16,7 @@ from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import RecordError, VerifyError
 from fp8pad.output import Contents, staged
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
+from fp8pad.verification.changed_files import changed_files, is_dangerous
 from fp8pad.verification.disagreements import disagreements
 from fp8pad.verification.original import original_of
 
@@ -63,8 +64,11 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         raise RecordError(str(disagreement))
     card = record.originals.get(CARD_FILE)
     without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
-    if missing := sorted(record.files.keys() - converted.identities.keys() - without):
-        raise RecordError(f"{missing[0]}: listed in {RECORD_FILE} but missing")
+    missing = [found for found in changed_files(converted, record.files) if found.file in record.files.keys() - without]
+    missing = [found for found in missing if found.file not in converted.identities]
+    for found in missing:
+        if is_dangerous(found.file):
+            raise RecordError(str(found))
     original = original_of(converted, record)
     layouts, texts = original.layouts, {**({CARD_FILE: card} if card else {}), **original.texts}
     other_files = tuple(file for file in converted.other_files if file not in without)
@@ -74,7 +78,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         _check_hashes(record, texts, hashes if options.verify == "full" else _of_shards(hashes, layouts))
         out.write_texts()
         replaced = out.publish()
-    notes = tuple(_notes_on_card(converted, record))
+    notes = (*(f"{found}: it is not restored" for found in missing), *_notes_on_card(converted, record))
     return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)
 
 

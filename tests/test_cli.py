@@ -266,6 +266,8 @@ def test_quiet_prints_errors_only(fp8pad: Fp8pad, example: Path, tmp_path: Path)
     assert fp8pad("convert", example, tmp_path / "out", "--quiet") == Finished(0, "", "")
     assert fp8pad("verify", example, tmp_path / "out", "-q") == Finished(0, "", "")
     assert fp8pad("unpad", tmp_path / "out", tmp_path / "restored", "-q") == Finished(0, "", "")
+    assert fp8pad("unpad", tmp_path / "out", tmp_path / "restored", "-q") == Finished(0, "", "")  # compared
+    (tmp_path / "restored" / "config.json").write_text("{}")
     failed = fp8pad("unpad", tmp_path / "out", tmp_path / "restored", "-q")
     assert (failed.status, failed.stdout, failed.stderr.count("\n")) == (1, "", 1)
     assert json.loads(fp8pad("verify", example, tmp_path / "out", "--quiet", "--json").stdout)["ok"]
@@ -312,6 +314,18 @@ def test_the_current_folder_is_never_replaced(
     finished = fp8pad("convert", example, out_dir, "--overwrite")
     assert finished.status == 1
     assert finished.stderr == f"error: {out_dir}: is the current folder, or holds it; name another folder\n"
+
+
+@pytest.mark.parametrize("module", ["typer", "rich", "numpy"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, example: Path, module: str) -> None:
+    """Imports take a few tenths of a second, before the command itself can handle anything."""
+    (tmp_path / "first" / module).mkdir(parents=True)
+    (tmp_path / "first" / module / "__init__.py").write_text("raise KeyboardInterrupt")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "first"), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "fp8pad", "convert", str(example), str(tmp_path / "out")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (130, "")
+    assert run.stderr == ("interrupted\n" if module == "typer" else "")  # typer says nothing
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

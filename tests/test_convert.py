@@ -260,13 +260,35 @@ def test_a_folder_in_use_is_refused_and_replaced_only_on_request(tmp_path: Path)
     out_dir.mkdir()
     assert converted(model, out_dir).replaced is None
     expected = files_of(out_dir)
+    (out_dir / "tokenizer.json").write_text("edited")
+    edited = files_of(out_dir)
     with pytest.raises(OutputError, match="is not empty; use --overwrite"):
         converted(model, out_dir)
-    assert files_of(out_dir) == expected
-    (out_dir / "tokenizer.json").write_text("edited")
+    assert files_of(out_dir) == edited
     report = converted(model, out_dir, WriteOptions(overwrite=True))
     assert report.replaced == Replaced(tuple(sorted(expected)), edited=("tokenizer.json",))
     assert files_of(out_dir) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize("changed", ["", "tokenizer.json", "model.safetensors", "config.json", "fp8pad.json"])
+def test_what_is_complete_already_is_compared_and_kept(tmp_path: Path, changed: str) -> None:
+    """The same command once more: every byte is compared, nothing is written; a byte that differs is refused."""
+    model = llama(tmp_path / "model")
+    first = converted(model, tmp_path / "out")
+    inode = (tmp_path / "out").stat().st_ino
+    if changed:
+        content = bytearray((tmp_path / "out" / changed).read_bytes())
+        content[-3] ^= 1
+        (tmp_path / "out" / changed).write_bytes(content)
+        expected = files_of(tmp_path / "out")
+        with pytest.raises(OutputError, match="is not empty; use --overwrite"):
+            converted(model, tmp_path / "out")
+        assert files_of(tmp_path / "out") == expected
+    else:
+        again = converted(model, tmp_path / "out")
+        assert (again.resumed, again.written_bytes) == (("model.safetensors",), first.written_bytes)
+    assert (tmp_path / "out").stat().st_ino == inode
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 

@@ -212,14 +212,20 @@ def test_the_next_run_takes_up_what_was_fetched(hub: FakeHub, model: Path, tmp_p
 
 
 def test_a_part_that_was_altered_is_noticed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """What lies in the folder is hashed like what is fetched; a link is not followed."""
+    """What lies in the folder is hashed like what is fetched, and fetched anew if wrong; a link is not followed."""
     hub.add(NAME, model)
     work = tmp_path / "work"
     work.mkdir(mode=0o700)
     part = work / hashlib.sha256(f"{FIRST} {hash_of(model / FIRST)}".encode()).hexdigest()
-    part.write_bytes(b"other bytes")
-    with pytest.raises(HubError, match="sha256: expected"):
-        fetch(NAME, FIRST, hub, work)
+    for content in (b"other bytes", bytes((model / FIRST).stat().st_size), bytes((model / FIRST).stat().st_size + 1)):
+        work.mkdir(mode=0o700, exist_ok=True)
+        part.write_bytes(content)
+        assert fetch(NAME, FIRST, hub, work) == (model / FIRST).read_bytes()
+        work.mkdir(mode=0o700)
+        part.write_bytes(content)
+        with pytest.raises(HubError, match="sha256: expected"):
+            fetch(NAME, FIRST, hub, work, ["wrong", "wrong"])
+        hub.faults.clear()
     (tmp_path / "precious").write_text("precious")
     work.mkdir(mode=0o700, exist_ok=True)
     part.symlink_to(tmp_path / "precious")

@@ -251,7 +251,10 @@ WEIGHT = "model.layers.0.mlp.down_proj.weight"
             lambda d: d["tensors"].update({WEIGHT.replace("mlp.down", "self_attn.o"): d["tensors"][WEIGHT]}),
             "self_attn.o_proj.weight: logical_shape: expected \\[21, 24\\], as in fp8pad.json, got no entry",
         ),
-        (lambda d: d["files"].update(x={"source_size": 1, "size": 1}), "^x: listed in fp8pad.json but missing"),
+        (
+            lambda d: d["files"].update({"x.py": {"source_size": 1, "size": 1}}),
+            r"^x\.py: file: expected a file of 1 bytes",
+        ),
         (
             lambda d: d["files"]["model.safetensors"].update(source_size=1),
             "files: model.safetensors: source_size: expected 1820 bytes, got 1",
@@ -288,9 +291,26 @@ def test_a_mark_on_a_shard_that_nothing_explains_is_refused(tmp_path: Path) -> N
         restore(out_dir, tmp_path / "restored")
 
 
+def test_a_missing_file_that_no_engine_obeys_is_a_note(tmp_path: Path) -> None:
+    """The rule of `verify`: a licence or a tokenizer may go, code and configs may not."""
+    model = llama(tmp_path / "model")
+    (model / "LICENSE").write_text("free")
+    (model / "modeling_x.py").write_text("x = 1")
+    out_dir = convert_to(model, tmp_path / "out")
+    (out_dir / "LICENSE").unlink()
+    report = restore(out_dir, tmp_path / "restored")
+    assert report.notes == ("LICENSE: file: expected a file of 4 bytes, got no such file: it is not restored",)
+    assert not (tmp_path / "restored" / "LICENSE").exists()
+    (out_dir / "modeling_x.py").unlink()
+    with pytest.raises(RecordError, match=r"^modeling_x\.py: file: expected a file of 5 bytes, got no such file$"):
+        restore(out_dir, tmp_path / "other")
+
+
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    """As when converting."""
+    """As when converting; one that holds what would be written is compared with it."""
     model = llama(tmp_path / "model")
     out_dir = convert_to(model, tmp_path / "out")
+    assert restore(out_dir, model).resumed == ("model.safetensors",)
+    (model / "tokenizer.json").write_text("edited")
     with pytest.raises(OutputError, match="--overwrite"):
         restore(out_dir, model)

@@ -79,7 +79,7 @@ class Writer:
         with self.source.fetched(layout.file, advance) as is_ours:
             if self.is_finished(layout):
                 sums = self._sums()
-                if not self._mismatches(layout, self.staging.finished_path(key), sums, advance):
+                if not self.mismatches(layout, self.staging.finished_path(key), sums, advance):
                     told = self.source.fetched_bytes(layout.file) + layout.data_bytes()
                     advance(self.work_bytes(layout) - told)
                     return Written(sums.hashes, resumed=True)
@@ -161,7 +161,7 @@ class Writer:
         sums, origin, path = self._sums(), self.source.root / layout.file, self.staging.unfinished_path(key)
         if layout.is_untouched and self._share(layout, origin, key, link):
             advance(layout.target_bytes)
-            mismatches = self._mismatches(layout, path, sums, advance) if self.is_hashed else []
+            mismatches = self.mismatches(layout, path, sums, advance) if self.is_hashed else []
             if mismatches:
                 raise VerifyError(str(mismatches[0]))
             return sums.hashes
@@ -176,7 +176,7 @@ class Writer:
                     raise VerifyError(f"{layout.file}: {place}: what was read back is not what was written")
         return sums.hashes
 
-    def _mismatches(self, layout: ShardLayout, path: Path, sums: Sums, advance: Advance) -> list[Mismatch]:
+    def mismatches(self, layout: ShardLayout, path: Path, sums: Sums, advance: Advance) -> list[Mismatch]:
         """Compare every byte of a shard at `path` with what its source gives, up to the first difference."""
         transfer, expected = layout.transfer(), self.source.identities[layout.file]
         origin = self.source.root / layout.file

@@ -48,7 +48,7 @@ def opened(
     if isinstance(found, Path):
         yield replace(read(found), name=str(hub_id))
         return
-    with tempfile.TemporaryDirectory(prefix="fp8pad-") as temporary, _work_folder(work_dir, temporary) as parts:
+    with _temporary_folder() as temporary, _work_folder(work_dir, temporary) as parts:
         root = Path(temporary, "model")
         with hub_errors(hub_id):
             found.outline(root)
@@ -87,7 +87,7 @@ class SentCheckpoint:
         if self.hub is None:
             yield nothing
             return
-        with tempfile.TemporaryDirectory(prefix="fp8pad-") as temporary:
+        with _temporary_folder() as temporary:
             root = Path(temporary, "model")
             yield replace(nothing, root=root, remote=Fetcher(self.hub, root, Progress().say))
 
@@ -105,7 +105,16 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
             parts.rmdir()
         raise
     if parts.is_dir():
-        shutil.rmtree(parts)
+        try:
+            shutil.rmtree(parts)
+        except OSError as error:
+            done = "what it was fetched for is complete"
+            raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for what takes no room: it is no fault if it cannot be removed in the end."""
+    return tempfile.TemporaryDirectory(prefix="fp8pad-", ignore_cleanup_errors=True)
 
 
 def work_folder(out_dir: Path) -> Path:

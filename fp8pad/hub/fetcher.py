@@ -83,10 +83,25 @@ class Fetcher:
         return Path(hf_hub_download(repo, name, revision=commit)).resolve()
 
     def _download(self, file: HubFile, part: Path, advance: Advance) -> None:
-        """Fetch what is missing of a file, and check the hub's own hash of all of it."""
+        """Fetch what is missing of a file, and check the hub's own hash of all of it.
+
+        What an earlier run has left may be damaged, by a power loss perhaps: then all of it is fetched once more.
+        """
         self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.say(f"fetching {file.name} ({file.size} bytes)")
-        where, digest = f"{self.files.repo.hub_id}: {file.name}", file.digest()
+        was_begun = part.exists()
+        found = self._fetch(file, part, advance)
+        if was_begun and found != file.hash:
+            part.unlink()
+            found = self._fetch(file, part, lambda _: None)
+        if found != file.hash:
+            part.unlink()
+            name, digest = file.name, file.digest().name
+            raise HubError(f"{self.files.repo.hub_id}: {name}: {digest}: expected {file.hash}, got {found}")
+
+    def _fetch(self, file: HubFile, part: Path, advance: Advance) -> str:
+        """Fetch what is missing of a file; return the hash of all of it, in hexadecimal."""
+        digest = file.digest()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(part):
             descriptor = os.open(part, flags, 0o600)
@@ -104,11 +119,12 @@ class Fetcher:
                     advance(len(chunk))
                 attempts = attempts + 1 if opened_part.tell() == begin else 0
             num_bytes = opened_part.tell()
+            with writing(part):
+                os.fsync(descriptor)  # it may become a file of the output, by another name
         if num_bytes < file.size:
+            where = f"{self.files.repo.hub_id}: {file.name}"
             raise HubError(f"{where}: ends early: expected {file.size} bytes, got {num_bytes}")
-        if digest.hexdigest() != file.hash:
-            part.unlink()
-            raise HubError(f"{where}: {digest.name}: expected {file.hash}, got {digest.hexdigest()}")
+        return digest.hexdigest()
 
 
 def _write(opened_file: Any, chunk: bytes) -> None:
