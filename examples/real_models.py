@@ -35,14 +35,40 @@ QUANTIZATION: Mapping[Scheme, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class Mlp:
+    """An MLP of every layer from `first` to before `last`; `{expert}` in its name stands for each expert.
+
+    Its inner size is what the config has under `key`, `times` over.
+    """
+
+    name: str
+    key: str
+    parts: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    first: int = 0
+    last: int = 1000
+    times: int = 1
+
+
+@dataclass(frozen=True)
 class Model:
     """A model by its published sizes, and how its FP8 checkpoints are scaled."""
 
     name: str
     scheme: Scheme
     config: Mapping[str, Any]
+    mlps: tuple[Mlp, ...] = (Mlp("mlp", "intermediate_size"),)
+    layers: str = "model.layers"
 
 
+def experts(key: str = "moe_intermediate_size", folder: str = "mlp.experts", **more: Any) -> Mlp:
+    """Routed experts."""
+    return Mlp(f"{folder}.{{expert}}", key, **more)
+
+
+# Where sizes were looked up: Qwen3.5 and 3.6 in the metadata of GGUF files (ggml-org/llama.cpp pull request 23269,
+# ikawrakow/ik_llama.cpp issue 1432), Step 3.5 in its config class, whose defaults they are, Gemma 4 in quotations of
+# its config.json (vllm-project/vllm pull request 45789, NVIDIA-NeMo/Automodel pull request 3079). The others' are
+# those that their authors published, and were not compared with their config.json again.
 MODELS = (
     Model(
         "Qwen2.5-VL-7B",
@@ -72,6 +98,10 @@ MODELS = (
             "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "kv_lora_rank": 512,
             "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
         },
+        (
+            Mlp("mlp", "intermediate_size", last=1), experts(first=1),
+            Mlp("mlp.shared_experts", "moe_intermediate_size", first=1, times=2),
+        ),
     ),
     Model(
         "Nemotron-3-Nano-30B-A3B",
@@ -80,9 +110,15 @@ MODELS = (
             "model_type": "nemotron_h", "hidden_size": 2688, "intermediate_size": 1856, "moe_intermediate_size": 1856,
             "moe_shared_expert_intermediate_size": 3712, "n_routed_experts": 128, "n_shared_experts": 1,
             "num_experts_per_tok": 6, "mlp_hidden_act": "relu2", "num_attention_heads": 32, "num_key_value_heads": 2,
-            "head_dim": 128, "mamba_num_heads": 64, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8,
+            "head_dim": 128, "num_hidden_layers": 52, "mamba_num_heads": 64, "mamba_head_dim": 64,
+            "ssm_state_size": 128, "n_groups": 8,
             "hybrid_override_pattern": "MEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEM*EMEMEMEM*EMEMEMEME",
         },
+        (
+            Mlp("mixer.shared_experts", "moe_shared_expert_intermediate_size", ("up_proj", "down_proj")),
+            experts(folder="mixer.experts", parts=("up_proj", "down_proj")),
+        ),
+        "backbone.layers",
     ),
     Model(
         "Qwen3-30B-A3B",
@@ -92,6 +128,7 @@ MODELS = (
             "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
             "head_dim": 128,
         },
+        (experts(),),
     ),
     Model(
         "Qwen3.6-35B-A3B",
@@ -106,6 +143,8 @@ MODELS = (
                 "hidden_act": "silu",
             },
         },
+        (Mlp("mlp.shared_expert", "shared_expert_intermediate_size"), experts()),
+        "model.language_model.layers",
     ),
     Model(
         "Step-3.5-Flash",
@@ -115,6 +154,10 @@ MODELS = (
             "share_expert_dim": 1280, "num_experts": 288, "moe_top_k": 8, "num_hidden_layers": 45,
             "first_k_dense_replace": 3, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
         },
+        (
+            Mlp("mlp", "intermediate_size", last=3), Mlp("share_expert", "share_expert_dim", first=3),
+            experts(folder="moe.experts", first=3),
+        ),
     ),
     Model(
         "Gemma-4-26B-A4B",
@@ -123,6 +166,7 @@ MODELS = (
             "model_type": "gemma4_text", "hidden_size": 2816, "intermediate_size": 2112, "moe_intermediate_size": 704,
             "num_experts": 128, "top_k_experts": 8, "num_hidden_layers": 30, "hidden_activation": "gelu_pytorch_tanh",
         },
+        (Mlp("mlp", "intermediate_size"), experts(folder="experts")),
     ),
     Model(
         "MiniMax-M2.7",
@@ -132,6 +176,7 @@ MODELS = (
             "num_experts_per_tok": 8, "num_hidden_layers": 62, "num_attention_heads": 48, "num_key_value_heads": 8,
             "head_dim": 128, "hidden_act": "silu",
         },
+        (experts("intermediate_size", "block_sparse_moe.experts", parts=("w1", "w3", "w2")),),
     ),
 )  # fmt: skip
 
@@ -178,7 +223,7 @@ def planned(model: Model) -> CheckpointPlan:
 def header_of(model: Model) -> ShardHeader:
     """The header of one file with every FP8 Linear of a model and its scale; what is not FP8 does not matter here."""
     tensors: list[TensorHeader] = []
-    for name, (num_n, num_k) in linears(model.config):
+    for name, (num_n, num_k) in linears(model):
         scale = {"tensor": (), "channel": (num_n, 1), "block": (-(-num_n // 128), -(-num_k // 128))}[model.scheme]
         suffix = "_inv" if model.scheme == "block" else ""
         for tensor, dtype, shape in ((name, "F8_E4M3", (num_n, num_k)), (f"{name}_scale{suffix}", "F32", scale)):
@@ -187,47 +232,37 @@ def header_of(model: Model) -> ShardHeader:
     return ShardHeader("model.safetensors", tensors[-1].end, 0, tuple(tensors))
 
 
-def linears(config: Mapping[str, Any]) -> Linears:
+def linears(model: Model) -> Linears:
     """Every Linear of a model, `[N, K]`, under the names of its checkpoints."""
-    if (special := SPECIAL.get(config["model_type"])) is not None:
-        yield from special(config)
-        return
+    config = model.config.get("text_config", model.config)
     for layer in range(config["num_hidden_layers"]):
-        block = f"model.layers.{layer}"
-        yield from (attention if "kv_lora_rank" not in config else latent_attention)(config, f"{block}.self_attn")
-        if "moe_intermediate_size" in config and layer >= config.get("first_k_dense_replace", 0):
-            yield from experts(config, f"{block}.mlp")
-        else:
-            yield from gated(f"{block}.mlp", config["intermediate_size"], config["hidden_size"])
+        block = f"{model.layers}.{layer}"
+        yield from MIXERS.get(config["model_type"], attention)(config, block, layer)
+        for mlp in model.mlps:
+            if mlp.first <= layer < mlp.last and is_mlp(config, layer):
+                yield from linears_of(mlp, block, config)
     if "vision_config" in config:
         yield from vision(config["vision_config"])
 
 
-def gated(prefix: str, inner_size: int, hidden_size: int) -> Linears:
-    """Gate, up and down."""
-    yield f"{prefix}.gate_proj.weight", (inner_size, hidden_size)
-    yield f"{prefix}.up_proj.weight", (inner_size, hidden_size)
-    yield f"{prefix}.down_proj.weight", (hidden_size, inner_size)
+def is_mlp(config: Mapping[str, Any], layer: int) -> bool:
+    """Whether a layer has an MLP; in Nemotron-H, only those of kind E have."""
+    return config.get("hybrid_override_pattern", "E" * (layer + 1))[layer] == "E"
 
 
-def plain(prefix: str, inner_size: int, hidden_size: int) -> Linears:
-    """Up and down, without a gate."""
-    yield f"{prefix}.up_proj.weight", (inner_size, hidden_size)
-    yield f"{prefix}.down_proj.weight", (hidden_size, inner_size)
+def linears_of(mlp: Mlp, block: str, config: Mapping[str, Any]) -> Linears:
+    """The Linears of an MLP, or of each of its experts: all but the last are `[inner, hidden]`."""
+    inner_size, hidden_size = config[mlp.key] * mlp.times, config["hidden_size"]
+    for expert in range(EXPERTS if "{expert}" in mlp.name else 1):
+        prefix = f"{block}.{mlp.name.format(expert=expert)}"
+        for part in mlp.parts[:-1]:
+            yield f"{prefix}.{part}.weight", (inner_size, hidden_size)
+        yield f"{prefix}.{mlp.parts[-1]}.weight", (hidden_size, inner_size)
 
 
-def experts(config: Mapping[str, Any], prefix: str) -> Linears:
-    """Shared experts as one MLP, and the routed ones."""
-    inner_size, hidden_size = config["moe_intermediate_size"], config["hidden_size"]
-    if "n_shared_experts" in config:
-        yield from gated(f"{prefix}.shared_experts", inner_size * config["n_shared_experts"], hidden_size)
-    for expert in range(EXPERTS):
-        yield from gated(f"{prefix}.experts.{expert}", inner_size, hidden_size)
-
-
-def attention(config: Mapping[str, Any], prefix: str, num_gates: int = 0) -> Linears:
+def attention(config: Mapping[str, Any], block: str, layer: int, num_gates: int = 0) -> Linears:  # noqa: ARG001
     """Grouped-query attention; gates lie beside the queries."""
-    hidden_size, head_dim = config["hidden_size"], config["head_dim"]
+    hidden_size, head_dim, prefix = config["hidden_size"], config["head_dim"], f"{block}.self_attn"
     queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
     yield f"{prefix}.q_proj.weight", (queries * (1 + num_gates), hidden_size)
     yield f"{prefix}.k_proj.weight", (keys, hidden_size)
@@ -235,32 +270,44 @@ def attention(config: Mapping[str, Any], prefix: str, num_gates: int = 0) -> Lin
     yield f"{prefix}.o_proj.weight", (hidden_size, queries)
 
 
-def latent_attention(config: Mapping[str, Any], prefix: str) -> Linears:
+def latent_attention(config: Mapping[str, Any], block: str, layer: int) -> Linears:  # noqa: ARG001
     """DeepSeek's attention, without a low rank for the queries."""
     heads, hidden_size, rank = config["num_attention_heads"], config["hidden_size"], config["kv_lora_rank"]
     nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
-    yield f"{prefix}.q_proj.weight", (heads * (nope + rope), hidden_size)
-    yield f"{prefix}.kv_a_proj_with_mqa.weight", (rank + rope, hidden_size)
-    yield f"{prefix}.kv_b_proj.weight", (heads * (nope + value), rank)
-    yield f"{prefix}.o_proj.weight", (hidden_size, heads * value)
+    yield f"{block}.self_attn.q_proj.weight", (heads * (nope + rope), hidden_size)
+    yield f"{block}.self_attn.kv_a_proj_with_mqa.weight", (rank + rope, hidden_size)
+    yield f"{block}.self_attn.kv_b_proj.weight", (heads * (nope + value), rank)
+    yield f"{block}.self_attn.o_proj.weight", (hidden_size, heads * value)
 
 
-def nemotron(config: Mapping[str, Any]) -> Linears:
-    """Nemotron-H: M is Mamba, * attention, E experts."""
-    hidden_size = config["hidden_size"]
-    for layer, kind in enumerate(config["hybrid_override_pattern"]):
-        mixer = f"backbone.layers.{layer}.mixer"
-        if kind == "M":
-            inner = config["mamba_num_heads"] * config["mamba_head_dim"]
-            groups = 2 * config["n_groups"] * config["ssm_state_size"]
-            yield f"{mixer}.in_proj.weight", (2 * inner + groups + config["mamba_num_heads"], hidden_size)
-            yield f"{mixer}.out_proj.weight", (hidden_size, inner)
-        elif kind == "*":
-            yield from attention(config, mixer)
-        else:
-            yield from plain(f"{mixer}.shared_experts", config["moe_shared_expert_intermediate_size"], hidden_size)
-            for expert in range(EXPERTS):
-                yield from plain(f"{mixer}.experts.{expert}", config["moe_intermediate_size"], hidden_size)
+def nemotron(config: Mapping[str, Any], block: str, layer: int) -> Linears:
+    """Nemotron-H: M is Mamba, * attention, and E has experts alone."""
+    kind, hidden_size = config["hybrid_override_pattern"][layer], config["hidden_size"]
+    if kind == "M":
+        inner = config["mamba_num_heads"] * config["mamba_head_dim"]
+        groups = 2 * config["n_groups"] * config["ssm_state_size"]
+        yield f"{block}.mixer.in_proj.weight", (2 * inner + groups + config["mamba_num_heads"], hidden_size)
+        yield f"{block}.mixer.out_proj.weight", (hidden_size, inner)
+    elif kind == "*":
+        for name, shape in attention(config, block, layer):
+            yield name.replace("self_attn", "mixer"), shape
+
+
+def qwen3_5(config: Mapping[str, Any], block: str, layer: int) -> Linears:
+    """Qwen3.5: three linear attentions, then one with gates."""
+    hidden_size, head_dim = config["hidden_size"], config["linear_head_dim"]
+    keys, values = config["linear_num_key_heads"] * head_dim, config["linear_num_value_heads"] * head_dim
+    if layer % 4 == 3:
+        yield from attention(config, block, layer, num_gates=1)
+    else:
+        yield f"{block}.linear_attn.in_proj_qkv.weight", (2 * keys + values, hidden_size)
+        yield f"{block}.linear_attn.in_proj_z.weight", (values, hidden_size)
+        yield f"{block}.linear_attn.out_proj.weight", (hidden_size, values)
+
+
+def untold(*_: Any) -> Linears:
+    """Gemma 4's attention, of which nothing is told."""
+    yield from ()
 
 
 def vision(config: Mapping[str, Any]) -> Linears:
@@ -269,71 +316,16 @@ def vision(config: Mapping[str, Any]) -> Linears:
     for block in range(config["depth"]):
         yield f"visual.blocks.{block}.attn.qkv.weight", (3 * hidden_size, hidden_size)
         yield f"visual.blocks.{block}.attn.proj.weight", (hidden_size, hidden_size)
-        yield from gated(f"visual.blocks.{block}.mlp", config["intermediate_size"], hidden_size)
+        yield from linears_of(Mlp("mlp", "intermediate_size"), f"visual.blocks.{block}", config)
     yield "visual.merger.mlp.0.weight", (4 * hidden_size, 4 * hidden_size)
     yield "visual.merger.mlp.2.weight", (config["out_hidden_size"], 4 * hidden_size)
 
 
-def qwen3_5(model: Mapping[str, Any]) -> Linears:
-    """Qwen3.5's text model: three linear attentions and one with gates, then a shared expert and the routed ones."""
-    config = model["text_config"]
-    hidden_size, head_dim = config["hidden_size"], config["linear_head_dim"]
-    keys, values = config["linear_num_key_heads"] * head_dim, config["linear_num_value_heads"] * head_dim
-    for layer in range(config["num_hidden_layers"]):
-        block = f"model.language_model.layers.{layer}"
-        if layer % 4 == 3:
-            yield from attention(config, f"{block}.self_attn", num_gates=1)
-        else:
-            yield f"{block}.linear_attn.in_proj_qkv.weight", (2 * keys + values, hidden_size)
-            yield f"{block}.linear_attn.in_proj_z.weight", (values, hidden_size)
-            yield f"{block}.linear_attn.out_proj.weight", (hidden_size, values)
-        yield from gated(f"{block}.mlp.shared_expert", config["shared_expert_intermediate_size"], hidden_size)
-        for expert in range(EXPERTS):
-            yield from gated(f"{block}.mlp.experts.{expert}", config["moe_intermediate_size"], hidden_size)
-
-
-def step(config: Mapping[str, Any]) -> Linears:
-    """Step 3.5: attention of full layers; dense MLPs, then a shared expert and the routed ones, one by one."""
-    hidden_size = config["hidden_size"]
-    for layer in range(config["num_hidden_layers"]):
-        block = f"model.layers.{layer}"
-        yield from attention(config, f"{block}.self_attn")
-        if layer < config["first_k_dense_replace"]:
-            yield from gated(f"{block}.mlp", config["intermediate_size"], hidden_size)
-            continue
-        yield from gated(f"{block}.share_expert", config["share_expert_dim"], hidden_size)
-        for expert in range(EXPERTS):
-            yield from gated(f"{block}.moe.experts.{expert}", config["moe_intermediate_size"], hidden_size)
-
-
-def gemma4(config: Mapping[str, Any]) -> Linears:
-    """Gemma 4's MLPs and routed experts; of its attention nothing is told."""
-    for layer in range(config["num_hidden_layers"]):
-        yield from gated(f"model.layers.{layer}.mlp", config["intermediate_size"], config["hidden_size"])
-        for expert in range(EXPERTS):
-            inner_size, prefix = config["moe_intermediate_size"], f"model.layers.{layer}.experts.{expert}"
-            yield from gated(prefix, inner_size, config["hidden_size"])
-
-
-def minimax(config: Mapping[str, Any]) -> Linears:
-    """MiniMax-M2: attention and routed experts."""
-    inner_size, hidden_size = config["intermediate_size"], config["hidden_size"]
-    for layer in range(config["num_hidden_layers"]):
-        block = f"model.layers.{layer}"
-        yield from attention(config, f"{block}.self_attn")
-        for expert in range(EXPERTS):
-            prefix = f"{block}.block_sparse_moe.experts.{expert}"
-            yield f"{prefix}.w1.weight", (inner_size, hidden_size)
-            yield f"{prefix}.w3.weight", (inner_size, hidden_size)
-            yield f"{prefix}.w2.weight", (hidden_size, inner_size)
-
-
-SPECIAL: Mapping[str, Callable[[Mapping[str, Any]], Linears]] = {
-    "gemma4_text": gemma4,
-    "minimax_m2": minimax,
+MIXERS: Mapping[str, Callable[..., Linears]] = {
+    "deepseek_v2": latent_attention,
+    "gemma4_text": untold,
     "nemotron_h": nemotron,
-    "qwen3_5_moe": qwen3_5,
-    "step3p5": step,
+    "qwen3_5_moe_text": qwen3_5,
 }
 
 if __name__ == "__main__":
