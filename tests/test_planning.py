@@ -461,32 +461,6 @@ def test_a_grid_of_scales_covers_the_padded_weight(
     assert ("a.weight" in plan.tensors) == (layer.padded_shape != sizes)
 
 
-def test_blocks_that_the_model_pads_itself_are_left() -> None:
-    """vLLM makes the blocks of DeepSeek V4's shared experts whole on each rank, with block scales alone."""
-    mlp = "layers.0.ffn.shared_experts"
-    tensors = {
-        f"{mlp}.{name}.{leaf}": (dtype, shape)
-        for name, shape_of in (("w1", (384, 256)), ("w3", (384, 256)), ("w2", (256, 384)))
-        for leaf, dtype, shape in (
-            ("weight", "F8_E4M3", shape_of),
-            ("scale", "F32", (-(-shape_of[0] // 128), -(-shape_of[1] // 128))),
-        )
-    }
-    headers = tuple(TensorHeader(name, dtype, shape, 0, 0) for name, (dtype, shape) in tensors.items())
-    config = {
-        "model_type": "deepseek_v4", "moe_intermediate_size": 384,
-        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
-    }  # fmt: skip
-    shards = [ShardHeader("model.safetensors", 0, 0, headers)]
-    plan = plan_checkpoint(shards, {"config.json": config}, Policy(tensor_parallel_size=2))
-    assert not plan.modules
-    assert {layer.reason for layer in plan.layers} == {
-        "not whole scale blocks on a rank, which vLLM's code of this model pads itself"
-    }
-    whole = plan_checkpoint(shards, {"config.json": config}, Policy())
-    assert {layer.reason for layer in whole.layers} == {"N and K are multiples of 128"}
-
-
 def test_layers_that_are_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of a hundred thousand layers has a handful of kinds; only their names differ."""
     worked_out = []

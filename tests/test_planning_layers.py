@@ -2,7 +2,7 @@
 
 import pytest
 
-from fp8pad.planning.layers import Fp8Linear, left_to_engine, recognise
+from fp8pad.planning.layers import Fp8Linear, recognise
 from fp8pad.planning.linear_names import kind_of
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import Json
@@ -288,13 +288,3 @@ def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:
     )
     reason = "MXFP8, scales U8 [100, 2]: one for each 32 inputs, which is not padded"
     assert (linear.granularity, linear.skip_reason, linear.is_understood) == (None, reason, True)
-
-
-@pytest.mark.parametrize(("inner", "is_left"), [(384, True), (320, False)])
-def test_only_whole_blocks_are_left_to_the_models_own_padding(inner: int, is_left: bool) -> None:
-    """vLLM's code of DeepSeek-V4 pads a rank's share of whole blocks; another size is padded here."""
-    shapes = {"a.w1": (inner, 256), "a.w2": (256, inner)}
-    weights = [TensorHeader(name, "F8_E4M3", shape, 0, inner * 256) for name, shape in shapes.items()]
-    linears = [Fp8Linear(weight.name, weight, None, PerBlock(128, 128)) for weight in weights]
-    found = left_to_engine(linears, shapes, 2)
-    assert [linear.skip_reason is not None for linear in found] == [is_left, is_left]

@@ -163,6 +163,19 @@ def test_deepseek_v4_is_split_as_its_own_names_say() -> None:
     assert f"{attn}.indexer.wq_b" not in verdict.refused
 
 
+@pytest.mark.parametrize("inner", [320, 384])
+@pytest.mark.parametrize("ranks", [1, 2, 16])
+def test_what_the_models_own_code_pads_is_left_to_it(inner: int, ranks: int) -> None:
+    """vLLM's file of DeepSeek-V4 makes whole blocks of its shared experts, for method fp8 alone."""
+    shared = "layers.0.ffn.shared_experts"
+    shapes = {f"{shared}.w1": (inner, 256), f"{shared}.w3": (inner, 256), f"{shared}.w2": (256, inner)}
+    plan = planned(headers(V4, FP8, shapes), Policy(tensor_parallel_size=ranks))
+    assert plan.changes_nothing
+    assert Judge(plan, VLLM).original(ranks).outcome == converted_verdict(plan, VLLM).outcome == "serves"
+    compressed = planned(headers(V4, COMPRESSED, shapes), Policy(tensor_parallel_size=ranks))
+    assert compressed.changes_nothing == (inner == 384 and ranks == 1)
+
+
 def test_scales_that_are_not_understood_are_no_wall() -> None:
     """Nothing is known of such a layer: it is named, and counts as served as far as is known."""
     quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_group"}}}

@@ -49,7 +49,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     linears, untouched = recognise(
         tensors, quantization, config, governed.routed_experts, skip=policy.skip, described=governed.roles
     )
-    linears = left_to_engine(linears, governed.padded_at_load, policy.tensor_parallel_size)
+    linears = left_to_engine(linears, quantization, _architectures(config))
     check_consistent(tensors, linears, quantization)
     _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from fp8pad.planning.engines import find_engine, matches
 from fp8pad.planning.linear_names import kind_of, own_name
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
@@ -94,23 +95,23 @@ def recognise(
     return tuple(_with_one_input(linears)), tuple(untouched)
 
 
-def left_to_engine(linears: Sequence[Fp8Linear], modules: Collection[str], num_ranks: int) -> tuple[Fp8Linear, ...]:
-    """Return the layers; those among `modules` whose whole blocks a rank splits are left to the model's own code."""
-    reason = "not whole scale blocks on a rank, which vLLM's code of this model pads itself"
+def left_to_engine(
+    linears: Sequence[Fp8Linear], quantization: Quantization | None, architectures: Sequence[str]
+) -> tuple[Fp8Linear, ...]:
+    """Return the layers; those that the engine's own code of the model pads at load are left to it."""
+    method = quantization.method if quantization else None
+    rules = [rule for rule in find_engine().rule if rule.padded_by_model and rule.is_about(method, architectures)]
+    if not rules:
+        return tuple(linears)
+    reason = "not padded here: vLLM's code of this model pads it to whole scale blocks itself"
     return tuple(
         replace(linear, skip_reason=linear.skip_reason or reason)
-        if linear.name in modules and _splits_blocks(linear, num_ranks)
+        if any(matches((linear.name,), rule.modules) for rule in rules)
+        and isinstance(linear.granularity, PerBlock)
+        and not linear.is_expert
         else linear
         for linear in linears
     )
-
-
-def _splits_blocks(linear: Fp8Linear, num_ranks: int) -> bool:
-    if not isinstance(linear.granularity, PerBlock):
-        return False
-    sizes = list(zip(linear.shape, linear.granularity.block, strict=True))
-    is_whole = not any(size % side for size, side in sizes)
-    return is_whole and any(size % (side * num_ranks) for size, side in sizes)
 
 
 def module_name(weight_name: str) -> str:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import gcd
 from types import MappingProxyType
 
 from fp8pad.geometry import is_aligned
-from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule
+from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule, matches
 from fp8pad.planning.plan import AlikeLayers, CheckpointPlan, LayerPlan
 from fp8pad.planning.tensor_parallel import Fit, RankPart, Shape
 from fp8pad.record import Json, quantization_method
@@ -60,7 +59,7 @@ class Judge:
         self._rules = [
             rule
             for rule in engine.rule
-            if _is_about(rule, method, plan.architectures) and rule.weight_only in (None, weight_only)
+            if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
         by_name = any(rule.modules for rule in self._rules)
         self._groups = [each for group in plan.alike for each in (_one_by_one(plan, group) if by_name else [group])]
@@ -155,12 +154,6 @@ def _is_padded(layer: LayerPlan, shape: Shape, num_ranks: int) -> bool:
     return not is_aligned(shape, layer.alignment) or layer.fit_at(num_ranks, shape) == "unaligned"
 
 
-def _is_about(rule: Rule, method: str | None, architectures: tuple[str, ...]) -> bool:
-    return (not rule.methods or method in rule.methods) and (
-        not rule.architectures or _matches(architectures, rule.architectures)
-    )
-
-
 def _is_weight_only(quantization: Json) -> bool:
     """Whether a config of compressed-tensors leaves the activations of its FP8 layers as they are."""
     groups = quantization.get("config_groups")
@@ -174,10 +167,6 @@ def _holds(rule: Rule, layer: LayerPlan, part: RankPart, fit: Fit) -> bool:
         fit in rule.fits
         and ("expert" if layer.is_expert else "dense") in (rule.kinds or ("dense", "expert"))
         and granularity in (rule.scales or (granularity,))
-        and (not rule.modules or _matches((layer.name,), rule.modules))
+        and (not rule.modules or matches((layer.name,), rule.modules))
         and gcd(*layer.block, *(part.rows or (part.num_n or 0,)), part.num_k or 0) >= (rule.finest_block or 0)
     )
-
-
-def _matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

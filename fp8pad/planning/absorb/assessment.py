@@ -97,7 +97,7 @@ def _absorbable(assessment: Assessment, old: int, policy: Policy) -> AbsorbableS
         old=old,
         is_expert=size.has_experts,
         governed={
-            governed.module: (governed.axis, alike.times * governed.num_segments)
+            governed.module: (governed.axis, alike.times * governed.width)
             for alike in weights
             for governed in alike.members
         },

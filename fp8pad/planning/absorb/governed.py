@@ -146,13 +146,6 @@ class GovernedAxes:
         return {governed.module: governed.role for size in self.sizes for governed in size.axes}
 
     @property
-    def padded_at_load(self) -> frozenset[str]:
-        """The modules whose blocks the model's own code in vLLM makes whole."""
-        return frozenset(
-            governed.module for size in self.sizes for governed in size.axes if governed.mlp.padded_at_load
-        )
-
-    @property
     def routed_experts(self) -> Mapping[str, Order | None]:
         """The modules of routed experts, and for those that are stacked the order of their axes."""
         return {

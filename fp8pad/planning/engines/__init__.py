@@ -1,8 +1,9 @@
 """What inference engines do with layers that are not aligned: one data file an engine and version, and its reader."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
@@ -25,7 +26,8 @@ class Rule:
 
     In `architectures` and `modules`, `*` stands for anything. `weight_only` asks for activations that are quantized, or
     that are not. `finest_block` is the smallest block that must divide scale blocks and sizes. `source` is where the
-    rule is read in the engine, and `known` says whether it was only read, or seen on what device and when.
+    rule is read in the engine, and `known` says whether it was only read, or seen on what device and when. What is
+    `padded_by_model` is padded by the engine's own code of the model, which leaves no room for fp8pad's plugin.
     """
 
     outcome: Outcome
@@ -40,6 +42,13 @@ class Rule:
     modules: tuple[str, ...] = ()
     finest_block: PositiveSize | None = None
     weight_only: bool | None = None
+    padded_by_model: bool = False
+
+    def is_about(self, method: str | None, architectures: Iterable[str]) -> bool:
+        """Return whether it holds for a quantization method, in a model of one of these classes."""
+        return (not self.methods or method in self.methods) and (
+            not self.architectures or matches(architectures, self.architectures)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +70,16 @@ class Engine:
         return f"{self.name} {self.version}"
 
 
+def matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    """Return whether any of the names is like any of the patterns, in which `*` stands for anything."""
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
 @cache
 def engines() -> Mapping[str, Engine]:
     """Return every engine that is described, by the name of its file; `PlanError` for a malformed one."""
     entries = sorted(files(__package__).iterdir(), key=lambda entry: entry.name)
-    reader = Reader(PlanError)
+    reader = Reader(PlanError, is_by_hand=True)
     return {
         entry.name.removesuffix(".toml"): reader.read(Engine, tomllib.loads(entry.read_text("utf-8")), entry.name)
         for entry in entries

@@ -40,8 +40,7 @@ class Mlp:
     size is `size_key`, or the first of `other_keys` that the config has; `repeats` are keys that say it again. It is
     multiplied with the value of `multiplier_key` where that is given, or with any number where `multiples`. An MLP
     whose size is no key of its own says why it is `unabsorbable`; `unless` is a config key which, where it is set,
-    forbids it. `stacked` weights are 3-D, one matrix an expert. Those `padded_at_load` are padded by the model's own
-    code in vLLM, if their scales are per block. Two rules are the same only if they are one object.
+    forbids it. `stacked` weights are 3-D, one matrix an expert. Two rules are the same only if they are one object.
     """
 
     down: Pattern
@@ -61,7 +60,6 @@ class Mlp:
     experts_per_token_key: str | None = None
     stacked: bool = False
     interleaved: bool = False
-    padded_at_load: bool = False
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for what is no MLP."""
