@@ -25,6 +25,7 @@ CANDIDATES = ("aligned", "vllm", "runtime", "kept", "absorbed")
 LAUNCH_PATHS = {
     "vllm": "vLLM",
     "fp8pad": "fp8pad",
+    "vllm_into_zeros": "vLLM, into zeros",
     "vllm_kept": "vLLM, padding kept",
     "fp8pad_kept": "fp8pad, padding kept",
 }

@@ -122,7 +122,6 @@ def _quantize_per_tensor(x: torch.Tensor, padded_k: int) -> tuple[torch.Tensor, 
     return x_fp8, scale
 
 
-@_operator("cut_columns(Tensor x, int n) -> Tensor", fake=lambda x, n: x.new_empty((x.shape[0], n)))
 def cut_columns(x: torch.Tensor, n: int) -> torch.Tensor:
     """Return the first `n` columns of `x` `[M, padded_n]`, rows side by side; `padded_n` is a multiple of 16.
 

@@ -135,6 +135,21 @@ def test_widths(k: int, dtype: torch.dtype) -> None:
             _assert_as_vllm(x.to(dtype), **scheme)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", WIDTHS)
+def test_vllms_operator_writes_into_zeros(k: int, dtype: torch.dtype) -> None:
+    """Given rows that lie further apart it has the same bytes and scales, and leaves what is between them."""
+    for num_tokens, scheme in itertools.product((1, 17, 300), _schemes(dtype)):
+        x = torch.randn(num_tokens, k, device="cuda").to(dtype)
+        options = {"scale_ub": scheme.get("scale_ub"), "use_per_token_if_dynamic": scheme.get("per_token", True)}
+        expected, expected_scale = vllm_ops.scaled_fp8_quant(x, scheme.get("scale"), **options)
+        x_fp8 = x.new_zeros((num_tokens, round_up(k, 16)), dtype=torch.float8_e4m3fn)
+        _, scale = vllm_ops.scaled_fp8_quant(x, scheme.get("scale"), output=x_fp8[:, :k], **options)
+        assert torch.equal(x_fp8.view(torch.uint8)[:, :k], expected.view(torch.uint8))
+        assert torch.equal(scale.view(torch.int32), expected_scale.view(torch.int32))
+        assert not x_fp8.view(torch.uint8)[:, k:].any()
+
+
 @pytest.mark.parametrize("num_tokens", [16384, 65536])
 def test_many_tokens(num_tokens: int) -> None:
     """As many tokens as a long prefill has; offsets pass 2^31 bytes."""
