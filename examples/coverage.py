@@ -31,6 +31,11 @@ NOTHING = {
     "ExtractHiddenStatesModel": "no weights of its own",
     "Terratorch": "models of other frameworks",
 }
+# Architectures that no file describes, and why.
+UNKNOWN = {
+    "Cosmos3ForConditionalGeneration": "published as a Diffusers folder, a text model, a generator beside it, and a "
+    "vision tower in folders of their own, which fp8pad does not read as one checkpoint",
+}
 # Model types of architectures that transformers does not have, from their published configs or vLLM's config classes.
 MODEL_TYPES: Mapping[str, Sequence[str]] = {
     "AliceAIForCausalLM": ["alice_ai"], "BailingMoeForCausalLM": ["bailing_moe"],
@@ -95,7 +100,20 @@ MODEL_TYPES: Mapping[str, Sequence[str]] = {
     "Ernie4_5_VLMoeForConditionalGeneration": ["ernie4_5_moe_vl"], "ColPaliForRetrieval": ["colpali"],
     "LlamaNemotronVLModel": ["llama_nemotron_vl"], "OpenPanguVLForConditionalGeneration": ["openpangu_vl"],
     "InternS2PreviewForConditionalGeneration": ["intern_s2_preview"],
-    "LlamaNemotronVLForSequenceClassification": ["llama_nemotron_vl"],
+    "LlamaNemotronVLForSequenceClassification": ["llama_nemotron_vl"], "Alpamayo2Super": ["alpamayo2_super"],
+    "BagelForConditionalGeneration": ["bagel"], "ClefFlashForJointSchema": ["qwen3_5"],
+    "ClefOmniForJointSchema": ["qwen3_omni_moe"], "D3ForSequenceClassification": ["qwen3_5"],
+    "CohereAsrForConditionalGeneration": ["cohere_asr"], "ColUltraVBertForRetrieval": ["ultravbert"],
+    "CohereCompassForConditionalGeneration": ["cohere_compass"], "HfMoondream": ["moondream1"],
+    "Cosmos3EdgeForConditionalGeneration": ["cosmos3_edge"], "EmbeddingGemma2Model": ["embedding_gemma2"],
+    "DiffusionGemmaForBlockDiffusion": ["diffusion_gemma"], "FireRedASR2ForConditionalGeneration": ["fireredasr2"],
+    "FunASRForConditionalGeneration": ["funasr"], "HCXVisionV2ForCausalLM": ["hyperclovax_vision_v2"],
+    "InklingForConditionalGeneration": ["inkling_mm_model"], "InternS1ProForConditionalGeneration": ["interns1_pro"],
+    "InternS2MobiusForConditionalGeneration": ["interns2_mobius"], "Kolibri1ForCausalLM": ["kolibri1"],
+    "MiMoV2OmniForCausalLM": ["mimo_v2_omni"], "MiniCPMOcrForConditionalGeneration": ["minicpm_ocr"],
+    "Molmo2ForConditionalGeneration": ["molmo2"], "MolmoForCausalLM": ["molmo"],
+    "Moondream3ForCausalLM": ["moondream3"], "NemotronParseForConditionalGeneration": ["nemotron_parse"],
+    "RadioMBartPrefixForCausalLM": ["nemotron_parse"],
 }  # fmt: skip
 
 
@@ -156,7 +174,7 @@ def row(architecture: str, group: str, types: Mapping[str, set[str]]) -> tuple[s
         return "by its model type", "", "any model that transformers has"
     if DRAFT.search(architecture):
         return "a draft", "", "described where its checkpoint is one with its model's, or has a known model type"
-    return "unknown", "", ""
+    return "unknown", "", UNKNOWN.get(architecture, "")
 
 
 def table(vllm: Path, version: str) -> str:

@@ -99,7 +99,8 @@ def section_config(family: Description, model_type: str, sizes: Iterator[int], c
     for rule in family.section:
         part = rule.like or "llama"
         inner = section_config(rule if rule.is_described else families()[part], part, sizes, case)
-        config = config | {rule.keys[0]: inner} if rule.keys[0] else inner | config
+        key = rule.keys[0]
+        config = config | {key: inner | config.get(key, {})} if key else inner | config
     return config
 
 

@@ -233,6 +233,103 @@ LAYOUTS: list[tuple[str, Mapping[str, Any], Shapes]] = [
         | mlp("model.language_model.layers.0.experts.0", EXPERT)
         | mlp("vision_tower.encoder.layers.0.mlp", TOWER, "gate_proj.linear", "up_proj.linear", "down_proj.linear"),
     ),
+    # alpamayo2_super.py, bagel.py, cohere_compass.py, colultravbert.py: `hf_to_vllm_mapper`
+    (
+        "alpamayo2_super",
+        {
+            "vlm_config": {
+                "text_config": {"model_type": "qwen3_vl_text", "intermediate_size": DENSE},
+                "vision_config": {"intermediate_size": TOWER},
+            },
+        },
+        mlp("vlm.model.language_model.layers.0.mlp", DENSE)
+        | plain("vlm.model.visual.blocks.0.mlp", TOWER, "linear_fc1", "linear_fc2"),
+    ),
+    (
+        "bagel",
+        {"llm_config": {"intermediate_size": DENSE}, "vit_config": {"intermediate_size": TOWER}},
+        mlp("language_model.model.layers.0.mlp", DENSE)
+        | mlp("language_model.model.layers.0.mlp_moe_gen", DENSE)
+        | plain("vit_model.vision_model.encoder.layers.0.mlp", TOWER),
+    ),
+    (
+        "cohere_compass",
+        {"text_config": {"intermediate_size": DENSE}, "vision_config": {"intermediate_size": TOWER}},
+        mlp("model.language_model.layers.0.mlp", DENSE)
+        | plain("model.visual.blocks.0.mlp", TOWER, "linear_fc1", "linear_fc2"),
+    ),
+    (
+        "ultravbert",
+        {"text_config": {"intermediate_size": DENSE}, "vision_config": {"intermediate_size": TOWER}},
+        mlp("text_model.layers.0.mlp", DENSE) | plain("vision_model.vision_model.encoder.layers.0.mlp", TOWER),
+    ),
+    # diffusion_gemma.py, embedding_gemma2.py, cosmos3_edge.py `_cosmos3_edge_diffusers_prefix_map`
+    (
+        "diffusion_gemma",
+        {
+            "text_config": {"model_type": "diffusion_gemma_text", "intermediate_size": DENSE},
+            "vision_config": {"intermediate_size": TOWER},
+        },
+        mlp("model.decoder.layers.0.mlp", DENSE)
+        | mlp("model.encoder.language_model.layers.0.mlp", DENSE)
+        | mlp("model.decoder.self_conditioning", DENSE)
+        | mlp("model.encoder.vision_tower.encoder.layers.0.mlp", TOWER, "gate_proj.linear", "up_proj.linear",
+              "down_proj.linear"),
+    ),
+    ("embedding_gemma2", {"text_config": {"intermediate_size": DENSE}}, mlp("language_model.layers.0.mlp", DENSE)),
+    (
+        "cosmos3_edge",
+        {"text_config": {"intermediate_size": DENSE}},
+        plain("layers.0.mlp", DENSE, "up_proj", "down_proj") | plain("model.language_model.layers.1.mlp", DENSE),
+    ),
+    # molmo2.py, hyperclovax_vision_v2.py, mimo_v2_omni.py `hf_to_vllm_mapper`; interns2_mobius.py; d3.py
+    (
+        "molmo2",
+        {
+            "text_config": {"intermediate_size": DENSE}, "vit_config": {"intermediate_size": TOWER},
+            "adapter_config": {"intermediate_size": SHARED},
+        },
+        fused("model.transformer.blocks.0.mlp", DENSE, "ff_proj", "ff_out")
+        | plain("model.vision_backbone.image_vit.transformer.resblocks.0.feed_forward", TOWER, "w1", "w2")
+        | mlp("model.vision_backbone.image_projector", SHARED, "w1", "w3", "w2"),
+    ),
+    (
+        "hyperclovax_vision_v2",
+        {
+            "text_config": {"model_type": "hyperclovax", "intermediate_size": DENSE},
+            "vision_config": {"intermediate_size": TOWER},
+        },
+        mlp("model.language_model.model.layers.0.mlp", DENSE) | mlp("model.vision_model.blocks.0.mlp", TOWER),
+    ),
+    (
+        "mimo_v2_omni",
+        MOE | {"vision_config": {"intermediate_size": TOWER}},
+        mlp("model.layers.1.mlp", DENSE) | moe(L, None) | mlp("visual.blocks.0.mlp", TOWER),
+    ),
+    (
+        "interns2_mobius",
+        {
+            "text_config": {"moe_intermediate_size": EXPERT, "shared_expert_intermediate_size": SHARED},
+            "vision_config": {"intermediate_size": TOWER},
+        },
+        mlp("model.language_model.layers.0.mlp.shared_expert", SHARED)
+        | moe("model.language_model.meta_mlp.0", None)
+        | plain("model.visual.blocks.0.mlp", TOWER, "linear_fc1", "linear_fc2"),
+    ),
+    (
+        "qwen3_5",
+        {
+            "text_config": {"model_type": "qwen3_5_text", "intermediate_size": DENSE},
+            "vision_config": {"intermediate_size": TOWER},
+        },
+        mlp("language_model.layers.0.mlp", DENSE) | plain("visual.blocks.0.mlp", TOWER, "linear_fc1", "linear_fc2"),
+    ),
+    (
+        "kolibri1",
+        {"moe_intermediate_size": EXPERT, "shared_expert_intermediate_size": SHARED},
+        moe(L, None) | mlp(f"{L}.shared_experts", SHARED),
+    ),
+    ("fireredasr2", {"intermediate_size": DENSE}, mlp("llm.model.layers.0.mlp", DENSE)),
 ]  # fmt: skip
 
 

@@ -111,7 +111,8 @@ def _config(family: Description, model_type: str, sizes: Iterator[int]) -> dict[
     for rule in family.section:
         part = rule.like or "llama"
         inner = _config(rule if rule.is_described else families()[part], part, sizes)
-        config = config | {rule.keys[0]: inner} if rule.keys[0] else inner | config
+        key = rule.keys[0]
+        config = config | {key: inner | config.get(key, {})} if key else inner | config
     return config
 
 
