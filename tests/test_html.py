@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -79,21 +80,37 @@ def test_names_are_text(planned: tuple[Checkpoint, CheckpointPlan]) -> None:
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 768, 1280])
 def test_a_browser_shows_it_without_scrolling_sideways(
     planned: tuple[Checkpoint, CheckpointPlan], tmp_path: Path, width: int
 ) -> None:
-    """At the width of a phone and of a desktop the page is no wider than the window; a picture of it is not empty."""
-    probe = "<script>document.title = String(document.documentElement.scrollWidth)</script></body>"
-    (tmp_path / "page.html").write_text(
-        plan_page(*planned, find_engine(None)).replace("</body>", probe), encoding="utf-8"
-    )
-    browser = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900"]
-    url = (tmp_path / "page.html").as_uri()
-    dump = subprocess.run([*browser, "--dump-dom", url], capture_output=True, text=True, check=True, timeout=120).stdout
+    """At the width of a phone, a tablet and a desktop the page is no wider than the window."""
+    # In a frame: headless Chromium has no window narrower than 500.
+    page = escape(plan_page(*planned, find_engine(None)))
+    probe = "document.title = document.querySelector('iframe').contentDocument.documentElement.scrollWidth"
+    size = f'style="border:0" width="{width}" height="9000"'
+    (tmp_path / "frame.html").write_text(f'<body><iframe srcdoc="{page}" {size} onload="{probe}"></iframe></body>')
+    dump = chromium("--window-size=1400,900", "--dump-dom", (tmp_path / "frame.html").as_uri())
     shown = re.search(r"<title>(\d+)</title>", dump)
     assert shown is not None
-    assert int(shown[1]) <= max(width, 500)  # headless Chromium has no window narrower than 500
-    picture = tmp_path / "page.png"
-    subprocess.run([*browser, f"--screenshot={picture}", url], capture_output=True, check=True, timeout=120)
-    assert picture.stat().st_size > 10_000
+    assert int(shown[1]) == width
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
+def test_pictures_and_paper_hold_something(planned: tuple[Checkpoint, CheckpointPlan], tmp_path: Path) -> None:
+    """By day, at night and printed, the page is not empty, and the night is not the day."""
+    (tmp_path / "page.html").write_text(plan_page(*planned, find_engine(None)), "utf-8")
+    url = (tmp_path / "page.html").as_uri()
+    chromium(f"--screenshot={tmp_path / 'day.png'}", url)
+    chromium("--blink-settings=preferredColorScheme=0", f"--screenshot={tmp_path / 'night.png'}", url)
+    chromium("--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}", url)
+    day, night, paper = ((tmp_path / name).read_bytes() for name in ("day.png", "night.png", "page.pdf"))
+    assert min(map(len, (day, night, paper))) > 10_000
+    assert day != night
+
+
+def chromium(*arguments: str) -> str:
+    """Run Chromium without a window, and return what it prints."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout

@@ -23,6 +23,8 @@ def check_destination(source: Checkpoint, out_dir: Path) -> Path:
         target = out_dir.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         raise OutputError(f"{out_dir}: cannot be followed: {error}") from error
+    if any(path.is_symlink() for path in (target, *target.parents)):
+        raise OutputError(f"{out_dir}: cannot be followed: a loop of links")
     if target.exists() and not target.is_dir():
         raise OutputError(f"{out_dir}: expected a folder")
     _check_apart(source, target, out_dir)
