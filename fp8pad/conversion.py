@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.converted import Converted, converted_files
 from fp8pad.output import Contents, Output, staged, write_slice
 from fp8pad.planning.engines import find_engine

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, check_unchanged
 from fp8pad.checkpoint.compare import compare_files
-from fp8pad.checkpoint.destination import can_clone, check_destination, check_replaceable, check_space
+from fp8pad.checkpoint.destination import Replaced, can_clone, check_destination, check_replaceable, check_space
 from fp8pad.checkpoint.directory import open_directory
 from fp8pad.checkpoint.files import Advance, FileIdentity, text_sha256
 from fp8pad.checkpoint.folder import read_text
@@ -17,7 +17,6 @@ from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Link, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, publish, recover
-from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.staging import hold_staging, join_staging, staging_path
 from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.checkpoint.writer import Writer, Written

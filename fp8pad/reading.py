@@ -16,6 +16,7 @@ T = TypeVar("T")
 Size = Annotated[int, range(2**63), "a size"]
 PositiveSize = Annotated[int, range(1, 2**63), "a positive size"]
 
+MAX_SHARED = 16  # entries of an object that may be shared: those for one tensor have six
 MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and writes them, stays far from its limit
 
 
@@ -29,14 +30,14 @@ class Reader:
     error: type[Fp8padError]
     is_by_hand: bool = False
 
-    def parse_json(self, text: str, where: str) -> Any:
-        """Return what JSON text says.
+    def parse_json(self, text: str, where: str, shares: bool = False) -> Any:
+        """Return what JSON text says; if it `shares`, small objects that say the same are one object.
 
         What could not be written again is refused, too: what nests deeper than `MAX_NESTING`, or has an escape of half
         a surrogate pair, which no UTF-8 stands for.
         """
         try:
-            return _parsed(text)
+            return _parsed(text, _sharing() if shares else None)
         except ValueError as error:
             raise self.error(f"{where}: not JSON: {error}") from error
 
@@ -126,7 +127,11 @@ def _field_readers(kind: type, is_by_hand: bool) -> tuple[tuple[str, Read, bool]
 def _read_mapping(inner: Read) -> Read:
     def read(value: Any) -> dict[str, Any]:
         document = _expect(isinstance(value, dict), "an object", value)
-        return {key: _at(key, inner, item) for key, item in document.items()}
+        found: dict[int, Any] = {}
+        for key, item in document.items():
+            if id(item) not in found:  # what is shared is read once
+                found[id(item)] = _at(key, inner, item)
+        return {key: found[id(item)] for key, item in document.items()}
 
     return read
 
@@ -178,15 +183,28 @@ def _expect(holds: bool, wanted: str, value: Any) -> Any:
     return value
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str, object_hook: Callable[[dict[str, Any]], Any] | None) -> Any:
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_hook=object_hook)
     except RecursionError as error:
         raise ValueError(f"expected at most {MAX_NESTING} levels") from error
     _check_nesting(document)
     if "\\u" in text:
         json.dumps(document, ensure_ascii=False).encode()
     return document
+
+
+def _sharing() -> Callable[[dict[str, Any]], Any]:
+    """Return what replaces an object by an equal one that was there before; inner ones have been replaced by then."""
+    known: dict[object, dict[str, Any]] = {}
+
+    def share(found: dict[str, Any]) -> dict[str, Any]:
+        if len(found) > MAX_SHARED:
+            return found
+        values = (id(value) if type(value) is dict else repr(value) for value in found.values())
+        return known.setdefault((*found, *values), found)
+
+    return share
 
 
 def _check_nesting(document: object) -> None:

@@ -149,11 +149,12 @@ class QuantizationRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that config.json carries."""
+        modules = {module: module.to_json() for module in set(self.modules.values())}  # many are alike
         return {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
             "fp8pad_version": self.fp8pad_version,
-            "modules": {name: module.to_json() for name, module in self.modules.items()},
+            "modules": {name: modules[module] for name, module in self.modules.items()},
             "base": self.base,
         }
 
@@ -271,7 +272,7 @@ def parse_quantization_config(document: object, file: str = CONFIG_FILE) -> Quan
 
 def parse_record(text: str) -> CheckpointRecord:
     """Read the text of `fp8pad.json`; `RecordError` if anything in it is not as specified."""
-    document = _READER.parse_json(text, RECORD_FILE)
+    document = _READER.parse_json(text, RECORD_FILE, shares=True)
     record = _READER.read_versioned(CheckpointRecord, document, FORMAT_VERSION, RECORD_FILE)
     for name, tensor in record.tensors.items():
         where = f"{RECORD_FILE}: tensors: {name}"

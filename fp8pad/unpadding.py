@@ -7,11 +7,11 @@ from typing import Any
 
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
+from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import file_sha256, text_sha256
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import RecordError, VerifyError
 from fp8pad.output import Contents, staged

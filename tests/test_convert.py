@@ -30,11 +30,11 @@ from helpers import (
 
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import Transfer
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.replaced import Replaced
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, OutputError

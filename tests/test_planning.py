@@ -511,3 +511,13 @@ def test_adapters_that_no_longer_fit_are_named() -> None:
     names = "model.layers.*.mlp.gate_proj, model.layers.*.mlp.up_proj, model.layers.*.mlp.down_proj"
     assert f"LoRA adapters trained on the original do not fit what is absorbed: {names}" in absorbed.notes
     assert plan_checkpoint([header], {"config.json": config}, Policy()).notes == ()
+
+
+def test_an_edit_changes_one_of_two_sections_that_are_alike() -> None:
+    """Parsed JSON may hold them as one object."""
+    section = {"intermediate_size": 100}
+    config = {"text_config": section, "vision_config": section}
+    edit = ConfigEdit("config.json", "text_config.intermediate_size", 100, 112)
+    edited = edited_config(config, [edit], None, None)
+    assert edited == {"text_config": {"intermediate_size": 112}, "vision_config": {"intermediate_size": 100}}
+    assert section == {"intermediate_size": 100}

@@ -1,5 +1,6 @@
 """Reading by type hints: one value of each kind that is read, and every kind of value that is refused."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -88,3 +89,13 @@ def test_json_that_is_none_or_could_not_be_written_again_is_refused(text: str) -
     with pytest.raises(GoldenError, match=r"^x: not JSON: "):
         READER.parse_json(text, "x")
     assert READER.parse_json("[" * MAX_NESTING + "]" * MAX_NESTING, "x")
+
+
+def test_objects_that_say_the_same_are_one_object() -> None:
+    """A record has an entry for each of a hundred thousand tensors; what differs in type or order stays apart."""
+    text = '{"a": {"x": [1], "y": {}}, "b": {"x": [1], "y": {}}, "c": {"x": [true], "y": {}}, "d": {"y": {}, "x": [1]}}'
+    document = READER.parse_json(text, "file", shares=True)
+    assert document == json.loads(text)
+    assert document["a"] is document["b"]
+    assert document["a"]["y"] is document["c"]["y"]
+    assert len({id(document[name]) for name in "abcd"}) == 3

@@ -162,12 +162,11 @@ class _FolderReader:
 
 def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:
     """Return safetensors files beside the shards that hold tensors of the same names, and so the same weights again."""
-    names = {tensor.name for shard in shards for tensor in shard.tensors}
     copies: set[str] = set()
-    for file in files:
-        if _is_plain_name(file):
-            with suppress(HeaderError):  # no checkpoint of ours, so it is copied along
-                copies |= {file for tensor in reader.header(file).tensors if tensor.name in names}
+    for file in filter(_is_plain_name, files):
+        names = {tensor.name for shard in shards for tensor in shard.tensors}
+        with suppress(HeaderError):  # no checkpoint of ours, so it is copied along
+            copies |= {file for tensor in reader.header(file).tensors if tensor.name in names}
     return copies
 
 
@@ -287,7 +286,7 @@ def _check_tensors(shards: tuple[ShardHeader, ...], weight_map: Mapping[str, str
 
 def parse_object(file: str, text: str) -> Json:
     """Return the JSON object that `text` is; `ConfigError` names it as `file` if it is none."""
-    document = Reader(ConfigError).parse_json(text, file)
+    document = Reader(ConfigError).parse_json(text, file, shares=True)
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(document).__name__}")
     return document

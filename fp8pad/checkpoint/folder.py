@@ -85,7 +85,7 @@ def read_text_and_identity(root: Path, file: str) -> tuple[str, FileIdentity]:
             identity = opened.identity
             if identity.size > MAX_TEXT_BYTES:
                 raise ConfigError(f"{file}: expected at most {MAX_TEXT_BYTES} bytes of JSON, got {identity.size}")
-            return opened.read(0, identity.size).tobytes().decode(), identity
+            return str(opened.read(0, identity.size), "utf-8"), identity
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: expected UTF-8: {error}") from error
     except ConfigError:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from io import StringIO
 from reprlib import repr as shown
 from typing import Any, TypeAlias
 
@@ -16,13 +17,15 @@ def dumps_like(original: str, document: Mapping[str, Any]) -> str:
     indent = re.match(rf"\s*\{{\s*?\n([ \t]{{1,{MAX_INDENT}}})(?![ \t])", original)
     colon = re.match(r'^\s*\{\s*"(?:[^"\\]|\\.)*"(\s{0,16}:\s{0,16})(?!\s)', original)
     separator = colon[1] if colon else ": "
-    text = json.dumps(
-        document,
+    encoder = json.JSONEncoder(
         indent=indent[1] if indent else None,
         separators=("," if indent or separator == ":" else ", ", separator),
         ensure_ascii=original.isascii(),
     )
-    return text + original[len(original.rstrip()) :]
+    text = StringIO()
+    for part in encoder.iterencode(document):  # a list of millions of parts takes ten times as much memory
+        text.write(part)
+    return text.getvalue() + original[len(original.rstrip()) :]
 
 
 def index_text(original: str, total_bytes: int) -> str:

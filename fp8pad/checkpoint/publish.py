@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
+from fp8pad.checkpoint.destination import Replaced, check_replaced
 from fp8pad.checkpoint.directory import Directory, is_discarded, is_folder
 from fp8pad.checkpoint.files import create_file, writing
-from fp8pad.checkpoint.replaced import Replaced, check_replaced
 from fp8pad.checkpoint.staging import FILES, PUBLICATION, REPLACED, Staging
 from fp8pad.errors import OutputError
 from fp8pad.record import CONFIG_FILE

@@ -1,6 +1,6 @@
 """config.json as the converted checkpoint will carry it."""
 
-import copy
+import json
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
@@ -19,7 +19,7 @@ def edited_config(
 
     Key order and every other key stay. Raises `ConfigError` where a key is not in `config`.
     """
-    edited = copy.deepcopy(dict(config))
+    edited: dict[str, Any] = json.loads(json.dumps(config))  # objects that are alike may be one in `config`
     for edit in edits:
         if edit.file == CONFIG_FILE:
             _replace(edited, edit.key, edit.new, must_exist=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from fp8pad.checkpoint.replaced import Replaced
+from fp8pad.checkpoint.destination import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan

@@ -139,7 +139,7 @@ def write_shard(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> 
     for name, (dtype, shape) in tensors.items():
         begin, end = end, end + prod(shape) * {"F8_E4M3": 1, "BF16": 2, "F32": 4}[dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()  # as the safetensors library writes it
     text += b" " * (-len(text) % 8)
     with path.open("wb") as shard:
         shard.write(len(text).to_bytes(8, "little") + text)

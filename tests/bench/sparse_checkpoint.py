@@ -61,7 +61,7 @@ def write_sparse_shard(path: Path, tensors: list[Tensor]) -> int:
     for name, dtype, shape in tensors:
         begin, end = end, end + prod(shape) * BYTES[dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()  # as the safetensors library writes it
     text += b" " * (-len(text) % 8)
     with path.open("wb") as shard:
         shard.write(len(text).to_bytes(8, "little") + text)
