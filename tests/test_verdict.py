@@ -249,9 +249,25 @@ def test_comparing_sizes_says_what_plans_for_them_would() -> None:
         )
 
 
+def test_transformers_spreads_scales_over_rows_that_are_not_whole_blocks() -> None:
+    """Gate's 192 rows are one and a half blocks; at 256 nothing is said; ModelOpt's method is not known there."""
+    transformers = find_engine("transformers-5.24")
+    for inner, outcome in ((192, "answers wrongly"), (256, "serves")):
+        made = headers(LLAMA | {"intermediate_size": inner}, FP8, gated(MLP, inner))
+        assert Judge(planned(made, Policy()), transformers).original(1).outcome == outcome
+    shards, configs = headers(LLAMA, CHANNELS, gated(MLP, 256))
+    modelopt = {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
+    plan = plan_checkpoint(
+        shards, {"config.json": {**configs["config.json"], "quantization_config": modelopt}}, Policy()
+    )
+    assert Judge(plan, transformers).original(1).outcome == "refuses"
+
+
 def test_an_engine_that_is_not_described_is_refused_with_those_that_are() -> None:
     """The option's mistake, and what it takes."""
-    with pytest.raises(PlanError, match=r"--engine vllm-9: expected one of sglang-0\.5\.23, vllm-0\.33"):
+    with pytest.raises(
+        PlanError, match=r"--engine vllm-9: expected one of sglang-0\.5\.23, transformers-5\.24, vllm-0\.33"
+    ):
         find_engine("vllm-9")
 
 

@@ -149,7 +149,9 @@ CHECKPOINT: Mapping[str, Any] = {
     "follow_links": typer.Option(
         "--follow-links", help="Copy files that links out of MODEL lead to; else they are excluded."
     ),
-    "engine": typer.Option(metavar="NAME", help="Engine to plan for: vllm-0.33 (the default) or sglang-0.5.23."),
+    "engine": typer.Option(
+        metavar="NAME", help="Engine to plan for: vllm-0.33 (the default), sglang-0.5.23 or transformers-5.24."
+    ),
     "jobs": typer.Option(
         "--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel, on each node of a cluster."
     ),
