@@ -133,6 +133,20 @@ def test_of_weights_that_alone_are_fp8_nothing_is_said() -> None:
         assert converted_verdict(plan, VLLM) == Verdict()
 
 
+@pytest.mark.parametrize("part", ["", "text_config", "llm_config"])
+def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(part: str) -> None:
+    """vLLM looks at the number in the text model's config alone; other sizes that do not fit are said once."""
+    sizes = {"intermediate_size": 512, "num_attention_heads": 12, "hidden_act": "silu"}
+    config = {"model_type": "x", part: sizes} if part else {"model_type": "llama", **sizes}
+    plan = planned(headers(config, FP8, gated(MLP, 512)), Policy())
+    assert [at.original.outcome for at in compare_sizes(plan, VLLM, (1, 2, 4, 8))] == [*["serves"] * 3, "refuses"]
+    (finding,) = Judge(plan, VLLM).original(8).findings
+    assert finding.why == "12 attention heads, which 8 ranks cannot share evenly"
+    assert nearest_served_policy(
+        planned(headers(config, FP8, gated(MLP, 512)), Policy(tensor_parallel_size=8)), VLLM
+    ) == (Policy(tensor_parallel_size=4))
+
+
 def test_an_odd_vocabulary_is_no_wall() -> None:
     """259 tokens are 320 for vLLM, which a multiple of 16 goes into on two and on four ranks."""
     made = headers(LLAMA | {"vocab_size": 259}, CHANNELS, {"lm_head": (259, 128)} | attention(32))
@@ -169,17 +183,18 @@ def test_what_the_models_own_code_pads_is_left_to_it(inner: int, ranks: int) -> 
     """vLLM's file of DeepSeek-V4 makes whole blocks of its shared experts, for method fp8 alone."""
     shared = "layers.0.ffn.shared_experts"
     shapes = {f"{shared}.w1": (inner, 256), f"{shared}.w3": (inner, 256), f"{shared}.w2": (256, inner)}
-    plan = planned(headers(V4, FP8, shapes), Policy(tensor_parallel_size=ranks))
+    config = V4 | {"num_attention_heads": 16}
+    plan = planned(headers(config, FP8, shapes), Policy(tensor_parallel_size=ranks))
     assert plan.changes_nothing
     assert Judge(plan, VLLM).original(ranks).outcome == converted_verdict(plan, VLLM).outcome == "serves"
-    compressed = planned(headers(V4, COMPRESSED, shapes), Policy(tensor_parallel_size=ranks))
+    compressed = planned(headers(config, COMPRESSED, shapes), Policy(tensor_parallel_size=ranks))
     assert compressed.changes_nothing == (inner == 384 and ranks == 1)
 
 
 def test_scales_that_are_not_understood_are_no_wall() -> None:
     """Nothing is known of such a layer: it is named, and counts as served as far as is known."""
     quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_group"}}}
-    plan = planned(headers(LLAMA, quark, {"model.layers.0.mlp.down_proj": (256, 320)}), Policy(tensor_parallel_size=3))
+    plan = planned(headers(LLAMA, quark, {"model.layers.0.mlp.down_proj": (256, 320)}), Policy(tensor_parallel_size=4))
     assert said(converted_verdict(plan, VLLM)) == {"serves": {"down_proj"}}
 
 

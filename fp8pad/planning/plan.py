@@ -152,7 +152,8 @@ class CheckpointPlan:
     `tensors` holds every tensor whose bytes change, by name. `modules` is what config.json will tell the runtime; it is
     empty where no runtime is needed. `base` is the original quantization config and `base_source` where it stood; both
     are None in a checkpoint without one. `notes` are sentences for the user that belong to no layer.
-    `architectures` are the classes that config.json names. `absorbable` are the inner sizes that can be absorbed.
+    `architectures` are the classes that config.json names. `absorbable` are the inner sizes that can be absorbed,
+    `num_heads` the attention heads of the text model, if the config says.
     `bytes_before` and `bytes_after` count tensor data.
     """
 
@@ -170,6 +171,7 @@ class CheckpointPlan:
     notes: tuple[str, ...] = field(default=())
     architectures: tuple[str, ...] = ()
     absorbable: tuple[AbsorbableSize, ...] = ()
+    num_heads: int | None = None
 
     @cached_property
     def alike(self) -> tuple[AlikeLayers, ...]:

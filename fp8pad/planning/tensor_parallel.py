@@ -64,6 +64,7 @@ _FOLLOWED_BY = {
 # Gate and up in one tensor on disk, one behind the other.
 _FUSED_MLP = frozenset({"gate_up_proj", "input_linear"})
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
+_TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
 
 
@@ -255,6 +256,13 @@ def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int
     queries = _first_count(config, _HEADS)
     keys = 1 if config.get("multi_query") else _first_count(config, _KEY_VALUE_HEADS)
     return queries, keys or queries
+
+
+def text_heads(config: Json) -> int | None:
+    """Return the attention heads that the config of a model, or of its text part, says; None if it does not."""
+    parts = (config.get(key) for key in _TEXT_PARTS)
+    text = next((part for part in parts if isinstance(part, Mapping)), None)
+    return text_heads(text) if text is not None else _first_count(config, _HEADS)
 
 
 def _first_count(config: Json, keys: Sequence[str]) -> int | None:

@@ -61,22 +61,22 @@ class Judge:
             for rule in engine.rule
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
+        # What is said of a size that ranks cannot share goes for heads, whether attention is FP8 or not.
+        self._indivisible = next((rule for rule in self._rules if rule.fits == ("indivisible",)), None)
         by_name = any(rule.modules for rule in self._rules)
         self._groups = [each for group in plan.alike for each in (_one_by_one(plan, group) if by_name else [group])]
 
     def original(self, num_ranks: int) -> Verdict:
         """What the engine does with the checkpoint as it is."""
-        return self._verdict(
-            (group, self._stock(group.example, group.example.logical_matrix, num_ranks)) for group in self._groups
-        )
+        found = ((group, self._stock(group.example, group.example.logical_matrix, num_ranks)) for group in self._groups)
+        return self._verdict(found, num_ranks)
 
     def converted(self) -> Verdict:
         """What the engine does with the checkpoint that the plan makes, at the plan's tensor-parallel size."""
         rule_of = self._padded if self._plan.needs_runtime else self._stock
         ranks = self._plan.policy.tensor_parallel_size
-        return self._verdict(
-            (group, rule_of(group.example, group.example.matrix_shape, ranks)) for group in self._groups
-        )
+        found = ((group, rule_of(group.example, group.example.matrix_shape, ranks)) for group in self._groups)
+        return self._verdict(found, ranks)
 
     def padded(self, num_ranks: int, sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Verdict, bool]:
         """What the engine does with what converting for `num_ranks` makes, and whether that needs the plugin.
@@ -86,11 +86,16 @@ class Judge:
         shapes = [(group, _grown(group, sizes)) for group in self._groups]
         needs_runtime = any(_is_padded(group.example, shape, num_ranks) for group, shape in shapes)
         rule_of = self._padded if needs_runtime else self._stock
-        return self._verdict(
-            (group, rule_of(group.example, shape, num_ranks)) for group, shape in shapes
-        ), needs_runtime
+        found = ((group, rule_of(group.example, shape, num_ranks)) for group, shape in shapes)
+        return self._verdict(found, num_ranks), needs_runtime
 
-    def _verdict(self, rules: Iterable[tuple[AlikeLayers, Rule | None]]) -> Verdict:
+    def _verdict(self, rules: Iterable[tuple[AlikeLayers, Rule | None]], num_ranks: int) -> Verdict:
+        rules = list(rules)
+        heads, indivisible = self._plan.num_heads, self._indivisible
+        said = any(rule in (indivisible, _RUNTIME["indivisible"]) for _, rule in rules)
+        if heads and heads % num_ranks and indivisible and not said:
+            why = f"{heads} attention heads, which {num_ranks} ranks cannot share evenly"
+            rules = [(group, replace(indivisible, why=why)) for group, _ in rules]
         places: dict[tuple[Outcome, str], list[int]] = {}
         for group, rule in rules:
             if rule:
