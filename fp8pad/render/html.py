@@ -18,7 +18,7 @@ from fp8pad.summary import action, headline
 from fp8pad.text import printable
 
 STYLE = """
-:root { --ink: #1b1f24; --paper: #fff; --soft: #6a7380; --line: #d9dee5; --card: #f6f8fa;
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #6a7380; --line: #d9dee5; --card: #f6f8fa;
   --good: #1a7f37; --fair: #9a6700; --bad: #cf222e; --logical: #4a7fb5; --added: #e2893b; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --paper: #0d1117; --soft: #9aa4b0; --line: #30363d;
   --card: #161b22; --good: #3fb950; --fair: #d29922; --bad: #ff7b72; --logical: #5b93cc; --added: #f0a35e; } }
@@ -37,6 +37,9 @@ th { font-weight: 600; color: var(--soft); } th, td:first-child:not(:has(code)) 
 .bar { display: flex; height: .8rem; margin: .2rem 0 .1rem; } .bar i { display: block; min-width: 1px; }
 .logical { background: var(--logical); } .added { background: var(--added); }
 .key i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 .9rem; vertical-align: -1px; }
+@media (max-width: 40rem) { table:has(.bar) thead { display: none; }
+  table:has(.bar) :is(tr, td) { display: block; border: 0; padding: .1rem 0; }
+  table:has(.bar) tr { border-bottom: 1px solid var(--line); padding: .6rem 0; } }
 @media print { body { max-width: none; font-size: 11px; } .bar i, .key i { print-color-adjust: exact;
   -webkit-print-color-adjust: exact; } h2, tr { break-inside: avoid; break-after: auto; } }
 """
