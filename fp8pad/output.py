@@ -96,8 +96,9 @@ class Output:
         contents, writer, jobs = self.contents, self.writer, self.options.jobs
         total_bytes = sum(map(writer.work_bytes, contents.layouts)) + _other_bytes(contents)
         total_bytes += sum(map(contents.source.fetched_bytes, contents.other_files))
-        label = "unpadding" if any(layout.unpads for layout in contents.layouts) else "padding"
-        progress.start(label, total_bytes, len(contents.layouts) + len(contents.other_files))
+        progress.start(
+            _label(contents.layouts, self.options), total_bytes, len(contents.layouts) + len(contents.other_files)
+        )
         shards = self._write_shards(progress)
         other_files = run_all(writer.copy_other_file, contents.other_files, jobs, progress)
         self._keys.update({layout.file: writer.key(layout) for layout in contents.layouts})
@@ -244,7 +245,7 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
     check_space(target, sum(_stored_bytes(layout, contents.source) for layout in layouts), 0)
     with hold_staging(target, shared=True) as staging:
         writer = Writer(contents.source, staging, options)
-        progress.start("padding", sum(map(writer.work_bytes, layouts)), len(layouts))
+        progress.start(_label(layouts, options), sum(map(writer.work_bytes, layouts)), len(layouts))
         try:
             run_all(writer.write_shard, layouts, options.jobs, progress)
         finally:
@@ -341,6 +342,12 @@ def _fetched_bytes(contents: Contents, jobs: int) -> int:
     """Return the bytes of fetched files that are there at a time and do not become files of the output themselves."""
     copied = [layout.file for layout in contents.layouts if not layout.is_untouched] + list(contents.other_files)
     return sum(sorted(map(contents.source.fetched_bytes, copied))[-jobs:])
+
+
+def _label(layouts: Iterable[ShardLayout], options: WriteOptions) -> str:
+    """Name the step whose bytes are counted: more than the files have, where they are read back too."""
+    label = "unpadding" if any(layout.unpads for layout in layouts) else "padding"
+    return label if options.verify == "none" else f"{label} and reading back"
 
 
 def _stored_bytes(layout: ShardLayout, source: Checkpoint) -> int:

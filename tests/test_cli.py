@@ -126,7 +126,7 @@ def test_convert_says_what_it_wrote_and_what_is_next(fp8pad: Fp8pad, example: Pa
     assert "  excluded   pytorch_model.bin" in finished.stdout
     assert f"fp8pad verify '{model}' {out_dir}" in finished.stdout
     assert f"vllm serve {out_dir}" in finished.stdout
-    assert finished.stderr.startswith("padding: ")
+    assert finished.stderr.startswith("padding and reading back: ")
 
 
 def test_the_suggested_folder_lies_beside_the_model(

@@ -102,7 +102,7 @@ def test_progress_is_told_to_a_function(model: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     library.convert(model, tmp_path / "out", progress=lambda *step: told.append(step))
     label, done, total = told[-1]
-    assert (label, done) == ("padding", total)
+    assert (label, done) == ("padding and reading back", total)
     assert [step[1] for step in told] == sorted(step[1] for step in told)
 
 
