@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo/llama-fp8-padded
 
-.PHONY: help demo test test-vllm test-ray test-browser test-matrix lint format faults races fuzz docs contract bench release clean
+.PHONY: help demo test test-vllm test-ray test-browser test-matrix lint format faults races fuzz docs contract bench bench-planning bench-docs release clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -65,12 +65,20 @@ contract: .venv/installed ## write down what fp8pad relies on in another VERSION
 	.venv/bin/python tests/contract/describe.py build/wheels/vllm-$(VERSION)-*.whl
 	rm -r build/wheels
 
-# Several GB under the system's temporary folder; see --help for other places and sizes: make bench ARGS=--help
-bench: .venv/installed ## time convert against cp -r on this machine's disk
-	.venv/bin/python tests/bench/bench_convert.py $(ARGS)
+# Several GB under the system's temporary folder, half an hour; for other places, sizes and fewer runs, see
+# make bench ARGS=--help. With `make .venv-peers/installed`, other tools are measured beside it.
+PEERS ?= $(wildcard .venv-peers/bin/python)
+bench: .venv/installed ## time convert against cp -r and other tools on this machine's disk
+	.venv/bin/python tests/bench/bench_convert.py $(if $(PEERS),--peer-python $(PEERS)) $(ARGS)
+
+bench-planning: .venv/installed ## measure planning, converting and verifying checkpoints of very many tensors
+	.venv/bin/python tests/bench/measure_planning.py $(ARGS)
+
+bench-docs: .venv/installed ## put what both have measured into the documentation
+	.venv/bin/python tests/bench/report.py $(foreach name,convert planning,$(addprefix --$(name) ,$(wildcard build/bench_$(name).json)))
 
 clean: ## remove virtual environments and everything that was built
-	rm -rf .venv .venv-docs .venv-fuzz .venv-ray .venv-vllm build dist
+	rm -rf .venv .venv-docs .venv-fuzz .venv-peers .venv-ray .venv-vllm build dist
 
 .venv/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
@@ -89,6 +97,12 @@ clean: ## remove virtual environments and everything that was built
 	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv-fuzz
 	.venv-fuzz/bin/python $(PIP_INSTALL) --editable '.[dev,fuzz]'
+	@touch $@
+
+.venv-peers/installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "fp8pad needs Python 3.11 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python $(PIP_INSTALL) torch==2.13.0 compressed-tensors==0.20.0
 	@touch $@
 
 .venv-ray/installed: pyproject.toml

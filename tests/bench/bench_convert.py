@@ -2,12 +2,13 @@
 
 Checkpoints of random bytes with real headers are made: Llama layers of hidden size 4096, in which the inner size is
 13824, which needs nothing (none), 13653 in every eighth layer (few), or in all of them (all: 71 % of the FP8 bytes
-belong to padded weights). Every way is run in turn, with the source in the page cache (warm) and not (cold). Given a
-Python with torch and compressed-tensors, `--peer-python`, loading, padding and saving with safetensors.torch is
-measured too, and compressed-tensors' convert_checkpoint (see peers.py).
+belong to padded weights). Every way is run in turn, with the source in the page cache (warm) and with an empty one
+(cold). Given a Python with torch and compressed-tensors, `--peer-python`, loading, padding and saving with
+safetensors.torch is measured too, and compressed-tensors' convert_checkpoint (see peers.py); only warm, since they take
+longest.
 
-Of each run: wall time, CPU time of all its processes, the largest resident memory of one, bytes written to the disk.
-Medians, as ratios to those of `cp`.
+Of each run: wall time, CPU time and the largest resident memory of all its processes together, bytes written to the
+disk. report.py makes a table, a chart and the section of docs/benchmarks.md of them.
 """
 
 import argparse
@@ -19,19 +20,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory, gettempdir
+from threading import Event, Thread
+
+from report import COPY, convert_table
 
 HIDDEN, INTERMEDIATE, ALIGNED, VOCABULARY = 4096, 13653, 13824, 32000
 LAYER_BYTES = 4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE
 LAYERS_PER_SHARD = 4
 CHUNK_BYTES = 1 << 24
+POLL_SECONDS = 0.02
 PADDED = {"none": 0, "few": 8, "all": 1}  # every n-th layer is padded
-COPY = "cp -r; sync"
-PEERS = Path(__file__).with_name("peers.py")
+PEERS = ("safetensors", "compressed-tensors")
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -64,15 +70,12 @@ def main() -> None:
             host = describe_host(model)
             for cache in options.cache:
                 for _ in range(options.repeats):
-                    runs += measure(model, padded, cache, ways(options.peer_python))
+                    runs += measure(model, padded, cache, ways(cache, options.peer_python))
             shutil.rmtree(model)
     document = {"host": host, "runs": [asdict(run) for run in runs]}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(host, indent=1))
-    print_table(runs)
-    if options.chart:
-        draw(runs, options.chart)
+    print(convert_table(document))
     print(f"written to {options.output}")
 
 
@@ -88,17 +91,16 @@ def parse_options() -> argparse.Namespace:
         "--scratch", default=gettempdir(), help="folder on the disk to measure, with room for two copies"
     )
     parser.add_argument("--output", type=Path, default=Path("build/bench_convert.json"), help="where the figures go")
-    parser.add_argument("--chart", type=Path, help="draw wall times, as ratios to cp; needs matplotlib")
     return parser.parse_args()
 
 
-def ways(peer_python: str | None) -> dict[str, list[str]]:
+def ways(cache: str, peer_python: str | None) -> dict[str, list[str]]:
     """Return what is measured, without the two folders that each command takes."""
     commands = {COPY: ["sh", "-c", 'cp -r "$0" "$1"; sync']}
     for depth in ("none", "padded", "full"):
-        commands[f"fp8pad --verify {depth}"] = [sys.executable, "-m", "fp8pad", "convert", "--verify", depth]
-    for peer in ("safetensors", "compressed-tensors") if peer_python else ():
-        commands[peer] = [peer_python or "", str(PEERS), peer]
+        commands[f"fp8pad --verify {depth}"] = [sys.executable, "-m", "fp8pad", "convert", "--quiet", "--verify", depth]
+    for peer in PEERS if peer_python and cache == "warm" else ():
+        commands[peer] = [peer_python or "", str(Path(__file__).with_name("peers.py")), peer]
     return commands
 
 
@@ -152,19 +154,55 @@ def measure(model: Path, padded: str, cache: str, commands: dict[str, list[str]]
     """Run each command once, into a folder that is removed afterwards."""
     out_dir = model.with_name("out")
     for what, command in commands.items():
+        os.sync()
         (read_all if cache == "warm" else evict)(model)
         began = time.perf_counter()
         process = subprocess.Popen([*command, model, out_dir], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        message = process.stderr.read() if process.stderr else b""
-        _, status, usage = os.wait4(process.pid, 0)
+        with watched(process.pid) as peaks:
+            message = process.stderr.read() if process.stderr else b""
+            _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(f"{what}: {message.decode()}")
+        peak_bytes = max(usage.ru_maxrss << 10, *peaks.values)
         cpu_seconds = usage.ru_utime + usage.ru_stime
-        yield Run(padded, cache, what, seconds, cpu_seconds, usage.ru_maxrss << 10, usage.ru_oublock << 9)
+        print(f"{padded:5}{cache:6}{what:22}{seconds:7.2f} s", file=sys.stderr, flush=True)
+        yield Run(padded, cache, what, seconds, cpu_seconds, peak_bytes, usage.ru_oublock << 9)
         shutil.rmtree(out_dir)
-        os.sync()
+
+
+class watched:  # noqa: N801  a context manager
+    """The resident memory of a process and all below it, together, now and then; one process's peak is no sample."""
+
+    def __init__(self, pid: int) -> None:
+        self.values, self._pid, self._end = [0], pid, Event()
+        self._thread = Thread(target=self._watch)
+
+    def __enter__(self) -> "watched":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(POLL_SECONDS):
+            pids = [self._pid]
+            for pid in pids:
+                with suppress(OSError):
+                    tasks = Path(f"/proc/{pid}/task").iterdir()
+                    pids += [int(child) for task in tasks for child in (task / "children").read_text().split()]
+            if len(pids) > 1:
+                self.values[0] = max(self.values[0], sum(map(resident_bytes, pids)))
+
+
+def resident_bytes(pid: int) -> int:
+    """Return what a process has in memory, nothing if it has ended; pages that several share count for each."""
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def read_all(model: Path) -> None:
@@ -176,8 +214,10 @@ def read_all(model: Path) -> None:
 
 
 def evict(model: Path) -> None:
-    """Drop the checkpoint from the page cache."""
-    os.sync()
+    """Empty the page cache, or drop at least the checkpoint from it."""
+    with suppress(OSError):
+        DROP_CACHES.write_text("3")
+        return
     for path in model.iterdir():
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -188,54 +228,17 @@ def describe_host(model: Path) -> dict[str, object]:
     cpu_lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in cpu_lines if line.startswith("model name")), "unknown")
     file_system = subprocess.run(["stat", "-f", "-c", "%T", model], check=True, capture_output=True, text=True).stdout
+    can_drop = os.access(DROP_CACHES, os.W_OK)
     return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "checkpoint_bytes": sum(path.stat().st_size for path in model.iterdir()),
         "num_shards": len(list(model.glob("*.safetensors"))),
         "cpu": f"{cpu}, {os.cpu_count()} cores",
         "kernel": platform.release(),
         "file_system": file_system.strip(),
-        "cold": "posix_fadvise(POSIX_FADV_DONTNEED) on every file of the source",
+        "cold": "drop_caches" if can_drop else "posix_fadvise(POSIX_FADV_DONTNEED) on every file of the source",
         "python": platform.python_version(),
     }
-
-
-def print_table(runs: list[Run]) -> None:
-    """Print medians, and their ratios to those of the copies of the same checkpoint in the same state of the cache."""
-    print(f"{'padded':7}{'cache':6}{'what':24}{'seconds (min-max)':>22}{'x cp':>6}{'CPU s':>7}{'peak MiB':>9}{'GB':>6}")
-    for padded, cache in dict.fromkeys((run.padded, run.cache) for run in runs):
-        alike = [run for run in runs if (run.padded, run.cache) == (padded, cache)]
-        copy = median(run.seconds for run in alike if run.what == COPY)
-        for what in dict.fromkeys(run.what for run in alike):
-            same = [run for run in alike if run.what == what]
-            seconds = [run.seconds for run in same]
-            spread = f"{median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})"
-            cpu, written = median(run.cpu_seconds for run in same), median(run.written_bytes for run in same)
-            peak = max(run.peak_bytes for run in same) / 2**20
-            print(f"{padded:7}{cache:6}{what:24}{spread:>22}{median(seconds) / copy:6.2f}", end="")
-            print(f"{cpu:7.1f}{peak:9.0f}{written / 1e9:6.1f}")
-
-
-def draw(runs: list[Run], path: Path) -> None:
-    """Draw wall times of warm runs as ratios to `cp`, a group of bars for each checkpoint."""
-    from matplotlib import pyplot
-
-    warm = [run for run in runs if run.cache == runs[0].cache]
-    whats, kinds = (list(dict.fromkeys(getattr(run, key) for run in warm)) for key in ("what", "padded"))
-    figure, axes = pyplot.subplots(figsize=(9, 4))
-    for position, what in enumerate(whats):
-        ratios = [
-            median(run.seconds for run in warm if (run.padded, run.what) == (kind, what))
-            / median(run.seconds for run in warm if (run.padded, run.what) == (kind, COPY))
-            for kind in kinds
-        ]
-        width = 0.8 / len(whats)
-        bars = axes.bar([index + position * width for index in range(len(kinds))], ratios, width, label=what)
-        axes.bar_label(bars, fmt="%.2f", fontsize=7)
-    axes.set_xticks([index + 0.4 for index in range(len(kinds))], [f"{kind} padded" for kind in kinds])
-    axes.set_ylabel(f"wall time / {COPY}")
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

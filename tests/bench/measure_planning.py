@@ -1,18 +1,22 @@
 """Measure CPU time and memory of planning 150,000 tensors in 200 shards of holes, and of converting many padded ones.
 
-    python tests/bench/measure_planning.py [--folder FOLDER] [--convert]
+    python tests/bench/measure_planning.py [--folder FOLDER] [--no-convert] [--output FILE]
 
-Each command is a process of its own: user and system time of all of it, interpreter and imports included. With
-`--convert`, a checkpoint of 120,000 tensors that are padded is converted and verified, which writes 2 GB.
+Each command is a process of its own: user and system time of all of it, interpreter and imports included. Last, a
+checkpoint of 120,000 Linears that are padded is converted and verified, which writes 2 GB. report.py puts the figures
+into docs/scale.md.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from bench_convert import describe_host
 from sparse_checkpoint import write_sparse_checkpoint
 
 # The inner size of experts is a multiple of the block, and is not.
@@ -21,38 +25,44 @@ PLANNED = {"aligned": {"inner": 2048}, "unaligned": {"inner": 1000}}
 PADDED = {"layers": 30_000, "experts": 0, "hidden": 24}
 
 
-def measure(*arguments: object) -> None:
-    """Run fp8pad and print what it took."""
+def measure(checkpoint: str, *arguments: object) -> dict[str, Any]:
+    """Run fp8pad, print what it took, and return it."""
     command = [sys.executable, "-m", "fp8pad", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(command)}: exit status {process.returncode}")
-    named = " ".join(Path(each).name if isinstance(each, Path) else str(each) for each in arguments)
-    print(
-        f"{usage.ru_utime + usage.ru_stime:6.1f} s CPU  {usage.ru_maxrss / 1024:4.0f} MiB  fp8pad {named}", flush=True
-    )
+    named = " ".join(str(each) for each in arguments if not isinstance(each, Path))
+    cpu_seconds, peak_bytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+    print(f"{cpu_seconds:6.1f} s CPU  {peak_bytes >> 20:4} MiB  fp8pad {named}, {checkpoint}", flush=True)
+    return {"checkpoint": checkpoint, "command": named, "cpu_seconds": cpu_seconds, "peak_bytes": peak_bytes}
 
 
 def main() -> None:
     """Make the checkpoints, run the commands on them, and remove all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the checkpoints are made (default: the system's for these)")
-    parser.add_argument("--convert", action="store_true", help="convert and verify, too")
+    parser.add_argument("--no-convert", action="store_true", help="plan only")
+    parser.add_argument("--output", type=Path, default=Path("build/bench_planning.json"), help="where figures go")
     options = parser.parse_args()
+    runs: list[dict[str, Any]] = []
     with TemporaryDirectory(dir=options.folder) as folder:
         for name, sizes in PLANNED.items():
             model = Path(folder) / name
-            print(write_sparse_checkpoint(model, **sizes), "tensors in", name)
-            for command in (["plan"], ["plan", "--absorb-experts"], ["plan", "--json"]):
-                measure(*command, model)
-            measure("convert", "--dry-run", model, Path(folder) / "out")
-        if options.convert:
+            checkpoint = f"{write_sparse_checkpoint(model, **sizes):,} tensors, {name}"
+            commands = ["plan"], ["plan", "--absorb-experts"], ["plan", "--json"]
+            runs += [measure(checkpoint, *command, model) for command in commands]
+            runs.append(measure(checkpoint, "convert", "--dry-run", model, Path(folder) / "out"))
+        if not options.no_convert:
             model, out = Path(folder) / "padded", Path(folder) / "out"
-            print(write_sparse_checkpoint(model, **PADDED), "tensors in padded")
-            measure("convert", "--quiet", "--force", model, out)
-            measure("verify", "--quiet", model, out)
+            checkpoint = f"{write_sparse_checkpoint(model, **PADDED):,} tensors, 120,000 Linears to pad"
+            runs.append(measure(checkpoint, "plan", model))
+            runs.append(measure(checkpoint, "convert", "--quiet", "--force", model, out))
+            runs.append(measure(checkpoint, "verify", "--quiet", model, out))
+        document = {"host": describe_host(model), "runs": runs}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -62,18 +63,24 @@ def with_safetensors(model: Path, out_dir: Path) -> None:
 
 
 class PaddingConverter:
-    """A `Converter` of compressed-tensors that pads."""
+    """A `Converter` of compressed-tensors 0.20 that pads."""
 
     def process(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Pad the tensors of a shard."""
         weights = to_pad(tensors)
         return {name: padded(name, tensor, weights) for name, tensor in tensors.items()}
 
-    def validate(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Accept anything."""
+    def validate(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Pad tensors without data."""
+        return self.process(tensors)
 
-    def create_config(self) -> None:
-        """Leave config.json without a quantization config: the time to write one does not count."""
+    def update_config(self, config: Any) -> Any:
+        """Leave the quantization config as it is: the time to write one does not count."""
+        return config
+
+    def update_model_config(self, model_config: dict[str, Any]) -> dict[str, Any]:
+        """Leave the rest of config.json as it is."""
+        return model_config
 
     def get_dependencies(self, weight_name: str) -> set[str]:
         """Ask for a weight with its scale."""
