@@ -494,11 +494,31 @@ def test_a_config_that_disagrees_with_the_tensors() -> None:
         f"config.json: intermediate_size asks for 212 rows of {MLP}.gate_proj.weight, got [213, 136]"
     )
 
+    plain = plan_layer(llama(intermediate_size=212), gated(MLP, 213, 136), Policy())
+    assert plain.notes == (f"{error.value}; both are carried as they are",)
 
-def test_a_bias_of_another_length() -> None:
-    """A bias that does not fit its weight is an error."""
+
+@pytest.mark.parametrize("policy", [Policy(absorb=True, absorb_experts=True), Policy()])
+def test_a_bias_of_another_length(policy: Policy) -> None:
+    """A bias that does not fit its weight is an error, absorbed or not, of an expert in a stack too."""
     with pytest.raises(PlanError, match=r"gate_proj\.bias: expected 213 in place 0, got \[212\]"):
-        plan_layer(llama(), gated(MLP, 213, 136) | {f"{MLP}.gate_proj.bias": ("BF16", (212,))})
+        plan_layer(llama(), gated(MLP, 213, 136) | {f"{MLP}.gate_proj.bias": ("BF16", (212,))}, policy)
+
+
+@pytest.mark.parametrize("policy", [Policy(absorb=True, absorb_experts=True), Policy()])
+def test_a_bias_of_another_length_in_a_stack(policy: Policy) -> None:
+    """So is one of stacked experts."""
+    experts = "model.layers.0.mlp.experts"
+    tensors = {
+        f"{experts}.gate_up_proj": ("F8_E4M3", (4, 64, 426)),
+        f"{experts}.gate_up_proj_scale": ("F32", (4, 1, 426)),
+        f"{experts}.gate_up_proj_bias": ("BF16", (4, 425)),
+        f"{experts}.down_proj": ("F8_E4M3", (4, 213, 64)),
+        f"{experts}.down_proj_scale": ("F32", (4, 1, 64)),
+    }
+    config = {"model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 213, "quantization_config": CHANNEL}
+    with pytest.raises(PlanError, match=r"gate_up_proj_bias: expected 426 in place 1, got \[4, 425\]"):
+        plan_layer(config, tensors, policy)
 
 
 TWO_KEYS = """

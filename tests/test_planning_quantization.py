@@ -189,6 +189,7 @@ def test_the_record_goes_where_an_engine_looks_first(config: Json, source: tuple
             ["is read as compressed-tensors", "re:["],
         ),
         (MODELOPT, ["is read as modelopt"]),
+        ({"quant_method": "fp8", "config_groups": {"a": "x", "b": None, "c": {"targets": ["re:["]}}}, ["re:["]),
     ],
 )
 def test_what_is_strange_is_noted(document: Json, notes: list[str]) -> None:

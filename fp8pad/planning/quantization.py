@@ -110,7 +110,8 @@ def _notes(document: Json, source: BaseSource, method: str, where: str) -> Itera
 def _patterns(document: Json) -> Iterator[str]:
     """Yield the regular expressions among the modules that a config names; tools mark them with `re:`."""
     groups = document.get("config_groups")
-    targets = [group.get("targets") for group in groups.values()] if isinstance(groups, Mapping) else []
+    found = groups.values() if isinstance(groups, Mapping) else ()
+    targets = [group.get("targets") for group in found if isinstance(group, Mapping)]
     for names in (*(document.get(key) for key in _IGNORE_KEYS), *targets):
         if isinstance(names, list):
             yield from (name for name in names if isinstance(name, str) and name.startswith("re:"))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fp8pad.errors import CheckpointError
+from fp8pad.errors import CheckpointError, PlanError
 from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
 from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes
@@ -45,14 +45,19 @@ def absorb(
 ) -> Absorption:
     """Decide what to absorb in a checkpoint, given all inner sizes that its `sections` have.
 
-    Raises `ConfigError` where a size that was to be absorbed is not that of the tensors, and `PlanError` where tensors
-    of one module do not fit together.
+    Raises `ConfigError` where a size that was to be absorbed is not that of the tensors, which otherwise is a note, and
+    `PlanError` where tensors of one module do not fit together.
     """
     by_name = {linear.name: linear for linear in linears}
     assessed = [assess(size, by_name, policy) for size in governed_axes.sizes if size.governs_any(by_name)]
     absorbable = tuple(each.absorbable for each in assessed if each.absorbable)
+    contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
+    for contradiction in contradictions:
+        if isinstance(contradiction, PlanError):  # within the tensors: a bias of another length
+            raise contradiction
     if not (policy.absorb or policy.absorb_experts):
-        return Absorption(absorbable=absorbable)
+        notes = tuple(f"{contradiction}; both are carried as they are" for contradiction in contradictions)
+        return Absorption(absorbable=absorbable, notes=notes)
     growths: list[_Growth] = []
     refused: list[tuple[Assessment, str]] = []
     for each in assessed:
