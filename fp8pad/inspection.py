@@ -22,7 +22,7 @@ from fp8pad.record import (
 )
 from fp8pad.summary import headline
 from fp8pad.verification.changed_files import changed_files, is_dangerous, notes_on_files
-from fp8pad.verification.disagreements import disagreements, quantization_of
+from fp8pad.verification.disagreements import examine, quantization_of
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
     found: list[Mismatch] = []
     changed: list[Mismatch] = []
     if record:
-        found = list(disagreements(converted, record))
+        found, _ = examine(converted, record)
         changed = list(changed_files(converted, record.files))
     return Inspection(
         path=path,

@@ -17,8 +17,7 @@ from fp8pad.errors import RecordError, VerifyError
 from fp8pad.output import Contents, staged
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
 from fp8pad.verification.changed_files import changed_files, is_dangerous
-from fp8pad.verification.disagreements import disagreements
-from fp8pad.verification.original import original_of
+from fp8pad.verification.disagreements import examine
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,9 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     record = read_record(converted)
     if record is None:
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; only a checkpoint that fp8pad padded can be unpadded")
-    for disagreement in disagreements(converted, record):
-        raise RecordError(str(disagreement))
+    faults, original = examine(converted, record)
+    if faults or original is None:
+        raise RecordError(str(faults[0]))
     card = record.originals.get(CARD_FILE)
     without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
     missing = [found for found in changed_files(converted, record.files) if found.file in record.files.keys() - without]
@@ -69,7 +69,6 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     for found in missing:
         if is_dangerous(found.file):
             raise RecordError(str(found))
-    original = original_of(converted, record)
     layouts, texts = original.layouts, {**({CARD_FILE: card} if card else {}), **original.texts}
     other_files = tuple(file for file in converted.other_files if file not in without)
     contents = Contents(converted, layouts, other_files, texts)

@@ -222,6 +222,12 @@ def test_many_files_are_shortened() -> None:
     assert shortened(names) == ", ".join(names[:8]) + " and 2 more"
 
 
+def test_long_words_are_cut() -> None:
+    """A name of a megabyte would fill the screen; its beginning and its end tell which it is."""
+    assert printable("expected " + "a" * 1000) == "expected " + "a" * 1000
+    assert printable("a" * 800 + "b" * 800 + " is a name") == "a" * 700 + "..." + "b" * 200 + " is a name"
+
+
 def test_printable_leaves_words_alone() -> None:
     """Letters of any script stay; line breaks, control characters and lone surrogates are escaped."""
     assert printable("späces 模型 [a]") == "späces 模型 [a]"

@@ -135,4 +135,6 @@ def _message(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
     return f"unexpected {type(error).__name__}: {error}; please report it with what FP8PAD_DEBUG=1 shows"

@@ -133,7 +133,7 @@ def _is_offline() -> bool:
         from huggingface_hub import constants
     except ImportError as error:
         raise HubError("huggingface_hub is not installed") from error
-    return bool(constants.is_offline_mode())
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _from_cache(hub_id: HubId) -> Path:

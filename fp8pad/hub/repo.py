@@ -19,6 +19,7 @@ from fp8pad.record import CONFIG_FILE, RECORD_FILE
 TEXTS = frozenset({CONFIG_FILE, INDEX_FILE, RECORD_FILE, *OPTIONAL_CONFIG_FILES, "adapter_config.json"})
 FIRST_BYTES = 1 << 17  # of a shard: nearly every header is shorter
 REQUESTS = 8  # at a time, while headers are fetched
+RETRIED = (408, 429, 500, 502, 503, 504)  # what huggingface_hub retries by itself; its 1.0 retried 503 alone
 ATTEMPTS = 5  # of fetching a file, without a byte more than before
 
 
@@ -108,7 +109,7 @@ class Repo:
         headers = {**build_hf_headers(), "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
         url = hf_hub_url(self.hub_id.repo, file, revision=self.commit)
         options: dict[str, Any] = {"headers": headers, "follow_redirects": True, "timeout": HF_HUB_DOWNLOAD_TIMEOUT}
-        with http_stream_backoff("GET", url, **options) as response:
+        with http_stream_backoff("GET", url, retry_on_status_codes=RETRIED, **options) as response:
             hf_raise_for_status(response)
             skipped = 0 if response.status_code == 206 else begin  # a server that does not know ranges
             try:

@@ -1,4 +1,4 @@
-"""How results get to stdout: nothing that comes from a checkpoint is read as markup, and no name is ever cut.
+"""How results get to stdout: nothing that comes from a checkpoint is read as markup, and no usual name is cut.
 
 On a terminal, lines fit its width; otherwise they are as long as they need to be.
 """

@@ -24,7 +24,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
 from fp8pad.verification.changed_files import changed_files, is_dangerous, notes_on_files
 from fp8pad.verification.checks import Checker, FileCheck
-from fp8pad.verification.disagreements import disagreements, quantization_of
+from fp8pad.verification.disagreements import examine, quantization_of
 from fp8pad.verification.original import Original, original_of
 
 LOCAL_WORKERS = Workers()
@@ -96,10 +96,12 @@ def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progre
     if record is None and source is None:
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
     notes: list[str] = [*notes_on_files(converted), *_notes_on_plan(converted, record, source)]
+    faults, original = examine(converted, record) if record else ([], original_of(converted, None))
     mismatches = chain(
-        chain(disagreements(converted, record), _missing_hashes(record)) if record else (),
+        faults,
+        _missing_hashes(record) if record else (),
         _partition(changed_files(converted, _recorded_files(record, source)), notes),
-        _byte_differences(converted, record, source, notes, workers=workers, progress=progress),
+        _byte_differences(converted, record, source, original, notes, workers=workers, progress=progress),
     )
     found = tuple(islice(mismatches, MAX_MISMATCHES))
     return VerifyReport(
@@ -145,14 +147,13 @@ def _byte_differences(
     converted: Checkpoint,
     record: CheckpointRecord | None,
     source: Checkpoint | None,
+    original: Original | None,
     notes: list[str],
     *,
     workers: Workers,
     progress: Progress,
 ) -> Iterator[Mismatch]:
-    try:
-        original = original_of(converted, record)
-    except CheckpointError:  # is among the disagreements already
+    if original is None:
         notes.append("no bytes were compared, since the records do not say how")
         return
     layouts = {layout.file: layout.inverse() for layout in original.layouts}

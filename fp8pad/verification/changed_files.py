@@ -32,7 +32,7 @@ def is_dangerous(file: str) -> bool:
 def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Iterator[Mismatch]:
     """Yield files that were added, that are gone, or that have another size than `files` say.
 
-    Shards, index and config.json are not among them: `disagreements` knows what they have to be.
+    Shards, index and config.json are not among them: `examine` knows what they have to be.
     """
     own_files = {CONFIG_FILE, INDEX_FILE, RECORD_FILE, *(shard.file for shard in converted.shards)}
     found = {file: converted.identities[file].size for file in converted.other_files}

@@ -30,21 +30,20 @@ from fp8pad.tensors import ShardHeader
 from fp8pad.verification.original import Original, original_json, original_of
 
 
-def disagreements(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
-    """Yield what disagrees, the most fundamental first."""
+def examine(converted: Checkpoint, record: CheckpointRecord) -> tuple[list[Mismatch], Original | None]:
+    """Return what disagrees, the most fundamental first, and the source as the record describes it, if it fits."""
     faults = [fault for shard in converted.shards for fault in _metadata_faults(shard, record)]
     faults += _shape_faults(converted, record)
-    yield from faults
+    original: Original | None = None
     try:
-        # Only shapes that are those of the headers are bounded by the size of a file.
-        original = None if faults else original_of(converted, record)
-        yield from _config_faults(converted, record)
+        if not faults:  # only shapes that are those of the headers are bounded by the size of a file
+            original = original_of(converted, record)
+        faults += _config_faults(converted, record)
     except CheckpointError as error:
-        yield Mismatch(RECORD_FILE, "record", "one that fits the checkpoint", str(error))
-        return
+        return [*faults, Mismatch(RECORD_FILE, "record", "one that fits the checkpoint", str(error))], original
     if original:
-        yield from _index_faults(converted, record)
-        yield from _size_faults(converted, record, original)
+        faults += [*_index_faults(converted, record), *_size_faults(converted, record, original)]
+    return faults, original
 
 
 def quantization_of(converted: Checkpoint) -> QuantizationRecord | None:

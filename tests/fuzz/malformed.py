@@ -1,0 +1,420 @@
+"""Hostile checkpoints, one of each kind, through the command line: `make malformed`.
+
+Each attempt makes a small folder that asks for much: sizes, texts, names, links, numbers. The command runs in a process
+of its own. What has to hold: it ends with the expected exit status, within `SECONDS` and `MEBIBYTES`, its longest line
+is no longer than `CHARACTERS`, no traceback and no terminal escape is printed, and what is refused names its cause.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from helpers import INDEX, framed, llama
+
+SECONDS, MEBIBYTES, CHARACTERS = 30.0, 320, 4000
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+CHANNEL = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
+Prepare = Callable[[Path], object]
+ATTEMPTS: dict[str, tuple[Prepare, tuple[str, ...], int, str]] = {}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended; peak memory in MiB, of the process alone."""
+
+    status: int
+    seconds: float
+    mebibytes: int
+    line: str
+    wrong: str = ""
+
+
+def attempt(name: str, *command: str, status: int, says: str = "") -> Callable[[Prepare], Prepare]:
+    """Add what prepares a folder; the `command` then runs in it and has to end with that status, and say that."""
+
+    def add(prepare: Prepare) -> Prepare:
+        ATTEMPTS[name] = prepare, command or ("convert", "model", "out"), status, says
+        return prepare
+
+    return add
+
+
+def checkpoint(root: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], quantization: object = CHANNEL) -> Path:
+    """Write a checkpoint whose data is a hole."""
+    model = root / "model"
+    model.mkdir()
+    header, end = {}, 0
+    sizes = {"F8_E4M3": 1, "F32": 4, "BF16": 2}
+    for tensor, (dtype, shape) in tensors.items():
+        begin = end
+        num_bytes = sizes[dtype]
+        for size in shape:
+            num_bytes *= size
+        end += num_bytes
+        header[tensor] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    prefix = framed(json.dumps(header).encode())
+    with (model / "model.safetensors").open("wb") as shard:
+        shard.write(prefix)
+        shard.truncate(len(prefix) + end)
+    config = {"model_type": "llama", "quantization_config": quantization}
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def channel(name: str, n: int, k: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return a Linear with a scale for each output channel."""
+    return {f"{name}.weight": ("F8_E4M3", (n, k)), f"{name}.weight_scale": ("F32", (n, 1))}
+
+
+def converted(root: Path) -> Path:
+    """Convert a small checkpoint to `out`, with hashes."""
+    llama(root / "model")
+    run(("convert", "model", "out", "--hash"), root)
+    return root / "out"
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+# Work that grows with a number instead of with a file.
+
+
+@attempt("a shape of 0 and 2^50 + 1", status=1, says="a size of 0")
+def _(root: Path) -> None:
+    huge = {"b.proj.weight": ("F8_E4M3", (2**50 + 1, 0)), "b.proj.weight_scale": ("F32", (2**50 + 1, 0))}
+    checkpoint(root, channel("a.proj", 16, 16) | huge)
+
+
+@attempt("a stack of 2^50 experts of size 0", status=1)
+def _(root: Path) -> None:
+    stack = {"x.experts.gate_up_proj": ("F8_E4M3", (2**50, 0, 64)), "x.experts.gate_up_proj_scale": ("F32", (2**50, 0))}
+    checkpoint(root, channel("a.proj", 16, 16) | stack)
+
+
+@attempt("such a shape in fp8pad.json", "verify", "out", status=1, says="fp8pad.json")
+def _(root: Path) -> None:
+    out = converted(root)
+    edit(out / "fp8pad.json", lambda d: next(iter(d["tensors"].values())).update(logical_shape=[2**50 + 1, 0]))
+
+
+@attempt("300,000 segments", "unpad", "out", "restored", status=1, says="at most 4096")
+def _(root: Path) -> None:
+    def change(document: Any) -> None:
+        tensor = next(t for t in document["tensors"].values() if len(t["logical_shape"]) == 2)
+        n, k = tensor["logical_shape"]
+        tensor.update(logical_shape=[300_000, k], padded_shape=[300_000, k])
+        tensor["segments"] = {"logical": [1] * 300_000, "padded": [1] * 300_000}
+        assert n
+
+    edit(converted(root) / "fp8pad.json", change)
+
+
+def _of_three_gigabytes(file: str) -> Prepare:
+    def prepare(root: Path) -> None:
+        folder = converted(root) if file == "fp8pad.json" else llama(root / "model", num_shards=2)
+        with (folder / file).open("ab") as text:
+            text.truncate(3 << 30)
+
+    return prepare
+
+
+for _file, _command in (
+    ("config.json", ("plan", "model")),
+    (INDEX, ("plan", "model")),
+    ("hf_quant_config.json", ("plan", "model")),
+    ("fp8pad.json", ("verify", "out")),
+    ("fp8pad.json", ("unpad", "out", "restored")),
+):
+    _name = f"3 GiB of {_file}, {_command[0]}"
+    attempt(_name, *_command, status=1, says=_file)(_of_three_gigabytes(_file))
+
+
+@attempt("an indent of a megabyte", status=0)
+def _(root: Path) -> None:
+    path = llama(root / "model") / "config.json"
+    config = json.loads(path.read_text()) | {str(number): number for number in range(300)}
+    text = json.dumps(config, indent=1)
+    path.write_text(text.replace("\n ", "\n" + " " * 1_000_000, 1))
+
+
+# Names and numbers.
+
+
+@attempt("a name of 5,000 digits", "plan", "model", status=0)
+def _(root: Path) -> None:
+    checkpoint(root, channel(f"layers.{'7' * 5000}.proj", 21, 24))
+
+
+@attempt("a name of 3,000 parts", "plan", "model", status=0)
+def _(root: Path) -> None:
+    checkpoint(root, channel("a." * 3000 + "proj", 21, 24))
+
+
+@attempt("a name of a megabyte", "plan", "model", "--all", status=0)
+def _(root: Path) -> None:
+    checkpoint(root, channel("a" * 1_000_000, 21, 24))
+
+
+@attempt("a name of a megabyte in an error", "plan", "model", status=1)
+def _(root: Path) -> None:
+    checkpoint(root, {f"{'a' * 1_000_000}.weight_scale": ("F32", (1, 1))})
+
+
+@attempt("terminal escapes in a name", "plan", "model", "--all", status=0)
+def _(root: Path) -> None:
+    checkpoint(root, channel("a\x1b[2J\x1b]0;title\x07\u202e\x9b31m", 21, 24))
+
+
+@attempt("terminal escapes in the folder's name", "plan", "mo\x1b[31mdel", status=1, says="no such folder")
+def _(root: Path) -> None:
+    llama(root / "model")
+
+
+@attempt("a number of 400 digits for a block", "plan", "model", status=1, says="weight_block_size")
+def _(root: Path) -> None:
+    checkpoint(root, channel("a.proj", 21, 24), {"quant_method": "fp8", "weight_block_size": [10**400, 128]})
+
+
+@attempt("a number of 5,000 digits", "plan", "model", status=1, says="config.json")
+def _(root: Path) -> None:
+    model = checkpoint(root, channel("a.proj", 21, 24))
+    (model / "config.json").write_text('{"quantization_config": {"quant_method": "fp8", "a": ' + "9" * 5000 + "}}")
+
+
+@attempt("a file name that is not UTF-8", status=1, says="UTF-8")
+def _(root: Path) -> None:
+    (Path(os.fsdecode(bytes(llama(root / "model")) + b"/\xff\xfe.txt"))).write_text("x")
+
+
+@attempt("1,500 nested folders", status=0)
+def _(root: Path) -> None:
+    folder = os.open(llama(root / "model"), os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=folder)
+        inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+
+
+@attempt("JSON that nests 100,000 levels", "plan", "model", status=1, says="config.json")
+def _(root: Path) -> None:
+    (llama(root / "model") / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+
+
+@attempt("patterns that take exponential time", "plan", "model", status=0)
+def _(root: Path) -> None:
+    ignore = ["re:(a+)+$", "re:(.*)*x{40}$", "re:(a|a)*b"]
+    group = {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}, "targets": ["Linear"]}
+    quantization = {"quant_method": "compressed-tensors", "config_groups": {"g": group}, "ignore": ignore}
+    checkpoint(root, channel("a" * 5000 + "!", 21, 24), quantization)
+
+
+@attempt("a name of 255 bytes for OUT_DIR", "convert", "model", "o" * 255, status=0)
+def _(root: Path) -> None:
+    llama(root / "model")
+
+
+@attempt("a name of 256 bytes for OUT_DIR", "convert", "model", "o" * 256, status=1, says="too long")
+def _(root: Path) -> None:
+    llama(root / "model")
+
+
+@attempt("a shard that is gone", status=1, says="is missing")
+def _(root: Path) -> None:
+    (llama(root / "model", num_shards=2) / "model-00002-of-00002.safetensors").unlink()
+
+
+@attempt("no memory", "plan", "model", status=1, says="memory")
+def _(root: Path) -> None:
+    checkpoint(root, {f"layers.{number}.x": ("BF16", (1,)) for number in range(400_000)})
+    (root / "limit").write_text("180")  # MiB
+
+
+# Very many, or very wide.
+
+
+@attempt("120,000 padded tensors, convert", status=0)
+def _(root: Path) -> None:
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for number in range(60_000):
+        tensors |= channel(f"model.layers.{number}.mlp.down_proj", 9, 24)
+    checkpoint(root, tensors)
+
+
+@attempt("120,000 padded tensors, verify", "verify", "model", "out", status=0)
+def _(root: Path) -> None:
+    ATTEMPTS["120,000 padded tensors, convert"][0](root)
+    run(("convert", "model", "out"), root)
+
+
+@attempt("60,000 layers of different shapes, plan", "plan", "model", "--all", status=0)
+def _(root: Path) -> None:
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for number in range(60_000):
+        tensors |= channel(f"x{number}y.proj", 17 + number % 300, 25 + number // 300)
+    checkpoint(root, tensors)
+
+
+@attempt("a row of 2^30 elements, convert", status=0)
+def _(root: Path) -> None:
+    checkpoint(root, channel("a.down_proj", 1, 2**30 + 1))
+
+
+@attempt("a row of 2^30 elements, verify", "verify", "model", "out", status=0)
+def _(root: Path) -> None:
+    checkpoint(root, channel("a.down_proj", 1, 2**30 + 1))
+    run(("convert", "model", "out"), root)
+
+
+# What should not be there.
+
+
+@attempt("a link out of the folder", status=0)
+def _(root: Path) -> None:
+    (root / "secret.txt").write_text("secret")
+    (llama(root / "model") / "notes.txt").symlink_to(root / "secret.txt")
+
+
+def _added(file: str, content: bytes) -> Prepare:
+    return lambda root: (converted(root) / file).write_bytes(content)
+
+
+for _file in ("modeling_x.py", "chat_template.jinja", "generation_config.json", "params.json", "pytorch_model.bin",
+              "weights.pkl", "sub/modeling_x.py"):  # fmt: skip
+
+    def _prepare(root: Path, file: str = _file) -> None:
+        path = converted(root) / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"{}")
+
+    attempt(f"{_file} that appeared, verify", "verify", "out", status=1, says=_file)(_prepare)
+
+
+@attempt("a harmless file that appeared, verify", "verify", "out", status=0)
+def _(root: Path) -> None:
+    (converted(root) / "notes.txt").write_text("note")
+
+
+@attempt("all hashes removed, verify", "verify", "out", status=0, says="holds no hashes")
+def _(root: Path) -> None:
+    def change(document: Any) -> None:
+        for entry in document["files"].values():
+            entry.pop("sha256"), entry.pop("source_sha256")
+
+    edit(converted(root) / "fp8pad.json", change)
+
+
+@attempt("some hashes removed, verify", "verify", "out", status=1, says="both hashes")
+def _(root: Path) -> None:
+    edit(converted(root) / "fp8pad.json", lambda d: d["files"]["model.safetensors"].pop("sha256"))
+
+
+@attempt("a file that every user may write to, verify", "verify", "out", status=0, says="every user may write")
+def _(root: Path) -> None:
+    (converted(root) / "model.safetensors").chmod(0o666)
+
+
+@attempt("a shard that became a link, verify", "verify", "out", status=0, says="is a link to")
+def _(root: Path) -> None:
+    shard = converted(root) / "model.safetensors"
+    shutil.move(shard, root / "elsewhere")
+    shard.symlink_to(root / "elsewhere")
+
+
+@attempt("code that became a link, verify", "verify", "out", status=1, says="modeling_x.py")
+def _(root: Path) -> None:
+    (llama(root / "model") / "modeling_x.py").write_text("x = 1")
+    run(("convert", "model", "out"), root)
+    code = root / "out" / "modeling_x.py"
+    code.unlink()
+    code.symlink_to(root / "model" / "modeling_x.py")
+
+
+def run(command: tuple[str, ...], root: Path) -> Ending:
+    """Run the command line in a process of its own."""
+    limit = root / "limit"
+    mebibytes = int(limit.read_text()) if limit.exists() else 0
+
+    def prepare() -> None:
+        if mebibytes:
+            resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
+
+    began = time.monotonic()
+    with (root / "said").open("wb") as said:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "fp8pad", *command],
+            cwd=root,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            preexec_fn=prepare,  # noqa: PLW1509  no threads here
+            env=os.environ | {"HOME": str(root), "COLUMNS": "100", "FP8PAD_DEBUG": ""},
+        )
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    text = (root / "said").read_bytes().decode(errors="replace")
+    lines = text.splitlines() or [""]
+    line = next((line for line in lines if line.startswith("error")), lines[-1])
+    wrong = "".join(_faults(text))
+    return Ending(child.returncode, time.monotonic() - began, used.ru_maxrss >> 10, line[:150], wrong)
+
+
+def _faults(text: str) -> Iterator[str]:
+    if "Traceback" in text or "unexpected" in text or ": None" in text:
+        yield "an exception; "
+    if any(character in text for character in "\x1b\x07\x9b\u202e"):
+        yield "a control character; "
+    if (longest := max(map(len, text.splitlines() or [""]))) > CHARACTERS:
+        yield f"a line of {longest} characters; "
+
+
+def judge(name: str, root: Path) -> Ending:
+    """Make one attempt, and say what is wrong with how it ended."""
+    prepare, command, status, says = ATTEMPTS[name]
+    prepare(root)
+    ending = run(command, root)
+    wrong = ending.wrong
+    if ending.status != status:
+        wrong += f"exit status {ending.status}, not {status}; "
+    said = " ".join((root / "said").read_text(errors="replace").split())
+    if says not in said:
+        wrong += f"does not say {says!r}; "
+    if ending.seconds > SECONDS or ending.mebibytes > MEBIBYTES:
+        wrong += "too long or too large; "
+    is_refused = status == 1 and command[0] in {"convert", "unpad"}
+    if is_refused and os.path.exists(root / command[2]):
+        wrong += "something was published; "
+    return Ending(ending.status, ending.seconds, ending.mebibytes, ending.line, wrong)
+
+
+def main() -> int:
+    """Make all attempts whose names hold the argument; print how each ended; write build/fuzz/malformed.json."""
+    wanted, endings = " ".join(sys.argv[1:]), {}
+    for name in ATTEMPTS:
+        if wanted in name:
+            with tempfile.TemporaryDirectory(prefix="fp8pad-malformed-") as folder:
+                endings[name] = ending = judge(name, Path(folder))
+                subprocess.run(["rm", "-rf", f"{folder}/model", f"{folder}/out"], check=True)  # however deep
+            row = f"{ending.status}  {ending.seconds:6.1f} s  {ending.mebibytes:4} MiB  {name}: {ending.line}"
+            print(row + (f"\n   WRONG: {ending.wrong}" if ending.wrong else ""), flush=True)
+    path = Path("build/fuzz/malformed.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({name: asdict(ending) for name, ending in endings.items()}, indent=2) + "\n")
+    return 1 if any(ending.wrong for ending in endings.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
