@@ -307,7 +307,7 @@ def test_another_header_is_noticed_when_a_shard_is_read_back(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("size", [0, 7, 511, 512, 4096, 4099])
 def test_a_checksum_notices_what_happens_to_disks(size: int) -> None:
-    """A bit that flips, a sector that is missing, old or in another's place; and parts follow each other."""
+    """A bit that flips, a sector that is missing, old or in another's place, words too; and parts follow each other."""
     data = np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
     seen = {checksum(memoryview(data))}
     damaged = [data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :] for at in range(0, size, 101)]
@@ -316,6 +316,7 @@ def test_a_checksum_notices_what_happens_to_disks(size: int) -> None:
         others = bytes(512), bytes(reversed(sectors[1])), sectors[2]
         damaged += [b"".join([sectors[0], other, *sectors[2:]]) for other in others if other != sectors[1]]
         damaged.append(b"".join([sectors[1], sectors[0], *sectors[2:]]))
+        damaged += [data[8:16] + data[:8] + data[16:], data[8:512] + data[:8] + data[512:]]
         assert checksum(memoryview(data[512:]), checksum(memoryview(data[:512]))) in seen
     for other in damaged:
         assert checksum(memoryview(other)) not in seen

@@ -20,6 +20,8 @@ from fp8pad.checkpoint.options import VerifyDepth
 Bytes: TypeAlias = NDArray[np.uint8]
 
 SECTOR_WORDS = 64  # of 8 bytes: 512 bytes, the least that a disk reads or writes
+# Odd, so that any change of one word changes the sum modulo 2^64; unlike each other, so that words in another order do.
+_WEIGHTS = np.arange(SECTOR_WORDS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +100,12 @@ class Buffers:
 def checksum(data: memoryview, before: int = 0) -> int:
     """Return a checksum of bytes, and of what has the checksum `before`.
 
-    It is the CRC-32 of a sum, modulo 2^64, of each 512 bytes, and of the rest: four times as fast as a CRC of all
-    bytes, and it notices sectors that are damaged, missing, old or in another's place. It keeps nobody from forging.
+    It is the CRC-32 of a weighted sum, modulo 2^64, of each 512 bytes, and of the rest: four times as fast as a CRC of
+    all bytes, and it notices what is damaged, missing, old or in another place. It keeps nobody from forging.
     """
     num_words = len(data) // (8 * SECTOR_WORDS) * SECTOR_WORDS
     sectors = np.frombuffer(data, np.uint64, num_words).reshape(-1, SECTOR_WORDS)
-    return zlib.crc32(data[8 * num_words :], zlib.crc32(sectors.sum(axis=1), before))
+    return zlib.crc32(data[8 * num_words :], zlib.crc32(np.einsum("ij,j->i", sectors, _WEIGHTS), before))
 
 
 def target_prefix(transfer: Transfer, source: OpenFile) -> bytes:
