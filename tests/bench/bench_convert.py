@@ -4,8 +4,8 @@ Checkpoints of random bytes with real headers are made: Llama layers of hidden s
 13824, which needs nothing (none), 13653 in every eighth layer (few), or in all of them (all: 71 % of the FP8 bytes
 belong to padded weights). Every way is run in turn, with the source in the page cache (warm) and with an empty one
 (cold). Given a Python with torch and compressed-tensors, `--peer-python`, loading, padding and saving with
-safetensors.torch is measured too, and compressed-tensors' convert_checkpoint (see peers.py); only warm, since they take
-longest.
+safetensors.torch is measured too, and compressed-tensors' convert_checkpoint (see peers.py): they take longest, so only
+warm and where something is to be padded.
 
 Of each run: wall time, CPU time and the largest resident memory of all its processes together, bytes written to the
 disk. report.py makes a table, a chart and the section of docs/benchmarks.md of them.
@@ -70,7 +70,7 @@ def main() -> None:
             host = describe_host(model)
             for cache in options.cache:
                 for _ in range(options.repeats):
-                    runs += measure(model, padded, cache, ways(cache, options.peer_python))
+                    runs += measure(model, padded, cache, ways(padded, cache, options.peer_python))
             shutil.rmtree(model)
     document = {"host": host, "runs": [asdict(run) for run in runs]}
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -94,12 +94,12 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def ways(cache: str, peer_python: str | None) -> dict[str, list[str]]:
+def ways(padded: str, cache: str, peer_python: str | None) -> dict[str, list[str]]:
     """Return what is measured, without the two folders that each command takes."""
     commands = {COPY: ["sh", "-c", 'cp -r "$0" "$1"; sync']}
-    for depth in ("none", "padded", "full"):
+    for depth in ("none", "padded", "full") if cache == "warm" else ("padded", "full"):
         commands[f"fp8pad --verify {depth}"] = [sys.executable, "-m", "fp8pad", "convert", "--quiet", "--verify", depth]
-    for peer in PEERS if peer_python and cache == "warm" else ():
+    for peer in PEERS if peer_python and padded != "none" and cache == "warm" else ():
         commands[peer] = [peer_python or "", str(Path(__file__).with_name("peers.py")), peer]
     return commands
 
