@@ -62,10 +62,10 @@ def test_the_table_of_sizes_says_what_plans_for_them_do(model_type: str) -> None
         assert {edit.key.rpartition(".")[2] for edit in absorbed.config_edits} <= described
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES[::3])
 def test_a_family_is_absorbed_padded_verified_and_restored(model_type: str, tmp_path: Path) -> None:
-    """One layout of each family, whole; what is absorbed has nothing left to absorb."""
-    number = MODEL_TYPES.index(model_type)
+    """One layout of every third family, whole; what is absorbed has nothing left to absorb."""
+    number = MODEL_TYPES.index(model_type) // 3
     tiny = made(model_type, number)
     model = write_checkpoint(tmp_path / "model", {FILE: tiny.tensors}, tiny.configs["config.json"])
     for file in tiny.configs.keys() - {"config.json"}:
