@@ -19,6 +19,7 @@ QUANT_METHOD = "fp8pad"
 METADATA_KEY = "fp8pad"
 RECORD_FILE = "fp8pad.json"
 CONFIG_FILE = "config.json"
+MODELOPT_FILE = "hf_quant_config.json"  # where NVIDIA ModelOpt keeps its quantization config
 
 Axis = Literal["n", "k"]  # of a weight `[N, K]`
 Disposition = Literal["aligned", "pad", "absorb", "skip"]

@@ -19,10 +19,19 @@ from fp8pad.checkpoint.folder import (
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header, read_prefix
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError, HeaderError, RecordError
 from fp8pad.reading import Reader
-from fp8pad.record import CONFIG_FILE, METADATA_KEY, QUANT_METHOD, RECORD_FILE, CheckpointRecord, Json, parse_record
+from fp8pad.record import (
+    CONFIG_FILE,
+    METADATA_KEY,
+    MODELOPT_FILE,
+    QUANT_METHOD,
+    RECORD_FILE,
+    CheckpointRecord,
+    Json,
+    parse_record,
+)
 from fp8pad.tensors import ShardHeader
 
-OPTIONAL_CONFIG_FILES = ("hf_quant_config.json",)
+OPTIONAL_CONFIG_FILES = (MODELOPT_FILE,)
 SINGLE_SHARD = "model.safetensors"
 MISTRAL_CONFIG_FILE = "params.json"  # the config of the weights in consolidated*.safetensors
 

@@ -11,7 +11,8 @@ from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
-from fp8pad.planning.layers import Fp8Linear, left_to_engine, module_name, recognise
+from fp8pad.planning.layers import Fp8Linear, left_to_engine, recognise
+from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.padding import padded_tensors, plan_layers, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.quantization import find_quantization

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fp8pad.errors import PlanError
 from fp8pad.geometry import num_elements
-from fp8pad.planning.layers import INPUT_SCALES, Fp8Linear, is_scale_name, scale_names
+from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import Granularity, PerChannel, PerTensor, stored_scale_shapes
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from fp8pad.planning.engines import find_engine, matches
-from fp8pad.planning.linear_names import kind_of, own_name
+from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, kind_of, module_name, own_name, scale_names
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
 from fp8pad.planning.scale_layouts import granularity_of, other_layout, unpadded_blocks
@@ -17,11 +17,8 @@ from fp8pad.record import Json
 from fp8pad.scales import Granularity, Order, PerBlock, in_order
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
-INPUT_SCALES = ("input_scale", "input_activation_scale", "activation_scale")
-
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
 _EXPERTS = re.compile(r"(^|[._])(experts|moe)([._]|$)")
-_SCALE_ENDINGS = ("scale", "scales", "scale_inv", "scale_2", "scale_ub", "zero_point")
 
 # Families whose Linears are transformers' `Conv1D`, which keeps its weight as `[K, N]`, and the modules that are.
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
@@ -112,22 +109,6 @@ def left_to_engine(
         else linear
         for linear in linears
     )
-
-
-def module_name(weight_name: str) -> str:
-    """Return the module that a weight belongs to; a bare parameter is its own module."""
-    return weight_name.removesuffix(".weight")
-
-
-def scale_names(weight_name: str) -> tuple[str, ...]:
-    """Return the names under which tools store the scale of a weight, the usual ones first."""
-    module = module_name(weight_name)
-    return f"{weight_name}_scale", f"{weight_name}_scale_inv", f"{module}.scale", f"{module}_weight_scale"
-
-
-def is_scale_name(name: str) -> bool:
-    """Return whether a tensor is a scale or a zero point by its name."""
-    return name.endswith(_SCALE_ENDINGS)
 
 
 def _is_weight(tensor: TensorHeader) -> bool:

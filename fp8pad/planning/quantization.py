@@ -7,9 +7,8 @@ from typing import Any
 
 from fp8pad.errors import ConfigError, shown
 from fp8pad.planning.weight_formats import WeightFormats, read_formats, read_object
-from fp8pad.record import CONFIG_FILE, BaseSource, Json, quantization_method
+from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, BaseSource, Json, quantization_method
 
-MODELOPT_FILE = "hf_quant_config.json"
 QUANTIZATION_KEY = "quantization_config"
 
 # Where tools put it in config.json, in the order in which vLLM reads it (`get_quant_config` in

@@ -1,9 +1,8 @@
 """How engines divide a Linear among tensor-parallel ranks: arithmetic on sizes, no engine asked.
 
 An engine splits a column-parallel layer along N, a row-parallel one along K, and a replicated one not at all. Which of
-these a module is follows from its place in the network. Its name says it: the tables below hold the last part of the
-names of every `RowParallelLinear` and `ReplicatedLinear` in vLLM 0.33 (vllm/model_executor/models, vllm/models);
-everything else is column-parallel. Where two models use one name for two things, the family file says which is meant.
+these a module is follows from its place in the network. Its name says it (planning/linear_names.py); where two models
+use one name for two things, the family file says which is meant.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,36 +14,15 @@ from typing import Literal
 from fp8pad.geometry import round_up
 from fp8pad.planning.families import Section
 from fp8pad.planning.families.family import Role
+from fp8pad.planning.linear_names import Division, Part, part_by_name
 from fp8pad.record import Json
 
-Division = Literal["column", "row", "replicated"]
-Part = Division | Literal["gate_up"]
 Rows = tuple[int, ...]
 Shape = tuple[int, int]
 Fit = Literal["aligned", "unaligned", "ends inside block", "inside block", "indivisible", "not assessed"]
 
 _PART_OF_ROLE: Mapping[Role, Part] = {"gate": "column", "up": "column", "gate_up": "gate_up", "down": "row"}
 
-_ROW = frozenset(
-    {"Wo", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc2", "fc_out", "linear2", "linear_2",
-     "linear_fc2", "linear_right", "o_proj", "out_mid", "out_proj", "out_projection", "output_linear",
-     "post_projection", "proj", "projection", "v_head", "vision_projection", "w2", "wo", "wo_b", "wo_ud",
-     "x_proj"}
-)  # fmt: skip
-_REPLICATED = frozenset(
-    {"attn_res_proj", "classifier", "context_proj", "context_wkv_proj", "conv_out", "correction_coefs",
-     "e_proj", "eh_proj", "embedding_projection", "fc", "fc1_latent_proj", "fc2_latent_proj", "fc3",
-     "fused_qkv_a_proj", "fused_wkv_wgate", "fused_wqa_wkv", "g_a_proj", "gate", "h_proj", "hc_fn",
-     "hc_head_fn", "hidden_projection", "index_qk_proj", "input_mix_weight_down", "input_mix_weight_up",
-     "input_proj", "kernel_projection", "kv_a_proj_with_mqa", "linear_proj", "main_proj", "mlp_res_proj",
-     "modality_projection", "modality_router", "output_attn_res_proj", "per_layer_input_gate",
-     "per_layer_projection", "pooler", "prediction_coefs", "proj1", "proj2", "project_in", "project_out",
-     "q_a_proj", "res_proj", "routed_expert_down_proj", "routed_expert_up_proj", "router", "score",
-     "self_attention_res_proj", "shared_expert_gate", "stem_proj", "text_experts_gate", "unpooler", "v_router",
-     "vision_experts_gate", "weights_proj", "wk_weights_proj", "wq_a"}
-)  # fmt: skip
-# Every Linear inside these is replicated: DeepSeek V3.2's and V4's indexers and compressors.
-_REPLICATED_PARENTS = frozenset({"compressor", "indexer"})
 # Rows of these are tokens, whose number engines pad (`VocabParallelEmbedding` and `ParallelLMHead` in vLLM).
 _VOCABULARY = frozenset(
     {"embed", "embed_out", "embed_tokens", "embed_tokens_per_layer", "embedding", "head", "lm_head",
@@ -55,14 +33,12 @@ _VOCABULARY_MULTIPLE = 64  # `DEFAULT_VOCAB_PADDING_SIZE`, vllm/model_executor/l
 _QUERIES = frozenset({"q_proj"})
 _KEY_VALUE = frozenset({"k_proj", "v_proj"})
 # Queries, keys and values in one tensor on disk.
-_FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "c_attn", "qkv", "qkv_proj", "query_key_value"})
+_FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "att_proj", "c_attn", "qkv", "qkv_proj", "query_key_value"})
 # Engines fuse these with the matrix that follows: up, the key, the value, or the latent key-value projection.
 _FOLLOWED_BY = {
     "gate_proj": "up_proj", "k_proj": "v_proj", "q_a_proj": "kv_a_proj_with_mqa", "q_proj": "k_proj", "w1": "w3",
     "wq_a": "wkv"
 }  # fmt: skip
-# Gate and up in one tensor on disk, one behind the other.
-_FUSED_MLP = frozenset({"gate_up_proj", "input_linear"})
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
@@ -190,7 +166,7 @@ def shardings(
     `roles` are those that modules have in MLPs, `divided` how others are divided, as family files say.
     """
     described = {name: _PART_OF_ROLE[role] for name, role in roles.items()} | dict(divided)
-    parts = {name: described[name] if name in described else _part_by_name(name) for name in shapes}
+    parts = {name: described[name] if name in described else part_by_name(name) for name in shapes}
     followed = {name for name in shapes if roles.get(name) == "gate" or _follower(name) in shapes}
     found = {name: _sharding(name, num_n, parts[name], sections) for name, (num_n, _) in shapes.items()}
     return {name: _followed(how) if name in followed else how for name, how in found.items()}
@@ -204,16 +180,6 @@ def _followed(how: Sharding) -> Sharding:
 def _follower(name: str) -> str | None:
     parent, dot, last = name.rpartition(".")
     return f"{parent}{dot}{_FOLLOWED_BY[last]}" if last in _FOLLOWED_BY else None
-
-
-def _part_by_name(name: str) -> Part | None:
-    *_, parent, last = ("", *name.split("."))
-    if last in _REPLICATED or parent in _REPLICATED_PARENTS:
-        return "replicated"
-    # A merger or projector is a sequence: `mlp.0`, an activation, `mlp.2`.
-    if last in _ROW or (last == "2" and parent == "mlp"):
-        return "row"
-    return "gate_up" if last in _FUSED_MLP else None
 
 
 def _sharding(name: str, num_n: int, part: Part | None, sections: Sequence[Section]) -> Sharding:

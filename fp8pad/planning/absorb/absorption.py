@@ -15,7 +15,8 @@ from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
 from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes
 from fp8pad.planning.families import Section
-from fp8pad.planning.layers import Fp8Linear, module_name
+from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, Axis, AxisActions, ConfigEdit, PaddedTensor, Policy
 

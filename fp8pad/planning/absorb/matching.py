@@ -9,7 +9,7 @@ from itertools import chain
 from fp8pad.errors import PlanError
 from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize, inner_sizes
 from fp8pad.planning.families import Mlp, Section
-from fp8pad.planning.tensor_parallel import Division
+from fp8pad.planning.linear_names import Division
 from fp8pad.record import Axis
 from fp8pad.scales import Order
 from fp8pad.tensors import TensorHeader
