@@ -192,7 +192,7 @@ def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixtu
 
 
 def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is nothing to convert, no conversion is suggested."""
+    """Where there is nothing to convert, no conversion is suggested, but a plan for a size at which one helps."""
     plan_screen(source, plan_of(layer("a", 256, 256)), VLLM).show(stdout_console())
     shown = capsys.readouterr().out
     assert "nothing to convert" in shown

@@ -6,6 +6,7 @@ from itertools import groupby
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.planning.comparison import AtSize, compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.record import AxisActions, Policy
@@ -25,11 +26,12 @@ def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_a
     """Lay out a plan; layers that are aligned are folded into one line unless `show_all`."""
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
-    if plan.layers:
-        show_verdicts(screen, plan, engine)
+    sizes = list(compare_sizes(plan, engine)) if plan.layers else []
+    if sizes:
+        show_verdicts(screen, sizes, plan, engine)
     _show_layers(screen, plan, show_all)
     _show_costs(screen, source, plan)
-    _show_next(screen, source, plan, engine)
+    _show_next(screen, source, plan, engine, sizes)
     return screen
 
 
@@ -118,16 +120,22 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
     return f"{num_shards} shards{', ' if listed else ''}{shortened(listed)}"
 
 
-def _show_next(screen: Screen, source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> None:
+def _show_next(
+    screen: Screen, source: Checkpoint, plan: CheckpointPlan, engine: Engine, sizes: Iterable[AtSize]
+) -> None:
     """Show the one command that comes next."""
     out_dir = _out_dir(source)
     if show_refusal(screen, source, plan, out_dir, engine):
         return
     screen.section("Next")
-    if plan.changes_nothing:
-        screen.paragraph("nothing to convert: the checkpoint would stay as it is", 2)
-    else:
+    if not plan.changes_nothing:
         screen.command(convert_command(source, plan.policy))
+        return
+    here = f"nothing to convert for TP {plan.policy.tensor_parallel_size}: the checkpoint would stay as it is"
+    helped = next((at.num_ranks for at in sizes if at.original.outcome != at.padded.outcome), None)
+    screen.paragraph(f"{here}; for TP {helped}:" if helped else here, 2)
+    if helped:
+        screen.command(command("plan", source, "--tensor-parallel-size", helped))
 
 
 def convert_command(source: Checkpoint, policy: Policy) -> str:

@@ -28,9 +28,8 @@ _VERIFIED = {
 def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     """Lay out what was written, what was checked, what did not come along, and what to do next."""
     source, plan, out_dir = report.source, report.plan, report.out_dir
-    verdict = f"complete, {_VERIFIED[report.verified]}"
-    if plan.changes_nothing:
-        verdict = f"nothing padded, an equal copy, {verdict}"
+    copy = ", an equal copy since nothing needs padding" if plan.changes_nothing else ""
+    verdict = f"complete{copy}, {_VERIFIED[report.verified]}"
     facts = [("padded", f"{report.tensors_padded} tensors")] if report.tensors_padded else []
     facts += [*not_understood_facts(plan), *skipped_facts(plan)]
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))

@@ -1,12 +1,12 @@
 """What an engine does with a checkpoint at each tensor-parallel size, in words."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import Absorbed, AtSize, compare_sizes, nearest_served_policy
+from fp8pad.planning.comparison import Absorbed, AtSize, nearest_served_policy
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Finding, Verdict, converted_verdict
@@ -26,9 +26,8 @@ STYLES: dict[Outcome, str] = {
 }
 
 
-def show_verdicts(screen: Screen, plan: CheckpointPlan, engine: Engine) -> None:
+def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> None:
     """Show what is wrong and for whom: a row for each tensor-parallel size, and below it the layers and reasons."""
-    sizes = list(compare_sizes(plan, engine))
     screen.section(f"What {engine.title} does with it")
     if not any(at.original.findings for at in sizes):
         served = ", ".join(str(at.num_ranks) for at in sizes)

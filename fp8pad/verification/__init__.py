@@ -163,8 +163,10 @@ def _byte_differences(
             if found := _header_differences(layout, converted, source):
                 yield from found
                 del layouts[layout.file]
-    if record and not any(entry.sha256 for entry in record.files.values()):
-        notes.append(f"{RECORD_FILE} holds no hashes: without the source, padded bytes alone can be checked")
+    if record and not source and not any(entry.sha256 for entry in record.files.values()):
+        notes.append(
+            f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
+        )
     checks = list(_checks(converted, record, source, layouts))
     progress.start("verifying", sum(check.num_bytes for check in checks))
     checker = Checker(SentCheckpoint.of(source) if source else None, str(converted.root.absolute()))
