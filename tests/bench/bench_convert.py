@@ -66,7 +66,7 @@ def main() -> None:
     with TemporaryDirectory(prefix="fp8pad-bench-", dir=options.scratch) as scratch:
         for padded in options.padded:
             model = Path(scratch, f"model-{padded}")
-            make_checkpoint(model, round(options.gigabytes * 1e9 / LAYER_BYTES), PADDED[padded])
+            make_checkpoint(model, max(1, round(options.gigabytes * 1e9 / LAYER_BYTES)), PADDED[padded])
             host = describe_host(model)
             for cache in options.cache:
                 for _ in range(options.repeats):
