@@ -11,7 +11,7 @@ from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Finding, Verdict, converted_verdict
 from fp8pad.record import Policy
-from fp8pad.render.console import added, command
+from fp8pad.render.console import added, command, shortened
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
@@ -95,8 +95,8 @@ def show_refusal(
 
 
 def patterns(names: Iterable[str]) -> str:
-    """Return names folded into patterns, safe to print."""
-    return ", ".join(map(printable, name_patterns(names)))
+    """Return names folded into patterns, the first few of many, safe to print."""
+    return shortened(name_patterns(names))
 
 
 def policy_options(policy: Policy) -> list[str]:

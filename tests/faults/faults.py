@@ -75,7 +75,6 @@ class Scenario:
     old: Files | None
     expected: Files
     can_exchange: bool = True
-    has_locks: bool = True
 
 
 @dataclass
@@ -107,13 +106,11 @@ def undisturbed(_: Call) -> None:
 
 
 def supervised(scenario: Scenario, area: Path, decide: Callable[[Call], int | str | None]) -> Supervised:
-    """Run a scenario's command; where the file system shall not exchange folders, or lock, it cannot."""
+    """Run a scenario's command; where the file system shall not exchange folders, it cannot."""
 
     def decide_all(call: Call) -> int | str | None:
         if not scenario.can_exchange and call.name == "renameat2" and call.arguments[4] & 2:
             return errno.EINVAL
-        if not scenario.has_locks and call.name == "flock":
-            return errno.ENOLCK
         return decide(call)
 
     return supervise(lambda: run(scenario.arguments, area), area, decide_all)

@@ -1,8 +1,9 @@
 """Hostile checkpoints, one of each kind, through the command line: `make malformed`.
 
 Each attempt makes a small folder that asks for much: sizes, texts, names, links, numbers. The command runs in a process
-of its own. What has to hold: it ends with the expected exit status, within `SECONDS` and `MEBIBYTES`, its longest line
-is no longer than `CHARACTERS`, no traceback and no terminal escape is printed, and what is refused names its cause.
+of its own. What has to hold: it ends with the expected exit status, within `SECONDS` of a CPU and `MEBIBYTES`, its
+longest line is no longer than `CHARACTERS`, no traceback and no terminal escape is printed, and what is refused names
+its cause.
 """
 
 import json
@@ -12,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ ATTEMPTS: dict[str, tuple[Prepare, tuple[str, ...], int, str]] = {}
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended; peak memory in MiB, of the process alone."""
+    """How an attempt ended, of a process of its own: seconds of a CPU, peak memory in MiB."""
 
     status: int
     seconds: float
@@ -261,7 +261,7 @@ def _(root: Path) -> None:
     run(("convert", "model", "out"), root)
 
 
-@attempt("60,000 layers of different shapes, plan", "plan", "model", "--all", status=0)
+@attempt("60,000 layers of different shapes, plan", "plan", "model", status=0)
 def _(root: Path) -> None:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for number in range(60_000):
@@ -353,7 +353,6 @@ def run(command: tuple[str, ...], root: Path) -> Ending:
         if mebibytes:
             resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
 
-    began = time.monotonic()
     with (root / "said").open("wb") as said:
         child = subprocess.Popen(
             [sys.executable, "-m", "fp8pad", *command],
@@ -369,7 +368,7 @@ def run(command: tuple[str, ...], root: Path) -> Ending:
     lines = text.splitlines() or [""]
     line = next((line for line in lines if line.startswith("error")), lines[-1])
     wrong = "".join(_faults(text))
-    return Ending(child.returncode, time.monotonic() - began, used.ru_maxrss >> 10, line[:150], wrong)
+    return Ending(child.returncode, used.ru_utime + used.ru_stime, used.ru_maxrss >> 10, line[:150], wrong)
 
 
 def _faults(text: str) -> Iterator[str]:
