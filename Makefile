@@ -27,7 +27,7 @@ test-vllm: .venv-vllm/installed ## serve converted checkpoints with vLLM's CPU b
 test-browser: .venv/installed ## look at the HTML report in Chromium, if it is installed
 	.venv/bin/pytest -m browser
 
-test-matrix: ## test the built package with each Python that is here, and with the oldest dependencies allowed
+test-matrix: ## test the built package: each Python here, oldest dependencies, extras, pipx, uvx, same bytes twice
 	.ci/matrix
 
 docs: .venv-docs/installed ## build the documentation site in build/site; a broken link is an error

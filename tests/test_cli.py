@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -479,12 +480,21 @@ def test_version_and_module() -> None:
     assert run.stdout == f"fp8pad {__version__}\n"
 
 
-def test_shells_can_complete() -> None:
-    """The shell's question for words that begin with `ver` is answered with the command."""
-    environment = os.environ | {"_FP8PAD_COMPLETE": "complete_bash", "COMP_WORDS": "fp8pad ver", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("shell", "question"),
+    [
+        ("bash", {"COMP_WORDS": "fp8pad ver", "COMP_CWORD": "1"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "fp8pad ver"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "fp8pad ver", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+    ],
+)
+def test_shells_can_complete(shell: str, question: dict[str, str]) -> None:
+    """The shell's question for words that begin with `ver` is answered with the command, and no other."""
+    environment = os.environ | question | {"_FP8PAD_COMPLETE": f"complete_{shell}"}
     script = "import sys; sys.argv = ['fp8pad']; from fp8pad.cli.main import main; main()"
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert run.stdout.split() == ["verify"]
+    assert "verify" in run.stdout
+    assert not [name for name in ("plan", "convert", "unpad") if re.search(rf"\b{name}\b", run.stdout)]
 
 
 def test_zsh_completes_at_the_first_tab() -> None:
