@@ -33,18 +33,19 @@ ProgressCallback: TypeAlias = Callable[[str, int, int], object]
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """What converting `source` would do, and for which engine that is looked at."""
+    """What converting `source` would do, with the model card or without, and for which engine that is looked at."""
 
     source: "Checkpoint"
     plan: "CheckpointPlan"
     engine: str | None = None
+    card: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad plan --json` prints."""
         from fp8pad.planning.engines import find_engine
         from fp8pad.summary import plan_document
 
-        return plan_document(self.source, self.plan, find_engine(self.engine))
+        return plan_document(self.source, self.plan, find_engine(self.engine), self.card)
 
 
 def plan(
@@ -57,20 +58,21 @@ def plan(
     skip: Sequence[str] = (),
     strict: bool = False,
     follow_links: bool = False,
+    card: bool = True,
     engine: str | None = None,
 ) -> PlanReport:
     """Plan what converting `model` would change; only headers and config.json are read.
 
     With `follow_links`, links out of the folder count as the files that they lead to; otherwise those are left out.
-    Raises `CheckpointError` if it cannot be read or contradicts itself, and with `strict` if an FP8 layer of it is not
-    understood.
+    README.md is among the files that are rewritten, unless `card` is False. Raises `CheckpointError` if `model` cannot
+    be read or contradicts itself, and with `strict` if an FP8 layer of it is not understood.
     """
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.hub import opened
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, tuple(skip))
     with opened(model, partial(read_unconverted, follow_links=follow_links)) as source:
-        return replace(_planned(source, policy, strict), engine=engine)
+        return replace(_planned(source, policy, strict), engine=engine, card=card)
 
 
 def convert(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from fp8pad.card import CARD_FILE, read_card
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.geometry import is_aligned
@@ -58,20 +59,25 @@ def flops_added_share(layers: Iterable[LayerPlan]) -> float:
     return sum(after - before for before, after in sizes) / logical if logical else 0.0
 
 
-def output_files(source: Checkpoint, plan: CheckpointPlan) -> OutputFiles:
-    """Return which files converting rewrites, brings along as they are, and leaves out."""
+def output_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = True) -> OutputFiles:
+    """Return which files converting rewrites or adds, brings along as they are, and leaves out.
+
+    `with_card` counts the model card, which says what was changed. It is not fetched for that.
+    """
     rewritten = {CONFIG_FILE} if plan.edits_config else set()
     source = source.with_edited_config() if plan.edits_config else source
     if plan.shards_rewritten:
         rewritten |= {*plan.shards_rewritten, *([] if source.index_text is None else [INDEX_FILE])}
+    if with_card and not plan.changes_nothing and (source.remote or read_card(source) is not None):
+        rewritten.add(CARD_FILE)
     everything = {CONFIG_FILE, *(shard.file for shard in source.shards), *source.other_files}
     everything |= source.texts.keys()
     return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.excluded)
 
 
-def plan_document(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> dict[str, Any]:
+def plan_document(source: Checkpoint, plan: CheckpointPlan, engine: Engine, with_card: bool = True) -> dict[str, Any]:
     """Return the JSON object that `fp8pad plan --json` prints."""
-    files = output_files(source, plan)
+    files = output_files(source, plan, with_card)
     return {
         "format_version": FORMAT_VERSION,
         "model": str(source),

@@ -92,7 +92,7 @@ def test_plan_json_says_what_the_contract_promises(fp8pad: Fp8pad, example: Path
     weights = 2 * (3 * (144 * 224 - 136 * 213) + (128 + 2 * 64) * 8 + 8 * 128)
     scales = 2 * 2 * (8 + 2 * 11 + 8)
     assert document["bytes_after"] - document["bytes_before"] == weights + scales
-    assert document["files_rewritten"] == ["config.json", "model.safetensors"]
+    assert document["files_rewritten"] == ["README.md", "config.json", "model.safetensors"]
     assert document["files_kept"] == [
         "generation_config.json",
         "recipe.yaml",

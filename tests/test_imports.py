@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
         "triton",
         "vllm",
     },
-    "summary": READING,
+    "summary": READING | {"card"},
     "render": READING | RESULTS | {"__init__", "render", "rich", "summary"},
     "cli": READING | RESULTS | {"__init__", "cli", "library", "output", "render", "typer"},
 }

@@ -1,7 +1,9 @@
 """Inspecting: what the records say, and where they disagree."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
-from fp8pad.errors import RecordError
+from fp8pad.errors import Fp8padError, RecordError
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import AxisActions, PaddedTensor, Policy
@@ -92,7 +94,7 @@ META = f"model.safetensors: __metadata__.fp8pad: {NAME}.weight: logical_shape"
         (
             "config.json",
             lambda d: d["quantization_config"]["modules"].pop(NAME),
-            f"config.json: modules: expected one for {NAME}.weight_scale, which is padded, got none",
+            f"config.json: modules: expected one for {NAME}.weight, which is padded, got none",
         ),
         (
             "config.json",
@@ -139,6 +141,54 @@ def test_disagreements_are_told(out_dir: Path, file: str, edit: Callable[[Any], 
     """Each record against the others, and against what lies on disk."""
     edit_json(out_dir / file, edit)
     assert expected in inspect_checkpoint(out_dir).disagreements
+
+
+def leaves(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the way to each value of a JSON document, objects and lists included."""
+    inside = (
+        document.items() if isinstance(document, dict) else enumerate(document if isinstance(document, list) else ())
+    )
+    for key, value in inside:
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+FORGED: list[Any] = [
+    None,
+    True,
+    -1,
+    2**70,
+    0.5,
+    "",
+    "x",
+    "architectures.0.x",
+    "model_type.x",
+    "a.b",
+    [],
+    [0],
+    ["x"],
+    {},
+]
+
+
+def test_any_value_of_a_record_can_be_forged(example: Path, tmp_path: Path) -> None:
+    """Each in turn, by values of every type and keys that lead nowhere: what reads it ends in one of our errors."""
+    shutil.copytree(example, tmp_path / "model")
+    out_dir = convert_to(tmp_path / "model", tmp_path / "out", Policy(absorb=True))
+    honest = json.loads((out_dir / "fp8pad.json").read_text())
+    some = set(list(honest["tensors"])[:2])
+    honest_places = [path for path in leaves(honest) if path[0] != "tensors" or len(path) == 1 or path[1] in some]
+    assert {"config_edits", "base_source", "originals"} <= {path[0] for path in honest_places}
+    for *way, last in honest_places:
+        for value in FORGED:
+            document = json.loads(json.dumps(honest))
+            holder = document
+            for key in way:
+                holder = holder[key]
+            holder[last] = value
+            (out_dir / "fp8pad.json").write_text(json.dumps(document))
+            with suppress(Fp8padError):
+                inspect_checkpoint(out_dir)
 
 
 def test_an_absorbed_axis_has_its_padded_size_in_the_config(example: Path, tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from helpers import llama
+
+from fp8pad import library
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.plan import LayerPlan
@@ -31,8 +35,24 @@ def test_files_are_rewritten_only_where_something_changes(example: Path) -> None
     nothing = replace(padded, tensors={}, modules={}, shards_rewritten=())
     edited = replace(nothing, config_edits=(ConfigEdit("config.json", "intermediate_size", 213, 224),))
     others = ("generation_config.json", "recipe.yaml", "tokenizer.json", "tokenizer_config.json")
-    assert output_files(source, padded).rewritten == ("config.json", "model.safetensors")
+    assert output_files(source, padded).rewritten == ("README.md", "config.json", "model.safetensors")
     assert output_files(source, padded).kept == others
-    assert output_files(source, edited).rewritten == ("config.json",)
+    assert output_files(source, edited, with_card=False).rewritten == ("config.json",)
     assert output_files(source, nothing).rewritten == ()
     assert set(output_files(source, nothing).kept) == {"config.json", "model.safetensors", *others}
+
+
+@pytest.mark.parametrize("card", [True, False])
+@pytest.mark.parametrize("readme", [None, b"", b"# A model\n", b"\xff\xfe"])
+@pytest.mark.parametrize("size", [21, 32])
+def test_a_plan_names_the_files_that_converting_writes(
+    tmp_path: Path, size: int, readme: bytes | None, card: bool
+) -> None:
+    """README.md among them, whether it is there or made, and not where it cannot be read as text."""
+    model = llama(tmp_path / "model", n=size, k=32)
+    if readme is not None:
+        (model / "README.md").write_bytes(readme)
+    planned = library.plan(model, card=card).to_json()
+    done = library.convert(model, tmp_path / "out", card=card).to_json()
+    for key in ("files_rewritten", "files_kept", "files_left_out"):
+        assert planned[key] == done[key]

@@ -14,8 +14,11 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
+from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.linear_names import scale_names
 from fp8pad.record import Policy
+from fp8pad.unpadding import unpad
 from fp8pad.verification import VerifyReport, verify
 
 
@@ -49,6 +52,18 @@ def test_an_honest_checkpoint_passes(model: Path, out_dir: Path) -> None:
     report = check(model, out_dir)
     assert (report.ok, report.tensors_checked, report.is_complete) == (True, 10, True)
     assert report.notes == ()
+
+
+@pytest.mark.parametrize("scale", scale_names("model.layers.0.mlp.down_proj.weight"))
+def test_the_scale_has_any_name_that_tools_give_it(tmp_path: Path, scale: str) -> None:
+    """What converts also verifies and comes back, though a record names its module after the weight alone."""
+    tensors = {"model.layers.0.mlp.down_proj.weight": ("F8_E4M3", (21, 24)), scale: ("F32", (21, 1))}
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors})
+    out_dir = convert_to(model, tmp_path / "out")
+    assert stored(out_dir / "model.safetensors")[scale][1] == (32, 1)
+    assert (check(model, out_dir).mismatches, inspect_checkpoint(out_dir).disagreements) == ((), ())
+    unpad(out_dir, tmp_path / "restored", WriteOptions(), Progress())
+    assert files_of(tmp_path / "restored") == files_of(model)
 
 
 @pytest.mark.parametrize("policy", [Policy(alignment=64), Policy(tensor_parallel_size=4)])

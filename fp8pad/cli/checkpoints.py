@@ -47,7 +47,7 @@ def plan(
         check_writable(html)
     engine = find_engine(asked["engine"])
     report = library.plan(model, **asked | {"strict": False})
-    show(report, lambda found: plan_screen(found.source, found.plan, engine, show_all), as_json)
+    show(report, lambda found: plan_screen(found.source, found.plan, engine, show_all, found.card), as_json)
     if html:
         from fp8pad.render.html import plan_page
 

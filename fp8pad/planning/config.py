@@ -17,7 +17,7 @@ def edited_config(
 ) -> dict[str, Any]:
     """Return a copy of `config` with other sizes, and `quantization` where the original quantization config stood.
 
-    Key order and every other key stay. Raises `ConfigError` where a key is not in `config`.
+    Key order and every other key stay. Raises `ConfigError` where `config` has no place for a key.
     """
     edited: dict[str, Any] = json.loads(json.dumps(config))  # objects that are alike may be one in `config`
     for edit in edits:
@@ -31,8 +31,9 @@ def edited_config(
 
 def _replace(document: MutableMapping[str, Any], key: str, value: Any, must_exist: bool = True) -> None:
     *sections, last = key.split(".")
+    found: Any = document
     for section in sections:
-        document = document.get(section, {})
-    if not isinstance(document, MutableMapping) or (must_exist and last not in document):
+        found = found.get(section) if isinstance(found, MutableMapping) else None
+    if not isinstance(found, MutableMapping) or (must_exist and last not in found):
         raise ConfigError(f"{CONFIG_FILE}: {key}: no such key")
-    document[last] = value
+    found[last] = value

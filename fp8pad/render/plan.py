@@ -14,7 +14,7 @@ from fp8pad.render.console import Fact, command, edit_facts, growth, shortened
 from fp8pad.render.folding import LayerGroup, group_layers
 from fp8pad.render.screen import Row, Screen
 from fp8pad.render.verdict import patterns, policy_options, show_refusal, show_verdicts
-from fp8pad.summary import ACTIONS, action, flops_added_share, headline, output_files
+from fp8pad.summary import ACTIONS, OutputFiles, action, flops_added_share, headline, output_files
 from fp8pad.text import printable
 
 MOST_SHARDS = 3
@@ -22,7 +22,9 @@ MOST_SHARDS = 3
 _STYLES = dict(zip(ACTIONS, ("yellow", "cyan", "cyan", "yellow", "magenta", "dim"), strict=True))
 
 
-def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_all: bool = False) -> Screen:
+def plan_screen(
+    source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_all: bool = False, with_card: bool = True
+) -> Screen:
     """Lay out a plan; layers that are aligned are folded into one line unless `show_all`."""
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
@@ -30,7 +32,7 @@ def plan_screen(source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_a
     if sizes:
         show_verdicts(screen, sizes, plan, engine)
     _show_layers(screen, plan, show_all)
-    _show_costs(screen, source, plan)
+    _show_costs(screen, source, plan, with_card)
     _show_next(screen, source, plan, engine, sizes)
     return screen
 
@@ -94,17 +96,16 @@ def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> It
         yield label, f"{printable(reason)}: {patterns(alike)}"
 
 
-def _show_costs(screen: Screen, source: Checkpoint, plan: CheckpointPlan) -> None:
+def _show_costs(screen: Screen, source: Checkpoint, plan: CheckpointPlan, with_card: bool) -> None:
     screen.section("What it costs")
     facts = [*edit_facts(plan.config_edits), ("tensors", growth(plan.bytes_before, plan.bytes_after))]
     if plan.layers:
         facts.append(("FLOPs", f"{flops_added_share(plan.layers):+.2%} over these layers, each counted once"))
-    facts += list(_file_facts(source, plan))
+    facts += list(_file_facts(source, output_files(source, plan, with_card)))
     screen.rows([*facts, *(("note", printable(note)) for note in plan.notes)])
 
 
-def _file_facts(source: Checkpoint, plan: CheckpointPlan) -> Iterator[Fact]:
-    files = output_files(source, plan)
+def _file_facts(source: Checkpoint, files: OutputFiles) -> Iterator[Fact]:
     shards = {shard.file for shard in source.shards}
     for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("excluded", files.excluded)):
         if names:

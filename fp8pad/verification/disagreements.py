@@ -131,8 +131,8 @@ def _module_faults(
         if any(size % multiple for size, multiple in zip(module.padded_shape, module.alignment, strict=True)):
             divisors = f"divisors of {list(module.padded_shape)}"
             yield Mismatch(CONFIG_FILE, f"{place}: alignment", divisors, str(list(module.alignment)))
-    for name, tensor in record.tensors.items():
-        if _is_padded(tensor) and name.rpartition(".")[0] not in quantization.modules:
+    for name, tensor in record.tensors.items():  # scales have names of many forms, and go with their weights
+        if _is_padded(tensor) and name.endswith(".weight") and name.removesuffix(".weight") not in quantization.modules:
             yield Mismatch(CONFIG_FILE, "modules", f"one for {name}, which is padded", "none")
 
 
