@@ -1,16 +1,17 @@
 """fp8pad pads FP8 checkpoints ahead of time, so that inference engines never have to.
 
-`fp8pad.plan`, `convert`, `verify`, `unpad`, `inspect` and `push` are the commands of the command line; see
-`fp8pad.library`. They are loaded when they are first used, since a vLLM process imports this.
+`fp8pad.plan`, `convert`, `verify`, `unpad`, `inspect` and `push` are the commands of the command line, and
+`convert_shards` is `convert --shards`; see `fp8pad.library`. They are loaded when they are first used, since a vLLM
+process imports this.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fp8pad.conversion import ConvertReport
+    from fp8pad.conversion import ConvertReport, SliceReport
     from fp8pad.inspection import Inspection
-    from fp8pad.library import PlanReport, convert, inspect, plan, push, unpad, verify
+    from fp8pad.library import PlanReport, convert, convert_shards, inspect, plan, push, unpad, verify
     from fp8pad.unpadding import UnpadReport
     from fp8pad.upload import PushReport
     from fp8pad.verification import VerifyReport
@@ -22,10 +23,12 @@ __all__ = [
     "Inspection",
     "PlanReport",
     "PushReport",
+    "SliceReport",
     "UnpadReport",
     "VerifyReport",
     "__version__",
     "convert",
+    "convert_shards",
     "inspect",
     "plan",
     "push",
@@ -38,6 +41,7 @@ _MODULES = {
     "ConvertReport": "conversion",
     "Inspection": "inspection",
     "PushReport": "upload",
+    "SliceReport": "conversion",
     "UnpadReport": "unpadding",
     "VerifyReport": "verification",
 }

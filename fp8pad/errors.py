@@ -4,16 +4,27 @@ A message is one line and says which tensor or key, in which file, what was expe
 """
 
 import json
+from itertools import islice
+
+MAX_SHOWN = 60  # characters
 
 
 def shown(value: object) -> str:
-    """Return a value of a JSON document as a message shows it: as JSON, on one line, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Return a value of a JSON document as a message shows it: as JSON, on one line, cut where it is long.
+
+    No more of it is looked at than is shown, however long or deep it is.
+    """
+    encoder = json.JSONEncoder(ensure_ascii=False, default=repr, skipkeys=True)
+    text = "".join(islice(encoder.iterencode(value), MAX_SHOWN + 1))
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 class Fp8padError(Exception):
     """The root of all errors with a message for the user; the command line turns it into exit status 1."""
+
+
+class UsageError(Fp8padError):
+    """An argument or option that fp8pad does not take; the command line ends with exit status 2."""
 
 
 class CheckpointError(Fp8padError):

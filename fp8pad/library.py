@@ -1,7 +1,8 @@
-"""fp8pad for Python: each command of the command line as a function, with its options as keywords.
+"""fp8pad for Python: the commands for checkpoints as functions, with their options as keywords.
 
-Folders are strings or paths, models also hub ids. Nothing is printed; what goes wrong is an
-`fp8pad.errors.Fp8padError`. Results are frozen; `to_json()` is what the command prints with `--json`.
+`convert_shards` is `convert --shards`; `golden` and `bench` are for the command line alone. Folders are strings or
+paths, models also hub ids. Nothing is printed; what goes wrong is an `fp8pad.errors.Fp8padError`. Results are frozen;
+`to_json()` is what the command prints with `--json`.
 """
 
 import os
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fp8pad.checkpoint.options import DEFAULT_JOBS, Executor, Link, VerifyDepth, Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.errors import UsageError, shown
 from fp8pad.record import Alignment, Policy
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def plan(
     alignment: Alignment = "auto",
     absorb: bool = False,
     absorb_experts: bool = False,
-    skip: Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     strict: bool = False,
     follow_links: bool = False,
     card: bool = True,
@@ -63,14 +65,17 @@ def plan(
 ) -> PlanReport:
     """Plan what converting `model` would change; only headers and config.json are read.
 
-    With `follow_links`, links out of the folder count as the files that they lead to; otherwise those are left out.
-    README.md is among the files that are rewritten, unless `card` is False. Raises `CheckpointError` if `model` cannot
-    be read or contradicts itself, and with `strict` if an FP8 layer of it is not understood.
+    `skip` is a pattern of module names, or several. With `follow_links`, links out of the folder count as the files
+    that they lead to; otherwise those are left out. README.md is among the files that are rewritten, unless `card` is
+    False. Raises `UsageError` for an option that cannot be had, `CheckpointError` if `model` cannot be read or
+    contradicts itself, and with `strict` if an FP8 layer of it is not understood.
     """
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.hub import opened
+    from fp8pad.planning.engines import find_engine
 
-    policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, tuple(skip))
+    find_engine(engine)
+    policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     with opened(model, partial(read_unconverted, follow_links=follow_links)) as source:
         return replace(_planned(source, policy, strict), engine=engine, card=card)
 
@@ -83,7 +88,7 @@ def convert(
     alignment: Alignment = "auto",
     absorb: bool = False,
     absorb_experts: bool = False,
-    skip: Sequence[str] = (),
+    skip: str | Sequence[str] = (),
     strict: bool = False,
     follow_links: bool = False,
     jobs: int = DEFAULT_JOBS,
@@ -110,8 +115,10 @@ def convert(
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.conversion import convert as convert_checkpoint
     from fp8pad.hub import opened, work_folder
+    from fp8pad.planning.engines import find_engine
 
-    policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, tuple(skip))
+    find_engine(engine)
+    policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     options = WriteOptions(
         jobs=jobs,
         link=link,
@@ -136,23 +143,32 @@ def convert_shards(
     out_dir: StrPath,
     shards: range,
     *,
-    policy: Policy | None = None,
-    options: WriteOptions | None = None,
+    tensor_parallel_size: int = 1,
+    alignment: Alignment = "auto",
+    absorb: bool = False,
+    absorb_experts: bool = False,
+    skip: str | Sequence[str] = (),
+    strict: bool = False,
     follow_links: bool = False,
+    jobs: int = DEFAULT_JOBS,
+    link: Link = "auto",
+    resume: bool = True,
+    verify: VerifyDepth = "padded",
+    card: bool = True,
+    hash: bool = False,  # noqa: A002  the option's name
     progress: Progress | ProgressCallback | None = None,
 ) -> "SliceReport":
     """Write some shards of what converting `model` gives, on any machine, for a last `convert` that has to `finish`.
 
-    `shards` are positions in the sorted names. `policy` and `options` have to be those of the last run. Raises as
-    `convert` does.
+    `shards` are positions in the sorted names. Options have to be those of the last run. Raises as `convert` does.
     """
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.conversion import convert_slice
 
+    policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
+    options = WriteOptions(jobs=jobs, link=link, resume=resume, verify=verify, card=card, hash=hash, shards=shards)
     source = read_unconverted(Path(model), follow_links)
-    planned = _planned(source, policy or Policy(), strict=False).plan
-    chosen = replace(options or WriteOptions(card=True), shards=shards)
-    return convert_slice(source, planned, Path(out_dir), chosen, _told(progress))
+    return convert_slice(source, _planned(source, policy, strict).plan, Path(out_dir), options, _told(progress))
 
 
 def verify(
@@ -227,14 +243,23 @@ def push(
     card: bool = True,
     progress: Progress | ProgressCallback | None = None,
 ) -> "PushReport":
-    """Upload the converted checkpoint `out_dir` to the model `repo` of the hub, if it verifies.
+    """Upload what fp8pad wrote to `out_dir` to the model `repo` of the hub, if it verifies.
 
-    README.md has to say what was changed, unless `card` is False. Raises `VerifyError` or `RecordError` if it is not
-    fit, and `HubError` if the hub does not take it.
+    Files that fp8pad.json does not name stay behind; the report names them. README.md has to say what was changed,
+    unless `card` is False. Raises `VerifyError` or `RecordError` if it is not fit, and `HubError` if the hub does not
+    take it.
     """
     from fp8pad.upload import push as upload
 
     return upload(Path(out_dir), repo, private, card, _told(progress))
+
+
+def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
+    """Return patterns of names, of which one may be given as it is; `UsageError` for anything else."""
+    try:
+        return (skip,) if isinstance(skip, str) else tuple(skip)
+    except TypeError as error:
+        raise UsageError(f"skip: expected a pattern, or several, got {shown(skip)}") from error
 
 
 def _planned(source: "Checkpoint", policy: Policy, strict: bool) -> PlanReport:

@@ -4,7 +4,7 @@ import json
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -16,6 +16,9 @@ T = TypeVar("T")
 Size = Annotated[int, range(2**63), "a size"]
 PositiveSize = Annotated[int, range(1, 2**63), "a positive size"]
 
+# Of a field that is in every file although it has a default: a file without it is damaged.
+ALWAYS_WRITTEN = {"always written": True}
+
 MAX_SHARED = 16  # entries of an object that may be shared: those for one tensor have six
 MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and writes them, stays far from its limit
 
@@ -24,7 +27,7 @@ MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and wr
 class Reader:
     """Reads one kind of file; what is malformed raises `error`, naming the place, what was expected and what found.
 
-    In files that are written by hand, a key that is not known is an error, and a field with a default may be absent.
+    In files that are written by hand, a key that is not known is an error.
     """
 
     error: type[Fp8padError]
@@ -52,15 +55,24 @@ class Reader:
         """Turn parsed JSON into `kind`, however nested: a dataclass, a mapping from strings, a tuple, `X | None`, a
         `Literal`, an `int` annotated with its range and a name for it, another scalar, bytes in base 64, or `Any`.
 
-        Every field must be there and of its type, unless it may be None or is `()` by default. A bool is no int, and
-        floats must be finite. Other keys are ignored, so that later versions may add some. A `ValueError` of the
-        dataclass itself is an error of the file.
+        Every field must be there and of its type, unless it may be None or has a default and is not `ALWAYS_WRITTEN`.
+        A bool is no int, and floats must be finite. Other keys are ignored, so that later versions may add some. A
+        `ValueError` of the dataclass itself is an error of the file.
         """
         try:
             return cast("T", _read_as(cast("Hashable", kind), self.is_by_hand)(value))
         except _MalformedError as error:
-            place = "".join(f"[{part}]" if isinstance(part, int) else f": {part}" for part in reversed(error.path))
-            raise self.error(f"{where}{place}: {error}") from None
+            raise self.error(f"{where}{error.place}: {error}") from None
+
+
+def check_fields(found: object, error: type[Fp8padError]) -> None:
+    """Raise `error` where a field of a dataclass is not what `Reader.read` would take for it; a tuple is a list."""
+    for name, read, _ in _field_readers(cast("Any", type(found)), False):
+        value = getattr(found, name)
+        try:
+            _at(name, read, list(value) if type(value) is tuple else value)
+        except _MalformedError as malformed:
+            raise error(f"{malformed.place.removeprefix(': ')}: {malformed}") from None
 
 
 Read: TypeAlias = Callable[[Any], Any]
@@ -72,6 +84,11 @@ class _MalformedError(Exception):
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
         self.path: list[str | int] = []
+
+    @property
+    def place(self) -> str:
+        """Where in what is read the value is."""
+        return "".join(f"[{part}]" if isinstance(part, int) else f": {part}" for part in reversed(self.path))
 
 
 # A record holds a value for each of a hundred thousand tensors: what reads a type is worked out once.
@@ -116,12 +133,17 @@ def _field_readers(kind: type, is_by_hand: bool) -> tuple[tuple[str, Read, bool]
     hints = get_type_hints(kind, include_extras=True)
     return tuple(
         (
-            field.name,
-            _read_as(hints[field.name], is_by_hand),
-            field.default == () or (is_by_hand and field.default is not MISSING),
+            found.name,
+            _read_as(hints[found.name], is_by_hand),
+            _is_optional(found),
         )
-        for field in fields(cast("Any", kind))
+        for found in fields(cast("Any", kind))
     )
+
+
+def _is_optional(found: "Field[Any]") -> bool:
+    has_default = found.default is not MISSING or found.default_factory is not MISSING
+    return has_default and not ALWAYS_WRITTEN.items() <= found.metadata.items()
 
 
 def _read_mapping(inner: Read) -> Read:

@@ -6,13 +6,13 @@ Parsing is strict: what is missing, of another type, or of an unknown version is
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from fp8pad.errors import RecordError
+from fp8pad.errors import RecordError, UsageError
 from fp8pad.geometry import as_matrices
-from fp8pad.reading import PositiveSize, Reader, Size
+from fp8pad.reading import ALWAYS_WRITTEN, PositiveSize, Reader, Size, check_fields
 
 FORMAT_VERSION = 1
 QUANT_METHOD = "fp8pad"
@@ -85,14 +85,19 @@ class PaddedTensor:
 class Policy:
     """What the user asked for; `alignment` "auto" is 16, or the scale block, and a name is what those kernels ask for.
 
-    `skip` are globs of module names that are carried unchanged.
+    `skip` are globs of module names that are carried unchanged. Raises `UsageError` for what a record cannot hold.
     """
 
-    alignment: Alignment = "auto"
-    tensor_parallel_size: Annotated[int, range(1, MAX_TENSOR_PARALLEL_SIZE + 1), "1 to 1024"] = 1
-    absorb: bool = False
-    absorb_experts: bool = False
+    alignment: Alignment = field(default="auto", metadata=ALWAYS_WRITTEN)
+    tensor_parallel_size: Annotated[int, range(1, MAX_TENSOR_PARALLEL_SIZE + 1), "1 to 1024"] = field(
+        default=1, metadata=ALWAYS_WRITTEN
+    )
+    absorb: bool = field(default=False, metadata=ALWAYS_WRITTEN)
+    absorb_experts: bool = field(default=False, metadata=ALWAYS_WRITTEN)
     skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, UsageError)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of every document that holds a policy; `skip` is left out where it is empty."""

@@ -14,6 +14,7 @@ from helpers import FBGEMM, INDEX, llama, safetensors_bytes, write_checkpoint
 from fp8pad.checkpoint.checkpoint import check_unchanged, padding_mark, read_checkpoint, read_unconverted
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError
 from fp8pad.record import shard_metadata
+from fp8pad.verification.changed_files import notes_on_files
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -141,14 +142,56 @@ def test_a_hub_snapshot_of_links_is_read_through(tmp_path: Path) -> None:
     """In the hub's cache every file is a relative link to a blob of the same model."""
     root = llama(tmp_path / "model", num_shards=2)
     expected = read_unconverted(root)
-    snapshot = tmp_path / "snapshots" / "0a1b"
-    snapshot.mkdir(parents=True)
-    for path in root.iterdir():
-        (snapshot / path.name).symlink_to(Path("../../model", path.name))
+    snapshot = snapshot_of(root, tmp_path / "models--org--name")
     (snapshot / "passwd.txt").symlink_to("/etc/passwd")
     source = read_unconverted(snapshot)
     assert (source.shards, source.other_files) == (expected.shards, expected.other_files)
     assert source.excluded == ("passwd.txt",)
+
+
+def snapshot_of(root: Path, entry: Path) -> Path:
+    """Move a folder's files to where huggingface_hub keeps those of a model."""
+    snapshot = entry / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    root.rename(entry / "blobs")
+    for path in (entry / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(Path("../../blobs", path.name))
+    return snapshot
+
+
+@pytest.mark.parametrize(
+    ("entry", "link", "target"),
+    [
+        ("u", "notes.txt", "../../.ssh/id_rsa"),
+        ("u", "notes.txt", "../../blobs/secret"),
+        ("models--org--name", "notes.txt", "../../.ssh/id_rsa"),
+        ("models--org--name", "notes.txt", "../0b1c/notes.txt"),
+        ("models--org--name", "notes.txt", "../../blobs/out"),
+        ("models--org--name", "sub/notes.txt", "../../../.ssh/id_rsa"),
+    ],
+)
+def test_a_folder_called_snapshots_opens_nothing_but_blobs(tmp_path: Path, entry: str, link: str, target: str) -> None:
+    """Whoever made the folder chose its name: links lead only to files of the cache's own layout."""
+    snapshot = snapshot_of(llama(tmp_path / "model"), tmp_path / entry)
+    for name in (".ssh/id_rsa", "blobs/secret", "snapshots/0b1c/notes.txt"):
+        (tmp_path / entry / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / entry / name).write_text("private")
+    (tmp_path / entry / "blobs" / "out").symlink_to("../.ssh/id_rsa")
+    (snapshot / link).parent.mkdir(exist_ok=True)
+    (snapshot / link).symlink_to(target)
+    source = read_unconverted(snapshot)
+    assert link in source.excluded
+    assert link not in source.identities
+    if entry == "u":
+        assert f"config.json: is a link to {tmp_path / entry / 'blobs' / 'config.json'}" in list(notes_on_files(source))
+
+
+def test_blobs_that_lead_elsewhere_are_no_blobs(tmp_path: Path) -> None:
+    """A link in the place of the folder."""
+    snapshot = snapshot_of(llama(tmp_path / "model"), tmp_path / "models--org--name")
+    (tmp_path / "models--org--name" / "blobs").rename(tmp_path / "private")
+    (tmp_path / "models--org--name" / "blobs").symlink_to(tmp_path / "private")
+    assert read_unconverted(snapshot).excluded == ("tokenizer.json",)
 
 
 def test_links_out_of_the_folder_are_followed_only_on_request(tmp_path: Path) -> None:

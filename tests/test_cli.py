@@ -24,6 +24,7 @@ from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import Transfer
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.cli.main import main
+from fp8pad.planning.engines import engines
 
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
@@ -327,7 +328,7 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, example: 
     command = [sys.executable, "-m", "fp8pad", "convert", str(example), str(tmp_path / "out")]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (130, "")
-    assert run.stderr == ("interrupted\n" if module == "typer" else "")  # typer says nothing
+    assert run.stderr == "interrupted\n"
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -444,8 +445,51 @@ def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: 
 
     monkeypatch.setattr("fp8pad.checkpoint.checkpoint.read_unconverted", read_unconverted)
     finished = fp8pad("plan", example)
-    assert finished.status == 130
-    assert "Traceback" not in finished.stderr
+    assert (finished.status, finished.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "called"),
+    [
+        ("plan m", "fp8pad.library.plan"),
+        ("convert m out", "fp8pad.library.convert"),
+        ("convert m out --shards 0", "fp8pad.library.convert_shards"),
+        ("verify m", "fp8pad.library.verify"),
+        ("unpad m out", "fp8pad.library.unpad"),
+        ("push m org/name", "fp8pad.library.push"),
+        ("inspect m", "fp8pad.library.inspect"),
+        ("golden record m -o g.json", "fp8pad.golden.runs.record"),
+        ("golden check m g.json", "fp8pad.golden.runs.read_golden"),
+        ("golden compare m n", "fp8pad.golden.runs.compare"),
+    ],
+)
+def test_ctrl_c_is_a_line_in_every_command(
+    fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, called: str
+) -> None:
+    """One line and 130, whatever was being done."""
+
+    def ended(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(called, ended)
+    assert fp8pad(*arguments.split()) == Finished(130, "", "interrupted\n")
+
+
+def test_what_fp8pad_does_not_take_is_a_usage_error(fp8pad: Fp8pad, example: Path) -> None:
+    """Exit status 2, as of options that are none, and what was probably meant."""
+    finished = fp8pad("plan", example, "--engine", "vlm")
+    known = "sglang-0.5.23, transformers-5.24, vllm-0.33"
+    assert finished == Finished(2, "", f"error: engine vlm: expected one of {known}; did you mean vllm-0.33?\n")
+    for name in ("padded", "org/name@v1", "https://hub/org/name"):
+        finished = fp8pad("push", example, name)
+        assert finished == Finished(2, "", f"error: {name}: expected the name of a model on the hub, org/name\n")
+
+
+def test_help_names_every_engine_that_is_described(fp8pad: Fp8pad) -> None:
+    """A file more is a name more."""
+    stdout = fp8pad("plan", "--help").stdout
+    assert engines().keys() == {name for name in engines() if name in stdout}
 
 
 @pytest.mark.parametrize("arguments", [["plan", "MODEL", "--json"], ["plan", "MODEL"], ["--version"]], ids=" ".join)

@@ -29,6 +29,7 @@ from fp8pad.hub.repo import FIRST_BYTES
 from fp8pad.planning.engines import find_engine
 from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
+from fp8pad.render.reports import push_screen
 
 sys.path.append(str(Path(__file__).parent / "cluster"))
 from ray_work import run_sent
@@ -291,6 +292,20 @@ def test_a_hub_that_fails_or_is_not_there_is_a_line(hub: FakeHub, model: Path, m
         read_from(NAME)
 
 
+def test_a_hub_that_goes_away_while_the_cache_is_filled_is_not_offline_mode(
+    hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """huggingface_hub has one error for both; nobody asked for offline mode."""
+    hub.add(NAME, model)
+    with opened(NAME, read_unconverted, use_cache=True) as checkpoint:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+        )
+        with pytest.raises(HubError, match=f"^{NAME}: http://127.0.0.1:9 cannot be reached"), checkpoint.fetched(FIRST):
+            pass
+
+
 def test_a_broken_checkpoint_is_called_by_its_id(hub: FakeHub, tmp_path: Path) -> None:
     """Nobody knows the temporary folder."""
     (tmp_path / "empty").mkdir()
@@ -521,6 +536,56 @@ def test_pushing_checks_and_uploads(hub: FakeHub, model: Path, tmp_path: Path, m
     assert pushed.commits[pushed.revisions["main"]] == files_of(tmp_path / "out")
     assert b"base_model: org/name\n" in pushed.commits[pushed.revisions["main"]]["README.md"]
     assert report.url.startswith(f"{hub.endpoint}/org/padded/commit/")
+
+
+def test_pushing_uploads_what_the_record_names_alone(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Secrets, links and files of others stay behind and are named; names are no patterns."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    out_dir = tmp_path / "out"
+    (model / "sub").mkdir()
+    (model / "sub" / "[a]*.txt").write_text("a name with the letters of patterns")
+    fp8pad.convert(model, out_dir)
+    expected = files_of(out_dir)
+    (tmp_path / "secret").write_text("secret")
+    (out_dir / ".env").write_text("TOKEN=secret")
+    (out_dir / "sub" / "a.txt").write_text("would match")
+    (out_dir / ".git").mkdir()
+    (out_dir / "sub" / "notes.txt").symlink_to(tmp_path / "secret")
+    (out_dir / "folder").symlink_to(tmp_path)
+    report = fp8pad.push(out_dir, "org/padded")
+    assert report.excluded == (".env", ".git", "folder", "sub/a.txt", "sub/notes.txt")
+    assert report.to_json()["files_left_out"] == list(report.excluded)
+    pushed = hub.repos["org/padded"]
+    assert pushed.commits[pushed.revisions["main"]] == expected
+    push_screen(report).show(stdout_console())
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "README.md", "config.json", FIRST])
+def test_a_link_out_of_the_folder_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path, file: str) -> None:
+    """Whatever it leads to, the same bytes too, by a file that the record names."""
+    out_dir = tmp_path / "out"
+    fp8pad.convert(model, out_dir)
+    (out_dir / file).rename(tmp_path / "moved")
+    (out_dir / file).symlink_to(tmp_path / "moved")
+    assert any(file in note for note in fp8pad.verify(out_dir).notes)
+    with pytest.raises(Fp8padError, match=rf"is not pushed: {file}: is a link out of the folder, to .*moved$"):
+        fp8pad.push(out_dir, "org/padded")
+    assert hub.repos == {}
+
+
+def test_links_that_nobody_wrote_down_are_noted(model: Path, tmp_path: Path) -> None:
+    """To a file or a folder: `verify` and `inspect` say that they are there."""
+    out_dir = tmp_path / "out"
+    fp8pad.convert(model, out_dir)
+    (out_dir / "notes.txt").symlink_to("/etc/passwd")
+    (out_dir / "folder").symlink_to(tmp_path)
+    for report in (fp8pad.verify(out_dir), fp8pad.verify(model, out_dir), fp8pad.inspect(out_dir)):
+        noted = [note.partition(":")[0] for note in report.notes if "a link out of the folder" in note]
+        assert noted == ["folder", "notes.txt"]
+    assert fp8pad.verify(out_dir).ok
 
 
 def test_what_is_not_fit_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:

@@ -107,13 +107,13 @@ META = f"model.safetensors: __metadata__.fp8pad: {NAME}.weight: logical_shape"
         (
             "config.json",
             lambda d: d["quantization_config"]["base"].clear(),
-            "config.json: quantization_config.base.quant_method: expected a key, got None",
+            "config.json: quantization_config.base.quant_method: expected a key, got no key",
         ),
-        ("config.json", lambda d: d.update(torch_dtype="x"), "config.json: torch_dtype: expected no key, got 'x'"),
+        ("config.json", lambda d: d.update(torch_dtype="x"), 'config.json: torch_dtype: expected no key, got "x"'),
         (
             "config.json",
             lambda d: d["quantization_config"].update(fp8pad_version="9"),
-            "config.json: quantization_config.fp8pad_version: expected '0.1.0', got '9'",
+            'config.json: quantization_config.fp8pad_version: expected "0.1.0", got "9"',
         ),
         (
             "fp8pad.json",

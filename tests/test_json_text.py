@@ -68,9 +68,9 @@ def test_a_total_size_in_another_place_is_not_mistaken() -> None:
     [
         ('{"a": {"b": [1, 2]}, "c": 1}', None),
         ('{"a": {"b": [1, 3]}, "c": 1}', ("a.b", "[1, 2]", "[1, 3]")),
-        ('{"a": {}, "c": 1}', ("a.b", "a key", "None")),
+        ('{"a": {}, "c": 1}', ("a.b", "a key", "no key")),
         ('{"a": {"b": [1, 2]}, "c": 1, "d": 4}', ("d", "no key", "4")),
-        ('{"c": 1, "a": {"b": [1, 2]}}', ("keys", "the same order of keys", "['c', 'a']")),
+        ('{"c": 1, "a": {"b": [1, 2]}}', ("keys", "the same order of keys", '["c", "a"]')),
         ('{"a": {"b": [1, 2]}, "c":  1}', ("line 1", "the same spelling", "another")),
         ('{"a": {"b": [1, 2]}, "c": 1.0}', ("line 1", "the same spelling", "another")),
     ],

@@ -4,7 +4,9 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import files_of, llama
@@ -12,7 +14,7 @@ from test_cli import Fp8pad, fp8pad  # noqa: F401  a fixture
 
 import fp8pad as library
 from fp8pad.cli import checkpoints
-from fp8pad.errors import CheckpointError, OutputError, PlanError
+from fp8pad.errors import CheckpointError, OutputError, PlanError, UsageError
 
 
 @pytest.fixture
@@ -97,6 +99,62 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
         library.verify()
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"alignment": 48}, r"^alignment: expected one of \['auto', 16, .*, 'deepgemm'\], got 48$"),
+        ({"alignment": "16"}, '^alignment: expected one of .*, got "16"$'),
+        ({"alignment": [{}]}, r"^alignment: .*, got \[\{\}\]$"),
+        ({"tensor_parallel_size": 2000}, "^tensor_parallel_size: expected 1 to 1024, got 2000$"),
+        ({"tensor_parallel_size": 0}, "^tensor_parallel_size: expected 1 to 1024, got 0$"),
+        ({"tensor_parallel_size": True}, "^tensor_parallel_size: expected int, got true$"),
+        ({"absorb": 1}, "^absorb: expected bool, got 1$"),
+        ({"skip": [1]}, r"^skip\[0\]: expected str, got 1$"),
+        ({"skip": b"x"}, r"^skip\[0\]: expected str, got 120$"),
+        ({"skip": 5}, "^skip: expected a pattern, or several, got 5$"),
+        ({"engine": "vlm"}, r"^engine vlm: expected one of .*; did you mean vllm-0\.33\?$"),
+        ({"engine": 5}, "^engine 5: expected one of "),
+        ({"verify": "Full"}, '^verify: expected one of .*, got "Full"$'),
+        ({"link": "symlink"}, "^link: expected one of "),
+        ({"executor": "Ray"}, "^executor: expected one of "),
+        ({"jobs": 0}, "^jobs: expected a positive size, got 0$"),
+    ],
+)
+def test_options_that_cannot_be_had_are_refused_at_first(tmp_path: Path, option: dict[str, Any], message: str) -> None:
+    """Each as a `UsageError`, before a model is looked for; what would be written could not be read again."""
+    out_dir, tried = tmp_path / "out", 0
+    functions: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
+        (library.plan, ()),
+        (library.convert, (out_dir,)),
+        (library.convert_shards, (out_dir, range(1))),
+        (library.unpad, (out_dir,)),
+        (library.verify, (out_dir,)),
+    ]
+    for function, arguments in functions:
+        if option.keys() <= inspect.signature(function).parameters.keys():
+            with pytest.raises(UsageError, match=message):
+                function(tmp_path / "missing", *arguments, **option)
+            tried += 1
+    assert tried
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pattern_alone_is_one_pattern(model: Path) -> None:
+    """Not the letters of it."""
+    assert library.plan(model, skip="*down_proj").plan.policy.skip == ("*down_proj",)
+    assert library.plan(model, skip=["*down_proj", "*o_proj"]).plan.policy.skip == ("*down_proj", "*o_proj")
+
+
+def test_shards_are_written_by_the_options_of_convert(model: Path, tmp_path: Path) -> None:
+    """What is published at last is what one run gives."""
+    library.convert(model, tmp_path / "expected", alignment=64, hash=True)
+    for shards in (range(1), range(1, 2)):
+        written = library.convert_shards(model, tmp_path / "out", shards, alignment=64, hash=True)
+        assert len(written.finished) == shards.stop
+    library.convert(model, tmp_path / "out", alignment=64, hash=True, finish=True)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
+
+
 def test_progress_is_told_to_a_function(model: Path, tmp_path: Path) -> None:
     """What is done, how far, and of how much; at the end, all of it."""
     told: list[tuple[str, int, int]] = []
@@ -143,7 +201,7 @@ def test_importing_loads_next_to_nothing() -> None:
         "print(*(callable(getattr(fp8pad, name)) for name in fp8pad.__all__ if name != '__version__'))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["", " ".join(["True"] * 12)]
+    assert run.stdout.splitlines() == ["", " ".join(["True"] * 14)]
     assert library.__dir__() == library.__all__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         library.nothing  # noqa: B018

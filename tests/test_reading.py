@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
 
 from fp8pad.errors import GoldenError
-from fp8pad.reading import MAX_NESTING, PositiveSize, Reader, Size
+from fp8pad.reading import ALWAYS_WRITTEN, MAX_NESTING, PositiveSize, Reader, Size
 
 READER = Reader(GoldenError)
 
@@ -31,7 +31,8 @@ class Outer:
     inner: Mapping[str, Inner]
     maybe: Inner | None
     anything: Any
-    has_default: int = 7
+    always: int = field(default=7, metadata=ALWAYS_WRITTEN)
+    has_default: bool = False
     may_be_left_out: tuple[str, ...] = ()
 
 
@@ -43,7 +44,7 @@ DOCUMENT: dict[str, Any] = {
     "inner": {"a": {"pair": [1, 2]}},
     "maybe": None,
     "anything": [None, {}],
-    "has_default": 8,
+    "always": 8,
 }
 OUTER = Outer("n", True, 1, (0, 2**63 - 1), {"a": Inner((1, 2.0))}, None, [None, {}], 8)
 
@@ -52,6 +53,7 @@ def test_each_kind_is_read() -> None:
     """Unknown keys are passed over, and null is as good as nothing where nothing is allowed."""
     assert READER.read(Outer, DOCUMENT | {"later": 1}, "x") == OUTER
     assert READER.read(Outer, {key: DOCUMENT[key] for key in DOCUMENT if key != "maybe"}, "x") == OUTER
+    assert READER.read(Outer, DOCUMENT | {"has_default": True}, "x") == replace(OUTER, has_default=True)
     assert READER.read(Outer, DOCUMENT | {"maybe": {"pair": [1, 2]}}, "x").maybe == Inner((1, 2.0))
 
 
@@ -73,7 +75,8 @@ def test_each_kind_is_read() -> None:
         ({"inner": {"a": {"pair": [1, float("inf")]}}}, "x: inner: a: pair[1]: expected a finite number, got Infinity"),
         ({"maybe": {"pair": [1, 10**400]}}, f"x: maybe: pair[1]: expected a finite number, got 1{'0' * 56}..."),
         ({"may_be_left_out": None}, "x: may_be_left_out: expected a list, got null"),
-        ({"has_default": None}, "x: has_default: expected int, got null"),
+        ({"always": None}, "x: always: expected int, got null"),
+        ({"has_default": None}, "x: has_default: expected bool, got null"),
     ],
 )
 def test_what_is_of_another_type_is_refused(change: dict[str, Any], message: str) -> None:
@@ -81,6 +84,13 @@ def test_what_is_of_another_type_is_refused(change: dict[str, Any], message: str
     with pytest.raises(GoldenError) as caught:
         READER.read(Outer, DOCUMENT | change, "x")
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["name", "flag", "choice", "sizes", "inner", "always"])
+def test_what_is_missing_is_refused(name: str) -> None:
+    """Also where there is a default, if it is in every file."""
+    with pytest.raises(GoldenError, match=rf"^x: {name}: expected .*, got null$"):
+        READER.read(Outer, {key: DOCUMENT[key] for key in DOCUMENT if key != name}, "x")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": "\\ud800"}', "[" * 101 + "]" * 101, "[" * 100_000])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from plans import CHANNELS, COMPRESSED, FP8, Headers, attention, gated, headers
 
-from fp8pad.errors import PlanError
+from fp8pad.errors import UsageError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import Absorbed, Growth, absorbed_at, compare_sizes, nearest_served_policy
 from fp8pad.planning.engines import Engine, engines, find_engine
@@ -281,7 +281,8 @@ def test_transformers_spreads_scales_over_rows_that_are_not_whole_blocks() -> No
 
 def test_an_engine_that_is_not_described_is_refused_with_those_that_are() -> None:
     """The option's mistake, and what it takes."""
-    with pytest.raises(PlanError, match=f"--engine vllm-9: expected one of {re.escape(', '.join(engines()))}"):
+    known = re.escape(", ".join(engines()))
+    with pytest.raises(UsageError, match=rf"^engine vllm-9: expected one of {known}; did you mean vllm-0\.33\?$"):
         find_engine("vllm-9")
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from reprlib import repr as shown
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, OpenFile, open_file
 from fp8pad.checkpoint.json_text import first_difference
 from fp8pad.checkpoint.layout import ShardLayout, Step, Transfer
 from fp8pad.checkpoint.transfer import Buffers, Bytes, Sums, passed
+from fp8pad.errors import shown
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
 MAX_MISMATCHES = 20

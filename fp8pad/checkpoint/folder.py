@@ -1,6 +1,7 @@
 """The files of a checkpoint folder: which are copied along, which are excluded, and their text."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,11 +46,9 @@ def list_folder(root: Path, own_files: frozenset[str], follow_links: bool = Fals
     """List the files of `root` and its subfolders that are copied along and those that are excluded.
 
     `own_files`, which are read or rewritten, are in neither list. Excluded are other forms of the same weights, links
-    to folders, sockets, pipes, devices and, unless `follow_links`, links to files outside the folder; in a snapshot of
-    huggingface_hub's cache, links within the model's own cache are followed. Raises `CheckpointError` for a dangling
-    link, a name that is not UTF-8 or a folder that cannot be read.
+    to folders, sockets, pipes, devices and, unless `follow_links`, links that lead out (`leads_out`). Raises
+    `CheckpointError` for a dangling link, a name that is not UTF-8 or a folder that cannot be read.
     """
-    linked_within = _linked_within(root)
     identities: dict[str, FileIdentity] = {}
     excluded: list[str] = []
     for name in _walk(root):
@@ -57,8 +56,7 @@ def list_folder(root: Path, own_files: frozenset[str], follow_links: bool = Fals
             continue
         path = root / name
         status = _status(path, name)
-        leads_out = not follow_links and path.is_symlink() and not path.resolve().is_relative_to(linked_within)
-        if is_other_form(name) or not stat.S_ISREG(status.st_mode) or leads_out:
+        if is_other_form(name) or not stat.S_ISREG(status.st_mode) or (not follow_links and leads_out(root, name)):
             excluded.append(name)
         else:
             identities[name] = FileIdentity.of(status)
@@ -71,6 +69,24 @@ def is_other_form(name: str) -> bool:
     if folder != name:
         return folder in OTHER_FORM_FOLDERS
     return any(fnmatchcase(name.lower(), pattern) for pattern in OTHER_FORMS)
+
+
+def leads_out(root: Path, name: str) -> bool:
+    """Return whether a file of the folder `root` is a link out of it, or out of the cache that it is a snapshot in."""
+    path = root / name
+    return path.is_symlink() and not path.resolve().is_relative_to(root.resolve()) and not leads_to_blob(root, name)
+
+
+def leads_to_blob(root: Path, name: str) -> bool:
+    """Return whether a file is a link to where huggingface_hub's cache keeps the files of the snapshot `root`.
+
+    A snapshot is `models--org--name/snapshots/COMMIT`, and its files are links to `models--org--name/blobs`.
+    """
+    *_, entry, snapshots, _commit = ("", "", "", *root.resolve().parts)
+    if snapshots != "snapshots" or not re.match("(models|datasets)--", entry):
+        return False
+    blobs = root.resolve().parent.parent / "blobs"  # not resolved: it could be a link itself
+    return (root / name).resolve().is_relative_to(blobs)
 
 
 def read_text(root: Path, file: str) -> str:
@@ -122,12 +138,6 @@ def _entries(root: Path, folder: str) -> list[tuple[str, bool]]:
         except UnicodeEncodeError as error:
             raise CheckpointError(f"{folder + name!r}: expected a file name in UTF-8") from error
     return found
-
-
-def _linked_within(root: Path) -> Path:
-    """Return the folder within which links are followed: `root`, or the cache entry whose snapshot it is."""
-    resolved = root.resolve()
-    return resolved.parent.parent if resolved.parent.name == "snapshots" else resolved
 
 
 def _status(path: Path, name: str) -> os.stat_result:

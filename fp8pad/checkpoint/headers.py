@@ -8,11 +8,10 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from reprlib import repr as shown
 from typing import Any, NoReturn
 
 from fp8pad.checkpoint.files import OpenFile, open_file
-from fp8pad.errors import HeaderError
+from fp8pad.errors import HeaderError, shown
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
 METADATA = "__metadata__"

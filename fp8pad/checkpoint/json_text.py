@@ -4,8 +4,9 @@ import json
 import re
 from collections.abc import Mapping
 from io import StringIO
-from reprlib import repr as shown
 from typing import Any, TypeAlias
+
+from fp8pad.errors import shown
 
 Difference: TypeAlias = tuple[str, str, str]
 
@@ -66,6 +67,10 @@ def _differing(expected: Any, found: Any, path: str) -> Difference | None:
             return next(filter(None, inner), None)
         for key in (*expected, *found):
             if key not in found or key not in expected:
-                return f"{path}.{key}".lstrip("."), "a key" if key in expected else "no key", shown(found.get(key))
+                return (
+                    f"{path}.{key}".lstrip("."),
+                    "a key" if key in expected else "no key",
+                    shown(found[key]) if key in found else "no key",
+                )
         return path or "keys", "the same order of keys", shown(list(found))
     return None if expected == found else (path or "value", shown(expected), shown(found))

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from fp8pad.errors import UsageError
+from fp8pad.reading import PositiveSize, check_fields
+
 Link: TypeAlias = Literal["auto", "copy", "hardlink", "reflink"]
 VerifyDepth: TypeAlias = Literal["padded", "full", "none"]
 
@@ -15,9 +18,12 @@ DEFAULT_JOBS = 2
 class Workers:
     """Who works on shards: threads of this process, or a Ray cluster; `jobs` shards at a time, on each node."""
 
-    jobs: int = DEFAULT_JOBS
+    jobs: PositiveSize = DEFAULT_JOBS
     executor: Executor = "local"
     ray_address: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self, UsageError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +31,10 @@ class WriteOptions:
     """How a checkpoint is written, named as the options of the command line.
 
     `shards` are positions in the sorted names of the shards, where only some are to be written; where it `finishes`,
-    all have to be written already.
+    all have to be written already. Raises `UsageError` for what is none of these.
     """
 
-    jobs: int = DEFAULT_JOBS
+    jobs: PositiveSize = DEFAULT_JOBS
     link: Link = "auto"
     overwrite: bool = False
     resume: bool = True
@@ -39,6 +45,9 @@ class WriteOptions:
     ray_address: str = "auto"
     finishes: bool = False
     shards: range | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, UsageError)
 
     @property
     def workers(self) -> Workers:

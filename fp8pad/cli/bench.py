@@ -49,13 +49,10 @@ def _shapes(model: Path, tensor_parallel_size: int) -> "tuple[LayerShape, ...]":
     Raises `PlanError` if there is none.
     """
     from fp8pad.bench.shapes import LayerShape
-    from fp8pad.checkpoint.checkpoint import read_unconverted
-    from fp8pad.planning import plan_checkpoint
-    from fp8pad.record import Policy
+    from fp8pad.library import plan
 
-    source = read_unconverted(model)
     shapes: dict[tuple[int, int], LayerShape] = {}
-    for layer in plan_checkpoint(source.shards, source.configs, Policy()).layers:
+    for layer in plan(model).plan.layers:
         part = layer.part(tensor_parallel_size)
         if part.num_n and part.num_k:
             shapes.setdefault((part.num_n, part.num_k), LayerShape(layer.name, part.num_n, part.num_k))

@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fp8pad import library
-from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
-from fp8pad.cli.interrupts import interruptible
 from fp8pad.errors import NotServedError, RecordError, VerifyError
-from fp8pad.record import Policy
 
 if TYPE_CHECKING:
     from fp8pad.conversion import SliceReport
@@ -86,7 +83,7 @@ def convert(
         written = _written_shards(model, out_dir, shards, quiet, asked)
         show(written, lambda found: slice_screen(model, found), as_json, quiet)
     else:
-        with interruptible(), shown_progress(quiet) as progress:
+        with shown_progress(quiet) as progress:
             report = library.convert(model, out_dir, progress=progress, **asked)
         show(report, lambda found: conversion_screen(found, engine), as_json, quiet)
         if not force:
@@ -98,16 +95,9 @@ def _written_shards(model: Path, out_dir: Path, shards: range, quiet: bool, aske
 
     if asked["finish"] or asked["executor"] != "local":
         raise typer.BadParameter("--shards goes neither with --finish nor with --executor ray")
-    with interruptible(), shown_progress(quiet) as progress:
-        return library.convert_shards(
-            model,
-            out_dir,
-            shards,
-            policy=Policy(**options.those_of(Policy, asked)),
-            options=WriteOptions(**options.those_of(WriteOptions, asked)),
-            follow_links=asked["follow_links"],
-            progress=progress,
-        )
+    with shown_progress(quiet) as progress:
+        chosen = options.those_of(library.convert_shards, asked)
+        return library.convert_shards(model, out_dir, shards, progress=progress, **chosen)
 
 
 @options.takes(library.verify, options.CHECKPOINT)
@@ -149,7 +139,7 @@ def unpad(
     from fp8pad.render.reports import restoration_screen
     from fp8pad.render.screen import show
 
-    with interruptible(), shown_progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         report = library.unpad(out_dir, restored_dir, progress=progress, **asked)
     show(report, restoration_screen, as_json, quiet)
 

@@ -2,9 +2,11 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -15,9 +17,21 @@ class Terminated(KeyboardInterrupt):
     """A signal other than SIGINT asked the process to end."""
 
 
+def interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that undoes half-done work when a signal asks to end, says so, and exits with 128 plus its
+    number, as shells report it.
+    """
+
+    @wraps(command)
+    def run(*arguments: Any, **options: Any) -> None:
+        with _interruptible():
+            command(*arguments, **options)
+
+    return run
+
+
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Undo half-done work when a signal asks to end, and then exit with 128 plus its number, as shells report it."""
+def _interruptible() -> Iterator[None]:
     received = [signal.SIGINT]
 
     def terminate(number: int, _frame: FrameType | None) -> None:

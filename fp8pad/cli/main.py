@@ -14,7 +14,8 @@ import typer
 from fp8pad import __version__
 from fp8pad.cli import checkpoints, golden
 from fp8pad.cli.bench import bench
-from fp8pad.errors import Fp8padError, OutputError
+from fp8pad.cli.interrupts import interruptible
+from fp8pad.errors import Fp8padError, OutputError, UsageError
 from fp8pad.text import printable
 
 COMMANDS = (
@@ -47,7 +48,7 @@ golden_app = typer.Typer(
 
 def _add(group: typer.Typer, commands: Iterable[tuple[Callable[..., None], str]]) -> None:
     for command, example in commands:
-        group.command(epilog=f"Example: {example}")(command)
+        group.command(epilog=f"Example: {example}")(interruptible(command))
 
 
 _add(app, COMMANDS)
@@ -116,7 +117,7 @@ def _fail(error: Exception) -> NoReturn:
     typer.echo(f"{label} {printable(message + _suggestion(message))}", err=True)
     for note in getattr(error, "__notes__", ()):
         typer.echo(f"  {printable(note)}", err=True)
-    sys.exit(1)
+    sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _suggestion(message: str) -> str:

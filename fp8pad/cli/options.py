@@ -2,18 +2,19 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
-from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE
+from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE, Alignment
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 # Where typer wants another type than the function has.
 TYPES: Mapping[str, Any] = {
-    "alignment": Literal["auto", "16", "32", "64", "128", "marlin", "sm120", "deepgemm"],
+    "alignment": Literal[tuple(map(str, get_args(Alignment)))],
     "skip": list[str],
 }
 
@@ -49,6 +50,12 @@ def those_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[s
 
 def _alignment(name: str) -> str | int:
     return int(name) if name.isdecimal() else name
+
+
+def _engine_names() -> str:
+    """Return the names of the files that describe engines; to import their reader takes longer than showing help."""
+    described = files("fp8pad").joinpath("planning", "engines").iterdir()
+    return ", ".join(sorted(file.name.removesuffix(".toml") for file in described if file.name.endswith(".toml")))
 
 
 def _names(names: list[str] | None) -> tuple[str, ...]:
@@ -150,7 +157,7 @@ CHECKPOINT: Mapping[str, Any] = {
         "--follow-links", help="Copy files that links out of MODEL lead to; else they are excluded."
     ),
     "engine": typer.Option(
-        metavar="NAME", help="Engine to plan for: vllm-0.33 (the default), sglang-0.5.23 or transformers-5.24."
+        metavar="NAME", help=f"Engine to plan for: {_engine_names()}; the newest vllm is the default."
     ),
     "jobs": typer.Option(
         "--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel, on each node of a cluster."

@@ -104,5 +104,7 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
 
 
 def push_screen(report: PushReport) -> Screen:
-    """Lay out where the checkpoint is now."""
-    return _screen(report.out_dir, f"pushed to {report.repo}", [("commit", printable(report.url))])
+    """Lay out where the checkpoint is now, and what stayed behind."""
+    facts = [("commit", printable(report.url))]
+    facts += [("excluded", shortened(report.excluded))] if report.excluded else []
+    return _screen(report.out_dir, f"pushed to {report.repo}", facts)

@@ -5,11 +5,11 @@ A model card may be edited, and anything harmless added. What an engine runs or 
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
-from fp8pad.checkpoint.folder import INDEX_FILE
+from fp8pad.checkpoint.folder import INDEX_FILE, NEVER_COPIED, leads_to_blob
 from fp8pad.record import CONFIG_FILE, RECORD_FILE, FileRecord
 
 # What an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too. Tokenizers
@@ -30,7 +30,7 @@ def is_dangerous(file: str) -> bool:
 
 
 def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Iterator[Mismatch]:
-    """Yield files that were added, that are gone, or that have another size than `files` say.
+    """Yield files and links that were added, that are gone, or that have another size than `files` say.
 
     Shards, index and config.json are not among them: `examine` knows what they have to be.
     """
@@ -43,8 +43,9 @@ def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Ite
             yield Mismatch(file, "file", "no such file", f"{found[file]} bytes")
         elif found[file] != files[file].size:
             yield Mismatch(file, "size", f"{files[file].size} bytes", f"{found[file]} bytes")
-    for file in sorted({file for file in converted.excluded if is_dangerous(file)} - files.keys()):
-        yield Mismatch(file, "file", "no such file", "other weights, or a link out of the folder")
+    for file in sorted(set(converted.excluded) - files.keys()):
+        if PurePath(file).name not in NEVER_COPIED or (converted.root / file).is_symlink():
+            yield Mismatch(file, "file", "no such file", "other weights, a link out of the folder, or no regular file")
 
 
 def _instead(converted: Checkpoint, file: str) -> str:
@@ -55,13 +56,7 @@ def notes_on_files(converted: Checkpoint) -> Iterator[str]:
     """Yield what others could change behind a reader's back: links, and files that every user may write to."""
     for file in converted.identities:
         path = converted.root / file
-        if path.is_symlink() and not _is_in_cache(path):
+        if path.is_symlink() and not leads_to_blob(converted.root, file):
             yield f"{file}: is a link to {path.resolve()}"
         if path.stat().st_mode & 0o002:
             yield f"{file}: every user may write to it"
-
-
-def _is_in_cache(link: Path) -> bool:
-    """Return whether a link leads to where huggingface_hub keeps the files of a snapshot."""
-    snapshots = next((parent for parent in link.parents if parent.parent.name == "snapshots"), None)
-    return snapshots is not None and link.resolve().is_relative_to(snapshots.resolve().parent.parent)

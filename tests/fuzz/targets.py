@@ -20,7 +20,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.engines import DEFAULT_ENGINE, engines
+from fp8pad.planning.engines import find_engine
 from fp8pad.record import Policy, parse_quantization_config, parse_record, parse_shard_metadata
 from fp8pad.summary import plan_document
 from fp8pad.unpadding import unpad
@@ -140,7 +140,7 @@ def config(choices: Choices) -> str:
         configs = {**source.configs, "config.json": document if isinstance(document, dict) else {}}
         policy = POLICIES[choices.ConsumeIntInRange(0, len(POLICIES) - 1)]
         plan = plan_checkpoint(_edited_shards(choices, source.shards), configs, policy)
-        json.dumps(plan_document(source, plan, engines()[DEFAULT_ENGINE]))
+        json.dumps(plan_document(source, plan, find_engine()))
     except Fp8padError as error:
         _check_message(error)
         return f"refused: {type(error).__name__}"
@@ -191,7 +191,7 @@ def folder(choices: Choices) -> str:
     try:
         source = read_unconverted(model)
         plan = plan_checkpoint(source.shards, source.configs, policy)
-        json.dumps(plan_document(source, plan, engines()[DEFAULT_ENGINE]))
+        json.dumps(plan_document(source, plan, find_engine()))
         convert(source, plan, out_dir, options, Progress())
         report = verify(model, out_dir, Progress())
         if not report.ok:

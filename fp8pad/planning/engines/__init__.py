@@ -1,5 +1,7 @@
 """What inference engines do with layers that are not aligned: one data file an engine and version, and its reader."""
 
+import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, get_args
 
-from fp8pad.errors import PlanError
+from fp8pad.errors import PlanError, UsageError
 from fp8pad.planning.tensor_parallel import Fit
 from fp8pad.reading import PositiveSize, Reader
 from fp8pad.scales import GranularityName
@@ -16,7 +18,6 @@ from fp8pad.scales import GranularityName
 Kind = Literal["dense", "expert"]
 Outcome = Literal["serves", "pads in every forward", "Triton only", "not known", "answers wrongly", "refuses"]
 
-DEFAULT_ENGINE = "vllm-0.33"
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # from best to worst
 
 
@@ -88,8 +89,15 @@ def engines() -> Mapping[str, Engine]:
 
 
 def find_engine(name: str | None = None) -> Engine:
-    """Return the engine of this name, vLLM's newest without one; `PlanError` where none is described."""
-    name = name or DEFAULT_ENGINE
-    if name not in engines():
-        raise PlanError(f"--engine {name}: expected one of {', '.join(engines())}")
-    return engines()[name]
+    """Return the engine of this name, vLLM's newest without one; `UsageError` where none is described."""
+    if name is None:
+        return max((engine for engine in engines().values() if engine.name == "vLLM"), key=_age)
+    if engine := engines().get(str(name)):
+        return engine
+    close = difflib.get_close_matches(str(name), engines(), n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UsageError(f"engine {name}: expected one of {', '.join(engines())}{hint}")
+
+
+def _age(engine: Engine) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", engine.version)]
