@@ -5,7 +5,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,25 @@ def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
     with pytest.raises(type(error)):
         run_all(work, range(50), 2, Progress())
     assert len(begun) < 10
+
+
+def test_a_signal_while_work_is_handed_out_stops_what_runs() -> None:
+    """It may come before the last item is given to a thread."""
+    ended: list[int] = []
+
+    def work(item: int, advance: Callable[[int], None]) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            advance(0)
+        ended.append(item)
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(work, items(), 1, Progress())
+    assert not ended
 
 
 def test_no_items_are_no_work() -> None:

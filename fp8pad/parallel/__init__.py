@@ -46,8 +46,8 @@ def run_all(
         return result
 
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        futures = [pool.submit(work_on, item) for item in items]
         try:
+            futures = [pool.submit(work_on, item) for item in items]
             finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in finished:
                 future.result()
