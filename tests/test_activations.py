@@ -8,7 +8,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fp8pad.runtime import activations  # noqa: E402
-from fp8pad.runtime.activations import MANY_VALUES, PaddedQuantization, cut_output, pad_where_quantized  # noqa: E402
+from fp8pad.runtime.activations import (  # noqa: E402
+    MANY_VALUES,
+    PaddedQuantization,
+    _keeps_rows_apart,
+    cut_output,
+    pad_where_quantized,
+)
 from fp8pad.runtime.activations import _operator as find_operator  # noqa: E402
 from fp8pad.runtime.contract import QUANTIZE, QUANTIZER, EngineSymbol  # noqa: E402
 
@@ -137,6 +143,35 @@ def test_a_vllm_whose_operator_takes_no_output_gets_the_launch(
     expected.remove(QUANTIZE)
     _padded()(FEW, SCALE)
     assert [name for name, _ in calls] == ["launch"]
+
+
+def _quantized(x: "torch.Tensor", scale: Any, *, use_per_token_if_dynamic: bool, output: Any = None) -> Any:
+    if scale is None:
+        values = x.float().abs()
+        scale = (values.amax(1, keepdim=True) if use_per_token_if_dynamic else values.amax().view(1)) / 448
+    quantized = (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return (quantized if output is None else output.copy_(quantized)), scale
+
+
+def _without_strides(x: "torch.Tensor", scale: Any, *, output: Any = None, **options: Any) -> Any:
+    """Quantize, and write the rows one behind the other, as an operator does that takes its output as contiguous."""
+    quantized, scale = _quantized(x, scale, **options)
+    if output is None:
+        return quantized, scale
+    output.as_strided((x.numel(),), (1,)).copy_(quantized.flatten())
+    return output, scale
+
+
+def _that_refuses(x: "torch.Tensor", scale: Any, *, output: Any = None, **options: Any) -> Any:
+    if output is not None:
+        raise RuntimeError("expected a contiguous output")
+    return _quantized(x, scale, **options)
+
+
+@pytest.mark.parametrize(("operator", "keeps"), [(_quantized, True), (_without_strides, False), (_that_refuses, False)])
+def test_an_operator_is_tried_before_it_is_trusted(operator: Any, keeps: bool) -> None:
+    """What it writes into rows of a wider tensor has to be what it writes by itself, and zeros have to stay."""
+    assert _keeps_rows_apart(operator, torch.device("cpu")) is keeps
 
 
 @pytest.mark.parametrize(

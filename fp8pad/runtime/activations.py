@@ -8,6 +8,8 @@ There are two ways to pad and two to cut, of the same bits. vLLM's and torch's o
 time, and a launch of ours the device (docs/benchmarks.md), so the number of values decides.
 """
 
+import functools
+import itertools
 from typing import Any
 
 import torch
@@ -82,13 +84,36 @@ def _operator() -> Any:
     """Return vLLM's function over its CUDA operators, which write rows as far apart as those of their output lie.
 
     So csrc/quantization/w8a8/fp8/common.cu does for each way to quantize, from `output.stride(-2)`. None if this vLLM's
-    function is another.
+    function is another, or does not on this device.
     """
     if not is_as_expected(QUANTIZE):
         return None
     from vllm._custom_ops import scaled_fp8_quant
 
+    if torch.cuda.is_available() and not _keeps_rows_apart(scaled_fp8_quant, torch.device("cuda")):
+        return None
     return scaled_fp8_quant
+
+
+@functools.cache
+def _keeps_rows_apart(operator: Any, device: torch.device) -> bool:
+    """Return whether vLLM's function, tried once in a process, gives the same bits in rows of a wider tensor of zeros.
+
+    A compiled operator cannot be read as a Python function can, and bits that are wrong would not be noticed.
+    """
+    schemes = (True, None), (False, None), (False, torch.ones(1, device=device))
+    for k, (per_token, scale) in itertools.product((20, 32), schemes):
+        x = torch.linspace(-900, 900, 5 * k, device=device).to(torch.bfloat16).view(5, k)
+        padded = x.new_zeros((5, 48), dtype=torch.float8_e4m3fn)
+        try:
+            expected, expected_scale = operator(x, scale, use_per_token_if_dynamic=per_token)
+            _, x_scale = operator(x, scale, use_per_token_if_dynamic=per_token, output=padded[:, :k])
+        except RuntimeError:
+            return False
+        wanted = torch.nn.functional.pad(expected.view(torch.uint8), (0, 48 - k))
+        if not (torch.equal(padded.view(torch.uint8), wanted) and torch.equal(x_scale, expected_scale)):
+            return False
+    return True
 
 
 def _waits_for_device(x: torch.Tensor) -> bool:
