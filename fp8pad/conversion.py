@@ -9,7 +9,7 @@ from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.converted import Converted, converted_files
-from fp8pad.output import Contents, Output, staged, write_slice
+from fp8pad.output import Contents, Output, others_left, staged, write_slice
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import CONFIG_FILE, FORMAT_VERSION
@@ -22,7 +22,7 @@ class ConvertReport:
 
     `rewritten` files differ from the source's, `kept` ones do not, `excluded` ones did not come along, `resumed` shards
     had been finished by an earlier run. `replaced` is what stood at `out_dir` before, `engine` the one
-    that is planned for.
+    that is planned for. Where `was_complete`, nothing was written: every byte was compared.
     """
 
     source: Checkpoint
@@ -38,6 +38,7 @@ class ConvertReport:
     verified: VerifyDepth
     replaced: Replaced | None = None
     engine: str | None = None
+    was_complete: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad convert --json` prints."""
@@ -52,6 +53,7 @@ class ConvertReport:
             "files_left_out": list(self.excluded),
             "files_resumed": list(self.resumed),
             "verified": self.verified,
+            **({"was_complete": True} if self.was_complete else {}),
             **(self.replaced.to_json() if self.replaced else {}),
         }
 
@@ -88,6 +90,8 @@ def convert(
         hashes = out.write_files(progress)
         out.write_texts(design.record_with(hashes) if design.record else None)
         replaced = out.publish()
+    if out.others:
+        progress.say(others_left(out.others, out.writer.staging.root.path))
     return _report(plan, design, out, out_dir=out_dir, replaced=replaced)
 
 
@@ -126,4 +130,5 @@ def _report(
         resumed=out.resumed,
         verified=out.options.verify,
         replaced=replaced,
+        was_complete=out.is_there,
     )

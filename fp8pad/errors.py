@@ -5,6 +5,7 @@ A message is one line and says which tensor or key, in which file, what was expe
 
 import json
 from itertools import islice
+from typing import Any
 
 MAX_SHOWN = 60  # characters
 
@@ -60,7 +61,12 @@ class VerifyError(Fp8padError):
 
 
 class NotServedError(Fp8padError):
-    """The converted checkpoint is one that the engine refuses at the tensor-parallel size that it is meant for."""
+    """The converted checkpoint is one that the engine refuses at the tensor-parallel size that it is meant for.
+
+    `report` is the `library.PlanReport` on a conversion that was not begun for that reason.
+    """
+
+    report: Any = None
 
 
 class OutputError(Fp8padError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fp8pad.checkpoint.options import DEFAULT_JOBS, Executor, Link, VerifyDepth, Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.errors import UsageError, shown
+from fp8pad.errors import NotServedError, UsageError, shown
 from fp8pad.record import Alignment, Policy
 
 if TYPE_CHECKING:
@@ -103,12 +103,14 @@ def convert(
     hash: bool = False,  # noqa: A002  the option's name
     cache: bool = False,
     engine: str | None = None,
+    force: bool = False,
     progress: Progress | ProgressCallback | None = None,
 ) -> "ConvertReport":
     """Convert `model` to `out_dir`, which appears when it is complete and verified.
 
     With `hash`, fp8pad.json has the SHA-256 of every file. README.md says what was changed, unless `card` is False. A
     model of the hub is fetched shard by shard, into huggingface_hub's cache with `cache`. Raises as `plan` does,
+    `NotServedError`, before anything is written, if the engine is known to refuse the result and there is no `force`,
     `OutputError` if `out_dir` cannot be written, `VerifyError` if what was read back is wrong, and `ClusterError` if
     the `executor` "ray" fails. With `finish`, all shards have to be written already, by `convert_shards`.
     """
@@ -134,7 +136,9 @@ def convert(
     told, target = _told(progress), Path(out_dir)
     read = partial(read_unconverted, follow_links=follow_links)
     with opened(model, read, work_folder(target), cache, told) as source:
-        report = convert_checkpoint(source, _planned(source, policy, strict).plan, target, options, told)
+        planned = replace(_planned(source, policy, strict), engine=engine, card=card)
+        _check_served(planned, force)
+        report = convert_checkpoint(source, planned.plan, target, options, told)
     return replace(report, engine=engine)
 
 
@@ -152,23 +156,36 @@ def convert_shards(
     follow_links: bool = False,
     jobs: int = DEFAULT_JOBS,
     link: Link = "auto",
-    resume: bool = True,
+    overwrite: bool = False,
     verify: VerifyDepth = "padded",
     card: bool = True,
     hash: bool = False,  # noqa: A002  the option's name
+    cache: bool = False,
+    engine: str | None = None,
+    force: bool = False,
     progress: Progress | ProgressCallback | None = None,
 ) -> "SliceReport":
     """Write some shards of what converting `model` gives, on any machine, for a last `convert` that has to `finish`.
 
-    `shards` are positions in the sorted names. Options have to be those of the last run. Raises as `convert` does.
+    `shards` are positions in the sorted names. Options have to be those of the last run; what is finished already is
+    kept. Raises as `convert` does.
     """
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.conversion import convert_slice
+    from fp8pad.hub import opened, work_folder
+    from fp8pad.planning.engines import find_engine
 
+    find_engine(engine)
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
-    options = WriteOptions(jobs=jobs, link=link, resume=resume, verify=verify, card=card, hash=hash, shards=shards)
-    source = read_unconverted(Path(model), follow_links)
-    return convert_slice(source, _planned(source, policy, strict).plan, Path(out_dir), options, _told(progress))
+    options = WriteOptions(
+        jobs=jobs, link=link, overwrite=overwrite, verify=verify, card=card, hash=hash, shards=shards
+    )
+    told, target = _told(progress), Path(out_dir)
+    read = partial(read_unconverted, follow_links=follow_links)
+    with opened(model, read, work_folder(target, shards), cache, told) as source:
+        planned = replace(_planned(source, policy, strict), engine=engine, card=card)
+        _check_served(planned, force)
+        return convert_slice(source, planned.plan, target, options, told)
 
 
 def verify(
@@ -270,6 +287,20 @@ def _planned(source: "Checkpoint", policy: Policy, strict: bool) -> PlanReport:
     if strict:
         check_understood(plan)
     return PlanReport(source, replace(plan, notes=(*plan.notes, *adapter_notes(source, plan))))
+
+
+def _check_served(planned: PlanReport, force: bool) -> None:
+    from fp8pad.planning.engines import find_engine
+    from fp8pad.planning.verdict import check_served
+
+    if force:
+        return
+    try:
+        check_served(planned.plan, find_engine(planned.engine))
+    except NotServedError as error:
+        error.report = planned
+        error.add_note("nothing was written; --force converts all the same")
+        raise
 
 
 def _told(progress: Progress | ProgressCallback | None) -> Progress:

@@ -19,7 +19,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, publish, recover
 from fp8pad.checkpoint.staging import hold_staging, join_staging, staging_path
 from fp8pad.checkpoint.transfer import Hashes, Sums
-from fp8pad.checkpoint.writer import Writer, Written
+from fp8pad.checkpoint.writer import Writer, Written, is_hashed
 from fp8pad.errors import CheckpointError, OutputError, VerifyError
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
@@ -53,6 +53,7 @@ class Contents:
 class Output:
     """A checkpoint that is being written; `resumed` are shards that an earlier run had finished.
 
+    `others` counts shards that are still staged in the end, for a run with other options.
     `written_bytes` counts its files, once they are written.
     Where `is_there`, an earlier run has published it already, as far as names, sizes and texts tell: its bytes are
     compared instead of written.
@@ -65,6 +66,7 @@ class Output:
     resumed: tuple[str, ...] = ()
     written_bytes: int = 0
     is_published: bool = False
+    others: int = 0
     _keys: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -186,7 +188,7 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     so. Raises `OutputError` if nothing can be written to `out_dir`, before anything is created where that can be known.
     """
     target = check_destination(contents.source, out_dir)
-    is_there = not options.overwrite and _seems_written(contents, target, options)
+    is_there = not options.overwrite and _seems_written(contents, target, is_hashed(contents.source, options))
     if not staging_path(target).exists() and not is_there:
         check_replaceable(target, out_dir, contents.files, options.overwrite)
     with hold_staging(target) as staging:
@@ -197,14 +199,25 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
                 _begin(out, out_dir)
             yield out
             recover(staging)
-            staging.remove()
+            out.others = _remove_own(out)
         except BaseException as error:
             if note := _end_early(out, error):
                 error.add_note(note)
             raise
 
 
-def _seems_written(contents: Contents, target: Path, options: WriteOptions) -> bool:
+def _remove_own(out: Output) -> int:
+    """Remove the staging folder at the end; a run that finishes leaves other shards in it, and returns how many."""
+    staging = out.writer.staging
+    if out.options.finishes:
+        staging.keep_finished(without={out.writer.key(layout) for layout in out.contents.layouts})
+        if others := staging.num_finished:
+            return others
+    staging.remove()
+    return 0
+
+
+def _seems_written(contents: Contents, target: Path, needs_hashes: bool) -> bool:
     """Return whether `target` has the files that are to be written, of the same sizes, texts and record.
 
     So a run leaves it that succeeds, or that is killed when only its own traces are left to remove.
@@ -218,7 +231,7 @@ def _seems_written(contents: Contents, target: Path, options: WriteOptions) -> b
         return (
             all((target / file).lstat().st_size == size for file, size in sizes.items())
             and all(read_text(target, file) == text for file, text in contents.texts.items())
-            and (contents.record is None or _is_recorded(contents.record, target, options.hash))
+            and (contents.record is None or _is_recorded(contents.record, target, needs_hashes))
         )
     return False
 
@@ -240,11 +253,14 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
     shards, num_shards = options.shards or range(0), len(contents.layouts)
     if shards.stop > num_shards:
         raise OutputError(f"--shards: expected positions from 0 to {num_shards - 1}, got {shards.stop - 1}")
-    target, layouts = check_destination(contents.source, out_dir), contents.layouts[shards.start : shards.stop]
+    target, source = check_destination(contents.source, out_dir), contents.source
+    layouts = contents.layouts[shards.start : shards.stop]
     check_replaceable(target, out_dir, contents.files, options.overwrite)
-    check_space(target, sum(_stored_bytes(layout, contents.source) for layout in layouts), 0)
+    fetched_bytes = _fetched_bytes(replace(contents, layouts=layouts, other_files=()), options.jobs)
+    stored_bytes = sum(_stored_bytes(layout, source) for layout in layouts)
+    check_space(target, stored_bytes + fetched_bytes, source.remote.num_bytes if source.remote else 0)
     with hold_staging(target, shared=True) as staging:
-        writer = Writer(contents.source, staging, options)
+        writer = Writer(source, staging, options)
         progress.start(_label(layouts, options), sum(map(writer.work_bytes, layouts)), len(layouts))
         try:
             run_all(writer.write_shard, layouts, options.jobs, progress)
@@ -254,19 +270,23 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
 
 
 def _begin(out: Output, out_dir: Path) -> None:
-    """Check once more, now that nobody else writes there; remove what an earlier run left and this one cannot use."""
+    """Check once more, now that nobody else writes there; remove what an earlier run left and this one cannot use.
+
+    A run that finishes removes nothing: it might have been given other options than the slices by mistake.
+    """
     contents, options, writer, target = out.contents, out.options, out.writer, out.out_dir
     if not is_published(writer.staging, out.run):
-        forget_publication(writer.staging)
+        forget_publication(writer.staging, keeps_shards=options.finishes)
     overwrite = options.overwrite or is_published(writer.staging)
     check_replaceable(target, out_dir, contents.files, overwrite)
     needed_bytes = _needed_bytes(contents, target, options.link) + _fetched_bytes(contents, options.jobs)
     remote = contents.source.remote
     check_space(target, needed_bytes, writer.staging.num_bytes + (remote.num_bytes if remote else 0))
-    reused = filter(writer.is_finished, contents.layouts if options.resume else ())
-    writer.staging.keep_only({writer.key(layout) for layout in reused})
     if options.finishes:
         _check_finished(out)
+    else:
+        reused = filter(writer.is_finished, contents.layouts if options.resume else ())
+        writer.staging.keep_only({writer.key(layout) for layout in reused})
 
 
 def _check_finished(out: Output) -> None:
@@ -284,7 +304,8 @@ def _end_early(out: Output, error: BaseException) -> str | None:
     try:
         recover(staging)
         out.is_published = out.is_published or (is_published(staging) and not out.is_there)
-        if not (out.is_published or is_disk_full(error) or _fails_again(out, error)):
+        gives_up = not out.options.finishes and (is_disk_full(error) or _fails_again(out, error))
+        if not (out.is_published or gives_up):
             staging.keep_finished(without=out.outdated_keys)
             if staging.num_finished:
                 return _resumable(out)
@@ -307,9 +328,16 @@ def _num_finished(out: Output) -> int:
 def _resumable(out: Output) -> str:
     staging, num_shards, num_finished = out.writer.staging, len(out.contents.layouts), _num_finished(out)
     if not num_finished:
-        return f"{staging.num_finished} shards of another run are finished in {staging.root.path}"
+        return others_left(staging.num_finished, staging.root.path)
+    if out.options.finishes and num_finished < num_shards:
+        return f"{num_finished} of {num_shards} shards are finished in {staging.root.path}"
     command = "the same command" if out.options.resume else "the same command without --no-resume"
     return f"run {command} to resume: {num_finished} of {num_shards} shards are finished in {staging.root.path}"
+
+
+def others_left(num_finished: int, folder: Path) -> str:
+    """Say where shards lie that do not belong to this run."""
+    return f"{num_finished} shards that were written with other options, or from another source, lie in {folder}"
 
 
 def _is_unchanged(source: Checkpoint, file: str) -> bool:

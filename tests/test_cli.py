@@ -572,25 +572,33 @@ def refused(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "refused", {"model.safetensors": shard}, config)
 
 
-def test_a_conversion_that_will_not_serve_says_so(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
-    """OUT_DIR is written, its layers are named, and the exit status is 1; with --force it is 0."""
+def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
+    """Its layers are named, the exit status is 1, as that of a dry run, and nothing is written; unless it is forced."""
     run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
     assert run.status == 1
-    assert (tmp_path / "out" / "model.safetensors").exists()
     assert "Not served by vLLM 0.33 at TP 2" in run.stdout
     assert "model.layers.0.self_attn.o_proj" in run.stdout
     assert "vllm serve" not in run.stdout
     assert "error: not served by vLLM 0.33 at TP 2: 1 layer, the first: model.layers.0.self_attn.o_proj" in run.stderr
-    assert fp8pad("convert", refused, tmp_path / "forced", "-tp", "2", "--force").status == 0
+    assert "nothing was written; --force converts all the same" in run.stderr
+    as_json = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--json")
+    assert (as_json.status, json.loads(as_json.stdout)["refused"]) == (1, ["model.layers.0.self_attn.o_proj"])
+    assert fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--dry-run").status == 1
+    assert fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--dry-run", "--force").status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["refused"]
+    forced = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--force")
+    assert (forced.status, (tmp_path / "out" / "model.safetensors").exists()) == (0, True)
+    assert "Not served by vLLM 0.33 at TP 2" in forced.stdout
 
 
 def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
-    """It says for how many ranks it converts, and takes the place of what was just written."""
-    run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
-    _, _, after = run.stdout.partition("served at TP 1 if converted so:\n")
-    helps = shlex.split(after.splitlines()[0])
-    assert helps == ["fp8pad", "convert", str(refused), str(tmp_path / "out"), "--overwrite"]
-    assert fp8pad(*helps[1:]).status == 0
+    """It says for how many ranks it converts, and takes the place of what was forced."""
+    for options, more in ([], []), (["--overwrite"], ["--overwrite"]), (["--force", "--overwrite"], ["--overwrite"]):
+        run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", *options)
+        _, _, after = run.stdout.partition("served at TP 1 if converted so:\n")
+        helps = shlex.split(after.splitlines()[0])
+        assert helps == ["fp8pad", "convert", str(refused), str(tmp_path / "out"), *more]
+        assert fp8pad(*helps[1:]).status == 0
 
 
 def test_what_is_not_assessed_is_not_said_to_be_served(fp8pad: Fp8pad, tmp_path: Path) -> None:
@@ -610,4 +618,4 @@ def test_a_plan_can_be_checked_in_ci(fp8pad: Fp8pad, refused: Path, tmp_path: Pa
     run = fp8pad("plan", refused, "-tp", "2", "--check", "--json")
     assert run.status == 1
     assert json.loads(run.stdout)["refused"] == ["model.layers.0.self_attn.o_proj"]
-    assert fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--dry-run").status == 0
+    assert fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--dry-run").status == 1

@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -253,6 +254,23 @@ def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_hard_link_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a reflink; a fault of the disk is not taken for that."""
+    model = llama(tmp_path / "model", n=32, k=16)
+    for code, message in (
+        (errno.EPERM, "cannot be hard-linked to .*; use --link auto"),
+        (errno.EIO, "cannot be written"),
+    ):
+
+        def refuse(*_: object, code: int = code, **__: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "link", refuse)
+        with pytest.raises(OutputError, match=message):
+            converted(model, tmp_path / "out", WriteOptions(link="hardlink"))
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_folder_in_use_is_refused_and_replaced_only_on_request(tmp_path: Path) -> None:
     """An empty one is used; an earlier output is replaced with --overwrite, whole, and the report says so."""
     model = llama(tmp_path / "model")
@@ -288,8 +306,25 @@ def test_what_is_complete_already_is_compared_and_kept(tmp_path: Path, changed: 
     else:
         again = converted(model, tmp_path / "out")
         assert (again.resumed, again.written_bytes) == (("model.safetensors",), first.written_bytes)
+        assert (first.was_complete, again.was_complete) == (False, True)
     assert (tmp_path / "out").stat().st_ino == inode
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize("options", [WriteOptions(verify="full"), WriteOptions(hash=True)])
+def test_an_output_without_hashes_is_not_complete_where_they_are_asked_for(
+    tmp_path: Path, options: WriteOptions
+) -> None:
+    """Whether by --hash or by --verify full: it is replaced on request alone, and has them then."""
+    model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
+    converted(model, out_dir)
+    with pytest.raises(OutputError, match="is not empty; use --overwrite"):
+        converted(model, out_dir, options)
+    assert not converted(model, out_dir, replace(options, overwrite=True)).was_complete
+    record = parse_record((out_dir / "fp8pad.json").read_text())
+    assert all(entry.sha256 and entry.source_sha256 for entry in record.files.values())
+    assert converted(model, out_dir, options).was_complete
+    assert converted(model, out_dir).was_complete
 
 
 def test_a_failing_replacement_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import pytest
@@ -26,6 +27,7 @@ from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import opened
 from fp8pad.hub.ids import HubId
 from fp8pad.hub.repo import FIRST_BYTES
+from fp8pad.library import convert_shards
 from fp8pad.planning.engines import find_engine
 from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
@@ -373,15 +375,20 @@ def left_beside(out_dir: Path) -> set[str]:
     return {path.name for path in out_dir.parent.iterdir()} - {out_dir.name, "model", "local", "cache"}
 
 
-def test_converting_from_the_hub_gives_what_a_folder_gives(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Byte for byte, every byte asked for once, the hub's hashes recorded, and nothing left beside the output."""
-    (model / "sub").mkdir()
-    (model / "sub" / "more.txt").write_text("more")
+def add_plain_shard(model: Path) -> None:
+    """Add a shard of which nothing is padded."""
     plain = {"model.norm.weight": ("BF16", (50_000,))}
     (model / "model-00003-of-00003.safetensors").write_bytes(safetensors_bytes(plain, {"format": "pt"}))
     index = json.loads((model / INDEX).read_text())
     index["weight_map"] |= dict.fromkeys(plain, "model-00003-of-00003.safetensors")
     (model / INDEX).write_text(json.dumps(index))
+
+
+def test_converting_from_the_hub_gives_what_a_folder_gives(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Byte for byte, every byte asked for once, the hub's hashes recorded, and nothing left beside the output."""
+    (model / "sub").mkdir()
+    (model / "sub" / "more.txt").write_text("more")
+    add_plain_shard(model)
     hub.add(NAME, model)
     fp8pad.convert(model, tmp_path / "local", verify="full", card=False)
     hub.sent = 0
@@ -397,6 +404,51 @@ def test_converting_from_the_hub_gives_what_a_folder_gives(hub: FakeHub, model: 
     verified = fp8pad.verify(NAME, tmp_path / "out")
     assert (verified.ok, verified.model, verified.notes) == (True, NAME, ())
     assert verified.files_hashed == len(record["files"])
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV])
+def test_a_disk_without_hard_links_gets_copies(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Of shards that are not padded, too, which are only moved elsewhere."""
+    add_plain_shard(model)
+    hub.add(NAME, model)
+    fp8pad.convert(model, tmp_path / "local", verify="full", card=False)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    fp8pad.convert(NAME, tmp_path / "out", card=False)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "local")
+    assert left_beside(tmp_path / "out") == set()
+
+
+def test_slices_of_a_model_of_the_hub(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Each fetches its shards to a folder of its own, and all together give what one run gives."""
+    add_plain_shard(model)
+    hub.add(NAME, model)
+    fp8pad.convert(NAME, tmp_path / "local")
+    for shards in (range(1, 3), range(1)):
+        report = convert_shards(NAME, tmp_path / "out", shards)
+        assert left_beside(tmp_path / "out") == {".out.fp8pad"}
+    assert len(report.finished) == 3
+    assert len(fp8pad.convert(NAME, tmp_path / "out", finish=True).resumed) == 3
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "local")
+    assert left_beside(tmp_path / "out") == set()
+
+
+def test_a_temporary_folder_that_is_too_small_is_a_line(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which file does not fit, and how to name another folder; nothing of it is fetched."""
+    hub.add(NAME, model)
+    fp8pad.convert(model, tmp_path / "out")
+    monkeypatch.setattr("fp8pad.hub.fetcher.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    size = (model / FIRST).stat().st_size
+    message = f"not enough disk space for {FIRST}: {size} bytes are needed, 100 are free; set TMPDIR"
+    with pytest.raises(OutputError, match=message):
+        fp8pad.verify(NAME, tmp_path / "out", jobs=1)
 
 
 class Counter(Progress):

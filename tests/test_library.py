@@ -97,6 +97,8 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
         library.convert(model, model)
     with pytest.raises(TypeError, match="expected a folder"):
         library.verify()
+    with pytest.raises(UsageError, match="finish: publishes the shards that no-resume would remove"):
+        library.convert(model, tmp_path / "out", finish=True, resume=False)
 
 
 @pytest.mark.parametrize(

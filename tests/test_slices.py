@@ -1,18 +1,22 @@
 """Shards written by several processes, each some of them, and published by a last one."""
 
+import errno
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import files_of, llama
+from helpers import files_of, llama, write_checkpoint
 from typer.testing import CliRunner
 
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.files import writing
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.staging import hold_staging
+from fp8pad.checkpoint.staging import Staging, hold_staging
+from fp8pad.checkpoint.writer import Writer
 from fp8pad.cli.main import app
 from fp8pad.conversion import ConvertReport, SliceReport, convert, convert_slice
 from fp8pad.errors import OutputError
@@ -27,29 +31,49 @@ def model(tmp_path: Path) -> Path:
     return llama(tmp_path / "model", num_shards=5)
 
 
-def converted(model: Path, out_dir: Path, **options: Any) -> ConvertReport:
+PADDED_TO_64 = Policy(alignment=64)
+
+
+def converted(model: Path, out_dir: Path, policy: Policy = Policy(), **options: Any) -> ConvertReport:  # noqa: B008
     """Convert a checkpoint."""
     source = read_unconverted(model)
-    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    plan = plan_checkpoint(source.shards, source.configs, policy)
     return convert(source, plan, out_dir, WriteOptions(**options), Progress())
 
 
-def write_slice(model: Path, out_dir: Path, shards: range, **options: Any) -> SliceReport:
+def write_slice(
+    model: Path,
+    out_dir: Path,
+    shards: range,
+    policy: Policy = Policy(),  # noqa: B008
+    **options: Any,
+) -> SliceReport:
     """Write some shards."""
     source = read_unconverted(model)
-    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    plan = plan_checkpoint(source.shards, source.configs, policy)
     return convert_slice(source, plan, out_dir, WriteOptions(shards=shards, **options), Progress())
 
 
-@pytest.mark.parametrize("depth", ["none", "padded", "full"])
-def test_slices_give_what_one_run_gives(model: Path, tmp_path: Path, depth: str) -> None:
-    """In any order, overlapping or not; nothing is published before the end, and hashes are kept until then."""
-    converted(model, tmp_path / "expected", verify=depth)
+def staged(out_dir: Path) -> list[str]:
+    """Return the names of what is staged for `out_dir`."""
+    return sorted(path.name for path in (out_dir.parent / f".{out_dir.name}.fp8pad" / "staged").iterdir())
+
+
+DEPTHS: list[dict[str, Any]] = [{}, {"verify": "none"}, {"verify": "full"}, {"hash": True}]
+
+
+@pytest.mark.parametrize("last", DEPTHS, ids=str)
+@pytest.mark.parametrize("first", DEPTHS, ids=str)
+def test_slices_give_what_one_run_gives(
+    model: Path, tmp_path: Path, first: dict[str, Any], last: dict[str, Any]
+) -> None:
+    """In any order, overlapping or not; nothing is published before the end, whose options say what is hashed."""
+    converted(model, tmp_path / "expected", **last)
     for shards, finished in ((range(3, 5), 2), (range(2), 4), (range(1, 3), 5)):
-        report = write_slice(model, tmp_path / "out", shards, verify=depth)
+        report = write_slice(model, tmp_path / "out", shards, **first)
         assert (len(report.finished), report.num_shards) == (finished, 5)
         assert not (tmp_path / "out").exists()
-    assert len(converted(model, tmp_path / "out", finishes=True, verify=depth).resumed) == 5
+    assert len(converted(model, tmp_path / "out", finishes=True, **last).resumed) == 5
     assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["expected", "model", "out"]
 
@@ -94,6 +118,64 @@ def test_finishing_too_early_says_which_shards_are_missing(model: Path, tmp_path
     assert len(write_slice(model, tmp_path / "out", range(2)).finished) == 4
 
 
+def test_finishing_with_other_options_removes_nothing(model: Path, tmp_path: Path) -> None:
+    """It says what lies there, and the right options finish it."""
+    write_slice(model, tmp_path / "out", range(5), PADDED_TO_64)
+    before = staged(tmp_path / "out")
+    with pytest.raises(OutputError, match="5 of 5 shards are not finished") as raised:
+        converted(model, tmp_path / "out", finishes=True)
+    folder = tmp_path / ".out.fp8pad"
+    how = "written with other options, or from another source"
+    assert raised.value.__notes__ == [f"5 shards that were {how}, lie in {folder}"]
+    assert staged(tmp_path / "out") == before
+    assert len(converted(model, tmp_path / "out", PADDED_TO_64, finishes=True).resumed) == 5
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_slices_of_other_options_outlive_a_run_that_finishes(model: Path, tmp_path: Path, is_complete: bool) -> None:
+    """Whether it publishes or finds all complete; they can be finished afterwards."""
+    if is_complete:
+        converted(model, tmp_path / "out")
+    write_slice(model, tmp_path / "out", range(5), PADDED_TO_64, overwrite=is_complete)
+    if not is_complete:
+        write_slice(model, tmp_path / "out", range(5))
+    assert converted(model, tmp_path / "out", finishes=True).was_complete == is_complete
+    report = converted(model, tmp_path / "out", PADDED_TO_64, finishes=True, overwrite=True)
+    assert len(report.resumed) == 5
+    assert verify(model, tmp_path / "out", Progress()).ok
+    assert not (tmp_path / ".out.fp8pad").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_disk_that_fails_at_the_end_costs_no_slice(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """A full one neither: what others wrote is not for this run to give up."""
+    write_slice(model, tmp_path / "out", range(5))
+    before = staged(tmp_path / "out")
+
+    def fail(*_: object) -> None:
+        with writing("config.json"):
+            raise OSError(code, "the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "write_text", fail)
+        with pytest.raises(OutputError, match="the disk"):
+            converted(model, tmp_path / "out", finishes=True)
+    assert staged(tmp_path / "out") == before
+
+
+def test_what_a_killed_run_left_costs_no_slice(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed after it had published leaves a note of that, beside which slices are written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "remove", lambda _: None)
+        converted(model, tmp_path / "out")
+    write_slice(model, tmp_path / "out", range(5), PADDED_TO_64, overwrite=True)
+    report = converted(model, tmp_path / "out", PADDED_TO_64, finishes=True, overwrite=True)
+    assert len(report.resumed) == 5
+    assert verify(model, tmp_path / "out", Progress()).ok
+
+
 def test_slices_work_together_and_a_whole_run_alone(model: Path, tmp_path: Path) -> None:
     """Slices hold the staging folder together; whoever publishes holds it alone."""
     with hold_staging(tmp_path / "out", shared=True):
@@ -127,7 +209,12 @@ def test_a_slice_that_fails_leaves_the_others_what_they_have(
         (["--shards", "4-5"], 1, "expected positions from 0 to 4, got 5"),
         (["--shards", "2-1"], 2, "expected a shard's position"),
         (["--shards", "x"], 2, "expected a shard's position"),
-        (["--shards", "0", "--finish"], 2, "goes neither with --finish"),
+        (["--shards", "0", "--finish"], 2, "--shards does not go with --finish"),
+        (["--shards", "0", "--executor", "ray"], 2, "--shards does not go with --executor ray"),
+        (["--shards", "0", "--no-resume"], 2, "--shards does not go with --no-resume"),
+        (["--shards", "0", "--dry-run"], 2, "--shards does not go with --dry-run"),
+        (["--finish", "--no-resume"], 1, "finish: publishes the shards that no-resume would remove"),
+        (["--shards", "0", "--engine", "x"], 1, "engine x: expected one of"),
         (["--finish"], 1, "5 of 5 shards are not finished"),
     ],
 )
@@ -139,6 +226,46 @@ def test_wrong_slices_are_one_line(
     assert run.exit_code == status
     assert message in (run.output if status == 2 else str(run.exception))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_slice_asks_as_much_as_a_whole_run(tmp_path: Path) -> None:
+    """With --strict, layers that are not understood are refused; the engine's refusal, unless --force is given."""
+    name = "model.layers.0.self_attn.o_proj.weight"
+    blocks = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    config = {"model_type": "llama", "quantization_config": blocks}
+    unknown = write_checkpoint(tmp_path / "a" / "m", {"model.safetensors": {name: ("F8_E4M3", (128, 384))}}, config)
+    shard = {name: ("F8_E4M3", (128, 384)), f"{name}_scale_inv": ("F32", (1, 3))}
+    refused = write_checkpoint(tmp_path / "b" / "m", {"model.safetensors": shard}, config)
+    for model, option, message in ((unknown, ["--strict"], "not understood"), (refused, ["-tp", "2"], "not served by")):
+        run = CliRunner().invoke(app, ["convert", str(model), str(model.parent / "out"), "--shards", "0", *option])
+        assert (run.exit_code, message in str(run.exception)) == (1, True)
+        assert [path.name for path in model.parent.iterdir()] == ["m"]
+    arguments = ["convert", str(refused), str(tmp_path / "b" / "out"), "-tp", "2", "--force", "--shards", "0"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--absorb", "-tp", "4", "--alignment", "64"],
+        ["--skip", "*.0.mlp.*", "--skip", "*.[12].mlp.*", "--absorb-experts"],
+        ["--hash", "--no-card", "--link", "hardlink", "--verify", "none"],
+        ["--verify", "full", "--follow-links", "--strict", "--force", "--jobs", "3"],
+        ["--overwrite", "--engine", "sglang-0.5.23", "--force"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_that_finishes_has_all_options(model: Path, tmp_path: Path, options: list[str]) -> None:
+    """It is printed, can be pasted, and gives what one run gives."""
+    if "--overwrite" in options:
+        converted(model, tmp_path / "out")
+    run = CliRunner().invoke(app, ["convert", str(model), str(tmp_path / "out"), *options, "--shards", "0-4"])
+    assert run.exit_code == 0, run.exception
+    command = shlex.split(run.stdout.splitlines()[-1])
+    assert command[:4] == ["fp8pad", "convert", str(model), str(tmp_path / "out")]
+    assert CliRunner().invoke(app, command[1:]).exit_code == 0
+    assert CliRunner().invoke(app, ["convert", str(model), str(tmp_path / "expected"), *options]).exit_code == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
 
 
 def test_a_slice_on_the_command_line(model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ RENAME_EXCHANGE = 2  # linux/fs.h
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CANNOT_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
-_CANNOT_LINK = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV})
+CANNOT_LINK = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV})
 _DISCARDED = ".discarded"
 
 
@@ -73,7 +73,7 @@ class Directory:
         try:
             os.link(name, other_name, src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _CANNOT_LINK or other.status(other_name):
+            if error.errno not in CANNOT_LINK or other.status(other_name):
                 raise
             self.rename(name, other, other_name)
 

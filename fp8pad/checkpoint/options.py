@@ -48,6 +48,8 @@ class WriteOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, UsageError)
+        if self.finishes and not self.resume:
+            raise UsageError("finish: publishes the shards that no-resume would remove")
 
     @property
     def workers(self) -> Workers:

@@ -46,9 +46,12 @@ def is_published(staging: Staging, run: str | None = None) -> bool:
     return is_ours and (run is None or run == publication.get("run"))
 
 
-def forget_publication(staging: Staging) -> None:
-    """Remove what the run that published `out_dir` left, once `recover` has dealt with what it replaced."""
-    if is_published(staging):
+def forget_publication(staging: Staging, keeps_shards: bool = False) -> None:
+    """Remove what the run that published `out_dir` left, once `recover` has dealt with what it replaced.
+
+    `keeps_shards` leaves what is staged, where others may have written since.
+    """
+    if is_published(staging) and not keeps_shards:
         staging.keep_only(set())
     with writing(staging.root.path):
         staging.root.unlink(PUBLICATION)

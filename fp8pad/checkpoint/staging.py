@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fp8pad.checkpoint.directory import Directory, is_discarded, is_file, is_folder, open_directory
+from fp8pad.checkpoint.directory import CANNOT_LINK, Directory, is_discarded, is_file, is_folder, open_directory
 from fp8pad.checkpoint.files import OpenFile, create_file, writing
 from fp8pad.errors import CheckpointError, OutputError
 
@@ -73,13 +73,22 @@ class Staging:
         with create_file(self._unfinished(key), file, mode, self.staged.descriptor) as target:
             yield target
 
-    def link_from(self, origin: Path, key: str, file: str) -> None:
-        """Make the file that is to be `file` a hard link to `origin`; raises as `create` does."""
+    def link_from(self, origin: Path, key: str, file: str) -> bool:
+        """Make the file that is to be `file` a hard link to `origin`; raises as `create` does.
+
+        False where there can be none: between file systems, or on one that knows no hard links.
+        """
         if not origin.exists():
             raise CheckpointError(f"{file}: is missing")
         with writing(file):
             self.staged.unlink(self._unfinished(key))
-            os.link(origin, self._unfinished(key), dst_dir_fd=self.staged.descriptor)
+            try:
+                os.link(origin, self._unfinished(key), dst_dir_fd=self.staged.descriptor)
+            except OSError as error:
+                if error.errno not in CANNOT_LINK:
+                    raise
+                return False
+            return True
 
     def unfinished_path(self, key: str) -> Path:
         """Return where a file that is being written lies, to read it back."""

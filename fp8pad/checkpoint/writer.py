@@ -13,7 +13,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, compare_data
 from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.options import Link, WriteOptions
+from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.transfer import Hashes, Sums, read_back, target_prefix, write_shard
 from fp8pad.errors import OutputError, VerifyError
@@ -83,7 +83,7 @@ class Writer:
                     told = self.source.fetched_bytes(layout.file) + layout.data_bytes()
                     advance(self.work_bytes(layout) - told)
                     return Written(sums.hashes, resumed=True)
-            hashes = self._write(layout, key, advance, "hardlink" if is_ours else self.options.link)
+            hashes = self._write(layout, key, advance, is_ours)
             self.staging.complete(key, layout.file, is_resumable=True)
         if self._takes_notes:
             self.staging.note(key, json.dumps(self._note(key, hashes)))
@@ -114,7 +114,9 @@ class Writer:
         if self.source.remote:
             path = self.staging.finished_path(key)
             is_same = hashes is not None and file_sha256(path, layout.file) == hashes.sha256
-        return Written(hashes, resumed=True) if is_same and (hashes or not self.is_hashed) else None
+        if not is_same or (self.is_hashed and hashes is None):
+            return None
+        return Written(hashes if self.is_hashed else None, resumed=True)
 
     def copy_other_file(self, file: str, advance: Advance) -> Written:
         """Copy a file as it is; only the permission to execute it comes along. Raises as `write_shard` does."""
@@ -150,16 +152,16 @@ class Writer:
 
     @property
     def is_hashed(self) -> bool:
-        """Whether every file is hashed: on request, and where its bytes come from elsewhere."""
-        return self.options.hash or self.options.verify == "full" or self.source.remote is not None
+        """Whether every file is hashed."""
+        return is_hashed(self.source, self.options)
 
     def _sums(self) -> Sums:
         return Sums(self.options.verify, hashed=self.is_hashed)
 
-    def _write(self, layout: ShardLayout, key: str, advance: Advance, link: Link) -> Hashes | None:
-        """Write a shard and read it back."""
+    def _write(self, layout: ShardLayout, key: str, advance: Advance, is_ours: bool) -> Hashes | None:
+        """Write a shard and read it back; its source may be a copy of our own, gone afterwards."""
         sums, origin, path = self._sums(), self.source.root / layout.file, self.staging.unfinished_path(key)
-        if layout.is_untouched and self._share(layout, origin, key, link):
+        if layout.is_untouched and self._share(layout, origin, key, is_ours):
             advance(layout.target_bytes)
             mismatches = self.mismatches(layout, path, sums, advance) if self.is_hashed else []
             if mismatches:
@@ -186,20 +188,26 @@ class Writer:
                 return [Mismatch(layout.file, "header", "what was planned", "another")]
             return list(islice(compare_data(transfer, source, target, advance, sums), 1))
 
-    def _share(self, layout: ShardLayout, origin: Path, key: str, link: Link) -> bool:
+    def _share(self, layout: ShardLayout, origin: Path, key: str, is_ours: bool) -> bool:
         """Let an untouched shard share the source's data, by a hard link or a clone; False if it is to be copied."""
-        if link == "hardlink":
-            self.staging.link_from(origin.resolve(), key, layout.file)
+        link, folder = self.options.link, self.staging.out_dir.parent
+        if (is_ours or link == "hardlink") and self.staging.link_from(origin.resolve(), key, layout.file):
             return True
+        if link == "hardlink":
+            raise OutputError(f"{layout.file}: cannot be hard-linked to {folder}; use --link auto")
         if link == "copy":
             return False
         expected = self.source.identities[layout.file]
         with open_file(origin, layout.file, expected) as source, self.staging.create(key, layout.file) as target:
             is_shared = clone(source, target)
         if link == "reflink" and not is_shared:
-            folder = self.staging.out_dir.parent
             raise OutputError(f"{layout.file}: cannot be reflinked to {folder}; use --link auto")
         return is_shared
+
+
+def is_hashed(source: Checkpoint, options: WriteOptions) -> bool:
+    """Return whether every file is hashed: on request, and where its bytes come from elsewhere."""
+    return options.hash or options.verify == "full" or source.remote is not None
 
 
 def _key(*made_from: object) -> str:

@@ -16,9 +16,7 @@ from fp8pad.cli.files import check_writable, write_text
 from fp8pad.errors import NotServedError, RecordError, VerifyError
 
 if TYPE_CHECKING:
-    from fp8pad.conversion import SliceReport
-    from fp8pad.planning.engines import Engine
-    from fp8pad.planning.plan import CheckpointPlan
+    from fp8pad.conversion import ConvertReport, SliceReport
 
 
 @options.takes(library.plan, options.CHECKPOINT)
@@ -37,6 +35,7 @@ def plan(
     """
     from fp8pad.planning import check_understood
     from fp8pad.planning.engines import find_engine
+    from fp8pad.planning.verdict import check_served
     from fp8pad.render.plan import plan_screen
     from fp8pad.render.screen import show
 
@@ -52,7 +51,7 @@ def plan(
     if asked["strict"]:
         check_understood(report.plan)
     if check:
-        _check_served(report.plan, engine)
+        check_served(report.plan, engine)
 
 
 @options.takes(library.convert, options.CHECKPOINT)
@@ -62,7 +61,6 @@ def convert(
     *,
     shards: options.ShardsOption = None,
     dry_run: options.DryRunOption = False,
-    force: options.ForceOption = False,
     quiet: options.QuietOption = False,
     as_json: options.JsonOption = False,
     **asked: Any,
@@ -72,29 +70,51 @@ def convert(
     OUT_DIR appears only when it is complete and verified.
     """
     from fp8pad.planning.engines import find_engine
-    from fp8pad.render.progress import shown_progress
-    from fp8pad.render.reports import conversion_screen, slice_screen
+    from fp8pad.render.console import command
+    from fp8pad.render.reports import conversion_screen, refusal_screen, slice_screen
     from fp8pad.render.screen import show
 
+    _check_together(shards, dry_run, asked)
     engine = find_engine(asked["engine"])
     if dry_run:
-        plan(model, as_json=as_json, **options.those_of(library.plan, asked))
-    elif shards is not None:
-        written = _written_shards(model, out_dir, shards, quiet, asked)
-        show(written, lambda found: slice_screen(model, found), as_json, quiet)
-    else:
-        with shown_progress(quiet) as progress:
-            report = library.convert(model, out_dir, progress=progress, **asked)
-        show(report, lambda found: conversion_screen(found, engine), as_json, quiet)
-        if not force:
-            _check_served(report.plan, engine)
+        plan(model, as_json=as_json, check=not asked["force"], **options.those_of(library.plan, asked))
+        return
+    try:
+        if shards is None:
+            report = _converted(model, out_dir, quiet, asked)
+            show(report, lambda found: conversion_screen(found, engine), as_json, quiet)
+        else:
+            written = _written_shards(model, out_dir, shards, quiet, asked)
+            finish = command("convert", model, out_dir, *options.words_of(library.convert, asked), "--finish")
+            show(written, lambda found: slice_screen(found, finish), as_json, quiet)
+    except NotServedError as error:
+        show(error.report, lambda found: refusal_screen(found, out_dir, engine, asked["overwrite"]), as_json, quiet)
+        raise
+
+
+def _check_together(shards: range | None, dry_run: bool, asked: Mapping[str, Any]) -> None:
+    """Refuse options of which one would have to be ignored."""
+    others = {
+        "--finish": asked["finish"],
+        "--executor ray": asked["executor"] != "local",
+        "--no-resume": not asked["resume"],
+        "--dry-run": dry_run,
+    }
+    for name, is_given in others.items():
+        if is_given and shards is not None:
+            raise typer.BadParameter(f"--shards does not go with {name}")
+
+
+def _converted(model: Path, out_dir: Path, quiet: bool, asked: Mapping[str, Any]) -> "ConvertReport":
+    from fp8pad.render.progress import shown_progress
+
+    with shown_progress(quiet) as progress:
+        return library.convert(model, out_dir, progress=progress, **asked)
 
 
 def _written_shards(model: Path, out_dir: Path, shards: range, quiet: bool, asked: Mapping[str, Any]) -> "SliceReport":
     from fp8pad.render.progress import shown_progress
 
-    if asked["finish"] or asked["executor"] != "local":
-        raise typer.BadParameter("--shards goes neither with --finish nor with --executor ray")
     with shown_progress(quiet) as progress:
         chosen = options.those_of(library.convert_shards, asked)
         return library.convert_shards(model, out_dir, shards, progress=progress, **chosen)
@@ -178,15 +198,6 @@ def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = Fa
     show(inspection, inspection_screen, as_json)
     if inspection.disagreements:
         raise RecordError(_first_of(path, inspection.disagreements, "disagreement", "disagreements"))
-
-
-def _check_served(plan: "CheckpointPlan", engine: "Engine") -> None:
-    """Raise `NotServedError` where the engine is known to refuse what the plan makes, at the plan's TP size."""
-    from fp8pad.planning.verdict import converted_verdict
-
-    if refused := converted_verdict(plan, engine).refused:
-        at = f"{engine.title} at TP {plan.policy.tensor_parallel_size}"
-        raise NotServedError(_first_of(f"not served by {at}", refused, "layer", "layers"))
 
 
 def _first_of(path: Path | str, found: Sequence[object], one: str, many: str, is_complete: bool = True) -> str:

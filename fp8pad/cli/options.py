@@ -1,7 +1,7 @@
 """Every argument and option, declared once; `takes` gives a command those of the function that it calls."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -46,6 +46,19 @@ def takes(function: Callable[..., Any], declared: Mapping[str, Any]) -> Callable
 def those_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that `function` has."""
     return {name: options[name] for name in inspect.signature(function).parameters if name in options}
+
+
+def words_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the words of a command line that give a command those of its options that are not the default."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        value, option = options.get(name, parameter.default), name.replace("_", "-")
+        if isinstance(value, list | tuple):  # of what can be repeated; nothing by default
+            for one in value:
+                yield from (f"--{option}", str(one))
+        elif isinstance(value, bool) and value != parameter.default:
+            yield f"--{option}" if value else f"--no-{option}"
+        elif value != parameter.default:
+            yield from (f"--{option}", str(value))
 
 
 def _alignment(name: str) -> str | int:
@@ -110,9 +123,6 @@ ShardsOption = Annotated[
     ),
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Exit with 0 even if the engine would refuse the result at this TP size.")
-]
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 if the engine would refuse the result at this TP size.")
 ]
@@ -159,6 +169,7 @@ CHECKPOINT: Mapping[str, Any] = {
     "engine": typer.Option(
         metavar="NAME", help=f"Engine to plan for: {_engine_names()}; the newest vllm is the default."
     ),
+    "force": typer.Option("--force", help="Convert even if the engine would refuse the result at this TP size."),
     "jobs": typer.Option(
         "--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel, on each node of a cluster."
     ),

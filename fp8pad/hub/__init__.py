@@ -117,10 +117,14 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="fp8pad-", ignore_cleanup_errors=True)
 
 
-def work_folder(out_dir: Path) -> Path:
-    """Return where files are fetched to while `out_dir` is written: on the same disk, in a folder that exists."""
+def work_folder(out_dir: Path, shards: range | None = None) -> Path:
+    """Return where files are fetched to while `out_dir` is written: on the same disk, in a folder that exists.
+
+    Each process that writes some of the `shards` has a folder of its own.
+    """
     target = out_dir.absolute()
-    return existing_parent(target) / f".{target.name}.fp8pad-hub"
+    which = f"-{shards.start}-{shards.stop - 1}" if shards is not None else ""
+    return existing_parent(target) / f".{target.name}.fp8pad-hub{which}"
 
 
 def _is_ours(folder: Path) -> bool:

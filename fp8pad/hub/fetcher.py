@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.files import Advance, writing
-from fp8pad.errors import HubError
+from fp8pad.errors import HubError, OutputError
 from fp8pad.hub.ids import hub_errors
 from fp8pad.hub.repo import ATTEMPTS, HubFile, Repo, is_text, make_hole
 
@@ -88,8 +90,9 @@ class Fetcher:
         What an earlier run has left may be damaged, by a power loss perhaps: then all of it is fetched once more.
         """
         self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.say(f"fetching {file.name} ({file.size} bytes)")
         was_begun = part.exists()
+        self._check_space(file, part.stat().st_size if was_begun else 0)
+        self.say(f"fetching {file.name} ({file.size} bytes)")
         found = self._fetch(file, part, advance)
         if was_begun and found != file.hash:
             part.unlink()
@@ -98,6 +101,15 @@ class Fetcher:
             part.unlink()
             name, digest = file.name, file.digest().name
             raise HubError(f"{self.files.repo.hub_id}: {name}: {digest}: expected {file.hash}, got {found}")
+
+    def _check_space(self, file: HubFile, done_bytes: int) -> None:
+        needed_bytes, free_bytes = file.size - done_bytes, shutil.disk_usage(self.parts).free
+        if needed_bytes > free_bytes:
+            place, hint = self.parts, ""
+            if not self.files.parts:
+                place, hint = Path(tempfile.gettempdir()), "; set TMPDIR to a folder that has more"
+            needs = f"{needed_bytes} bytes are needed, {free_bytes} are free{hint}"
+            raise OutputError(f"{place}: not enough disk space for {file.name}: {needs}")
 
     def _fetch(self, file: HubFile, part: Path, advance: Advance) -> str:
         """Fetch what is missing of a file; return the hash of all of it, in hexadecimal."""

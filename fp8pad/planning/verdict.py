@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 from types import MappingProxyType
 
+from fp8pad.errors import NotServedError
 from fp8pad.geometry import is_aligned
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule, matches
 from fp8pad.planning.plan import AlikeLayers, CheckpointPlan, LayerPlan
@@ -47,6 +48,14 @@ class Verdict:
 def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
     """Return what an engine does with the checkpoint that `plan` makes, at the plan's tensor-parallel size."""
     return Judge(plan, engine).converted()
+
+
+def check_served(plan: CheckpointPlan, engine: Engine) -> None:
+    """Raise `NotServedError` where the engine is known to refuse what the plan makes, at the plan's TP size."""
+    if refused := converted_verdict(plan, engine).refused:
+        count = "1 layer" if len(refused) == 1 else f"{len(refused)} layers"
+        at = f"{engine.title} at TP {plan.policy.tensor_parallel_size}"
+        raise NotServedError(f"not served by {at}: {count}, the first: {refused[0]}")
 
 
 class Judge:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -18,6 +19,9 @@ from fp8pad.unpadding import UnpadReport
 from fp8pad.upload import PushReport
 from fp8pad.verification import VerifyReport
 
+if TYPE_CHECKING:
+    from fp8pad.library import PlanReport
+
 _VERIFIED = {
     "padded": "every header, size and padded tensor read back",
     "full": "every byte read back, every file hashed",
@@ -29,7 +33,8 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     """Lay out what was written, what was checked, what did not come along, and what to do next."""
     source, plan, out_dir = report.source, report.plan, report.out_dir
     copy = ", an equal copy since nothing needs padding" if plan.changes_nothing else ""
-    verdict = f"complete{copy}, {_VERIFIED[report.verified]}"
+    done = "every byte compared" if report.was_complete else _VERIFIED[report.verified]
+    verdict = f"complete{' already' if report.was_complete else ''}{copy}, {done}"
     facts = [("padded", f"{report.tensors_padded} tensors")] if report.tensors_padded else []
     facts += [*not_understood_facts(plan), *skipped_facts(plan)]
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
@@ -58,11 +63,18 @@ def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
     screen.command(shell_command("vllm", "serve", out_dir, *ranks))
 
 
-def slice_screen(model: str | Path, report: SliceReport) -> Screen:
-    """Lay out how many shards are finished, and what to do when all are."""
+def refusal_screen(refused: "PlanReport", out_dir: Path, engine: Engine, overwrite: bool) -> Screen:
+    """Lay out why nothing was written, and what helps."""
+    screen = _screen(out_dir, "not written", [])
+    show_refusal(screen, refused.source, refused.plan, out_dir, engine, *(["--overwrite"] if overwrite else []))
+    return screen
+
+
+def slice_screen(report: SliceReport, finish: str) -> Screen:
+    """Lay out how many shards are finished, and the command that is to `finish` them when all are."""
     screen = _screen(report.out_dir, f"{len(report.finished)} of {report.num_shards} shards are finished", [])
-    screen.section("When all are finished, with the same options")
-    screen.command(command("convert", model, report.out_dir, "--finish"))
+    screen.section("When all are finished")
+    screen.command(finish)
     return screen
 
 
