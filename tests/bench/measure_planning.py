@@ -53,7 +53,7 @@ def main() -> None:
             checkpoint = f"{write_sparse_checkpoint(model, **sizes):,} tensors, {name}"
             commands = ["plan"], ["plan", "--absorb-experts"], ["plan", "--json"]
             runs += [measure(checkpoint, *command, model) for command in commands]
-            runs.append(measure(checkpoint, "convert", "--dry-run", model, Path(folder) / "out"))
+            runs.append(measure(checkpoint, "convert", "--dry-run", "--force", model, Path(folder) / "out"))
         if not options.no_convert:
             model, out = Path(folder) / "padded", Path(folder) / "out"
             checkpoint = f"{write_sparse_checkpoint(model, **PADDED):,} tensors, 120,000 Linears to pad"
