@@ -285,7 +285,7 @@ def test_headers_that_say_something_else_are_told_apart(tmp_path: Path) -> None:
     path.write_bytes(safetensors_bytes({"a": ("U8", (2, 2)), "b": ("U8", (2,))}, {"format": "np"}))
     mismatches = header_differences(expected, read_header(path, FILE))
     assert [str(mismatch) for mismatch in mismatches] == [
-        f"{FILE}: __metadata__.format: expected 'pt', got 'np'",
+        f'{FILE}: __metadata__.format: expected "pt", got "np"',
         f"{FILE}: a: expected U8 [4] at 0, got U8 [2, 2] at 0",
         f"{FILE}: size: expected {expected.file_bytes} bytes, got {path.stat().st_size} bytes",
     ]
