@@ -1,6 +1,7 @@
 """The quantization config of a checkpoint: which of several an engine reads, and what it says of the weights."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,9 @@ _CONFIG_KEYS = (
     "compression_config",
     "text_config.compression_config",
 )
+# Lists of modules that are not quantized; tools write regular expressions in some of them.
+_IGNORE_KEYS = ("ignore", "exclude", "exclude_modules", "ignored_layers", "modules_to_not_convert")
+_MOST_PATTERN_CHARACTERS = 2_000  # compiling can take a millisecond for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,35 @@ def _read(document: Json, source: BaseSource) -> Quantization:
     if method is None or not isinstance(document.get("quant_method", ""), str):
         raise ConfigError(f"{where}: quant_method: expected a method's name, got {shown(document.get('quant_method'))}")
     formats = read_formats(method, document, where)
-    is_guessed = source.file == CONFIG_FILE and "quant_method" not in document
-    notes = (f"{where} names no quant_method; it is read as {method}",) if is_guessed else ()
-    return Quantization(source, document, method, formats, notes)
+    return Quantization(source, document, method, formats, tuple(_notes(document, source, method, where)))
+
+
+def _notes(document: Json, source: BaseSource, method: str, where: str) -> Iterator[str]:
+    if source.file == CONFIG_FILE and "quant_method" not in document:
+        yield f"{where} names no quant_method; it is read as {method}"
+    checked = 0
+    for pattern in _patterns(document):
+        checked += len(pattern)
+        if checked <= _MOST_PATTERN_CHARACTERS and (reason := _why_not_a_pattern(pattern)):
+            yield f"{where}: {shown(pattern)} is not a regular expression that can be read: {reason}"
+
+
+def _patterns(document: Json) -> Iterator[str]:
+    """Yield the regular expressions among the modules that a config names; tools mark them with `re:`."""
+    groups = document.get("config_groups")
+    found = groups.values() if isinstance(groups, Mapping) else ()
+    targets = [group.get("targets") for group in found if isinstance(group, Mapping)]
+    for names in (*(document.get(key) for key in _IGNORE_KEYS), *targets):
+        if isinstance(names, list):
+            yield from (name for name in names if isinstance(name, str) and name.startswith("re:"))
+
+
+def _why_not_a_pattern(pattern: str) -> str | None:
+    # Sets that ignore case are slow to compile, and nothing is matched here: those are left to the engine.
+    if re.search(r"\(\?[a-zA-Z]*i", pattern):
+        return None
+    try:
+        re.compile(pattern.removeprefix("re:"))
+    except (re.error, OverflowError, RecursionError) as error:
+        return str(error)
+    return None
