@@ -76,22 +76,29 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> str:
 def _lines(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
     yield f"## Padded by fp8pad {__version__}"
     yield ""
-    yield f"{len(plan.tensors)} tensors have sizes that FP8 kernels take; what was added is zero, or 1.0 in scales."
+    padded = "1 tensor was" if len(plan.tensors) == 1 else f"{len(plan.tensors)} tensors were"
+    yield f"{padded} padded to sizes that FP8 kernels accept (zeros; 1.0 in scales)."
     for edit in plan.config_edits:
         yield f"- `{edit.file}`: `{edit.key}` is {edit.new} instead of {edit.old}."
     yield ""
     if plan.needs_runtime:
-        yield "It is served by vLLM with the fp8pad plugin installed next to it, and by no engine without it."
+        yield "Needs vLLM 0.26 or newer with fp8pad installed; no other engine loads it."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
     refused = {at.tensor_parallel_size for at in problems_at_sizes(plan.layers) if at.indivisible or at.inside_block}
-    sizes = ", ".join(str(size) for size in (1, 2, 4, 8) if size not in refused)
-    yield f"Tensor-parallel sizes into which its layers divide: {sizes}."
+    sizes = [str(size) for size in (1, 2, 4, 8) if size not in refused]
+    yield f"Tensor-parallel sizes: {', '.join(sizes)}{' only' if len(sizes) == 1 else ''}."
     yield ""
     yield "```sh"
-    model = f"{hub_repo(source)} " if hub_repo(source) else ""
-    yield f"fp8pad verify {model}DIR      # checks every byte against {'the original' if model else 'the records'}"
-    yield "fp8pad unpad DIR RESTORED   # gives the original back"
+    if plan.needs_runtime:
+        yield "pip install .                  # in a clone of fp8pad, into the environment of vLLM"
+        yield "vllm serve DIR"
+    if repo := hub_repo(source):
+        yield f"fp8pad verify {repo} DIR   # compares every byte with the original"
+    else:
+        yield "fp8pad verify DIR              # checks the padding and the records"
+        yield "fp8pad verify ORIGINAL DIR     # compares every byte with the original"
+    yield "fp8pad unpad DIR RESTORED_DIR  # gives the original back"
     yield "```"
 
 

@@ -65,7 +65,13 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
     """With the plugin or without, what absorbing changed, and the sizes that its layers allow."""
     source = read_unconverted(example)
     padded = with_section("", source, fp8pad.plan(example).plan)
-    assert "served by vLLM with the fp8pad plugin" in padded
+    assert "\nNeeds vLLM 0.26 or newer with fp8pad installed; no other engine loads it.\n" in padded
+    assert "\nTensor-parallel sizes: 1 only.\n" in padded
+    assert "\nvllm serve DIR\n" in padded
+    assert "\nfp8pad verify ORIGINAL DIR " in padded  # without it, bytes of layers are not compared
+    without_plugin = with_section("", source, replace(fp8pad.plan(example).plan, modules={}))
+    assert "no plugin is needed" in without_plugin
+    assert "vllm serve" not in without_plugin
     absorbed = with_section("", source, fp8pad.plan(example, absorb=True).plan)
     assert "- `config.json`: `intermediate_size` is 224 instead of 213." in absorbed
 

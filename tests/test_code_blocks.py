@@ -78,6 +78,7 @@ def workplace(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A folder with MODEL in it, a hub with org/name, and an engine that is a stand-in."""
     pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
     shutil.copytree(example, tmp_path / "MODEL")
+    shutil.copytree(example, tmp_path / "examples" / "llama-fp8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKE_ENGINE), str(ROOT)]))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
