@@ -1,9 +1,11 @@
 """`--overwrite`: what it replaces, and that it never destroys what fp8pad did not write. Temporary folders only."""
 
+import errno
 import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from test_convert import converted
 from test_unpad import restore
 
 from fp8pad.checkpoint import destination
+from fp8pad.checkpoint.directory import Directory
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.errors import OutputError
 from fp8pad.hub import work_folder
@@ -63,6 +66,39 @@ def test_a_folder_that_holds_anything_else_is_refused(
     with pytest.raises(OutputError, match=named):
         write(out_dir)
     assert untouched(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", range(1, 8, 2))
+@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=["EIO", "Ctrl-C"]
+)
+def test_a_run_that_ends_while_the_old_folder_is_removed(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, error: BaseException, exchanges: bool, number: int
+) -> None:
+    """The new one is complete and stays, although the old one held other shards; the same command ends well."""
+    write(tmp_path / "expected")
+    converted(llama(tmp_path / "old", num_shards=4), tmp_path / "out")
+    if not exchanges:
+        monkeypatch.setattr(Directory, "exchange", lambda *_: False)
+    removals = 0
+
+    def unlink(directory: Directory, name: str) -> None:
+        nonlocal removals
+        removals += "of-00004" in name or name in {"config.json", "fp8pad.json"}
+        if removals == number:
+            removals += 1
+            raise error
+        real(directory, name)
+
+    real = Directory.unlink
+    with monkeypatch.context() as patched, suppress(OutputError, KeyboardInterrupt):
+        patched.setattr(Directory, "unlink", unlink)
+        write(tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
+    write(tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "link to a folder", "pipe"])

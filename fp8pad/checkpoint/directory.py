@@ -15,7 +15,7 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CANNOT_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 CANNOT_LINK = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV})
-_DISCARDED = ".discarded"
+DISCARDED = ".discarded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Directory:
             with self.open(discarded) as folder, os.scandir(folder.descriptor) as entries:
                 for entry in list(entries):
                     if entry.is_dir(follow_symlinks=False):
-                        pending.append(f"{entry.inode()}{_DISCARDED}")
+                        pending.append(f"{entry.inode()}{DISCARDED}")
                         folder.rename(entry.name, self, pending[-1])
                     else:
                         folder.unlink(entry.name)
@@ -136,7 +136,7 @@ class Directory:
 
 def is_discarded(name: str) -> bool:
     """Return whether a folder of that name is what a killed `Directory.discard` left."""
-    return name.endswith(_DISCARDED)
+    return name.endswith(DISCARDED)
 
 
 def open_directory(path: Path) -> Directory:

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fp8pad.checkpoint.destination import Replaced, check_replaced
-from fp8pad.checkpoint.directory import Directory, is_discarded, is_folder
+from fp8pad.checkpoint.directory import DISCARDED, Directory, is_discarded, is_folder
 from fp8pad.checkpoint.files import create_file, writing
 from fp8pad.checkpoint.staging import FILES, PUBLICATION, REPLACED, Staging
 from fp8pad.errors import OutputError
@@ -149,7 +149,10 @@ def _put_back(staging: Staging) -> None:
 def _finish_replacing(staging: Staging) -> None:
     if is_published(staging):
         _check_replaced(staging, staging.parent, staging.out_dir.name)
-        _discard(staging, REPLACED)
+        discarded = REPLACED + DISCARDED
+        staging.root.rename(REPLACED, staging.root, discarded)  # once a part of it is gone, it could not be checked
+        staging.root.sync()
+        _discard(staging, discarded)
         return
     try:
         _put_back(staging)  # nothing stands there, or an empty folder
