@@ -70,11 +70,8 @@ def test_a_folder_that_holds_anything_else_is_refused(
 
 @pytest.mark.parametrize("number", range(1, 8, 2))
 @pytest.mark.parametrize("exchanges", [True, False])
-@pytest.mark.parametrize(
-    "error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=["EIO", "Ctrl-C"]
-)
 def test_a_run_that_ends_while_the_old_folder_is_removed(
-    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, error: BaseException, exchanges: bool, number: int
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, exchanges: bool, number: int
 ) -> None:
     """The new one is complete and stays, although the old one held other shards; the same command ends well."""
     write(tmp_path / "expected")
