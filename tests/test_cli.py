@@ -104,16 +104,19 @@ def test_plan_json_says_what_the_contract_promises(fp8pad: Fp8pad, example: Path
 
 def test_options_reach_the_policy(fp8pad: Fp8pad, example: Path) -> None:
     """Alignment and TP size are parsed once and handed on."""
-    document = json.loads(fp8pad("plan", example, "--json", "--alignment", "64", "-tp", "2").stdout)
-    assert (document["policy"]["alignment"], document["policy"]["tensor_parallel_size"]) == (64, 2)
-    assert document["layers"][0]["padded_shape"] == [192, 256]
+    for name in ("-tp", "--tp", "--tensor-parallel-size"):
+        document = json.loads(fp8pad("plan", example, "--json", "--alignment", "64", name, "2").stdout)
+        assert (document["policy"]["alignment"], document["policy"]["tensor_parallel_size"]) == (64, 2)
+        assert document["layers"][0]["padded_shape"] == [192, 256]
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
-    """The plan of `convert --dry-run` is that of `plan`."""
+    """The plan of `convert --dry-run` is that of `plan`, and its command writes to the folder that was named."""
     finished = fp8pad("convert", example, tmp_path / "out", "--dry-run")
     assert finished.status == 0
-    assert finished.stdout == fp8pad("plan", example).stdout
+    suggested = f"{example}-padded"
+    assert finished.stdout == fp8pad("plan", example).stdout.replace(suggested, str(tmp_path / "out"))
+    assert finished.stdout.endswith(f"fp8pad convert {example} {tmp_path / 'out'}\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -367,9 +370,9 @@ def test_what_was_replaced_is_told(fp8pad: Fp8pad, example: Path, converted: Pat
     """How many files, and which were edited since fp8pad wrote them."""
     (converted / "tokenizer_config.json").write_text("edited")
     files = sorted(path.name for path in converted.iterdir())
-    assert "stood there" not in fp8pad("convert", example, converted.with_name("other")).stdout
+    assert "of an earlier output" not in fp8pad("convert", example, converted.with_name("other")).stdout
     finished = fp8pad("convert", example, converted, "--overwrite")
-    assert f"{len(files)} files that stood there" in finished.stdout
+    assert f"{len(files)} files of an earlier output" in finished.stdout
     (converted / "tokenizer_config.json").write_text("edited again")
     document = json.loads(fp8pad("convert", example, converted, "--overwrite", "--json").stdout)
     assert document["files_replaced"] == files
@@ -595,7 +598,7 @@ def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, refused: Path, tmp_pa
     """It says for how many ranks it converts, and takes the place of what was forced."""
     for options, more in ([], []), (["--overwrite"], ["--overwrite"]), (["--force", "--overwrite"], ["--overwrite"]):
         run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", *options)
-        _, _, after = run.stdout.partition("served at TP 1 if converted so:\n")
+        _, _, after = run.stdout.partition("TP 1 works with:\n")
         helps = shlex.split(after.splitlines()[0])
         assert helps == ["fp8pad", "convert", str(refused), str(tmp_path / "out"), *more]
         assert fp8pad(*helps[1:]).status == 0

@@ -133,7 +133,7 @@ META = f"model.safetensors: __metadata__.fp8pad: {NAME}.weight: logical_shape"
         (
             "fp8pad.json",
             lambda d: d["files"].update({"m.py": {"source_size": 1, "size": 1}}),
-            "m.py: file: expected a file of 1 bytes, got no such file",
+            "m.py is missing (1 bytes)",
         ),
     ],
 )

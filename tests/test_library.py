@@ -91,7 +91,7 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
     """One class per cause, and no exit."""
     with pytest.raises(CheckpointError, match="no such folder"):
         library.plan(tmp_path / "missing")
-    with pytest.raises(PlanError, match="no module has a name like that"):
+    with pytest.raises(PlanError, match="patterns match whole names"):
         library.convert(model, tmp_path / "out", skip=["nothing"])
     with pytest.raises(OutputError, match="model folder itself"):
         library.convert(model, model)

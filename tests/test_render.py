@@ -18,7 +18,7 @@ from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.planning.tensor_parallel import Sharding
 from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
 from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
-from fp8pad.render.plan import how, plan_screen
+from fp8pad.render.plan import how, plan_screen, skipped_facts
 from fp8pad.render.progress import BarProgress, LineProgress
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.text import printable
@@ -197,6 +197,13 @@ def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.
     shown = capsys.readouterr().out
     assert "nothing to convert" in shown
     assert "fp8pad convert" not in shown
+
+
+def test_what_is_absorbed_is_not_reported_as_skipped() -> None:
+    """An expert of which one axis is absorbed changes, though its other one is left as it is."""
+    absorbed = replace(layer("a", 74, 74), axes=AxisActions("skip", "absorb"), reason="K = 74 becomes 128")
+    left = replace(layer("b", 74, 74), axes=AxisActions("skip", "skip"), reason="a routed expert")
+    assert list(skipped_facts(plan_of(absorbed, left))) == [("skipped", "a routed expert: b")]
 
 
 @pytest.mark.parametrize(

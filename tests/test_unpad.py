@@ -253,7 +253,7 @@ WEIGHT = "model.layers.0.mlp.down_proj.weight"
         ),
         (
             lambda d: d["files"].update({"x.py": {"source_size": 1, "size": 1}}),
-            r"^x\.py: file: expected a file of 1 bytes",
+            r"^x\.py is missing \(1 bytes\)",
         ),
         (
             lambda d: d["files"]["model.safetensors"].update(source_size=1),
@@ -299,10 +299,10 @@ def test_a_missing_file_that_no_engine_obeys_is_a_note(tmp_path: Path) -> None:
     out_dir = convert_to(model, tmp_path / "out")
     (out_dir / "LICENSE").unlink()
     report = restore(out_dir, tmp_path / "restored")
-    assert report.notes == ("LICENSE: file: expected a file of 4 bytes, got no such file: it is not restored",)
+    assert report.notes == ("LICENSE is missing (4 bytes): it is not restored",)
     assert not (tmp_path / "restored" / "LICENSE").exists()
     (out_dir / "modeling_x.py").unlink()
-    with pytest.raises(RecordError, match=r"^modeling_x\.py: file: expected a file of 5 bytes, got no such file$"):
+    with pytest.raises(RecordError, match=r"^modeling_x\.py is missing \(5 bytes\)$"):
         restore(out_dir, tmp_path / "other")
 
 

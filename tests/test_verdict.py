@@ -1,6 +1,7 @@
 """What vLLM does with a checkpoint at a tensor-parallel size, on headers alone; each rule's source is in its file."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,15 @@ def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> 
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
     assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+
+
+def test_fewer_ranks_are_judged_with_the_options_asked_for() -> None:
+    """Two heads go on two ranks at most, and 213 rows on two only if they are absorbed, as was asked."""
+    shapes = gated(MLP, 213) | attention(64)
+    made = headers(LLAMA | {"intermediate_size": 213, "num_attention_heads": 2}, CHANNELS, shapes)
+    for absorb, served in ((True, 2), (False, 1)):
+        policy = Policy(tensor_parallel_size=4, absorb=absorb)
+        assert nearest_served_policy(planned(made, policy), VLLM) == replace(policy, tensor_parallel_size=served)
 
 
 def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> None:

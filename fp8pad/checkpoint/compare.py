@@ -27,6 +27,8 @@ class Mismatch:
     got: str
 
     def __str__(self) -> str:
+        if self.got == "no such file" and self.expected.startswith("a file of "):
+            return f"{self.file} is missing ({self.expected.removeprefix('a file of ')})"
         return f"{self.file}: {self.place}: expected {self.expected}, got {self.got}"
 
 

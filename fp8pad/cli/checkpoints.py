@@ -33,6 +33,19 @@ def plan(
 
     Reads headers and config.json alone, and writes nothing.
     """
+    _show_plan(model, asked, check=check, show_all=show_all, html=html, as_json=as_json)
+
+
+def _show_plan(
+    model: Path,
+    asked: Mapping[str, Any],
+    *,
+    check: bool,
+    as_json: bool,
+    show_all: bool = False,
+    html: Path | None = None,
+    out_dir: Path | None = None,
+) -> None:
     from fp8pad.planning import check_understood
     from fp8pad.planning.engines import find_engine
     from fp8pad.planning.verdict import check_served
@@ -42,8 +55,12 @@ def plan(
     if html:
         check_writable(html)
     engine = find_engine(asked["engine"])
-    report = library.plan(model, **asked | {"strict": False})
-    show(report, lambda found: plan_screen(found.source, found.plan, engine, show_all, found.card), as_json)
+    report = library.plan(model, **{**asked, "strict": False})
+    show(
+        report,
+        lambda found: plan_screen(found.source, found.plan, engine, show_all, found.card, out_dir=out_dir),
+        as_json,
+    )
     if html:
         from fp8pad.render.html import plan_page
 
@@ -77,7 +94,8 @@ def convert(
     _check_together(shards, dry_run, asked)
     engine = find_engine(asked["engine"])
     if dry_run:
-        plan(model, as_json=as_json, check=not asked["force"], **options.those_of(library.plan, asked))
+        for_plan = options.those_of(library.plan, asked)
+        _show_plan(model, for_plan, check=not asked["force"], as_json=as_json, out_dir=out_dir)
         return
     try:
         if shards is None:

@@ -144,7 +144,7 @@ ChartOption = Annotated[
 
 
 def _ranks(help: str, most: int | None = None) -> Any:  # noqa: A002  typer's word
-    return typer.Option("--tensor-parallel-size", "-tp", metavar="N", min=1, max=most, help=help)
+    return typer.Option("--tensor-parallel-size", "--tp", "-tp", metavar="N", min=1, max=most, help=help)
 
 
 BenchRanksOption = Annotated[int, _ranks("Time what one of N ranks of MODEL does.")]

@@ -91,7 +91,13 @@ def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
     modules = {module_name(name) for name in tensors} if policy.skip else ()
     for pattern in policy.skip:
         if not any(fnmatchcase(module, pattern) for module in modules):
-            raise PlanError(f"--skip {pattern}: no module has a name like that")
+            raise PlanError(
+                f"--skip {pattern}: patterns match whole names, and no module has this one{_wider(pattern)}"
+            )
+
+
+def _wider(pattern: str) -> str:
+    return "" if pattern.startswith("*") else f"; try '*{pattern}'"
 
 
 def _all_tensors(

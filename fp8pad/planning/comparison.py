@@ -106,7 +106,14 @@ def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None
         if not absorbed_at(plan, judge, size, experts).verdict.refused:
             return replace(policy, absorb=True, absorb_experts=experts)
     fewer = (ranks for ranks in range(size - 1, 0, -1) if size % ranks == 0)
-    served = (ranks for ranks in fewer if not judge.padded(ranks)[0].refused)
+    absorbs = policy.absorb or policy.absorb_experts
+    served = (
+        ranks
+        for ranks in fewer
+        if not (
+            absorbed_at(plan, judge, ranks, policy.absorb_experts).verdict if absorbs else judge.padded(ranks)[0]
+        ).refused
+    )
     found = next(served, None)
     return replace(policy, tensor_parallel_size=found) if found else None
 

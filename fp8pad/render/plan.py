@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 
 from rich.text import Text
 
@@ -23,9 +24,18 @@ _STYLES = dict(zip(ACTIONS, ("yellow", "cyan", "cyan", "yellow", "magenta", "dim
 
 
 def plan_screen(
-    source: Checkpoint, plan: CheckpointPlan, engine: Engine, show_all: bool = False, with_card: bool = True
+    source: Checkpoint,
+    plan: CheckpointPlan,
+    engine: Engine,
+    show_all: bool = False,
+    with_card: bool = True,
+    *,
+    out_dir: Path | None = None,
 ) -> Screen:
-    """Lay out a plan; layers that are aligned are folded into one line unless `show_all`."""
+    """Lay out a plan; layers that are aligned are folded into one line unless `show_all`.
+
+    `out_dir` is the folder that commands name: one next to the checkpoint, if it is not given.
+    """
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
     sizes = list(compare_sizes(plan, engine)) if plan.layers else []
@@ -33,7 +43,7 @@ def plan_screen(
         show_verdicts(screen, sizes, plan, engine)
     _show_layers(screen, plan, show_all)
     _show_costs(screen, source, plan, with_card)
-    _show_next(screen, source, plan, engine, sizes)
+    _show_next(screen, source, plan, engine, sizes, out_dir=out_dir or _out_dir(source))
     return screen
 
 
@@ -83,9 +93,8 @@ def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
 
 def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     """Yield a row for each reason why FP8 layers that are understood are left as they are."""
-    yield from _by_reason(
-        "skipped", [layer for layer in plan.layers if "skip" in layer.axes.both and layer.is_understood]
-    )
+    left = (layer for layer in plan.layers if "skip" in layer.axes.both and "absorb" not in layer.axes.both)
+    yield from _by_reason("skipped", [layer for layer in left if layer.is_understood])
 
 
 def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> Iterator[Fact]:
@@ -122,15 +131,20 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
 
 
 def _show_next(
-    screen: Screen, source: Checkpoint, plan: CheckpointPlan, engine: Engine, sizes: Iterable[AtSize]
+    screen: Screen,
+    source: Checkpoint,
+    plan: CheckpointPlan,
+    engine: Engine,
+    sizes: Iterable[AtSize],
+    *,
+    out_dir: Path | str,
 ) -> None:
     """Show the one command that comes next."""
-    out_dir = _out_dir(source)
     if show_refusal(screen, source, plan, out_dir, engine):
         return
     screen.section("Next")
     if not plan.changes_nothing:
-        screen.command(convert_command(source, plan.policy))
+        screen.command(command("convert", source, out_dir, *policy_options(plan.policy)))
         return
     here = f"nothing to convert for TP {plan.policy.tensor_parallel_size}: the checkpoint would stay as it is"
     helped = next((at.num_ranks for at in sizes if at.original.outcome != at.padded.outcome), None)

@@ -111,7 +111,7 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
     """Tell how many files of an earlier output were replaced, and which of them were edited since."""
     if not replaced:
         return []
-    facts = [("replaced", f"{len(replaced.files)} files that stood there")]
+    facts = [("replaced", f"{len(replaced.files)} files of an earlier output")]
     return facts + ([("", f"edited since: {shortened(replaced.edited)}")] if replaced.edited else [])
 
 

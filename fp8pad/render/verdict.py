@@ -87,10 +87,10 @@ def show_refusal(
     for refusal in refusals:
         screen.paragraph(_outcome(refusal).append(f": {refusal.why}: {patterns(refusal.layers)}", style="default"), 2)
     if policy := nearest_served_policy(plan, engine):
-        screen.paragraph(f"served at TP {policy.tensor_parallel_size} if converted so:", 2)
+        screen.paragraph(f"TP {policy.tensor_parallel_size} works with:", 2)
         screen.command(command("convert", source, out_dir, *policy_options(policy), *options))
     else:
-        screen.paragraph("neither --absorb nor fewer ranks help", 2)
+        screen.paragraph(f"no option makes it work in {engine.title}", 2)
     return True
 
 
