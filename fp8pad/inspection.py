@@ -21,7 +21,7 @@ from fp8pad.record import (
     tensor_to_json,
 )
 from fp8pad.summary import headline
-from fp8pad.verification.changed_files import changed_files, is_dangerous, notes_on_files
+from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
 from fp8pad.verification.disagreements import examine, quantization_of
 
 T = TypeVar("T")
@@ -85,17 +85,21 @@ def inspect_checkpoint(path: Path) -> Inspection:
     record = _attempt(lambda: parse_record(read_text(path, RECORD_FILE)), faults)
     quantization = _attempt(lambda: quantization_of(converted), [] if record else faults)
     found: list[Mismatch] = []
-    changed: list[Mismatch] = []
+    notes: list[str] = []
     if record:
         found, _ = examine(converted, record)
-        changed = list(changed_files(converted, record.files))
+        for changed in changed_files(converted, record.files):
+            if is_wrong(changed.file, record.files):
+                found.append(changed)
+            else:
+                notes.append(str(changed))
     return Inspection(
         path=path,
         record=record,
         quantization=quantization,
         size_bytes=sum(identity.size for identity in converted.identities.values()),
-        disagreements=(*faults, *map(str, found), *(str(file) for file in changed if is_dangerous(file.file))),
-        notes=(*(str(file) for file in changed if not is_dangerous(file.file)), *notes_on_files(converted)),
+        disagreements=(*faults, *map(str, found)),
+        notes=(*notes, *notes_on_files(converted)),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
+from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import file_sha256, text_sha256
 from fp8pad.checkpoint.layout import ShardLayout
@@ -25,7 +26,7 @@ class UnpadReport:
     """What was restored: the folder, how many tensors are smaller again, the files that did not come along.
 
     `resumed` are shards that an earlier run had finished, `replaced` is what stood at `restored_dir` before. `notes`
-    are sentences on what was edited since and is not in the restored folder.
+    are sentences on what was added, edited or removed since, and what becomes of it.
     """
 
     restored_dir: Path
@@ -64,10 +65,9 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         raise RecordError(str(faults[0]))
     card = record.originals.get(CARD_FILE)
     without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
-    missing = [found for found in changed_files(converted, record.files) if found.file in record.files.keys() - without]
-    missing = [found for found in missing if found.file not in converted.identities]
-    for found in missing:
-        if is_dangerous(found.file):
+    changed = [found for found in changed_files(converted, record.files) if found.file not in without]
+    for found in changed:
+        if found.file in record.files and found.file not in converted.identities and is_dangerous(found.file):
             raise RecordError(str(found))
     layouts, texts = original.layouts, {**({CARD_FILE: card} if card else {}), **original.texts}
     other_files = tuple(file for file in converted.other_files if file not in without)
@@ -77,8 +77,26 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         _check_hashes(record, texts, hashes if options.verify == "full" else _of_shards(hashes, layouts))
         out.write_texts()
         replaced = out.publish()
-    notes = (*(f"{found}: it is not restored" for found in missing), *_notes_on_card(converted, record))
+    changed += _edited(record, other_files, hashes)
+    notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record))
     return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)
+
+
+def _edited(record: CheckpointRecord, files: Iterable[str], hashes: Mapping[str, Hashes]) -> Iterator[Mismatch]:
+    """Yield other files that have the recorded size, but not the recorded hash, if `hashes` were worked out."""
+    for file in files:
+        expected = record.files[file].sha256 if file in record.files and file in hashes else None
+        if expected and hashes[file].sha256 != expected:
+            yield Mismatch(file, "sha256", expected, hashes[file].sha256)
+
+
+def _notes_on_changed(changed: Iterable[Mismatch], converted: Checkpoint, record: CheckpointRecord) -> Iterator[str]:
+    """Say of each file, once, what became of it; files that are excluded and were not recorded are listed anyway."""
+    for file, found in {found.file: found for found in changed}.items():
+        if file in converted.other_files:
+            yield f"{found}: it is carried as it is"
+        elif file in record.files:
+            yield f"{found}: it is not restored"
 
 
 def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[str]:

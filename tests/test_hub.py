@@ -615,6 +615,16 @@ def test_pushing_uploads_what_the_record_names_alone(
     push_screen(report).show(stdout_console())
 
 
+def test_a_folder_without_its_tokenizer_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Any file that the record names has to be there."""
+    out_dir = tmp_path / "out"
+    fp8pad.convert(model, out_dir)
+    (out_dir / "tokenizer.json").unlink()
+    with pytest.raises(Fp8padError, match=r"is not pushed: tokenizer\.json is missing"):
+        fp8pad.push(out_dir, "org/padded")
+    assert hub.repos == {}
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", "README.md", "config.json", FIRST])
 def test_a_link_out_of_the_folder_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path, file: str) -> None:
     """Whatever it leads to, the same bytes too, by a file that the record names."""
@@ -622,8 +632,9 @@ def test_a_link_out_of_the_folder_is_not_pushed(hub: FakeHub, model: Path, tmp_p
     fp8pad.convert(model, out_dir)
     (out_dir / file).rename(tmp_path / "moved")
     (out_dir / file).symlink_to(tmp_path / "moved")
-    assert any(file in note for note in fp8pad.verify(out_dir).notes)
-    with pytest.raises(Fp8padError, match=rf"is not pushed: {file}: is a link out of the folder, to .*moved$"):
+    found = fp8pad.verify(out_dir)
+    assert any(file in told for told in (*found.notes, *map(str, found.mismatches)))
+    with pytest.raises(Fp8padError, match=rf"is not pushed: {file}: .* a link out of the folder"):
         fp8pad.push(out_dir, "org/padded")
     assert hub.repos == {}
 

@@ -265,14 +265,18 @@ def test_sizes_are_those_that_converting_tells(tmp_path: Path) -> None:
 
 
 def test_files_that_changed_are_told_by_their_danger(out_dir: Path) -> None:
-    """Code that appeared is a fault; a model card, a licence and a mended tokenizer are notes."""
+    """Code that appeared and a tokenizer that was altered are faults; a model card and a licence are notes."""
     (out_dir / "README.md").write_text("a card")
-    (out_dir / "tokenizer.json").write_text("{}")
+    (out_dir / "LICENSE").write_text("free")
     found = inspect_checkpoint(out_dir)
     assert found.disagreements == ()
-    assert [note.split(":")[0] for note in found.notes] == ["README.md", "tokenizer.json"]
+    assert [note.split(":")[0] for note in found.notes] == ["LICENSE", "README.md"]
     (out_dir / "modeling_llama.py").write_text("import os")
-    assert inspect_checkpoint(out_dir).disagreements == ("modeling_llama.py: file: expected no such file, got 9 bytes",)
+    (out_dir / "tokenizer.json").write_text("{}")
+    assert inspect_checkpoint(out_dir).disagreements == (
+        "modeling_llama.py: file: expected no such file, got 9 bytes",
+        "tokenizer.json: size: expected 18 bytes, got 2 bytes",
+    )
 
 
 def test_the_document_of_a_script(out_dir: Path) -> None:

@@ -146,9 +146,24 @@ def test_what_was_added_later_comes_along(tmp_path: Path) -> None:
     model = llama(tmp_path / "model")
     out_dir = convert_to(model, tmp_path / "out")
     (out_dir / "README.md").write_text("padded")
+    (out_dir / "tokenizer.json").write_text("edited")
     report = restore(out_dir, tmp_path / "restored")
-    assert files_of(tmp_path / "restored") == files_of(model) | {"README.md": b"padded"}
-    assert report == UnpadReport(tmp_path / "restored", tensors_unpadded=2, excluded=(), resumed=())
+    assert files_of(tmp_path / "restored") == files_of(model) | {"README.md": b"padded", "tokenizer.json": b"edited"}
+    notes = (
+        "README.md: file: expected no such file, got 6 bytes: it is carried as it is",
+        "tokenizer.json: size: expected 18 bytes, got 6 bytes: it is carried as it is",
+    )
+    assert report == UnpadReport(tmp_path / "restored", tensors_unpadded=2, excluded=(), resumed=(), notes=notes)
+
+
+def test_an_edit_of_the_same_size_is_told_by_its_hash(tmp_path: Path) -> None:
+    """The file comes along as it is, with a note."""
+    model = llama(tmp_path / "model")
+    out_dir = convert_to(model, tmp_path / "out", full=True)
+    (out_dir / "tokenizer.json").write_bytes(b"x" * (model / "tokenizer.json").stat().st_size)
+    (note,) = restore(out_dir, tmp_path / "restored").notes
+    assert note.startswith("tokenizer.json: sha256: expected ")
+    assert note.endswith(": it is carried as it is")
 
 
 @pytest.mark.parametrize("is_padded", [True, False])

@@ -141,15 +141,15 @@ def test_records_that_lie_are_named(
 
 
 def test_files_that_came_and_went_are_told_by_their_danger(model: Path, out_dir: Path) -> None:
-    """Weights, code and configs that an engine might use are mismatches; a card and a tokenizer are notes."""
-    (out_dir / "tokenizer.json").unlink()
+    """Weights, code and configs that an engine might use are mismatches; a card and a licence are notes."""
+    (out_dir / "LICENSE").write_text("free")
     (out_dir / "README.md").write_text("a card of its own")
     (out_dir / ".git").mkdir()
     report = check(model, out_dir)
     assert report.ok
     assert report.notes[:2] == (
+        "LICENSE: file: expected no such file, got 4 bytes",
         "README.md: file: expected no such file, got 17 bytes",
-        "tokenizer.json is missing (18 bytes)",
     )
     dangerous = ["chat_template.jinja", "consolidated.safetensors", "generation_config.json", "m/modeling.py", "x.pkl"]
     (out_dir / "m").mkdir()
@@ -157,6 +157,37 @@ def test_files_that_came_and_went_are_told_by_their_danger(model: Path, out_dir:
         (out_dir / name).write_text("{}")
     for report in (check(model, out_dir), verify(None, out_dir, Progress())):
         assert sorted(mismatch.file for mismatch in report.mismatches) == dangerous
+
+
+@pytest.mark.parametrize("change", ["missing", "longer", "a flipped bit"])
+def test_every_file_of_the_record_has_to_be_as_it_was(model: Path, tmp_path: Path, change: str) -> None:
+    """Whatever kind it is, index and shards included; only a model card may be edited, and is not counted then."""
+    for name in ("README.md", "LICENSE", "tokenizer_config.json", "modeling.py", "assets/logo.png"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("text")
+    out_dir = convert_to(model, tmp_path / "out", full=True)
+    kept = files_of(out_dir)
+    named = kept.keys() - {"fp8pad.json"}
+    assert verify(None, out_dir, Progress()).files_hashed == len(named)
+    for name in sorted(named):
+        path = out_dir / name
+        if change == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(kept[name] + b" " if change == "longer" else kept[name][:-1] + bytes([kept[name][-1] ^ 1]))
+        for source in (None, model):
+            try:
+                report = verify(source, out_dir, Progress())
+                found = {mismatch.file for mismatch in report.mismatches}
+            except CheckpointError:
+                found = {name}
+            if name == "README.md":
+                assert (found, report.files_hashed) == (set(), len(named) - 1)
+                assert report.notes[0].startswith("README.md")
+            else:
+                assert found & {name, "fp8pad.json"}, name
+        path.write_bytes(kept[name])
+    assert verify(None, out_dir, Progress()).ok
 
 
 def test_links_and_open_modes_are_noted(model: Path, out_dir: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from fp8pad.hub import SentCheckpoint, opened
 from fp8pad.parallel import work_on_all
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
-from fp8pad.verification.changed_files import changed_files, is_dangerous, notes_on_files
+from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
 from fp8pad.verification.checks import Checker, FileCheck
 from fp8pad.verification.disagreements import examine, quantization_of
 from fp8pad.verification.original import Original, original_of
@@ -35,7 +35,8 @@ class VerifyReport:
     """What was checked, the first differences that were found, and what is worth knowing but not wrong.
 
     `model` is None where there was no source to compare with. `is_complete` is False where more differences may follow
-    those in `mismatches`. `has_records` is False for an equal copy, and `files_hashed` counts files whose SHA-256 held.
+    those in `mismatches`. `has_records` is False for an equal copy, and `files_hashed` counts files whose SHA-256 was
+    compared and held.
     """
 
     out_dir: Path
@@ -95,20 +96,24 @@ def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progre
     record = read_record(converted)
     if record is None and source is None:
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
+    hashed: list[str] = []
     notes: list[str] = [*notes_on_files(converted), *_notes_on_plan(converted, record, source)]
     faults, original = examine(converted, record) if record else ([], original_of(converted, None))
+    expected = _recorded_files(record, source)
     mismatches = chain(
         faults,
         _missing_hashes(record) if record else (),
-        _partition(changed_files(converted, _recorded_files(record, source)), notes),
-        _byte_differences(converted, record, source, original, notes, workers=workers, progress=progress),
+        _partition(changed_files(converted, expected), notes, expected),
+        _byte_differences(
+            converted, record, source, original, notes, hashed=hashed, workers=workers, progress=progress
+        ),
     )
     found = tuple(islice(mismatches, MAX_MISMATCHES))
     return VerifyReport(
         out_dir=out_dir,
         model=None if source is None else str(source),
         tensors_checked=sum(len(shard.tensors) for shard in converted.shards),
-        files_hashed=0 if found or record is None else sum(entry.sha256 is not None for entry in record.files.values()),
+        files_hashed=0 if found else len(hashed),
         has_records=record is not None,
         mismatches=found,
         notes=tuple(dict.fromkeys(notes)),
@@ -134,10 +139,10 @@ def _recorded_files(record: CheckpointRecord | None, source: Checkpoint | None) 
     return {file: FileRecord(size, size) for file, size in sizes.items()}
 
 
-def _partition(found: Iterable[Mismatch], notes: list[str], own_files: Collection[str] = ()) -> Iterator[Mismatch]:
-    """Yield what an engine would load, run or obey, `own_files` among it; put the rest among the notes."""
+def _partition(found: Iterable[Mismatch], notes: list[str], named: Collection[str]) -> Iterator[Mismatch]:
+    """Yield what is wrong where these files are `named`; put the rest among the notes."""
     for mismatch in found:
-        if mismatch.file in own_files or is_dangerous(mismatch.file):
+        if is_wrong(mismatch.file, named):
             yield mismatch
         else:
             notes.append(str(mismatch))
@@ -150,6 +155,7 @@ def _byte_differences(
     original: Original | None,
     notes: list[str],
     *,
+    hashed: list[str],
     workers: Workers,
     progress: Progress,
 ) -> Iterator[Mismatch]:
@@ -170,8 +176,10 @@ def _byte_differences(
     checks = list(_checks(converted, record, source, layouts))
     progress.start("verifying", sum(check.num_bytes for check in checks))
     checker = Checker(SentCheckpoint.of(source) if source else None, str(converted.root.absolute()))
-    for found_in_file in work_on_all(checker, checks, workers, progress):
-        yield from _partition(found_in_file, notes, own_files=original.sizes)
+    named = original.sizes.keys() | _recorded_files(record, source).keys()
+    for check, differences in zip(checks, work_on_all(checker, checks, workers, progress), strict=True):
+        hashed += [check.file] if check.sha256 and not differences else []
+        yield from _partition(differences, notes, named)
 
 
 def _checks(

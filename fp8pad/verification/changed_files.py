@@ -1,19 +1,21 @@
 """What became of the other files of a converted checkpoint since: tokenizers, licences, code, configs.
 
-A model card may be edited, and anything harmless added. What an engine runs or obeys may not: that is a mismatch.
+A model card may be edited, and anything harmless added. Any other file that the record names has to be there as it was,
+and nothing may be added that an engine loads, runs or obeys: that is a mismatch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePath
 
+from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import INDEX_FILE, NEVER_COPIED, leads_to_blob
 from fp8pad.record import CONFIG_FILE, RECORD_FILE, FileRecord
 
 # What an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too. Tokenizers
-# are not among them: people do edit those.
+# are not among them: people do add those.
 DANGEROUS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot"),
     *("*.pkl", "*.pickle", "*.joblib", "*.dill", "*.npy", "*.npz"),
@@ -29,12 +31,18 @@ def is_dangerous(file: str) -> bool:
     return name not in HARMLESS and any(fnmatchcase(name, pattern) for pattern in DANGEROUS)
 
 
+def is_wrong(file: str, named: Container[str]) -> bool:
+    """Return whether a change of `file` is a mismatch, not only a note; `named` are the files that the record names."""
+    return is_dangerous(file) or (file in named and file != CARD_FILE)
+
+
 def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Iterator[Mismatch]:
     """Yield files and links that were added, that are gone, or that have another size than `files` say.
 
-    Shards, index and config.json are not among them: `examine` knows what they have to be.
+    Shards, config.json and the index, if they are there, are not among them: `examine` knows what they have to be.
     """
-    own_files = {CONFIG_FILE, INDEX_FILE, RECORD_FILE, *(shard.file for shard in converted.shards)}
+    own_files = {CONFIG_FILE, RECORD_FILE, *(shard.file for shard in converted.shards)}
+    own_files |= {INDEX_FILE} if converted.index_text is not None else set()
     found = {file: converted.identities[file].size for file in converted.other_files}
     for file in sorted((files.keys() | found.keys()) - own_files):
         if file not in found:
