@@ -8,7 +8,7 @@ from fp8pad.card import BEGIN, CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
 from fp8pad.checkpoint.folder import leads_out
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.errors import RecordError, UsageError, VerifyError
+from fp8pad.errors import HubError, RecordError, UsageError, VerifyError
 from fp8pad.hub.ids import HubId, hub_errors
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE
 from fp8pad.verification import verify
@@ -44,6 +44,10 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
     hub_id = HubId.parse(f"hf://{repo}")
     if hub_id is None or hub_id.revision:
         raise UsageError(f"{repo}: expected the name of a model on the hub, org/name")
+    try:
+        from huggingface_hub import CommitOperationAdd, HfApi
+    except ImportError as error:
+        raise HubError("push needs huggingface_hub: pip install 'fp8pad[hub]'") from error
     report = verify(None, out_dir, progress)
     if not report.ok:
         raise VerifyError(f"{out_dir}: is not pushed: {report.mismatches[0]}")
@@ -53,8 +57,6 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
     converted = read_checkpoint(out_dir)
     files = _files_to_push(converted)
     with hub_errors(hub_id):
-        from huggingface_hub import CommitOperationAdd, HfApi
-
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         added = [CommitOperationAdd(file, str(out_dir / file)) for file in files]

@@ -79,6 +79,18 @@ def test_what_the_readme_shows_of_a_plan_is_what_is_printed(example: Path) -> No
         assert line == "..." or line in printed
 
 
+def test_the_messages_of_fp8pad_in_troubleshooting_are_its_own() -> None:
+    """Each row of its table quotes what stands in the code, but for names that are filled in."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8").partition("## fp8pad itself\n")[2]
+    quoted = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+    assert len(quoted) > 10
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "fp8pad").rglob("*.py"))
+    for message in quoted:
+        assert message.replace("fp8pad.json", "{RECORD_FILE}").replace("...Error", "{type(error).__name__}") in code, (
+            message
+        )
+
+
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     """`make docs` would refuse a page that is not; here it is seen without mkdocs."""
     nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]

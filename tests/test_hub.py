@@ -651,6 +651,19 @@ def test_links_that_nobody_wrote_down_are_noted(model: Path, tmp_path: Path) -> 
     assert fp8pad.verify(out_dir).ok
 
 
+def test_without_huggingface_hub_the_extra_is_named_at_once(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is read: there is no folder to verify here."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    extra = r"pip install 'fp8pad\[hub\]'$"
+    with pytest.raises(HubError, match=f"^push needs huggingface_hub: {extra}"):
+        fp8pad.push(tmp_path / "absent", "org/padded")
+    for command in (fp8pad.plan, lambda name: fp8pad.convert(name, tmp_path / "out")):
+        with pytest.raises(HubError, match=f"^org/name: no such folder; .* need huggingface_hub: {extra}"):
+            command("org/name")
+
+
 def test_what_is_not_fit_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
     """Damaged, without a card, not converted at all, or to a name that is none."""
     fp8pad.convert(model, tmp_path / "bare", card=False)

@@ -155,7 +155,9 @@ CHECKPOINT: Mapping[str, Any] = {
     "alignment": typer.Option(
         callback=_alignment, help="Pad to multiples of this, or of what a kernel wants; auto: 16 or the scale block."
     ),
-    "absorb": typer.Option(help="Make padding inside MLPs permanent in config.json: no plugin needed."),
+    "absorb": typer.Option(
+        help="Make padding inside MLPs permanent in config.json; needs no plugin if nothing else is left to pad."
+    ),
     "absorb_experts": typer.Option(
         "--absorb-experts", help="Absorb the routed experts of MoE layers too; this can cost a lot."
     ),

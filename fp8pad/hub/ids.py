@@ -37,7 +37,7 @@ def hub_errors(hub_id: HubId) -> Iterator[None]:
     try:
         from huggingface_hub import constants, errors
     except ImportError as error:
-        hint = "to read a model of the hub, install huggingface_hub"
+        hint = "models of the hub need huggingface_hub: pip install 'fp8pad[hub]'"
         raise HubError(f"{hub_id}: no such folder; {hint}") from error
     try:
         yield
