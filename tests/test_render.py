@@ -132,7 +132,7 @@ def test_what_is_wrong_comes_first_and_for_whom(source: Checkpoint, capsys: pyte
     inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
     plan_screen(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)), VLLM).show(stdout_console())
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[2:4] == ["What vLLM 0.33 does with it", "as it is padded absorbed (--absorb -tp TP)"]
+    assert lines[2:4] == ["What vLLM 0.33 does with it", "as it is padded (plugin) absorbed (--absorb -tp TP)"]
     assert lines[4].startswith("TP 1 serves serves ")
     assert lines[5].startswith("TP 2 refuses refuses ")
     assert any(line.startswith("TP 2, 4, 8, 16 refuses: ") and line.endswith(": a.down_proj") for line in lines)
@@ -272,6 +272,21 @@ def test_a_bar_counts_bytes_and_files() -> None:
     progress.start("verifying", 10)
     progress.advance(10)
     assert [(task.description, task.completed, task.total) for task in bar.tasks] == [("verifying", 10, 10)]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 110, 120, 200])
+def test_a_bar_takes_one_line(columns: int) -> None:
+    """However narrow the terminal is; from 80 columns on, nothing of it is cut."""
+    terminal = io.StringIO()
+    bar = Bar(console=Console(file=terminal, width=columns, force_terminal=True, color_system=None), expand=True)
+    progress = BarProgress(bar)
+    progress.start("padding and reading back", 163_000_000_000, num_files=163)
+    progress.advance(120_300_000_000)
+    bar.console.print(bar.get_renderable())
+    (line,) = terminal.getvalue().splitlines()
+    assert len(line) <= columns
+    assert "padding" in line
+    assert columns < 80 or ("padding and reading back" in line and "120.3/163.0 GB" in line and "\u2026" not in line)
 
 
 def test_a_step_of_unknown_length_shows_its_last_line() -> None:

@@ -9,7 +9,14 @@ from plans import CHANNELS, COMPRESSED, FP8, Headers, attention, gated, headers
 
 from fp8pad.errors import UsageError
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.comparison import Absorbed, Growth, absorbed_at, compare_sizes, nearest_served_policy
+from fp8pad.planning.comparison import (
+    Absorbed,
+    Growth,
+    absorbed_at,
+    better_absorbed,
+    compare_sizes,
+    nearest_served_policy,
+)
 from fp8pad.planning.engines import Engine, engines, find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge, Verdict, converted_verdict
@@ -260,6 +267,20 @@ def test_experts_are_absorbed_only_where_that_is_better() -> None:
     assert table(planned(made, Policy()), VLLM) == rows
     (_, two) = compare_sizes(planned(made, Policy()), VLLM, (1, 2))
     assert two.to_json()["absorbed"]["absorb_experts"]
+
+
+def test_the_size_asked_for_is_compared_too_and_what_is_better_there() -> None:
+    """Three ranks have a row between two and four; experts that Triton alone takes are absorbed for other kernels."""
+    made = headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384))
+    plan = planned(made, Policy(tensor_parallel_size=3))
+    assert [at.num_ranks for at in compare_sizes(plan, VLLM)] == [1, 2, 3, 4, 8, 16]
+    plan = planned(made, Policy(tensor_parallel_size=2))
+    assert plan.changes_nothing
+    found = better_absorbed(plan, compare_sizes(plan, VLLM))
+    assert found
+    assert found[1] == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
+    assert converted_verdict(planned(made, found[1]), VLLM) == Verdict()
+    assert better_absorbed(planned(made, Policy()), compare_sizes(planned(made, Policy()), VLLM)) is None
 
 
 def test_comparing_sizes_says_what_plans_for_them_would() -> None:

@@ -88,10 +88,13 @@ class SizeProblems:
     not_assessed: tuple[str, ...] = ()
 
 
-def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = SIZES) -> Iterator[AtSize]:
-    """Yield what `engine` does at each size; a size at which it serves the original needs no absorbing."""
+def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = ()) -> Iterator[AtSize]:
+    """Yield what `engine` does at each size; a size at which it serves the original needs no absorbing.
+
+    If none are given, they are the usual ones and the plan's own.
+    """
     judge = Judge(plan, engine)
-    for num_ranks in sizes:
+    for num_ranks in sizes or sorted({*SIZES, plan.policy.tensor_parallel_size}):
         original, (padded, _) = judge.original(num_ranks), judge.padded(num_ranks)
         yield AtSize(num_ranks, original, padded, _best(plan, judge, num_ranks) if original.findings else None)
 
@@ -116,6 +119,16 @@ def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None
     )
     found = next(served, None)
     return replace(policy, tensor_parallel_size=found) if found else None
+
+
+def better_absorbed(plan: CheckpointPlan, sizes: Iterable[AtSize]) -> tuple[AtSize, Policy] | None:
+    """Return what is said of the plan's own size, and its policy with absorbing, if an engine does better with that."""
+    for at in sizes:
+        if at.num_ranks == plan.policy.tensor_parallel_size and at.absorbed:
+            outcomes = at.absorbed.verdict.outcome, at.original.outcome
+            if OUTCOMES.index(outcomes[0]) < OUTCOMES.index(outcomes[1]):
+                return at, replace(plan.policy, absorb=True, absorb_experts=at.absorbed.experts)
+    return None
 
 
 def problems_at_sizes(layers: Sequence[LayerPlan], sizes: Sequence[int] = (2, 4, 8)) -> tuple[SizeProblems, ...]:

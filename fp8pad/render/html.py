@@ -6,7 +6,7 @@ from math import prod
 
 from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, Growth, compare_sizes, nearest_served_policy
+from fp8pad.planning.comparison import AtSize, Growth, better_absorbed, compare_sizes, nearest_served_policy
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict
@@ -57,7 +57,7 @@ def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
         *_sizes(plan),
         *_costs(sizes, plan),
         *_notes(plan),
-        *_next(source, plan, engine),
+        *_next(source, plan, engine, sizes),
         f'<p class="soft">fp8pad {__version__}; from headers and config.json alone</p>',
     ]
     title = _text(f"fp8pad plan: {source.name if source.remote else source.root.resolve().name}")
@@ -71,7 +71,7 @@ def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
 def _verdict(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
     yield f"<h2>What {_text(engine.title)} does with it</h2>"
     rows = ((f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at, plan)) for at in sizes)
-    yield _table(("", "as it is", "padded", "absorbed"), rows)
+    yield _table(("", "as it is", "padded (plugin)", "absorbed"), rows)
     for at_sizes, finding in findings(sizes):
         said = f"{at_sizes}: {finding.outcome}: {finding.why}:"
         yield f'<p class="soft">{_text(said)} {_code(finding.layers)}</p>'
@@ -137,11 +137,14 @@ def _growths(growths: Iterable[Growth]) -> Iterator[str]:
         yield f"<code>{_text(grown.key)}</code> {grown.old} &rarr; {grown.new}: +{size(grown.added_bytes)}"
 
 
-def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
+def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine, sizes: Sequence[AtSize]) -> Iterator[str]:
     """Yield the command that comes next: another policy's where the engine would refuse this plan's result."""
     refused = converted_verdict(plan, engine).refused
     policy = nearest_served_policy(plan, engine) if refused else plan.policy
-    if plan.changes_nothing and not refused:
+    better = better_absorbed(plan, sizes) if plan.changes_nothing and not refused else None
+    if better:
+        policy = better[1]
+    if plan.changes_nothing and not refused and not better:
         yield "<h2>Next</h2><p>Nothing to convert: the checkpoint would stay as it is.</p>"
     elif policy:
         yield f"<h2>Next</h2><pre><code>{_text(convert_command(source, policy))}</code></pre>"

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, compare_sizes
+from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
 from fp8pad.record import AxisActions, Policy
@@ -147,6 +147,12 @@ def _show_next(
         screen.command(command("convert", source, out_dir, *policy_options(plan.policy)))
         return
     here = f"nothing to convert for TP {plan.policy.tensor_parallel_size}: the checkpoint would stay as it is"
+    if better := better_absorbed(plan, sizes):
+        at, policy = better
+        outcome = at.absorbed.verdict.outcome if at.absorbed else ""
+        screen.paragraph(f"{here}; '{outcome}' instead of '{at.original.outcome}' takes:", 2)
+        screen.command(command("convert", source, out_dir, *policy_options(policy)))
+        return
     helped = next((at.num_ranks for at in sizes if at.original.outcome != at.padded.outcome), None)
     screen.paragraph(f"{here}; for TP {helped}:" if helped else here, 2)
     if helped:

@@ -27,6 +27,8 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.text import printable
 
 SECONDS_BETWEEN_LINES = 10.0
+# Columns of a terminal that a bar needs, and one with files and the time that passed.
+MEDIUM, WIDE = 72, 110
 
 
 @contextmanager
@@ -44,14 +46,26 @@ def shown_progress(quiet: bool = False) -> Iterator[Progress]:
 def _bar() -> Bar:
     plain = bool(os.environ.get("NO_COLOR"))
     console = Console(stderr=True, color_system=None if plain else "auto", markup=False, highlight=False, emoji=False)
-    return Bar(*_measured(), console=console, expand=True)
+    return Bar(*_measured(console.width), console=console, expand=True)
 
 
-def _measured() -> tuple[ProgressColumn, ...]:
-    """Return the columns of a step whose bytes are known."""
-    files, label = (TextColumn(text, markup=False) for text in ("{task.fields[files]}", "{task.description}"))
-    bar, bytes_done, speed = BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn()
-    return label, bar, files, bytes_done, speed, TimeElapsedColumn(), TimeRemainingColumn()
+def _measured(width: int) -> tuple[ProgressColumn, ...]:
+    """Return the columns of a step whose bytes are known: as many as fit on one line of `width`."""
+    label, files = (
+        TextColumn(text, markup=False, table_column=_one_line())
+        for text in ("{task.description}", "{task.fields[files]}")
+    )
+    bar, bytes_done = BarColumn(bar_width=None), DownloadColumn(table_column=_one_line())
+    speed, left = TransferSpeedColumn(table_column=_one_line()), TimeRemainingColumn(table_column=_one_line())
+    if width < MEDIUM:
+        return label, bytes_done, left
+    if width < WIDE:
+        return label, bar, bytes_done, speed, left
+    return label, bar, files, bytes_done, speed, TimeElapsedColumn(table_column=_one_line()), left
+
+
+def _one_line() -> Column:
+    return Column(no_wrap=True, overflow="ellipsis")
 
 
 def _unmeasured() -> tuple[ProgressColumn, ...]:
@@ -76,7 +90,7 @@ class BarProgress(Progress):
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
         """Put the bar of a step in the place of the last one's."""
         self._files_done, self._num_files = 0, num_files
-        self._begin(label, total_bytes, _measured())
+        self._begin(label, total_bytes, _measured(self._bar.console.width))
 
     def _begin(self, label: str, total_bytes: int | None, columns: tuple[ProgressColumn, ...]) -> TaskID:
         if self._task is not None:

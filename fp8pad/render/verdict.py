@@ -33,7 +33,9 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
         served = ", ".join(str(at.num_ranks) for at in sizes)
         screen.paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
         return
-    screen.rows([_row(at, plan) for at in sizes], header=("", "as it is", "padded", "absorbed (--absorb -tp TP)"))
+    screen.rows(
+        [_row(at, plan) for at in sizes], header=("", "as it is", "padded (plugin)", "absorbed (--absorb -tp TP)")
+    )
     screen.paragraph("")
     screen.rows(_explanations(sizes))
 
