@@ -41,6 +41,7 @@ def hub_repo(source: Checkpoint) -> str | None:
 
 def _split(card: str) -> tuple[list[str], str]:
     """Return the lines of a card's metadata, between two lines of dashes, and the rest."""
+    card = card.removeprefix("\ufeff")
     match = re.match(r"---[ \t]*\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|$)", card, re.DOTALL)
     return ((match[1] or "").splitlines(), card[match.end() :]) if match else ([], card)
 

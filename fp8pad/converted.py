@@ -1,6 +1,6 @@
 """What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it again and compares."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fp8pad import __version__
@@ -12,7 +12,7 @@ from fp8pad.checkpoint.headers import framed
 from fp8pad.checkpoint.json_text import dumps_like, index_text
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.transfer import Hashes
-from fp8pad.errors import PlanError, RecordError
+from fp8pad.errors import CheckpointError, PlanError, RecordError
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, FileRecord, QuantizationRecord
@@ -75,6 +75,7 @@ def converted_files(
     files = _files(source, layouts, texts, source_texts)
     if plan.changes_nothing:
         return Converted(source, layouts, texts, source_texts, files, None)
+    _check_folders(source, {RECORD_FILE, *texts})
     record = CheckpointRecord(
         fp8pad_version=fp8pad_version,
         policy=plan.policy,
@@ -85,6 +86,13 @@ def converted_files(
         files=files,
     )
     return Converted(source, layouts, texts, source_texts, files, record)
+
+
+def _check_folders(source: Checkpoint, written: Container[str]) -> None:
+    """Raise `CheckpointError` if a folder of the source has the name of a file that is to be written."""
+    for file in source.other_files:
+        if (folder := file.partition("/")[0]) in written:
+            raise CheckpointError(f"{source}: {folder} is a folder; a file of that name is to be written")
 
 
 def _check_complete(source: Checkpoint, plan: CheckpointPlan) -> None:

@@ -9,6 +9,7 @@ from helpers import files_of, llama
 import fp8pad
 from fp8pad.card import BEGIN, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.errors import CheckpointError
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import restoration_screen
 
@@ -46,6 +47,26 @@ def test_metadata_is_added_in_the_style_of_the_card(model: Path, metadata: str, 
     found, body = section_on(f"---\n{metadata}---\n# A model\n\nText.\n", source)
     assert found == expected
     assert body.startswith(f"\n# A model\n\nText.\n\n{BEGIN}\n## Padded by fp8pad ")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_metadata(model: Path, tmp_path: Path) -> None:
+    """Editors put one before the dashes; the old card comes back with it."""
+    (model / "README.md").write_text("\ufeff---\nlicense: mit\n---\nText.\n", "utf-8")
+    fp8pad.convert(model, tmp_path / "out")
+    written = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert written.startswith(f"---\nlicense: mit\n{RELATION}tags:\n- fp8pad\n---\n\nText.\n")
+    fp8pad.unpad(tmp_path / "out", tmp_path / "restored")
+    assert files_of(tmp_path / "restored") == files_of(model)
+
+
+@pytest.mark.parametrize("name", ["README.md", "fp8pad.json"])
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(model: Path, tmp_path: Path, name: str) -> None:
+    """What is to be written would collide with it at the very end."""
+    (model / name).mkdir()
+    (model / name / "notes.txt").write_text("text")
+    with pytest.raises(CheckpointError, match=f"{name} is a folder; a file of that name is to be written"):
+        fp8pad.convert(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [model]
 
 
 def test_the_base_model_is_known_from_the_hub(model: Path, tmp_path: Path) -> None:
