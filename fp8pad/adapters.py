@@ -1,14 +1,16 @@
-"""LoRA adapters that lie in a checkpoint's folder: those that no longer fit, because what they touch was absorbed."""
+"""What lies in a checkpoint's folder beside its shards and no longer fits: LoRA adapters and other weights."""
 
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import PurePosixPath
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, parse_object
-from fp8pad.checkpoint.folder import read_text
+from fp8pad.checkpoint.folder import SHARD_SUFFIX, read_text
 from fp8pad.checkpoint.headers import read_header
-from fp8pad.errors import CheckpointError
+from fp8pad.errors import CheckpointError, PlanError
+from fp8pad.planning.linear_names import scale_names
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.tensors import FP8_WEIGHT_DTYPES
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -29,6 +31,35 @@ def adapter_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
         for folder, modules in touched
         if modules
     )
+
+
+def other_weight_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
+    """Return a sentence for each file of FP8 Linears beside a single shard without an index, which engines load too.
+
+    It is copied as it is. Raises `PlanError` if sizes are absorbed, which would no longer be those of its tensors.
+    """
+    if source.index_text is not None:
+        return ()
+    files = [file for file in source.other_files if _holds_linears(source, file)]
+    if files and plan.config_edits:
+        raise PlanError(
+            f"{files[0]}: holds FP8 layers beside {source.shards[0].file}, and there is no index that names both: "
+            "absorbing would leave them at their old size; add an index or convert without absorbing"
+        )
+    return tuple(
+        f"{file}: holds FP8 layers, but no index names it: copied as it is, although vLLM loads it" for file in files
+    )
+
+
+def _holds_linears(source: Checkpoint, file: str) -> bool:
+    """Return whether a file in the root is no adapter and holds FP8 weights with their scales."""
+    if "/" in file or not file.endswith(SHARD_SUFFIX) or file.startswith("adapter_"):
+        return False
+    with suppress(CheckpointError):
+        tensors = {tensor.name: tensor.dtype for tensor in read_header(source.root / file, file).tensors}
+        weights = [name for name, dtype in tensors.items() if dtype in FP8_WEIGHT_DTYPES]
+        return any(scale in tensors for weight in weights for scale in scale_names(weight))
+    return False
 
 
 def _adapter_folders(source: Checkpoint) -> list[str]:

@@ -280,13 +280,14 @@ def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _planned(source: "Checkpoint", policy: Policy, strict: bool) -> PlanReport:
-    from fp8pad.adapters import adapter_notes
+    from fp8pad.adapters import adapter_notes, other_weight_notes
     from fp8pad.planning import check_understood, plan_checkpoint
 
     plan = plan_checkpoint(source.shards, source.configs, policy)
     if strict:
         check_understood(plan)
-    return PlanReport(source, replace(plan, notes=(*plan.notes, *adapter_notes(source, plan))))
+    notes = *plan.notes, *other_weight_notes(source, plan), *adapter_notes(source, plan)
+    return PlanReport(source, replace(plan, notes=notes))
 
 
 def _check_served(planned: PlanReport, force: bool) -> None:

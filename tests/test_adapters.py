@@ -1,15 +1,23 @@
 """Adapters in a checkpoint's folder: copied along, with a note where they no longer fit."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from helpers import linear, safetensors_bytes, write_checkpoint
 
+import fp8pad
 from fp8pad.adapters import adapter_notes
 from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import find_engine
 from fp8pad.record import Policy
+from fp8pad.render.console import stdout_console
+from fp8pad.render.reports import conversion_screen
+
+VLLM = find_engine(None)
 
 DOWN = "model.layers.0.mlp.down_proj"
 CONFIG = {
@@ -65,6 +73,41 @@ def test_an_adapter_in_a_pickle_is_known_by_its_config(model: Path, targets: obj
     (model / "lora" / "adapter_model.bin").write_bytes(b"a pickle")
     (model / "lora" / "adapter_config.json").write_text(json.dumps({"target_modules": targets}))
     assert notes(model) == (["lora/"] if touches else [])
+
+
+def test_other_layers_beside_a_single_shard_are_not_left_behind(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an index an engine loads them too: with the old sizes after absorbing, so that is refused."""
+    (model / "extra.safetensors").write_bytes(safetensors_bytes(linear("model.layers.1.mlp.down_proj", 64, 100)))
+    for call in (fp8pad.plan, partial(fp8pad.convert, out_dir=tmp_path / "out")):
+        with pytest.raises(PlanError, match=r"^extra\.safetensors: holds FP8 layers beside model\.safetensors"):
+            call(model, absorb=True)
+    assert list(tmp_path.iterdir()) == [model]
+    report = fp8pad.convert(model, tmp_path / "out")
+    (note,) = report.plan.notes
+    assert note.startswith("extra.safetensors: holds FP8 layers, but no index names it")
+    conversion_screen(report, VLLM).show(stdout_console())
+    assert "extra.safetensors: holds FP8 layers" in capsys.readouterr().out
+
+
+def test_weights_of_another_kind_beside_a_single_shard_may_stay(model: Path) -> None:
+    """Without FP8 layers, or without their scales, nothing of them was padded or absorbed."""
+    (model / "extra.safetensors").write_bytes(safetensors_bytes({"x.weight": ("BF16", (2, 2)), "y": ("F8_E4M3", (1,))}))
+    (model / "broken.safetensors").write_bytes(b"x")
+    assert not any("extra" in note or "broken" in note for note in fp8pad.plan(model, absorb=True).plan.notes)
+
+
+def test_the_summary_of_a_conversion_has_the_notes_of_its_plan(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter that does not fit any more is named where it happens, not only by `plan`."""
+    write_adapter(model, DOWN)
+    report = fp8pad.convert(model, tmp_path / "out", absorb=True)
+    conversion_screen(report, VLLM).show(stdout_console())
+    told = " ".join(capsys.readouterr().out.split())
+    assert report.plan.notes
+    assert all(note in told for note in report.plan.notes)
 
 
 def test_a_broken_adapter_is_no_error(model: Path) -> None:

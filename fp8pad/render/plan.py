@@ -97,6 +97,11 @@ def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     yield from _by_reason("skipped", [layer for layer in left if layer.is_understood])
 
 
+def note_facts(plan: CheckpointPlan) -> Iterator[Fact]:
+    """Yield a row for each note of a plan."""
+    yield from (("note", printable(note)) for note in plan.notes)
+
+
 def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> Iterator[Fact]:
     names: dict[str, list[str]] = {}
     for weight in weights:
@@ -111,7 +116,7 @@ def _show_costs(screen: Screen, source: Checkpoint, plan: CheckpointPlan, with_c
     if plan.layers:
         facts.append(("FLOPs", f"{flops_added_share(plan.layers):+.2%} over these layers, each counted once"))
     facts += list(_file_facts(source, output_files(source, plan, with_card)))
-    screen.rows([*facts, *(("note", printable(note)) for note in plan.notes)])
+    screen.rows([*facts, *note_facts(plan)])
 
 
 def _file_facts(source: Checkpoint, files: OutputFiles) -> Iterator[Fact]:

@@ -11,7 +11,7 @@ from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.render.console import Fact, command, growth, shell_command, shortened
-from fp8pad.render.plan import not_understood_facts, skipped_facts
+from fp8pad.render.plan import not_understood_facts, note_facts, skipped_facts
 from fp8pad.render.screen import Screen
 from fp8pad.render.verdict import show_refusal
 from fp8pad.text import printable
@@ -40,7 +40,7 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("excluded", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]
-    screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced)])
+    screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced), *note_facts(plan)])
     if not show_refusal(screen, source, plan, out_dir, engine, "--overwrite"):
         _show_serving(screen, plan, out_dir)
     screen.section("How to check it")
