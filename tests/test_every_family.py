@@ -60,6 +60,7 @@ def test_the_table_of_sizes_says_what_plans_for_them_do(model_type: str) -> None
         claimed = absorbed_at(plan, Judge(plan, VLLM), ranks, experts)
         assert claimed.verdict == converted_verdict(absorbed, VLLM)
         assert claimed.needs_runtime == absorbed.needs_runtime
+        assert claimed.added_bytes == absorbed.bytes_after - absorbed.bytes_before
         described = {mlp.size_key for _, mlp in model.mlps if experts or not mlp.experts}
         assert {edit.key.rpartition(".")[2] for edit in absorbed.config_edits} <= described
 

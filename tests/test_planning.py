@@ -62,7 +62,9 @@ def test_a_channel_scaled_layer_is_planned_to_the_last_number() -> None:
     pads, shapes = AxisActions("pad", "pad"), ((136, 213), (144, 224), (16, 16))
     assert plan == CheckpointPlan(
         policy=Policy(),
-        layers=(LayerPlan("mlp.down_proj", PerChannel(), *shapes, pads, reason, (136, 213), Sharding("row")),),
+        layers=(
+            LayerPlan("mlp.down_proj", PerChannel(), *shapes, pads, reason, (136, 213), Sharding("row"), scale_bytes=2),
+        ),
         untouched=(UntouchedTensor("lm_head.weight", "BF16", (509, 136), "BF16, not FP8"),),
         tensors={
             "mlp.down_proj.weight": PaddedTensor((136, 213), (144, 224), 0, pads),
@@ -96,7 +98,11 @@ def test_a_block_scaled_layer_is_planned_to_the_last_number() -> None:
     pads, shapes = AxisActions("pad", "pad"), ((136, 213), (160, 256), (32, 128))
     assert plan == CheckpointPlan(
         policy=Policy(),
-        layers=(LayerPlan("mlp.down_proj", PerBlock(32, 128), *shapes, pads, reason, (136, 213), Sharding("row")),),
+        layers=(
+            LayerPlan(
+                "mlp.down_proj", PerBlock(32, 128), *shapes, pads, reason, (136, 213), Sharding("row"), scale_bytes=4
+            ),
+        ),
         untouched=(),
         tensors={"mlp.down_proj.weight": PaddedTensor((136, 213), (160, 256), 0, pads)},
         modules={"mlp.down_proj": ModuleRecord(*shapes)},

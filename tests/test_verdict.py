@@ -244,8 +244,13 @@ def test_the_sizes_of_a_block_model_are_compared_without_planning_again() -> Non
     rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
     assert table(plan, VLLM) == rows + [(size, "refuses", "serves", "serves", [512]) for size in (2, 4)]
     (_, two, _) = compare_sizes(plan, VLLM, (1, 2, 4))
-    assert two.absorbed == Absorbed(Verdict(), False, False, (Growth("intermediate_size", 384, 512, 128 * 3 * 256),))
-    assert planned(made, Policy(tensor_parallel_size=2, absorb=True)).config_edits[0].new == 512
+    assert two.absorbed
+    absorbed = planned(made, Policy(tensor_parallel_size=2, absorb=True))
+    added = absorbed.bytes_after - absorbed.bytes_before
+    grown = (Growth("intermediate_size", 384, 512, 128 * 3 * 256),)
+    assert two.absorbed == Absorbed(Verdict(), False, False, grown, added)
+    assert two.to_json()["absorbed"]["added_bytes"] == added > grown[0].added_bytes
+    assert absorbed.config_edits[0].new == 512
 
 
 def test_an_engine_without_a_plugin_refuses_what_is_padded_and_serves_what_is_absorbed() -> None:

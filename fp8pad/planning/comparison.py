@@ -26,18 +26,14 @@ class Growth:
 class Absorbed:
     """What an engine does with an absorbed checkpoint: with the routed experts absorbed or without, and at what cost.
 
-    `needs_runtime` says that something is left to pad.
+    `needs_runtime` says that something is left to pad; `added_bytes` is what tensors grow by, absorbed and padded.
     """
 
     verdict: Verdict
     experts: bool
     needs_runtime: bool
     growths: tuple[Growth, ...]
-
-    @property
-    def added_bytes(self) -> int:
-        """The FP8 weights that absorbing adds, in bytes."""
-        return sum(growth.added_bytes for growth in self.growths)
+    added_bytes: int
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad plan --json` says of it."""
@@ -45,6 +41,7 @@ class Absorbed:
             **_verdict_document(self.verdict),
             "absorb_experts": self.experts,
             "needs_runtime": self.needs_runtime,
+            "added_bytes": self.added_bytes,
             "sizes": [asdict(growth) for growth in self.growths],
         }
 
@@ -155,7 +152,7 @@ def absorbed_at(plan: CheckpointPlan, judge: Judge, num_ranks: int, experts: boo
         if new > size.old
     )
     verdict, needs_runtime = judge.padded(num_ranks, sizes)
-    return Absorbed(verdict, experts, needs_runtime, growths)
+    return Absorbed(verdict, experts, needs_runtime, growths, judge.added_bytes(sizes))
 
 
 def _verdict_document(verdict: Verdict) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fp8pad.planning.reasons import reason_of
 from fp8pad.planning.tensor_parallel import Sharding
 from fp8pad.record import Axis, AxisActions, Disposition, PaddedTensor, Policy
 from fp8pad.scales import PerBlock, in_order, resized_scale
+from fp8pad.tensors import tensor_bytes
 
 
 def plan_layers(
@@ -31,7 +32,7 @@ def plan_layers(
         config_shape = in_order(absorbed.padded_shape, linear.order) if absorbed else linear.shape
         refusal = _refusal(linear, absorption, policy) if absorption.refusals else ""
         how, inner_axis = shardings[linear.name], inner.get(linear.name)
-        kind = linear.kind, how, config_shape, refusal, inner_axis
+        kind = linear.kind, linear.scale and linear.scale.dtype, how, config_shape, refusal, inner_axis
         if kind not in known:
             known[kind] = _plan_layer(linear, policy, how, config_shape, refusal=refusal, inner=inner_axis)
         yield known[kind].named(linear.name)
@@ -76,6 +77,7 @@ def _plan_layer(
         inner=inner,
         is_expert=linear.is_expert,
         is_understood=linear.is_understood or config_shape != linear.shape,
+        scale_bytes=tensor_bytes(linear.scale.dtype, (1,)) if linear.scale else 0,
     )
     layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size))
     return replace(layer, reason=reason_of(layer, policy.tensor_parallel_size, linear.skip_reason, refusal))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from math import gcd, lcm
+from math import gcd, lcm, prod
 from operator import attrgetter
 
 from fp8pad.geometry import round_up
@@ -20,7 +20,8 @@ class LayerPlan:
     logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
     `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
     `is_expert` marks routed experts, which the runtime does not handle; `inner` is the axis that lies inside an MLP, if
-    one does. `is_understood` is False where it is carried because fp8pad cannot tell what it is.
+    one does. `is_understood` is False where it is carried because fp8pad cannot tell what it is. `scale_bytes` is what
+    one of its scales takes.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LayerPlan:
     is_expert: bool = False
     inner: Axis | None = None
     is_understood: bool = True
+    scale_bytes: int = 0
 
     def named(self, name: str) -> "LayerPlan":
         """Return the plan of another layer, which is like this one in all but its name."""
@@ -67,6 +69,11 @@ class LayerPlan:
     def is_padded_at_load(self) -> bool:
         """Whether the runtime pads a rank's part of the layer, at the policy's tensor-parallel size."""
         return self.rank_fit == "unaligned" and self.is_for_runtime
+
+    def bytes_at(self, shape: tuple[int, int]) -> int:
+        """Return what weight and scales take on disk if each matrix is `(N, K)`."""
+        num_scales = prod(self.granularity.scale_shape(shape)) if self.granularity else 0
+        return prod(self.logical_shape[:-2]) * (prod(shape) + num_scales * self.scale_bytes)
 
     def part(self, num_ranks: int) -> RankPart:
         """Return what one of `num_ranks` ranks holds of the layer."""
@@ -103,7 +110,8 @@ class AbsorbableSize:
 
     `path` is its key in config.json and `old` its value. `governed` maps each FP8 weight's module to the axis that it
     sizes and how often it goes into it; `weight_bytes` is what these weights take. `alignments` are pairs: a multiple
-    that an axis must have on each rank, and how often the size goes into one matrix of it.
+    that an axis must have on each rank, and how often the size goes into one matrix of it. `other_bytes` is what
+    tensors take that grow with it and are neither weights nor scales of FP8 Linears.
     """
 
     path: str
@@ -112,6 +120,7 @@ class AbsorbableSize:
     governed: Mapping[str, tuple[Axis, int]]
     alignments: frozenset[tuple[int, int]]
     weight_bytes: int
+    other_bytes: int = 0
 
     def size_at(self, num_ranks: int) -> int:
         """Return the smallest value that aligns everything on each of `num_ranks` ranks."""
@@ -183,7 +192,7 @@ class CheckpointPlan:
         groups: dict[object, AlikeLayers] = {}
         for place, layer in enumerate(self.layers):
             sizes = tuple(grows.get(layer.name, ()))
-            shapes = layer.logical_shape, layer.config_shape, layer.alignment
+            shapes = layer.logical_shape, layer.config_shape, layer.alignment, layer.scale_bytes
             key = shapes, layer.granularity, layer.sharding, layer.axes, layer.is_expert, layer.inner, sizes
             if key not in groups:
                 groups[key] = AlikeLayers(layer, [], sizes)

@@ -6,7 +6,7 @@ from math import gcd
 from types import MappingProxyType
 
 from fp8pad.errors import NotServedError
-from fp8pad.geometry import is_aligned
+from fp8pad.geometry import is_aligned, round_up
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule, matches
 from fp8pad.planning.plan import AlikeLayers, CheckpointPlan, LayerPlan
 from fp8pad.planning.tensor_parallel import Fit, RankPart, Shape
@@ -97,6 +97,17 @@ class Judge:
         rule_of = self._padded if needs_runtime else self._stock
         found = ((group, rule_of(group.example, shape, num_ranks)) for group, shape in shapes)
         return self._verdict(found, num_ranks), needs_runtime
+
+    def added_bytes(self, sizes: Mapping[int, int]) -> int:
+        """How many bytes of tensors converting adds, by padding and by absorbing `sizes`, as in `padded`."""
+        absorbed = ((self._plan.absorbable[place], new) for place, new in sizes.items())
+        total = sum(size.other_bytes * (new - size.old) // size.old for size, new in absorbed)
+        for group in self._plan.alike:
+            layer, (num_n, num_k) = group.example, _grown(group, sizes)
+            if layer.is_for_runtime:
+                num_n, num_k = round_up(num_n, layer.alignment[0]), round_up(num_k, layer.alignment[1])
+            total += len(group.places) * (layer.bytes_at((num_n, num_k)) - layer.bytes_at(layer.logical_matrix))
+        return total
 
     def _verdict(self, rules: Iterable[tuple[AlikeLayers, Rule | None]], num_ranks: int) -> Verdict:
         rules = list(rules)

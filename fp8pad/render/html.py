@@ -129,7 +129,7 @@ def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan) -> Iterator[str]:
             ("<br>".join(_growths(found.growths)), added(found.added_bytes, plan.bytes_before)) for _, found in absorbed
         ]
         rows = [(f"TP {num_ranks}", *cell) for (num_ranks, _), cell in zip(absorbed, cells, strict=True)]
-        yield _table(("absorbed for", "config.json", "added"), rows)
+        yield _table(("absorbed for", "config.json", "added in all"), rows)
 
 
 def _growths(growths: Iterable[Growth]) -> Iterator[str]:

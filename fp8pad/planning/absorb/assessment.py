@@ -103,7 +103,18 @@ def _absorbable(assessment: Assessment, old: int, policy: Policy) -> AbsorbableS
         },
         alignments=frozenset((alike.multiple(policy), alike.times) for alike in weights),
         weight_bytes=sum(len(alike.members) * alike.example.tensor.num_bytes for alike in weights),
+        other_bytes=sum(
+            len(alike.members) * alike.example.tensor.num_bytes
+            for alike in assessment.tensors
+            if not _is_of_linear(alike) and alike.grown(old, 2 * old)
+        ),
     )
+
+
+def _is_of_linear(alike: AlikeTensors) -> bool:
+    """Whether the tensors are weights or scales of FP8 Linears."""
+    linear, tensor = alike.linear, alike.example.tensor
+    return linear is not None and tensor in (linear.weight, linear.scale)
 
 
 def config_size(size: GovernedSize) -> int:
