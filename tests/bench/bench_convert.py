@@ -37,6 +37,7 @@ CHUNK_BYTES = 1 << 24
 POLL_SECONDS = 0.02
 PADDED = {"none": 0, "few": 8, "all": 1}  # every n-th layer is padded
 PEERS = ("safetensors", "compressed-tensors")
+UNSYNCED = "import os, runpy; os.fsync = lambda _: None; runpy.run_module('fp8pad', run_name='__main__')"
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -70,7 +71,7 @@ def main() -> None:
             host = describe_host(model)
             for cache in options.cache:
                 for _ in range(options.repeats):
-                    runs += measure(model, padded, cache, ways(padded, cache, options.peer_python))
+                    runs += measure(model, padded, cache, ways(padded, cache, options))
             shutil.rmtree(model)
     document = {"host": host, "runs": [asdict(run) for run in runs]}
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind (default: 3)")
     parser.add_argument("--padded", nargs="+", choices=PADDED, default=list(PADDED), help="which checkpoints")
     parser.add_argument("--cache", nargs="+", choices=("warm", "cold"), default=["warm", "cold"])
+    parser.add_argument("--unsynced", action="store_true", help="also measure what waits for no disk, for a profile")
     parser.add_argument("--peer-python", help="a Python with torch and compressed-tensors")
     parser.add_argument(
         "--scratch", default=gettempdir(), help="folder on the disk to measure, with room for two copies"
@@ -94,11 +96,15 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def ways(padded: str, cache: str, peer_python: str | None) -> dict[str, list[str]]:
+def ways(padded: str, cache: str, options: argparse.Namespace) -> dict[str, list[str]]:
     """Return what is measured, without the two folders that each command takes."""
+    peer_python = options.peer_python
     commands = {COPY: ["sh", "-c", 'cp -r "$0" "$1"; sync']}
     for depth in ("none", "padded", "full") if cache == "warm" else ("padded", "full"):
         commands[f"fp8pad --verify {depth}"] = [sys.executable, "-m", "fp8pad", "convert", "--quiet", "--verify", depth]
+    if options.unsynced:
+        commands["cp -r"] = ["cp", "-r"]
+        commands["fp8pad, unsynced"] = [sys.executable, "-c", UNSYNCED, "convert", "--quiet"]
     for peer in PEERS if peer_python and padded != "none" and cache == "warm" else ():
         commands[peer] = [peer_python or "", str(Path(__file__).with_name("peers.py")), peer]
     return commands
