@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers import copy_case
 from plans import CHANNELS, COMPRESSED, FP8, Headers, attention, gated, headers
 
+from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.errors import UsageError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import (
@@ -328,3 +330,15 @@ def test_a_family_file_says_how_its_own_modules_are_divided() -> None:
     shapes = {"model.visual.merger.proj": (256, 256), "model.visual.blocks.0.attn.proj": (256, 256)}
     plan = planned(headers(config, CHANNELS, shapes), Policy())
     assert [layer.sharding.axis for layer in plan.layers] == ["column", "row"]
+
+
+@pytest.mark.parametrize("name", ["llama_bias_dyn", "llama_layer0_skip"])
+def test_what_absorbing_adds_counts_tensors_that_are_not_fp8(name: str, tmp_path: Path) -> None:
+    """Biases and weights of BF16 grow with the inner size, too."""
+    source = read_unconverted(copy_case(f"good/{name}", tmp_path))
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    assert any(size.other_bytes for size in plan.absorbable)
+    for ranks in (1, 2, 4):
+        absorbed = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=ranks, absorb=True))
+        claimed = absorbed_at(plan, Judge(plan, VLLM), ranks, experts=False)
+        assert claimed.added_bytes == absorbed.bytes_after - absorbed.bytes_before
