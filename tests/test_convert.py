@@ -524,8 +524,7 @@ def kill_at(number: int) -> None:
         setattr(os, name, counted(getattr(os, name)))
 
 
-@pytest.mark.parametrize("resume", [True, False])
-@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize(("resume", "exists"), [(True, True), (False, False)])
 def test_a_run_that_is_killed_anywhere_leaves_nothing_to_load(tmp_path: Path, resume: bool, exists: bool) -> None:
     """Killed before any of its system calls, the destination is the old one or complete, and the next run succeeds."""
     model = llama(tmp_path / "model", num_shards=2)
