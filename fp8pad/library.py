@@ -77,7 +77,7 @@ def plan(
     find_engine(engine)
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     with opened(model, partial(read_unconverted, follow_links=follow_links)) as source:
-        return replace(_planned(source, policy, strict), engine=engine, card=card)
+        return _planned(source, policy, strict, engine, card)
 
 
 def convert(
@@ -136,7 +136,7 @@ def convert(
     told, target = _told(progress), Path(out_dir)
     read = partial(read_unconverted, follow_links=follow_links)
     with opened(model, read, work_folder(target), cache, told) as source:
-        planned = replace(_planned(source, policy, strict), engine=engine, card=card)
+        planned = _planned(source, policy, strict, engine, card)
         _check_served(planned, force)
         report = convert_checkpoint(source, planned.plan, target, options, told)
     return replace(report, engine=engine)
@@ -183,7 +183,7 @@ def convert_shards(
     told, target = _told(progress), Path(out_dir)
     read = partial(read_unconverted, follow_links=follow_links)
     with opened(model, read, work_folder(target, shards), cache, told) as source:
-        planned = replace(_planned(source, policy, strict), engine=engine, card=card)
+        planned = _planned(source, policy, strict, engine, card)
         _check_served(planned, force)
         return convert_slice(source, planned.plan, target, options, told)
 
@@ -279,7 +279,7 @@ def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
         raise UsageError(f"skip: expected a pattern, or several, got {shown(skip)}") from error
 
 
-def _planned(source: "Checkpoint", policy: Policy, strict: bool) -> PlanReport:
+def _planned(source: "Checkpoint", policy: Policy, strict: bool, engine: str | None, card: bool) -> PlanReport:
     from fp8pad.adapters import adapter_notes, other_weight_notes
     from fp8pad.planning import check_understood, plan_checkpoint
 
@@ -287,7 +287,7 @@ def _planned(source: "Checkpoint", policy: Policy, strict: bool) -> PlanReport:
     if strict:
         check_understood(plan)
     notes = *plan.notes, *other_weight_notes(source, plan), *adapter_notes(source, plan)
-    return PlanReport(source, replace(plan, notes=notes))
+    return PlanReport(source, replace(plan, notes=notes), engine, card)
 
 
 def _check_served(planned: PlanReport, force: bool) -> None:

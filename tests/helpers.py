@@ -1,4 +1,4 @@
-"""The one builder of small checkpoints, and what reads them back independently of fp8pad."""
+"""The one builder of small checkpoints, what reads them back independently of fp8pad, and a progress that counts."""
 
 import json
 import os
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from cut_cases import copy_folder
+
+from fp8pad.checkpoint.progress import Progress
 
 BITS = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U8": 8, "I8": 8, "BF16": 16, "F16": 16, "F32": 32, "F4": 4, "I64": 64,
@@ -106,6 +108,23 @@ def tensor_rows(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     entry = stored_header(path)[name]
     begin, end = (8 + int.from_bytes(data[:8], "little") + offset for offset in entry["data_offsets"])
     return np.frombuffer(data[begin:end], np.uint8).reshape(*entry["shape"], BITS[entry["dtype"]] // 8)
+
+
+class Counter(Progress):
+    """Adds up what it is told, of the last step."""
+
+    num_bytes = 0
+    total_bytes = 0
+
+    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
+        """Begin anew."""
+        assert label
+        assert num_files >= 0
+        self.num_bytes, self.total_bytes = 0, total_bytes
+
+    def advance(self, num_bytes: int) -> None:
+        """Add."""
+        self.num_bytes += num_bytes
 
 
 def files_of(root: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 from fake_hub import TOKEN, FakeHub, fake_hub
-from helpers import INDEX, files_of, llama, safetensors_bytes, write_checkpoint
+from helpers import INDEX, Counter, files_of, llama, safetensors_bytes, write_checkpoint
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
 import huggingface_hub
@@ -22,7 +22,6 @@ from huggingface_hub import constants
 import fp8pad
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.checkpoint.options import Executor
-from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import opened
 from fp8pad.hub.ids import HubId
@@ -449,20 +448,6 @@ def test_a_temporary_folder_that_is_too_small_is_a_line(
     message = f"not enough disk space for {FIRST}: {size} bytes are needed, 100 are free; set TMPDIR"
     with pytest.raises(OutputError, match=message):
         fp8pad.verify(NAME, tmp_path / "out", jobs=1)
-
-
-class Counter(Progress):
-    """Adds up what it is told, of the last step."""
-
-    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
-        """Begin anew."""
-        assert label
-        assert num_files >= 0
-        self.num_bytes, self.total_bytes = 0, total_bytes
-
-    def advance(self, num_bytes: int) -> None:
-        """Add."""
-        self.num_bytes += num_bytes
 
 
 @pytest.mark.parametrize("executor", ["local", "ray"])

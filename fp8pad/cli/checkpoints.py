@@ -4,9 +4,9 @@ A command has the options of the library's function of its name. What it needs i
 `fp8pad --help` loads neither numpy nor rich.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import typer
 
@@ -15,8 +15,7 @@ from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
 from fp8pad.errors import NotServedError, RecordError, VerifyError
 
-if TYPE_CHECKING:
-    from fp8pad.conversion import ConvertReport, SliceReport
+_Report = TypeVar("_Report")
 
 
 @options.takes(library.plan, options.CHECKPOINT)
@@ -99,10 +98,11 @@ def convert(
         return
     try:
         if shards is None:
-            report = _converted(model, out_dir, quiet, asked)
+            report = _run(library.convert, model, out_dir, quiet=quiet, **asked)
             show(report, lambda found: conversion_screen(found, engine), as_json, quiet)
         else:
-            written = _written_shards(model, out_dir, shards, quiet, asked)
+            chosen = options.those_of(library.convert_shards, asked)
+            written = _run(library.convert_shards, model, out_dir, shards, quiet=quiet, **chosen)
             finish = command("convert", model, out_dir, *options.words_of(library.convert, asked), "--finish")
             show(written, lambda found: slice_screen(found, finish), as_json, quiet)
     except NotServedError as error:
@@ -123,19 +123,12 @@ def _check_together(shards: range | None, dry_run: bool, asked: Mapping[str, Any
             raise typer.BadParameter(f"--shards does not go with {name}")
 
 
-def _converted(model: Path, out_dir: Path, quiet: bool, asked: Mapping[str, Any]) -> "ConvertReport":
+def _run(function: Callable[..., _Report], *arguments: Any, quiet: bool, **asked: Any) -> _Report:
+    """Call a function of the library and show its progress."""
     from fp8pad.render.progress import shown_progress
 
     with shown_progress(quiet) as progress:
-        return library.convert(model, out_dir, progress=progress, **asked)
-
-
-def _written_shards(model: Path, out_dir: Path, shards: range, quiet: bool, asked: Mapping[str, Any]) -> "SliceReport":
-    from fp8pad.render.progress import shown_progress
-
-    with shown_progress(quiet) as progress:
-        chosen = options.those_of(library.convert_shards, asked)
-        return library.convert_shards(model, out_dir, shards, progress=progress, **chosen)
+        return function(*arguments, progress=progress, **asked)
 
 
 @options.takes(library.verify, options.CHECKPOINT)
@@ -150,14 +143,12 @@ def verify(
 
     OUT_DIR alone is checked against its own records; with MODEL, every byte is compared with it.
     """
-    from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import verification_screen
     from fp8pad.render.screen import show
 
     if len(folders) > 2:
         raise typer.BadParameter("expected OUT_DIR, or MODEL and OUT_DIR")
-    with shown_progress(quiet) as progress:
-        report = library.verify(*folders, progress=progress, **asked)
+    report = _run(library.verify, *folders, quiet=quiet, **asked)
     show(report, verification_screen, as_json, quiet)
     if not report.ok:
         raise VerifyError(_first_of(folders[-1], report.mismatches, "mismatch", "mismatches", report.is_complete))
@@ -173,12 +164,10 @@ def unpad(
     **asked: Any,
 ) -> None:
     """Restore the original, byte for byte."""
-    from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import restoration_screen
     from fp8pad.render.screen import show
 
-    with shown_progress(quiet) as progress:
-        report = library.unpad(out_dir, restored_dir, progress=progress, **asked)
+    report = _run(library.unpad, out_dir, restored_dir, quiet=quiet, **asked)
     show(report, restoration_screen, as_json, quiet)
 
 
@@ -195,12 +184,10 @@ def push(
 
     It is verified first, and its model card has to say what was changed.
     """
-    from fp8pad.render.progress import shown_progress
     from fp8pad.render.reports import push_screen
     from fp8pad.render.screen import show
 
-    with shown_progress(quiet) as progress:
-        report = library.push(out_dir, repo, progress=progress, **asked)
+    report = _run(library.push, out_dir, repo, quiet=quiet, **asked)
     show(report, push_screen, as_json, quiet)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import files_of, llama
+from helpers import Counter, files_of, llama
 from ray_work import Dies, Fails, Square
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
@@ -25,23 +25,6 @@ from fp8pad.unpadding import unpad
 from fp8pad.verification import verify
 
 pytestmark = pytest.mark.ray
-
-
-class Counter(Progress):
-    """Adds up what it is told."""
-
-    num_bytes = 0
-    total_bytes = 0
-
-    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
-        """Begin anew."""
-        assert label
-        assert num_files >= 0
-        self.num_bytes, self.total_bytes = 0, total_bytes
-
-    def advance(self, num_bytes: int) -> None:
-        """Add."""
-        self.num_bytes += num_bytes
 
 
 def on_ray(cluster: Any, **options: Any) -> WriteOptions:
