@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.converted import Converted, converted_files
-from fp8pad.output import Contents, Output, others_left, staged, write_slice
+from fp8pad.output import Output, others_left, staged, write_slice
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import CONFIG_FILE, FORMAT_VERSION

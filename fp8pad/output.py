@@ -2,51 +2,29 @@
 
 import errno
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, check_unchanged
 from fp8pad.checkpoint.compare import compare_files
-from fp8pad.checkpoint.destination import Replaced, can_clone, check_destination, check_replaceable, check_space
-from fp8pad.checkpoint.directory import open_directory
+from fp8pad.checkpoint.contents import Contents
+from fp8pad.checkpoint.destination import Replaced, check_destination, check_replaceable, check_space
 from fp8pad.checkpoint.files import Advance, FileIdentity, text_sha256
-from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.options import Link, WriteOptions
+from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, publish, recover
 from fp8pad.checkpoint.staging import hold_staging, join_staging, staging_path
 from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.checkpoint.writer import Writer, Written, is_hashed
-from fp8pad.errors import CheckpointError, OutputError, VerifyError
+from fp8pad.errors import OutputError, VerifyError
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
-from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, parse_record
+from fp8pad.record import RECORD_FILE, CheckpointRecord
 
 PART = 1 << 20  # characters of a text that are encoded at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """The files of a checkpoint that is to be written from `source`.
-
-    `texts` are its text files; the one without which nothing can be loaded is the last. A `record` is written too, once
-    the hashes of all files are known.
-    """
-
-    source: Checkpoint
-    layouts: tuple[ShardLayout, ...]
-    other_files: tuple[str, ...]
-    texts: Mapping[str, str]
-    record: CheckpointRecord | None = None
-
-    @property
-    def files(self) -> set[str]:
-        """The names of all files."""
-        files = {*(layout.file for layout in self.layouts), *self.other_files, *self.texts}
-        return files | {RECORD_FILE} if self.record else files
 
 
 @dataclass(slots=True)
@@ -96,7 +74,7 @@ class Output:
             self._compare_files(progress)
             return {}
         contents, writer, jobs = self.contents, self.writer, self.options.jobs
-        total_bytes = sum(map(writer.work_bytes, contents.layouts)) + _other_bytes(contents)
+        total_bytes = sum(map(writer.work_bytes, contents.layouts)) + contents.other_bytes
         total_bytes += sum(map(contents.source.fetched_bytes, contents.other_files))
         progress.start(
             _label(contents.layouts, self.options), total_bytes, len(contents.layouts) + len(contents.other_files)
@@ -106,7 +84,7 @@ class Output:
         self._keys.update({layout.file: writer.key(layout) for layout in contents.layouts})
         self._keys.update({file: writer.file_key(file) for file in contents.other_files})
         written = dict(zip(self._keys, (*shards, *other_files), strict=True))
-        self.written_bytes = sum(layout.target_bytes for layout in contents.layouts) + _other_bytes(contents)
+        self.written_bytes = sum(layout.target_bytes for layout in contents.layouts) + contents.other_bytes
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
 
@@ -156,12 +134,10 @@ class Output:
     def publish(self) -> Replaced | None:
         """Put what was written in the place of `out_dir`; return what was replaced."""
         check_unchanged(self.contents.source)
-        staging = self.writer.staging
-        if self.is_there:
-            self.is_published = True
-            return None
-        overwrite = self.options.overwrite or is_published(staging, self.run)
-        replaced = publish(staging, self._keys, self.run, overwrite)
+        staging, replaced = self.writer.staging, None
+        if not self.is_there:
+            overwrite = self.options.overwrite or is_published(staging, self.run)
+            replaced = publish(staging, self._keys, self.run, overwrite)
         self.is_published = True
         return replaced
 
@@ -188,7 +164,7 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     so. Raises `OutputError` if nothing can be written to `out_dir`, before anything is created where that can be known.
     """
     target = check_destination(contents.source, out_dir)
-    is_there = not options.overwrite and _seems_written(contents, target, is_hashed(contents.source, options))
+    is_there = not options.overwrite and contents.seems_written(target, is_hashed(contents.source, options))
     if not staging_path(target).exists() and not is_there:
         check_replaceable(target, out_dir, contents.files, options.overwrite)
     with hold_staging(target) as staging:
@@ -217,33 +193,6 @@ def _remove_own(out: Output) -> int:
     return 0
 
 
-def _seems_written(contents: Contents, target: Path, needs_hashes: bool) -> bool:
-    """Return whether `target` has the files that are to be written, of the same sizes, texts and record.
-
-    So a run leaves it that succeeds, or that is killed when only its own traces are left to remove.
-    """
-    sizes = {layout.file: layout.target_bytes for layout in contents.layouts}
-    sizes |= {file: contents.source.identities[file].size for file in contents.other_files}
-    with suppress(OSError, CheckpointError):
-        with open_directory(target) as folder:
-            if set(folder.files()) != contents.files:
-                return False
-        return (
-            all((target / file).lstat().st_size == size for file, size in sizes.items())
-            and all(read_text(target, file) == text for file, text in contents.texts.items())
-            and (contents.record is None or _is_recorded(contents.record, target, needs_hashes))
-        )
-    return False
-
-
-def _is_recorded(record: CheckpointRecord, target: Path, needs_hashes: bool) -> bool:
-    """Return whether `target` has that record, with hashes of all files if it `needs_hashes`."""
-    found = parse_record(read_text(target, RECORD_FILE))
-    has_hashes = all(entry.sha256 for entry in found.files.values())
-    files = {name: FileRecord(entry.source_size, entry.size) for name, entry in found.files.items()}
-    return replace(found, files=files) == record and (has_hashes or not needs_hashes)
-
-
 def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progress: Progress) -> tuple[str, ...]:
     """Write some shards into the staging folder and leave them there; return the names of all that are finished.
 
@@ -256,8 +205,8 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
     target, source = check_destination(contents.source, out_dir), contents.source
     layouts = contents.layouts[shards.start : shards.stop]
     check_replaceable(target, out_dir, contents.files, options.overwrite)
-    fetched_bytes = _fetched_bytes(replace(contents, layouts=layouts, other_files=()), options.jobs)
-    stored_bytes = sum(_stored_bytes(layout, source) for layout in layouts)
+    fetched_bytes = replace(contents, layouts=layouts, other_files=()).fetched_bytes(options.jobs)
+    stored_bytes = sum(map(contents.stored_bytes, layouts))
     check_space(target, stored_bytes + fetched_bytes, source.remote.num_bytes if source.remote else 0)
     with hold_staging(target, shared=True) as staging:
         writer = Writer(source, staging, options)
@@ -279,7 +228,7 @@ def _begin(out: Output, out_dir: Path) -> None:
         forget_publication(writer.staging, keeps_shards=options.finishes)
     overwrite = options.overwrite or is_published(writer.staging)
     check_replaceable(target, out_dir, contents.files, overwrite)
-    needed_bytes = _needed_bytes(contents, target, options.link) + _fetched_bytes(contents, options.jobs)
+    needed_bytes = contents.needed_bytes(target, options.link) + contents.fetched_bytes(options.jobs)
     remote = contents.source.remote
     check_space(target, needed_bytes, writer.staging.num_bytes + (remote.num_bytes if remote else 0))
     if options.finishes:
@@ -355,37 +304,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def _needed_bytes(contents: Contents, target: Path, link: Link) -> int:
-    layouts, source = contents.layouts, contents.source
-    written = [layout for layout in layouts if not layout.is_untouched]
-    untouched = [layout for layout in layouts if layout.is_untouched]
-    is_linked = link in {"hardlink", "reflink"} or (
-        link == "auto" and untouched and can_clone(source.root / untouched[0].file, target)
-    )
-    files = written if is_linked else layouts
-    return sum(_stored_bytes(layout, source) for layout in files) + _other_bytes(contents)
-
-
-def _fetched_bytes(contents: Contents, jobs: int) -> int:
-    """Return the bytes of fetched files that are there at a time and do not become files of the output themselves."""
-    copied = [layout.file for layout in contents.layouts if not layout.is_untouched] + list(contents.other_files)
-    return sum(sorted(map(contents.source.fetched_bytes, copied))[-jobs:])
-
-
 def _label(layouts: Iterable[ShardLayout], options: WriteOptions) -> str:
     """Name the step whose bytes are counted: more than the files have, where they are read back too."""
     label = "unpadding" if any(layout.unpads for layout in layouts) else "padding"
     return label if options.verify == "none" else f"{label} and reading back"
-
-
-def _stored_bytes(layout: ShardLayout, source: Checkpoint) -> int:
-    """Return the bytes that a shard will take: holes of its source stay holes."""
-    if source.remote:
-        return layout.target_bytes
-    status = (source.root / layout.file).stat()
-    holes = max(0, status.st_size - status.st_blocks * 512) if status.st_blocks else 0  # some file systems count none
-    return layout.target_bytes - holes
-
-
-def _other_bytes(contents: Contents) -> int:
-    return sum(contents.source.identities[file].size for file in contents.other_files)

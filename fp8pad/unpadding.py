@@ -8,6 +8,7 @@ from typing import Any
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
 from fp8pad.checkpoint.compare import Mismatch
+from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import file_sha256, text_sha256
 from fp8pad.checkpoint.layout import ShardLayout
@@ -15,7 +16,7 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import RecordError, VerifyError
-from fp8pad.output import Contents, staged
+from fp8pad.output import staged
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
 from fp8pad.verification.changed_files import changed_files, is_dangerous
 from fp8pad.verification.disagreements import examine

@@ -1,0 +1,90 @@
+"""The files of a checkpoint that is to be written: their names, the room that they take, and whether they are there."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.destination import can_clone
+from fp8pad.checkpoint.directory import open_directory
+from fp8pad.checkpoint.folder import read_text
+from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.options import Link
+from fp8pad.errors import CheckpointError
+from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, parse_record
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The files of a checkpoint that is to be written from `source`.
+
+    `texts` are its text files; the one without which nothing can be loaded is the last. A `record` is written too, once
+    the hashes of all files are known.
+    """
+
+    source: Checkpoint
+    layouts: tuple[ShardLayout, ...]
+    other_files: tuple[str, ...]
+    texts: Mapping[str, str]
+    record: CheckpointRecord | None = None
+
+    @property
+    def files(self) -> set[str]:
+        """The names of all files."""
+        files = {*(layout.file for layout in self.layouts), *self.other_files, *self.texts}
+        return files | {RECORD_FILE} if self.record else files
+
+    @property
+    def other_bytes(self) -> int:
+        """The bytes of the files that are copied as they are, beside the shards."""
+        return sum(self.source.identities[file].size for file in self.other_files)
+
+    def stored_bytes(self, layout: ShardLayout) -> int:
+        """Return the bytes that a shard will take: holes of its source stay holes."""
+        if self.source.remote:
+            return layout.target_bytes
+        status = (self.source.root / layout.file).stat()
+        # Some file systems count no blocks.
+        holes = max(0, status.st_size - status.st_blocks * 512) if status.st_blocks else 0
+        return layout.target_bytes - holes
+
+    def needed_bytes(self, target: Path, link: Link) -> int:
+        """Return the bytes that all files will take at `target`, without those of shards that share their data."""
+        untouched = [layout for layout in self.layouts if layout.is_untouched]
+        is_linked = link in {"hardlink", "reflink"} or (
+            link == "auto" and untouched and can_clone(self.source.root / untouched[0].file, target)
+        )
+        stored = [layout for layout in self.layouts if not (is_linked and layout.is_untouched)]
+        return sum(map(self.stored_bytes, stored)) + self.other_bytes
+
+    def fetched_bytes(self, jobs: int) -> int:
+        """Return the bytes of fetched files that are there at a time and become no files of the output themselves."""
+        copied = [layout.file for layout in self.layouts if not layout.is_untouched] + list(self.other_files)
+        return sum(sorted(map(self.source.fetched_bytes, copied))[-jobs:])
+
+    def seems_written(self, target: Path, needs_hashes: bool) -> bool:
+        """Return whether `target` has these files and no others, of the same sizes, texts and record.
+
+        So a run leaves it that succeeds, or that is killed when only its own traces are left to remove.
+        """
+        sizes = {layout.file: layout.target_bytes for layout in self.layouts}
+        sizes |= {file: self.source.identities[file].size for file in self.other_files}
+        with suppress(OSError, CheckpointError):
+            with open_directory(target) as folder:
+                if set(folder.files()) != self.files:
+                    return False
+            return (
+                all((target / file).lstat().st_size == size for file, size in sizes.items())
+                and all(read_text(target, file) == text for file, text in self.texts.items())
+                and (self.record is None or _is_recorded(self.record, target, needs_hashes))
+            )
+        return False
+
+
+def _is_recorded(record: CheckpointRecord, target: Path, needs_hashes: bool) -> bool:
+    """Return whether `target` has that record, with hashes of all files if it `needs_hashes`."""
+    found = parse_record(read_text(target, RECORD_FILE))
+    has_hashes = all(entry.sha256 for entry in found.files.values())
+    files = {name: FileRecord(entry.source_size, entry.size) for name, entry in found.files.items()}
+    return replace(found, files=files) == record and (has_hashes or not needs_hashes)
