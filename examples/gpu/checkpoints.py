@@ -37,7 +37,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="ranks that share each layer")
     parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1, help="ranks that share the layers out")
-    parser.add_argument("--share-gpu", action="store_true", help="all ranks on the first GPU: to compare, not to time")
+    parser.add_argument("--share-gpu", action="store_true", help="more ranks than GPUs: to compare, not to time")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/fp8pad-models"), help="where checkpoints are kept")  # noqa: S108
     parser.add_argument("--tiny", action="store_true", help="make synthetic models tiny, to try this on a CPU")
     arguments = parser.parse_args()

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 # What an engine is given besides a model. KV_CACHE_BYTES is room for one longest prompt of the largest model here.
 MAX_MODEL_LEN = 9216
 KV_CACHE_BYTES = 1536 << 20
@@ -41,8 +43,9 @@ class EngineError(Exception):
 class Engine:
     """A process that serves one checkpoint after another. `stock` leaves out every plugin, fp8pad's too.
 
-    Several ranks are a process each. With `share_gpu` they share the first GPU: NCCL, told that they are on different
-    hosts, sends everything through the loopback device. That is slow, and computes what ranks on GPUs of their own do.
+    Several ranks are a process each. With `share_gpu` they share the GPUs that there are: NCCL, told that they are on
+    different hosts, sends everything through the loopback device. That is slow, and computes what ranks on GPUs of
+    their own do.
     """
 
     def __init__(self, *, stock: bool, num_ranks: int = 1, share_gpu: bool = False) -> None:
@@ -97,7 +100,7 @@ def run_all(engines: Mapping[str, Engine], request: str, **arguments: Any) -> di
 
 
 def _rank_environment(rank: int, share_gpu: bool) -> dict[str, str]:
-    local_rank = 0 if share_gpu else rank
+    local_rank = rank % max(1, torch.cuda.device_count()) if share_gpu else rank
     environment = {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}
     if share_gpu:
         environment |= {"NCCL_HOSTID": f"rank-{rank}", "NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1"}
@@ -196,8 +199,6 @@ class Server:
 
     def kernel_us(self, prompts: list[list[int]], max_tokens: int, times: int) -> dict[str, float]:
         """Return the GPU time of one batch by kernel, the mean of `times`, as the PyTorch profiler sees it."""
-        import torch
-
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             for _ in range(times):
                 self.seconds(prompts, max_tokens)
@@ -209,7 +210,6 @@ class Server:
 
     def encoder_seconds(self, images: int, size: int) -> float:
         """Return how long the vision tower takes for `images` squares of `size` pixels."""
-        import torch
         from vllm.forward_context import set_forward_context
 
         patches = size // 14

@@ -62,8 +62,15 @@ def _static(name: str, n: int, k: int) -> Tensors:
     yield f"{name}.input_scale", torch.tensor([0.02])  # activations up to 9
 
 
-def _per_block(name: str, n: int, k: int) -> Tensors:
-    yield f"{name}.weight_scale_inv", _scale(k, -(-n // BLOCK), -(-k // BLOCK))
+def _per_block(leaf: str, dtype: torch.dtype, block: int = BLOCK) -> Callable[[str, int, int], Tensors]:
+    def scales(name: str, n: int, k: int) -> Tensors:
+        yield f"{name}.{leaf}", _scale(k, -(-n // block), -(-k // block)).to(dtype)
+
+    return scales
+
+
+def _fp8_block(block: int) -> dict[str, Any]:
+    return {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [block, block]}
 
 
 def _compressed_tensors(weights: str, activations: str | None, *, dynamic: bool = True) -> dict[str, Any]:
@@ -82,12 +89,44 @@ def _compressed_tensors(weights: str, activations: str | None, *, dynamic: bool 
     }
 
 
+_FP8 = {"dtype": "fp8_e4m3", "symmetric": True}
+_QUARK_BLOCK = {
+    "quant_method": "quark",
+    "global_quant_config": {
+        "weight": {**_FP8, "qscheme": "per_block", "block_size": [BLOCK, BLOCK], "is_dynamic": False},
+        "input_tensors": {**_FP8, "qscheme": "per_group", "group_size": BLOCK, "ch_axis": -1, "is_dynamic": True},
+        "output_tensors": None,
+        "bias": None,
+    },
+    "layer_quant_config": {},
+    "layer_type_quant_config": {},
+    "exclude": ["lm_head"],
+    "export": {"kv_cache_group": [], "pack_method": "reorder", "weight_format": "real_quantized"},
+}
+_AUTOROUND_BLOCK = {
+    "quant_method": "auto-round",
+    "packing_format": "auto_round:fp8",
+    "data_type": "fp",
+    "bits": 8,
+    "group_size": [BLOCK, BLOCK],
+    "sym": True,
+    "act_bits": 8,
+    "act_data_type": "fp",
+    "act_group_size": BLOCK,
+    "act_sym": True,
+    "act_dynamic": True,
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+}
+
 SCHEMES = {
     "channel": Fp8Scheme(_compressed_tensors("channel", "token"), _per_channel),
     "weight-only": Fp8Scheme(_compressed_tensors("channel", None), _per_channel),
     "tensor": Fp8Scheme(_compressed_tensors("tensor", "tensor"), _per_tensor),
     "static": Fp8Scheme(_compressed_tensors("tensor", "tensor", dynamic=False), _static),
-    "block": Fp8Scheme(
-        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}, _per_block
-    ),
+    "block": Fp8Scheme(_fp8_block(BLOCK), _per_block("weight_scale_inv", torch.float32)),
+    "block-64": Fp8Scheme(_fp8_block(64), _per_block("weight_scale_inv", torch.float32, 64)),
+    "block-e8m0": Fp8Scheme(_fp8_block(BLOCK), _per_block("weight_scale_inv", torch.float8_e8m0fnu)),
+    "block-quark": Fp8Scheme(_QUARK_BLOCK, _per_block("weight_scale", torch.float32)),
+    "block-autoround": Fp8Scheme(_AUTOROUND_BLOCK, _per_block("weight_scale_inv", torch.bfloat16)),
 }

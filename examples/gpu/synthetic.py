@@ -8,137 +8,15 @@ What they answer means nothing, but how fast, and whether two servers agree to t
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from decoders import Decoder, GatedDeltaDecoder, LatentDecoder, SharedExpertDecoder, StepDecoder, gated_mlp, ones
 from fp8_schemes import SCHEMES, Fp8Scheme, Tensors, normal
 from safetensors.torch import save_file
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """The sizes of a Llama-like decoder, and how its weights are scaled."""
-
-    hidden: int
-    intermediate: int
-    layers: int = 12
-    heads: int = 32
-    kv_heads: int = 8
-    head_dim: int = 128
-    vocabulary: int = 32000
-    qkv_bias: bool = False
-    scheme: Fp8Scheme = SCHEMES["channel"]
-
-    def tensors(self) -> Tensors:
-        """Yield every tensor under its checkpoint name."""
-        yield "model.embed_tokens.weight", normal(self.vocabulary, self.hidden)
-        for layer in range(self.layers):
-            yield f"model.layers.{layer}.input_layernorm.weight", _ones(self.hidden)
-            yield from self.attention(f"model.layers.{layer}.self_attn")
-            yield f"model.layers.{layer}.post_attention_layernorm.weight", _ones(self.hidden)
-            yield from _gated_mlp(self.scheme, f"model.layers.{layer}.mlp", self.hidden, self.intermediate)
-        yield "model.norm.weight", _ones(self.hidden)
-        yield "lm_head.weight", normal(self.vocabulary, self.hidden) * self.hidden**-0.5
-
-    def attention(self, name: str) -> Tensors:
-        """Yield the projections of one layer."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        for part, rows in (("q", queries), ("k", keys), ("v", keys)):
-            yield from self.scheme.linear(f"{name}.{part}_proj", rows, self.hidden, bias=self.qkv_bias)
-        yield from self.scheme.linear(f"{name}.o_proj", self.hidden, queries)
-
-    def config(self) -> dict[str, Any]:
-        """Return its sizes as a Hugging Face config names them."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": self.hidden,
-            "intermediate_size": self.intermediate,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocabulary,
-            "max_position_embeddings": 16384,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-5,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class LatentDecoder(Decoder):
-    """A DeepSeek-like decoder without experts, whose keys and values come from a latent vector (MLA)."""
-
-    q_rank: int = 1536
-    kv_rank: int = 512
-    nope_dim: int = 128
-    rope_dim: int = 64
-    v_dim: int = 128
-
-    def attention(self, name: str) -> Tensors:
-        """Yield the projections of one layer."""
-        linear = self.scheme.linear
-        yield from linear(f"{name}.q_a_proj", self.q_rank, self.hidden)
-        yield f"{name}.q_a_layernorm.weight", _ones(self.q_rank)
-        yield from linear(f"{name}.q_b_proj", self.heads * (self.nope_dim + self.rope_dim), self.q_rank)
-        yield from linear(f"{name}.kv_a_proj_with_mqa", self.kv_rank + self.rope_dim, self.hidden)
-        yield f"{name}.kv_a_layernorm.weight", _ones(self.kv_rank)
-        yield from linear(f"{name}.kv_b_proj", self.heads * (self.nope_dim + self.v_dim), self.kv_rank)
-        yield from linear(f"{name}.o_proj", self.hidden, self.heads * self.v_dim)
-
-    def config(self) -> dict[str, Any]:
-        """Return its sizes as a Hugging Face config names them: every layer is dense."""
-        return {
-            **Decoder.config(self),
-            "architectures": ["DeepseekV2ForCausalLM"],
-            "model_type": "deepseek_v2",
-            "q_lora_rank": self.q_rank,
-            "kv_lora_rank": self.kv_rank,
-            "qk_nope_head_dim": self.nope_dim,
-            "qk_rope_head_dim": self.rope_dim,
-            "v_head_dim": self.v_dim,
-            "head_dim": self.rope_dim,
-            "first_k_dense_replace": self.layers,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class SharedExpertDecoder(Decoder):
-    """A Qwen2-MoE-like decoder: `intermediate` is the size of its shared expert, `routed` that of each routed one."""
-
-    routed: int = 1536
-    experts: int = 8
-
-    def tensors(self) -> Tensors:
-        """Yield every tensor under its checkpoint name."""
-        for name, tensor in Decoder.tensors(self):
-            yield name.replace(".mlp.", ".mlp.shared_expert."), tensor
-        for layer in range(self.layers):
-            mlp = f"model.layers.{layer}.mlp"
-            yield f"{mlp}.gate.weight", normal(self.experts, self.hidden) * self.hidden**-0.5
-            yield f"{mlp}.shared_expert_gate.weight", normal(1, self.hidden) * self.hidden**-0.5
-            for expert in range(self.experts):
-                yield from _gated_mlp(self.scheme, f"{mlp}.experts.{expert}", self.hidden, self.routed)
-
-    def config(self) -> dict[str, Any]:
-        """Return its sizes as a Hugging Face config names them: every layer has experts."""
-        return {
-            **Decoder.config(self),
-            "architectures": ["Qwen2MoeForCausalLM"],
-            "model_type": "qwen2_moe",
-            "shared_expert_intermediate_size": self.intermediate,
-            "moe_intermediate_size": self.routed,
-            "num_experts": self.experts,
-            "num_experts_per_tok": 2,
-            "norm_topk_prob": True,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +37,12 @@ class VisionTower:
         yield "visual.patch_embed.proj.weight", normal(self.hidden, 3, 2, 14, 14) * 0.03
         for block in range(self.depth):
             prefix = f"visual.blocks.{block}"
-            yield f"{prefix}.norm1.weight", _ones(self.hidden)
-            yield f"{prefix}.norm2.weight", _ones(self.hidden)
+            yield f"{prefix}.norm1.weight", ones(self.hidden)
+            yield f"{prefix}.norm2.weight", ones(self.hidden)
             yield from linear(f"{prefix}.attn.qkv", 3 * self.hidden, self.hidden, bias=True)
             yield from linear(f"{prefix}.attn.proj", self.hidden, self.hidden, bias=True)
-            yield from _gated_mlp(self.scheme, f"{prefix}.mlp", self.hidden, self.intermediate, bias=True)
-        yield "visual.merger.ln_q.weight", _ones(self.hidden)
+            yield from gated_mlp(self.scheme, f"{prefix}.mlp", self.hidden, self.intermediate, bias=True)
+        yield "visual.merger.ln_q.weight", ones(self.hidden)
         yield from linear("visual.merger.mlp.0", 4 * self.hidden, 4 * self.hidden, bias=True)
         yield from linear("visual.merger.mlp.2", self.out_hidden, 4 * self.hidden, bias=True)
 
@@ -202,7 +80,12 @@ SPECIAL_TOKENS = (
 
 def write_decoder(out_dir: Path, decoder: Decoder) -> None:
     """Write a checkpoint of a decoder alone."""
-    _write(out_dir, decoder.config(), decoder.tensors(), decoder.scheme)
+    scheme, exceptions = decoder.scheme, decoder.not_converted()
+    if exceptions:
+        scheme = replace(
+            scheme, quantization_config={**scheme.quantization_config, "modules_to_not_convert": exceptions}
+        )
+    _write(out_dir, decoder.config(), decoder.tensors(), scheme)
 
 
 def write_qwen2_5_vl(out_dir: Path, decoder: Decoder, tower: VisionTower) -> None:
@@ -266,16 +149,7 @@ def _write_processor(out_dir: Path) -> None:
         (out_dir / name).write_text(json.dumps(content, indent=1))
 
 
-def _ones(size: int) -> torch.Tensor:
-    return torch.ones(size, dtype=torch.bfloat16)
-
-
-def _gated_mlp(scheme: Fp8Scheme, name: str, hidden: int, intermediate: int, *, bias: bool = False) -> Tensors:
-    yield from scheme.linear(f"{name}.gate_proj", intermediate, hidden, bias=bias)
-    yield from scheme.linear(f"{name}.up_proj", intermediate, hidden, bias=bias)
-    yield from scheme.linear(f"{name}.down_proj", hidden, intermediate, bias=bias)
-
-
+_BLOCK = SCHEMES["block"]
 _SMALL: Mapping[str, int] = {"layers": 2, "heads": 4, "kv_heads": 2, "vocabulary": 512}
 _SMALL_TOWER = VisionTower(256, 128, 172, 2, 2, (1,))
 
@@ -301,24 +175,47 @@ _DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
     # Scales per block: Qwen2.5-72B's sizes, half of which begin inside a block; DeepSeek-V2-Lite's dense layer; and a
     # shared expert of Step-3.5's size, a quarter of which does.
     "llama-29568-block": (
-        Decoder(8192, 29568, 3, heads=64, scheme=SCHEMES["block"]),
-        Decoder(256, 384, **_SMALL, scheme=SCHEMES["block"]),
+        Decoder(8192, 29568, 3, heads=64, scheme=_BLOCK),
+        Decoder(256, 384, **_SMALL, scheme=_BLOCK),
     ),
     "llama-10944-block": (
-        Decoder(2048, 10944, 4, heads=16, kv_heads=16, scheme=SCHEMES["block"]),
-        Decoder(256, 448, **_SMALL, scheme=SCHEMES["block"]),
+        Decoder(2048, 10944, 4, heads=16, kv_heads=16, scheme=_BLOCK),
+        Decoder(256, 448, **_SMALL, scheme=_BLOCK),
     ),
     "shared-expert-1280-block": (
-        SharedExpertDecoder(4096, 1280, 4, qkv_bias=True, scheme=SCHEMES["block"]),
-        SharedExpertDecoder(256, 192, **_SMALL, qkv_bias=True, scheme=SCHEMES["block"], routed=512, experts=4),
+        SharedExpertDecoder(4096, 1280, 4, qkv_bias=True, scheme=_BLOCK),
+        SharedExpertDecoder(256, 192, **_SMALL, qkv_bias=True, scheme=_BLOCK, routed=512, experts=4),
+    ),
+    # Experts of Qwen3.6-35B-A3B's size, an eighth of which is half a block, and of Step-3.5-Flash's; fewer of them.
+    "qwen3.6-512-block": (
+        GatedDeltaDecoder(
+            2048, 512, 4, heads=16, kv_heads=2, head_dim=256, scheme=_BLOCK, routed=512, experts=32, experts_per_token=8
+        ),
+        GatedDeltaDecoder(
+            256,
+            192,
+            2,
+            heads=4,
+            kv_heads=2,
+            vocabulary=512,
+            scheme=_BLOCK,
+            routed=256,
+            experts=4,
+            linear_keys=2,
+            linear_values=4,
+        ),
+    ),
+    "step3.5-1280-block": (
+        StepDecoder(4096, 1280, 4, heads=64, scheme=_BLOCK, routed=1280, experts=32, experts_per_token=8),
+        StepDecoder(256, 192, **_SMALL, scheme=_BLOCK, routed=256, experts=4, dense=256),
     ),
     "deepseek-latent-2040": (
         LatentDecoder(2040, 5464, 4, heads=5, q_rank=1032),
         LatentDecoder(280, 212, 2, heads=5, vocabulary=512, q_rank=72, v_dim=120),
     ),
     "deepseek-latent-block": (
-        LatentDecoder(2048, 5504, 4, heads=4, scheme=SCHEMES["block"]),
-        LatentDecoder(256, 256, 2, heads=4, vocabulary=512, q_rank=128, scheme=SCHEMES["block"]),
+        LatentDecoder(2048, 5504, 4, heads=4, scheme=_BLOCK),
+        LatentDecoder(256, 256, 2, heads=4, vocabulary=512, q_rank=128, scheme=_BLOCK),
     ),
 }
 _VISION = "qwen2_5_vl-3420"

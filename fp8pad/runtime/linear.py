@@ -10,7 +10,7 @@ import torch
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.runtime.activations import cut_output, has_lora, pad_where_quantized, takes_strided_rows
-from fp8pad.runtime.loading import block_of, hide_view, rank_of, show_views
+from fp8pad.runtime.loading import block_of, delegates_of, hide_view, rank_of, show_views
 from fp8pad.runtime.parts import LayerParts
 from fp8pad.runtime.sizes import RankSizes, Span
 
@@ -194,8 +194,8 @@ class _PaddedLayer:
 
 
 def kernel_of(method: Any, layer: torch.nn.Module) -> Any:
-    """Return the vLLM kernel of a layer: the method has it, or the scheme that the method gave the layer."""
-    for owner in (method, getattr(layer, "scheme", None)):
+    """Return the vLLM kernel of a layer, whatever object has it."""
+    for owner in delegates_of(method, layer):
         for name in ("fp8_linear", "linear_kernel", "kernel"):
             if (kernel := getattr(owner, name, None)) is not None:
                 return kernel

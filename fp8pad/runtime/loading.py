@@ -137,10 +137,19 @@ View = LogicalView | PlacedMatrices
 
 def block_of(method: Any, layer: Any) -> tuple[int, int] | None:
     """Return the `(block_n, block_k)` that a scale belongs to, or None if it belongs to a channel or to all."""
-    for owner in (method, getattr(layer, "scheme", None)):
+    for owner in delegates_of(method, layer):
         if (block := getattr(owner, "weight_block_size", None)) is not None:
             return int(block[0]), int(block[1])
     return None
+
+
+def delegates_of(method: Any, layer: Any) -> list[Any]:
+    """Return what may know a layer's block and kernel: its method, its scheme, or the method that a scheme calls.
+
+    compressed-tensors and Quark give the layer a scheme; AutoRound's is the method's own, and calls one of `fp8`.
+    """
+    schemes = [getattr(owner, "scheme", None) for owner in (layer, method)]
+    return [method, *schemes, *(getattr(scheme, "linear_method", None) for scheme in schemes)]
 
 
 def rank_of(layer: Any) -> Rank:

@@ -2,10 +2,10 @@
 
     python tests/bench/measure_host_time.py
 
-Needs vLLM's CPU build. Both go through vLLM's own linear layer, compressed-tensors' method and CUTLASS's kernel class;
-its CUDA operators are replaced by ones that do nothing. So everything is counted that Python and torch do around them,
-and not what a GPU's driver takes for each operator; which these are is printed too. CPU time of the thread, so that
-other processes matter little: the median of many rounds, in turn.
+Both go through vLLM's own linear layer, compressed-tensors' method and CUTLASS's kernel class. On a CUDA device as they
+are; with vLLM's CPU build its CUDA operators are replaced by ones that do nothing, so that everything is counted that
+Python and torch do around them, and not what a GPU's driver takes for each; which these are is printed too. CPU time of
+the thread, so that other processes matter little: the median of many rounds, in turn.
 """
 
 import argparse
@@ -43,6 +43,20 @@ VIEWS = (
 )
 
 _library = torch.library.Library("_C", "FRAGMENT")
+
+
+def use_device() -> None:
+    """Make tensors on the CUDA device that there is; on a CPU let vLLM's classes for CUDA run all the same."""
+    if torch.cuda.is_available():
+        torch.set_default_device("cuda")
+    else:
+        register_operators()
+
+
+def synchronize() -> None:
+    """Wait for the device, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def register_operators() -> None:
@@ -155,7 +169,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=41, help="how often each way is timed, at least 2")
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
-    register_operators()
+    use_device()
     with one_eager_rank():
         for unaligned, shape in LAYERS.items():
             ways = calls(*shape)
@@ -166,7 +180,9 @@ def main() -> None:
                     for _ in range(CALLS):
                         call()
                     taken[way].append((time.thread_time() - start) / CALLS * 1e6)
-            row: dict[str, Any] = {"unaligned": unaligned, "N, K": shape}
+                    synchronize()
+            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+            row: dict[str, Any] = {"device": device, "unaligned": unaligned, "N, K": shape}
             for way, values in taken.items():
                 lower, _, upper = quantiles(values, n=4)
                 row[way] = {
