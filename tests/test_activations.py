@@ -174,6 +174,21 @@ def test_an_operator_is_tried_before_it_is_trusted(operator: Any, keeps: bool) -
     assert _keeps_rows_apart(operator, torch.device("cpu")) is keeps
 
 
+def test_an_operator_is_tried_with_scales_of_fp32() -> None:
+    """Which vLLM's takes alone, though a model's dtype is the default while its layers are made."""
+
+    def quantized(x: "torch.Tensor", scale: "torch.Tensor | None" = None, **options: Any) -> Any:
+        if scale is not None and scale.dtype != torch.float32:
+            raise RuntimeError("expected scalar type Float")
+        return _quantized(x, scale, **options)
+
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert _keeps_rows_apart(quantized, torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize(
     ("x", "calls_operator", "expected"),
     [(FEW, True, []), (FEW, False, []), (MANY, True, ["launch"]), (MANY, False, [])],

@@ -256,6 +256,8 @@ def options_for(model: Path) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if config.get("quantization_config", {}).get("quant_method") == "fbgemm_fp8":
         options["allow_deprecated_quantization"] = True
+    if "linear_attention" in config.get("layer_types", ()):
+        options["gdn_prefill_backend"] = "triton"  # on every machine, with FlashInfer or not
     if "vision_config" in config:
         options |= {"skip_tokenizer_init": False, "limit_mm_per_prompt": {"image": 4, "video": 0}}
     return options

@@ -101,7 +101,8 @@ def _keeps_rows_apart(operator: Any, device: torch.device) -> bool:
 
     A compiled operator cannot be read as a Python function can, and bits that are wrong would not be noticed.
     """
-    schemes = (True, None), (False, None), (False, torch.ones(1, device=device))
+    # Layers are made with the model's dtype as the default; scales are FP32 all the same.
+    schemes = (True, None), (False, None), (False, torch.ones(1, dtype=torch.float32, device=device))
     for k, (per_token, scale) in itertools.product((20, 32), schemes):
         x = torch.linspace(-900, 900, 5 * k, device=device).to(torch.bfloat16).view(5, k)
         padded = x.new_zeros((5, 48), dtype=torch.float8_e4m3fn)

@@ -19,7 +19,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 
 from fp8pad.bench.candidates import _cutlass_kernel, vllm_operators
 from fp8pad.geometry import round_up
-from fp8pad.runtime import kernels
+from fp8pad.runtime import activations, kernels
 from fp8pad.runtime.activations import pad_where_quantized
 from fp8pad.runtime.triton_kernels import _divide
 
@@ -148,6 +148,15 @@ def test_vllms_operator_writes_into_zeros(k: int, dtype: torch.dtype) -> None:
         assert torch.equal(x_fp8.view(torch.uint8)[:, :k], expected.view(torch.uint8))
         assert torch.equal(scale.view(torch.int32), expected_scale.view(torch.int32))
         assert not x_fp8.view(torch.uint8)[:, k:].any()
+
+
+def test_vllms_operator_is_taken_for_few_values() -> None:
+    """As a layer is made, with the model's dtype as the default, it is found to write what it should."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert activations._operator() is vllm_ops.scaled_fp8_quant
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("num_tokens", [16384, 65536])
