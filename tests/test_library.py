@@ -219,7 +219,7 @@ def test_every_option_of_a_function_is_one_of_its_command(name: str) -> None:
 
 
 def test_the_options_of_slices_are_those_of_convert() -> None:
-    """With the same defaults, so that the last run takes up what they wrote."""
+    """With the same defaults, so that the last run continues with what they wrote."""
     slices, whole = (inspect.signature(function).parameters for function in (library.convert_shards, library.convert))
     options = {key: option.default for key, option in slices.items() if option.kind is option.KEYWORD_ONLY}
     assert options.items() <= {key: option.default for key, option in whole.items()}.items()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fp8pad.planning.layers import Fp8Linear, recognise
+from fp8pad.planning.layers import recognise
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import kind_of
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import Json
@@ -271,7 +272,7 @@ def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
 
 @pytest.mark.parametrize("grid", [(2, 1, 3, 1), (2, 3)])
 def test_modelopts_grids_are_recognised_and_skipped(grid: tuple[int, ...]) -> None:
-    """vLLM pads N of such a layer itself, and asks for K in whole blocks; the runtime does not meet it."""
+    """vLLM pads N of such a layer itself, and asks for K in whole blocks; the runtime never sees it."""
     (linear,), _ = recognised(
         ("a.weight", "F8_E4M3", (200, 300)), ("a.weight_scale", "F32", grid), quantization=MODELOPT_BLOCK
     )

@@ -1,10 +1,10 @@
 """The ways to run one FP8 layer, per-channel weights and per-token activations, each on vLLM's own kernel class.
 
-* `aligned`: a layer whose sizes are aligned, as if the model had been made so;
+* `aligned`: the same layer with aligned sizes, as a model could have been made;
 * `vllm`: the layer as it is; vLLM pads its weight at load, and in every forward its activation, or cuts its output;
 * `runtime`: the layer of a padded checkpoint, its activation padded as it is quantized, its output cut;
-* `kept`: the same inside an MLP: what stands before it leaves the padding, and what follows takes it;
-* `absorbed`: the layer of an absorbed checkpoint. It is an aligned layer: what it differs from `aligned` by is noise.
+* `kept`: the same inside an MLP: the layer before it keeps the padding, and the one after it accepts it;
+* `absorbed`: the layer of an absorbed checkpoint. It is an aligned layer: any difference from `aligned` is noise.
 """
 
 from collections.abc import Callable, Iterator

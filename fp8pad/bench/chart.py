@@ -1,4 +1,4 @@
-"""Draw a benchmark: how many times as long as an aligned layer the others take. Needs matplotlib."""
+"""Draw a benchmark: the time of each form relative to an aligned layer. Needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ TITLES = {"K": "K unaligned", "N": "only N unaligned"}
 def draw_layers(report: Report, path: Path) -> None:
     """Write a chart of all cases to `path`, in the format of its ending (svg, png, pdf).
 
-    A line is the median over the layers, the band around it their whole range.
+    A line is the median over the layers, and the band around it their range.
     """
     groups = report.groups()
     figure, panels = new_figure(len(groups))

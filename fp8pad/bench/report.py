@@ -1,4 +1,4 @@
-"""What a benchmark found, on what, and its summary against the aligned layer."""
+"""Results of a benchmark, the machine they belong to, and their summary relative to the aligned layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -107,7 +107,7 @@ class Report:
     cases: tuple[Case, ...]
 
     def groups(self) -> dict[str, list[Case]]:
-        """Part the layers whose K is unaligned from those of which only N is: they cost different things."""
+        """Separate layers whose K is unaligned from those where only N is: their costs differ in kind."""
         groups: dict[str, list[Case]] = {"K": [], "N": []}
         for case in self.cases:
             groups["N" if case.shape.k == case.shape.padded_shape[1] else "K"].append(case)

@@ -1,4 +1,4 @@
-"""Layers worth timing: sizes of published models that CUTLASS cannot take as they are."""
+"""Layers to time: sizes of published models that CUTLASS does not accept as they are."""
 
 from dataclasses import dataclass
 

@@ -50,7 +50,7 @@ def ray_cluster(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise ClusterError("Ray is not installed; install ray beside fp8pad, here and on every node") from error
+        raise ClusterError("Ray is not installed; install ray next to fp8pad, here and on every node") from error
     if address != "auto":
         _check_answers(address)
     try:

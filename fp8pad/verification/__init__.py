@@ -1,4 +1,4 @@
-"""Verify a converted checkpoint: its records, every padded byte, and, beside its source, every other byte.
+"""Verify a converted checkpoint: its records, every padded byte, and, if its source is given, every other byte.
 
 What is right is what the records say. What fp8pad would do with the source today is a note at most: a checkpoint that
 was published does not become wrong when a later version pads otherwise.

@@ -29,7 +29,7 @@ class FileCheck:
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """Checks files of `out_dir`, beside those of their `source` if there is one."""
+    """Checks files of `out_dir`, against those of their `source` if there is one."""
 
     source: SentCheckpoint | None
     out_dir: str

@@ -2,7 +2,7 @@
 
     python tests/bench/simulate_cluster.py [--nodes 1 2 4 8] [--shards 200] [--seconds-per-shard 0]
 
-No bytes are moved: what is left is what a cluster costs beside them, which is the fixed part of the model in
+No bytes are moved: what is left is what a cluster costs besides them, which is the fixed part of the model in
 docs/scale.md. `--seconds-per-shard` lets each shard take that long besides, as if a disk or a network did.
 """
 

@@ -1,4 +1,4 @@
-"""What is fuzzed, and what is asked of each execution beside ending in time and in no exception but fp8pad's own."""
+"""What is fuzzed, and what is asked of each execution besides ending in time and in no exception but fp8pad's own."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How the plugin meets vLLM's configs: the original is put back, whatever its layout, and every process gets it."""
+"""How the plugin handles vLLM's configs: the original is put back, whatever its layout, and every process gets it."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""What someone meets who types `vllm serve`: answers with the plugin, a refusal that names it without."""
+"""What `vllm serve` does: it answers with the plugin, and refuses without it, naming it."""
 
 import importlib.metadata
 import json
