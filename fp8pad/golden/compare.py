@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fp8pad.golden.document import FORMAT_VERSION, Answer, Step
 
-# What logprobs may differ by where bits may differ: another device, version or TP size, or compiled. docs/equality.md
+# How far logprobs may differ where bits may: another device, version or TP size, or compiled. docs/equality.md
 # says what was measured and why this much.
 LOOSE_ATOL = 0.5
 

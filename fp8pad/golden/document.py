@@ -65,7 +65,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class GoldenDocument:
-    """A golden file. `model` is the name of a folder, for people; `fingerprint` is what the model is known by.
+    """A golden file. `model` is the name of a folder, for people; `fingerprint` identifies the model.
 
     `prompts_from` says where the prompts came from, for people too; what was asked is in the answers.
     """
@@ -87,7 +87,7 @@ class GoldenDocument:
 
 
 def parse_document(text: str, file: str) -> GoldenDocument:
-    """Read the text of a golden file; `GoldenError` if it is not one, of another version, or was edited by hand."""
+    """Read the text of a golden file; `GoldenError` if it is not one, has another version, or was edited."""
     document = READER.parse_json(text, f"{file}: not a golden file")
     if not isinstance(document, dict) or "answers" not in document or "format_version" not in document:
         raise GoldenError(f"{file}: not a golden file: expected an object with format_version and answers")

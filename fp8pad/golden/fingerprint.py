@@ -1,17 +1,19 @@
-"""What a model is known by, before and after padding: its tensors' names, dtypes and source shapes, and its config.
+"""What identifies a model before and after padding: its tensors' names, dtypes and source shapes, and its config.
 
 No tensor bytes are read, so that a fingerprint takes milliseconds. It tells models apart, not weights: that a padded
 checkpoint holds the weights of its source is for `fp8pad verify` to say.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_record
 from fp8pad.errors import RecordError
+from fp8pad.planning.config import edited_config
+from fp8pad.planning.quantization import value_at
 from fp8pad.record import CONFIG_FILE, RECORD_FILE, ConfigEdit
 
 _QUANTIZATION_KEYS = frozenset({"quantization_config", "compression_config"})
@@ -22,7 +24,7 @@ def fingerprint(source: Checkpoint) -> str:
 
     Hashed, as JSON: `[name, dtype, source shape]` of every tensor, sorted, and config.json without quantization
     config, in which the sizes that absorbing edited have their old values. Raises `RecordError` for an fp8pad
-    checkpoint whose fp8pad.json is missing or malformed, or says of config.json what is not so.
+    checkpoint whose fp8pad.json is missing or malformed, or contradicts config.json.
     """
     record = read_record(source)
     shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()} if record else {}
@@ -38,21 +40,10 @@ def fingerprint(source: Checkpoint) -> str:
 
 def source_config(config: Mapping[str, Any], edits: tuple[ConfigEdit, ...]) -> dict[str, Any]:
     """Return `config` with the old value of every edited key; `RecordError` where a key has not its edited value."""
-    restored = copy.deepcopy(dict(config))
     for edit in edits:
-        if edit.file == CONFIG_FILE:
-            _restore(restored, edit)
-    return restored
-
-
-def _restore(document: Any, edit: ConfigEdit) -> None:
-    *sections, last = edit.key.split(".")
-    for section in sections:
-        document = document.get(section) if isinstance(document, dict) else None
-    if not isinstance(document, dict) or document.get(last) != edit.new:
-        found = document.get(last) if isinstance(document, dict) else None
-        raise RecordError(f"{edit.file}: {edit.key}: expected {edit.new}, as {RECORD_FILE} says, got {found}")
-    document[last] = edit.old
+        if edit.file == CONFIG_FILE and (found := value_at(config, edit.key)) != edit.new:
+            raise RecordError(f"{CONFIG_FILE}: {edit.key}: expected {edit.new}, as {RECORD_FILE} says, got {found}")
+    return edited_config(config, [replace(edit, old=edit.new, new=edit.old) for edit in edits], None, None)
 
 
 def _without_quantization(node: Any) -> Any:

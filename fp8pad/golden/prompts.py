@@ -12,7 +12,7 @@ from fp8pad.golden.document import READER
 Prompt = tuple[int, ...]
 Tokenize = Callable[[str], Sequence[int]]
 
-# Every length once or twice: one token alone, around the multiples of 16 that kernels like, and a longer one.
+# One token alone, lengths around the multiples of 16 that kernels prefer, and a longer one.
 BUILT_IN_LENGTHS = (1, 2, 3, 5, 8, 13, 15, 16, 17, 21, 31, 32, 33, 48, 63, 65)
 
 # Where model families keep the longest sequence that their positions allow.
@@ -23,7 +23,7 @@ def built_in_prompts(config: Mapping[str, Any], max_tokens: int, seed: int) -> t
     """Return 16 prompts of seeded random tokens for the model of `config`; no tokenizer is needed.
 
     Tokens that the config gives a role (end of text, image placeholders, ...) are not used. Prompts are cut to what
-    the model's positions allow beside `max_tokens`. Raises `GoldenError` if the config names no vocabulary.
+    the model's positions allow in addition to `max_tokens`. Raises `GoldenError` if the config names no vocabulary.
     """
     vocab_size = _text_value(config, "vocab_size")
     if vocab_size is None:
@@ -39,7 +39,7 @@ def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
     """Read one prompt per line: plain text, or, where the name ends in `.jsonl`, `{"prompt": TEXT}` or
     `{"prompt_token_ids": [IDS]}`.
 
-    Blank lines are passed over. Raises `GoldenError` naming the line if the file cannot be read, is not UTF-8, holds
+    Blank lines are skipped. Raises `GoldenError` naming the line if the file cannot be read, is not UTF-8, holds
     no prompt, or holds one that has no tokens.
     """
     parse = _parse_json_line if file.suffix == ".jsonl" else _parse_text_line

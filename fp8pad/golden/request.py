@@ -1,13 +1,12 @@
-"""A golden run's request: a user's options, the settings they come to, and the request to the engine's process."""
+"""What a golden run asks for: the user's options, the settings they lead to, and the request to the engine."""
 
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fp8pad.errors import GoldenError
 from fp8pad.golden.compare import LOOSE_ATOL
 from fp8pad.golden.document import Answer, EngineName, Environment, Mode, Settings, Step
 from fp8pad.golden.prompts import Prompt, model_length
@@ -36,7 +35,7 @@ class RecordOptions:
 class CheckOptions:
     """How a golden file is checked; None is as recorded, and for `atol`, in nats, what `default_atol` says.
 
-    `allow_ties` takes another token for right where, by `atol`, the two may have been equally likely. With `strict`,
+    `allow_ties` accepts another token where, within `atol`, the two may have been equally likely. With `strict`,
     anything that is not as recorded is an error. Code that comes with the model runs only where `trust_remote_code`
     says so here: a golden file cannot ask for it.
     """
@@ -51,7 +50,7 @@ class CheckOptions:
 
 
 def settings_to_record(config: Mapping[str, Any], prompts: tuple[Prompt, ...], options: RecordOptions) -> Settings:
-    """Return the settings to ask `prompts` with of the model that `config` describes."""
+    """Return the settings for running `prompts` on the model that `config` describes."""
     longest = max(map(len, prompts)) + options.max_tokens
     limit = model_length(config) or longest
     return Settings(
@@ -67,7 +66,7 @@ def settings_to_record(config: Mapping[str, Any], prompts: tuple[Prompt, ...], o
 
 
 def settings_to_check(recorded: Settings, options: CheckOptions) -> Settings:
-    """Return the recorded settings with those that the user asks to change."""
+    """Return the recorded settings with the user's changes."""
     return replace(
         recorded,
         engine=options.engine or recorded.engine,
@@ -79,16 +78,6 @@ def settings_to_check(recorded: Settings, options: CheckOptions) -> Settings:
 def default_atol(settings: Settings, warnings: Sequence[str]) -> float:
     """Return 0 where equal bits are promised: eager, and nothing that is not as recorded. Else `LOOSE_ATOL`."""
     return LOOSE_ATOL if warnings or settings.mode != "eager" else 0.0
-
-
-def settings_differences(recorded: Settings, asked: Settings) -> tuple[str, ...]:
-    """Return a sentence for each setting that is not as recorded."""
-    names = {"engine": "engine", "mode": "mode", "tensor_parallel_size": "tensor parallel size"}
-    return tuple(
-        f"{name}: recorded with {getattr(recorded, field)}, here {getattr(asked, field)}"
-        for field, name in names.items()
-        if getattr(recorded, field) != getattr(asked, field)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +100,16 @@ class Reply:
     answers: tuple[Answer, ...]
 
 
-def check_environment(environment: Environment, required: Environment | None) -> None:
-    """Raise `GoldenError` where an environment is required and this is another."""
-    if required is not None and (differences := environment_differences(required, environment)):
-        raise GoldenError("; ".join(differences))
+Described = TypeVar("Described", Settings, Environment)
 
 
-def environment_differences(recorded: Environment, here: Environment) -> tuple[str, ...]:
+def differences(recorded: Described, here: Described) -> tuple[str, ...]:
     """Return a sentence for each thing that is not as it was recorded."""
-    names = {"engine_version": "engine version", "torch_version": "torch version", "device": "device"}
+    found = asdict(here)
     return tuple(
-        f"{name}: recorded with {getattr(recorded, field)}, here {getattr(here, field)}"
-        for field, name in names.items()
-        if getattr(recorded, field) != getattr(here, field)
+        f"{name.replace('_', ' ')}: recorded with {value}, here {found[name]}"
+        for name, value in asdict(recorded).items()
+        if found[name] != value
     )
 
 

@@ -18,8 +18,7 @@ from fp8pad.golden.request import (
     Reply,
     Request,
     default_atol,
-    environment_differences,
-    settings_differences,
+    differences,
     settings_to_check,
     settings_to_record,
 )
@@ -59,14 +58,14 @@ def check(model: Path, golden: GoldenDocument, options: CheckOptions, progress: 
     source = read_checkpoint(model)
     _check_model(source, golden)
     settings = settings_to_check(golden.settings, options)
-    warnings = settings_differences(golden.settings, settings)
+    warnings = differences(golden.settings, settings)
     if warnings and options.strict:
         raise GoldenError("; ".join(warnings))
     prompts = tuple(answer.prompt_token_ids for answer in golden.answers)
     required = golden.environment if options.strict else None
     reply = _run(source, Request(str(model), settings, prompts, options.trust_remote_code, required), progress)
     if settings.engine == golden.settings.engine:
-        warnings += environment_differences(golden.environment, reply.environment)
+        warnings += differences(golden.environment, reply.environment)
     atol = default_atol(settings, warnings) if options.atol is None else options.atol
     results = compare_answers(golden.answers, reply.answers, atol, options.allow_ties)
     num_tokens = sum(len(answer.token_ids) for answer in golden.answers)

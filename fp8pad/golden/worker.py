@@ -19,7 +19,7 @@ from typing import Any
 from fp8pad.errors import GoldenError
 from fp8pad.golden import transformers_engine, vllm_engine
 from fp8pad.golden.document import READER
-from fp8pad.golden.request import Reply, Request, check_environment
+from fp8pad.golden.request import Reply, Request, differences
 
 _LOOK_EVERY_SECONDS = 1.0
 _LONGEST_CAUSE = 300  # characters
@@ -52,7 +52,8 @@ def _publish(document: dict[str, Any], file: Path) -> None:
 def _reply(request: Request) -> Reply:
     engine = _ENGINES[request.settings.engine]
     environment = engine.environment()
-    check_environment(environment, request.required)
+    if request.required and (others := differences(request.required, environment)):
+        raise GoldenError("; ".join(others))
     dtype, answers = engine.answer(request)
     return Reply(environment, dtype, answers)
 
