@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp8pad.planning.plan import LayerPlan
+from fp8pad.planning.linear import LayerPlan
 from fp8pad.record import AxisActions
 from fp8pad.render.folding import group_layers, name_patterns
 from fp8pad.scales import PerChannel

@@ -14,8 +14,9 @@ from rich.progress import Progress as Bar
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import find_engine
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.planning.tensor_parallel import Sharding
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
+from fp8pad.planning.sharding import Sharding
 from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
 from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
 from fp8pad.render.plan import how, plan_screen, skipped_facts

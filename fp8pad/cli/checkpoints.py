@@ -13,12 +13,13 @@ import typer
 from fp8pad import library
 from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
+from fp8pad.cli.signatures import takes, those_of
 from fp8pad.errors import NotServedError, RecordError, VerifyError
 
 _Report = TypeVar("_Report")
 
 
-@options.takes(library.plan, options.CHECKPOINT)
+@takes(library.plan, options.CHECKPOINT)
 def plan(
     model: options.ModelArgument,
     *,
@@ -70,7 +71,7 @@ def _show_plan(
         check_served(report.plan, engine)
 
 
-@options.takes(library.convert, options.CHECKPOINT)
+@takes(library.convert, options.CHECKPOINT)
 def convert(
     model: options.ModelArgument,
     out_dir: options.OutDirArgument,
@@ -86,14 +87,14 @@ def convert(
     OUT_DIR appears only when it is complete and verified.
     """
     from fp8pad.planning.engines import find_engine
-    from fp8pad.render.console import command
+    from fp8pad.render.console import command, words_of
     from fp8pad.render.reports import conversion_screen, refusal_screen, slice_screen
     from fp8pad.render.screen import show
 
     _check_together(shards, dry_run, asked)
     engine = find_engine(asked["engine"])
     if dry_run:
-        for_plan = options.those_of(library.plan, asked)
+        for_plan = those_of(library.plan, asked)
         _show_plan(model, for_plan, check=not asked["force"], as_json=as_json, out_dir=out_dir)
         return
     try:
@@ -101,9 +102,9 @@ def convert(
             report = _run(library.convert, model, out_dir, quiet=quiet, **asked)
             show(report, lambda found: conversion_screen(found, engine), as_json, quiet)
         else:
-            chosen = options.those_of(library.convert_shards, asked)
+            chosen = those_of(library.convert_shards, asked)
             written = _run(library.convert_shards, model, out_dir, shards, quiet=quiet, **chosen)
-            finish = command("convert", model, out_dir, *options.words_of(library.convert, asked), "--finish")
+            finish = command("convert", model, out_dir, *words_of(library.convert, asked), "--finish")
             show(written, lambda found: slice_screen(found, finish), as_json, quiet)
     except NotServedError as error:
         show(error.report, lambda found: refusal_screen(found, out_dir, engine, asked["overwrite"]), as_json, quiet)
@@ -131,7 +132,7 @@ def _run(function: Callable[..., _Report], *arguments: Any, quiet: bool, **asked
         return function(*arguments, progress=progress, **asked)
 
 
-@options.takes(library.verify, options.CHECKPOINT)
+@takes(library.verify, options.CHECKPOINT)
 def verify(
     folders: options.VerifyArguments,
     *,
@@ -154,7 +155,7 @@ def verify(
         raise VerifyError(_first_of(folders[-1], report.mismatches, "mismatch", "mismatches", report.is_complete))
 
 
-@options.takes(library.unpad, options.CHECKPOINT)
+@takes(library.unpad, options.CHECKPOINT)
 def unpad(
     out_dir: options.OutDirArgument,
     restored_dir: options.RestoredDirArgument,
@@ -171,7 +172,7 @@ def unpad(
     show(report, restoration_screen, as_json, quiet)
 
 
-@options.takes(library.push, options.CHECKPOINT)
+@takes(library.push, options.CHECKPOINT)
 def push(
     out_dir: options.OutDirArgument,
     repo: options.RepoArgument,

@@ -1,4 +1,4 @@
-"""Files that a command leaves beside its result: pages, golden files, JUnit files; written whole or not at all."""
+"""Files that a command writes besides its result: pages, golden files, JUnit files; written whole or not at all."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ def check_writable(file: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` beside `file` and rename it; `OutputError` if that fails."""
+    """Write `text` next to `file` and rename it; `OutputError` if that fails."""
     unfinished = file.with_name(f".{file.name}.unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8")

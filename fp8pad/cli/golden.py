@@ -7,6 +7,7 @@ import typer
 
 from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
+from fp8pad.cli.signatures import takes, those_of
 from fp8pad.golden.request import CheckOptions, RecordOptions
 from fp8pad.text import printable
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from fp8pad.golden.compare import Comparison
 
 
-@options.takes(RecordOptions, options.RECORD)
+@takes(RecordOptions, options.RECORD)
 def record(model: options.GoldenModelArgument, *, output: options.GoldenOutOption, **asked: Any) -> None:
     """Write the outputs of a model to a file."""
     from fp8pad.golden import runs
@@ -29,7 +30,7 @@ def record(model: options.GoldenModelArgument, *, output: options.GoldenOutOptio
     recording_screen(golden, output).show(stdout_console())
 
 
-@options.takes(CheckOptions, options.CHECK)
+@takes(CheckOptions, options.CHECK)
 def check(
     model: options.GoldenModelArgument,
     file: options.GoldenArgument,
@@ -50,8 +51,8 @@ def check(
     _finish(comparison, as_json, junit)
 
 
-@options.takes(RecordOptions, options.RECORD)
-@options.takes(CheckOptions, options.COMPARE)
+@takes(RecordOptions, options.RECORD)
+@takes(CheckOptions, options.COMPARE)
 def compare(
     model_a: options.RecordedModelArgument,
     model_b: options.CheckedModelArgument,
@@ -66,8 +67,8 @@ def compare(
 
     if junit:
         check_writable(junit)
-    recording = RecordOptions(**options.those_of(RecordOptions, asked))
-    checking = CheckOptions(**options.those_of(CheckOptions, asked))
+    recording = RecordOptions(**those_of(RecordOptions, asked))
+    checking = CheckOptions(**those_of(CheckOptions, asked))
     with shown_progress() as progress:
         comparison = runs.compare(model_a, model_b, recording, checking, progress)
     _finish(comparison, as_json, junit)

@@ -121,7 +121,7 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _suggestion(message: str) -> str:
-    """Return what a path of the command line was probably meant to be, where the error is that it is not there."""
+    """Return the path that was probably meant, if the error is that one of the command line does not exist."""
     for argument in sys.argv[1:]:
         path = Path(argument)
         if message.startswith(f"{argument}: no such ") and path.parent.is_dir():

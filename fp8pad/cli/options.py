@@ -1,64 +1,13 @@
-"""Every argument and option, declared once; `takes` gives a command those of the function that it calls."""
+"""Every argument and option, declared once; see `signatures.takes` for how a command gets them."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any
 
 import typer
 
-from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE, Alignment
-
-Command = TypeVar("Command", bound=Callable[..., None])
-
-# Where typer wants another type than the function has.
-TYPES: Mapping[str, Any] = {
-    "alignment": Literal[tuple(map(str, get_args(Alignment)))],
-    "skip": list[str],
-}
-
-
-def takes(function: Callable[..., Any], declared: Mapping[str, Any]) -> Callable[[Command], Command]:
-    """Give a command those options of `function` that are `declared`, with the types and defaults that they have there.
-
-    The command gets them as its keywords; its own options come after them.
-    """
-
-    def with_options(command: Command) -> Command:
-        own = [found for found in inspect.signature(command).parameters.values() if found.kind != found.VAR_KEYWORD]
-        taken = [
-            found.replace(
-                kind=found.KEYWORD_ONLY,
-                annotation=Annotated[TYPES.get(found.name, found.annotation), declared[found.name]],
-            )
-            for found in inspect.signature(function).parameters.values()
-            if found.name in declared
-        ]
-        arguments = [found for found in own if found.kind != found.KEYWORD_ONLY]
-        signature = inspect.Signature([*arguments, *taken, *own[len(arguments) :]])
-        setattr(command, "__signature__", signature)  # noqa: B010  a name that no type of functions has
-        return command
-
-    return with_options
-
-
-def those_of(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that `function` has."""
-    return {name: options[name] for name in inspect.signature(function).parameters if name in options}
-
-
-def words_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the words of a command line that give a command those of its options that are not the default."""
-    for name, parameter in inspect.signature(function).parameters.items():
-        value, option = options.get(name, parameter.default), name.replace("_", "-")
-        if isinstance(value, list | tuple):  # of what can be repeated; nothing by default
-            for one in value:
-                yield from (f"--{option}", str(one))
-        elif isinstance(value, bool) and value != parameter.default:
-            yield f"--{option}" if value else f"--no-{option}"
-        elif value != parameter.default:
-            yield from (f"--{option}", str(value))
+from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE
 
 
 def _alignment(name: str) -> str | int:
@@ -149,7 +98,7 @@ def _ranks(help: str, most: int | None = None) -> Any:  # noqa: A002  typer's wo
 
 BenchRanksOption = Annotated[int, _ranks("Time what one of N ranks of MODEL does.")]
 
-# Options of functions, by their names there: the library's,
+# Options of the library's functions, by their names there
 CHECKPOINT: Mapping[str, Any] = {
     "tensor_parallel_size": _ranks("Plan for N tensor-parallel ranks.", MAX_TENSOR_PARALLEL_SIZE),
     "alignment": typer.Option(
@@ -190,7 +139,7 @@ CHECKPOINT: Mapping[str, Any] = {
     "private": typer.Option("--private", help="Make a private model, if there is none yet."),
 }
 _TRUST = typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-# those of recording golden outputs,
+# Options of `RecordOptions`
 RECORD: Mapping[str, Any] = {
     "prompts": typer.Option(
         metavar="FILE", help="One prompt per line, text or .jsonl; default: built-in token prompts."
@@ -205,7 +154,7 @@ RECORD: Mapping[str, Any] = {
     "top_k": typer.Option(metavar="K", min=1, help="Logprobs to keep per token."),
     "trust_remote_code": _TRUST,
 }
-# and those of checking them.
+# Options of `CheckOptions`
 CHECK: Mapping[str, Any] = {
     "atol": typer.Option(min=0.0, help="Allowed difference of logprobs; default: 0 when bitwise equality is expected."),
     "allow_ties": typer.Option(

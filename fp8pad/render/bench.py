@@ -1,4 +1,4 @@
-"""What a benchmark found: microseconds of the aligned layer, and how many times as long the others take."""
+"""Results of a benchmark: microseconds of the aligned layer, and the ratio of the others to it."""
 
 import sys
 from collections.abc import Iterable, Iterator

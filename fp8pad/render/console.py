@@ -1,22 +1,24 @@
-"""How results get to stdout: nothing that comes from a checkpoint is read as markup, and no usual name is cut.
+"""Printing results to stdout: nothing that comes from a checkpoint is read as markup.
 
 On a terminal, lines fit its width; otherwise they are as long as they need to be.
 """
 
+import inspect
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
 
-from fp8pad.record import ConfigEdit
+from fp8pad.record import ConfigEdit, Policy
 from fp8pad.text import printable
 
-WIDE = 100_000  # columns, where nobody counts them
+WIDE = 100_000  # columns of what is no terminal
 MOST_FILES = 8
 
 Fact = tuple[str, str]
@@ -30,9 +32,27 @@ def stdout_console() -> Console:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print a document, in ASCII, so that it arrives whatever the encoding."""
+    """Print a document in ASCII, which any encoding can carry."""
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def words_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the words of a command line that give `function` those of its options that are not the default."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        value, option = options.get(name, parameter.default), f"--{name.replace('_', '-')}"
+        if isinstance(value, list | tuple):  # of what can be repeated; nothing by default
+            for one in value:
+                yield from (option, str(one))
+        elif isinstance(value, bool) and value != parameter.default:
+            yield option if value else option.replace("--", "--no-", 1)
+        elif value != parameter.default:
+            yield from (option, str(value))
+
+
+def convert_command(source: object, out_dir: object, policy: Policy, *options: str) -> str:
+    """Return the command that converts a checkpoint as a policy asks for."""
+    return command("convert", source, out_dir, *words_of(Policy, asdict(policy)), *options)
 
 
 def command(name: str, *arguments: object) -> str:
@@ -63,13 +83,13 @@ def size(num_bytes: int) -> str:
 
 
 def growth(bytes_before: int, bytes_after: int) -> str:
-    """Write two sizes in bytes and what lies between them."""
+    """Write two sizes in bytes and the difference."""
     more = bytes_after - bytes_before
     return f"{size(bytes_before)} -> {size(bytes_after)} (+{size(more)}, {share_of(more, bytes_before):+.2%})"
 
 
 def added(num_bytes: int, bytes_before: int) -> str:
-    """Write how many bytes come to others."""
+    """Write how many bytes are added to others."""
     return f"+{size(num_bytes)} ({share_of(num_bytes, bytes_before):+.1%})"
 
 

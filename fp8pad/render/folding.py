@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeAlias
 
-from fp8pad.planning.plan import LayerPlan
+from fp8pad.planning.linear import LayerPlan
 
 Choices: TypeAlias = tuple[str, ...]
 # Each part of a name, or the several that it may be. (A string keeps its hash, a tuple is hashed again each time.)

@@ -1,4 +1,4 @@
-"""A plan as one page for a browser: no scripts, nothing from elsewhere, readable on paper, at night, on a phone."""
+"""A plan as one HTML page: no scripts, nothing is fetched, and it suits print, dark mode and phones."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -8,11 +8,12 @@ from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.comparison import AtSize, Growth, better_absorbed, compare_sizes, nearest_served_policy
 from fp8pad.planning.engines import Engine
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict
-from fp8pad.render.console import added, growth, size
+from fp8pad.render.console import added, convert_command, growth, size
 from fp8pad.render.folding import name_patterns
-from fp8pad.render.plan import convert_command, how
+from fp8pad.render.plan import how, proposed_out_dir
 from fp8pad.render.verdict import absorbed_how, findings
 from fp8pad.summary import action, headline
 from fp8pad.text import printable
@@ -147,7 +148,7 @@ def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine, sizes: Seque
     if plan.changes_nothing and not refused and not better:
         yield "<h2>Next</h2><p>Nothing to convert: the checkpoint would stay as it is.</p>"
     elif policy:
-        yield f"<h2>Next</h2><pre><code>{_text(convert_command(source, policy))}</code></pre>"
+        yield f"<h2>Next</h2><pre><code>{_text(convert_command(source, proposed_out_dir(source), policy))}</code></pre>"
 
 
 def _notes(plan: CheckpointPlan) -> Iterator[str]:

@@ -9,12 +9,13 @@ from rich.text import Text
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes
 from fp8pad.planning.engines import Engine
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.record import AxisActions, Policy
-from fp8pad.render.console import Fact, command, edit_facts, growth, shortened
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
+from fp8pad.record import AxisActions
+from fp8pad.render.console import Fact, command, convert_command, edit_facts, growth, shortened
 from fp8pad.render.folding import LayerGroup, group_layers
 from fp8pad.render.screen import Row, Screen
-from fp8pad.render.verdict import patterns, policy_options, show_refusal, show_verdicts
+from fp8pad.render.verdict import patterns, show_refusal, show_verdicts
 from fp8pad.summary import ACTIONS, OutputFiles, action, flops_added_share, headline, output_files
 from fp8pad.text import printable
 
@@ -34,7 +35,7 @@ def plan_screen(
 ) -> Screen:
     """Lay out a plan; layers that are aligned are folded into one line unless `show_all`.
 
-    `out_dir` is the folder that commands name: one next to the checkpoint, if it is not given.
+    `out_dir` is the folder that printed commands name; the default is one next to the checkpoint.
     """
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
@@ -43,7 +44,7 @@ def plan_screen(
         show_verdicts(screen, sizes, plan, engine)
     _show_layers(screen, plan, show_all)
     _show_costs(screen, source, plan, with_card)
-    _show_next(screen, source, plan, engine, sizes, out_dir=out_dir or _out_dir(source))
+    _show_next(screen, source, plan, engine, sizes, out_dir=out_dir or proposed_out_dir(source))
     return screen
 
 
@@ -149,14 +150,14 @@ def _show_next(
         return
     screen.section("Next")
     if not plan.changes_nothing:
-        screen.command(command("convert", source, out_dir, *policy_options(plan.policy)))
+        screen.command(convert_command(source, out_dir, plan.policy))
         return
     here = f"nothing to convert for TP {plan.policy.tensor_parallel_size}: the checkpoint would stay as it is"
     if better := better_absorbed(plan, sizes):
         at, policy = better
         outcome = at.absorbed.verdict.outcome if at.absorbed else ""
         screen.paragraph(f"{here}; '{outcome}' instead of '{at.original.outcome}' takes:", 2)
-        screen.command(command("convert", source, out_dir, *policy_options(policy)))
+        screen.command(convert_command(source, out_dir, policy))
         return
     helped = next((at.num_ranks for at in sizes if at.original.outcome != at.padded.outcome), None)
     screen.paragraph(f"{here}; for TP {helped}:" if helped else here, 2)
@@ -164,13 +165,8 @@ def _show_next(
         screen.command(command("plan", source, "--tensor-parallel-size", helped))
 
 
-def convert_command(source: Checkpoint, policy: Policy) -> str:
-    """Return the command that converts a checkpoint into a folder next to it."""
-    return command("convert", source, _out_dir(source), *policy_options(policy))
-
-
-def _out_dir(source: Checkpoint) -> str:
-    """Propose a folder to write to: beside the model, but in the current folder if it is the hub's or in its cache."""
+def proposed_out_dir(source: Checkpoint) -> str:
+    """Propose a folder next to the model, or in the current folder if the model is on the hub or in its cache."""
     if source.remote:
         return f"{source.name.partition('@')[0].rpartition('/')[2]}-padded"
     root = source.root.resolve()

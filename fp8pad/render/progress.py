@@ -1,4 +1,4 @@
-"""How far the work is, on stderr: a bar on a terminal, now and then a line otherwise."""
+"""Progress on stderr: a bar on a terminal, a line now and then otherwise."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.text import printable
 
 SECONDS_BETWEEN_LINES = 10.0
-# Columns of a terminal that a bar needs, and one with files and the time that passed.
+# Columns of a terminal that a bar needs, and that one with files and elapsed time needs.
 MEDIUM, WIDE = 72, 110
 
 
@@ -69,16 +69,16 @@ def _one_line() -> Column:
 
 
 def _unmeasured() -> tuple[ProgressColumn, ...]:
-    """Return the columns of a step of which only the last line is known."""
+    """Return the columns of a step that has only lines to show."""
     no_wrap = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     line = TextColumn("{task.description}", style="dim", markup=False, table_column=no_wrap)
     return SpinnerColumn(), line, TimeElapsedColumn()
 
 
 class BarProgress(Progress):
-    """One bar for the step that runs: files done, bytes, bytes per second, the time that passed and that is left.
+    """One bar for the step that runs: files done, bytes, bytes per second, time elapsed and time left.
 
-    Where only lines are known, the last one, and how long the step lasts.
+    For a step that has only lines to show: the last one, and the time elapsed.
     """
 
     def __init__(self, bar: Bar) -> None:
@@ -141,7 +141,7 @@ class LineProgress(Progress):
         self.say(f"{label}: {decimal(total_bytes)}")
 
     def advance(self, num_bytes: int) -> None:
-        """Count, and print a line if the last one is long ago."""
+        """Count, and print a line if the last one is ten seconds old."""
         with self._lock:
             self._done_bytes += num_bytes
             is_due = self._is_due()
@@ -153,12 +153,12 @@ class LineProgress(Progress):
         sys.stderr.write(printable(line) + "\n")
 
     def show(self, line: str) -> None:
-        """Print a line if the last one is long ago."""
+        """Print a line if the last one is ten seconds old."""
         if self._is_due():
             self.say(f"  {line}")
 
     def _is_due(self) -> bool:
-        """Return whether the last line is long ago; if so, this one is the last now."""
+        """Return whether the last line is ten seconds old; if so, this one is the last now."""
         now = time.monotonic()
         if now - self._last_line < SECONDS_BETWEEN_LINES:
             return False

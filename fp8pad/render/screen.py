@@ -1,4 +1,4 @@
-"""Laying text out so that none of it is lost: columns where they fit, paragraphs where they do not, commands whole."""
+"""Laying out text for any width: columns where they fit, paragraphs where they do not, commands never broken."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -10,8 +10,7 @@ from fp8pad.planning.comparison import Absorbed, AtSize, nearest_served_policy
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Finding, Verdict, converted_verdict
-from fp8pad.record import Policy
-from fp8pad.render.console import added, command, shortened
+from fp8pad.render.console import added, convert_command, shortened
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
@@ -33,15 +32,12 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
         served = ", ".join(str(at.num_ranks) for at in sizes)
         screen.paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
         return
-    screen.rows(
-        [_row(at, plan) for at in sizes], header=("", "as it is", "padded (plugin)", "absorbed (--absorb -tp TP)")
-    )
+    rows = [
+        (f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at.absorbed, plan)) for at in sizes
+    ]
+    screen.rows(rows, header=("", "as it is", "padded (plugin)", "absorbed (--absorb -tp TP)"))
     screen.paragraph("")
     screen.rows(_explanations(sizes))
-
-
-def _row(at: AtSize, plan: CheckpointPlan) -> Row:
-    return f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at.absorbed, plan)
 
 
 def _outcome(verdict: Verdict | Finding) -> Text:
@@ -90,7 +86,7 @@ def show_refusal(
         screen.paragraph(_outcome(refusal).append(f": {refusal.why}: {patterns(refusal.layers)}", style="default"), 2)
     if policy := nearest_served_policy(plan, engine):
         screen.paragraph(f"TP {policy.tensor_parallel_size} works with:", 2)
-        screen.command(command("convert", source, out_dir, *policy_options(policy), *options))
+        screen.command(convert_command(source, out_dir, policy, *options))
     else:
         screen.paragraph(f"no option makes it work in {engine.title}", 2)
     return True
@@ -99,17 +95,3 @@ def show_refusal(
 def patterns(names: Iterable[str]) -> str:
     """Return names folded into patterns, the first few of many, safe to print."""
     return shortened(name_patterns(names))
-
-
-def policy_options(policy: Policy) -> list[str]:
-    """Return the options that ask for a policy, defaults left out."""
-    options = ["--absorb"] if policy.absorb else []
-    if policy.absorb_experts:
-        options.append("--absorb-experts")
-    if policy.tensor_parallel_size != 1:
-        options += ["--tensor-parallel-size", str(policy.tensor_parallel_size)]
-    if policy.alignment != "auto":
-        options += ["--alignment", str(policy.alignment)]
-    for pattern in policy.skip:
-        options += ["--skip", pattern]
-    return options
