@@ -7,7 +7,6 @@ from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.errors import ConfigError
-from fp8pad.planning.comparison import problems_at_sizes
 from fp8pad.planning.plan import CheckpointPlan
 
 CARD_FILE = "README.md"
@@ -86,8 +85,8 @@ def _lines(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield "Needs vLLM 0.26 or newer with fp8pad installed; no other engine loads it."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
-    refused = {at.tensor_parallel_size for at in problems_at_sizes(plan.layers) if at.indivisible or at.inside_block}
-    sizes = [str(size) for size in (1, 2, 4, 8) if size not in refused]
+    fits = {size: {alike.example.fit_at(size) for alike in plan.alike} for size in (2, 4, 8)}
+    sizes = ["1", *(str(size) for size, found in fits.items() if found.isdisjoint({"indivisible", "inside block"}))]
     yield f"Tensor-parallel sizes: {', '.join(sizes)}{' only' if len(sizes) == 1 else ''}."
     yield ""
     yield "```sh"

@@ -9,9 +9,10 @@ from fp8pad.card import CARD_FILE, read_card
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.geometry import is_aligned
-from fp8pad.planning.comparison import compare_sizes, problems_at_sizes
+from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.verdict import converted_verdict
 from fp8pad.record import CONFIG_FILE, FORMAT_VERSION
 
@@ -93,7 +94,6 @@ def plan_document(source: Checkpoint, plan: CheckpointPlan, engine: Engine, with
         "files_kept": list(files.kept),
         "files_left_out": list(files.excluded),
         "needs_runtime": plan.needs_runtime,
-        "tensor_parallel": [asdict(at) for at in problems_at_sizes(plan.layers)],
         "refused": list(converted_verdict(plan, engine).refused),
         "engine": {
             "name": engine.title,

@@ -66,9 +66,9 @@ def test_the_absorbed_mlp_equals_the_original(model_type: str, case: Case) -> No
     """Every MLP of a model of this family answers the same, and its sizes are multiples of what was asked for."""
     config = config_of(model_type, case)
     arrays, dtypes = checkpoint_of(config, case)
-    settled = plan_layer(config, arrays, dtypes, case)
-    absorbed = {name: grow(array, settled.tensors.get(name), name) for name, array in arrays.items()}
-    edits = {edit.key: edit for edit in settled.edits}
+    absorption = plan_layer(config, arrays, dtypes, case)
+    absorbed = {name: grow(array, absorption.tensors.get(name), name) for name, array in arrays.items()}
+    edits = {edit.key: edit for edit in absorption.edits}
     for section, mlp in described(config):
         for numbers in instances(mlp):
             before, after = Network(section, mlp, numbers, arrays, case), Network(section, mlp, numbers, absorbed, case)
@@ -176,10 +176,10 @@ def plan_layer(config: Mapping[str, Any], arrays: Arrays, dtypes: Mapping[str, s
     governed = find_governed(sections, headers)
     linears, _ = recognise(headers, quantization, config, governed.routed_experts)
     policy = Policy(absorb=True, absorb_experts=True, tensor_parallel_size=case.tensor_parallel_size)
-    settled = absorb(governed, sections, linears, policy)
+    absorption = absorb(governed, sections, linears, policy)
     reasons = {mlp.unabsorbable for _, mlp in described(config)}
-    assert all("straddles gate and up" in reason or reason in reasons for reason in settled.refusals.values())
-    return settled
+    assert all("straddles gate and up" in reason or reason in reasons for reason in absorption.refusals.values())
+    return absorption
 
 
 def grow(array: Array, padded: PaddedTensor | None, name: str) -> Array:
@@ -265,8 +265,8 @@ def test_padding_that_is_not_inert_is_seen() -> None:
     case = Case(4, (5,) * 12, 1, "tensor", (1, 1), False, frozenset(), 1, 7)
     config = config_of("llama", case)
     arrays, dtypes = checkpoint_of(config, case)
-    settled = plan_layer(config, arrays, dtypes, case)
-    absorbed = {name: grow(array, settled.tensors.get(name), name) for name, array in arrays.items()}
+    absorption = plan_layer(config, arrays, dtypes, case)
+    absorbed = {name: grow(array, absorption.tensors.get(name), name) for name, array in arrays.items()}
     ((section, mlp),) = described(config)
     tokens = np.full((1, 4), 3)
     honest = Network(section, mlp, (0,), absorbed, case)

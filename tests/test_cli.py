@@ -1,4 +1,4 @@
-"""The command line as users and their scripts meet it: results, messages and exit statuses."""
+"""The command line as users and their scripts see it: results, messages and exit statuses."""
 
 import errno
 import json
@@ -338,7 +338,7 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, example: 
 def test_a_signal_leaves_what_can_be_resumed_and_says_so(
     fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals
 ) -> None:
-    """One line, and the status by which shells know the signal; the same command then takes up what is finished."""
+    """One line, and the status by which shells know the signal; the same command then resumes."""
     model = llama(tmp_path / "model", num_shards=3)
     default = signal.default_int_handler if end == signal.SIGINT else signal.SIG_DFL
     before = signal.signal(end, default)  # which whoever started the tests may have had ignored

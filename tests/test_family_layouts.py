@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fp8pad.errors import ConfigError
-from fp8pad.planning.absorb.assessment import assess, config_size
+from fp8pad.planning.absorb.assessment import assess
+from fp8pad.planning.absorb.config_size import config_size
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import sections_of
 from fp8pad.record import Policy

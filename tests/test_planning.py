@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from fp8pad.planning import padding, plan_checkpoint
 from fp8pad.planning.config import edited_config
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan, UntouchedTensor
-from fp8pad.planning.tensor_parallel import Sharding
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
+from fp8pad.planning.sharding import Sharding
 from fp8pad.record import (
     AxisActions,
     BaseSource,

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import round_up
 from fp8pad.planning.absorb.matching import find_governed
-from fp8pad.planning.comparison import SizeProblems, problems_at_sizes
 from fp8pad.planning.families import index_families, sections_of
-from fp8pad.planning.plan import LayerPlan
-from fp8pad.planning.tensor_parallel import RankPart, shardings
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.sharding import RankPart
+from fp8pad.planning.tensor_parallel import shardings
 from fp8pad.record import AxisActions, Json, ModuleRecord
 from fp8pad.runtime.parts import LayerParts
 from fp8pad.runtime.sizes import Rank, RankSizes
@@ -116,18 +116,12 @@ def test_heads_are_those_of_the_part_that_holds_the_module() -> None:
     assert rank_shape(layer("model.layers.0.self_attn.k_proj", (256, 2048), config=config), 8) == (128, 2048)
 
 
-def test_the_outlook_tells_unaligned_from_indivisible() -> None:
+def test_unaligned_is_not_indivisible() -> None:
     """13653 is odd, so that no even size splits it; 29568 is merely unaligned with 128-blocks."""
-    layers = (
-        layer("m.fc1", (13653, 5120)),
-        layer("m.down_proj", (8192, 29568), (128, 128)),
-        layer("m.o_proj", (8192, 8192), (128, 128)),
-    )
-    at_sizes = problems_at_sizes(layers)
-    assert [at.tensor_parallel_size for at in at_sizes] == [2, 4, 8]
-    assert [at.indivisible for at in at_sizes] == [("m.fc1",)] * 3
-    assert [at.unaligned for at in at_sizes] == [("m.down_proj",)] * 3
-    assert problems_at_sizes(layers[2:], sizes=(64,)) == (SizeProblems(64),)
+    sizes = (2, 4, 8)
+    assert [layer("m.fc1", (13653, 5120)).fit_at(size) for size in sizes] == ["indivisible"] * 3
+    assert [layer("m.down_proj", (8192, 29568), (128, 128)).fit_at(size) for size in sizes] == ["unaligned"] * 3
+    assert layer("m.o_proj", (8192, 8192), (128, 128)).fit_at(64) == "aligned"
 
 
 def test_a_share_begins_at_a_block_or_inside_one() -> None:
@@ -140,12 +134,10 @@ def test_a_share_begins_at_a_block_or_inside_one() -> None:
     assert layer("m.q_a_proj", (200, 384), block, block).fit_at(2) != "inside block"
 
 
-def test_the_outlook_tells_what_no_padding_at_load_helps() -> None:
-    """Of two unaligned layers, only the one whose share begins inside a block is listed."""
-    inside = layer("a.down_proj", (200, 384), (128, 128), (128, 128))
-    padded = layer("b.down_proj", (200, 256), (256, 256), (128, 128))
-    (at_two,) = problems_at_sizes((inside, padded), sizes=(2,))
-    assert (at_two.unaligned, at_two.inside_block) == (("a.down_proj", "b.down_proj"), ("a.down_proj",))
+def test_of_two_unaligned_shares_one_begins_inside_a_block() -> None:
+    """No padding at load helps that one."""
+    assert layer("a.down_proj", (200, 384), B, B).fit_at(2) == "inside block"
+    assert layer("b.down_proj", (200, 256), (256, 256), B).fit_at(2) == "unaligned"
 
 
 def test_a_copied_key_or_value_lies_beside_split_queries() -> None:
@@ -167,11 +159,9 @@ def test_a_layer_fused_on_disk_is_aligned_though_its_matrices_are_not() -> None:
     attention, mlp = "model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj"
     layers = layer(attention, (384, 256), B, B, config), layer(mlp, (768, 256), B, B, config)
     assert [each.part(2).rows for each in layers] == [(128, 64, 64), (192, 192)]
-    (at_two,) = problems_at_sizes(layers, sizes=(2,))
-    assert at_two == SizeProblems(2, inside_block=(attention, mlp))
-    assert problems_at_sizes(layers, sizes=(1,)) == (SizeProblems(1),)
+    assert [[each.fit_at(size) for size in (1, 2)] for each in layers] == [["aligned", "inside block"]] * 2
     unscaled = layer(attention, (384, 256), config=config), layer(mlp, (768, 256), config=config)
-    assert problems_at_sizes(unscaled, sizes=(2,)) == (SizeProblems(2),)
+    assert [each.fit_at(2) for each in unscaled] == ["aligned"] * 2
 
 
 def test_only_layers_split_along_n_have_rows_of_their_own_on_a_rank() -> None:
@@ -191,10 +181,8 @@ def test_a_vocabulary_is_padded_by_engines_before_it_is_split() -> None:
 
 
 def test_a_layer_whose_scales_are_not_understood_is_not_assessed() -> None:
-    """Nothing is said of its sizes, divisible or not, and it does not stand in the way of a clear word of the rest."""
-    unknown = replace(layer("m.fc1", (13653, 5120)), granularity=None)
-    (at_two,) = problems_at_sizes((unknown, layer("m.o_proj", (8192, 8192))), sizes=(2,))
-    assert at_two == SizeProblems(2, not_assessed=("m.fc1",))
+    """Nothing is said of its sizes, divisible or not."""
+    assert replace(layer("m.fc1", (13653, 5120)), granularity=None).fit_at(2) == "not assessed"
 
 
 def test_the_family_knows_its_mlps_by_whatever_name() -> None:

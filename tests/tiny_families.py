@@ -107,7 +107,6 @@ def _config(family: Description, model_type: str, sizes: Iterator[int]) -> dict[
     for mlp in family.mlp:
         config |= {mlp.size_key: next(sizes)} if mlp.size_key and mlp.size_key not in config else {}
         config |= {mlp.multiplier_key: 2} if mlp.multiplier_key else {}
-        config |= {mlp.experts_per_token_key: 1} if mlp.experts_per_token_key else {}
     for rule in family.section:
         part = rule.like or "llama"
         inner = _config(rule if rule.is_described else families()[part], part, sizes)

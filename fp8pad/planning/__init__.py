@@ -11,10 +11,11 @@ from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
-from fp8pad.planning.layers import Fp8Linear, left_to_engine, recognise
+from fp8pad.planning.layers import left_to_engine, recognise
+from fp8pad.planning.linear import Fp8Linear, LayerPlan
 from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.padding import padded_tensors, plan_layers, runtime_layers
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.planning.tensor_parallel import shardings, text_heads
 from fp8pad.record import CONFIG_FILE, Json, ModuleRecord, PaddedTensor, Policy
@@ -54,11 +55,15 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     check_consistent(tensors, linears, quantization)
     _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)
-    shapes = {linear.name: _matrix_shape(linear) for linear in linears}
+    shapes = {linear.name: (linear.shape[-2], linear.shape[-1]) for linear in linears}
     how = shardings(shapes, sections, governed.roles, governed.divided)
     layers = tuple(plan_layers(linears, policy, how, absorption, inner_axes(governed, linears)))
     padded = _all_tensors(linears, layers, absorption)
     bytes_before = sum(tensor.num_bytes for tensor in tensors.values())
+    bytes_after = bytes_before + sum(
+        tensor_bytes(tensors[name].dtype, tensor.padded_shape) - tensors[name].num_bytes
+        for name, tensor in padded.items()
+    )
     return CheckpointPlan(
         policy=policy,
         layers=layers,
@@ -70,7 +75,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         base_source=quantization.source if quantization else None,
         shards_rewritten=tuple(shard.file for shard in shards if any(t.name in padded for t in shard.tensors)),
         bytes_before=bytes_before,
-        bytes_after=bytes_before + sum(_bytes_added(tensors[name], tensor) for name, tensor in padded.items()),
+        bytes_after=bytes_after,
         notes=(*(quantization.notes if quantization else ()), *absorption.notes),
         architectures=_architectures(config),
         absorbable=absorption.absorbable,
@@ -91,13 +96,8 @@ def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
     modules = {module_name(name) for name in tensors} if policy.skip else ()
     for pattern in policy.skip:
         if not any(fnmatchcase(module, pattern) for module in modules):
-            raise PlanError(
-                f"--skip {pattern}: patterns match whole names, and no module has this one{_wider(pattern)}"
-            )
-
-
-def _wider(pattern: str) -> str:
-    return "" if pattern.startswith("*") else f"; try '*{pattern}'"
+            wider = "" if pattern.startswith("*") else f"; try '*{pattern}'"
+            raise PlanError(f"--skip {pattern}: patterns match whole names, and no module has this one{wider}")
 
 
 def _all_tensors(
@@ -110,18 +110,9 @@ def _all_tensors(
     return tensors
 
 
-def _bytes_added(header: TensorHeader, tensor: PaddedTensor) -> int:
-    return tensor_bytes(header.dtype, tensor.padded_shape) - header.num_bytes
-
-
 def _architectures(config: Json) -> tuple[str, ...]:
     names = config.get("architectures")
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
-
-
-def _matrix_shape(linear: Fp8Linear) -> tuple[int, int]:
-    num_n, num_k = linear.shape[-2:]
-    return num_n, num_k
 
 
 def _module(layer: LayerPlan) -> ModuleRecord:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from math import lcm
 
-from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.record import Alignment, Policy
 from fp8pad.scales import PerBlock
 
@@ -27,9 +27,6 @@ def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
     block_n, block_k = granularity.block if granularity else (1, 1)
     if policy.alignment == "auto":
         return (block_n, block_k) if isinstance(granularity, PerBlock) else (KERNEL_MULTIPLE, KERNEL_MULTIPLE)
-    multiple_n, multiple_k = _multiples(policy.alignment)
+    asked = policy.alignment
+    multiple_n, multiple_k = (asked, asked) if isinstance(asked, int) else KERNEL_MULTIPLES[asked]
     return lcm(block_n, multiple_n), lcm(block_k, multiple_k)
-
-
-def _multiples(alignment: Alignment) -> tuple[int, int]:
-    return (alignment, alignment) if isinstance(alignment, int) else KERNEL_MULTIPLES[alignment]

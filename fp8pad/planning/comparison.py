@@ -1,11 +1,11 @@
-"""The plan from other tensor-parallel sizes: what fits, what an engine does with each form, and what helps."""
+"""What an engine does with each form of a checkpoint at other tensor-parallel sizes, and what helps."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fp8pad.planning.engines import OUTCOMES, Engine
-from fp8pad.planning.plan import CheckpointPlan, LayerPlan
+from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge, Verdict
 from fp8pad.record import Policy
 
@@ -68,23 +68,6 @@ class AtSize:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class SizeProblems:
-    """The layers of a converted checkpoint that do not fit a tensor-parallel size, by module names.
-
-    `unaligned` layers have a size on a rank that is not a multiple of their alignment; `indivisible` ones cannot be
-    split evenly, which engines refuse. `inside_block` are the block-scaled layers that no padding at load helps,
-    unaligned or not: a fused one may be aligned though its matrices are not. `not_assessed` are layers whose scales are
-    not understood.
-    """
-
-    tensor_parallel_size: int
-    unaligned: tuple[str, ...] = ()
-    indivisible: tuple[str, ...] = ()
-    inside_block: tuple[str, ...] = ()
-    not_assessed: tuple[str, ...] = ()
-
-
 def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = ()) -> Iterator[AtSize]:
     """Yield what `engine` does at each size; a size at which it serves the original needs no absorbing.
 
@@ -128,11 +111,6 @@ def better_absorbed(plan: CheckpointPlan, sizes: Iterable[AtSize]) -> tuple[AtSi
     return None
 
 
-def problems_at_sizes(layers: Sequence[LayerPlan], sizes: Sequence[int] = (2, 4, 8)) -> tuple[SizeProblems, ...]:
-    """Return the layers of a plan that do not fit, for each tensor-parallel size."""
-    return tuple(_at(layers, size) for size in sizes)
-
-
 def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None:
     """Absorb the MLPs, and the routed experts only where that is better."""
     dense, both = (absorbed_at(plan, judge, num_ranks, experts) for experts in (False, True))
@@ -161,23 +139,3 @@ def _verdict_document(verdict: Verdict) -> dict[str, Any]:
         for each in verdict.findings
     ]
     return {"outcome": verdict.outcome, "findings": findings}
-
-
-def _at(layers: Iterable[LayerPlan], size: int) -> SizeProblems:
-    found: dict[str, list[str]] = {"unaligned": [], "indivisible": [], "inside_block": [], "not_assessed": []}
-    known: dict[object, list[str]] = {}
-    for layer in layers:
-        key = layer.sharding, layer.config_shape, layer.granularity, layer.alignment, layer.inner
-        if key not in known:
-            known[key] = list(_problems(layer, size))
-        for problem in known[key]:
-            found[problem].append(layer.name)
-    return SizeProblems(size, **{problem: tuple(names) for problem, names in found.items()})
-
-
-def _problems(layer: LayerPlan, size: int) -> Iterator[str]:
-    fit = layer.fit_at(size)
-    if fit in ("not assessed", "indivisible", "inside block"):
-        yield fit.replace(" ", "_")
-    if fit not in ("not assessed", "indivisible") and not layer.part(size).is_aligned(layer.alignment):
-        yield "unaligned"

@@ -1,10 +1,10 @@
-"""What is refused: tensors and configs that contradict each other, so that engines fail on them or answer wrongly."""
+"""What is refused: tensors and configs that contradict each other, so that engines fail or produce wrong outputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from fp8pad.errors import PlanError
 from fp8pad.geometry import num_elements
-from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import Granularity, PerChannel, PerTensor, stored_scale_shapes

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from fp8pad.planning.engines import find_engine, matches
+from fp8pad.planning.linear import CONV1D, Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, kind_of, module_name, own_name, scale_names
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
 from fp8pad.planning.scale_layouts import granularity_of, other_layout, unpadded_blocks
 from fp8pad.record import Json
-from fp8pad.scales import Granularity, Order, PerBlock, in_order
+from fp8pad.scales import Granularity, Order, PerBlock
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
@@ -27,43 +28,23 @@ _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 NO_EXPERTS: Mapping[str, Order | None] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8Linear:
-    """An FP8 weight `[N, K]`, or a stack of them, with its scale.
-
-    `granularity` is None where its scales are of a layout that is not padded. `skip_reason` is set where it must not be
-    padded on its own; `is_understood` is False where that is because fp8pad cannot tell what it is. `is_expert` marks
-    routed experts. Those that are stacked in one weight have a dimension more, in front, and may have the other two in
-    the `order` K, N.
-    """
-
-    name: str
-    weight: TensorHeader
-    scale: TensorHeader | None
-    granularity: Granularity | None
-    skip_reason: str | None = None
-    is_understood: bool = True
-    is_expert: bool = False
-    order: Order = "nk"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The weight's shape as `[N, K]` or `[num_experts, N, K]`, in whatever order it is stored."""
-        return in_order(self.weight.shape, self.order)
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """Everything but the names: Linears of one kind are treated alike."""
-        return self.shape, self.granularity, self.skip_reason, self.is_understood, self.is_expert, self.order
-
-    @property
-    def is_conv1d(self) -> bool:
-        """Whether its weight is stored as `[K, N]`, as in transformers' Conv1D."""
-        return self.skip_reason == _CONV1D
-
-
-_CONV1D = "a Conv1D, stored as [K, N]"
 _ROUTED = "a routed expert: fused MoE kernels bypass the runtime"
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """What decides about a weight besides its own header; see `recognise`."""
+
+    tensors: Mapping[str, TensorHeader]
+    quantization: Quantization | None
+    experts: Mapping[str, Order | None]
+    described: Collection[str]
+    has_conv1d: bool
+
+    @property
+    def granularities(self) -> tuple[Granularity, ...]:
+        """What the quantization config allows."""
+        return self.quantization.formats.granularities if self.quantization else ()
 
 
 def recognise(
@@ -83,10 +64,10 @@ def recognise(
     """
     linears, untouched = [], []
     has_conv1d = not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config))
+    model = _Model(tensors, quantization, experts, described, has_conv1d)
     for tensor in tensors.values():
         if _is_weight(tensor):
-            linear = _linear(tensor, tensors, quantization, experts, has_conv1d)
-            linears.append(_skipped(_named(linear, tensors, described), skip))
+            linears.append(_skipped(_linear(tensor, model), skip))
         elif found := _untouched(tensor):
             untouched.append(found)
     return tuple(_with_one_input(linears)), tuple(untouched)
@@ -135,61 +116,53 @@ def _untouched(tensor: TensorHeader) -> UntouchedTensor | None:
     return UntouchedTensor(tensor.name, tensor.dtype, tensor.shape, reason, is_understood)
 
 
-def _linear(
-    weight: TensorHeader,
-    tensors: Mapping[str, TensorHeader],
-    quantization: Quantization | None,
-    experts: Mapping[str, Order | None],
-    has_conv1d: bool,
-) -> Fp8Linear:
+def _linear(weight: TensorHeader, model: _Model) -> Fp8Linear:
     name = module_name(weight.name)
-    scale = next((tensors[scale] for scale in scale_names(weight.name) if scale in tensors), None)
+    scale = next((model.tensors[scale] for scale in scale_names(weight.name) if scale in model.tensors), None)
     if len(weight.shape) == 3:
-        return _stack(name, weight, scale, quantization, experts)
-    if experts.get(name):
-        reason = f"experts stacked in one 2-D weight, {list(weight.shape)}"
-        return Fp8Linear(name, weight, scale, None, reason, is_understood=False, is_expert=True)
-    is_expert = name in experts or _ROUTED_EXPERT.search(name) is not None
+        return _stack(name, weight, scale, model)
+    is_expert = name in model.experts or _ROUTED_EXPERT.search(name) is not None
+    return Fp8Linear(name, weight, scale, *_scaled(name, weight, scale, model, is_expert), is_expert=is_expert)
+
+
+def _scaled(
+    name: str, weight: TensorHeader, scale: TensorHeader | None, model: _Model, is_expert: bool
+) -> tuple[Granularity | None, str | None, bool]:
+    """Return how a 2-D weight is scaled, why it must not be padded on its own, and whether it is understood."""
+    if model.experts.get(name):
+        return None, f"experts stacked in one 2-D weight, {list(weight.shape)}", False
     if scale is None:
         what = "an embedding" if kind_of(name) == "table" else "an FP8 weight"
-        reason = f"{what} without a scale of its own"
-        return Fp8Linear(name, weight, None, None, reason, is_understood=False, is_expert=is_expert)
-    allowed = quantization.formats.granularities if quantization else ()
-    granularity = granularity_of(weight.shape, scale.shape, allowed)
+        return None, f"{what} without a scale of its own", False
+    granularity = granularity_of(weight.shape, scale.shape, model.granularities)
     if granularity is None:
-        reason, is_understood = other_layout(weight, scale, quantization)
-        return Fp8Linear(name, weight, scale, None, reason, is_understood, is_expert)
+        return None, *other_layout(weight, scale, model.quantization)
     if scale.dtype not in ONE_BYTES:
-        reason = f"scales of dtype {scale.dtype}"
-        return Fp8Linear(name, weight, scale, granularity, reason, is_understood=False, is_expert=is_expert)
-    known = _ROUTED if is_expert else _unpadded(name, granularity, scale, quantization, has_conv1d)
-    return Fp8Linear(name, weight, scale, granularity, known, is_expert=is_expert)
+        return granularity, f"scales of dtype {scale.dtype}", False
+    reason = _ROUTED if is_expert else _unpadded(name, granularity, scale, model)
+    if reason or kind_of(name) or name in model.described or _has_inputs(name, weight, model.tensors):
+        return granularity, reason, True
+    return granularity, f"{own_name(name)!r} is not a name that engines give a Linear", False
 
 
-def _named(linear: Fp8Linear, tensors: Mapping[str, TensorHeader], described: Collection[str]) -> Fp8Linear:
-    """Return a layer that would be padded as not understood, if neither its name nor a family says it is a Linear."""
-    if linear.skip_reason or kind_of(linear.name) or linear.name in described:
-        return linear
-    if _has_inputs(linear.name, linear.weight, tensors):
-        return linear
-    reason = f"{own_name(linear.name)!r} is not a name that engines give a Linear"
-    return replace(linear, skip_reason=reason, is_understood=False)
+def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _Model) -> str | None:
+    """Why a layer that is understood must not be padded on its own."""
+    if kind_of(name) == "table":
+        return "an embedding, not a Linear"
+    if model.has_conv1d and name.rpartition(".")[2] in _CONV1D_MODULES:
+        return CONV1D
+    if isinstance(granularity, PerBlock):
+        return unpadded_blocks(granularity, scale, model.quantization)
+    return None
 
 
-def _stack(
-    name: str,
-    weight: TensorHeader,
-    scale: TensorHeader | None,
-    quantization: Quantization | None,
-    experts: Mapping[str, Order | None],
-) -> Fp8Linear:
-    order = experts.get(name)
+def _stack(name: str, weight: TensorHeader, scale: TensorHeader | None, model: _Model) -> Fp8Linear:
+    order = model.experts.get(name)
     if order is None:
         reason = "matrices stacked in one 3-D weight, whose order no family file tells"
         is_expert = _EXPERTS.search(name) is not None
         return Fp8Linear(name, weight, scale, None, reason, is_understood=is_expert, is_expert=is_expert)
-    allowed = quantization.formats.granularities if quantization else ()
-    granularity = granularity_of(weight.shape, scale.shape, allowed, order) if scale else None
+    granularity = granularity_of(weight.shape, scale.shape, model.granularities, order) if scale else None
     reason = "experts stacked in one 3-D weight"
     if granularity is None:
         reason += f", with scales {list(scale.shape)} of a layout that is not padded" if scale else ", without a scale"
@@ -197,19 +170,6 @@ def _stack(
         reason += ", stored as [num_experts, K, N]"
     is_understood = granularity is not None
     return Fp8Linear(name, weight, scale, granularity, reason, is_understood, is_expert=True, order=order)
-
-
-def _unpadded(
-    name: str, granularity: Granularity, scale: TensorHeader, quantization: Quantization | None, has_conv1d: bool
-) -> str | None:
-    """Why a layer that is understood must not be padded on its own."""
-    if kind_of(name) == "table":
-        return "an embedding, not a Linear"
-    if has_conv1d and name.rpartition(".")[2] in _CONV1D_MODULES:
-        return _CONV1D
-    if isinstance(granularity, PerBlock):
-        return unpadded_blocks(granularity, scale, quantization)
-    return None
 
 
 def _has_inputs(name: str, weight: TensorHeader, tensors: Mapping[str, TensorHeader]) -> bool:

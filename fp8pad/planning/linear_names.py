@@ -1,8 +1,8 @@
-"""What names say: whether a module is a Linear, how ranks divide it, which tensors are its scales.
+"""What a name says: whether a module is a Linear, how ranks divide it, which tensors are its scales.
 
 An engine loads an FP8 weight `[N, K]` into a Linear where its model has one of that name. The words below are those of
-the names of every Linear in vLLM 0.33 (vllm/models and vllm/model_executor/models) and transformers 5; what has none of
-them, a table under some new name for one, is not taken for a Linear.
+the names of every Linear in vLLM 0.33 (vllm/models and vllm/model_executor/models) and transformers 5; a module
+without any of them, such as a table under a new name, is not taken for a Linear.
 """
 
 import re

@@ -6,10 +6,9 @@ from dataclasses import replace
 from fp8pad.geometry import padded_shape
 from fp8pad.planning.absorb.absorption import Absorption
 from fp8pad.planning.alignment import alignment_of
-from fp8pad.planning.layers import Fp8Linear
-from fp8pad.planning.plan import LayerPlan
+from fp8pad.planning.linear import Fp8Linear, LayerPlan
 from fp8pad.planning.reasons import reason_of
-from fp8pad.planning.tensor_parallel import Sharding
+from fp8pad.planning.sharding import Sharding
 from fp8pad.record import Axis, AxisActions, Disposition, PaddedTensor, Policy
 from fp8pad.scales import PerBlock, in_order, resized_scale
 from fp8pad.tensors import tensor_bytes
@@ -99,9 +98,9 @@ def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
 
 def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, PaddedTensor]]:
     """Yield what the disposition `pad` does to a layer's weight and to its scale, by name, where it does anything."""
-    pads = AxisActions(*("pad" if axis == "pad" else "aligned" for axis in layer.axes.both))
-    if "pad" not in pads.both:
+    if "pad" not in layer.axes.both:
         return
+    pads = AxisActions(*("pad" if axis == "pad" else "aligned" for axis in layer.axes.both))
     (num_n, num_k), (padded_n, padded_k) = layer.logical_shape, layer.padded_shape
     shape = (padded_n if pads.n == "pad" else num_n, padded_k if pads.k == "pad" else num_k)
     yield linear.weight.name, PaddedTensor(layer.logical_shape, shape, 0, pads)

@@ -1,107 +1,13 @@
 """The plan: one frozen object that the table, the writer, the records, verify and unpad all read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, lcm, prod
-from operator import attrgetter
+from math import gcd, lcm
 
 from fp8pad.geometry import round_up
-from fp8pad.planning.tensor_parallel import COLUMN, Fit, RankPart, Sharding
-from fp8pad.record import Axis, AxisActions, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
-from fp8pad.scales import Granularity
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """One FP8 Linear, shapes `[N, K]`; `granularity` is None where its scales are of a layout that is not padded.
-
-    `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
-    logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
-    `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
-    `is_expert` marks routed experts, which the runtime does not handle; `inner` is the axis that lies inside an MLP, if
-    one does. `is_understood` is False where it is carried because fp8pad cannot tell what it is. `scale_bytes` is what
-    one of its scales takes.
-    """
-
-    name: str
-    granularity: Granularity | None
-    logical_shape: tuple[int, ...]
-    padded_shape: tuple[int, ...]
-    alignment: tuple[int, int]
-    axes: AxisActions
-    reason: str
-    config_shape: tuple[int, ...]
-    sharding: Sharding = COLUMN
-    rank_fit: Fit = "aligned"
-    is_expert: bool = False
-    inner: Axis | None = None
-    is_understood: bool = True
-    scale_bytes: int = 0
-
-    def named(self, name: str) -> "LayerPlan":
-        """Return the plan of another layer, which is like this one in all but its name."""
-        return LayerPlan(name, *_ALL_BUT_NAME(self))
-
-    @property
-    def block(self) -> tuple[int, int]:
-        """The sizes `(n, k)` of a scale block, which no split may cut; `(1, 1)` where there are no blocks."""
-        return self.granularity.block if self.granularity else (1, 1)
-
-    @property
-    def matrix_shape(self) -> tuple[int, int]:
-        """The `(N, K)` that the edited config asks for: of one matrix, where several are stacked."""
-        num_n, num_k = self.config_shape[-2:]
-        return num_n, num_k
-
-    @property
-    def logical_matrix(self) -> tuple[int, int]:
-        """The `(N, K)` of the source: of one matrix, where several are stacked."""
-        num_n, num_k = self.logical_shape[-2:]
-        return num_n, num_k
-
-    @property
-    def is_for_runtime(self) -> bool:
-        """Whether the runtime takes the layer, where the checkpoint asks for it at all."""
-        return not self.is_expert and "skip" not in self.axes.both
-
-    @property
-    def is_padded_at_load(self) -> bool:
-        """Whether the runtime pads a rank's part of the layer, at the policy's tensor-parallel size."""
-        return self.rank_fit == "unaligned" and self.is_for_runtime
-
-    def bytes_at(self, shape: tuple[int, int]) -> int:
-        """Return what weight and scales take on disk if each matrix is `(N, K)`."""
-        num_scales = prod(self.granularity.scale_shape(shape)) if self.granularity else 0
-        return prod(self.logical_shape[:-2]) * (prod(shape) + num_scales * self.scale_bytes)
-
-    def part(self, num_ranks: int) -> RankPart:
-        """Return what one of `num_ranks` ranks holds of the layer."""
-        return self.sharding.part(self.matrix_shape, num_ranks)
-
-    def fit_at(self, num_ranks: int, shape: tuple[int, int] | None = None) -> Fit:
-        """Return how the parts of `num_ranks` ranks fit; "not assessed" where the scales are not understood.
-
-        `shape` is the `(N, K)` that is divided: `matrix_shape`, if not given.
-        """
-        if self.granularity is None:
-            return "not assessed"
-        shape = shape or self.matrix_shape
-        fit = self.sharding.fit(shape, self.block, self.alignment, num_ranks)
-        return "unaligned" if fit == "inside block" and self._may_begin_inside_block(shape[0]) else fit
-
-    def _may_begin_inside_block(self, num_n: int) -> bool:
-        """Whether the runtime can serve a share that begins inside a scale block, by zeros before it as well as behind.
-
-        It can inside an MLP, where the order of neurons does not matter, unless a block lies on both gate and up.
-        """
-        if (self.inner, self.sharding.axis) not in (("n", "column"), ("k", "row")):
-            return False
-        matrices = self.sharding.group_rows(num_n)
-        return len(matrices) == 1 or all(rows % self.block[0] == 0 for rows in matrices)
-
-
-_ALL_BUT_NAME = attrgetter(*(field.name for field in fields(LayerPlan)[1:]))  # `replace` takes twice as long
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.record import Axis, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +83,7 @@ class CheckpointPlan:
     shards_rewritten: tuple[str, ...]
     bytes_before: int
     bytes_after: int
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     absorbable: tuple[AbsorbableSize, ...] = ()
     num_heads: int | None = None
@@ -205,7 +111,7 @@ class CheckpointPlan:
         return bool(self.modules)
 
     @property
-    def not_understood(self) -> tuple["LayerPlan | UntouchedTensor", ...]:
+    def not_understood(self) -> tuple[LayerPlan | UntouchedTensor, ...]:
         """The FP8 weights that are carried unchanged because fp8pad cannot tell what they are, each with a reason."""
         layers = (layer for layer in self.layers if not layer.is_understood)
         return (*layers, *(tensor for tensor in self.untouched if not tensor.is_understood))

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from fp8pad.planning.plan import LayerPlan
-from fp8pad.planning.tensor_parallel import RankPart
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.sharding import RankPart
 
 
 def reason_of(layer: LayerPlan, num_ranks: int, skip_reason: str | None = None, refusal: str = "") -> str:

@@ -1,6 +1,6 @@
 """What an engine does with a checkpoint at a tensor-parallel size, as it is and as it will be converted."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import gcd
 from types import MappingProxyType
@@ -8,8 +8,9 @@ from types import MappingProxyType
 from fp8pad.errors import NotServedError
 from fp8pad.geometry import is_aligned, round_up
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule, matches
-from fp8pad.planning.plan import AlikeLayers, CheckpointPlan, LayerPlan
-from fp8pad.planning.tensor_parallel import Fit, RankPart, Shape
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
+from fp8pad.planning.sharding import Fit, RankPart, Shape
 from fp8pad.record import Json, quantization_method
 from fp8pad.scales import PerBlock
 
@@ -70,10 +71,13 @@ class Judge:
             for rule in engine.rule
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
-        # What is said of a size that ranks cannot share goes for heads, whether attention is FP8 or not.
+        # The rule for sizes that ranks cannot share applies to heads too, whether attention is FP8 or not.
         self._indivisible = next((rule for rule in self._rules if rule.fits == ("indivisible",)), None)
         by_name = any(rule.modules for rule in self._rules)
-        self._groups = [each for group in plan.alike for each in (_one_by_one(plan, group) if by_name else [group])]
+        one_by_one = (
+            replace(group, example=plan.layers[place], places=[place]) for group in plan.alike for place in group.places
+        )
+        self._groups = list(one_by_one if by_name else plan.alike)
 
     def original(self, num_ranks: int) -> Verdict:
         """What the engine does with the checkpoint as it is."""
@@ -152,15 +156,11 @@ class Judge:
 
 
 NO_RUNTIME = Rule("refuses", "fp8pad has no plugin for this engine", "", "", ())
-# What the runtime cannot help, wherever vLLM would split a layer.
+# What the runtime cannot fix, wherever vLLM would split a layer.
 _RUNTIME: dict[Fit, Rule] = {
     "indivisible": Rule("refuses", "a size that ranks cannot share evenly", "", "", ()),
     "inside block": Rule("refuses", "a rank's share would begin inside a scale block", "", "", ()),
 }
-
-
-def _one_by_one(plan: CheckpointPlan, group: AlikeLayers) -> Iterator[AlikeLayers]:
-    return (replace(group, example=plan.layers[place], places=[place]) for place in group.places)
 
 
 def _grown(group: AlikeLayers, sizes: Mapping[int, int]) -> Shape:

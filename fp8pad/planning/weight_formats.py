@@ -8,7 +8,7 @@ from fp8pad.errors import ConfigError, shown
 from fp8pad.record import Json
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 
-# Larger than any block that a tool writes; what is padded to blocks cannot grow without bound.
+# Larger than any block that a tool writes; it bounds how far padding to blocks can grow a tensor.
 MAX_BLOCK_SIZE = 65536
 
 _MODELOPT_BLOCK = PerBlock(128, 128)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.geometry import as_matrices
-from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.record import PaddedTensor
 from fp8pad.scales import PerBlock
 from fp8pad.tensors import TensorHeader

@@ -1,1 +1,1 @@
-"""Absorbing: which config keys can grow for good, what that does to every tensor that they size, and what it costs."""
+"""Absorbing: which config keys can grow for good, and what that does to every tensor that they size."""

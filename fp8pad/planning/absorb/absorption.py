@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from fp8pad.errors import CheckpointError, PlanError
 from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
-from fp8pad.planning.absorb.cost import KeyCost, cost_notes, key_cost
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes
 from fp8pad.planning.families import Section
-from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, Axis, AxisActions, ConfigEdit, PaddedTensor, Policy
@@ -30,8 +29,8 @@ class Absorption:
     """What absorbing changes.
 
     `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refusals` maps the axes
-    `(module, axis)` that were to be absorbed and are not to the reason. `notes` are sentences for the plan: costs,
-    refusals, recommendations. `absorbable` are the inner sizes that could be absorbed, asked for or not.
+    `(module, axis)` that were to be absorbed and are not to the reason. `notes` are sentences for the plan.
+    `absorbable` are the inner sizes that could be absorbed, asked for or not.
     """
 
     tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
@@ -57,32 +56,29 @@ def absorb(
         if isinstance(contradiction, PlanError):  # within the tensors: a bias of another length
             raise contradiction
     if not (policy.absorb or policy.absorb_experts):
-        notes = tuple(f"{contradiction}; both are carried as they are" for contradiction in contradictions)
-        return Absorption(absorbable=absorbable, notes=notes)
-    growths: list[_Growth] = []
+        carried = tuple(f"{contradiction}; both are carried as they are" for contradiction in contradictions)
+        return Absorption(absorbable=absorbable, notes=carried)
+    padded: dict[str, PaddedTensor] = {}
+    edits: list[ConfigEdit] = []
+    notes: list[str] = []
     refused: list[tuple[Assessment, str]] = []
     for each in assessed:
-        if _is_asked_for(each, policy):
-            reason = _why_not(each, policy)
-            if reason or each.absorbable is None:
-                refused.append((each, reason))
-            else:
-                growths.append(_Growth.of(each, each.absorbable, policy))
-    padded: dict[str, PaddedTensor] = {}
-    for growth in growths:
-        for name, tensor in growth.tensors.items():
+        if not _is_asked_for(each, policy):
+            continue
+        reason = _why_not(each, policy)
+        if reason or each.absorbable is None:
+            refused.append((each, reason))
+            continue
+        old, new = each.absorbable.old, each.absorbable.size_at(policy.tensor_parallel_size)
+        for name, tensor in _grown_tensors(each, old, new):
             padded[name] = merged(padded[name], tensor) if name in padded else tensor
+        edits += _edits(each, old, new)
+        notes += _notes(each, old)
     return Absorption(
         tensors=padded,
-        edits=tuple(edit for growth in growths for edit in growth.edits),
+        edits=tuple(edits),
         refusals=_refusals(refused, governed_axes, sections, linears, policy),
-        notes=(
-            *cost_notes([growth.cost for growth in growths]),
-            *(note for growth in growths for note in growth.default_notes()),
-            *(note for growth in growths for note in growth.float_notes()),
-            *(reason for each, reason in refused if each.size.key),
-            *_lora_notes(padded),
-        ),
+        notes=(*notes, *(reason for each, reason in refused if each.size.key), *_lora_notes(padded)),
         absorbable=absorbable,
     )
 
@@ -127,44 +123,28 @@ def _why_not(assessment: Assessment, policy: Policy) -> str:
     return f"{size.path} is not absorbed: {reason}" if reason and size.key else reason
 
 
-@dataclass(frozen=True, slots=True)
-class _Growth:
-    """What becomes of one inner size that is absorbed."""
+def _grown_tensors(assessment: Assessment, old: int, new: int) -> Iterator[tuple[str, PaddedTensor]]:
+    """Yield what becomes of each tensor that grows with a size, in the order of the checkpoint."""
+    found: dict[str, PaddedTensor] = {}
+    for alike in assessment.tensors:
+        if tensor := alike.grown(old, new):
+            found |= {governed.tensor.name: tensor for governed in alike.members}
+    names = (governed.tensor.name for governed in assessment.size.axes)
+    return ((name, found[name]) for name in names if name in found)
 
-    assessment: Assessment
-    tensors: Mapping[str, PaddedTensor]
-    edits: tuple[ConfigEdit, ...]
-    cost: KeyCost
 
-    @classmethod
-    def of(cls, assessment: Assessment, absorbable: AbsorbableSize, policy: Policy) -> "_Growth":
-        """Grow a size as far as the ranks of a policy need it."""
-        most = policy.tensor_parallel_size
-        sizes = {ranks: absorbable.size_at(ranks) for ranks in range(1, most + 1) if most % ranks == 0}
-        old, new = absorbable.old, sizes[most]
-        found: dict[str, PaddedTensor] = {}
-        for alike in assessment.tensors:
-            if tensor := alike.grown(old, new):
-                found |= {governed.tensor.name: tensor for governed in alike.members}
-        names = (governed.tensor.name for governed in assessment.size.axes)
-        tensors = {name: found[name] for name in names if name in found}
-        return cls(assessment, tensors, tuple(_edits(assessment, old, new)), key_cost(assessment, old, sizes, tensors))
-
-    def default_notes(self) -> Iterator[str]:
-        """Say where config.json gets a key that it did not have."""
-        size = self.assessment.size
-        if size.section.config.get(size.key or "") is None:
-            yield f"{size.path} is not in {CONFIG_FILE}, where {self.edits[0].old} is the default; it is added"
-
-    def float_notes(self) -> Iterator[str]:
-        """Say where a key sizes weights that are not FP8 too: libraries choose by size how to group a sum."""
-        alike = [each for each in self.assessment.weights if each.example.tensor.dtype in FLOAT_DTYPES]
-        names = [governed.tensor.name for each in alike for governed in each.members]
-        if names:
-            yield (
-                f"{self.assessment.size.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: "
-                "a GPU may add their products in another order, which can change an answer's last digits"
-            )
+def _notes(assessment: Assessment, old: int) -> Iterator[str]:
+    """Say where config.json gets a key that it did not have, and where weights that are not FP8 grow too."""
+    size = assessment.size
+    if size.section.config.get(size.key or "") is None:
+        yield f"{size.path} is not in {CONFIG_FILE}, where {old} is the default; it is added"
+    alike = [each for each in assessment.weights if each.example.tensor.dtype in FLOAT_DTYPES]
+    names = [governed.tensor.name for each in alike for governed in each.members]
+    if names:  # libraries choose by size how to group a sum
+        yield (
+            f"{size.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: "
+            "a GPU may add their products in another order, which can change an answer's last digits"
+        )
 
 
 def _edits(assessment: Assessment, old: int, new: int) -> Iterator[ConfigEdit]:

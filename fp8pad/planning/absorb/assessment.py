@@ -1,16 +1,17 @@
 """Whether an inner size can be absorbed: what the config says of it, its MLPs, and each tensor that it governs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from fp8pad.errors import CheckpointError, ConfigError
-from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId, inner_sizes
+from fp8pad.planning.absorb.config_size import config_size, multiplier
+from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
 from fp8pad.planning.alignment import alignment_of
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
-from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, PaddedTensor, Policy
 
@@ -59,7 +60,7 @@ def assess(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy)
     """Find out whether an inner size can be absorbed, asked for or not."""
     try:
         old = config_size(size)
-        times = {axes[0].mlp_id: _multiplier(axes, size, old) for axes in size.mlps}
+        times = {axes[0].mlp_id: multiplier(axes, size, old) for axes in size.mlps}
     except NotAbsorbableError as error:
         return Assessment(size, _alike(size, linears, {}), obstacle=error)
     found = Assessment(size, _alike(size, linears, times))
@@ -117,30 +118,6 @@ def _is_of_linear(alike: AlikeTensors) -> bool:
     return linear is not None and tensor in (linear.weight, linear.scale)
 
 
-def config_size(size: GovernedSize) -> int:
-    """Return the value of a key; `NotAbsorbableError` where it is not one size, the same wherever it is repeated.
-
-    A key that the config does not have, or has as null, is left to a default that the tensors tell.
-    """
-    if reason := next((governed.mlp.unabsorbable for governed in size.axes if governed.mlp.unabsorbable), None):
-        raise NotAbsorbableError(reason)
-    key = size.key or ""
-    value = size.section.config.get(key)
-    if value is None:
-        return _implied_size(size)
-    if isinstance(value, list):
-        raise NotAbsorbableError("its value is a list")
-    if not _is_count(value):
-        raise NotAbsorbableError(f"its value is not a size: {value!r}")
-    for other in size.repeats:
-        if size.section.config[other] != value:
-            raise NotAbsorbableError(f"{other} is {size.section.config[other]!r}, where {key} is {value}")
-    for path, mirror in size.section.mirrors:
-        if mirror.get(key, value) != value:
-            raise NotAbsorbableError(f"{path or CONFIG_FILE} repeats it with another value, {mirror[key]!r}")
-    return int(value)
-
-
 def _check_sizes(assessment: Assessment, value: int) -> None:
     """Raise `ConfigError` where a weight under the key has another size."""
     size = assessment.size
@@ -153,48 +130,8 @@ def _check_sizes(assessment: Assessment, value: int) -> None:
             )
 
 
-def _implied_size(size: GovernedSize) -> int:
-    if others := next((governed.mlp.other_keys for governed in size.axes if governed.mlp.other_keys), ()):
-        raise NotAbsorbableError(f"the config has neither it nor {' nor '.join(others)}")
-    sizes = {inner // (_config_multiplier(mlp, size) or 1) for mlp in size.mlps for inner in inner_sizes(mlp)}
-    if len(sizes) != 1:
-        raise NotAbsorbableError("the config does not have the key, and the tensors have more than one size")
-    return sizes.pop()
-
-
-def _multiplier(axes: Sequence[GovernedAxis], size: GovernedSize, value: int) -> int:
-    times = _config_multiplier(axes, size)
-    if times is not None:
-        return times
-    rule, inner = axes[0].mlp, inner_sizes(axes)
-    if len(inner) == 1:
-        times, rest = divmod(inner.pop(), value)
-        if rest or not times:
-            raise NotAbsorbableError(f"the size of {axes[0].module} is no multiple of it")
-    if times is None:
-        raise NotAbsorbableError(f"{size.section.dotted(rule.multiplier_key or '')} is not in the config")
-    return times
-
-
-def _config_multiplier(axes: Sequence[GovernedAxis], size: GovernedSize) -> int | None:
-    """How often the key's value goes into an MLP's inner size by the config; None where only the tensors tell."""
-    rule = axes[0].mlp
-    if rule.multiples:
-        return None
-    if rule.multiplier_key is None:
-        return 1
-    value = size.section.config.get(rule.multiplier_key, 0)
-    if rule.multiplier_key in size.section.config and not _is_count(value):
-        raise NotAbsorbableError(f"{size.section.dotted(rule.multiplier_key)} is not a number: {value!r}")
-    return int(value) or None
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _check_skipped(size: GovernedSize, policy: Policy) -> None:
-    for module in dict.fromkeys(governed.module for governed in size.axes):
+    for module in dict.fromkeys(governed.module for governed in size.axes if policy.skip):
         if any(fnmatchcase(module, pattern) for pattern in policy.skip):
             raise NotAbsorbableError(f"{module} is to be carried unchanged (--skip)")
 
@@ -223,7 +160,7 @@ def _check_complete(size: GovernedSize) -> None:
             if role not in parts:
                 raise NotAbsorbableError(f"{some.block.rstrip('.')} has no {role} weight: it may be tied to another")
             if parts[role].leaf != "weight":
-                raise NotAbsorbableError(f"{parts[role].tensor.name} has no weight beside it: a layout not padded")
+                raise NotAbsorbableError(f"{parts[role].tensor.name} has no weight: a layout that is not padded")
     if size.unclaimed_tensors:
         unclaimed_tensor = size.unclaimed_tensors[0]
         raise NotAbsorbableError(

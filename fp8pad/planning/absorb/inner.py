@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fp8pad.planning.absorb.assessment import check_activation
 from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
-from fp8pad.planning.layers import Fp8Linear
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.record import Axis
 
 
@@ -27,14 +27,14 @@ def inner_axes(governed_axes: GovernedAxes, linears: Iterable[Fp8Linear]) -> Map
 
 def _is_whole(size: GovernedSize, mlp: Sequence[GovernedAxis], linears: Mapping[str, Fp8Linear]) -> bool:
     """Whether an MLP has all its parts, each an FP8 Linear, of one inner size, and nothing else that reads it."""
-    rule, block = mlp[0].mlp, mlp[0].block
+    rule = mlp[0].mlp
     if rule.experts:
         return False
     weights = {governed.role: governed for governed in mlp if governed.is_plain_weight and governed.module in linears}
     sizes = {governed.inner_size for governed in weights.values()}
     if weights.keys() != rule.parts.keys() or len(sizes) != 1:
         return False
-    if any(tensor.name.startswith(block) and sizes & set(tensor.shape) for tensor in size.unclaimed_tensors):
+    if any(tensor.name.startswith(mlp[0].block) and sizes & set(tensor.shape) for tensor in size.unclaimed_tensors):
         return False
     try:
         check_activation(rule, size.section)

@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Literal, get_args
 
 from fp8pad.errors import PlanError, UsageError
-from fp8pad.planning.tensor_parallel import Fit
+from fp8pad.planning.sharding import Fit
 from fp8pad.reading import PositiveSize, Reader
 from fp8pad.scales import GranularityName
 
@@ -91,13 +91,10 @@ def engines() -> Mapping[str, Engine]:
 def find_engine(name: str | None = None) -> Engine:
     """Return the engine of this name, vLLM's newest without one; `UsageError` where none is described."""
     if name is None:
-        return max((engine for engine in engines().values() if engine.name == "vLLM"), key=_age)
+        ours = (engine for engine in engines().values() if engine.name == "vLLM")
+        return max(ours, key=lambda engine: [int(number) for number in re.findall(r"\d+", engine.version)])
     if engine := engines().get(str(name)):
         return engine
     close = difflib.get_close_matches(str(name), engines(), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UsageError(f"engine {name}: expected one of {', '.join(engines())}{hint}")
-
-
-def _age(engine: Engine) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", engine.version)]

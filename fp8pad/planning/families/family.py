@@ -57,7 +57,6 @@ class Mlp:
     multiples: bool = False
     unless: str | None = None
     experts: bool = False
-    experts_per_token_key: str | None = None
     stacked: bool = False
     interleaved: bool = False
 
