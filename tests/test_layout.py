@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from helpers import framed, safetensors_bytes, stored_header, tensor_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fp8pad.checkpoint import transfer as transfer_module
 from fp8pad.checkpoint.compare import Mismatch, compare_data, header_differences
 from fp8pad.checkpoint.files import OpenFile, create_file, open_file
 from fp8pad.checkpoint.grid import AxisMap, Grid, Run, tensor_grid
@@ -375,6 +377,42 @@ def test_holes_stay_holes(tmp_path: Path, depth: VerifyDepth) -> None:
         assert list(read_back(transfer, output, target_prefix(transfer, source), sums, silent)) == []
         assert list(compare_data(transfer, source, output, silent)) == []
     assert target.stat().st_blocks * 512 < 3 << 20
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_the_disk_begins_before_a_shard_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """It is asked for all that is written, part after part; a file system that refuses gets the same file, synced."""
+    write, copy, end = os.pwrite, os.copy_file_range, 0
+    parts: list[tuple[int, int]] = []
+    parts_at_sync: list[int] = []
+
+    def noted(offset: int, count: int) -> int:
+        nonlocal end
+        end = max(end, offset + count)
+        return count
+
+    def advise(_descriptor: int, offset: int, count: int, advice: int) -> None:
+        assert (advice, offset + count) == (os.POSIX_FADV_DONTNEED, end)
+        parts.append((offset, count))
+        if is_refused:
+            raise OSError(errno.EINVAL, "")
+
+    monkeypatch.setattr(transfer_module, "WRITE_BACK_BYTES", 1000)
+    monkeypatch.setattr(transfer_module, "BUFFER_BYTES", 256)
+    monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: noted(offset, write(fd, view, offset)))
+    monkeypatch.setattr(os, "copy_file_range", lambda s, t, count, a, b: noted(b, copy(s, t, count, a, b)))
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: parts_at_sync.append(len(parts)))
+    path = tmp_path / FILE
+    path.write_bytes(safetensors_bytes({"a": ("U8", (3000,)), "w": ("U8", (50, 30)), "z": ("U8", (9,))}))
+    with written(path, {"w": padded((50, 30), (64, 32))}) as (transfer, source, target):
+        assert (len(parts), parts_at_sync) == (3, [3])
+        assert [offset for offset, _ in parts] == [0, *accumulate(count for _, count in parts[:-1])]
+        assert all(count >= 1000 for _, count in parts)
+        with open_file(target, FILE) as output:
+            assert list(compare_data(transfer, source, output, silent)) == []
 
 
 def test_a_source_that_ends_early_is_no_hole(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +18,7 @@ Advance: TypeAlias = Callable[[int], None]
 
 BUFFER_BYTES = 1 << 20  # two of them fit into a core's cache
 KERNEL_COPY_BYTES = 64 << 20  # small enough for progress and for stopping soon, and below the kernel's 2 GiB
+WRITE_BACK_BYTES = 32 << 20  # how much is written before the disk is asked to begin with it
 FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
 # What a file system, or a pair of them, answers when it cannot copy in the kernel; EIO does not tell which side failed.
 NO_KERNEL_COPY = frozenset(
@@ -105,6 +106,14 @@ class OpenFile:
             while view:
                 count = os.pwrite(self.descriptor, view, offset)
                 view, offset = view[count:], offset + count
+
+    def start_write_back(self, begin: int, end: int) -> None:
+        """Have the disk begin with what was written from `begin` to `end`, so that the sync at the end waits for less.
+
+        It is a hint: if it is ignored, or the disk fails, the sync does all of it, or says so.
+        """
+        with suppress(OSError):  # Linux then writes what is not written; sync_file_range would, but Python has it not
+            os.posix_fadvise(self.descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager

@@ -12,7 +12,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8pad.checkpoint.files import BUFFER_BYTES, KERNEL_COPY_BYTES, Advance, Buffer, OpenFile, copy_range
+from fp8pad.checkpoint.files import (
+    BUFFER_BYTES,
+    KERNEL_COPY_BYTES,
+    WRITE_BACK_BYTES,
+    Advance,
+    Buffer,
+    OpenFile,
+    copy_range,
+)
 from fp8pad.checkpoint.grid import Chunk
 from fp8pad.checkpoint.layout import Step, Transfer
 from fp8pad.checkpoint.options import VerifyDepth
@@ -125,10 +133,14 @@ def write_shard(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Su
     target.resize(transfer.layout.target_bytes)
     target.write(0, prefix)
     advance(len(prefix))
+    started = 0
     for step in transfer.steps:
         for chunk in step.chunks(BUFFER_BYTES if step.grid or sums.looks_at(step) else KERNEL_COPY_BYTES):
             _write_chunk(step, chunk, (source, target), sums, buffers)
             advance(chunk.target_bytes)
+            if (end := chunk.target + chunk.target_bytes) - started >= WRITE_BACK_BYTES:
+                target.start_write_back(started, end)
+                started = end
 
 
 def read_back(transfer: Transfer, target: OpenFile, prefix: bytes, sums: Sums, advance: Advance) -> Iterator[str]:
