@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import PurePosixPath
 
-from fp8pad.checkpoint.checkpoint import Checkpoint, parse_object
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import SHARD_SUFFIX, read_text
 from fp8pad.checkpoint.headers import read_header
+from fp8pad.checkpoint.json_text import parse_object
 from fp8pad.errors import CheckpointError, PlanError
 from fp8pad.planning.linear_names import scale_names
 from fp8pad.planning.plan import CheckpointPlan

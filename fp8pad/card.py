@@ -25,8 +25,8 @@ def with_section(card: str, source: Checkpoint, plan: CheckpointPlan) -> str:
     blocks["base_model_relation"] = ["base_model_relation: quantized"]
     blocks["tags"] = _with_tag(blocks.get("tags", ["tags:"]))
     front = "\n".join(line for block in blocks.values() for line in block)
-    text = body.strip("\n")
-    return f"---\n{front}\n---\n\n{text}{chr(10) * 2 if text else ''}{BEGIN}\n{_section(source, plan)}\n{END}\n"
+    text, section = body.strip("\n"), "\n".join(_section(source, plan))
+    return f"---\n{front}\n---\n\n{text}{chr(10) * 2 if text else ''}{BEGIN}\n{section}\n{END}\n"
 
 
 def hub_repo(source: Checkpoint) -> str | None:
@@ -69,11 +69,7 @@ def _with_tag(block: list[str]) -> list[str]:
     return [*block, f"{indents[-1] if indents else ''}- fp8pad"]
 
 
-def _section(source: Checkpoint, plan: CheckpointPlan) -> str:
-    return "\n".join(_lines(source, plan))
-
-
-def _lines(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
+def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
     yield f"## Padded by fp8pad {__version__}"
     yield ""
     padded = "1 tensor was" if len(plan.tensors) == 1 else f"{len(plan.tensors)} tensors were"

@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.converted import Converted, converted_files
-from fp8pad.output import Output, others_left, staged, write_slice
+from fp8pad.converted import converted_files, record_with, source_texts
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import CONFIG_FILE, FORMAT_VERSION
+from fp8pad.record import FORMAT_VERSION
+from fp8pad.staged import others_left, staged, write_slice
 from fp8pad.summary import plan_document
 
 
@@ -86,50 +85,36 @@ def convert(
     fit, `CheckpointError` if the source cannot be read or changes meanwhile, `OutputError` if `out_dir` cannot be
     written, and `VerifyError` if what was read back is wrong.
     """
-    design = converted_files(source, plan, with_card=options.card)
-    with staged(_contents(design), out_dir, options) as out:
+    contents = converted_files(source, plan, with_card=options.card)
+    with staged(contents, out_dir, options) as out:
         hashes = out.write_files(progress)
-        out.write_texts(design.record_with(hashes) if design.record else None)
+        out.write_texts(record_with(contents, hashes))
         replaced = out.publish()
     if out.others:
         progress.say(others_left(out.others, out.writer.staging.root.path))
-    return _report(plan, design, out, out_dir=out_dir, replaced=replaced)
+    files, before = contents.files, source_texts(contents)
+    rewritten = {layout.file for layout in contents.layouts if not layout.is_untouched}
+    rewritten |= {file for file, text in contents.texts.items() if text != before[file]}
+    return ConvertReport(
+        source=contents.source,
+        plan=plan,
+        out_dir=out_dir,
+        tensors_padded=len(contents.record.tensors) if contents.record else 0,
+        source_bytes=sum(sizes.source_size for sizes in files.values()),
+        written_bytes=out.written_bytes,
+        rewritten=tuple(sorted(rewritten)),
+        kept=tuple(sorted(files.keys() - rewritten)),
+        excluded=contents.source.excluded,
+        resumed=out.resumed,
+        verified=options.verify,
+        replaced=replaced,
+        was_complete=out.is_there,
+    )
 
 
 def convert_slice(
     source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: WriteOptions, progress: Progress
 ) -> SliceReport:
     """Write those shards that `options` name, and leave them for a run that `finishes`; see `write_slice`."""
-    design = converted_files(source, plan, with_card=options.card)
-    finished = write_slice(_contents(design), out_dir, options, progress)
-    return SliceReport(out_dir, finished, len(design.layouts))
-
-
-def _contents(design: Converted) -> Contents:
-    """Return the files to write, config.json last, so that nothing loads before."""
-    texts = dict(design.texts)
-    texts[CONFIG_FILE] = texts.pop(CONFIG_FILE)
-    return Contents(design.source, design.layouts, design.source.other_files, texts, design.record)
-
-
-def _report(
-    plan: CheckpointPlan, design: Converted, out: Output, *, out_dir: Path, replaced: Replaced | None
-) -> ConvertReport:
-    source = design.source
-    rewritten = {layout.file for layout in design.layouts if not layout.is_untouched}
-    rewritten |= {file for file, text in design.texts.items() if text != design.source_texts[file]}
-    return ConvertReport(
-        source=source,
-        plan=plan,
-        out_dir=out_dir,
-        tensors_padded=len(design.record.tensors) if design.record else 0,
-        source_bytes=sum(file.source_size for file in design.files.values()),
-        written_bytes=out.written_bytes,
-        rewritten=tuple(sorted(rewritten)),
-        kept=tuple(sorted(design.files.keys() - rewritten)),
-        excluded=source.excluded,
-        resumed=out.resumed,
-        verified=out.options.verify,
-        replaced=replaced,
-        was_complete=out.is_there,
-    )
+    contents = converted_files(source, plan, with_card=options.card)
+    return SliceReport(out_dir, write_slice(contents, out_dir, options, progress), len(contents.layouts))

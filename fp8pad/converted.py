@@ -1,91 +1,77 @@
 """What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it again and compares."""
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fp8pad import __version__
 from fp8pad.card import CARD_FILE, read_card, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import framed
 from fp8pad.checkpoint.json_text import dumps_like, index_text
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.transfer import Hashes
-from fp8pad.errors import CheckpointError, PlanError, RecordError
+from fp8pad.errors import CheckpointError, PlanError
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, FileRecord, QuantizationRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """Every file of the checkpoint that `plan` makes of `source`.
-
-    `texts` are config.json, the index where there is one, and the model card if it is rewritten; `source_texts` are
-    those of the source. `files` are the sizes of all files but fp8pad.json, which is `record`, here without hashes:
-    None where nothing is changed, so that there is nothing to record.
-    """
-
-    source: Checkpoint
-    layouts: tuple[ShardLayout, ...]
-    texts: Mapping[str, str]
-    source_texts: Mapping[str, str]
-    files: Mapping[str, FileRecord]
-    record: CheckpointRecord | None
-
-    def record_with(self, hashes: Mapping[str, Hashes]) -> CheckpointRecord:
-        """Return the record with the hashes of the files that have them; those of texts are worked out here.
-
-        Raises `RecordError` if there is no record.
-        """
-        if self.record is None:
-            raise RecordError(f"{RECORD_FILE}: nothing was changed, so there is no record")
-        if not hashes:
-            return self.record
-        known = dict(hashes) | {
-            file: Hashes(text_sha256(text), text_sha256(self.source_texts[file])) for file, text in self.texts.items()
-        }
-        files = {
-            file: FileRecord(sizes.source_size, sizes.size, known[file].sha256, known[file].source_sha256)
-            for file, sizes in self.files.items()
-        }
-        return replace(self.record, files=files)
+from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, QuantizationRecord
 
 
 def converted_files(
     source: Checkpoint, plan: CheckpointPlan, fp8pad_version: str = __version__, with_card: bool = False
-) -> Converted:
+) -> Contents:
     """Derive the checkpoint that `plan` makes of `source`, as the fp8pad of that version writes it.
 
-    `with_card` has the model card say what was changed, unless nothing is. Raises `PlanError` if the plan does not fit
-    the source.
+    `with_card` has the model card say what was changed, unless nothing is; then there is no record either. Raises
+    `PlanError` if the plan does not fit the source.
     """
     if plan.edits_config:
         source = source.with_edited_config()
     layouts = tuple(shard_layout(shard, plan.tensors) for shard in source.shards)
     _check_complete(source, plan)
-    texts, source_texts = _texts(source, plan, layouts, fp8pad_version), source.texts
-    cards: dict[str, str] = {}
-    if with_card and not plan.changes_nothing and (card := read_card(source)) is not None:
-        cards = {CARD_FILE: card}
+    texts = _texts(source, plan, layouts, fp8pad_version)
+    if plan.changes_nothing:
+        return Contents(source, layouts, texts)
+    originals = _originals(source, layouts, texts)
+    if with_card and (card := read_card(source)) is not None:
+        originals[CARD_FILE] = card
         texts = {CARD_FILE: with_section(card, source, plan), **texts}
         source = replace(source, other_files=tuple(file for file in source.other_files if file != CARD_FILE))
-    source_texts |= cards
-    files = _files(source, layouts, texts, source_texts)
-    if plan.changes_nothing:
-        return Converted(source, layouts, texts, source_texts, files, None)
     _check_folders(source, {RECORD_FILE, *texts})
+    contents = Contents(source, layouts, texts)
     record = CheckpointRecord(
         fp8pad_version=fp8pad_version,
         policy=plan.policy,
         tensors=plan.tensors,
         config_edits=plan.config_edits,
         base_source=plan.base_source,
-        originals=_originals(source, layouts, texts) | cards,
-        files=files,
+        originals=originals,
+        files=contents.files,
     )
-    return Converted(source, layouts, texts, source_texts, files, record)
+    return replace(contents, record=record)
+
+
+def source_texts(contents: Contents) -> dict[str, str]:
+    """Return the texts of the source that those of a converted checkpoint were made from, by file."""
+    originals = contents.record.originals if contents.record else {}
+    return {**originals, **contents.source.texts}
+
+
+def record_with(contents: Contents, hashes: Mapping[str, Hashes]) -> CheckpointRecord | None:
+    """Return the record, with the hashes of all files if there are any; those of texts are worked out here."""
+    record, before = contents.record, source_texts(contents)
+    if record is None or not hashes:
+        return record
+    known = dict(hashes) | {
+        file: Hashes(text_sha256(text), text_sha256(before[file])) for file, text in contents.texts.items()
+    }
+    files = {
+        file: replace(sizes, sha256=known[file].sha256, source_sha256=known[file].source_sha256)
+        for file, sizes in record.files.items()
+    }
+    return replace(record, files=files)
 
 
 def _check_folders(source: Checkpoint, written: Container[str]) -> None:
@@ -128,14 +114,3 @@ def _originals(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mappin
             if logical_shard(layout.other()[0], shapes)[1] != framed(text):
                 originals[layout.file] = text.decode()
     return originals
-
-
-def _files(
-    source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str], source_texts: Mapping[str, str]
-) -> dict[str, FileRecord]:
-    files = {layout.file: FileRecord(layout.header.file_bytes, layout.target_bytes) for layout in layouts}
-    for file, text in texts.items():
-        files[file] = FileRecord(len(source_texts[file].encode()), len(text.encode()))
-    for file in source.other_files:
-        files[file] = FileRecord(source.identities[file].size, source.identities[file].size)
-    return dict(sorted(files.items()))

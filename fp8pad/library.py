@@ -6,14 +6,15 @@ paths, models also hub ids. Nothing is printed; what goes wrong is an `fp8pad.er
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fp8pad.checkpoint.options import DEFAULT_JOBS, Executor, Link, VerifyDepth, Workers, WriteOptions
-from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.progress import Progress, ProgressCallback, progress_of
 from fp8pad.errors import NotServedError, UsageError, shown
 from fp8pad.record import Alignment, Policy
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 # The rest is imported by the function that needs it: a plan needs no numpy.
 
 StrPath: TypeAlias = str | os.PathLike[str]
-# Told what is being done, how many bytes of it are done, and how many there are; from several threads at once.
-ProgressCallback: TypeAlias = Callable[[str, int, int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +69,9 @@ def plan(
     False. Raises `UsageError` for an option that cannot be had, `CheckpointError` if `model` cannot be read or
     contradicts itself, and with `strict` if an FP8 layer of it is not understood.
     """
-    from fp8pad.checkpoint.checkpoint import read_unconverted
-    from fp8pad.hub import opened
-    from fp8pad.planning.engines import find_engine
-
-    find_engine(engine)
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
-    with opened(model, partial(read_unconverted, follow_links=follow_links)) as source:
-        return _planned(source, policy, strict, engine, card)
+    with _opened(model, engine, follow_links) as source:
+        return _planned(source, policy, strict=strict, engine=engine, card=card)
 
 
 def convert(
@@ -114,12 +108,9 @@ def convert(
     `OutputError` if `out_dir` cannot be written, `VerifyError` if what was read back is wrong, and `ClusterError` if
     the `executor` "ray" fails. With `finish`, all shards have to be written already, by `convert_shards`.
     """
-    from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.conversion import convert as convert_checkpoint
-    from fp8pad.hub import opened, work_folder
-    from fp8pad.planning.engines import find_engine
+    from fp8pad.hub import work_folder
 
-    find_engine(engine)
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     options = WriteOptions(
         jobs=jobs,
@@ -133,11 +124,9 @@ def convert(
         ray_address=ray_address,
         finishes=finish,
     )
-    told, target = _told(progress), Path(out_dir)
-    read = partial(read_unconverted, follow_links=follow_links)
-    with opened(model, read, work_folder(target), cache, told) as source:
-        planned = _planned(source, policy, strict, engine, card)
-        _check_served(planned, force)
+    told, target = progress_of(progress), Path(out_dir)
+    with _opened(model, engine, follow_links, work_folder(target), cache=cache, progress=told) as source:
+        planned = _planned(source, policy, strict=strict, engine=engine, card=card, force=force)
         report = convert_checkpoint(source, planned.plan, target, options, told)
     return replace(report, engine=engine)
 
@@ -170,21 +159,16 @@ def convert_shards(
     `shards` are positions in the sorted names. Options have to be those of the last run; what is finished already is
     kept. Raises as `convert` does.
     """
-    from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.conversion import convert_slice
-    from fp8pad.hub import opened, work_folder
-    from fp8pad.planning.engines import find_engine
+    from fp8pad.hub import work_folder
 
-    find_engine(engine)
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     options = WriteOptions(
         jobs=jobs, link=link, overwrite=overwrite, verify=verify, card=card, hash=hash, shards=shards
     )
-    told, target = _told(progress), Path(out_dir)
-    read = partial(read_unconverted, follow_links=follow_links)
-    with opened(model, read, work_folder(target, shards), cache, told) as source:
-        planned = _planned(source, policy, strict, engine, card)
-        _check_served(planned, force)
+    told, target = progress_of(progress), Path(out_dir)
+    with _opened(model, engine, follow_links, work_folder(target, shards), cache=cache, progress=told) as source:
+        planned = _planned(source, policy, strict=strict, engine=engine, card=card, force=force)
         return convert_slice(source, planned.plan, target, options, told)
 
 
@@ -208,7 +192,9 @@ def verify(
     source, converted = (model, out_dir) if out_dir is not None else (None, model)
     if converted is None:
         raise TypeError("verify: expected a folder")
-    return verify_checkpoint(source, Path(converted), _told(progress), cache, Workers(jobs, executor, ray_address))
+    return verify_checkpoint(
+        source, Path(converted), progress_of(progress), cache, Workers(jobs, executor, ray_address)
+    )
 
 
 def unpad(
@@ -239,7 +225,7 @@ def unpad(
         executor=executor,
         ray_address=ray_address,
     )
-    return unpad_checkpoint(Path(out_dir), Path(restored_dir), options, _told(progress))
+    return unpad_checkpoint(Path(out_dir), Path(restored_dir), options, progress_of(progress))
 
 
 def inspect(path: StrPath) -> "Inspection":
@@ -268,7 +254,7 @@ def push(
     """
     from fp8pad.upload import push as upload
 
-    return upload(Path(out_dir), repo, private, card, _told(progress))
+    return upload(Path(out_dir), repo, private, card, progress_of(progress))
 
 
 def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
@@ -279,50 +265,44 @@ def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
         raise UsageError(f"skip: expected a pattern, or several, got {shown(skip)}") from error
 
 
-def _planned(source: "Checkpoint", policy: Policy, strict: bool, engine: str | None, card: bool) -> PlanReport:
+def _opened(
+    model: StrPath,
+    engine: str | None,
+    follow_links: bool,
+    work_dir: Path | None = None,
+    *,
+    cache: bool = False,
+    progress: Progress | None = None,
+) -> AbstractContextManager["Checkpoint"]:
+    """Open a model, once it is known that there is such an engine."""
+    from fp8pad.checkpoint.checkpoint import read_unconverted
+    from fp8pad.hub import opened
+    from fp8pad.planning.engines import find_engine
+
+    find_engine(engine)
+    return opened(model, partial(read_unconverted, follow_links=follow_links), work_dir, cache, progress)
+
+
+def _planned(
+    source: "Checkpoint", policy: Policy, *, strict: bool, engine: str | None, card: bool, force: bool = True
+) -> PlanReport:
+    """Plan; without `force`, raise `NotServedError` if the engine is known to refuse the result."""
     from fp8pad.adapters import adapter_notes, other_weight_notes
     from fp8pad.planning import check_understood, plan_checkpoint
+    from fp8pad.planning.engines import find_engine
+    from fp8pad.planning.verdict import check_served
 
+    described = find_engine(engine)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     if strict:
         check_understood(plan)
     notes = *plan.notes, *other_weight_notes(source, plan), *adapter_notes(source, plan)
-    return PlanReport(source, replace(plan, notes=notes), engine, card)
-
-
-def _check_served(planned: PlanReport, force: bool) -> None:
-    from fp8pad.planning.engines import find_engine
-    from fp8pad.planning.verdict import check_served
-
-    if force:
-        return
+    planned = PlanReport(source, replace(plan, notes=notes), engine, card)
     try:
-        check_served(planned.plan, find_engine(planned.engine))
+        if not force:
+            check_served(planned.plan, described)
     except NotServedError as error:
         error.report = planned
         error.add_note("nothing was written; --force converts all the same")
         raise
-
-
-def _told(progress: Progress | ProgressCallback | None) -> Progress:
-    if progress is None:
-        return Progress()
-    return _Callback(progress) if callable(progress) else progress
-
-
-class _Callback(Progress):
-    """A `Progress` that tells a function; lines for people are not told."""
-
-    def __init__(self, callback: ProgressCallback) -> None:
-        self._callback = callback
-        self._label, self._done, self._total = "", 0, 0
-
-    def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:  # noqa: ARG002
-        """Tell that a step begins."""
-        self._label, self._done, self._total = label, 0, total_bytes
-        self._callback(label, 0, total_bytes)
-
-    def advance(self, num_bytes: int) -> None:
-        """Tell how far the step is."""
-        self._done += num_bytes
-        self._callback(self._label, self._done, self._total)
+    return planned

@@ -2,12 +2,11 @@
 
 import json
 import sys
-from base64 import b64decode
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from fp8pad.errors import Fp8padError, shown
 
@@ -53,29 +52,26 @@ class Reader:
 
     def read(self, kind: type[T], value: Any, where: str) -> T:
         """Turn parsed JSON into `kind`, however nested: a dataclass, a mapping from strings, a tuple, `X | None`, a
-        `Literal`, an `int` annotated with its range and a name for it, another scalar, bytes in base 64, or `Any`.
+        `Literal`, an `int` annotated with its range and a name for it, another scalar, or `Any`.
 
         Every field must be there and of its type, unless it may be None or has a default and is not `ALWAYS_WRITTEN`.
         A bool is no int, and floats must be finite. Other keys are ignored, so that later versions may add some. A
         `ValueError` of the dataclass itself is an error of the file.
         """
         try:
-            return cast("T", _read_as(cast("Hashable", kind), self.is_by_hand)(value))
+            return cast("T", _read(kind, value, self.is_by_hand))
         except _MalformedError as error:
             raise self.error(f"{where}{error.place}: {error}") from None
 
 
 def check_fields(found: object, error: type[Fp8padError]) -> None:
     """Raise `error` where a field of a dataclass is not what `Reader.read` would take for it; a tuple is a list."""
-    for name, read, _ in _field_readers(cast("Any", type(found)), False):
+    for name, kind, _ in _fields_of(cast("Any", type(found))):
         value = getattr(found, name)
         try:
-            _at(name, read, list(value) if type(value) is tuple else value)
+            _at(name, kind, list(value) if type(value) is tuple else value, False)
         except _MalformedError as malformed:
             raise error(f"{malformed.place.removeprefix(': ')}: {malformed}") from None
-
-
-Read: TypeAlias = Callable[[Any], Any]
 
 
 class _MalformedError(Exception):
@@ -91,54 +87,54 @@ class _MalformedError(Exception):
         return "".join(f"[{part}]" if isinstance(part, int) else f": {part}" for part in reversed(self.path))
 
 
-# A record holds a value for each of a hundred thousand tensors: what reads a type is worked out once.
-@cache
-def _read_as(kind: Any, is_by_hand: bool) -> Read:
+def _read(kind: Any, value: Any, is_by_hand: bool) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return lambda value: value
     if is_dataclass(kind):
-        return _read_object(cast("type", kind), is_by_hand)
-    if NoneType not in arguments and origin not in (Mapping, tuple):
-        return _read_scalar(kind, is_by_hand)
-    readers = [_read_as(argument, is_by_hand) for argument in arguments if argument not in (Ellipsis, NoneType)]
+        return _read_object(cast("type", kind), value, is_by_hand)
+    if kind is Any or (value is None and NoneType in arguments):
+        return value
     if NoneType in arguments:
-        return lambda value: None if value is None else readers[0](value)
+        return _read(arguments[0], value, is_by_hand)
     if origin is Mapping:
-        return _read_mapping(readers[1])
-    return _read_list(readers[0]) if Ellipsis in arguments else _read_tuple(readers)
+        return _read_mapping(arguments[1], value, is_by_hand)
+    if origin is tuple:
+        return _read_tuple(arguments, value, is_by_hand)
+    return _read_scalar(kind, value)
 
 
-def _read_object(kind: type, is_by_hand: bool) -> Read:
-    def read(value: Any) -> object:
-        document = _expect(isinstance(value, dict), "an object", value)
-        readers = _field_readers(kind, is_by_hand)  # not before it is needed, since a type may hold its own kind
-        if is_by_hand and (unknown := sorted(document.keys() - {name for name, _, _ in readers})):
-            raise _MalformedError(f"unknown entries: {', '.join(unknown)}")
-        found: dict[str, Any] = {}
-        for name, inner, is_optional in readers:
-            if name in document or not is_optional:
-                found[name] = _at(name, inner, document.get(name))
-        try:
-            return kind(**found)
-        except ValueError as error:
-            raise _MalformedError(str(error)) from error
+def _read_scalar(kind: Any, value: Any) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        inner, allowed, name = arguments
+        return _expect(_read_scalar(inner, value) in allowed, name, value)
+    if origin is Literal:
+        is_choice = any(type(value) is type(choice) and value == choice for choice in arguments)
+        return _expect(is_choice, f"one of {list(arguments)}", value)
+    if kind is float:
+        return float(_expect(_is_finite(value), "a finite number", value))
+    return _expect(type(value) is kind, kind.__name__, value)
 
-    return read
+
+def _read_object(kind: type, value: Any, is_by_hand: bool) -> object:
+    document, known = _expect(isinstance(value, dict), "an object", value), _fields_of(kind)
+    if is_by_hand and (unknown := sorted(document.keys() - {name for name, _, _ in known})):
+        raise _MalformedError(f"unknown entries: {', '.join(unknown)}")
+    found = {
+        name: _at(name, inner, document.get(name), is_by_hand)
+        for name, inner, is_optional in known
+        if name in document or not is_optional
+    }
+    try:
+        return kind(**found)
+    except ValueError as error:
+        raise _MalformedError(str(error)) from error
 
 
 @cache
-def _field_readers(kind: type, is_by_hand: bool) -> tuple[tuple[str, Read, bool], ...]:
-    """Return each field of a dataclass, what reads it, and whether it may be absent."""
+def _fields_of(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+    """Return each field of a dataclass, its type, and whether it may be absent."""
     hints = get_type_hints(kind, include_extras=True)
-    return tuple(
-        (
-            found.name,
-            _read_as(hints[found.name], is_by_hand),
-            _is_optional(found),
-        )
-        for found in fields(cast("Any", kind))
-    )
+    return tuple((found.name, hints[found.name], _is_optional(found)) for found in fields(cast("Any", kind)))
 
 
 def _is_optional(found: "Field[Any]") -> bool:
@@ -146,54 +142,29 @@ def _is_optional(found: "Field[Any]") -> bool:
     return has_default and not ALWAYS_WRITTEN.items() <= found.metadata.items()
 
 
-def _read_mapping(inner: Read) -> Read:
-    def read(value: Any) -> dict[str, Any]:
-        document = _expect(isinstance(value, dict), "an object", value)
-        found: dict[int, Any] = {}
-        for key, item in document.items():
-            if id(item) not in found:  # what is shared is read once
-                found[id(item)] = _at(key, inner, item)
-        return {key: found[id(item)] for key, item in document.items()}
-
-    return read
+def _read_mapping(inner: Any, value: Any, is_by_hand: bool) -> dict[str, Any]:
+    document = _expect(isinstance(value, dict), "an object", value)
+    found: dict[int, Any] = {}
+    for key, item in document.items():
+        if id(item) not in found:  # what is shared, as an entry of each of a hundred thousand tensors, is read once
+            found[id(item)] = _at(key, inner, item, is_by_hand)
+    return {key: found[id(item)] for key, item in document.items()}
 
 
-def _read_list(inner: Read) -> Read:
-    def read(value: Any) -> tuple[Any, ...]:
+def _read_tuple(kinds: tuple[Any, ...], value: Any, is_by_hand: bool) -> tuple[Any, ...]:
+    if Ellipsis in kinds:
         items = _expect(isinstance(value, list), "a list", value)
-        return tuple([_at(index, inner, item) for index, item in enumerate(items)])
-
-    return read
-
-
-def _read_tuple(readers: Sequence[Read]) -> Read:
-    def read(value: Any) -> tuple[Any, ...]:
-        fits = isinstance(value, list) and len(value) == len(readers)
-        items = enumerate(zip(readers, _expect(fits, f"a list of {len(readers)}", value), strict=True))
-        return tuple([_at(index, inner, item) for index, (inner, item) in items])
-
-    return read
+        kinds = kinds[:1] * len(items)
+    else:
+        fits = isinstance(value, list) and len(value) == len(kinds)
+        items = _expect(fits, f"a list of {len(kinds)}", value)
+    pairs = enumerate(zip(kinds, items, strict=True))
+    return tuple([_at(index, kind, item, is_by_hand) for index, (kind, item) in pairs])
 
 
-def _read_scalar(kind: Any, is_by_hand: bool) -> Read:
-    if get_origin(kind) is Annotated:
-        base, allowed, name = get_args(kind)
-        inner = _read_as(base, is_by_hand)
-        return lambda value: _expect(inner(value) in allowed, name, value)
-    if get_origin(kind) is Literal:
-        choices = get_args(kind)
-        wanted = f"one of {list(choices)}"
-        return lambda value: _expect(any(type(value) is type(c) and value == c for c in choices), wanted, value)
-    if kind is bytes:
-        return lambda value: b64decode(_expect(isinstance(value, str), "a text", value))
-    if kind is float:
-        return lambda value: float(_expect(_is_finite(value), "a finite number", value))
-    return lambda value: _expect(type(value) is kind, kind.__name__, value)
-
-
-def _at(part: str | int, read: Read, value: Any) -> Any:
+def _at(part: str | int, kind: Any, value: Any, is_by_hand: bool) -> Any:
     try:
-        return read(value)
+        return _read(kind, value, is_by_hand)
     except _MalformedError as error:
         error.path.append(part)
         raise

@@ -7,7 +7,7 @@ Parsing is strict: what is missing, of another type, or of an unknown version is
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Annotated, Any, Literal
 
 from fp8pad.errors import RecordError, UsageError
@@ -61,10 +61,22 @@ class Segments:
     padded: FullShape
     axis: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what is no padding."""
+        _check_larger(self.logical, self.padded)
+        if len(self.logical) > MAX_SEGMENTS:
+            raise ValueError(f"expected at most {MAX_SEGMENTS}, got {len(self.logical)}")
+
     @property
     def matrix_axis(self) -> int:
         """The axis in `geometry.as_matrices`: 1 is N, 2 is K."""
         return 1 if self.axis is None else 3 + self.axis
+
+    @property
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Where each matrix begins along the axis, before and after padding, and its logical size."""
+        begins = accumulate(self.logical, initial=0), accumulate(self.padded, initial=0)
+        return zip(*begins, self.logical, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,15 @@ class PaddedTensor:
     fill: Literal[0, 1]
     axes: AxisActions
     segments: Segments | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what is no padding."""
+        _check_larger(self.logical_shape, self.padded_shape)
+        if self.segments:
+            axis, shapes = self.segments.matrix_axis, map(as_matrices, (self.logical_shape, self.padded_shape))
+            sums = sum(self.segments.logical), sum(self.segments.padded)
+            if axis not in (1, 2) or sums != tuple(shape[axis] for shape in shapes):
+                raise ValueError(f"segments: do not add up to {list(self.logical_shape)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +155,13 @@ class ModuleRecord:
     alignment: tuple[PositiveSize, PositiveSize]
     inner: Axis | None = None
 
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what is no padding."""
+        _check_larger(self.logical_shape, self.padded_shape)
+
     def to_json(self) -> dict[str, Any]:
         """Return one entry of `modules` in config.json."""
-        shapes = {"logical_shape": self.logical_shape, "padded_shape": self.padded_shape, "alignment": self.alignment}
-        return {**shapes, "inner": self.inner} if self.inner else shapes
+        return _without(asdict(self), None)
 
     @property
     def is_padded(self) -> bool:
@@ -197,10 +221,6 @@ class CheckpointRecord:
     originals: Mapping[str, str]
     files: Mapping[str, FileRecord]
 
-    def to_text(self) -> str:
-        """Return the text of `fp8pad.json`."""
-        return "".join(self.text_parts())
-
     def text_parts(self) -> Iterator[str]:
         """Yield the text of `fp8pad.json` in parts: of a large checkpoint it takes more memory than all its headers."""
         document: dict[str, Any] = {
@@ -220,6 +240,14 @@ class CheckpointRecord:
         yield after
 
 
+def plugin_config(config: Json) -> Json | None:
+    """Return the part of a config that asks an engine for fp8pad's quantization method; None if there is none."""
+    if config.get("quant_method") == QUANT_METHOD:
+        return config
+    inner = (plugin_config(value) for value in config.values() if isinstance(value, dict))
+    return next(filter(None, inner), None)
+
+
 def quantization_method(document: Json) -> str | None:
     """Return the method that a quantization config names, spelt as vLLM does, or implies; None if it does neither.
 
@@ -235,10 +263,7 @@ def quantization_method(document: Json) -> str | None:
 
 def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
     """Return one entry of `tensors` in `fp8pad.json`; optional fields are left out where they say nothing."""
-    document = _without(asdict(tensor), None)
-    if tensor.segments:
-        document["segments"] = _without(asdict(tensor.segments), None)
-    return document
+    return _without(asdict(tensor), None)
 
 
 def _tensors_parts(tensors: Mapping[str, PaddedTensor]) -> Iterator[str]:
@@ -270,41 +295,21 @@ def parse_shard_metadata(text: str, file: str) -> dict[str, Shape]:
 def parse_quantization_config(document: object, file: str = CONFIG_FILE) -> QuantizationRecord:
     """Read a `quantization_config` that fp8pad wrote; `RecordError` if anything in it is not as specified."""
     where = f"{file}: quantization_config"
-    record = _READER.read_versioned(QuantizationRecord, document, FORMAT_VERSION, where)
-    for name, module in record.modules.items():
-        _check_larger(module.logical_shape, module.padded_shape, f"{where}: modules: {name}")
-    return record
+    return _READER.read_versioned(QuantizationRecord, document, FORMAT_VERSION, where)
 
 
 def parse_record(text: str) -> CheckpointRecord:
     """Read the text of `fp8pad.json`; `RecordError` if anything in it is not as specified."""
     document = _READER.parse_json(text, RECORD_FILE, shares=True)
-    record = _READER.read_versioned(CheckpointRecord, document, FORMAT_VERSION, RECORD_FILE)
-    for name, tensor in record.tensors.items():
-        where = f"{RECORD_FILE}: tensors: {name}"
-        _check_larger(tensor.logical_shape, tensor.padded_shape, where)
-        if tensor.segments:
-            _check_segments(tensor, tensor.segments, f"{where}: segments")
-    return record
+    return _READER.read_versioned(CheckpointRecord, document, FORMAT_VERSION, RECORD_FILE)
 
 
-def _check_larger(logical: Shape, padded: Shape, where: str) -> None:
+def _check_larger(logical: Shape, padded: Shape) -> None:
     if len(logical) != len(padded) or any(small > large for small, large in zip(logical, padded, strict=True)):
-        raise RecordError(f"{where}: {list(logical)} does not fit into its padded {list(padded)}")
-
-
-def _check_segments(tensor: PaddedTensor, segments: Segments, where: str) -> None:
-    _check_larger(segments.logical, segments.padded, where)
-    if len(segments.logical) > MAX_SEGMENTS:
-        raise RecordError(f"{where}: expected at most {MAX_SEGMENTS}, got {len(segments.logical)}")
-    try:
-        shapes = as_matrices(tensor.logical_shape), as_matrices(tensor.padded_shape)
-    except ValueError as error:
-        raise RecordError(f"{where}: {error}") from error
-    axis = segments.matrix_axis
-    if axis not in (1, 2) or (sum(segments.logical), sum(segments.padded)) != (shapes[0][axis], shapes[1][axis]):
-        raise RecordError(f"{where}: do not add up to {list(tensor.logical_shape)}")
+        raise ValueError(f"{list(logical)} does not fit into its padded {list(padded)}")
 
 
 def _without(document: dict[str, Any], nothing: object) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if value != nothing}
+    """Leave out entries, of inner objects too, whose value says nothing."""
+    kept = ((key, value) for key, value in document.items() if value != nothing)
+    return {key: _without(value, nothing) if isinstance(value, dict) else value for key, value in kept}

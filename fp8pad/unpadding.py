@@ -11,15 +11,15 @@ from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import file_sha256, text_sha256
-from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import RecordError, VerifyError
-from fp8pad.output import staged
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
+from fp8pad.staged import staged
 from fp8pad.verification.changed_files import changed_files, is_dangerous
 from fp8pad.verification.disagreements import examine
+from fp8pad.verification.original import Original
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +64,33 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     faults, original = examine(converted, record)
     if faults or original is None:
         raise RecordError(str(faults[0]))
-    card = record.originals.get(CARD_FILE)
-    without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
-    changed = [found for found in changed_files(converted, record.files) if found.file not in without]
+    contents, restored = _contents(original, record), {CARD_FILE} & record.originals.keys()
+    changed = [found for found in changed_files(converted, record.files) if found.file not in restored]
     for found in changed:
         if found.file in record.files and found.file not in converted.identities and is_dangerous(found.file):
             raise RecordError(str(found))
-    layouts, texts = original.layouts, {**({CARD_FILE: card} if card else {}), **original.texts}
-    other_files = tuple(file for file in converted.other_files if file not in without)
-    contents = Contents(converted, layouts, other_files, texts)
-    with staged(contents, restored_dir, _as_deep_as(record, layouts, options)) as out:
+    shards = {layout.file for layout in original.layouts}
+    is_recorded = any(record.files[file].source_sha256 for file in shards & record.files.keys())
+    is_hashed = is_recorded and options.verify == "padded"
+    with staged(contents, restored_dir, replace(options, verify="full") if is_hashed else options) as out:
         hashes = out.write_files(progress)
-        _check_hashes(record, texts, hashes if options.verify == "full" else _of_shards(hashes, layouts))
+        # Other files may have been edited since: they are compared only on request.
+        known = {file: each for file, each in hashes.items() if file in shards or options.verify == "full"}
+        _check_hashes(record, contents.texts, known)
         out.write_texts()
         replaced = out.publish()
-    changed += _edited(record, other_files, hashes)
+    changed += _edited(record, contents.source.other_files, hashes)
     notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record))
     return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)
+
+
+def _contents(original: Original, record: CheckpointRecord) -> Contents:
+    """Return what is written: the model card as it was, or none where there was none, and other files as they are."""
+    card = record.originals.get(CARD_FILE)
+    without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
+    other_files = tuple(file for file in original.converted.other_files if file not in without)
+    texts = {**({CARD_FILE: card} if card else {}), **original.texts}
+    return Contents(replace(original.converted, other_files=other_files), original.layouts, texts)
 
 
 def _edited(record: CheckpointRecord, files: Iterable[str], hashes: Mapping[str, Hashes]) -> Iterator[Mismatch]:
@@ -110,18 +120,6 @@ def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
         is_edited = file_sha256(converted.root / CARD_FILE, CARD_FILE) != written.sha256
     if is_edited:
         yield f"{CARD_FILE}: was edited since it was converted; the card from before converting was restored"
-
-
-def _as_deep_as(record: CheckpointRecord, layouts: Iterable[ShardLayout], options: WriteOptions) -> WriteOptions:
-    """Return options that hash every restored shard, if fp8pad.json has hashes to compare them with."""
-    files = {layout.file for layout in layouts}
-    has_hashes = any(entry.source_sha256 for file, entry in record.files.items() if file in files)
-    return replace(options, verify="full") if has_hashes and options.verify == "padded" else options
-
-
-def _of_shards(hashes: Mapping[str, Hashes], layouts: Iterable[ShardLayout]) -> dict[str, Hashes]:
-    """Leave out other files, which may have been edited since: a model card is compared only on request."""
-    return {layout.file: hashes[layout.file] for layout in layouts if layout.file in hashes}
 
 
 def _check_hashes(record: CheckpointRecord, texts: Mapping[str, str], hashes: Mapping[str, Hashes]) -> None:

@@ -68,9 +68,7 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
 def _files_to_push(converted: Checkpoint) -> list[str]:
     """Return those files of the folder that fp8pad.json names, itself and the model card; `VerifyError` for a link."""
     record = read_record(converted)
-    if record is None:
-        raise RecordError(f"{converted.root}: has no {RECORD_FILE}")
-    known = {*record.files, RECORD_FILE, CARD_FILE}
+    known = {*(record.files if record else ()), RECORD_FILE, CARD_FILE}
     for file in sorted(known & {*converted.identities, *converted.excluded}):
         if leads_out(converted.root, file):
             target = (converted.root / file).resolve()

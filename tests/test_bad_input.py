@@ -11,7 +11,7 @@ import pytest
 from helpers import cases_dir, copy_case, files_of, llama, tensor_rows
 from test_verify import convert_to
 
-from fp8pad import output
+from fp8pad import staged
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.cli.main import main
 from fp8pad.verification import verify
@@ -159,7 +159,7 @@ def test_a_full_disk_is_refused_and_stays_empty(
     model = llama(tmp_path / "model", num_shards=2, n=200, k=400)
     assert "not enough disk space" in refused("convert", model, small_disk / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(output, "check_space", lambda *_: None)
+        patch.setattr(staged, "check_space", lambda *_: None)
         assert "cannot be written: No space left on device" in refused("convert", model, small_disk / "out")
     assert list(small_disk.iterdir()) == []
     assert verify(llama(tmp_path / "small"), convert_to(tmp_path / "small", small_disk / "out"), Progress()).ok

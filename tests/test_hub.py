@@ -478,7 +478,7 @@ def test_a_disk_has_to_hold_what_is_fetched_too(
     def check(_: Path, needed_bytes: int, __: int) -> None:
         needed.append(needed_bytes)
 
-    monkeypatch.setattr("fp8pad.output.check_space", check)
+    monkeypatch.setattr("fp8pad.staged.check_space", check)
     fp8pad.convert(model, tmp_path / "local", link="copy")
     for jobs in (1, 2):
         fp8pad.convert(NAME, tmp_path / f"out{jobs}", jobs=jobs)

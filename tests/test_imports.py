@@ -17,7 +17,7 @@ EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
 # What each part may import at all, of this project and of others; the first name that fits a module decides.
 PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
-WRITING = READING | {"converted", "hub", "output", "parallel"}
+WRITING = READING | {"converted", "hub", "output", "parallel", "staged"}
 JUDGING = WRITING | {"card", "verification"}
 RESULTS = {"conversion", "verification", "unpadding", "inspection", "upload", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "converted": READING | {"__init__", "card"},
     "adapters": READING,
     "output": WRITING,
+    "staged": WRITING,
     "conversion": WRITING | {"summary"},
     "hub": READING | {"hub", "huggingface_hub"},
     "integrations": READING | {"__init__", "hub", "torch"},

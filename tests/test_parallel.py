@@ -16,10 +16,10 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
 from fp8pad.errors import OutputError
-from fp8pad.output import is_disk_full
 from fp8pad.parallel import orders, run_all
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
+from fp8pad.staged import is_disk_full
 from fp8pad.unpadding import unpad
 from fp8pad.verification import verify
 

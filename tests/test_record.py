@@ -52,7 +52,7 @@ QUANTIZATION = QuantizationRecord(
 
 def test_the_record_is_written_as_it_is_specified() -> None:
     """Field by field, in literal JSON; what says nothing is left out."""
-    document = json.loads(RECORD.to_text())
+    document = json.loads("".join(RECORD.text_parts()))
     assert list(document) == [
         "format_version",
         "fp8pad_version",
@@ -82,12 +82,12 @@ def test_the_record_is_written_as_it_is_specified() -> None:
         "a.safetensors": {"source_size": 10, "size": 20, "sha256": "ab", "source_sha256": "cd"},
         "README.md": {"source_size": 1, "size": 1},
     }
-    assert "é" in RECORD.to_text()
+    assert "é" in "".join(RECORD.text_parts())
 
 
 def test_records_are_read_back_the_same() -> None:
     """All three of them."""
-    assert parse_record(RECORD.to_text()) == RECORD
+    assert parse_record("".join(RECORD.text_parts())) == RECORD
     assert parse_quantization_config(json.loads(json.dumps(QUANTIZATION.to_json()))) == QUANTIZATION
     assert parse_shard_metadata(shard_metadata({"a": (2, 3), "b": ()}), "x") == {"a": (2, 3), "b": ()}
 
@@ -95,14 +95,14 @@ def test_records_are_read_back_the_same() -> None:
 def test_a_record_may_be_of_little() -> None:
     """A checkpoint in which only the config is changed has no tensors."""
     record = CheckpointRecord("0.1.0", Policy(), {}, (), None, {}, {})
-    assert parse_record(record.to_text()) == record
+    assert parse_record("".join(record.text_parts())) == record
 
 
 def test_optional_fields_are_left_out_where_they_say_nothing() -> None:
     """An older reader finds what it knows, and a newer one reads the older record."""
     assert "skip" not in Policy().to_json()
     policy = Policy(skip=("lm_head", "*.router"))
-    document = json.loads(replace(RECORD, policy=policy).to_text())
+    document = json.loads("".join(replace(RECORD, policy=policy).text_parts()))
     assert document["policy"]["skip"] == ["lm_head", "*.router"]
     assert parse_record(json.dumps(document)).policy == policy
     modules = {"a": ModuleRecord((213, 136), (224, 144), (16, 16), "n"), "b": ModuleRecord((1, 1), (1, 1), (1, 1))}
@@ -187,7 +187,7 @@ def nested(levels: int) -> Any:
 )
 def test_what_is_not_as_specified_is_refused(damage: Callable[[Any], None], place: str) -> None:
     """The error names the place, what is expected there and what was found."""
-    document = json.loads(RECORD.to_text())
+    document = json.loads("".join(RECORD.text_parts()))
     damage(document)
     with pytest.raises(RecordError) as caught:
         parse_record(json.dumps(document))
@@ -197,7 +197,7 @@ def test_what_is_not_as_specified_is_refused(damage: Callable[[Any], None], plac
 
 def test_segments_of_what_is_no_stack_of_matrices_are_refused() -> None:
     """A shape that cannot be cut into segments is an error of the record, too."""
-    document = json.loads(RECORD.to_text())
+    document = json.loads("".join(RECORD.text_parts()))
     document["tensors"][A].update(logical_shape=[1, 2, 3, 4], padded_shape=[1, 2, 3, 4])
     with pytest.raises(RecordError):
         parse_record(json.dumps(document))
@@ -248,8 +248,8 @@ def test_shard_metadata_that_is_not_as_specified_is_refused(text: str) -> None:
 )
 def test_no_json_raises_anything_but_a_record_error(value: Any) -> None:
     """Wherever it stands in a record."""
-    for key in json.loads(RECORD.to_text()):
-        document = json.loads(RECORD.to_text()) | {key: value}
+    for key in json.loads("".join(RECORD.text_parts())):
+        document = json.loads("".join(RECORD.text_parts())) | {key: value}
         try:
             parse_record(json.dumps(document))
         except RecordError:

@@ -10,37 +10,47 @@ from fp8pad.checkpoint.destination import can_clone
 from fp8pad.checkpoint.directory import open_directory
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.layout import ShardLayout
-from fp8pad.checkpoint.options import Link
+from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.errors import CheckpointError
 from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, parse_record
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The files of a checkpoint that is to be written from `source`.
+    """The files of a checkpoint that is to be written from `source`, whose other files are copied as they are.
 
-    `texts` are its text files; the one without which nothing can be loaded is the last. A `record` is written too, once
-    the hashes of all files are known.
+    `layouts` are its shards, `texts` its text files; the one without which nothing can be loaded is the last. A
+    `record` is written too, once the hashes of all files are known: here it has none.
     """
 
     source: Checkpoint
     layouts: tuple[ShardLayout, ...]
-    other_files: tuple[str, ...]
     texts: Mapping[str, str]
     record: CheckpointRecord | None = None
 
     @property
-    def files(self) -> set[str]:
+    def names(self) -> set[str]:
         """The names of all files."""
-        files = {*(layout.file for layout in self.layouts), *self.other_files, *self.texts}
-        return files | {RECORD_FILE} if self.record else files
+        names = {*(layout.file for layout in self.layouts), *self.source.other_files, *self.texts}
+        return names | {RECORD_FILE} if self.record else names
+
+    @property
+    def files(self) -> dict[str, FileRecord]:
+        """The sizes of all files but the record, in the source, where a new file has none, and here."""
+        before = self.source.identities
+        sizes = {layout.file: layout.target_bytes for layout in self.layouts}
+        sizes |= {file: len(text.encode()) for file, text in self.texts.items()}
+        sizes |= {file: before[file].size for file in self.source.other_files}
+        return {
+            file: FileRecord(before[file].size if file in before else 0, size) for file, size in sorted(sizes.items())
+        }
 
     @property
     def other_bytes(self) -> int:
         """The bytes of the files that are copied as they are, beside the shards."""
-        return sum(self.source.identities[file].size for file in self.other_files)
+        return sum(self.source.identities[file].size for file in self.source.other_files)
 
-    def stored_bytes(self, layout: ShardLayout) -> int:
+    def _stored_bytes(self, layout: ShardLayout) -> int:
         """Return the bytes that a shard will take: holes of its source stay holes."""
         if self.source.remote:
             return layout.target_bytes
@@ -49,33 +59,32 @@ class Contents:
         holes = max(0, status.st_size - status.st_blocks * 512) if status.st_blocks else 0
         return layout.target_bytes - holes
 
-    def needed_bytes(self, target: Path, link: Link) -> int:
-        """Return the bytes that all files will take at `target`, without those of shards that share their data."""
+    def needed_bytes(self, target: Path, options: WriteOptions) -> int:
+        """Return the bytes that are needed to write all files to `target`.
+
+        Shards that share their data take none. Files that are fetched and become no files of the output themselves are
+        there for a while: as many as there are jobs.
+        """
         untouched = [layout for layout in self.layouts if layout.is_untouched]
-        is_linked = link in {"hardlink", "reflink"} or (
-            link == "auto" and untouched and can_clone(self.source.root / untouched[0].file, target)
+        is_linked = options.link in {"hardlink", "reflink"} or (
+            options.link == "auto" and untouched and can_clone(self.source.root / untouched[0].file, target)
         )
         stored = [layout for layout in self.layouts if not (is_linked and layout.is_untouched)]
-        return sum(map(self.stored_bytes, stored)) + self.other_bytes
-
-    def fetched_bytes(self, jobs: int) -> int:
-        """Return the bytes of fetched files that are there at a time and become no files of the output themselves."""
-        copied = [layout.file for layout in self.layouts if not layout.is_untouched] + list(self.other_files)
-        return sum(sorted(map(self.source.fetched_bytes, copied))[-jobs:])
+        copied = [layout.file for layout in self.layouts if not layout.is_untouched] + list(self.source.other_files)
+        fetched_bytes = sum(sorted(map(self.source.fetched_bytes, copied))[-options.jobs :])
+        return sum(map(self._stored_bytes, stored)) + self.other_bytes + fetched_bytes
 
     def seems_written(self, target: Path, needs_hashes: bool) -> bool:
         """Return whether `target` has these files and no others, of the same sizes, texts and record.
 
         So a run leaves it that succeeds, or that is killed when only its own traces are left to remove.
         """
-        sizes = {layout.file: layout.target_bytes for layout in self.layouts}
-        sizes |= {file: self.source.identities[file].size for file in self.other_files}
         with suppress(OSError, CheckpointError):
             with open_directory(target) as folder:
-                if set(folder.files()) != self.files:
+                if set(folder.files()) != self.names:
                     return False
             return (
-                all((target / file).lstat().st_size == size for file, size in sizes.items())
+                all((target / file).lstat().st_size == sizes.size for file, sizes in self.files.items())
                 and all(read_text(target, file) == text for file, text in self.texts.items())
                 and (self.record is None or _is_recorded(self.record, target, needs_hashes))
             )

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,16 +108,11 @@ def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
         raise OutputError(f"{out_dir}: is the model folder itself")
     if target.is_relative_to(model):
         raise OutputError(f"{out_dir}: lies inside the model folder {source.root}")
-    for path in _read_from(source):
+    for path in (model, *((source.root / file).resolve() for file in source.identities)):
         if path.is_relative_to(target):
             raise OutputError(f"{out_dir}: the model, or a file that it links to, lies inside: {path}")
         if path.is_relative_to(staging := staging_path(target)):
             raise OutputError(f"{out_dir}: the model, or a file that it links to, lies in the staging folder {staging}")
-
-
-def _read_from(source: Checkpoint) -> Iterable[Path]:
-    yield source.root.resolve()
-    yield from ((source.root / file).resolve() for file in source.identities)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 import os
 import re
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -33,17 +32,10 @@ NEVER_COPIED = frozenset({".git", ".cache"})
 MAX_TEXT_BYTES = 256_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """The files of a folder, by name relative to it, sorted; `identities` are those of `other_files`."""
-
-    other_files: tuple[str, ...]
-    excluded: tuple[str, ...]
-    identities: dict[str, FileIdentity]
-
-
-def list_folder(root: Path, own_files: frozenset[str], follow_links: bool = False) -> Listing:
-    """List the files of `root` and its subfolders that are copied along and those that are excluded.
+def list_folder(
+    root: Path, own_files: Container[str], follow_links: bool = False
+) -> tuple[dict[str, FileIdentity], list[str]]:
+    """List the files of `root` and its subfolders that are copied along, with their identities, and those excluded.
 
     `own_files`, which are read or rewritten, are in neither list. Excluded are other forms of the same weights, links
     to folders, sockets, pipes, devices and, unless `follow_links`, links that lead out (`leads_out`). Raises
@@ -60,7 +52,7 @@ def list_folder(root: Path, own_files: frozenset[str], follow_links: bool = Fals
             excluded.append(name)
         else:
             identities[name] = FileIdentity.of(status)
-    return Listing(tuple(sorted(identities)), tuple(sorted(excluded)), identities)
+    return dict(sorted(identities.items())), excluded
 
 
 def is_other_form(name: str) -> bool:

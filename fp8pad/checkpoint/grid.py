@@ -5,7 +5,6 @@ It works in both directions: from the logical tensor to the padded one, which ha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 
 from fp8pad.geometry import as_matrices
 from fp8pad.record import PaddedTensor, Segments
@@ -178,6 +177,4 @@ def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
 def _axis(source_size: int, target_size: int, segments: Segments | None) -> AxisMap:
     if segments is None:
         return AxisMap(source_size, target_size, (Run(0, 0, source_size),))
-    begins = zip(accumulate(segments.logical, initial=0), accumulate(segments.padded, initial=0), strict=True)
-    runs = (Run(*begin, size) for begin, size in zip(begins, segments.logical, strict=False))
-    return AxisMap(source_size, target_size, tuple(runs))
+    return AxisMap(source_size, target_size, tuple(Run(*run) for run in segments.runs))

@@ -6,11 +6,21 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any, TypeAlias
 
-from fp8pad.errors import shown
+from fp8pad.errors import ConfigError, shown
+from fp8pad.reading import Reader
+from fp8pad.record import Json
 
 Difference: TypeAlias = tuple[str, str, str]
 
 MAX_INDENT = 16  # characters; a longer one, copied to each line, would multiply the size of the text
+
+
+def parse_object(file: str, text: str) -> Json:
+    """Return the JSON object that `text` is; `ConfigError` names it as `file` if it is none."""
+    document = Reader(ConfigError).parse_json(text, file, shares=True)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{file}: expected a JSON object, got {type(document).__name__}")
+    return document
 
 
 def dumps_like(original: str, document: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fp8pad import __version__
-from fp8pad.checkpoint.checkpoint import Checkpoint, needs_plugin, read_checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import GoldenError
 from fp8pad.golden.compare import Comparison, compare_answers
@@ -22,7 +22,7 @@ from fp8pad.golden.request import (
     settings_to_check,
     settings_to_record,
 )
-from fp8pad.record import CONFIG_FILE
+from fp8pad.record import CONFIG_FILE, plugin_config
 from fp8pad.text import printable
 
 
@@ -92,7 +92,7 @@ def read_golden(file: Path) -> GoldenDocument:
 
 
 def _check_engine(source: Checkpoint, engine: str) -> None:
-    if engine != "vllm" and needs_plugin(source.configs[CONFIG_FILE]):
+    if engine != "vllm" and plugin_config(source.configs[CONFIG_FILE]):
         raise GoldenError(
             f"{source.root}: padded, so only vLLM with the fp8pad plugin can run it, not {engine};"
             " a checkpoint that --absorb leaves without padding runs in any engine"

@@ -17,7 +17,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.destination import existing_parent
 from fp8pad.checkpoint.files import FileIdentity
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.errors import CheckpointError, HubError, OutputError
+from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.hub.fetcher import Fetcher, HubFiles
 from fp8pad.hub.ids import HubId, hub_errors
 from fp8pad.hub.repo import Repo
@@ -44,7 +44,7 @@ def opened(
         yield read(Path(model))
         return
     with hub_errors(hub_id):
-        found = Repo.of(hub_id) if not _is_offline() else _from_cache(hub_id)
+        found = _found(hub_id)
     if isinstance(found, Path):
         yield replace(read(found), name=str(hub_id))
         return
@@ -69,7 +69,6 @@ class SentCheckpoint:
     A model of the hub is fetched there by huggingface_hub, with the token that it finds there.
     """
 
-    name: str
     root: str
     identities: Mapping[str, FileIdentity]
     hub: HubFiles | None
@@ -78,12 +77,12 @@ class SentCheckpoint:
     def of(cls, checkpoint: Checkpoint) -> "SentCheckpoint":
         """Return what is to be sent of a checkpoint."""
         hub = checkpoint.remote.files if isinstance(checkpoint.remote, Fetcher) else None
-        return cls(str(checkpoint), str(checkpoint.root.absolute()), checkpoint.identities, hub)
+        return cls(str(checkpoint.root.absolute()), checkpoint.identities, hub)
 
     @contextmanager
     def opened(self) -> Iterator[Checkpoint]:
         """Yield the checkpoint, of which files can be read, and nothing else is known."""
-        nothing = Checkpoint(Path(self.root), (), {}, "", None, (), (), self.identities, self.name)
+        nothing = Checkpoint(Path(self.root), (), {}, "", None, (), (), self.identities)
         if self.hub is None:
             yield nothing
             return
@@ -132,15 +131,10 @@ def _is_ours(folder: Path) -> bool:
     return folder.is_dir() and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
-def _is_offline() -> bool:
-    try:
-        from huggingface_hub import constants
-    except ImportError as error:
-        raise HubError("huggingface_hub is not installed") from error
-    return bool(constants.HF_HUB_OFFLINE)
+def _found(hub_id: HubId) -> Repo | Path:
+    """Return a model on the hub, or, in offline mode, its folder in the cache."""
+    from huggingface_hub import constants, snapshot_download
 
-
-def _from_cache(hub_id: HubId) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(hub_id.repo, revision=hub_id.revision, local_files_only=True))
+    if constants.HF_HUB_OFFLINE:
+        return Path(snapshot_download(hub_id.repo, revision=hub_id.revision, local_files_only=True))
+    return Repo.of(hub_id)

@@ -13,7 +13,7 @@ from typing import Any
 from fp8pad.checkpoint.files import Advance, writing
 from fp8pad.errors import HubError, OutputError
 from fp8pad.hub.ids import hub_errors
-from fp8pad.hub.repo import ATTEMPTS, HubFile, Repo, is_text, make_hole
+from fp8pad.hub.repo import HubFile, Repo, is_text, make_hole
 
 CHUNK_BYTES = 1 << 20
 
@@ -121,21 +121,13 @@ class Fetcher:
             while chunk := opened_part.read(CHUNK_BYTES):
                 digest.update(chunk)
                 advance(len(chunk))
-            attempts = 0
-            while opened_part.tell() < file.size and attempts < ATTEMPTS:
-                begin = opened_part.tell()
-                for chunk in self.files.repo.chunks(file.name, begin, file.size):
-                    with writing(part):
-                        _write(opened_part, chunk)
-                    digest.update(chunk)
-                    advance(len(chunk))
-                attempts = attempts + 1 if opened_part.tell() == begin else 0
-            num_bytes = opened_part.tell()
+            for chunk in self.files.repo.chunks(file.name, opened_part.tell(), file.size):
+                with writing(part):
+                    _write(opened_part, chunk)
+                digest.update(chunk)
+                advance(len(chunk))
             with writing(part):
                 os.fsync(descriptor)  # it may become a file of the output, by another name
-        if num_bytes < file.size:
-            where = f"{self.files.repo.hub_id}: {file.name}"
-            raise HubError(f"{where}: ends early: expected {file.size} bytes, got {num_bytes}")
         return digest.hexdigest()
 
 

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fp8pad.checkpoint.checkpoint import OPTIONAL_CONFIG_FILES
 from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES, SHARD_SUFFIX, is_other_form
 from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES
 from fp8pad.errors import HubError
 from fp8pad.hub.ids import HubId
-from fp8pad.record import CONFIG_FILE, RECORD_FILE
+from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, RECORD_FILE
 
-TEXTS = frozenset({CONFIG_FILE, INDEX_FILE, RECORD_FILE, *OPTIONAL_CONFIG_FILES, "adapter_config.json"})
+TEXTS = frozenset({CONFIG_FILE, INDEX_FILE, RECORD_FILE, MODELOPT_FILE, "adapter_config.json"})
 FIRST_BYTES = 1 << 17  # of a shard: nearly every header is shorter
 REQUESTS = 8  # at a time, while headers are fetched
 RETRIED = (408, 429, 500, 502, 503, 504)  # what huggingface_hub retries by itself; its 1.0 retried 503 alone
@@ -89,23 +88,26 @@ class Repo:
 
     def read(self, file: str, begin: int, end: int) -> bytes:
         """Read bytes `[begin, end)` of a file."""
-        data = b""
-        for _ in range(ATTEMPTS):
-            for chunk in self.chunks(file, begin + len(data), end):
-                data += chunk[: end - begin - len(data)]
-            if len(data) == end - begin:
-                return data
-        raise HubError(f"{self.hub_id}: {file}: ends early: expected {end - begin} bytes at {begin}, got {len(data)}")
+        return b"".join(self.chunks(file, begin, end))
 
     def chunks(self, file: str, begin: int, end: int) -> Iterator[bytes]:
-        """Yield bytes `[begin, end)` of a file, or less where the connection is cut."""
+        """Yield bytes `[begin, end)` of a file; where the connection is cut, the rest is asked for again."""
+        done, attempts = begin, 0
+        while done < end:
+            if attempts == ATTEMPTS:
+                where = f"{self.hub_id}: {file}"
+                raise HubError(f"{where}: ends early: expected {end - begin} bytes at {begin}, got {done - begin}")
+            attempts += 1
+            for chunk in self._some_chunks(file, done, end):
+                yield chunk[: end - done]
+                done, attempts = min(done + len(chunk), end), 0
+
+    def _some_chunks(self, file: str, begin: int, end: int) -> Iterator[bytes]:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-        if begin >= end:
-            return
         headers = {**build_hf_headers(), "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
         url = hf_hub_url(self.hub_id.repo, file, revision=self.commit)
         options: dict[str, Any] = {"headers": headers, "follow_redirects": True, "timeout": HF_HUB_DOWNLOAD_TIMEOUT}
@@ -114,7 +116,8 @@ class Repo:
             skipped = 0 if response.status_code == 206 else begin  # a server that does not know ranges
             try:
                 for chunk in response.iter_bytes():
-                    yield chunk[skipped:]
+                    if len(chunk) > skipped:
+                        yield chunk[skipped:]
                     skipped = max(0, skipped - len(chunk))
             except HfHubHTTPError:
                 raise

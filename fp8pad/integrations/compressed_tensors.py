@@ -10,7 +10,6 @@ was made this way cannot be verified or unpadded.
 """
 
 from collections.abc import Mapping
-from itertools import accumulate
 from os import PathLike
 from typing import Any
 
@@ -79,16 +78,8 @@ def _padded(name: str, tensor: torch.Tensor, planned: PaddedTensor) -> torch.Ten
         padded = torch.zeros(planned.padded_shape, dtype=bits, device=tensor.device).view(tensor.dtype)
     source = tensor.reshape(as_matrices(planned.logical_shape)).view(bits)  # [num_matrices, N, K]
     target = padded.view(as_matrices(planned.padded_shape)).view(bits)
-    for axis, begin, into, size in _runs(planned):
-        rest = source.shape[3 - axis]
+    axis = planned.segments.matrix_axis if planned.segments else 1
+    rest = source.shape[3 - axis]
+    for begin, into, size in planned.segments.runs if planned.segments else [(0, 0, source.shape[1])]:
         target.narrow(axis, into, size).narrow(3 - axis, 0, rest).copy_(source.narrow(axis, begin, size))
     return padded
-
-
-def _runs(planned: PaddedTensor) -> list[tuple[int, int, int, int]]:
-    """Return for each segment its axis, where it begins in both tensors, and its size; all of N where there is none."""
-    if planned.segments is None:
-        return [(1, 0, 0, as_matrices(planned.logical_shape)[1])]
-    segments = planned.segments
-    begins = zip(accumulate(segments.logical, initial=0), accumulate(segments.padded, initial=0), strict=True)
-    return [(segments.matrix_axis, *begin, size) for begin, size in zip(begins, segments.logical, strict=False)]

@@ -5,7 +5,6 @@ all of them are read strictly, by those hints.
 """
 
 import json
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -82,8 +81,6 @@ def _hints(kind: type) -> dict[str, Any]:
 def _plain(value: object) -> Any:
     if is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, bytes):
-        return b64encode(value).decode()
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Path):

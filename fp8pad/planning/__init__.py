@@ -1,7 +1,7 @@
 """Headers, config and policy in, a `CheckpointPlan` out: pure, without torch, files or tensor bytes."""
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -69,7 +69,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         layers=layers,
         untouched=untouched,
         tensors=padded,
-        modules={layer.name: _module(layer) for layer in runtime_layers(layers)},
+        modules=_modules(runtime_layers(layers)),
         config_edits=absorption.edits,
         base=quantization.config if quantization else None,
         base_source=quantization.source if quantization else None,
@@ -104,9 +104,11 @@ def _all_tensors(
     linears: Sequence[Fp8Linear], layers: Sequence[LayerPlan], absorption: Absorption
 ) -> dict[str, PaddedTensor]:
     tensors = dict(absorption.tensors)
+    shared: dict[PaddedTensor, PaddedTensor] = {}  # many tensors have a few dozen shapes
     for linear, layer in zip(linears, layers, strict=True):
         for name, tensor in padded_tensors(linear, layer):
-            tensors[name] = merged(tensors[name], tensor) if name in tensors else tensor
+            found = merged(tensors[name], tensor) if name in tensors else tensor
+            tensors[name] = shared.setdefault(found, found)
     return tensors
 
 
@@ -115,6 +117,11 @@ def _architectures(config: Json) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
-def _module(layer: LayerPlan) -> ModuleRecord:
-    (logical_n, logical_k), (padded_n, padded_k) = layer.config_shape, layer.padded_shape
-    return ModuleRecord((logical_n, logical_k), (padded_n, padded_k), layer.alignment, layer.inner)
+def _modules(layers: Iterable[LayerPlan]) -> dict[str, ModuleRecord]:
+    modules: dict[str, ModuleRecord] = {}
+    shared: dict[ModuleRecord, ModuleRecord] = {}
+    for layer in layers:
+        (logical_n, logical_k), (padded_n, padded_k) = layer.config_shape, layer.padded_shape
+        found = ModuleRecord((logical_n, logical_k), (padded_n, padded_k), layer.alignment, layer.inner)
+        modules[layer.name] = shared.setdefault(found, found)
+    return modules

@@ -5,27 +5,23 @@ was published does not become wrong when a later version pads otherwise.
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint, read_record
-from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch, compare_texts, header_differences
-from fp8pad.checkpoint.headers import LENGTH_BYTES
-from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
-from fp8pad.hub import SentCheckpoint, opened
-from fp8pad.parallel import work_on_all
+from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
 from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
-from fp8pad.verification.checks import Checker, FileCheck
+from fp8pad.verification.checks import byte_differences
 from fp8pad.verification.disagreements import examine, quantization_of
-from fp8pad.verification.original import Original, original_of
+from fp8pad.verification.original import original_of
 
 LOCAL_WORKERS = Workers()
 
@@ -96,26 +92,30 @@ def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progre
     record = read_record(converted)
     if record is None and source is None:
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
-    hashed: list[str] = []
-    notes: list[str] = [*notes_on_files(converted), *_notes_on_plan(converted, record, source)]
     faults, original = examine(converted, record) if record else ([], original_of(converted, None))
-    expected = _recorded_files(record, source)
-    mismatches = chain(
-        faults,
-        _missing_hashes(record) if record else (),
-        _partition(changed_files(converted, expected), notes, expected),
-        _byte_differences(
-            converted, record, source, original, notes, hashed=hashed, workers=workers, progress=progress
-        ),
-    )
-    found = tuple(islice(mismatches, MAX_MISMATCHES))
+    faults += _missing_hashes(record) if record else ()
+    expected = record.files if record else _sizes_of_copy(source)
+    differences, files_hashed = list(changed_files(converted, expected)), 0
+    notes = [*notes_on_files(converted), *_notes_on_plan(converted, record, source)]
+    if original is None:
+        notes.append("no bytes were compared, since the records do not say how")
+    elif len(faults) < MAX_MISMATCHES:
+        compared, files_hashed = byte_differences(original, source, workers, progress)
+        differences += compared
+    if record and not source and not any(entry.sha256 for entry in record.files.values()):
+        notes.append(
+            f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
+        )
+    named = expected.keys() | (original.sizes.keys() if original else set())
+    found = [*faults, *(each for each in differences if is_wrong(each.file, named))]
+    notes += [str(each) for each in differences if not is_wrong(each.file, named)]
     return VerifyReport(
         out_dir=out_dir,
         model=None if source is None else str(source),
         tensors_checked=sum(len(shard.tensors) for shard in converted.shards),
-        files_hashed=0 if found else len(hashed),
+        files_hashed=0 if found else files_hashed,
         has_records=record is not None,
-        mismatches=found,
+        mismatches=tuple(found[:MAX_MISMATCHES]),
         notes=tuple(dict.fromkeys(notes)),
         is_complete=len(found) < MAX_MISMATCHES,
     )
@@ -131,100 +131,10 @@ def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
     raise AlreadyPaddedError(f"{source}: was padded by fp8pad itself ({mark}); {hint}")
 
 
-def _recorded_files(record: CheckpointRecord | None, source: Checkpoint | None) -> Mapping[str, FileRecord]:
-    """Return what there should be: by the record, or in an equal copy, which has none, by its source."""
-    if record:
-        return record.files
+def _sizes_of_copy(source: Checkpoint | None) -> Mapping[str, FileRecord]:
+    """Return the other files that there should be in an equal copy, which has no record."""
     sizes = {file: source.identities[file].size for file in source.other_files} if source else {}
     return {file: FileRecord(size, size) for file, size in sizes.items()}
-
-
-def _partition(found: Iterable[Mismatch], notes: list[str], named: Collection[str]) -> Iterator[Mismatch]:
-    """Yield what is wrong where these files are `named`; put the rest among the notes."""
-    for mismatch in found:
-        if is_wrong(mismatch.file, named):
-            yield mismatch
-        else:
-            notes.append(str(mismatch))
-
-
-def _byte_differences(
-    converted: Checkpoint,
-    record: CheckpointRecord | None,
-    source: Checkpoint | None,
-    original: Original | None,
-    notes: list[str],
-    *,
-    hashed: list[str],
-    workers: Workers,
-    progress: Progress,
-) -> Iterator[Mismatch]:
-    if original is None:
-        notes.append("no bytes were compared, since the records do not say how")
-        return
-    layouts = {layout.file: layout.inverse() for layout in original.layouts}
-    if source:
-        yield from _text_differences(original, source)
-        for layout in original.layouts:
-            if found := _header_differences(layout, converted, source):
-                yield from found
-                del layouts[layout.file]
-    if record and not source and not any(entry.sha256 for entry in record.files.values()):
-        notes.append(
-            f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
-        )
-    checks = list(_checks(converted, record, source, layouts))
-    progress.start("verifying", sum(check.num_bytes for check in checks))
-    checker = Checker(SentCheckpoint.of(source) if source else None, str(converted.root.absolute()))
-    named = original.sizes.keys() | _recorded_files(record, source).keys()
-    for check, differences in zip(checks, work_on_all(checker, checks, workers, progress), strict=True):
-        hashed += [check.file] if check.sha256 and not differences else []
-        yield from _partition(differences, notes, named)
-
-
-def _checks(
-    converted: Checkpoint,
-    record: CheckpointRecord | None,
-    source: Checkpoint | None,
-    layouts: Mapping[str, ShardLayout],
-) -> Iterator[FileCheck]:
-    """Yield what is to be done for each file: shards first, which are large."""
-    rewritten = record.originals.keys() if record else set()
-    copies = set(source.other_files) - rewritten if source else set()
-    shards = {shard.file for shard in converted.shards}
-    for file in (*sorted(layouts), *sorted(converted.identities.keys() - shards)):
-        layout, size = layouts.get(file), converted.identities[file].size
-        entry = record.files.get(file) if record else None
-        hashes = entry if entry and entry.sha256 and entry.size == size else FileRecord(size, size)
-        num_bytes = layout.data_bytes(only_resized=True) if layout and not source and not hashes.sha256 else size
-        num_bytes += source.fetched_bytes(file) if source else 0
-        has_source = source is None or file in source.identities  # a model card may have been made
-        source_sha256 = hashes.source_sha256 if has_source else None
-        if layout or hashes.sha256 or file in copies:
-            yield FileCheck(file, layout, hashes.sha256, source_sha256, file in copies, num_bytes)
-
-
-def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismatch]:
-    """Compare index and config.json of the source with what unpadding would give."""
-    for file in sorted(original.texts.keys() | source.texts.keys()):
-        if file not in original.texts or file not in source.texts:
-            expected, got = ("a file" if file in texts else "no such file" for texts in (source.texts, original.texts))
-            yield Mismatch(file, "file", f"{expected}, as in {source}", got)
-        else:
-            yield from compare_texts(file, source.texts[file], original.texts[file])
-
-
-def _header_differences(layout: ShardLayout, converted: Checkpoint, source: Checkpoint) -> list[Mismatch]:
-    """Compare a shard of the source with what unpadding would give, by its header."""
-    shard = next((shard for shard in source.shards if shard.file == layout.file), None)
-    if shard is None:
-        return [Mismatch(layout.file, "file", f"no such file, as in {source}", "a shard")]
-    logical, prefix = layout.other()
-    found = list(header_differences(shard, logical))
-    text = converted.header_text(layout.file) if layout.is_untouched else prefix[LENGTH_BYTES:]
-    if not found and text != source.header_text(layout.file):
-        return [Mismatch(layout.file, "header", f"the bytes of {source}", "another spelling of the same header")]
-    return found
 
 
 def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:

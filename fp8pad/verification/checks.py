@@ -1,15 +1,31 @@
-"""Comparing one file of a converted checkpoint with all that is known of it: source, padding and recorded hashes."""
+"""Comparing a converted checkpoint with what it has to be: texts and headers first, then every file by its bytes.
 
-from collections.abc import Iterator
+What a file has to be is known from the source, where it is there, from the record, and from the rules of padding.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_files, compare_shard
+from fp8pad.checkpoint.compare import (
+    Mismatch,
+    check_padding,
+    compare_files,
+    compare_shard,
+    compare_texts,
+    header_differences,
+)
 from fp8pad.checkpoint.files import Advance, file_sha256
+from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.options import Workers
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.hub import SentCheckpoint
+from fp8pad.parallel import work_on_all
+from fp8pad.verification.original import Original
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +87,71 @@ class Checker:
             digest = file_sha256(after, check.file)
             source_digest = digest if check.is_copy else file_sha256(before, check.file) if check.source_sha256 else ""
             yield from _hash_differences(check, Hashes(digest, source_digest))
+
+
+def byte_differences(
+    original: Original, source: Checkpoint | None, workers: Workers, progress: Progress
+) -> tuple[list[Mismatch], int]:
+    """Return where files are not what the source or the record says, and how many have the hash that is recorded.
+
+    `original` is the source as the record describes it, `source` the true one, if it is there. A shard whose header
+    differs is not compared further.
+    """
+    found: list[Mismatch] = []
+    layouts = {layout.file: layout.inverse() for layout in original.layouts}
+    if source:
+        found += _text_differences(original, source)
+        for layout in original.layouts:
+            if differences := _header_differences(layout, original.converted, source):
+                found += differences
+                del layouts[layout.file]
+    checks = list(_checks(original, source, layouts))
+    progress.start("verifying", sum(check.num_bytes for check in checks))
+    checker = Checker(SentCheckpoint.of(source) if source else None, str(original.converted.root.absolute()))
+    results = work_on_all(checker, checks, workers, progress)
+    num_hashed = sum(check.sha256 is not None and not result for check, result in zip(checks, results, strict=True))
+    return [*found, *chain.from_iterable(results)], num_hashed
+
+
+def _checks(original: Original, source: Checkpoint | None, layouts: Mapping[str, ShardLayout]) -> Iterator[FileCheck]:
+    """Yield what is to be done for each file: shards first, which are large."""
+    converted, record = original.converted, original.record
+    rewritten = record.originals.keys() if record else set()
+    copies = set(source.other_files) - rewritten if source else set()
+    shards = {shard.file for shard in converted.shards}
+    for file in (*sorted(layouts), *sorted(converted.identities.keys() - shards)):
+        layout, size = layouts.get(file), converted.identities[file].size
+        entry = record.files.get(file) if record else None
+        sha256, source_sha256 = (entry.sha256, entry.source_sha256) if entry and entry.size == size else (None, None)
+        if source and file not in source.identities:  # a model card may have been made
+            source_sha256 = None
+        num_bytes = layout.data_bytes(only_resized=True) if layout and not source and not sha256 else size
+        num_bytes += source.fetched_bytes(file) if source else 0
+        if layout or sha256 or file in copies:
+            yield FileCheck(file, layout, sha256, source_sha256, file in copies, num_bytes)
+
+
+def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismatch]:
+    """Compare index and config.json of the source with what unpadding would give."""
+    for file in sorted(original.texts.keys() | source.texts.keys()):
+        if file not in original.texts or file not in source.texts:
+            expected, got = ("a file" if file in texts else "no such file" for texts in (source.texts, original.texts))
+            yield Mismatch(file, "file", f"{expected}, as in {source}", got)
+        else:
+            yield from compare_texts(file, source.texts[file], original.texts[file])
+
+
+def _header_differences(layout: ShardLayout, converted: Checkpoint, source: Checkpoint) -> list[Mismatch]:
+    """Compare a shard of the source with what unpadding would give, by its header."""
+    shard = next((shard for shard in source.shards if shard.file == layout.file), None)
+    if shard is None:
+        return [Mismatch(layout.file, "file", f"no such file, as in {source}", "a shard")]
+    logical, prefix = layout.other()
+    found = list(header_differences(shard, logical))
+    text = converted.header_text(layout.file) if layout.is_untouched else prefix[LENGTH_BYTES:]
+    if not found and text != source.header_text(layout.file):
+        return [Mismatch(layout.file, "header", f"the bytes of {source}", "another spelling of the same header")]
+    return found
 
 
 def _hash_differences(check: FileCheck, found: Hashes | None) -> Iterator[Mismatch]:

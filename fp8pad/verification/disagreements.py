@@ -16,7 +16,6 @@ from fp8pad.planning.quantization import value_at
 from fp8pad.record import (
     CONFIG_FILE,
     METADATA_KEY,
-    QUANT_METHOD,
     RECORD_FILE,
     CheckpointRecord,
     Json,
@@ -25,6 +24,7 @@ from fp8pad.record import (
     Shape,
     parse_quantization_config,
     parse_shard_metadata,
+    plugin_config,
 )
 from fp8pad.tensors import ShardHeader
 from fp8pad.verification.original import Original, original_json, original_of
@@ -48,17 +48,8 @@ def examine(converted: Checkpoint, record: CheckpointRecord) -> tuple[list[Misma
 
 def quantization_of(converted: Checkpoint) -> QuantizationRecord | None:
     """Return what config.json tells the runtime, None if it is not needed; `RecordError` if it is malformed."""
-    document = _padded_config(converted.configs[CONFIG_FILE])
+    document = plugin_config(converted.configs[CONFIG_FILE])
     return parse_quantization_config(document) if document else None
-
-
-def _padded_config(document: Json) -> Json | None:
-    for value in document.values():
-        if isinstance(value, dict):
-            found = value if value.get("quant_method") == QUANT_METHOD else _padded_config(value)
-            if found:
-                return found
-    return None
 
 
 def _metadata_faults(shard: ShardHeader, record: CheckpointRecord) -> Iterator[Mismatch]:

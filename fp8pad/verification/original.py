@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fp8pad.checkpoint.checkpoint import Checkpoint, parse_object
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import header_differences
 from fp8pad.checkpoint.folder import INDEX_FILE
-from fp8pad.checkpoint.json_text import index_text
+from fp8pad.checkpoint.json_text import index_text, parse_object
 from fp8pad.checkpoint.layout import ShardLayout, original_layout, shard_layout
 from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, Json
@@ -15,8 +15,13 @@ from fp8pad.tensors import ShardHeader
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """Shards, index and config.json of the source: the layout of each shard, which leads back to it, and the texts."""
+    """Shards, index and config.json of the source: the layout of each shard, which leads back to it, and the texts.
 
+    `record` is that of the `converted` checkpoint; an equal copy has none.
+    """
+
+    converted: Checkpoint
+    record: CheckpointRecord | None
     layouts: tuple[ShardLayout, ...]
     texts: Mapping[str, str]
 
@@ -33,7 +38,8 @@ def original_of(converted: Checkpoint, record: CheckpointRecord | None) -> Origi
     The shapes of `record` must be those of the shards' tensors. Raises `CheckpointError` where it does not fit.
     """
     if record is None:
-        return Original(tuple(shard_layout(shard, {}) for shard in converted.shards), converted.texts)
+        layouts = tuple(shard_layout(shard, {}) for shard in converted.shards)
+        return Original(converted, None, layouts, converted.texts)
     layouts = tuple(_layout(shard, record) for shard in converted.shards)
     texts: dict[str, str] = {}
     if converted.index_text is not None:
@@ -41,7 +47,7 @@ def original_of(converted: Checkpoint, record: CheckpointRecord | None) -> Origi
         texts[INDEX_FILE] = record.originals.get(INDEX_FILE) or restored
     original_json(record, INDEX_FILE)
     original_json(record, CONFIG_FILE)
-    return Original(layouts, {**texts, CONFIG_FILE: record.originals[CONFIG_FILE]})
+    return Original(converted, record, layouts, {**texts, CONFIG_FILE: record.originals[CONFIG_FILE]})
 
 
 def original_json(record: CheckpointRecord, file: str) -> Json:

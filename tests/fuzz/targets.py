@@ -13,8 +13,9 @@ from edits import Choices, edited, spelt
 from helpers import case_names, copy_case
 from safetensors import SafetensorError, deserialize
 
-from fp8pad.checkpoint.checkpoint import parse_object, read_unconverted
+from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
+from fp8pad.checkpoint.json_text import parse_object
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
@@ -117,7 +118,7 @@ def record(choices: Choices) -> str:
     kind = choices.ConsumeIntInRange(0, 2)
     try:
         if kind == 0:
-            parse_record(spelt(choices, edited(choices, kept)).decode(errors="surrogateescape")).to_text()
+            "".join(parse_record(spelt(choices, edited(choices, kept)).decode(errors="surrogateescape")).text_parts())
         elif kind == 1:
             text = spelt(choices, edited(choices, config)).decode(errors="surrogateescape")
             parse_quantization_config(parse_object("config.json", text).get("quantization_config"))

@@ -1,0 +1,95 @@
+"""Which files of a checkpoint folder are its shards, and whether names, index and headers agree."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, is_other_form
+from fp8pad.checkpoint.json_text import parse_object
+from fp8pad.errors import CheckpointError
+from fp8pad.record import CONFIG_FILE
+from fp8pad.tensors import ShardHeader
+
+SINGLE_SHARD = "model.safetensors"
+MISTRAL_CONFIG_FILE = "params.json"  # the config of the weights in consolidated*.safetensors
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a name can be that of a shard: a safetensors file in the folder itself."""
+    return name.endswith(SHARD_SUFFIX) and "/" not in name and "\0" not in name and name != SHARD_SUFFIX
+
+
+def check_format(root: Path) -> None:
+    """Raise `CheckpointError` for a folder in Mistral's own format alone."""
+    files = {path.name for path in root.iterdir()}
+    has_own = MISTRAL_CONFIG_FILE in files and any(name.startswith("consolidated") for name in files)
+    has_shards = any(name.endswith(SHARD_SUFFIX) and not is_other_form(name) for name in files)
+    if has_own and not (has_shards and CONFIG_FILE in files):
+        raise CheckpointError(
+            f"{root}: is in Mistral's own format ({MISTRAL_CONFIG_FILE}, consolidated*); fp8pad needs the Hugging Face"
+            f" format: {CONFIG_FILE} and model*.safetensors, which most Mistral repositories hold beside it, or which"
+            " a conversion script of transformers writes"
+        )
+
+
+def parse_index(text: str | None) -> Mapping[str, str]:
+    """Return the shard of each tensor as the text of an index says; nothing where there is no index."""
+    if text is None:
+        return {}
+    weight_map = parse_object(INDEX_FILE, text).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{INDEX_FILE}: weight_map: expected an object that names shards")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not is_shard(file):
+            raise CheckpointError(f"{INDEX_FILE}: {name}: expected the name of a file in the folder, got {file!r}")
+    return weight_map
+
+
+def shard_files(root: Path, weight_map: Mapping[str, str]) -> list[str]:
+    """Return the names of the shards, sorted: those of the index, else model.safetensors, else all there are.
+
+    Raises `CheckpointError` if there is none.
+    """
+    if weight_map:
+        return sorted(set(weight_map.values()))
+    names = sorted(path.name for path in root.iterdir() if path.suffix == SHARD_SUFFIX)
+    if SINGLE_SHARD in names:
+        return [SINGLE_SHARD]
+    names = [name for name in names if not name.startswith("adapter_") and not is_other_form(name)]
+    if not names:
+        others = sorted(path.name for path in root.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".gguf"})
+        hint = f"; convert {others[0]} to safetensors first" if others else ""
+        raise CheckpointError(f"{root}: holds no *.safetensors{hint}")
+    _check_series(names)
+    return names
+
+
+def _check_series(names: list[str]) -> None:
+    for name in names:
+        if match := re.fullmatch(r"(.*-)\d+-of-(\d+)\.safetensors", name):
+            series = [
+                other for other in names if other.startswith(match[1]) and other.endswith(f"-of-{match[2]}.safetensors")
+            ]
+            if len(series) != int(match[2]):
+                raise CheckpointError(
+                    f"{name}: expected {int(match[2])} shards, got {len(series)}, and there is no index"
+                )
+
+
+def check_tensors(shards: Iterable[ShardHeader], weight_map: Mapping[str, str]) -> None:
+    """Raise `CheckpointError` where a tensor is in two shards, or not where the index, if there is one, says."""
+    shard_of: dict[str, str] = {}
+    for shard in shards:
+        for tensor in shard.tensors:
+            if tensor.name in shard_of:
+                raise CheckpointError(f"{tensor.name}: lies in {shard_of[tensor.name]} and in {shard.file}")
+            shard_of[tensor.name] = shard.file
+    if not weight_map:
+        return
+    for name, file in weight_map.items():
+        if shard_of.get(name) != file:
+            found = f"it lies in {shard_of[name]}" if name in shard_of else "it is not there"
+            raise CheckpointError(f"{INDEX_FILE}: {name}: expected in {file}, but {found}")
+    for name, file in shard_of.items():
+        if name not in weight_map:
+            raise CheckpointError(f"{INDEX_FILE}: {name}: lies in {file}, but weight_map does not name it")

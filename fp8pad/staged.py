@@ -1,0 +1,172 @@
+"""While a checkpoint is written: what is checked before, and what a run that ends early leaves for the next one."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from fp8pad.checkpoint.contents import Contents
+from fp8pad.checkpoint.destination import check_destination, check_replaceable, check_space
+from fp8pad.checkpoint.files import FileIdentity
+from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.publish import forget_publication, is_published, recover
+from fp8pad.checkpoint.staging import hold_staging, staging_path
+from fp8pad.checkpoint.writer import Writer, is_hashed
+from fp8pad.errors import OutputError, VerifyError
+from fp8pad.output import Output, label_of
+from fp8pad.parallel import run_all
+
+
+@contextmanager
+def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator[Output]:
+    """Hold the staging folder of `out_dir` while a checkpoint is written; `out_dir` changes when it is published.
+
+    A run that ends early leaves its finished shards for the next one, unless the disk is full; a note at the error says
+    so. Raises `OutputError` if nothing can be written to `out_dir`, before anything is created where that can be known.
+    """
+    target = check_destination(contents.source, out_dir)
+    is_there = not options.overwrite and contents.seems_written(target, is_hashed(contents.source, options))
+    if not staging_path(target).exists() and not is_there:
+        check_replaceable(target, out_dir, contents.names, options.overwrite)
+    with hold_staging(target) as staging:
+        out = Output(contents, options, Writer(contents.source, staging, options), is_there)
+        try:
+            recover(staging)
+            if not is_there:
+                _begin(out, out_dir)
+            yield out
+            recover(staging)
+            out.others = _remove_own(out)
+        except BaseException as error:
+            if note := _end_early(out, error):
+                error.add_note(note)
+            raise
+
+
+def _remove_own(out: Output) -> int:
+    """Remove the staging folder at the end; a run that finishes leaves other shards in it, and returns how many."""
+    staging = out.writer.staging
+    if out.options.finishes:
+        staging.keep_finished(without={out.writer.key(layout) for layout in out.contents.layouts})
+        if others := staging.num_finished:
+            return others
+    staging.remove()
+    return 0
+
+
+def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progress: Progress) -> tuple[str, ...]:
+    """Write some shards into the staging folder and leave them there; return the names of all that are finished.
+
+    Other processes may write others at the same time, and one has to publish them at the end. Raises as `staged` does,
+    and `OutputError` if there are not so many shards.
+    """
+    shards, num_shards = options.shards or range(0), len(contents.layouts)
+    if shards.stop > num_shards:
+        raise OutputError(f"--shards: expected positions from 0 to {num_shards - 1}, got {shards.stop - 1}")
+    target, source = check_destination(contents.source, out_dir), contents.source
+    layouts = contents.layouts[shards.start : shards.stop]
+    check_replaceable(target, out_dir, contents.names, options.overwrite)
+    _check_room(replace(contents, layouts=layouts, source=replace(source, other_files=())), target, options)
+    with hold_staging(target, shared=True) as staging:
+        writer = Writer(source, staging, options)
+        progress.start(label_of(layouts, options), sum(map(writer.work_bytes, layouts)), len(layouts))
+        try:
+            run_all(writer.write_shard, layouts, options.jobs, progress)
+        finally:
+            staging.discard_unfinished()
+        return tuple(layout.file for layout in contents.layouts if writer.is_finished(layout))
+
+
+def _begin(out: Output, out_dir: Path) -> None:
+    """Check once more, now that nobody else writes there; remove what an earlier run left and this one cannot use.
+
+    A run that finishes removes nothing: it might have been given other options than the slices by mistake.
+    """
+    contents, options, writer, target = out.contents, out.options, out.writer, out.out_dir
+    if not is_published(writer.staging, out.run):
+        forget_publication(writer.staging, keeps_shards=options.finishes)
+    overwrite = options.overwrite or is_published(writer.staging)
+    check_replaceable(target, out_dir, contents.names, overwrite)
+    _check_room(contents, target, options, writer.staging.num_bytes)
+    if options.finishes:
+        _check_finished(out)
+    else:
+        reused = filter(writer.is_finished, contents.layouts if options.resume else ())
+        writer.staging.keep_only({writer.key(layout) for layout in reused})
+
+
+def _check_room(contents: Contents, target: Path, options: WriteOptions, staged_bytes: int = 0) -> None:
+    remote = contents.source.remote
+    check_space(target, contents.needed_bytes(target, options), staged_bytes + (remote.num_bytes if remote else 0))
+
+
+def _check_finished(out: Output) -> None:
+    """Raise `OutputError` if shards are missing that other processes should have finished."""
+    layouts = out.contents.layouts
+    missing = [number for number, layout in enumerate(layouts) if not out.writer.is_finished(layout)]
+    if missing:
+        count = f"{len(missing)} of {len(layouts)} shards"
+        raise OutputError(f"{count} are not finished; the first is written by --shards {missing[0]}")
+
+
+def _end_early(out: Output, error: BaseException) -> str | None:
+    """Leave what the next run can use, and nothing else; return what there is to say about it."""
+    staging = out.writer.staging
+    try:
+        recover(staging)
+        out.is_published = out.is_published or (is_published(staging) and not out.is_there)
+        gives_up = not out.options.finishes and (is_disk_full(error) or _fails_again(out, error))
+        if not (out.is_published or gives_up):
+            staging.keep_finished(without=set(_outdated_keys(out)))
+            if staging.num_finished:
+                return _resumable(out)
+        staging.remove()
+    except (OSError, OutputError) as failure:
+        left = f"{staging.root.path} could not be removed: {failure}"
+        return f"{out.out_dir} is complete; {left}" if out.is_published else left
+    return f"{out.out_dir} is complete" if out.is_published else None
+
+
+def _fails_again(out: Output, error: BaseException) -> bool:
+    """Return whether the next run would end like this one: every shard is finished, and one is wrong."""
+    return isinstance(error, VerifyError) and _num_finished(out) == len(out.contents.layouts)
+
+
+def _num_finished(out: Output) -> int:
+    return sum(out.writer.staging.finished(out.writer.key(layout)) is not None for layout in out.contents.layouts)
+
+
+def _resumable(out: Output) -> str:
+    staging, num_shards, num_finished = out.writer.staging, len(out.contents.layouts), _num_finished(out)
+    if not num_finished:
+        return others_left(staging.num_finished, staging.root.path)
+    if out.options.finishes and num_finished < num_shards:
+        return f"{num_finished} of {num_shards} shards are finished in {staging.root.path}"
+    command = "the same command" if out.options.resume else "the same command without --no-resume"
+    return f"run {command} to resume: {num_finished} of {num_shards} shards are finished in {staging.root.path}"
+
+
+def others_left(num_finished: int, folder: Path) -> str:
+    """Say where shards lie that do not belong to this run."""
+    return f"{num_finished} shards that were written with other options, or from another source, lie in {folder}"
+
+
+def _outdated_keys(out: Output) -> Iterator[str]:
+    """Yield the keys of shards whose source was changed since it was read."""
+    source = out.contents.source
+    for layout in out.contents.layouts:
+        with suppress(OSError):
+            if source.identities[layout.file].is_that_of(FileIdentity.of((source.root / layout.file).stat())):
+                continue
+        yield out.writer.key(layout)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error was caused by a full disk or a quota."""
+    while error:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        error = error.__cause__
+    return False
