@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo/llama-fp8-padded
 
-.PHONY: help demo test test-vllm test-ray test-browser test-matrix lint format faults races malformed fuzz docs contract bench bench-planning bench-docs release clean
+.PHONY: help demo test test-vllm test-ray test-browser test-matrix lint format faults races filesystems malformed fuzz docs contract bench bench-planning bench-docs release clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -55,6 +55,9 @@ faults: .venv/installed ## fail, kill and cut the power at every file operation 
 
 races: .venv/installed ## let something else happen at every file operation of convert
 	PYTHONPATH=tests .venv/bin/python tests/faults/races.py $(ARGS)
+
+filesystems: .venv/installed ## convert on every kind of file system that can be mounted here; needs root
+	PYTHONPATH=tests .venv/bin/python tests/faults/filesystems.py
 
 malformed: .venv/installed ## convert, verify and unpad hostile checkpoints of every kind, and measure time and memory
 	PYTHONPATH=tests .venv/bin/python tests/fuzz/malformed.py $(ARGS)

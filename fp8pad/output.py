@@ -87,6 +87,7 @@ class Output:
             if isinstance(checked, str):
                 with source.fetched(checked):
                     return not list(compare_files(checked, source.root / checked, target / checked))
+            self.writer.check_dropped(checked)
             with source.fetched(checked.file, advance):
                 return not self.writer.mismatches(checked, target / checked.file, Sums("none"), advance)
 
@@ -124,7 +125,7 @@ class Output:
             keys = {layout.file: writer.key(layout) for layout in contents.layouts}
             others = (*contents.source.other_files, *([RECORD_FILE] if contents.record else []), *contents.texts)
             keys |= {file: writer.file_key(file) for file in others}
-            replaced = publish(staging, keys, self.run, overwrite)
+            replaced = publish(staging, keys, self.run, overwrite, contents.source.copied_folder_mode)
         self.is_published = True
         return replaced
 

@@ -8,7 +8,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,7 +51,7 @@ class FakeHub:
 
     `requests` counts what was asked for and `sent` the bytes of files that were sent. `faults` are taken one by one by
     requests for the bytes of files: a status to answer with, "cut" to close the connection after half of the bytes,
-    "wrong" to alter a byte, "whole" to ignore the range.
+    "wrong" to alter a byte, "whole" to ignore the range, "endless" to send bytes until the client has enough.
     """
 
     endpoint: str = ""
@@ -270,7 +270,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(content[: len(content) // 2], status, headers, len(content))
             self.close_connection = True
             return
+        if fault == "endless":
+            self._send_without_end(content, status, headers)
+            return
         self._send(content, status, headers)
+
+    def _send_without_end(self, content: bytes, status: int, headers: dict[str, str]) -> None:
+        self._send(content, status, headers, 1 << 62)
+        with suppress(OSError):  # the client has closed the connection
+            while True:
+                self.wfile.write(bytes(1 << 16))
+        self.close_connection = True
 
     def _json(self, document: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self._send(json.dumps(document).encode(), status, {"Content-Type": "application/json", **(headers or {})})

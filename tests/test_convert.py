@@ -8,7 +8,8 @@ import resource
 import shutil
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,13 +35,14 @@ from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import Transfer
-from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
+from fp8pad.checkpoint.options import Link, VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy, parse_record
+from fp8pad.unpadding import unpad
 from fp8pad.verification import verify
 
 
@@ -188,37 +190,98 @@ def test_jobs_and_depth_of_checking_do_not_change_what_is_written(tmp_path: Path
     assert records[0] == records[1]
 
 
-def test_new_files_belong_to_the_user_not_to_the_source(tmp_path: Path) -> None:
-    """Tools save shards with mode 0600, which a server under another user could not read: the umask decides instead."""
-    model = llama(tmp_path / "model", num_shards=2)
-    for path in model.iterdir():
-        path.chmod(0o600)
-    (model / "run.sh").write_text("#!/bin/sh")
-    (model / "run.sh").chmod(0o700)
-    mask = os.umask(0o027)
+MODES = {  # of the source, of its copy under the umask 027, and under none
+    "private": (0o600, 0o600, 0o600),
+    "usual": (0o644, 0o640, 0o644),
+    "to be run": (0o755, 0o750, 0o755),
+    "of a group": (0o664, 0o640, 0o664),
+    "read-only": (0o444, 0o640, 0o644),
+    "of everybody": (0o666, 0o640, 0o664),
+    "set-user-ID": (0o4711, 0o710, 0o711),
+}
+FOLDER_MODES = {  # the same of folders
+    "private": (0o700, 0o700, 0o700),
+    "usual": (0o755, 0o750, 0o755),
+    "read-only": (0o555, 0o750, 0o755),
+    "of everybody": (0o1777, 0o750, 0o775),
+}
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    """Have another umask in here."""
+    before = os.umask(mask)
     try:
-        converted(model, tmp_path / "out")
+        yield
     finally:
-        os.umask(mask)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
-    assert modes.pop("run.sh") == 0o740
-    assert set(modes.values()) == {0o640}
-    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+        os.umask(before)
 
 
-def test_nothing_is_writable_for_everybody(tmp_path: Path) -> None:
-    """Whatever the umask allows."""
-    model = llama(tmp_path / "model", num_shards=2)
-    (model / "sub").mkdir()
-    (model / "sub" / "notes.txt").write_text("")
-    mask = os.umask(0)
-    try:
+def mode(path: Path) -> int:
+    """Return the permissions of a file or folder."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mask", [0o027, 0])
+def test_nothing_becomes_readable_or_writable_for_more_people(tmp_path: Path, mask: int) -> None:
+    """Copies have what the source and the umask both allow, by any way back too; nobody else may write to them."""
+    model, place = llama(tmp_path / "model", num_shards=2), 1 if mask else 2
+    for name, (before, *_) in MODES.items():
+        (model / name).write_text(name)
+        (model / name).chmod(before)
+    for name, (before, *_) in FOLDER_MODES.items():
+        (model / "folders" / name).mkdir(parents=True)
+        (model / "folders" / name / "notes.txt").write_text("")
+        (model / "folders" / name).chmod(before)
+    with umask(mask):
         converted(model, tmp_path / "made" / "out")
-    finally:
-        os.umask(mask)
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "made").rglob("*")}
-    assert set(modes.values()) == {0o775, 0o664}
-    assert not stat.S_IMODE((tmp_path / "made").stat().st_mode) & stat.S_IWOTH
+        unpad(tmp_path / "made" / "out", tmp_path / "made" / "restored", WriteOptions(), Progress())
+    for folder in (tmp_path / "made" / "out", tmp_path / "made" / "restored"):
+        assert {name: mode(folder / name) for name in MODES} == {name: modes[place] for name, modes in MODES.items()}
+        found = {name: mode(folder / "folders" / name) for name in FOLDER_MODES}
+        assert found == {name: modes[place] for name, modes in FOLDER_MODES.items()}
+
+
+@pytest.mark.parametrize("link", ["auto", "copy", "hardlink"])
+def test_shards_and_texts_are_as_private_as_the_source(tmp_path: Path, link: Link) -> None:
+    """Each is as its own original; fp8pad.json and a card, which have none, are as config.json."""
+    shards = {"padded.safetensors": linear("a.proj", 21, 24), "whole.safetensors": linear("b.proj", 32, 16)}
+    model = write_checkpoint(tmp_path / "model", shards)
+    modes = {
+        "config.json": 0o640,
+        INDEX: 0o644,
+        "padded.safetensors": 0o600,
+        "tokenizer.json": 0o644,
+        "whole.safetensors": 0o604,
+    }
+    for name, private in modes.items():
+        (model / name).chmod(private)
+    model.chmod(0o710)
+    with umask(0o022):
+        converted(model, tmp_path / "out", WriteOptions(link=link, card=True))
+    assert {path.name: mode(path) for path in (tmp_path / "out").iterdir()} == {
+        **modes,
+        "fp8pad.json": 0o640,
+        "README.md": 0o640,
+    }
+    assert mode(tmp_path / "out") == 0o710
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"), [(0o700, 0o755, 0o700), (0o755, 0o700, 0o700), (0o770, 0o755, 0o750)]
+)
+def test_a_folder_that_is_replaced_keeps_out_whom_it_kept_out(
+    tmp_path: Path, old: int, new: int, expected: int
+) -> None:
+    """Made for the purpose, or of an earlier conversion: neither it nor the source is opened to more people."""
+    model = llama(tmp_path / "model")
+    model.chmod(new)
+    for options in (WriteOptions(), WriteOptions(overwrite=True)):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out").chmod(old)
+        with umask(0o022):
+            converted(model, tmp_path / "out", options)
+        assert mode(tmp_path / "out") == expected
 
 
 def test_files_and_folders_with_the_longest_names_come_along(tmp_path: Path) -> None:

@@ -4,15 +4,16 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
-from fake_hub import TOKEN, FakeHub, fake_hub
+from fake_hub import TOKEN, FakeHub, _Handler, fake_hub
 from helpers import INDEX, Counter, files_of, llama, safetensors_bytes, write_checkpoint
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
@@ -231,9 +232,26 @@ def test_a_part_that_was_altered_is_noticed(hub: FakeHub, model: Path, tmp_path:
     (tmp_path / "precious").write_text("precious")
     work.mkdir(mode=0o700, exist_ok=True)
     part.symlink_to(tmp_path / "precious")
-    with pytest.raises(OutputError, match="symbolic links"):
+    with pytest.raises(OutputError, match=f"^{part}: fp8pad has not put it there"):
         fetch(NAME, FIRST, hub, work)
     assert (tmp_path / "precious").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "sub", "pipe", "ab" * 32 + "/"])
+def test_what_somebody_keeps_in_the_folder_is_not_removed(hub: FakeHub, model: Path, tmp_path: Path, name: str) -> None:
+    """A folder of that name may be there for another reason; it would be removed with all that it holds."""
+    hub.add(NAME, model)
+    work = tmp_path / "work"
+    work.mkdir()
+    if name == "pipe":
+        os.mkfifo(work / name)
+    elif name == "thesis.tex":
+        (work / name).write_text("mine")
+    else:
+        (work / name).mkdir()
+    with pytest.raises(OutputError, match="fp8pad has not put it there"), opened(NAME, read_unconverted, work):
+        raise AssertionError
+    assert [path.name for path in work.iterdir()] == [name.rstrip("/")]
 
 
 def hash_of(path: Path) -> str:
@@ -320,8 +338,85 @@ def test_names_that_lead_elsewhere_are_refused(hub: FakeHub, model: Path) -> Non
     """A hub's answer is a stranger's."""
     commit = hub.add(NAME, model)
     hub.repos[NAME].commits[commit]["../evil.txt"] = b"evil"
-    with pytest.raises(HubError, match=r"lists a file that lies outside of it: '\.\./evil\.txt'"):
+    with pytest.raises(HubError, match=r'lists a file that lies outside of it: "\.\./evil\.txt"$'):
         read_from(NAME)
+
+
+FORGED: dict[str, tuple[dict[str, object], str]] = {
+    "a file in a file": ({"rfilename": "config.json/x"}, "as a file, and as the folder of"),
+    "a name that is no UTF-8": ({"rfilename": "\ud800"}, "not UTF-8"),
+    "a name of 300 bytes": ({"rfilename": "a" * 300}, "too long"),
+    "a path of 10,000 bytes": ({"rfilename": "a/" * 5000 + "b"}, "too long"),
+    "an absolute name": ({"rfilename": "/etc/passwd"}, "outside"),
+    "a name of a zero byte": ({"rfilename": "a\0b"}, "outside"),
+    "no name": ({"rfilename": ""}, "outside"),
+    "a number for a name": ({"rfilename": 7}, "outside"),
+    "a negative size": ({"size": -1}, "no size"),
+    "an impossible size": ({"size": 1 << 63}, "no size"),
+    "a text for a size": ({"size": "7"}, "no size"),
+    "no hash": ({"blobId": None}, "no hash"),
+    "a number for a hash": ({"blobId": 7}, "no hash"),
+    "a hash that leads elsewhere": ({"blobId": "../" * 14}, "no hash"),
+    "a list for the hash's object": ({"lfs": [1]}, "cannot be read"),
+    "an object for the name": ({"rfilename": {}}, "outside"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_forged_list_of_files_is_a_line(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Whatever a hub answers, nothing is written but a line that names it."""
+    changes, message = FORGED[what]
+    hub.add(NAME, model)
+    send = _Handler._json
+
+    def forge(handler: _Handler, document: Any, *args: Any) -> None:
+        if "siblings" in document:
+            document["siblings"].append({**document["siblings"][0], "rfilename": "forged", **changes})
+        send(handler, document, *args)
+
+    monkeypatch.setattr(_Handler, "_json", forge)
+    with pytest.raises(HubError, match=message):
+        fp8pad.convert(NAME, tmp_path / "out")
+    assert left_beside(tmp_path / "out") == set()
+
+
+@pytest.mark.parametrize("document", [[], "text", 7, None, {"siblings": 7}, {"siblings": [7]}, {"siblings": [{}]}])
+def test_an_answer_of_another_kind_is_a_line(
+    hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch, document: object
+) -> None:
+    """JSON that tells of no model."""
+    hub.add(NAME, model)
+    send = _Handler._json
+    monkeypatch.setattr(_Handler, "_json", lambda handler, _, *args: send(handler, document, *args))
+    with pytest.raises(Fp8padError):
+        read_from(NAME)
+
+
+def test_bytes_that_were_not_asked_for_are_not_stored(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """A server that does not stop would fill the disk."""
+    hub.add(NAME, model)
+    with opened(NAME, read_unconverted, tmp_path / "work") as checkpoint:
+        hub.faults += ["endless"]
+        with checkpoint.fetched(FIRST):
+            assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
+
+
+def test_what_comes_from_the_hub_has_the_permissions_of_new_files(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """Those that the umask gives, padded or not, although it is fetched into a folder for us alone."""
+    add_plain_shard(model)
+    (model / "sub").mkdir()
+    (model / "sub" / "more.txt").write_text("more")
+    hub.add(NAME, model)
+    before = os.umask(0o027)
+    try:
+        fp8pad.convert(NAME, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").rglob("*")}
+    assert modes.pop("sub") == stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+    assert set(modes.values()) == {0o640}
 
 
 def test_the_cache_is_used_and_filled(hub: FakeHub, model: Path) -> None:

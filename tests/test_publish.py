@@ -43,7 +43,7 @@ def fill(folder: Path, *files: str) -> Path:
 
 def test_files_get_their_names_at_once(staging: Staging, tmp_path: Path) -> None:
     """The folder appears whole, with subfolders; nothing else is left once what the run used is removed."""
-    assert publish(staging, KEYS, "run", overwrite=False) is None
+    assert publish(staging, KEYS, "run", overwrite=False, folder_mode=lambda _: 0o755) is None
     assert is_published(staging, "run")
     assert not is_published(staging, "another")
     recover(staging)
@@ -55,7 +55,7 @@ def test_files_get_their_names_at_once(staging: Staging, tmp_path: Path) -> None
 def test_an_empty_folder_gives_way(staging: Staging, tmp_path: Path) -> None:
     """It may have been made for the purpose."""
     (tmp_path / "out").mkdir()
-    publish(staging, KEYS, "run", overwrite=False)
+    publish(staging, KEYS, "run", overwrite=False, folder_mode=lambda _: 0o755)
     assert files_of(tmp_path / "out") == NEW
 
 
@@ -72,7 +72,7 @@ def test_what_appeared_meanwhile_does_not(staging: Staging, tmp_path: Path, what
             (tmp_path / "out").symlink_to("elsewhere")
     before = {name: content for name, content in files_of(tmp_path).items() if HIDDEN not in name}
     with pytest.raises(OutputError):
-        publish(staging, KEYS, "run", overwrite=False)
+        publish(staging, KEYS, "run", overwrite=False, folder_mode=lambda _: 0o755)
     recover(staging)
     assert {name: content for name, content in files_of(tmp_path).items() if HIDDEN not in name} == before
     assert staging.num_finished == 1
@@ -82,7 +82,7 @@ def test_what_appeared_meanwhile_does_not(staging: Staging, tmp_path: Path, what
 def test_replacing_leaves_only_the_new_folder(staging: Staging, tmp_path: Path) -> None:
     """What was replaced is told, and goes when the new folder stands in its place."""
     fill(tmp_path / "out", "config.json", "model.safetensors", "sub/deep/config.json")
-    replaced = publish(staging, KEYS, "run", overwrite=True)
+    replaced = publish(staging, KEYS, "run", overwrite=True, folder_mode=lambda _: 0o755)
     assert replaced
     assert replaced.files == ("config.json", "model.safetensors", "sub/deep/config.json")
     recover(staging)
@@ -100,7 +100,7 @@ def test_a_file_that_appeared_after_the_check_brings_the_old_folder_back(
     before = files_of(fill(tmp_path / "out", "config.json", "sub/deep/config.json", file))
     inode = (tmp_path / "out").stat().st_ino
     with pytest.raises(OutputError, match=f"holds 1 file that fp8pad did not write: {file};"):
-        publish(staging, KEYS, "run", overwrite=True)
+        publish(staging, KEYS, "run", overwrite=True, folder_mode=lambda _: 0o755)
     assert files_of(tmp_path / "out") == before
     assert (tmp_path / "out").stat().st_ino == inode
     recover(staging)
@@ -114,7 +114,7 @@ def test_a_link_in_the_place_of_the_old_folder_is_not_replaced(staging: Staging,
     before = files_of(fill(tmp_path / "elsewhere", "config.json"))
     (tmp_path / "out").symlink_to("elsewhere")
     with pytest.raises(OutputError):
-        publish(staging, KEYS, "run", overwrite=True)
+        publish(staging, KEYS, "run", overwrite=True, folder_mode=lambda _: 0o755)
     recover(staging)
     assert (tmp_path / "out").is_symlink()
     assert files_of(tmp_path / "elsewhere") == before
@@ -153,7 +153,7 @@ def test_a_replacement_that_ends_anywhere_loses_neither_folder(tmp_path: Path) -
                 for name in CHANGING:
                     patch.setattr(os, name, stopping_at(number, getattr(os, name), calls))
                 try:
-                    publish(staging, KEYS, "run", overwrite=True)
+                    publish(staging, KEYS, "run", overwrite=True, folder_mode=lambda _: 0o755)
                     recover(staging)
                     ended = True
                 except StoppedError:
@@ -189,8 +189,8 @@ def test_shards_are_found_again_by_a_run_after_one_that_ended_just_before_publis
     """They have had their names already, and are finished all the same."""
     monkeypatch.setattr(Directory, "rename", stopping_at(0, Directory.rename, []))
     with pytest.raises(StoppedError):
-        publish(staging, KEYS, "run", overwrite=False)
-    assert (tmp_path / HIDDEN / "files" / "model.safetensors").exists()
+        publish(staging, KEYS, "run", overwrite=False, folder_mode=lambda _: 0o755)
+    assert (tmp_path / HIDDEN / staging.files / "model.safetensors").exists()
     monkeypatch.undo()
     recover(staging)
     assert names(staging.root.path) == ["lock", "publication", "staged"]

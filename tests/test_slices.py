@@ -131,6 +131,26 @@ def test_finishing_with_other_options_removes_nothing(model: Path, tmp_path: Pat
     assert len(converted(model, tmp_path / "out", PADDED_TO_64, finishes=True).resumed) == 5
 
 
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (Policy(tensor_parallel_size=4), Policy()),
+        (Policy(), Policy(tensor_parallel_size=4)),
+        (Policy(alignment="auto"), Policy(alignment=16)),
+        (Policy(skip=("*.self_attn.o_proj",)), Policy()),
+    ],
+    ids=str,
+)
+def test_the_last_command_decides_where_shards_are_the_same(
+    model: Path, tmp_path: Path, first: Policy, last: Policy
+) -> None:
+    """Options that slices were written with count by the bytes that they gave: what is published has the last ones."""
+    converted(model, tmp_path / "expected", last)
+    write_slice(model, tmp_path / "out", range(5), first)
+    assert len(converted(model, tmp_path / "out", last, finishes=True).resumed) == 5
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
+
+
 @pytest.mark.parametrize("is_complete", [True, False])
 def test_slices_of_other_options_outlive_a_run_that_finishes(model: Path, tmp_path: Path, is_complete: bool) -> None:
     """Whether it publishes or finds all complete; they can be finished afterwards."""

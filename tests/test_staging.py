@@ -53,7 +53,7 @@ def test_no_name_in_it_is_one_that_can_be_loaded(tmp_path: Path) -> None:
         stage(staging, "b", is_resumable=False)
         with staging.create("c", "config.json"):
             unfinished = f"c.{staging.token}.unfinished"
-            assert names(staging.staged.path) == ["a.finished", "b.complete", unfinished]
+            assert names(staging.staged.path) == ["a.finished", f"b.{staging.token}.complete", unfinished]
 
 
 def test_only_finished_shards_are_kept(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Unpadding: the source comes back byte for byte, whatever it was."""
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import (
     FBGEMM,
@@ -16,6 +19,7 @@ from helpers import (
     llama,
     safetensors_bytes,
     stored,
+    stored_header,
     write_checkpoint,
 )
 from hypothesis import given, settings
@@ -214,6 +218,59 @@ def test_damage_shows_where_the_source_was_hashed(tmp_path: Path) -> None:
     with pytest.raises(VerifyError, match=r"model\.safetensors: sha256"):
         restore(out_dir, tmp_path / "restored", WriteOptions(verify="full"))
     assert not (tmp_path / "restored").exists()
+
+
+def alter(path: Path, name: str, *place: int) -> None:
+    """Alter the first byte of an element of a tensor."""
+    content, entry = bytearray(path.read_bytes()), stored_header(path)[name]
+    begin, end = (8 + int.from_bytes(content[:8], "little") + offset for offset in entry["data_offsets"])
+    element_bytes = (end - begin) // math.prod(entry["shape"])
+    content[begin + element_bytes * int(np.ravel_multi_index(place, entry["shape"]))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("weight", (31, 31)),
+        ("weight", (0, 24)),
+        ("weight", (20, 31)),
+        ("weight", (21, 0)),
+        ("weight_scale", (21, 0)),
+        ("weight_scale", (31, 0)),
+    ],
+)
+def test_padding_that_was_altered_is_not_dropped_unseen(
+    tmp_path: Path, name: str, place: tuple[int, ...], hashed: bool
+) -> None:
+    """In added rows, added columns and added scales: the logical bytes, and their hashes, are as they were."""
+    model = llama(tmp_path / "model")
+    out_dir, tensor = convert_to(model, tmp_path / "out", full=hashed), f"model.layers.0.mlp.down_proj.{name}"
+    alter(out_dir / "model.safetensors", tensor, *place)
+    where = re.escape(f"model.safetensors: {tensor}{list(place)}: expected byte 0x00, got 0x01: its padding")
+    with pytest.raises(VerifyError, match=f"^{where} was altered, and would be lost$"):
+        restore(out_dir, tmp_path / "restored")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+    with pytest.raises(VerifyError, match=where):  # although nothing would be written
+        restore(out_dir, model)
+    restore(out_dir, tmp_path / "restored", WriteOptions(verify="none"))
+    assert files_of(tmp_path / "restored") == files_of(model)
+
+
+def test_shards_before_one_whose_padding_was_altered_are_kept_for_the_next_run(tmp_path: Path) -> None:
+    """Once the shard is replaced by an intact one, the same command resumes."""
+    model = llama(tmp_path / "model", num_shards=3)
+    out_dir = convert_to(model, tmp_path / "out")
+    shard = out_dir / "model-00003-of-00003.safetensors"
+    intact = shard.read_bytes()
+    alter(shard, "model.layers.2.mlp.down_proj.weight", 31, 31)
+    with pytest.raises(VerifyError, match="padding was altered") as failure:
+        restore(out_dir, tmp_path / "restored", WriteOptions(jobs=1))
+    assert "2 of 3 shards are finished" in failure.value.__notes__[0]
+    shard.write_bytes(intact)
+    assert len(restore(out_dir, tmp_path / "restored").resumed) == 2
+    assert files_of(tmp_path / "restored") == files_of(model)
 
 
 @pytest.mark.parametrize("depth", ["padded", "full"])

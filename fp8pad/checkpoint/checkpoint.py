@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from fp8pad.checkpoint.files import Advance, FileIdentity, check_identity, open_file
+from fp8pad.checkpoint.files import Advance, FileIdentity, check_identity, copied_mode, open_file
 from fp8pad.checkpoint.folder import INDEX_FILE, list_folder, read_text, read_text_and_identity
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header, read_prefix
 from fp8pad.checkpoint.json_text import parse_object
@@ -82,6 +82,22 @@ class Checkpoint:
     def fetched_bytes(self, file: str) -> int:
         """Return how many bytes of a file are not here, but are fetched."""
         return self.remote.fetched_bytes(file) if self.remote else 0
+
+    def copied_mode(self, file: str) -> int:
+        """Return the permissions that a copy of a file is made with: what is new is as private as config.json.
+
+        Raises `CheckpointError` if the file was changed since it was read.
+        """
+        name = file if file in self.identities else CONFIG_FILE
+        with open_file(self.root / name, name, self.identities[name]) as original:
+            return original.copied_mode
+
+    def copied_folder_mode(self, folder: str) -> int:
+        """Return the permissions that a copy of a folder is made with; `CheckpointError` if it is gone."""
+        try:
+            return copied_mode((self.root / folder).stat())
+        except OSError as error:
+            raise CheckpointError(f"{self.root / folder}: cannot be read any more: {error.strerror}") from error
 
     def with_edited_config(self) -> "Checkpoint":
         """Return the checkpoint without params.json, which would contradict an edited config.json.

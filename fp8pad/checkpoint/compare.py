@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, OpenFile, open_file
+from fp8pad.checkpoint.grid import Run
 from fp8pad.checkpoint.json_text import first_difference
 from fp8pad.checkpoint.layout import ShardLayout, Step, Transfer
 from fp8pad.checkpoint.transfer import Buffers, Bytes, Sums, passed
@@ -134,13 +135,21 @@ def _wrong_padding(layout: ShardLayout, step: Step, target: OpenFile, advance: A
         if chunk.is_copy:
             continue
         found = np.frombuffer(target.read(chunk.target, chunk.target_bytes), np.uint8)
-        expected = found.reshape(chunk.num_rows, chunk.columns.target_size).copy()
-        for run in chunk.columns.pieces():
-            if run.source is None:
-                expected[:, run.target : run.target + run.size] = np.tile(fill, run.size // fill.size)
-        if (first := _first_difference(expected.reshape(-1), found)) is not None:
-            yield _differing(layout, step, chunk.target + first, expected.reshape(-1)[first], found[first])
+        rows = found.reshape(chunk.num_rows, chunk.columns.target_size)
+        gaps = (run for run in chunk.columns.pieces() if run.source is None)
+        if wrong := [first for gap in gaps if (first := _first_wrong(rows, gap, fill)) is not None]:
+            first = min(wrong)
+            yield _differing(layout, step, chunk.target + first, fill[first % fill.size], found[first])
             return
+
+
+def _first_wrong(rows: Bytes, gap: Run, fill: Bytes) -> int | None:
+    """Return the first byte of `rows`, `[n, bytes of a row]`, that lies in a gap of each and is not what fills it."""
+    differing = rows[:, gap.target : gap.target + gap.size] != np.tile(fill, gap.size // fill.size)
+    if not differing.any():
+        return None
+    row, column = divmod(int(np.argmax(differing)), gap.size)
+    return row * int(rows.shape[1]) + gap.target + column
 
 
 def _differing(layout: ShardLayout, step: Step, offset: int, expected: int, found: int) -> Mismatch:

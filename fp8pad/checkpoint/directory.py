@@ -35,7 +35,7 @@ class Directory:
         """Open a folder in this one; a link is none."""
         return Directory(os.open(name, _OPEN_FOLDER, dir_fd=self.descriptor), self.path / name)
 
-    def make(self, name: str, mode: int = 0o775) -> None:
+    def make(self, name: str, mode: int) -> None:
         """Create a folder."""
         os.mkdir(name, mode, dir_fd=self.descriptor)
 

@@ -61,6 +61,11 @@ class OpenFile:
         """The identity of the file that is open, whatever its path leads to by now."""
         return FileIdentity.of(os.fstat(self.descriptor))
 
+    @property
+    def copied_mode(self) -> int:
+        """The permissions that a copy is made with; see `copied_mode`."""
+        return copied_mode(os.fstat(self.descriptor))
+
     def read(self, offset: int, num_bytes: int) -> memoryview:
         """Read exactly `num_bytes` bytes at `offset`; `CheckpointError` if the file ends early or cannot be read."""
         return self.read_into(offset, memoryview(bytearray(num_bytes)))
@@ -114,6 +119,16 @@ class OpenFile:
         """
         with suppress(OSError):  # Linux then writes what is not written; sync_file_range would, but Python has it not
             os.posix_fadvise(self.descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+
+def copied_mode(status: os.stat_result) -> int:
+    """Return the permissions that a copy of a file or folder is made with, of which the umask takes.
+
+    They are those of the original, so that nothing private becomes readable by others. Its owner may read and write it,
+    and not everybody may write to it.
+    """
+    owner = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR | stat.S_IWUSR
+    return (stat.S_IMODE(status.st_mode) & 0o775) | owner
 
 
 @contextmanager

@@ -6,34 +6,37 @@ between any two of these steps: the next one sees from the folders' inodes how f
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
 from fp8pad.checkpoint.destination import Replaced, check_replaced
 from fp8pad.checkpoint.directory import DISCARDED, Directory, is_discarded, is_folder
-from fp8pad.checkpoint.files import create_file, writing
-from fp8pad.checkpoint.staging import FILES, PUBLICATION, REPLACED, Staging
+from fp8pad.checkpoint.files import copied_mode, create_file, writing
+from fp8pad.checkpoint.staging import PUBLICATION, REPLACED, Staging, is_files
 from fp8pad.errors import OutputError
 from fp8pad.record import CONFIG_FILE
 
 _MAX_PUBLICATION_BYTES = 1000
 
 
-def publish(staging: Staging, keys: Mapping[str, str], run: str, overwrite: bool) -> Replaced | None:
+def publish(
+    staging: Staging, keys: Mapping[str, str], run: str, overwrite: bool, folder_mode: Callable[[str], int]
+) -> Replaced | None:
     """Give staged files their names, by the key of each, then put their folder in the place of `out_dir` in one step.
 
-    The file without which nothing can be loaded has to be the last of `keys`. `run` tells this run from others. With
-    `overwrite`, returns what was replaced; raises `OutputError`, and puts back what stood there, if it holds files that
-    are neither fp8pad's nor in the new folder.
+    The file without which nothing can be loaded has to be the last of `keys`. `run` tells this run from others.
+    `folder_mode` is asked for the permissions of each folder, by its relative name, "" for `out_dir` itself: a folder
+    that stands there keeps out whom it keeps out. With `overwrite`, returns what was replaced; raises `OutputError`,
+    and puts back what stood there, if it holds files that are neither fp8pad's nor in the new folder.
     """
     with writing(staging.out_dir):
-        _name_files(staging, keys, run)
+        _name_files(staging, keys, run, folder_mode)
         if overwrite and staging.parent.status(staging.out_dir.name):
             replaced = _replace(staging)
         else:
-            staging.root.rename(FILES, staging.parent, staging.out_dir.name)  # an empty folder may stand there
+            staging.root.rename(staging.files, staging.parent, staging.out_dir.name)  # an empty folder may stand there
             replaced = None
         staging.parent.sync()
     return replaced
@@ -63,32 +66,47 @@ def recover(staging: Staging) -> None:
     What stood at `out_dir` before is put back if nothing took its place, and removed only if the new folder did. Raises
     `OutputError` if something else stands there by now.
     """
-    root = staging.root
+    root, announced = staging.root, _publication(staging)
     with writing(root.path):
-        files, expected = root.status(FILES), _publication(staging).get("folder")
-        if files and expected is not None and files.st_ino != expected:  # it was exchanged with `out_dir`
-            root.rename(FILES, root, REPLACED)
+        for name in filter(is_files, root.names()):
+            status = root.status(name)
+            if name == announced.get("files") and status and status.st_ino != announced.get("folder"):
+                root.rename(name, root, REPLACED)  # it was exchanged with `out_dir`
         if root.status(REPLACED):
             _finish_replacing(staging)
-        _discard(staging, FILES)
+        for name in filter(is_files, root.names()):
+            if name in (announced.get("files"), staging.files) or not _has_config(root, name):
+                _discard(staging, name)
         for name in filter(is_discarded, root.names()):
             root.discard(name)
 
 
+def _has_config(root: Directory, name: str) -> bool:
+    """Return whether a folder is complete: if it is not announced, another run without our lock will move it."""
+    with root.open(name) as folder:
+        return folder.status(CONFIG_FILE) is not None
+
+
 def _discard(staging: Staging, name: str) -> None:
-    """Remove a folder, first the file without which nothing in it can be loaded."""
-    if staging.root.status(name):
-        with staging.root.open(name) as folder:
-            folder.unlink(CONFIG_FILE)
-        staging.root.discard(name)
+    """Remove a folder that nobody moves any more, first the file without which nothing in it can be loaded.
+
+    It gets another name before: once a part of it is gone, it must neither be checked nor published.
+    """
+    discarded = name + DISCARDED
+    staging.root.rename(name, staging.root, discarded)
+    staging.root.sync()
+    with staging.root.open(discarded) as folder:
+        folder.unlink(CONFIG_FILE)
+    staging.root.discard(discarded)
 
 
-def _name_files(staging: Staging, keys: Mapping[str, str], run: str) -> None:
-    staging.root.make(FILES)
-    with staging.root.open(FILES) as files:
+def _name_files(staging: Staging, keys: Mapping[str, str], run: str, folder_mode: Callable[[str], int]) -> None:
+    old = staging.parent.status(staging.out_dir.name)
+    staging.root.make(staging.files, folder_mode("") & (copied_mode(old) if old else ~0))
+    with staging.root.open(staging.files) as files:
         folders = sorted({str(folder) for file in keys for folder in PurePosixPath(file).parents} - {"."})
         for name in folders:
-            files.make(name)
+            files.make(name, folder_mode(name))
         *others, last = keys
         for file in others:
             staging.link(keys[file], files, file)
@@ -103,7 +121,7 @@ def _name_files(staging: Staging, keys: Mapping[str, str], run: str) -> None:
 def _announce(staging: Staging, inode: int, run: str) -> None:
     staging.root.unlink(PUBLICATION)
     with create_file(PUBLICATION, PUBLICATION, 0o600, staging.root.descriptor) as target:
-        target.write(0, json.dumps({"folder": inode, "run": run}).encode())
+        target.write(0, json.dumps({"files": staging.files, "folder": inode, "run": run}).encode())
     staging.root.sync()
 
 
@@ -116,12 +134,12 @@ def _publication(staging: Staging) -> Mapping[str, Any]:
 
 def _replace(staging: Staging) -> Replaced:
     root, parent, name = staging.root, staging.parent, staging.out_dir.name
-    if root.exchange(FILES, parent, name):
-        root.rename(FILES, root, REPLACED)
+    if root.exchange(staging.files, parent, name):
+        root.rename(staging.files, root, REPLACED)
         return _check_replaced(staging, parent, name)
     parent.rename(name, root, REPLACED)
-    replaced = _check_replaced(staging, root, FILES)
-    root.rename(FILES, parent, name)
+    replaced = _check_replaced(staging, root, staging.files)
+    root.rename(staging.files, parent, name)
     return replaced
 
 
@@ -140,19 +158,16 @@ def _put_back(staging: Staging) -> None:
     if not is_published(staging):
         root.rename(REPLACED, parent, name)
     elif root.exchange(REPLACED, parent, name):
-        root.rename(REPLACED, root, FILES)
+        root.rename(REPLACED, root, staging.files)
     else:
-        parent.rename(name, root, FILES)
+        parent.rename(name, root, staging.files)
         root.rename(REPLACED, parent, name)
 
 
 def _finish_replacing(staging: Staging) -> None:
     if is_published(staging):
         _check_replaced(staging, staging.parent, staging.out_dir.name)
-        discarded = REPLACED + DISCARDED
-        staging.root.rename(REPLACED, staging.root, discarded)  # once a part of it is gone, it could not be checked
-        staging.root.sync()
-        _discard(staging, discarded)
+        _discard(staging, REPLACED)
         return
     try:
         _put_back(staging)  # nothing stands there, or an empty folder

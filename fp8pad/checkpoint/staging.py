@@ -6,8 +6,8 @@ from.
 
     .OUT_DIR.fp8pad/    ours alone
       lock              held by one process at a time
-      staged/           KEY.finished: shards that a later run can use; KEY.complete, KEY.unfinished: files of this run
-      files/            every file under its own name, a moment before it takes the place of OUT_DIR
+      staged/           KEY.finished: shards that a later run can use; KEY.TOKEN.complete, .unfinished: files of one run
+      files.TOKEN/      every file under its own name, a moment before it takes the place of OUT_DIR
       replaced/         what stood at OUT_DIR before, until it is removed
       publication       which folder takes the place of OUT_DIR, and which run made it
 """
@@ -40,8 +40,9 @@ _SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
 class Staging:
     """The staging folder `root` of `out_dir`, locked, with its subfolder `staged` and the folder above it, all open.
 
-    A file is known by its key, which is unique in a run; the key of a shard tells what it is made from. While it is
-    written, the `token` keeps it apart from what a lost worker may still be writing.
+    A file is known by its key, which is unique in a run; the key of a shard tells what it is made from. Whatever else
+    there is has the `token` in its name: so it is kept apart from what a lost worker may still be writing, or another
+    run, where the file system knows no locks.
     """
 
     root: Directory
@@ -49,6 +50,11 @@ class Staging:
     parent: Directory
     out_dir: Path
     token: str = field(default_factory=lambda: os.urandom(8).hex())
+
+    @property
+    def files(self) -> str:
+        """The name of the folder of this run that takes the place of `out_dir`."""
+        return f"{FILES}.{self.token}"
 
     @property
     def num_bytes(self) -> int:
@@ -101,11 +107,16 @@ class Staging:
     def complete(self, key: str, file: str, is_resumable: bool = False) -> None:
         """Keep a file that is written for publication, and for later runs if it `is_resumable`; raises as `create`."""
         with writing(file):
-            self.staged.rename(self._unfinished(key), self.staged, key + (_FINISHED if is_resumable else _COMPLETE))
+            self.staged.rename(
+                self._unfinished(key), self.staged, key + _FINISHED if is_resumable else self._complete(key)
+            )
 
     def link(self, key: str, folder: Directory, file: str) -> None:
         """Give a complete file its name in `folder`; where hard links are known, it stays here too."""
-        self.staged.link(key + (_FINISHED if self.finished(key) else _COMPLETE), folder, file)
+        self.staged.link(key + _FINISHED if self.finished(key) else self._complete(key), folder, file)
+
+    def _complete(self, key: str) -> str:
+        return f"{key}.{self.token}{_COMPLETE}"
 
     def _unfinished(self, key: str) -> str:
         return f"{key}.{self.token}{_UNFINISHED}"
@@ -244,7 +255,12 @@ def _check_own(root: Directory) -> None:
 
 
 def _is_known(name: str) -> bool:
-    return name in {_STAGED, FILES, REPLACED} or is_discarded(name)
+    return name in {_STAGED, REPLACED} or is_files(name) or is_discarded(name)
+
+
+def is_files(name: str) -> bool:
+    """Return whether a folder of that name is to take the place of `out_dir`, in this run or in another."""
+    return name.startswith(FILES) and not is_discarded(name)
 
 
 def _check_entry(folder: Directory, name: str, is_expected: Callable[[os.stat_result | None], bool] | None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.compare import Mismatch, compare_data
+from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_data
 from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
@@ -76,6 +76,7 @@ class Writer:
         if self.is_finished(layout) and (noted := self._noted(layout)):
             advance(self.work_bytes(layout))
             return noted
+        self.check_dropped(layout)
         with self.source.fetched(layout.file, advance) as is_ours:
             if self.is_finished(layout):
                 sums = self._sums()
@@ -88,6 +89,15 @@ class Writer:
         if self._takes_notes:
             self.staging.note(key, json.dumps(self._note(key, hashes)))
         return Written(hashes)
+
+    def check_dropped(self, layout: ShardLayout) -> None:
+        """Raise `VerifyError` if what is cut off a shard is not what padding added, unless nothing is to be verified.
+
+        It is read again a moment later, when its file is in memory.
+        """
+        if layout.unpads and self.options.verify != "none":
+            for mismatch in check_padding(layout.inverse(), self.source.root, lambda _: None):
+                raise VerifyError(f"{mismatch}: its padding was altered, and would be lost")
 
     @property
     def _takes_notes(self) -> bool:
@@ -119,13 +129,14 @@ class Writer:
         return Written(hashes if self.is_hashed else None, resumed=True)
 
     def copy_other_file(self, file: str, advance: Advance) -> Written:
-        """Copy a file as it is; only the permission to execute it comes along. Raises as `write_shard` does."""
+        """Copy a file as it is. Raises as `write_shard` does."""
         origin, key, expected = self.source.root / file, self.file_key(file), self.source.identities[file]
         with self.source.fetched(file, advance):
-            with open_file(origin, file, expected) as source:
-                mode = os.fstat(source.descriptor).st_mode & 0o111 | 0o664
-                with self.staging.create(key, file, mode) as target:
-                    copy_range(source, target, (0, 0), expected.size, advance)
+            with (
+                open_file(origin, file, expected) as source,
+                self.staging.create(key, file, source.copied_mode) as target,
+            ):
+                copy_range(source, target, (0, 0), expected.size, advance)
             hashes = self._hashes(origin, key, file) if self.is_hashed else None
         self.staging.complete(key, file)
         return Written(hashes)
@@ -133,7 +144,7 @@ class Writer:
     def write_text(self, file: str, parts: Iterable[str]) -> int:
         """Write a text file and read it back; return its bytes. Raises as `write_shard` does."""
         key, digest, num_bytes = self.file_key(file), hashlib.sha256(), 0
-        with self.staging.create(key, file) as target:
+        with self.staging.create(key, file, self.source.copied_mode(file)) as target:
             for part in parts:
                 data = part.encode()
                 target.write(num_bytes, data)
@@ -170,7 +181,7 @@ class Writer:
         transfer, expected = layout.transfer(), self.source.identities[layout.file]
         with open_file(origin, layout.file, expected) as source:
             prefix = target_prefix(transfer, source)
-            with self.staging.create(key, layout.file) as target:
+            with self.staging.create(key, layout.file, source.copied_mode) as target:
                 write_shard(transfer, source, target, sums, advance)
         if self.options.verify != "none":
             with open_file(path, layout.file) as target:
@@ -198,7 +209,10 @@ class Writer:
         if link == "copy":
             return False
         expected = self.source.identities[layout.file]
-        with open_file(origin, layout.file, expected) as source, self.staging.create(key, layout.file) as target:
+        with (
+            open_file(origin, layout.file, expected) as source,
+            self.staging.create(key, layout.file, source.copied_mode) as target,
+        ):
             is_shared = clone(source, target)
         if link == "reflink" and not is_shared:
             raise OutputError(f"{layout.file}: cannot be reflinked to {folder}; use --link auto")

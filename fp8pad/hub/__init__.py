@@ -18,7 +18,7 @@ from fp8pad.checkpoint.destination import existing_parent
 from fp8pad.checkpoint.files import FileIdentity
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import CheckpointError, OutputError
-from fp8pad.hub.fetcher import Fetcher, HubFiles
+from fp8pad.hub.fetcher import Fetcher, HubFiles, is_part
 from fp8pad.hub.ids import HubId, hub_errors
 from fp8pad.hub.repo import Repo
 
@@ -97,6 +97,8 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
     parts = work_dir or Path(temporary, "parts")
     if parts.is_symlink() or (parts.exists() and not _is_ours(parts)):
         raise OutputError(f"{parts}: is not a folder that only you may write to; remove it")
+    if parts.exists() and (foreign := [path for path in parts.iterdir() if not is_part(path)]):
+        raise OutputError(f"{foreign[0]}: fp8pad has not put it there; move the folder away")
     try:
         yield parts
     except BaseException:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ class Fetcher:
         if file is None or (is_text(name) and path.exists()):
             yield False
             return
-        part = self.parts / hashlib.sha256(f"{name} {file.hash}".encode()).hexdigest()
+        part = self.parts / part_name(file)
         with hub_errors(self.files.repo.hub_id):
             cached = self._cached(name)
             if cached is None:
@@ -116,7 +117,7 @@ class Fetcher:
         digest = file.digest()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(part):
-            descriptor = os.open(part, flags, 0o600)
+            descriptor = os.open(part, flags, 0o664)  # it may become a file of the output, by another name
         with open(descriptor, "r+b", buffering=0) as opened_part:  # noqa: PTH123  a descriptor, not a path
             while chunk := opened_part.read(CHUNK_BYTES):
                 digest.update(chunk)
@@ -127,8 +128,18 @@ class Fetcher:
                 digest.update(chunk)
                 advance(len(chunk))
             with writing(part):
-                os.fsync(descriptor)  # it may become a file of the output, by another name
+                os.fsync(descriptor)
         return digest.hexdigest()
+
+
+def part_name(file: HubFile) -> str:
+    """Return the name under which a file is fetched."""
+    return hashlib.sha256(f"{file.name} {file.hash}".encode()).hexdigest()
+
+
+def is_part(path: Path) -> bool:
+    """Return whether a path is one of files that are fetched, by its name and kind."""
+    return re.fullmatch("[0-9a-f]{64}", path.name) is not None and path.is_file() and not path.is_symlink()
 
 
 def _write(opened_file: Any, chunk: bytes) -> None:

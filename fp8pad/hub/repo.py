@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +11,8 @@ from typing import Any
 from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES, SHARD_SUFFIX, is_other_form
 from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES
-from fp8pad.errors import HubError
+from fp8pad.checkpoint.staging import MAX_NAME_BYTES
+from fp8pad.errors import HubError, shown
 from fp8pad.hub.ids import HubId
 from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, RECORD_FILE
 
@@ -19,6 +20,8 @@ TEXTS = frozenset({CONFIG_FILE, INDEX_FILE, RECORD_FILE, MODELOPT_FILE, "adapter
 FIRST_BYTES = 1 << 17  # of a shard: nearly every header is shorter
 REQUESTS = 8  # at a time, while headers are fetched
 RETRIED = (408, 429, 500, 502, 503, 504)  # what huggingface_hub retries by itself; its 1.0 retried 503 alone
+MAX_FILE_BYTES = 1 << 60  # more than a file system takes
+MAX_PATH_BYTES = 3000  # of 4,095 that the kernel takes, with the folder in which it lies
 ATTEMPTS = 5  # of fetching a file, without a byte more than before
 
 
@@ -54,22 +57,31 @@ class Repo:
     @classmethod
     def of(cls, hub_id: HubId) -> "Repo":
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError
 
-        info = HfApi().model_info(hub_id.repo, revision=hub_id.revision, files_metadata=True)
+        try:
+            info = HfApi().model_info(hub_id.repo, revision=hub_id.revision, files_metadata=True)
+        except HFValidationError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:  # the client takes any answer for right
+            raise HubError(f"{hub_id}: what the hub tells of it cannot be read: {shown(error)}") from error
         files: dict[str, HubFile] = {}
         for sibling in info.siblings or ():
             name = _safe_name(sibling.rfilename, hub_id)
-            digest = (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id) or ""
-            if sibling.size is None or not re.fullmatch("[0-9a-f]{40,64}", digest):
+            digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+            has_size = type(sibling.size) is int and 0 <= sibling.size < MAX_FILE_BYTES
+            if not has_size or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{40,64}", digest):
                 raise HubError(f"{hub_id}: {name}: the hub tells no size or no hash of it")
             files[name] = HubFile(name, sibling.size, digest, sibling.lfs is not None)
+        _check_folders(files.keys(), hub_id)
         return cls(hub_id, info.sha or hub_id.revision or "main", files)
 
     def outline(self, root: Path) -> None:
         """Make a folder of the files: texts whole, headers of safetensors, and holes of the right size."""
         for file in self.files.values():
             path = root / file.name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
             make_hole(path, file.size)
         wanted = [file for file in self.files.values() if is_text(file.name) or _has_header(file.name)]
         with ThreadPoolExecutor(REQUESTS) as pool:
@@ -99,10 +111,11 @@ class Repo:
                 raise HubError(f"{where}: ends early: expected {end - begin} bytes at {begin}, got {done - begin}")
             attempts += 1
             for chunk in self._some_chunks(file, done, end):
-                yield chunk[: end - done]
-                done, attempts = min(done + len(chunk), end), 0
+                yield chunk
+                done, attempts = done + len(chunk), 0
 
     def _some_chunks(self, file: str, begin: int, end: int) -> Iterator[bytes]:
+        """Yield bytes `[begin, end)`, or less where the connection is cut, and nothing that the server adds."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -114,11 +127,14 @@ class Repo:
         with http_stream_backoff("GET", url, retry_on_status_codes=RETRIED, **options) as response:
             hf_raise_for_status(response)
             skipped = 0 if response.status_code == 206 else begin  # a server that does not know ranges
+            missing = end - begin
             try:
                 for chunk in response.iter_bytes():
-                    if len(chunk) > skipped:
-                        yield chunk[skipped:]
-                    skipped = max(0, skipped - len(chunk))
+                    if wanted := chunk[skipped : skipped + missing]:
+                        yield wanted
+                    skipped, missing = max(0, skipped - len(chunk)), missing - len(wanted)
+                    if not missing:  # whatever else the server sends
+                        return
             except HfHubHTTPError:
                 raise
             except HTTPError:
@@ -140,8 +156,23 @@ def _has_header(name: str) -> bool:
     return name.endswith(SHARD_SUFFIX) and not is_other_form(name)
 
 
-def _safe_name(name: str, hub_id: HubId) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\0" in name or not path.parts:
-        raise HubError(f"{hub_id}: lists a file that lies outside of it: {name!r}")
+def _safe_name(name: object, hub_id: HubId) -> str:
+    """Return the name of a file in the folder of a model, below it and one that a file system takes."""
+    path = PurePosixPath(name if isinstance(name, str) else "")
+    if path.is_absolute() or ".." in path.parts or "\0" in str(path) or not path.parts:
+        raise HubError(f"{hub_id}: lists a file that lies outside of it: {shown(name)}")
+    try:
+        encoded = str(path).encode()
+    except UnicodeEncodeError as error:
+        raise HubError(f"{hub_id}: lists a file whose name is not UTF-8: {shown(name)}") from error
+    if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in encoded.split(b"/")):
+        raise HubError(f"{hub_id}: lists a file whose name is too long: {shown(name)}")
     return str(path)
+
+
+def _check_folders(files: Collection[str], hub_id: HubId) -> None:
+    """Raise `HubError` for a file that lies in another file."""
+    for name in files:
+        for folder in PurePosixPath(name).parents:
+            if str(folder) in files:
+                raise HubError(f"{hub_id}: lists {shown(str(folder))} as a file, and as the folder of {shown(name)}")

@@ -129,7 +129,7 @@ def check(scenario: Scenario, area: Path, source: Files, ended: Supervised, faul
     yield from _check_messages(scenario, ended.status, messages, found)
     if ended.status == 0 and sorted(os.listdir(area)) != _names(scenario):
         yield f"something is left after success: {sorted(os.listdir(area))}"
-    for folder in (path for name in ("files", "replaced") for path in area.glob(f".*.fp8pad/{name}")):
+    for folder in (path for name in ("files.*", "replaced") for path in area.glob(f".*.fp8pad/{name}")):
         if (folder / "config.json").exists() and files_of(folder) not in (scenario.old, scenario.expected):
             yield f"{folder}: what is half-done could be loaded"
     if again := in_child(scenario.arguments, area):

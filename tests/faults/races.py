@@ -3,16 +3,20 @@
 Each `Event` happens at one operation of one run: another conversion to the same OUT_DIR from beginning to end; a shard
 of the source replaced, truncated or appended to; OUT_DIR made by somebody else; a file put into the old one. What must
 hold afterwards: nobody's file is lost; OUT_DIR is absent, old or complete; and a success is one.
+
+`--no-lock` replays two conversions that see no lock of each other, as on two machines whose file system has none: one
+is stopped at one operation, the other begins and is stopped at another, the first runs to its end, then the other.
 """
 
 import argparse
+import errno
 import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from faults import Files, Scenario, count, fast_folder, in_child, scenarios, supervised
@@ -97,15 +101,131 @@ def _check(scenario: Scenario, event: Event, area: Path, status: int, found: Fil
         yield "the old output is not there"
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two commands that write to one OUT_DIR, and what each makes of it."""
+
+    name: str
+    scenario: Scenario
+    other: Scenario
+
+
+def meet(pair: Pair, number: int, other_number: int, base: Path) -> tuple[str, list[str]]:
+    """Stop one run at an operation, let another begin and stop, then let both end; no lock of the other is seen."""
+    area, other = base / "area", None
+    shutil.rmtree(area, ignore_errors=True)
+    shutil.copytree(pair.scenario.template, area)
+    source = files_of(area / "model")
+
+    def decide(call: Call) -> int | None:
+        nonlocal other
+        if call.number == number:
+            other = Stopped(pair.other, area, other_number)
+        return errno.ENOLCK if call.name == "flock" else None
+
+    ended = supervised(pair.scenario, area, decide)
+    statuses = [ended.status, *([other.end()] if other else [])]
+    found = files_of(area / "out") if (area / "out").exists() else None
+    complete = pair.scenario.expected, pair.other.expected
+    wrong = [] if files_of(area / "model") == source else ["the source was changed"]
+    if not set(statuses) <= {0, 1}:
+        wrong.append(f"exit statuses {statuses}")
+    if found not in (None, pair.scenario.old, *complete):
+        wrong.append(f"OUT_DIR is neither absent nor old nor complete: {sorted(found or ())}")
+    if 0 in statuses and found not in complete:
+        wrong.append("a success that is none")
+    if pair.scenario.old is not None and pair.scenario.old not in (found, *_staged_folders(area)) and found is None:
+        wrong.append("the old output is gone")
+    others = found == pair.other.expected != pair.scenario.expected and pair.scenario.old is None
+    if (again := in_child(pair.scenario.arguments, area)) != (1 if others else 0):  # it is not replaced unasked
+        wrong.append(f"the same command run again ended with {again}: {Path(f'{area}.stderr').read_text()}")
+    return f"exit statuses {sorted(statuses)}", wrong
+
+
+def _staged_folders(area: Path) -> list[Files]:
+    return [files_of(folder) for folder in area.glob(".*.fp8pad/*") if folder.is_dir()]
+
+
+class Stopped:
+    """A run that has come as far as one of its operations, and waits there for `end`."""
+
+    def __init__(self, scenario: Scenario, area: Path, number: int) -> None:
+        come, self._go = os.pipe(), os.pipe()
+
+        def decide(call: Call) -> int | None:
+            if call.number == number:
+                os.write(come[1], b"x")
+                os.read(self._go[0], 1)
+            return errno.ENOLCK if call.name == "flock" else None
+
+        self._process = os.fork()
+        if self._process == 0:
+            try:
+                os.close(come[0])
+                os.close(self._go[1])
+                os._exit(supervised(scenario, area, decide).status % 256)
+            finally:
+                os._exit(99)
+        os.close(come[1])
+        os.read(come[0], 1)  # it has come there, or to its end
+        os.close(come[0])
+        os.close(self._go[0])
+
+    def end(self) -> int:
+        """Let it run to its end; return its exit status."""
+        os.close(self._go[1])
+        return os.waitstatus_to_exitcode(os.waitpid(self._process, 0)[1])
+
+
+def pairs(base: Path) -> Iterator[Pair]:
+    """Yield pairs of runs that could meet: the same command twice, and one with another alignment."""
+    for scenario in scenarios(base):
+        if scenario.name not in ("convert, 1 jobs", "overwrite, 1 jobs", "overwrite, 1 jobs, no exchange"):
+            continue
+        area = base / "other"
+        shutil.copytree(scenario.template, area)
+        arguments = (*scenario.arguments, "--alignment", "64")
+        if status := in_child(arguments, area):
+            raise RuntimeError(f"{arguments}: {status}")
+        other = replace(scenario, arguments=arguments, expected=files_of(area / "out"))
+        shutil.rmtree(area)
+        yield Pair(f"{scenario.name}, twice", scenario, scenario)
+        yield Pair(f"{scenario.name}, and with another alignment", scenario, other)
+
+
+def replay_without_lock(every: int, first: int = 1, names: str = "") -> tuple[Counter[str], list[str]]:
+    """Let two runs meet at every pair of operations whose numbers are `first` plus multiples of `every`."""
+    endings: Counter[str] = Counter()
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="fp8pad-races-", dir=fast_folder()) as folder:
+        base = Path(folder).resolve()
+        os.environ["HOME"] = folder
+        for pair in pairs(base):
+            if names not in pair.name:
+                continue
+            num_calls, num_other_calls = len(count(pair.scenario, base)), len(count(pair.other, base))
+            for number in range(first, num_calls + 1, every):
+                for other_number in range(first, num_other_calls + 1, every):
+                    ending, found = meet(pair, number, other_number, base)
+                    endings[f"{pair.name}: {ending}"] += 1
+                    wrong += [f"{pair.name} at #{number} and #{other_number}: {line}" for line in found]
+                    for line in wrong[len(wrong) - len(found) :]:
+                        print(line, flush=True)
+    return endings, wrong
+
+
 def main() -> int:
     """Replay races and print how they ended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="only every Nth operation")
+    parser.add_argument("--first", type=int, default=1, help="the first operation")
+    parser.add_argument("--no-lock", action="store_true", help="two runs that see no lock of each other")
     arguments = parser.parse_args()
     if not is_supported():
         print("races: needs Linux on x86-64 with seccomp's user notification")
         return 1
-    endings, wrong = replay(arguments.every)
+    replaying = replay_without_lock if arguments.no_lock else replay
+    endings, wrong = replaying(arguments.every, arguments.first)
     print(f"{sum(endings.values())} races: {dict(endings)}; {len(wrong)} wrong")
     return 1 if wrong else 0
 
