@@ -31,11 +31,6 @@ NOTHING = {
     "ExtractHiddenStatesModel": "no weights of its own",
     "Terratorch": "models of other frameworks",
 }
-# Architectures that no file describes, and why.
-UNKNOWN = {
-    "Cosmos3ForConditionalGeneration": "published as a Diffusers folder, a text model, a generator beside it, and a "
-    "vision tower in folders of their own, which fp8pad does not read as one checkpoint",
-}
 # Model types of architectures that transformers does not have, from their published configs or vLLM's config classes.
 MODEL_TYPES: Mapping[str, Sequence[str]] = {
     "AliceAIForCausalLM": ["alice_ai"], "BailingMoeForCausalLM": ["bailing_moe"],
@@ -84,7 +79,7 @@ MODEL_TYPES: Mapping[str, Sequence[str]] = {
     "Qwen3ASRRealtimeGeneration": ["qwen3_asr"], "Qwen3ASRForcedAlignerForTokenClassification": ["qwen3_asr"],
     "Qwen3VLNemotronEmbedModel": ["qwen3_vl_nemotron_embed"], "RForConditionalGeneration": ["rvl"],
     "Rnj1ForCausalLM": ["rnj1"], "SarvamMLAForCausalLM": ["sarvam_mla"], "SarvamMoEForCausalLM": ["sarvam_moe"],
-    "SkyworkR1VChatModel": ["skyworkr1v_chat"], "SolarForCausalLM": ["solar"], "Step1ForCausalLM": ["step1"],
+    "SkyworkR1VChatModel": ["skywork_chat"], "SolarForCausalLM": ["solar"], "Step1ForCausalLM": ["step1"],
     "Step3TextForCausalLM": ["step3_text"], "Step3VLForConditionalGeneration": ["step3_vl"],
     "Step3p5ForCausalLM": ["step3p5"], "Step5ForCausalLM": ["step5"], "Step5ForConditionalGeneration": ["step5_vl"],
     "StepVLForConditionalGeneration": ["step_vl"], "TeleChat2ForCausalLM": ["telechat"],
@@ -105,6 +100,7 @@ MODEL_TYPES: Mapping[str, Sequence[str]] = {
     "ClefOmniForJointSchema": ["qwen3_omni_moe"], "D3ForSequenceClassification": ["qwen3_5"],
     "CohereAsrForConditionalGeneration": ["cohere_asr"], "ColUltraVBertForRetrieval": ["ultravbert"],
     "CohereCompassForConditionalGeneration": ["cohere_compass"], "HfMoondream": ["moondream1"],
+    "Cosmos3ForConditionalGeneration": ["cosmos3_omni"],
     "Cosmos3EdgeForConditionalGeneration": ["cosmos3_edge"], "EmbeddingGemma2Model": ["embedding_gemma2"],
     "DiffusionGemmaForBlockDiffusion": ["diffusion_gemma"], "FireRedASR2ForConditionalGeneration": ["fireredasr2"],
     "FunASRForConditionalGeneration": ["funasr"], "HCXVisionV2ForCausalLM": ["hyperclovax_vision_v2"],
@@ -174,7 +170,7 @@ def row(architecture: str, group: str, types: Mapping[str, set[str]]) -> tuple[s
         return "by its model type", "", "any model that transformers has"
     if DRAFT.search(architecture):
         return "a draft", "", "described where its checkpoint is one with its model's, or has a known model type"
-    return "unknown", "", UNKNOWN.get(architecture, "")
+    return "unknown", "", ""
 
 
 def table(vllm: Path, version: str) -> str:

@@ -1,7 +1,7 @@
 """What vLLM does with nine real models at tensor-parallel sizes 1 to 16, as `fp8pad plan` says, from their sizes alone.
 
 Prints the table of docs/absorb.md. No weights are needed: the headers of the safetensors files are
-generated from the sizes in the published configs.
+generated from the sizes in the published configs, which are said below to be from where.
 """
 
 import re
@@ -65,10 +65,9 @@ def experts(key: str = "moe_intermediate_size", folder: str = "mlp.experts", **m
     return Mlp(f"{folder}.{{expert}}", key, **more)
 
 
-# Where sizes were looked up: Qwen3.5 and 3.6 in the metadata of GGUF files (ggml-org/llama.cpp pull request 23269,
-# ikawrakow/ik_llama.cpp issue 1432), Step 3.5 in its config class, whose defaults they are, Gemma 4 in quotations of
-# its config.json (vllm-project/vllm pull request 45789, NVIDIA-NeMo/Automodel pull request 3079). The others' are
-# those that their authors published, and were not compared with their config.json again.
+# Where sizes were looked up: copies of the models' config.json in the code, tests and documentation of public
+# repositories, not the hub itself; for Qwen3.6-35B-A3B that of 3.5, whose text model it has, and for MiniMax-M2.7 those
+# of M2 and M2.5, which are alike; for Step 3.5 its config class, and a test with the published values.
 MODELS = (
     Model(
         "Qwen2.5-VL-7B",
@@ -151,8 +150,9 @@ MODELS = (
         "block",
         {
             "model_type": "step3p5", "hidden_size": 4096, "intermediate_size": 11264, "moe_intermediate_size": 1280,
-            "share_expert_dim": 1280, "num_experts": 288, "moe_top_k": 8, "num_hidden_layers": 45,
-            "first_k_dense_replace": 3, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+            "share_expert_dim": 1280, "moe_num_experts": 288, "moe_top_k": 8, "num_hidden_layers": 45,
+            "num_attention_heads": 64, "num_attention_groups": 8, "head_dim": 128,
+            "attention_other_setting": {"num_attention_heads": 96, "num_attention_groups": 8, "head_dim": 128},
         },
         (
             Mlp("mlp", "intermediate_size", last=3), Mlp("share_expert", "share_expert_dim", first=3),
@@ -165,6 +165,8 @@ MODELS = (
         {
             "model_type": "gemma4_text", "hidden_size": 2816, "intermediate_size": 2112, "moe_intermediate_size": 704,
             "num_experts": 128, "top_k_experts": 8, "num_hidden_layers": 30, "hidden_activation": "gelu_pytorch_tanh",
+            "num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2, "head_dim": 256,
+            "global_head_dim": 512, "attention_k_eq_v": True,
         },
         (Mlp("mlp", "intermediate_size"), experts(folder="experts")),
     ),
@@ -305,9 +307,23 @@ def qwen3_5(config: Mapping[str, Any], block: str, layer: int) -> Linears:
         yield f"{block}.linear_attn.out_proj.weight", (hidden_size, values)
 
 
-def untold(*_: Any) -> Linears:
-    """Gemma 4's attention, of which nothing is told."""
-    yield from ()
+def gemma4(config: Mapping[str, Any], block: str, layer: int) -> Linears:
+    """Gemma 4: five layers with a window, then one with larger heads, whose keys are its values too."""
+    if layer % 6 < 5:
+        yield from attention(config, block, layer)
+        return
+    hidden_size, head_dim = config["hidden_size"], config["global_head_dim"]
+    queries, keys = config["num_attention_heads"] * head_dim, config["num_global_key_value_heads"] * head_dim
+    yield f"{block}.self_attn.q_proj.weight", (queries, hidden_size)
+    yield f"{block}.self_attn.k_proj.weight", (keys, hidden_size)
+    yield f"{block}.self_attn.o_proj.weight", (hidden_size, queries)
+
+
+def step(config: Mapping[str, Any], block: str, layer: int) -> Linears:
+    """Step 3.5: in three of four layers, attention with a window and more heads. Gates of heads are not FP8."""
+    sizes = config if layer % 4 == 0 else config["attention_other_setting"]
+    groups = {"num_key_value_heads": config["num_attention_groups"]}
+    yield from attention({**config, **sizes, **groups}, block, layer)
 
 
 def vision(config: Mapping[str, Any]) -> Linears:
@@ -323,9 +339,10 @@ def vision(config: Mapping[str, Any]) -> Linears:
 
 MIXERS: Mapping[str, Callable[..., Linears]] = {
     "deepseek_v2": latent_attention,
-    "gemma4_text": untold,
+    "gemma4_text": gemma4,
     "nemotron_h": nemotron,
     "qwen3_5_moe_text": qwen3_5,
+    "step3p5": step,
 }
 
 if __name__ == "__main__":

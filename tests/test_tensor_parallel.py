@@ -98,6 +98,22 @@ def test_heads_are_never_split() -> None:
     assert [rank_shape(key, size)[0] for size in (2, 3, 6, 8)] == [None, 64, 64, None]
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_key_value_heads": 2},
+        {"num_kv_heads": 2},
+        {"num_attention_groups": 2},  # Step 3.5
+        {"n_head_kv": 2, "multi_query": True, "new_decoder_architecture": True},  # Falcon 40B
+        {"multi_query_group_num": 2},
+    ],
+)
+def test_key_value_heads_go_by_several_names(sizes: Json) -> None:
+    """Eight ranks hold copies of two heads of 128, as vLLM's CONFIG_FIELD_ALIASES has it."""
+    config: Json = {"model_type": "llama", "num_attention_heads": 32, **sizes}
+    assert rank_shape(layer("model.layers.0.self_attn.k_proj", (256, 2048), config=config), 8) == (128, 2048)
+
+
 def test_key_value_heads_fused_with_the_queries_are_copied_too() -> None:
     """32 heads and 2 key-value heads in one tensor: eight ranks hold 4 + 1 + 1 heads each; 5 heads do not split."""
     config: Json = {"model_type": "glm4", "num_attention_heads": 32, "num_key_value_heads": 2}

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import copy_case
@@ -141,16 +142,31 @@ def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> No
     assert converted_verdict(plan, VLLM) == Verdict()
 
 
-def test_of_weights_that_alone_are_fp8_nothing_is_said() -> None:
-    """Marlin takes them, which pads some sizes and refuses others; with a scheme for activations CUTLASS does."""
-    weights = {"type": "float", "num_bits": 8, "strategy": "channel"}
-    shapes = {f"{MLP}.down_proj": (256, 216)}
-    for activations, outcome in ((None, "not known"), ({"strategy": "token"}, "pads in every forward")):
-        groups = {"group_0": {"weights": weights, "input_activations": activations}}
-        config = {"quant_method": "compressed-tensors", "config_groups": groups}
-        plan = planned(headers(LLAMA, config, shapes, "channel"), Policy())
-        assert said(Judge(plan, VLLM).original(1)) == {outcome: {"down_proj"}}
-        assert converted_verdict(plan, VLLM) == Verdict()
+WEIGHTS = {"type": "float", "num_bits": 8, "strategy": "channel"}
+
+
+@pytest.mark.parametrize(
+    ("activations", "shape", "outcome", "padded"),
+    [
+        ({"strategy": "token"}, (256, 216), "pads in every forward", "serves"),
+        (None, (256, 216), "pads in every forward", "pads in every forward"),  # to 224, which are no tiles either
+        (None, (256, 213), "refuses", "pads in every forward"),
+        (None, (256, 192), "serves", "serves"),
+        (None, (192, 192), "pads in every forward", "pads in every forward"),
+    ],
+)
+def test_weights_that_alone_are_fp8_go_to_marlin(
+    activations: object, shape: tuple[int, int], outcome: str, padded: str
+) -> None:
+    """It takes tiles of 64 by 128 or 128 by 64, and pads to them in every forward; fp8pad does with an option."""
+    groups = {"group_0": {"weights": WEIGHTS, "input_activations": activations}}
+    config = {"quant_method": "compressed-tensors", "config_groups": groups}
+    made = headers(LLAMA, config, {f"{MLP}.down_proj": shape}, "channel")
+    plan = planned(made, Policy())
+    assert Judge(plan, VLLM).original(1).outcome == outcome
+    assert Judge(plan, VLLM).padded(1)[0].outcome == padded
+    marlin = planned(made, Policy(alignment="marlin"))
+    assert converted_verdict(marlin, VLLM) == Verdict()
 
 
 @pytest.mark.parametrize("part", ["", "text_config", "llm_config"])
@@ -165,6 +181,76 @@ def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(pa
     assert nearest_served_policy(
         planned(headers(config, FP8, gated(MLP, 512)), Policy(tensor_parallel_size=8)), VLLM
     ) == (Policy(tensor_parallel_size=4))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks", "why"),
+    [
+        ({"num_attention_heads": 40, "num_key_value_heads": 10}, 4, "10 key-value heads"),  # Phi-4
+        ({"num_attention_heads": 40, "num_key_value_heads": 10, "kv_lora_rank": 64}, 4, None),  # MLA
+        ({"num_attention_heads": 32, "num_key_value_heads": 2}, 8, None),  # which hold copies
+        ({"num_attention_heads": 32, "mamba_num_heads": 64, "n_groups": 8}, 16, "8 groups of Mamba heads"),
+        ({"num_attention_heads": 32, "mamba_n_heads": 64, "mamba_n_groups": 1}, 16, None),  # Bamba
+        ({"num_attention_heads": 32, "mamba_num_heads": 24, "n_groups": 8}, 16, "24 Mamba heads"),
+        ({"num_attention_heads": 64, "o_groups": 8}, 16, "8 groups of attention outputs"),  # DeepSeek-V4-Flash
+    ],
+)
+def test_other_counts_that_ranks_cannot_share_are_refused_too(
+    sizes: dict[str, int], ranks: int, why: str | None
+) -> None:
+    """vLLM asserts that they divide, whatever is FP8, and whatever is done about inner sizes."""
+    config = {"model_type": "llama", "intermediate_size": 2048, **sizes}
+    plan = planned(headers(config, FP8, gated(MLP, 2048)), Policy())
+    found = [finding.why for finding in Judge(plan, VLLM).original(ranks).findings]
+    assert found == ([f"{why}, which {ranks} ranks cannot share evenly"] if why else [])
+    assert bool(absorbed_at(plan, Judge(plan, VLLM), ranks, experts=True).verdict.refused) == bool(why)
+
+
+def test_kernels_see_the_layer_that_an_engine_makes_of_several() -> None:
+    """Gate and up of 72 rows are one layer of 144; only down, of 72 columns, is padded in every forward."""
+    made = headers(LLAMA | {"intermediate_size": 144}, CHANNELS, gated(MLP, 144))
+    assert said(Judge(planned(made, Policy()), VLLM).original(2)) == {"pads in every forward": {"down_proj"}}
+    # Four heads of 40 and two key-value heads: 80 + 40 + 40 rows on two ranks, 40 + 40 + 40 on four.
+    plan = planned(headers(LLAMA, CHANNELS, attention(40)), Policy())
+    assert said(Judge(plan, VLLM).original(2)) == {}
+    assert said(Judge(plan, VLLM).original(4)) == {"pads in every forward": {"q_proj", "k_proj", "v_proj", "o_proj"}}
+
+
+def test_an_expert_is_one_layer() -> None:
+    """At TP 1, too, what is said of an expert is said of its three matrices."""
+    for quantization, outcome in ((FP8, "Triton only"), (COMPRESSED, "refuses")):
+        plan = planned(headers(MOE | {"moe_intermediate_size": 192}, quantization, gated(EXPERT, 192)), Policy())
+        assert said(Judge(plan, VLLM).original(1)) == {outcome: {"gate_proj", "up_proj", "down_proj"}}
+
+
+AUTO_ROUND = {"quant_method": "auto-round", "data_type": "fp", "bits": 8, "group_size": [128, 128]}
+MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}
+MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {"x": MODELOPT}}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "prefix", "outcome"),
+    [
+        ({"quant_method": "fp8"}, MLP, "refuses"),
+        (AUTO_ROUND, MLP, "serves"),
+        (AUTO_ROUND, EXPERT, "refuses"),
+        (MODELOPT, MLP, "serves"),
+        (MODELOPT, EXPERT, "refuses"),
+        (MIXED, EXPERT, "serves"),
+        (CHANNELS, EXPERT, "not known"),
+    ],
+)
+def test_scales_that_an_engine_has_no_place_for_are_refused_whatever_is_padded(
+    quantization: dict[str, Any], prefix: str, outcome: str
+) -> None:
+    """One scale a channel with method fp8, and experts that a method does not have: aligned, and padded too."""
+    scheme = "channel" if quantization == {"quant_method": "fp8"} else None
+    for inner in (256, 208):
+        made = headers(LLAMA | {"intermediate_size": inner}, quantization, gated(prefix, inner), scheme)
+        plan = planned(made, Policy())
+        if inner == 256 or outcome == "refuses":
+            assert Judge(plan, VLLM).original(1).outcome == outcome
+            assert converted_verdict(plan, VLLM).outcome == outcome
 
 
 def test_an_odd_vocabulary_is_no_wall() -> None:

@@ -17,7 +17,7 @@ from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.padding import padded_tensors, plan_layers, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.quantization import find_quantization
-from fp8pad.planning.tensor_parallel import shardings, text_heads
+from fp8pad.planning.tensor_parallel import shardings, shared_counts
 from fp8pad.record import CONFIG_FILE, Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
@@ -79,7 +79,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         notes=(*(quantization.notes if quantization else ()), *absorption.notes),
         architectures=_architectures(config),
         absorbable=absorption.absorbable,
-        num_heads=text_heads(config),
+        shared_counts=shared_counts(config),
     )
 
 

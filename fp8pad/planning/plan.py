@@ -7,6 +7,7 @@ from math import gcd, lcm
 
 from fp8pad.geometry import round_up
 from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.tensor_parallel import SharedCount
 from fp8pad.record import Axis, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
 
 
@@ -68,7 +69,7 @@ class CheckpointPlan:
     empty where no runtime is needed. `base` is the original quantization config and `base_source` where it stood; both
     are None in a checkpoint without one. `notes` are sentences for the user that belong to no layer.
     `architectures` are the classes that config.json names. `absorbable` are the inner sizes that can be absorbed,
-    `num_heads` the attention heads of the text model, if the config says.
+    `shared_counts` the heads and groups of the text model, which ranks must share evenly.
     `bytes_before` and `bytes_after` count tensor data.
     """
 
@@ -86,7 +87,7 @@ class CheckpointPlan:
     notes: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     absorbable: tuple[AbsorbableSize, ...] = ()
-    num_heads: int | None = None
+    shared_counts: tuple[SharedCount, ...] = ()
 
     @cached_property
     def alike(self) -> tuple[AlikeLayers, ...]:

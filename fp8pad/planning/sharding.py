@@ -3,7 +3,7 @@
 An engine splits a column-parallel layer along N, a row-parallel one along K, and a replicated one not at all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fp8pad.geometry import round_up
@@ -38,18 +38,28 @@ class RowGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A matrix that engines make one layer of with another: it has `num_n` rows where the other has `own_n`."""
+
+    num_n: int
+    own_n: int
+    groups: tuple[RowGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Sharding:
     """How a Linear is divided among ranks.
 
     `groups` are the matrices of a column-parallel layer, several where it is fused on disk. `is_vocabulary` marks one
-    whose rows are tokens: engines pad their number to a multiple of 64 before they split it. `is_followed` marks one
-    that engines fuse with a matrix behind it.
+    whose rows are tokens: engines pad their number to a multiple of 64 before they split it. `fused_with` are matrices
+    that engines make one layer of with it, and `is_followed` says that one of them lies behind it.
     """
 
     axis: Division = "column"
     groups: tuple[RowGroup, ...] = (RowGroup(),)
     is_vocabulary: bool = False
     is_followed: bool = False
+    fused_with: tuple[Neighbour, ...] = ()
 
     def part(self, shape: Shape, num_ranks: int) -> "RankPart":
         """Return what one of `num_ranks` ranks holds of a layer `(N, K)`."""
@@ -58,6 +68,15 @@ class Sharding:
             rows = self.rank_rows(num_n, num_ranks)
             return RankPart(num_ranks, sum(rows) if rows else None, num_k, rows)
         return RankPart(num_ranks, num_n, _share(num_k, num_ranks) if self.axis == "row" else num_k)
+
+    def fused_n(self, num_n: int, num_ranks: int) -> int | None:
+        """Return N on a rank of the layer that engines make of a matrix of `num_n` rows and those fused with it.
+
+        None where one of them cannot be split evenly.
+        """
+        matrices = [(num_n, self.groups), *((num_n * it.num_n // it.own_n, it.groups) for it in self.fused_with)]
+        parts = [replace(self, groups=groups).part((rows, 1), num_ranks).num_n for rows, groups in matrices]
+        return sum(rows for rows in parts if rows) if all(parts) else None
 
     def fit(self, shape: Shape, block: Shape, alignment: Shape, num_ranks: int) -> Fit:
         """Return how a rank's part of a layer `(N, K)` fits scale blocks and kernels.
@@ -77,16 +96,18 @@ class Sharding:
 
         In a column-parallel layer this holds for each matrix, copied keys and values too: they lie next to the queries.
         """
-        if part.num_ranks == 1:
-            return False
-        if self.axis == "row":
-            return part.num_k is not None and part.num_k % block[1] != 0
-        return any(rows % block[0] for rows in part.rows)
+        return part.num_ranks > 1 and not self.is_whole_inside(part, block)
 
     def ends_inside_block(self, part: "RankPart", block: Shape) -> bool:
         """Return whether a matrix of a rank's `part` that another follows ends inside a scale block `(n, k)`."""
         rows = part.rows or (part.num_n or 0,)
         return any(num_n % block[0] for num_n in (rows if self.is_followed else rows[:-1]))
+
+    def is_whole_inside(self, part: "RankPart", block: Shape) -> bool:
+        """Return whether the size that ranks share of a matrix is whole scale blocks `(n, k)`."""
+        if self.axis == "row":
+            return part.num_k is None or part.num_k % block[1] == 0
+        return all(rows % block[0] == 0 for rows in part.rows)
 
     def rank_rows(self, num_n: int, num_ranks: int) -> Rows:
         """Return the N of each matrix that a column-parallel layer holds on a rank.

@@ -5,14 +5,14 @@ two models use one name for two things, the family file says which is meant.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from operator import itemgetter
 
 from fp8pad.planning.families import Section
 from fp8pad.planning.families.family import Role
 from fp8pad.planning.linear_names import Division, Part, part_by_name
-from fp8pad.planning.sharding import COLUMN, REPLICATED, ROW, RowGroup, Sharding
+from fp8pad.planning.sharding import COLUMN, REPLICATED, ROW, Neighbour, RowGroup, Shape, Sharding
 from fp8pad.record import Json
 
 _PART_OF_ROLE: Mapping[Role, Part] = {"gate": "column", "up": "column", "gate_up": "gate_up", "down": "row"}
@@ -28,14 +28,36 @@ _KEY_VALUE = frozenset({"k_proj", "v_proj"})
 # Queries, keys and values in one tensor on disk.
 _FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "att_proj", "c_attn", "qkv", "qkv_proj", "query_key_value"})
 _ATTENTION = _QUERIES | _KEY_VALUE | _FUSED_ATTENTION
-# Engines fuse these with the matrix that follows: up, the key, the value, or the latent key-value projection.
-_FOLLOWED_BY = {
-    "gate_proj": "up_proj", "k_proj": "v_proj", "q_a_proj": "kv_a_proj_with_mqa", "q_proj": "k_proj", "w1": "w3",
-    "wq_a": "wkv"
+# What engines make one layer of, in this order: gate and up, attention, or the latent projections.
+_FUSED = {
+    last: names for names in (
+        ("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("w1", "w3"),
+        ("wq_a", "wkv"),
+    ) for last in names
 }  # fmt: skip
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
-_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "multi_query_group_num")
+_KEY_VALUE_HEADS = (
+    "n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups"
+)  # fmt: skip
+_MAMBA_HEADS = ("mamba_num_heads", "mamba_n_heads", "n_mamba_heads")
+_MAMBA_GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
+_OUTPUT_GROUPS = ("o_groups",)
+# Of gate and up, each is as large as the other, absorbed or not.
+_OTHER_HALF = (Neighbour(1, 1, COLUMN.groups),)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCount:
+    """How many of some things a model has that ranks must share evenly; of what is copied, fewer than ranks will do."""
+
+    number: int
+    what: str
+    is_copied: bool = False
+
+    def is_shared_by(self, num_ranks: int) -> bool:
+        """Return whether so many ranks can share them."""
+        return self.number % num_ranks == 0 or (self.is_copied and num_ranks % self.number == 0)
 
 
 def shardings(
@@ -49,22 +71,31 @@ def shardings(
     `roles` are those that modules have in MLPs, `divided` how others are divided, as family files say.
     """
     described = {name: _PART_OF_ROLE[role] for name, role in roles.items()} | dict(divided)
-    found: dict[str, Sharding] = {}
-    for name, (num_n, _) in shapes.items():
-        how = _sharding(name, num_n, described[name] if name in described else part_by_name(name), sections)
-        is_followed = roles.get(name) == "gate" or _follower(name) in shapes
-        found[name] = _followed(how) if is_followed else how
-    return found
+    found = {
+        name: _sharding(name, num_n, described[name] if name in described else part_by_name(name), sections)
+        for name, (num_n, _) in shapes.items()
+    }
+    return {name: _fused(how, *_beside(name, shapes, roles.get(name), found)) for name, how in found.items()}
 
 
 @cache
-def _followed(how: Sharding) -> Sharding:
-    return replace(how, is_followed=True)
+def _fused(how: Sharding, is_followed: bool, others: tuple[Neighbour, ...]) -> Sharding:
+    return replace(how, is_followed=is_followed, fused_with=others) if others else how
 
 
-def _follower(name: str) -> str | None:
+def _beside(
+    name: str, shapes: Mapping[str, Shape], role: Role | None, found: Mapping[str, Sharding]
+) -> tuple[bool, tuple[Neighbour, ...]]:
+    """Whether a matrix is followed by another in one layer of an engine, and all that lie in that layer with it."""
+    if role in ("gate", "up"):
+        return role == "gate", _OTHER_HALF
     parent, dot, last = name.rpartition(".")
-    return f"{parent}{dot}{_FOLLOWED_BY[last]}" if last in _FOLLOWED_BY else None
+    if last not in _FUSED:
+        return False, ()
+    names = [other for part in _FUSED[last] if (other := f"{parent}{dot}{part}") in shapes]
+    own_n = shapes[name][0]
+    others = (Neighbour(shapes[other][0], own_n, found[other].groups) for other in names if other != name)
+    return name != names[-1], tuple(others)
 
 
 def _sharding(name: str, num_n: int, part: Part | None, sections: Sequence[Section]) -> Sharding:
@@ -105,15 +136,34 @@ def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int
         return None, None
     config = max(around, key=itemgetter(0))[1].config
     queries = _first_count(config, _HEADS)
-    keys = 1 if config.get("multi_query") else _first_count(config, _KEY_VALUE_HEADS)
-    return queries, keys or queries
+    return queries, _key_value_heads(config) or queries
 
 
-def text_heads(config: Json) -> int | None:
-    """Return the attention heads that the config of a model, or of its text part, says; None if it does not."""
+def shared_counts(config: Json) -> tuple[SharedCount, ...]:
+    """Return what the config of a model, or of its text part, has that ranks must share evenly, FP8 or not.
+
+    vLLM asks for the same: config/model.py `verify_with_parallel_config`; the attention of each model for key-value
+    heads; layers/mamba/mamba_mixer2.py; models/deepseek_v4/attention.py for groups of the output.
+    """
     parts = (config.get(key) for key in _TEXT_PARTS)
     text = next((part for part in parts if isinstance(part, Mapping)), None)
-    return text_heads(text) if text is not None else _first_count(config, _HEADS)
+    if text is not None:
+        return shared_counts(text)
+    groups = _first_count(config, _MAMBA_GROUPS)
+    found = [
+        (_first_count(config, _HEADS), "attention heads", False),
+        (None if "kv_lora_rank" in config else _key_value_heads(config), "key-value heads", True),
+        (_first_count(config, _MAMBA_HEADS), "Mamba heads", False),
+        (groups if groups != 1 else None, "groups of Mamba heads", False),
+        (_first_count(config, _OUTPUT_GROUPS), "groups of attention outputs", False),
+    ]
+    return tuple(SharedCount(number, what, is_copied) for number, what, is_copied in found if number)
+
+
+def _key_value_heads(config: Json) -> int | None:
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1
+    return _first_count(config, _KEY_VALUE_HEADS)
 
 
 def _first_count(config: Json, keys: Sequence[str]) -> int | None:

@@ -64,14 +64,14 @@ class Judge:
 
     def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
         self._plan, self._engine = plan, engine
-        method = quantization_method(plan.base) if plan.base is not None else None
+        method = _method(plan.base) if plan.base is not None else None
         weight_only = _is_weight_only(plan.base or {})
         self._rules = [
             rule
             for rule in engine.rule
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
-        # The rule for sizes that ranks cannot share applies to heads too, whether attention is FP8 or not.
+        # The rule for sizes that ranks cannot share applies to heads and the like too, FP8 or not.
         self._indivisible = next((rule for rule in self._rules if rule.fits == ("indivisible",)), None)
         by_name = any(rule.modules for rule in self._rules)
         one_by_one = (
@@ -115,10 +115,11 @@ class Judge:
 
     def _verdict(self, rules: Iterable[tuple[AlikeLayers, Rule | None]], num_ranks: int) -> Verdict:
         rules = list(rules)
-        heads, indivisible = self._plan.num_heads, self._indivisible
+        indivisible = self._indivisible
         said = any(rule in (indivisible, _RUNTIME["indivisible"]) for _, rule in rules)
-        if heads and heads % num_ranks and indivisible and not said:
-            why = f"{heads} attention heads, which {num_ranks} ranks cannot share evenly"
+        uneven = next((count for count in self._plan.shared_counts if not count.is_shared_by(num_ranks)), None)
+        if uneven and indivisible and not said:
+            why = f"{uneven.number} {uneven.what}, which {num_ranks} ranks cannot share evenly"
             rules = [(group, replace(indivisible, why=why)) for group, _ in rules]
         places: dict[tuple[Outcome, str], list[int]] = {}
         for group, rule in rules:
@@ -130,17 +131,25 @@ class Judge:
 
     def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
         """The rule for a layer `(N, K)` that the engine loads as it is; None where it merely serves it."""
-        part = layer.sharding.part(shape, num_ranks)
-        fit = self._stock_fit(layer, part)
-        return next((rule for rule in self._rules if _holds(rule, layer, part, fit)), None)
+        part, kernel = layer.sharding.part(shape, num_ranks), _kernel_shape(layer, shape, num_ranks)
+        return self._rule(layer, part, kernel, self._stock_fit(layer, part, kernel))
 
     def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
         """The rule for a layer of a checkpoint that fp8pad's runtime loads, if it takes this layer at all."""
         if not layer.is_for_runtime:
             return self._stock(layer, shape, num_ranks)
-        return _RUNTIME.get(layer.fit_at(num_ranks, shape)) if self._engine.has_runtime else NO_RUNTIME
+        if not self._engine.has_runtime:
+            return NO_RUNTIME
+        if outcome := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
+            return outcome
+        part, (num_n, num_k) = layer.sharding.part(shape, num_ranks), _kernel_shape(layer, shape, num_ranks)
+        padded = round_up(num_n, layer.alignment[0]), round_up(num_k, layer.alignment[1])
+        return self._rule(layer, part, padded, "aligned")
 
-    def _stock_fit(self, layer: LayerPlan, part: RankPart) -> Fit:
+    def _rule(self, layer: LayerPlan, part: RankPart, kernel: Shape, fit: Fit) -> Rule | None:
+        return next((rule for rule in self._rules if _holds(rule, layer, part, kernel, fit)), None)
+
+    def _stock_fit(self, layer: LayerPlan, part: RankPart, kernel: Shape) -> Fit:
         if layer.granularity is None:
             return "not assessed"
         if part.num_n is None or part.num_k is None:
@@ -149,10 +158,12 @@ class Judge:
             sharding, block = layer.sharding, layer.block
             if sharding.begins_inside_block(part, block):
                 return "inside block"
-            if sharding.ends_inside_block(part, block):
+            # The matrices of an expert are one layer of an engine, and follow each other in it.
+            is_cut = layer.is_expert and not sharding.is_whole_inside(part, block)
+            if is_cut or sharding.ends_inside_block(part, block):
                 return "ends inside block"
             return "unaligned" if part.num_k % block[1] else "aligned"
-        return "aligned" if part.is_aligned((self._engine.multiple, self._engine.multiple)) else "unaligned"
+        return "aligned" if is_aligned(kernel, (self._engine.multiple, self._engine.multiple)) else "unaligned"
 
 
 NO_RUNTIME = Rule("refuses", "fp8pad has no plugin for this engine", "", "", ())
@@ -161,6 +172,16 @@ _RUNTIME: dict[Fit, Rule] = {
     "indivisible": Rule("refuses", "a size that ranks cannot share evenly", "", "", ()),
     "inside block": Rule("refuses", "a rank's share would begin inside a scale block", "", "", ()),
 }
+
+
+def _kernel_shape(layer: LayerPlan, shape: Shape, num_ranks: int) -> Shape:
+    """The sizes on a rank of the layer that an engine makes of a matrix `(N, K)`: of gate and up, or of all attention.
+
+    An expert's are those of the matrix. A size that cannot be split evenly is 0.
+    """
+    part = layer.sharding.part(shape, num_ranks)
+    fused_n = None if layer.is_expert else layer.sharding.fused_n(shape[0], num_ranks)
+    return fused_n or part.num_n or 0, part.num_k or 0
 
 
 def _grown(group: AlikeLayers, sizes: Mapping[int, int]) -> Shape:
@@ -179,6 +200,13 @@ def _is_padded(layer: LayerPlan, shape: Shape, num_ranks: int) -> bool:
     return not is_aligned(shape, layer.alignment) or layer.fit_at(num_ranks, shape) == "unaligned"
 
 
+def _method(quantization: Json) -> str | None:
+    """The quantization method as rules name it: ModelOpt's mixed precision is a method of its own in vLLM."""
+    inner = quantization.get("quantization", quantization)
+    algorithm = str(inner.get("quant_algo")).upper() if isinstance(inner, Mapping) else ""
+    return "modelopt_mixed" if algorithm == "MIXED_PRECISION" else quantization_method(quantization)
+
+
 def _is_weight_only(quantization: Json) -> bool:
     """Whether a config of compressed-tensors leaves the activations of its FP8 layers as they are."""
     groups = quantization.get("config_groups")
@@ -186,7 +214,7 @@ def _is_weight_only(quantization: Json) -> bool:
     return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
 
 
-def _holds(rule: Rule, layer: LayerPlan, part: RankPart, fit: Fit) -> bool:
+def _holds(rule: Rule, layer: LayerPlan, part: RankPart, kernel: Shape, fit: Fit) -> bool:
     granularity = layer.granularity.name if layer.granularity else None
     return (
         fit in rule.fits
@@ -194,4 +222,5 @@ def _holds(rule: Rule, layer: LayerPlan, part: RankPart, fit: Fit) -> bool:
         and granularity in (rule.scales or (granularity,))
         and (not rule.modules or matches((layer.name,), rule.modules))
         and gcd(*layer.block, *(part.rows or (part.num_n or 0,)), part.num_k or 0) >= (rule.finest_block or 0)
+        and not any(is_aligned(kernel, multiples) for multiples in rule.unless_multiples)
     )

@@ -26,9 +26,12 @@ RANKS = st.sampled_from([1, 2, 4])
 def one_process() -> Iterator[None]:
     """vLLM's check asks for the number of ranks even where the layer says it."""
     import vllm.distributed
+    from vllm.model_executor import parameter
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm.distributed, "get_tensor_model_parallel_world_size", lambda: 1)
+        patch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
+        patch.setattr(parameter, "get_tensor_model_parallel_rank", lambda: 0)
         yield
 
 
@@ -101,3 +104,23 @@ def test_a_vocabulary_is_padded_as_vllm_pads_it() -> None:
     shapes = {"lm_head": (259, 128)}
     (layer,) = plan_checkpoint(*headers(LLAMA, COMPRESSED, shapes), Policy()).layers
     assert [layer.part(ranks).num_n for ranks in (1, 2, 4)] == [pad_vocab_size(259) // ranks for ranks in (1, 2, 4)]
+
+
+def test_method_fp8_has_no_place_for_a_scale_of_each_channel() -> None:
+    """vLLM's own parameter takes one scale, of one matrix or of one of several, and refuses 32."""
+    import torch
+    from vllm.model_executor.parameter import PerTensorScaleParameter
+
+    def load(scale: torch.Tensor, **shard: object) -> torch.Tensor:
+        parameter = PerTensorScaleParameter(data=torch.zeros(2 if shard else 1), weight_loader=lambda *_: None)
+        if shard:
+            parameter.load_merged_column_weight(loaded_weight=scale, **shard)
+        else:
+            parameter.load_row_parallel_weight(loaded_weight=scale)
+        return parameter.data
+
+    assert load(torch.tensor([3.0])).tolist() == [3.0]
+    assert load(torch.tensor([3.0]), shard_id=1).tolist() == [0.0, 3.0]
+    for shard in ({}, {"shard_id": 1}):
+        with pytest.raises(AssertionError):
+            load(torch.ones(32, 1), **shard)

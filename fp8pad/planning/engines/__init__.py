@@ -42,6 +42,7 @@ class Rule:
     architectures: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     finest_block: PositiveSize | None = None
+    unless_multiples: tuple[tuple[PositiveSize, PositiveSize], ...] = ()
     weight_only: bool | None = None
     padded_by_model: bool = False
 
