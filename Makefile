@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo/llama-fp8-padded
 
-.PHONY: help demo test test-vllm test-ray test-browser test-matrix lint format faults races filesystems malformed fuzz docs contract bench bench-planning bench-docs release clean
+.PHONY: help demo test test-vllm test-ray test-browser test-matrix lint format faults races filesystems malformed fuzz docs pictures contract bench bench-planning bench-docs release clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,6 +32,9 @@ test-matrix: ## test the built package: each Python here, oldest dependencies, e
 
 docs: .venv-docs/installed ## build the documentation site in build/site; a broken link is an error
 	.venv-docs/bin/python docs/build_site.py
+
+pictures: .venv/installed ## take the picture of the HTML report again; needs Chromium
+	.venv/bin/python docs/pictures.py
 
 release: ## check and build a release: make release FP8PAD_REPOSITORY=https://...
 	.ci/release

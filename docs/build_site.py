@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fp8pad
 from fp8pad.cli.main import COMMANDS, GOLDEN_COMMANDS
@@ -63,29 +64,42 @@ def write(source: Path, name: Path) -> None:
 
 def commands() -> str:
     """Return the page of commands: the help of each, as it is printed."""
-    names = [command.__name__ for command, _ in COMMANDS]
+    names = ["", *(command.__name__ for command, _ in COMMANDS), "golden"]
     names += [f"golden {command.__name__}" for command, _ in GOLDEN_COMMANDS]
-    pages = [f"## fp8pad {name}\n\n```text\n{help_of(name)}```\n" for name in names]
+    pages = [f"## {f'fp8pad {name}'.strip()}\n\n```text\n{help_of(name)}```\n" for name in names]
     return "# Commands\n\nEvery command and option, as `--help` prints them.\n\n" + "\n".join(pages)
 
 
 def help_of(name: str) -> str:
-    """Return what `fp8pad NAME --help` prints."""
+    """Return what `fp8pad NAME --help` prints; without a name, `fp8pad --help`."""
     command = [sys.executable, "-c", "import sys; sys.argv[0] = 'fp8pad'; from fp8pad.cli.main import main; main()"]
     run = [*command, *name.split(), "--help"]
     return subprocess.run(run, env=os.environ | {"COLUMNS": "88"}, capture_output=True, text=True, check=True).stdout
 
 
 def library() -> str:
-    """Return the page of the library: the signature and the docstring of everything that `fp8pad` offers."""
-    parts = [f"# Library\n\n{inspect.getdoc(fp8pad)}\n"]
-    for name in getattr(fp8pad, "__all__", ()):
-        if not name.startswith("_"):
-            found = getattr(fp8pad, name)
-            kind = "class " if inspect.isclass(found) else ""
-            signature = f"{kind}fp8pad.{name}{inspect.signature(found)}"
-            parts.append(f"## {name}\n\n```python\n{signature}\n```\n\n{inspect.getdoc(found)}\n")
-    return "\n".join(parts)
+    """Return the page of the library: functions, then what they return, then what they raise, as `fp8pad` has them."""
+    offered = [getattr(fp8pad, name) for name in fp8pad.__all__ if not name.startswith("_")]
+    errors = [found for found in offered if inspect.isclass(found) and issubclass(found, Exception)]
+    others = sorted((found for found in offered if found not in errors), key=inspect.isclass)
+    rows = (
+        f"| `{error.__name__}` | `{error.__base__.__name__}` | {' '.join(str(error.__doc__).split())} |\n"
+        for error in errors
+    )
+    return "\n".join(
+        [
+            f"# Library\n\n{inspect.getdoc(fp8pad)}\n",
+            *map(entry, others),
+            f"## Errors\n\n| error | kind of | when |\n|---|---|---|\n{''.join(rows)}",
+        ]
+    )
+
+
+def entry(found: Any) -> str:
+    """Return what the page of the library has of a function or class."""
+    kind = "class " if inspect.isclass(found) else ""
+    signature = f"{kind}fp8pad.{found.__name__}{inspect.signature(found)}"
+    return f"## {found.__name__}\n\n```python\n{signature}\n```\n\n{inspect.getdoc(found)}\n"
 
 
 if __name__ == "__main__":

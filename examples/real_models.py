@@ -1,14 +1,23 @@
 """What vLLM does with nine real models at tensor-parallel sizes 1 to 16, as `fp8pad plan` says, from their sizes alone.
 
 Prints the table of docs/absorb.md. No weights are needed: the headers of the safetensors files are
-generated from the sizes in the published configs, which are said below to be from where.
+generated from the sizes in the published configs, which are said below to be from where. To look at one of the models
+with `fp8pad plan`:
+
+    python examples/real_models.py --write Qwen2.5-72B Qwen2.5-72B-FP8
+
+writes a folder with its headers and config.json; instead of weights, which nothing reads, the file has a hole.
 """
 
+import argparse
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from fp8pad.checkpoint.headers import header_bytes
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import Absorbed, compare_sizes
 from fp8pad.planning.engines import find_engine
@@ -85,7 +94,7 @@ MODELS = (
         "block",
         {
             "model_type": "qwen2", "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
-            "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 152064,
         },
     ),
     Model(
@@ -184,7 +193,28 @@ MODELS = (
 
 
 def main() -> None:
-    """Print one table, a row for each group of tensor-parallel sizes with the same verdicts."""
+    """Print the table, or write one model."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--write", nargs=2, metavar=("MODEL", "FOLDER"), help="write a model's headers and config")
+    if written := parser.parse_args().write:
+        write(written[0], Path(written[1]))
+    else:
+        print_table()
+
+
+def write(name: str, folder: Path) -> None:
+    """Write a checkpoint without weights: what `fp8pad plan` reads of it, and a hole in place of what it does not."""
+    (model,) = (model for model in MODELS if model.name == name)
+    header = header_of(model)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config_of(model), indent=2))
+    with (folder / header.file).open("wb") as file:
+        size = file.write(header_bytes(header.tensors, header.metadata)) + header.tensors[-1].end
+        file.truncate(size)
+
+
+def print_table() -> None:
+    """Print a row for each group of tensor-parallel sizes with the same verdicts."""
     print(f"| model, scales | TP | {find_engine().title} as it is | padded | absorbed |")
     print("|---|---|---|---|---|")
     for model in MODELS:
@@ -218,19 +248,29 @@ def absorbed(form: Absorbed | None) -> str:
 
 def planned(model: Model) -> CheckpointPlan:
     """Plan a model from generated headers."""
-    config = {**model.config, "quantization_config": QUANTIZATION[model.scheme]}
-    return plan_checkpoint([header_of(model)], {"config.json": config}, Policy())
+    return plan_checkpoint([header_of(model)], {"config.json": config_of(model)}, Policy())
+
+
+def config_of(model: Model) -> Mapping[str, Any]:
+    """The config.json of a model, as far as it is known."""
+    return {**model.config, "quantization_config": QUANTIZATION[model.scheme]}
 
 
 def header_of(model: Model) -> ShardHeader:
-    """The header of one file with every FP8 Linear of a model and its scale; what is not FP8 does not matter here."""
+    """The header of one file with every FP8 Linear of a model and its scale, and what is known of its embeddings."""
     tensors: list[TensorHeader] = []
+
+    def add(name: str, dtype: str, *shape: int) -> None:
+        begin = tensors[-1].end if tensors else 0
+        tensors.append(TensorHeader(name, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+
     for name, (num_n, num_k) in linears(model):
         scale = {"tensor": (), "channel": (num_n, 1), "block": (-(-num_n // 128), -(-num_k // 128))}[model.scheme]
-        suffix = "_inv" if model.scheme == "block" else ""
-        for tensor, dtype, shape in ((name, "F8_E4M3", (num_n, num_k)), (f"{name}_scale{suffix}", "F32", scale)):
-            begin = tensors[-1].end if tensors else 0
-            tensors.append(TensorHeader(tensor, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+        add(name, "F8_E4M3", num_n, num_k)
+        add(f"{name}_scale{'_inv' if model.scheme == 'block' else ''}", "F32", *scale)
+    if "vocab_size" in model.config:
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            add(name, "BF16", model.config["vocab_size"], model.config["hidden_size"])
     return ShardHeader("model.safetensors", tensors[-1].end, 0, tuple(tensors))
 
 

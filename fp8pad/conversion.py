@@ -1,6 +1,6 @@
 """Convert a checkpoint: derive every file from source and plan, then write, read back and publish them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class ConvertReport:
     tensors_padded: int
     source_bytes: int
     written_bytes: int
-    rewritten: tuple[str, ...]
-    kept: tuple[str, ...]
+    rewritten: tuple[str, ...] = field(repr=False)
+    kept: tuple[str, ...] = field(repr=False)
     excluded: tuple[str, ...]
     resumed: tuple[str, ...]
     verified: VerifyDepth

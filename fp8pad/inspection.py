@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,8 +37,8 @@ class Inspection:
     """
 
     path: Path
-    record: CheckpointRecord | None
-    quantization: QuantizationRecord | None
+    record: CheckpointRecord | None = field(repr=False)
+    quantization: QuantizationRecord | None = field(repr=False)
     size_bytes: int
     disagreements: tuple[str, ...]
     notes: tuple[str, ...]

@@ -1,8 +1,8 @@
 """fp8pad for Python: the commands for checkpoints as functions, with their options as keywords.
 
 `convert_shards` is `convert --shards`; `golden` and `bench` are for the command line alone. Folders are strings or
-paths, models also hub ids. Nothing is printed; what goes wrong is an `fp8pad.errors.Fp8padError`. Results are frozen;
-`to_json()` is what the command prints with `--json`.
+paths, models also hub ids. Nothing is printed, unless `progress=True` asks for tqdm's bar; what goes wrong is an
+`fp8pad.Fp8padError`. Results are frozen; `to_json()` is what the command prints with `--json`.
 """
 
 import os
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # The rest is imported by the function that needs it: a plan needs no numpy.
 
 StrPath: TypeAlias = str | os.PathLike[str]
+# True is a bar of tqdm, in a notebook its widget, if tqdm is installed.
+ProgressOption: TypeAlias = Progress | ProgressCallback | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def convert(
     cache: bool = False,
     engine: str | None = None,
     force: bool = False,
-    progress: Progress | ProgressCallback | None = None,
+    progress: ProgressOption = None,
 ) -> "ConvertReport":
     """Convert `model` to `out_dir`, which appears when it is complete and verified.
 
@@ -124,7 +126,7 @@ def convert(
         ray_address=ray_address,
         finishes=finish,
     )
-    told, target = progress_of(progress), Path(out_dir)
+    told, target = _told(progress), Path(out_dir)
     with _opened(model, engine, follow_links, work_folder(target), cache=cache, progress=told) as source:
         planned = _planned(source, policy, strict=strict, engine=engine, card=card, force=force)
         report = convert_checkpoint(source, planned.plan, target, options, told)
@@ -152,7 +154,7 @@ def convert_shards(
     cache: bool = False,
     engine: str | None = None,
     force: bool = False,
-    progress: Progress | ProgressCallback | None = None,
+    progress: ProgressOption = None,
 ) -> "SliceReport":
     """Write some shards of what converting `model` gives, on any machine, for a last `convert` that has to `finish`.
 
@@ -166,7 +168,7 @@ def convert_shards(
     options = WriteOptions(
         jobs=jobs, link=link, overwrite=overwrite, verify=verify, card=card, hash=hash, shards=shards
     )
-    told, target = progress_of(progress), Path(out_dir)
+    told, target = _told(progress), Path(out_dir)
     with _opened(model, engine, follow_links, work_folder(target, shards), cache=cache, progress=told) as source:
         planned = _planned(source, policy, strict=strict, engine=engine, card=card, force=force)
         return convert_slice(source, planned.plan, target, options, told)
@@ -180,7 +182,7 @@ def verify(
     jobs: int = DEFAULT_JOBS,
     executor: Executor = "local",
     ray_address: str = "auto",
-    progress: Progress | ProgressCallback | None = None,
+    progress: ProgressOption = None,
 ) -> "VerifyReport":
     """Compare the converted checkpoint `out_dir` with its records, and with the `model` that it was made from.
 
@@ -192,9 +194,7 @@ def verify(
     source, converted = (model, out_dir) if out_dir is not None else (None, model)
     if converted is None:
         raise TypeError("verify: expected a folder")
-    return verify_checkpoint(
-        source, Path(converted), progress_of(progress), cache, Workers(jobs, executor, ray_address)
-    )
+    return verify_checkpoint(source, Path(converted), _told(progress), cache, Workers(jobs, executor, ray_address))
 
 
 def unpad(
@@ -208,7 +208,7 @@ def unpad(
     overwrite: bool = False,
     resume: bool = True,
     verify: VerifyDepth = "padded",
-    progress: Progress | ProgressCallback | None = None,
+    progress: ProgressOption = None,
 ) -> "UnpadReport":
     """Restore the checkpoint that `out_dir` was converted from to `restored_dir`.
 
@@ -225,7 +225,7 @@ def unpad(
         executor=executor,
         ray_address=ray_address,
     )
-    return unpad_checkpoint(Path(out_dir), Path(restored_dir), options, progress_of(progress))
+    return unpad_checkpoint(Path(out_dir), Path(restored_dir), options, _told(progress))
 
 
 def inspect(path: StrPath) -> "Inspection":
@@ -244,7 +244,7 @@ def push(
     *,
     private: bool = False,
     card: bool = True,
-    progress: Progress | ProgressCallback | None = None,
+    progress: ProgressOption = None,
 ) -> "PushReport":
     """Upload what fp8pad wrote to `out_dir` to the model `repo` of the hub, if it verifies.
 
@@ -254,7 +254,7 @@ def push(
     """
     from fp8pad.upload import push as upload
 
-    return upload(Path(out_dir), repo, private, card, progress_of(progress))
+    return upload(Path(out_dir), repo, private, card, _told(progress))
 
 
 def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
@@ -306,3 +306,17 @@ def _planned(
         error.add_note("nothing was written; --force converts all the same")
         raise
     return planned
+
+
+def _told(progress: ProgressOption) -> Progress:
+    if isinstance(progress, bool):
+        return _bars() if progress else Progress()
+    return progress_of(progress)
+
+
+def _bars() -> Progress:
+    try:
+        from fp8pad.integrations.tqdm import TqdmProgress
+    except ImportError:
+        return Progress()
+    return TqdmProgress()

@@ -17,6 +17,7 @@ from fp8pad.checkpoint.writer import Writer, is_hashed
 from fp8pad.errors import OutputError, VerifyError
 from fp8pad.output import Output, label_of
 from fp8pad.parallel import run_all
+from fp8pad.text import counted
 
 
 @contextmanager
@@ -150,7 +151,7 @@ def _resumable(out: Output) -> str:
 
 def others_left(num_finished: int, folder: Path) -> str:
     """Say where shards lie that do not belong to this run."""
-    return f"{num_finished} shards that were written with other options, or from another source, lie in {folder}"
+    return f"{folder} holds {counted(num_finished, 'shard')} written with other options or from another source"
 
 
 def _outdated_keys(out: Output) -> Iterator[str]:

@@ -15,6 +15,7 @@ from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.verdict import converted_verdict
 from fp8pad.record import CONFIG_FILE, FORMAT_VERSION
+from fp8pad.text import counted
 
 # What is done to a layer, as the headline counts it; changed layers first.
 ACTIONS = ("to pad", "to absorb", "to absorb and pad", "to pad at load", "carried unchanged", "aligned already")
@@ -47,7 +48,7 @@ def headline(plan: CheckpointPlan) -> str:
     """Count layers by what is done to them."""
     actions = [action(layer) for layer in plan.layers]
     counts = [f"{actions.count(name)} {name}" for name in ACTIONS if name in actions]
-    return f"{len(plan.layers)} FP8 layers: {', '.join(counts)}" if counts else "no FP8 layers"
+    return f"{counted(len(plan.layers), 'FP8 layer')}: {', '.join(counts)}" if counts else "no FP8 layers"
 
 
 def flops_added_share(layers: Iterable[LayerPlan]) -> float:

@@ -1,4 +1,4 @@
-"""Text from a checkpoint, made safe to print."""
+"""Words for people: text from a checkpoint made safe to print, counts and sizes."""
 
 import re
 
@@ -10,3 +10,16 @@ def printable(text: str) -> str:
     """Return `text` with everything that could steer a terminal or break a line as an escape, and long words cut."""
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return _LONG_WORD.sub(lambda word: f"{word[0][:700]}...{word[0][-200:]}", shown)
+
+
+def counted(count: int, noun: str) -> str:
+    """Write `1 tensor` or `2 tensors`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def size(num_bytes: int) -> str:
+    """Write a size as people read it: `5.4 GB`."""
+    if num_bytes < 1000:
+        return counted(num_bytes, "byte")
+    power = min((len(str(num_bytes)) - 1) // 3, 6)
+    return f"{num_bytes / 1000**power:,.1f} {'kMGTPE'[power - 1]}B"

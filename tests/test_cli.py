@@ -110,6 +110,13 @@ def test_options_reach_the_policy(fp8pad: Fp8pad, example: Path) -> None:
         assert document["layers"][0]["padded_shape"] == [192, 256]
 
 
+def test_ranks_may_be_written_without_a_blank(fp8pad: Fp8pad, example: Path) -> None:
+    """`-tp2`, as `-j2`, is what `-tp 2` is."""
+    documents = {fp8pad("plan", example, "--json", *words).stdout for words in (["-tp", "2"], ["-tp2"], ["-tp=2"])}
+    (document,) = map(json.loads, documents)
+    assert document["policy"]["tensor_parallel_size"] == 2
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
     """The plan of `convert --dry-run` is that of `plan`, and its command writes to the folder that was named."""
     finished = fp8pad("convert", example, tmp_path / "out", "--dry-run")
@@ -542,6 +549,18 @@ def test_shells_can_complete(shell: str, question: dict[str, str]) -> None:
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert "verify" in run.stdout
     assert not [name for name in ("plan", "convert", "unpad") if re.search(rf"\b{name}\b", run.stdout)]
+
+
+def test_names_of_engines_are_completed() -> None:
+    """`--engine v` with every version that is described, and without one."""
+    environment = os.environ | {
+        "COMP_WORDS": "fp8pad plan x --engine v",
+        "COMP_CWORD": "4",
+        "_FP8PAD_COMPLETE": "complete_bash",
+    }
+    script = "import sys; sys.argv = ['fp8pad']; from fp8pad.cli.main import main; main()"
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout.split() == ["vllm", *sorted(name for name in engines() if name.startswith("vllm"))]
 
 
 def test_zsh_completes_at_the_first_tab() -> None:

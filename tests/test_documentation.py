@@ -91,6 +91,12 @@ def test_the_messages_of_fp8pad_in_troubleshooting_are_its_own() -> None:
         )
 
 
+def test_the_picture_of_the_report_shows_what_the_report_has_today() -> None:
+    """The same sections and columns; `make pictures` takes it again."""
+    pictures = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+    assert f"{pictures['headings'](pictures['page']())}".encode() in (ROOT / "docs" / "plan.png").read_bytes()
+
+
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     """`make docs` would refuse a page that is not; here it is seen without mkdocs."""
     nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]

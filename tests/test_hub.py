@@ -32,6 +32,7 @@ from fp8pad.planning.engines import find_engine
 from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
 from fp8pad.render.reports import push_screen
+from fp8pad.text import size
 
 sys.path.append(str(Path(__file__).parent / "cluster"))
 from ray_work import run_sent
@@ -330,7 +331,7 @@ def test_a_broken_checkpoint_is_called_by_its_id(hub: FakeHub, tmp_path: Path) -
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "README.md").write_text("nothing here")
     hub.add(NAME, tmp_path / "empty")
-    with pytest.raises(ConfigError, match=rf"^config\.json: is missing in {NAME}$"):
+    with pytest.raises(ConfigError, match=rf"^{NAME}: config\.json: is missing$"):
         read_from(NAME)
 
 
@@ -539,8 +540,8 @@ def test_a_temporary_folder_that_is_too_small_is_a_line(
     hub.add(NAME, model)
     fp8pad.convert(model, tmp_path / "out")
     monkeypatch.setattr("fp8pad.hub.fetcher.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
-    size = (model / FIRST).stat().st_size
-    message = f"not enough disk space for {FIRST}: {size} bytes are needed, 100 are free; set TMPDIR"
+    needed = size((model / FIRST).stat().st_size)
+    message = f"not enough disk space for {FIRST}: {needed} needed, 100 bytes free; set TMPDIR"
     with pytest.raises(OutputError, match=message):
         fp8pad.verify(NAME, tmp_path / "out", jobs=1)
 

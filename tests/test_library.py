@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import pydoc
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +15,9 @@ from helpers import files_of, llama
 from test_cli import Fp8pad, fp8pad  # noqa: F401  a fixture
 
 import fp8pad as library
+from fp8pad import errors
 from fp8pad.cli import checkpoints
-from fp8pad.errors import CheckpointError, OutputError, PlanError, UsageError
+from fp8pad.errors import CheckpointError, Fp8padError, HeaderError, OutputError, PlanError, UsageError
 
 
 @pytest.fixture
@@ -101,6 +104,40 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
         library.convert(model, tmp_path / "out", finish=True, resume=False)
 
 
+def test_errors_can_be_caught_by_what_fp8pad_offers() -> None:
+    """Every kind that a function of the library raises, with its description in `help(fp8pad)`."""
+    elsewhere = {"GoldenError", "EngineError", "UnsupportedLayerError"}  # of the command line, and inside vLLM
+    kinds = {name for name, found in vars(errors).items() if inspect.isclass(found) and issubclass(found, Fp8padError)}
+    assert {name for name in library.__all__ if name.endswith("Error")} == kinds - elsewhere
+    assert all(getattr(library, name) is getattr(errors, name) for name in kinds - elsewhere)
+    assert "class NotServedError" in re.sub(".\x08", "", pydoc.render_doc(library))
+
+
+def test_what_a_notebook_shows_of_a_report_is_short(model: Path, tmp_path: Path) -> None:
+    """Neither every layer nor every record: names and counts."""
+    planned, out_dir = library.plan(model), tmp_path / "out"
+    assert repr(planned) == (
+        f"PlanReport(source=Checkpoint({str(model)!r}), plan=CheckpointPlan(4 layers, 4 changed tensors), engine=None,"
+        " card=True)"
+    )
+    reports = library.convert(model, out_dir), library.inspect(out_dir), library.verify(model, out_dir)
+    assert max(len(repr(report)) for report in reports) < 700
+
+
+def test_a_fault_names_the_folder_it_is_in(model: Path, tmp_path: Path) -> None:
+    """Of two that are read, `verify` says which one holds a pointer of Git LFS instead of a shard."""
+    library.convert(model, tmp_path / "out")
+    for folder in (model, tmp_path / "out"):
+        shard = min(folder.glob("*.safetensors"))
+        content = shard.read_bytes()
+        shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\n")
+        with pytest.raises(
+            HeaderError, match=f"^{folder}: {shard.name}: is a Git LFS pointer.*; run `git lfs pull` there"
+        ):
+            library.verify(model, tmp_path / "out")
+        shard.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -166,6 +203,20 @@ def test_progress_is_told_to_a_function(model: Path, tmp_path: Path) -> None:
     assert [step[1] for step in told] == sorted(step[1] for step in told)
 
 
+def test_progress_is_a_bar_if_tqdm_is_there(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On stderr, one for each step, full at its end; without tqdm nothing, and no error."""
+    pytest.importorskip("tqdm", reason="needs tqdm")
+    library.convert(model, tmp_path / "out", progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("100%") == 1
+    monkeypatch.setitem(sys.modules, "fp8pad.integrations.tqdm", None)
+    library.convert(model, tmp_path / "again", progress=True)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_documents_are_those_of_the_command_line(model: Path, tmp_path: Path, fp8pad: Fp8pad) -> None:  # noqa: F811
     """Each has a version, and paths as they were given."""
     (tmp_path / "x").mkdir()
@@ -203,7 +254,7 @@ def test_importing_loads_next_to_nothing() -> None:
         "print(*(callable(getattr(fp8pad, name)) for name in fp8pad.__all__ if name != '__version__'))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["", " ".join(["True"] * 14)]
+    assert run.stdout.splitlines() == ["", " ".join(["True"] * (len(library.__all__) - 1))]
     assert library.__dir__() == library.__all__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         library.nothing  # noqa: B018

@@ -88,7 +88,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
     assert max(len(line) for line in lines if not line.startswith("  fp8pad ")) <= columns
     for pattern in ("mlp.{gate_proj,up_proj}", "mlp.down_proj"):
         assert any(f"model.layers.{{0-99}}.{pattern}" in line for line in lines)
-    assert any("300 layers, which stay as they are" in line for line in lines)
+    assert any("300 layers, unchanged" in line for line in lines)
 
 
 def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,8 +125,7 @@ def test_finishing_with_other_options_removes_nothing(model: Path, tmp_path: Pat
     with pytest.raises(OutputError, match="5 of 5 shards are not finished") as raised:
         converted(model, tmp_path / "out", finishes=True)
     folder = tmp_path / ".out.fp8pad"
-    how = "written with other options, or from another source"
-    assert raised.value.__notes__ == [f"5 shards that were {how}, lie in {folder}"]
+    assert raised.value.__notes__ == [f"{folder} holds 5 shards written with other options or from another source"]
     assert staged(tmp_path / "out") == before
     assert len(converted(model, tmp_path / "out", PADDED_TO_64, finishes=True).resumed) == 5
 

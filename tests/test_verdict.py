@@ -309,6 +309,15 @@ def test_each_engine_is_found_by_the_name_of_its_file(name: str) -> None:
     """A name and a version, as the option takes them."""
     engine = engines()[name]
     assert name == f"{engine.name.lower()}-{engine.version}"
+    assert find_engine(name) is engine
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "transformers", "vLLM"])
+def test_an_engine_without_a_version_is_the_newest_that_is_described(name: str) -> None:
+    """As people write its name."""
+    versions = [engine for engine in engines().values() if engine.name.lower() == name.lower()]
+    newest = max(versions, key=lambda engine: [int(part) for part in engine.version.split(".")])
+    assert find_engine(name) is newest
 
 
 def table(plan: CheckpointPlan, engine: Engine) -> list[tuple[object, ...]]:

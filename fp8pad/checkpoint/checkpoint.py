@@ -72,6 +72,10 @@ class Checkpoint:
         """What the user calls it: a folder or a hub id."""
         return self.name or str(self.root)
 
+    def __repr__(self) -> str:
+        """Short, for notebooks: there can be a million tensors."""
+        return f"Checkpoint({str(self)!r})"
+
     def fetched(self, file: str, advance: Advance = lambda _: None) -> AbstractContextManager[bool]:
         """Have all bytes of a file at `root` in here; say whether it is a copy of our own, gone afterwards.
 
@@ -137,9 +141,19 @@ def read_unconverted(model_dir: Path, follow_links: bool = False) -> Checkpoint:
 
 
 def read_checkpoint(root: Path, follow_links: bool = False) -> Checkpoint:
-    """Read any checkpoint, padded or not; see `read_unconverted` for what is raised, `list_folder` for links."""
+    """Read any checkpoint, padded or not; see `read_unconverted` for what is raised, `list_folder` for links.
+
+    Messages begin with the folder: a command may read two.
+    """
+    try:
+        return _read_folder(root, follow_links)
+    except CheckpointError as error:
+        raise type(error)(f"{root}: {error}") from error
+
+
+def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
     if not root.is_dir():
-        raise CheckpointError(f"{root}: {'expected a folder' if root.exists() else 'no such folder'}")
+        raise CheckpointError("expected a folder" if root.exists() else "no such folder")
     check_format(root)
     reader = _FolderReader(root)
     config_text, index_text = reader.text(CONFIG_FILE), reader.optional_text(INDEX_FILE)

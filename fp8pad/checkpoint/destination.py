@@ -19,6 +19,7 @@ from fp8pad.checkpoint.folder import SHARD_SUFFIX
 from fp8pad.checkpoint.staging import staging_path
 from fp8pad.errors import OutputError, RecordError
 from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
+from fp8pad.text import size
 
 MAX_RECORD_BYTES = 1 << 30  # 150,000 padded tensors are about 50 MB
 _NAMED = 3
@@ -65,7 +66,7 @@ def check_space(target: Path, needed_bytes: int, reclaimed_bytes: int) -> None:
     """Raise `OutputError` if less is free where `target` is to be, `reclaimed_bytes` of an earlier run included."""
     free_bytes = shutil.disk_usage(existing_parent(target)).free + reclaimed_bytes
     if needed_bytes > free_bytes:
-        raise OutputError(f"{target}: not enough disk space: {needed_bytes} bytes are needed, {free_bytes} are free")
+        raise OutputError(f"{target}: not enough disk space: {size(needed_bytes)} needed, {size(free_bytes)} free")
 
 
 def can_clone(file: Path, target: Path) -> bool:

@@ -99,7 +99,7 @@ def read_text_and_identity(root: Path, file: str) -> tuple[str, FileIdentity]:
     except ConfigError:
         raise
     except CheckpointError as error:
-        raise ConfigError(f"{error} in {root}") from error
+        raise ConfigError(str(error)) from error
 
 
 def _walk(root: Path) -> Iterator[str]:

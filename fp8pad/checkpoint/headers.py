@@ -34,7 +34,7 @@ def read_prefix(shard: OpenFile, file_bytes: int) -> bytes:
     """Return the first bytes of an open safetensors file of `file_bytes` bytes, up to where its data begins."""
     start = shard.read(0, min(file_bytes, len(LFS_POINTER))).tobytes()
     if start == LFS_POINTER:
-        raise HeaderError(f"{shard.file}: is a Git LFS pointer, not the file itself; run `git lfs pull`")
+        raise HeaderError(f"{shard.file}: is a Git LFS pointer, not the file itself; run `git lfs pull` there")
     if file_bytes < LENGTH_BYTES:
         raise HeaderError(f"{shard.file}: expected a safetensors file, got {file_bytes} bytes")
     num_bytes, limit = int.from_bytes(start[:LENGTH_BYTES], "little"), min(MAX_HEADER_BYTES, file_bytes - LENGTH_BYTES)

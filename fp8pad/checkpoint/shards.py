@@ -26,7 +26,7 @@ def check_format(root: Path) -> None:
     has_shards = any(name.endswith(SHARD_SUFFIX) and not is_other_form(name) for name in files)
     if has_own and not (has_shards and CONFIG_FILE in files):
         raise CheckpointError(
-            f"{root}: is in Mistral's own format ({MISTRAL_CONFIG_FILE}, consolidated*); fp8pad needs the Hugging Face"
+            f"is in Mistral's own format ({MISTRAL_CONFIG_FILE}, consolidated*); fp8pad needs the Hugging Face"
             f" format: {CONFIG_FILE} and model*.safetensors, which most Mistral repositories hold beside it, or which"
             " a conversion script of transformers writes"
         )
@@ -59,7 +59,7 @@ def shard_files(root: Path, weight_map: Mapping[str, str]) -> list[str]:
     if not names:
         others = sorted(path.name for path in root.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".gguf"})
         hint = f"; convert {others[0]} to safetensors first" if others else ""
-        raise CheckpointError(f"{root}: holds no *.safetensors{hint}")
+        raise CheckpointError(f"holds no *.safetensors{hint}")
     _check_series(names)
     return names
 

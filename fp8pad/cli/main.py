@@ -4,6 +4,7 @@ import difflib
 import gc
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,6 +37,7 @@ GOLDEN_COMMANDS = (
 app = typer.Typer(
     name="fp8pad",
     help="Pads FP8 checkpoints ahead of time, so that inference engines never have to.",
+    epilog="Start with: fp8pad plan MODEL",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain columns: nothing is cropped, and rich need not be loaded
@@ -87,7 +89,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name in letters that the locale lacks
     try:
         try:
-            app()
+            app([re.sub(r"^-tp(?=\d+$)", "-tp=", word) for word in sys.argv[1:]])  # typer knows no "-tp2"
         finally:
             sys.stdout.flush()  # a reader that went away is noticed here, not by the dying interpreter
     except BrokenPipeError:

@@ -14,10 +14,16 @@ def _alignment(name: str) -> str | int:
     return int(name) if name.isdecimal() else name
 
 
-def _engine_names() -> str:
+def _engine_names() -> list[str]:
     """Return the names of the files that describe engines; to import their reader takes longer than showing help."""
     described = files("fp8pad").joinpath("planning", "engines").iterdir()
-    return ", ".join(sorted(file.name.removesuffix(".toml") for file in described if file.name.endswith(".toml")))
+    return sorted(file.name.removesuffix(".toml") for file in described if file.name.endswith(".toml"))
+
+
+def _engines_like(incomplete: str) -> list[str]:
+    """Return what completes the name of an engine: each as it is described, and without its version."""
+    names = {form for name in _engine_names() for form in (name, name.rpartition("-")[0])}
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def _names(names: list[str] | None) -> tuple[str, ...]:
@@ -118,7 +124,9 @@ CHECKPOINT: Mapping[str, Any] = {
         "--follow-links", help="Copy files that links out of MODEL lead to; else they are excluded."
     ),
     "engine": typer.Option(
-        metavar="NAME", help=f"Engine to plan for: {_engine_names()}; the newest vllm is the default."
+        metavar="NAME",
+        autocompletion=_engines_like,
+        help=f"Engine to plan for: {', '.join(_engine_names())}; without a version, the newest; default: vllm.",
     ),
     "force": typer.Option("--force", help="Convert even if the engine would refuse the result at this TP size."),
     "jobs": typer.Option(

@@ -23,7 +23,7 @@ from fp8pad.golden.request import (
     settings_to_record,
 )
 from fp8pad.record import CONFIG_FILE, plugin_config
-from fp8pad.text import printable
+from fp8pad.text import counted, printable
 
 
 def record(model: Path, options: RecordOptions, progress: Progress) -> GoldenDocument:
@@ -102,7 +102,7 @@ def _check_engine(source: Checkpoint, engine: str) -> None:
 def _run(source: Checkpoint, request: Request, progress: Progress) -> Reply:
     settings = request.settings
     _check_engine(source, settings.engine)
-    progress.say(f"{source.root.name}: {len(request.prompts)} prompts to {settings.engine}, {settings.mode}")
+    progress.say(f"{source.root.name}: {counted(len(request.prompts), 'prompt')} to {settings.engine}, {settings.mode}")
     reply = run_engine(request, progress)
     where = f"{settings.engine} {reply.environment.engine_version} on {reply.environment.device}"
     progress.say(f"{source.root.name}: answered by {where}")

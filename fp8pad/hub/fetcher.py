@@ -15,6 +15,7 @@ from fp8pad.checkpoint.files import Advance, writing
 from fp8pad.errors import HubError, OutputError
 from fp8pad.hub.ids import hub_errors
 from fp8pad.hub.repo import HubFile, Repo, is_text, make_hole
+from fp8pad.text import size
 
 CHUNK_BYTES = 1 << 20
 
@@ -93,7 +94,7 @@ class Fetcher:
         self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
         was_begun = part.exists()
         self._check_space(file, part.stat().st_size if was_begun else 0)
-        self.say(f"fetching {file.name} ({file.size} bytes)")
+        self.say(f"fetching {file.name} ({size(file.size)})")
         found = self._fetch(file, part, advance)
         if was_begun and found != file.hash:
             part.unlink()
@@ -109,7 +110,7 @@ class Fetcher:
             place, hint = self.parts, ""
             if not self.files.parts:
                 place, hint = Path(tempfile.gettempdir()), "; set TMPDIR to a folder that has more"
-            needs = f"{needed_bytes} bytes are needed, {free_bytes} are free{hint}"
+            needs = f"{size(needed_bytes)} needed, {size(free_bytes)} free{hint}"
             raise OutputError(f"{place}: not enough disk space for {file.name}: {needs}")
 
     def _fetch(self, file: HubFile, part: Path, advance: Advance) -> str:

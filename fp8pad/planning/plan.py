@@ -89,6 +89,10 @@ class CheckpointPlan:
     absorbable: tuple[AbsorbableSize, ...] = ()
     shared_counts: tuple[SharedCount, ...] = ()
 
+    def __repr__(self) -> str:
+        """Short, for notebooks: there can be a million layers."""
+        return f"CheckpointPlan({len(self.layers)} layers, {len(self.tensors)} changed tensors)"
+
     @cached_property
     def alike(self) -> tuple[AlikeLayers, ...]:
         """The layers in groups, so that what is said of a group is worked out once."""

@@ -13,6 +13,7 @@ from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
 from fp8pad.planning.sharding import Fit, RankPart, Shape
 from fp8pad.record import Json, quantization_method
 from fp8pad.scales import PerBlock
+from fp8pad.text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,8 @@ def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
 def check_served(plan: CheckpointPlan, engine: Engine) -> None:
     """Raise `NotServedError` where the engine is known to refuse what the plan makes, at the plan's TP size."""
     if refused := converted_verdict(plan, engine).refused:
-        count = "1 layer" if len(refused) == 1 else f"{len(refused)} layers"
         at = f"{engine.title} at TP {plan.policy.tensor_parallel_size}"
-        raise NotServedError(f"not served by {at}: {count}, the first: {refused[0]}")
+        raise NotServedError(f"not served by {at}: {counted(len(refused), 'layer')}, the first: {refused[0]}")
 
 
 class Judge:

@@ -13,10 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.filesize import decimal
 
 from fp8pad.record import ConfigEdit, Policy
-from fp8pad.text import printable
+from fp8pad.text import printable, size
 
 WIDE = 100_000  # columns of what is no terminal
 MOST_FILES = 8
@@ -77,14 +76,11 @@ def _escaped(char: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
 
 
-def size(num_bytes: int) -> str:
-    """Write a size as people read it: `5.4 GB`."""
-    return decimal(num_bytes)
-
-
 def growth(bytes_before: int, bytes_after: int) -> str:
     """Write two sizes in bytes and the difference."""
     more = bytes_after - bytes_before
+    if not more:
+        return f"{size(bytes_before)}, unchanged"
     return f"{size(bytes_before)} -> {size(bytes_after)} (+{size(more)}, {share_of(more, bytes_before):+.2%})"
 
 

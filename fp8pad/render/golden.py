@@ -9,7 +9,7 @@ from fp8pad.golden.compare import Comparison
 from fp8pad.golden.document import GoldenDocument
 from fp8pad.render.console import Fact, command
 from fp8pad.render.screen import Row, Screen
-from fp8pad.text import printable
+from fp8pad.text import counted, printable
 
 MOST_DIFFERENCES = 10
 
@@ -18,7 +18,7 @@ def recording_screen(golden: GoldenDocument, file: Path) -> Screen:
     """Lay out what was recorded."""
     num_tokens = sum(len(answer.token_ids) for answer in golden.answers)
     where = f"{golden.settings.engine} {golden.environment.engine_version}, {golden.settings.mode}"
-    verdict = f"{len(golden.answers)} outputs, {num_tokens} tokens, of {golden.model} on {where}"
+    verdict = f"{counted(len(golden.answers), 'output')}, {counted(num_tokens, 'token')}, of {golden.model} on {where}"
     screen = Screen()
     screen.paragraph(Text(printable(f"{file}: {verdict}"), style="bold"))
     screen.section("Next, to compare the outputs of another model")

@@ -11,12 +11,12 @@ from fp8pad.planning.engines import Engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Verdict, converted_verdict
-from fp8pad.render.console import added, convert_command, growth, size
+from fp8pad.render.console import added, convert_command, growth
 from fp8pad.render.folding import name_patterns
-from fp8pad.render.plan import how, proposed_out_dir
+from fp8pad.render.plan import layer_how, proposed_out_dir
 from fp8pad.render.verdict import absorbed_how, findings
 from fp8pad.summary import action, headline
-from fp8pad.text import printable
+from fp8pad.text import printable, size
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --soft: #6a7380; --line: #d9dee5; --card: #f6f8fa;
@@ -118,12 +118,12 @@ def _size_row(layers: Sequence[LayerPlan], widest: int) -> Sequence[str]:
     added = f'<i class="added" style="width:{(after - before) / widest:.2%}"></i>' if after != before else ""
     bar = f'<div class="bar"><i class="logical" style="width:{before / widest:.2%}"></i>{added}</div>'
     total = growth(before, after) if after != before else size(before)
-    return _code(layer.name for layer in layers), shapes, _text(how(first.axes)), f"{bar}{_text(total)}"
+    return _code(layer.name for layer in layers), shapes, _text(layer_how(first)), f"{bar}{_text(total)}"
 
 
 def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan) -> Iterator[str]:
     yield "<h2>What it costs</h2>"
-    yield f"<p>This plan: {_text(growth(plan.bytes_before, plan.bytes_after))} of tensors.</p>"
+    yield f"<p>Tensors, by this plan: {_text(growth(plan.bytes_before, plan.bytes_after))}</p>"
     absorbed = [(at.num_ranks, at.absorbed) for at in sizes if at.absorbed]
     if absorbed:
         cells = [
@@ -167,4 +167,4 @@ def _code(names: Iterable[str]) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(printable(text))
+    return escape(printable(text)).replace("-&gt;", "&rarr;")

@@ -10,7 +10,7 @@ from fp8pad.render.console import Fact, edit_facts, growth
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import how
 from fp8pad.render.screen import Row, Screen
-from fp8pad.text import printable
+from fp8pad.text import counted, printable
 
 
 def inspection_screen(inspection: Inspection) -> Screen:
@@ -62,4 +62,5 @@ def _absorbed(policy: Policy) -> str:
 def _serving(inspection: Inspection) -> str:
     if inspection.quantization is None:
         return "any engine that runs the original"
-    return f"vLLM with fp8pad installed next to it: {len(inspection.quantization.modules)} layers need its plugin"
+    layers = counted(len(inspection.quantization.modules), "padded layer")
+    return f"vLLM with fp8pad installed next to it, for {layers}"

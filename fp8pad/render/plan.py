@@ -17,7 +17,7 @@ from fp8pad.render.folding import LayerGroup, group_layers
 from fp8pad.render.screen import Row, Screen
 from fp8pad.render.verdict import patterns, show_refusal, show_verdicts
 from fp8pad.summary import ACTIONS, OutputFiles, action, flops_added_share, headline, output_files
-from fp8pad.text import printable
+from fp8pad.text import counted, printable
 
 MOST_SHARDS = 3
 
@@ -59,6 +59,11 @@ def how(axes: AxisActions) -> str:
     )
 
 
+def layer_how(layer: LayerPlan) -> str:
+    """Write what is done to a layer, `pad at load` where that is all."""
+    return "pad at load" if action(layer) == "to pad at load" else how(layer.axes)
+
+
 def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
     by_action: dict[str, list[LayerPlan]] = {name: [] for name in ACTIONS}
     for layer in plan.layers:
@@ -70,7 +75,7 @@ def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
     header = ("layers", "scales", "[N, K]", "padded", "how", "why")
     screen.rows([_row(group) for group in group_layers(listed)], header)
     if aligned:
-        screen.rows([("aligned", f"{len(aligned)} layers, which stay as they are (--all lists them)")])
+        screen.rows([("aligned", f"{counted(len(aligned), 'layer')}, unchanged (--all lists them)")])
     untouched = [tensor for tensor in plan.untouched if tensor.is_understood]
     screen.rows([*not_understood_facts(plan), *_by_reason("not FP8 layers", untouched)])
 
@@ -81,14 +86,13 @@ def _row(group: LayerGroup) -> Row:
     scales = f"per {layer.granularity.name}" if layer.granularity else "other"
     style = _STYLES[action(layer)]
     cells = printable(group.pattern), scales, str(list(layer.logical_shape)), padded
-    return *cells, Text(how(layer.axes), style=style), printable(layer.reason)
+    return *cells, Text(layer_how(layer), style=style), printable(layer.reason)
 
 
 def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     """Yield how many FP8 layers are carried because fp8pad cannot tell what they are, and a row for each reason."""
     if unknown := plan.not_understood:
-        layers = "1 FP8 layer" if len(unknown) == 1 else f"{len(unknown)} FP8 layers"
-        yield "", f"{layers} not understood: carried unchanged"
+        yield "", f"{counted(len(unknown), 'FP8 layer')} not understood: carried unchanged"
         yield from _by_reason("not understood", unknown)
 
 
@@ -114,8 +118,8 @@ def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> It
 def _show_costs(screen: Screen, source: Checkpoint, plan: CheckpointPlan, with_card: bool) -> None:
     screen.section("What it costs")
     facts = [*edit_facts(plan.config_edits), ("tensors", growth(plan.bytes_before, plan.bytes_after))]
-    if plan.layers:
-        facts.append(("FLOPs", f"{flops_added_share(plan.layers):+.2%} over these layers, each counted once"))
+    if share := flops_added_share(plan.layers):
+        facts.append(("FLOPs", f"{share:+.2%} over these layers, each counted once"))
     facts += list(_file_facts(source, output_files(source, plan, with_card)))
     screen.rows([*facts, *note_facts(plan)])
 
@@ -133,7 +137,7 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
     num_shards = len(names) - len(listed)
     if num_shards <= MOST_SHARDS:
         return shortened(names)
-    return f"{num_shards} shards{', ' if listed else ''}{shortened(listed)}"
+    return ", ".join([counted(num_shards, "shard"), *([shortened(listed)] if listed else [])])
 
 
 def _show_next(

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,7 +23,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.text import printable
+from fp8pad.text import printable, size
 
 SECONDS_BETWEEN_LINES = 10.0
 # Columns of a terminal that a bar needs, and that one with files and elapsed time needs.
@@ -138,7 +137,7 @@ class LineProgress(Progress):
         with self._lock:
             self._label, self._total_bytes, self._done_bytes = label, total_bytes, 0
             self._began = self._last_line = time.monotonic()
-        self.say(f"{label}: {decimal(total_bytes)}")
+        self.say(f"{label}: {size(total_bytes)}")
 
     def advance(self, num_bytes: int) -> None:
         """Count, and print a line if the last one is ten seconds old."""
@@ -170,6 +169,6 @@ class LineProgress(Progress):
         share = self._done_bytes / self._total_bytes if self._total_bytes else 1.0
         seconds_left = max(0, self._total_bytes - self._done_bytes) / speed if speed else 0.0
         return (
-            f"{self._label}: {decimal(self._done_bytes)} of {decimal(self._total_bytes)} ({share:.0%}),"
-            f" {decimal(int(speed))}/s, {seconds_left:.0f} s left"
+            f"{self._label}: {size(self._done_bytes)} of {size(self._total_bytes)} ({share:.0%}),"
+            f" {size(int(speed))}/s, {seconds_left:.0f} s left"
         )

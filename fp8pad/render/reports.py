@@ -14,7 +14,7 @@ from fp8pad.render.console import Fact, command, growth, shell_command, shortene
 from fp8pad.render.plan import not_understood_facts, note_facts, skipped_facts
 from fp8pad.render.screen import Screen
 from fp8pad.render.verdict import show_refusal
-from fp8pad.text import printable
+from fp8pad.text import counted, printable
 from fp8pad.unpadding import UnpadReport
 from fp8pad.upload import PushReport
 from fp8pad.verification import VerifyReport
@@ -35,7 +35,7 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     copy = ", an equal copy since nothing needs padding" if plan.changes_nothing else ""
     done = "every byte compared" if report.was_complete else _VERIFIED[report.verified]
     verdict = f"complete{' already' if report.was_complete else ''}{copy}, {done}"
-    facts = [("padded", f"{report.tensors_padded} tensors")] if report.tensors_padded else []
+    facts = [("padded", counted(report.tensors_padded, "tensor"))] if report.tensors_padded else []
     facts += [*not_understood_facts(plan), *skipped_facts(plan)]
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("excluded", report.excluded)
@@ -89,18 +89,18 @@ def _verdict(report: VerifyReport) -> str:
     against = f"{report.model}" if report.model else "its records"
     if not report.ok:
         return f"differs from {against}; the first differences are:"
+    tensors = counted(report.tensors_checked, "tensor")
     if not report.has_records:
-        return f"an equal copy of {report.model}: {report.tensors_checked} tensors; it has no records of fp8pad"
+        return f"an equal copy of {report.model}: {tensors}; it has no records of fp8pad"
     checked = "every byte" if report.model else "every padded byte"
-    hashes = f", and the SHA-256 of {report.files_hashed} files" if report.files_hashed else ""
-    tensors = f"{report.tensors_checked} tensors"
+    hashes = f", and the SHA-256 of {counted(report.files_hashed, 'file')}" if report.files_hashed else ""
     source = f" of {report.model}" if report.model else ""
     return f"matches: the records of {tensors}, {checked}{source}{hashes}"
 
 
 def restoration_screen(report: UnpadReport) -> Screen:
     """Lay out what was restored and what did not come along."""
-    verdict = f"restored, {report.tensors_unpadded} tensors as they were before padding"
+    verdict = f"restored, {counted(report.tensors_unpadded, 'tensor')} as before padding"
     named = ("resumed", report.resumed), ("excluded", report.excluded)
     facts = [(label, shortened(names)) for label, names in named if names]
     facts += [*_replaced_facts(report.replaced), *(("note", printable(note)) for note in report.notes)]
@@ -111,7 +111,7 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
     """Tell how many files of an earlier output were replaced, and which of them were edited since."""
     if not replaced:
         return []
-    facts = [("replaced", f"{len(replaced.files)} files of an earlier output")]
+    facts = [("replaced", f"{counted(len(replaced.files), 'file')} of an earlier output")]
     return facts + ([("", f"edited since: {shortened(replaced.edited)}")] if replaced.edited else [])
 
 

@@ -18,6 +18,7 @@ from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
+from fp8pad.text import counted
 from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
 from fp8pad.verification.checks import byte_differences
 from fp8pad.verification.disagreements import examine, quantization_of
@@ -157,6 +158,6 @@ def _notes_on_plan(converted: Checkpoint, record: CheckpointRecord | None, sourc
         return
     if record is None:
         if not plan.changes_nothing:
-            yield f"{converted.root}: was not converted; converting would pad {len(plan.tensors)} tensors"
+            yield f"{converted.root}: was not converted; converting would pad {counted(len(plan.tensors), 'tensor')}"
     elif (plan.tensors, plan.modules) != (record.tensors, quantization.modules if quantization else {}):
         yield f"{converted.root}: fp8pad {record.fp8pad_version} padded it in another way than this version would"

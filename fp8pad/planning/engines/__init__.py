@@ -90,12 +90,15 @@ def engines() -> Mapping[str, Engine]:
 
 
 def find_engine(name: str | None = None) -> Engine:
-    """Return the engine of this name, vLLM's newest without one; `UsageError` where none is described."""
-    if name is None:
-        ours = (engine for engine in engines().values() if engine.name == "vLLM")
-        return max(ours, key=lambda engine: [int(number) for number in re.findall(r"\d+", engine.version)])
+    """Return the engine of this name, the newest of its kind without a version, vLLM's newest without a name.
+
+    Raises `UsageError` where none is described.
+    """
     if engine := engines().get(str(name)):
         return engine
+    kind = "vllm" if name is None else str(name).lower()
+    if versions := [engine for engine in engines().values() if engine.name.lower() == kind]:
+        return max(versions, key=lambda engine: [int(number) for number in re.findall(r"\d+", engine.version)])
     close = difflib.get_close_matches(str(name), engines(), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UsageError(f"engine {name}: expected one of {', '.join(engines())}{hint}")

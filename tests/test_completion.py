@@ -1,0 +1,117 @@
+"""Completion as people meet it: a shell in a terminal, a key pressed once, and the command that comes of it."""
+
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+READY = "ready> "
+# How a shell starts with the files of HOME alone, the file that it reads, and a prompt that can be recognised.
+SHELLS = {
+    "bash": (("bash", "-i"), ".bashrc", f"PS1='{READY}'"),
+    "zsh": (("zsh", "-i"), ".zshrc", f"PROMPT='{READY}'; unsetopt PROMPT_SP"),
+    "fish": (("fish", "-i"), ".config/fish/config.fish", f"function fish_prompt; echo -n '{READY}'; end"),
+}
+SECONDS = 60
+
+
+class Terminal:
+    """A shell at a terminal: what it printed, and keys for it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.printed = ""
+
+    def press(self, keys: str) -> None:
+        """Type keys; what is printed from here on is looked at alone."""
+        self.printed = ""
+        os.write(self._descriptor, keys.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Wait until a text was printed; colours and the like aside."""
+        until = time.monotonic() + SECONDS
+        while text not in re.sub(r"\x1b(\[[0-9;?<>=]*[a-zA-Z]|[()]B|[=>])", "", self.printed):
+            if time.monotonic() > until or not select.select([self._descriptor], [], [], 1.0)[0]:
+                assert time.monotonic() < until, f"expected {text!r}, got {self.printed!r}"
+                continue
+            self.printed += os.read(self._descriptor, 65536).decode(errors="replace")
+
+    def settle(self) -> None:
+        """Read what comes until nothing came for a moment."""
+        while select.select([self._descriptor], [], [], 1.5)[0]:
+            self.printed += os.read(self._descriptor, 65536).decode(errors="replace")
+
+
+@pytest.fixture
+def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
+    """A shell into which `fp8pad --install-completion` has put its script, in a home of its own."""
+    shell: str = request.param
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    command, rc, prompt = SHELLS[shell]
+    program = tmp_path / "bin" / "fp8pad"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nfrom fp8pad.cli.main import main\nmain()\n")
+    program.chmod(0o755)
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "TERM": "xterm",
+        "LC_ALL": "C.UTF-8",
+    }
+    install = [str(program), "--install-completion", shell]
+    test_mode = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    subprocess.run(install, env=environment | test_mode, capture_output=True, check=True)
+    file = tmp_path / rc
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as opened:
+        opened.write(f"\n{prompt}\n")
+    with started(command, environment, tmp_path) as terminal:
+        terminal.wait_for(READY)
+        yield terminal
+
+
+@contextmanager
+def started(command: tuple[str, ...], environment: dict[str, str], folder: Path) -> Iterator[Terminal]:
+    """Start a shell whose terminal is ours."""
+    ours, its = pty.openpty()
+    with subprocess.Popen(
+        command, env=environment, cwd=folder, stdin=its, stdout=its, stderr=its, start_new_session=True
+    ) as shell:
+        os.close(its)
+        try:
+            yield Terminal(ours)
+        finally:
+            shell.kill()
+            os.close(ours)
+
+
+@pytest.mark.parametrize("terminal", SHELLS, indirect=True)
+def test_the_first_tab_completes_a_command(terminal: Terminal) -> None:
+    """`fp8pad ver` and TAB is `fp8pad verify`, the first time that the key is pressed."""
+    terminal.press("fp8pad ver\t")
+    terminal.settle()
+    terminal.press("--help\r")
+    terminal.wait_for("Usage: fp8pad verify")
+
+
+@pytest.mark.parametrize("terminal", SHELLS, indirect=True)
+def test_names_of_options_and_engines_are_completed(terminal: Terminal) -> None:
+    """`--eng` becomes `--engine`, and `sg` what all of SGLang's names begin with."""
+    terminal.press("fp8pad plan x --eng\t")
+    terminal.settle()
+    terminal.press("sg\t")
+    terminal.settle()
+    terminal.press("-X\r")
+    terminal.wait_for("engine sglang-X: expected one of")
