@@ -5,6 +5,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -46,11 +47,6 @@ class Terminal:
                 continue
             self.printed += os.read(self._descriptor, 65536).decode(errors="replace")
 
-    def settle(self) -> None:
-        """Read what comes until nothing came for a moment."""
-        while select.select([self._descriptor], [], [], 1.5)[0]:
-            self.printed += os.read(self._descriptor, 65536).decode(errors="replace")
-
 
 @pytest.fixture
 def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
@@ -85,23 +81,23 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Termina
 @contextmanager
 def started(command: tuple[str, ...], environment: dict[str, str], folder: Path) -> Iterator[Terminal]:
     """Start a shell whose terminal is ours."""
-    ours, its = pty.openpty()
-    with subprocess.Popen(
-        command, env=environment, cwd=folder, stdin=its, stdout=its, stderr=its, start_new_session=True
-    ) as shell:
-        os.close(its)
-        try:
-            yield Terminal(ours)
-        finally:
-            shell.kill()
-            os.close(ours)
+    shell, ours = pty.fork()
+    if shell == 0:
+        os.chdir(folder)
+        os.execvpe(command[0], command, environment)  # noqa: S606  a shell is started
+    try:
+        yield Terminal(ours)
+    finally:
+        os.kill(shell, signal.SIGKILL)
+        os.waitpid(shell, 0)
+        os.close(ours)
 
 
 @pytest.mark.parametrize("terminal", SHELLS, indirect=True)
 def test_the_first_tab_completes_a_command(terminal: Terminal) -> None:
     """`fp8pad ver` and TAB is `fp8pad verify`, the first time that the key is pressed."""
     terminal.press("fp8pad ver\t")
-    terminal.settle()
+    terminal.wait_for("ify")
     terminal.press("--help\r")
     terminal.wait_for("Usage: fp8pad verify")
 
@@ -110,8 +106,8 @@ def test_the_first_tab_completes_a_command(terminal: Terminal) -> None:
 def test_names_of_options_and_engines_are_completed(terminal: Terminal) -> None:
     """`--eng` becomes `--engine`, and `sg` what all of SGLang's names begin with."""
     terminal.press("fp8pad plan x --eng\t")
-    terminal.settle()
+    terminal.wait_for("ine")
     terminal.press("sg\t")
-    terminal.settle()
+    terminal.wait_for("lang")
     terminal.press("-X\r")
     terminal.wait_for("engine sglang-X: expected one of")
