@@ -102,7 +102,10 @@ def compare_all(models: Sequence[str], arguments: argparse.Namespace) -> Iterato
             )
             servers = idle.get()
             try:
-                forms = {kind: servers.answers(paths[kind], alone | sizes) for kind in KINDS}
+                forms = {}
+                for kind in KINDS:
+                    forms[kind] = servers.answers(paths[kind], alone | sizes)
+                    print(model, kind, forms[kind].get("refused", "served"), file=sys.stderr, flush=True)
             finally:
                 idle.put(servers)
             if num_ranks > 1 and "refused" in forms["stock"]:
