@@ -25,14 +25,24 @@ class _Config:
     """Hands out vLLM's method for block scales, as it is or padded by a record."""
 
     record: LayerParts | None
+    tool: str = "fp8"
     online_quantization_config: Any = None
     weight_block_size: list[int] = field(default_factory=lambda: list(BLOCK))
 
     def get_quant_method(self, layer: Any, prefix: str) -> Any:  # noqa: ARG002
+        method = self._auto_round() if self.tool == "auto-round" else self._fp8()
+        return method if self.record is None else padded_linear_method(method, self.record)
+
+    def _fp8(self) -> Any:
         from vllm.model_executor.layers.quantization.fp8 import Fp8Config, Fp8LinearMethod
 
-        method = Fp8LinearMethod(Fp8Config(True, "dynamic", weight_block_size=self.weight_block_size))
-        return method if self.record is None else padded_linear_method(method, self.record)
+        return Fp8LinearMethod(Fp8Config(True, "dynamic", weight_block_size=self.weight_block_size))
+
+    def _auto_round(self) -> Any:
+        from vllm.model_executor.layers.quantization.inc.inc_linear import INCLinearMethod
+        from vllm.model_executor.layers.quantization.inc.schemes.inc_fp8_linear import INCFp8LinearScheme
+
+        return INCLinearMethod(INCFp8LinearScheme("x", BLOCK))
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +82,18 @@ def test_what_vllm_takes_gives_its_bits_on_every_rank(
         assert torch.equal(*(_output(kind, matrices, is_padded) for is_padded in (False, True)))
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [("ReplicatedLinear", [44]), ("MergedColumnParallelLinear", [64, 44])])
+def test_a_scheme_that_passes_on_to_the_method_of_fp8(
+    kind: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AutoRound's: its block and kernel are those of the method that it calls."""
+    matrices = _matrices(sizes, 72)
+    _pretend_rank(monkeypatch, 1, 0)
+    expected = _output(kind, matrices, is_padded=False, tool="auto-round")
+    assert torch.equal(_output(kind, matrices, is_padded=True, tool="auto-round"), expected)
+    assert torch.equal(_output(kind, matrices, is_padded=True), expected)
+
+
 @pytest.mark.parametrize("sizes", [[44, 64], [44, 44], [20, 20], [72, 40, 40]])
 def test_fused_matrices_give_the_bits_of_each_alone(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM puts such matrices right behind each other: it fails, or gives rows the scales of others."""
@@ -103,9 +125,9 @@ def _matrices(sizes: Sequence[int], num_k: int) -> list[Matrix]:
     return [block_scaled(weight * (1 + torch.arange(len(weight))[:, None] / 10), BLOCK[0]) for weight in weights]
 
 
-def _output(kind: str, matrices: Sequence[Matrix], is_padded: bool) -> torch.Tensor:
+def _output(kind: str, matrices: Sequence[Matrix], is_padded: bool, tool: str = "fp8") -> torch.Tensor:
     """Load a layer on the current rank, through vLLM's loaders, and multiply."""
-    layer = _layer(kind, matrices, is_padded)
+    layer = _layer(kind, matrices, is_padded, tool)
     for index, (weight, scale) in enumerate(matrices):
         arguments = () if len(matrices) == 1 else (index,)
         on_disk = _grown(weight) if is_padded else weight
@@ -118,12 +140,12 @@ def _output(kind: str, matrices: Sequence[Matrix], is_padded: bool) -> torch.Ten
     return output
 
 
-def _layer(kind: str, matrices: Sequence[Matrix], is_padded: bool) -> Any:
+def _layer(kind: str, matrices: Sequence[Matrix], is_padded: bool, tool: str) -> Any:
     from vllm.model_executor.layers import linear
 
     shapes = [(weight.shape[0], weight.shape[1]) for weight, _ in matrices]
     modules = tuple(ModuleRecord(shape, _padded(shape), BLOCK) for shape in shapes)
-    config = _Config(LayerParts("x", modules) if is_padded else None)
+    config = _Config(LayerParts("x", modules) if is_padded else None, tool)
     sizes = [num_n for num_n, _ in shapes]
     num_n = sizes if kind.startswith("Merged") else sizes[0]
     return getattr(linear, kind)(shapes[0][1], num_n, bias=False, quant_config=config)
