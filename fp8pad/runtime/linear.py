@@ -98,7 +98,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         self.reads_layer_sizes = kernel is None or type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
         self.pads_where_quantized = self.has_padded_columns and pad_where_quantized(kernel, sizes.padded_k)
         if not sizes.is_padded:
-            vars(self)["apply"] = super().apply  # a forward has nothing to do
+            self.apply = super().apply  # type: ignore[method-assign]  # a forward has nothing to do
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
