@@ -39,7 +39,7 @@ def other_weight_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, .
 
     It is copied as it is. Raises `PlanError` if sizes are absorbed, which would no longer be those of its tensors.
     """
-    if source.index_text is not None:
+    if source.has_index:
         return ()
     files = [file for file in source.other_files if _holds_linears(source, file)]
     if files and plan.config_edits:

@@ -86,15 +86,15 @@ def convert(
     written, and `VerifyError` if what was read back is wrong.
     """
     contents = converted_files(source, plan, with_card=options.card)
+    rewritten = {layout.file for layout in contents.layouts if not layout.is_untouched}
+    rewritten |= {file for file, text in source_texts(contents).items() if text != contents.texts.get(file, text)}
     with staged(contents, out_dir, options) as out:
         hashes = out.write_files(progress)
         out.write_texts(record_with(contents, hashes))
         replaced = out.publish()
     if out.others:
         progress.say(others_left(out.others, out.writer.staging.root.path))
-    files, before = contents.files, source_texts(contents)
-    rewritten = {layout.file for layout in contents.layouts if not layout.is_untouched}
-    rewritten |= {file for file, text in contents.texts.items() if text != before[file]}
+    files = contents.files
     return ConvertReport(
         source=contents.source,
         plan=plan,

@@ -91,22 +91,25 @@ def _texts(
     source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout], fp8pad_version: str
 ) -> dict[str, str]:
     texts: dict[str, str] = {}
-    if source.index_text is not None:
-        rewritten = index_text(source.index_text, sum(layout.data_bytes() for layout in layouts))
-        texts[INDEX_FILE] = rewritten if plan.tensors else source.index_text
+    if source.has_index:
+        before = source.text(INDEX_FILE)
+        rewritten = index_text(before, sum(layout.data_bytes() for layout in layouts))
+        texts[INDEX_FILE] = rewritten if plan.tensors else before
     quantization = QuantizationRecord(plan.modules, plan.base or {}, fp8pad_version) if plan.needs_runtime else None
     edited = edited_config(source.configs[CONFIG_FILE], plan.config_edits, quantization, plan.base_source)
-    texts[CONFIG_FILE] = dumps_like(source.config_text, edited) if plan.edits_config else source.config_text
+    before = source.text(CONFIG_FILE)
+    texts[CONFIG_FILE] = dumps_like(before, edited) if plan.edits_config else before
     return texts
 
 
 def _originals(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> dict[str, str]:
     """Return what unpadding could not work out: the source's config.json, and whatever has an unusual spelling."""
-    originals = {CONFIG_FILE: source.config_text}
-    if source.index_text is not None:
+    originals = {CONFIG_FILE: source.text(CONFIG_FILE)}
+    if source.has_index:
+        before = source.text(INDEX_FILE)
         logical_bytes = sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors)
-        if index_text(texts[INDEX_FILE], logical_bytes) != source.index_text:
-            originals[INDEX_FILE] = source.index_text
+        if index_text(texts[INDEX_FILE], logical_bytes) != before:
+            originals[INDEX_FILE] = before
     for layout in layouts:
         if not layout.is_untouched:
             shapes = {tensor.name: tensor.shape for tensor in layout.header.tensors}

@@ -69,11 +69,10 @@ def output_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = Tru
     rewritten = {CONFIG_FILE} if plan.edits_config else set()
     source = source.with_edited_config() if plan.edits_config else source
     if plan.shards_rewritten:
-        rewritten |= {*plan.shards_rewritten, *([] if source.index_text is None else [INDEX_FILE])}
+        rewritten |= {*plan.shards_rewritten, *([INDEX_FILE] if source.has_index else [])}
     if with_card and not plan.changes_nothing and (source.remote or read_card(source) is not None):
         rewritten.add(CARD_FILE)
-    everything = {CONFIG_FILE, *(shard.file for shard in source.shards), *source.other_files}
-    everything |= source.texts.keys()
+    everything = {*source.text_files, *(shard.file for shard in source.shards), *source.other_files}
     return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.excluded)
 
 

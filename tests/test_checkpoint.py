@@ -40,9 +40,9 @@ def test_a_checkpoint_is_read_whole(two_shards: Path) -> None:
     (two_shards / "hf_quant_config.json").write_text('{"quantization": {}}')
     source = read_unconverted(two_shards)
     assert [shard.file for shard in source.shards] == [ONE, TWO]
-    assert source.index_text == (two_shards / INDEX).read_text()
+    assert source.text(INDEX) == (two_shards / INDEX).read_text()
     assert source.configs == {"config.json": FBGEMM, "hf_quant_config.json": {"quantization": {}}}
-    assert source.config_text == (two_shards / "config.json").read_text()
+    assert source.text("config.json") == (two_shards / "config.json").read_text()
     assert source.other_files == ("hf_quant_config.json", "tokenizer.json")
     assert source.excluded == ()
     assert source.identities.keys() == {ONE, TWO, INDEX, "config.json", "hf_quant_config.json", "tokenizer.json"}
@@ -285,7 +285,7 @@ def test_a_series_without_index_is_taken_whole(two_shards: Path) -> None:
     (two_shards / INDEX).unlink()
     source = read_unconverted(two_shards)
     assert [shard.file for shard in source.shards] == [ONE, TWO]
-    assert source.index_text is None
+    assert not source.has_index
 
 
 def test_a_series_with_a_gap_is_refused(two_shards: Path) -> None:

@@ -51,8 +51,8 @@ class Remote(Protocol):
 class Checkpoint:
     """A checkpoint folder; file names are relative to `root`.
 
-    `configs` holds config.json, and hf_quant_config.json where there is one; `config_text` is config.json as it lies on
-    disk, and `index_text` the index, where there is one. `other_files` are copied along unchanged, `excluded` are not.
+    `configs` holds config.json, and hf_quant_config.json where there is one. `other_files` are copied along unchanged,
+    `excluded` are not.
     `identities` are those of every file at the moment when it was read. A checkpoint on the hub has its id as `name`,
     and data of a file only inside of `with fetched(file)`.
     """
@@ -60,8 +60,7 @@ class Checkpoint:
     root: Path
     shards: tuple[ShardHeader, ...]
     configs: Mapping[str, Json]
-    config_text: str
-    index_text: str | None
+    has_index: bool
     other_files: tuple[str, ...]
     excluded: tuple[str, ...]
     identities: Mapping[str, FileIdentity]
@@ -119,8 +118,19 @@ class Checkpoint:
 
     @property
     def texts(self) -> dict[str, str]:
-        """The index, where there is one, and config.json, as they lie on disk."""
-        return ({} if self.index_text is None else {INDEX_FILE: self.index_text}) | {CONFIG_FILE: self.config_text}
+        """The index, where there is one, and config.json, read again: an index may be as large as all headers."""
+        return {file: self.text(file) for file in self.text_files}
+
+    @property
+    def text_files(self) -> tuple[str, ...]:
+        """The names of the files that are read whole and rewritten: the index, where there is one, and config.json."""
+        return (INDEX_FILE, CONFIG_FILE) if self.has_index else (CONFIG_FILE,)
+
+    def text(self, file: str) -> str:
+        """Read a text file as it lies on disk; `CheckpointError` if it was changed meanwhile."""
+        text, identity = read_text_and_identity(self.root, file)
+        check_identity(file, self.identities[file], identity)
+        return text
 
     def header_text(self, file: str) -> bytes:
         """Read the header of a shard as it lies on disk; `CheckpointError` if the shard was changed meanwhile."""
@@ -156,11 +166,10 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
         raise CheckpointError("expected a folder" if root.exists() else "no such folder")
     check_format(root)
     reader = _FolderReader(root)
-    config_text, index_text = reader.text(CONFIG_FILE), reader.optional_text(INDEX_FILE)
-    configs = {CONFIG_FILE: parse_object(CONFIG_FILE, config_text)}
+    configs = {CONFIG_FILE: parse_object(CONFIG_FILE, reader.text(CONFIG_FILE))}
     if (modelopt_text := reader.optional_text(MODELOPT_FILE)) is not None:
         configs[MODELOPT_FILE] = parse_object(MODELOPT_FILE, modelopt_text)
-    weight_map = parse_index(index_text)
+    weight_map = parse_index(reader.optional_text(INDEX_FILE))
     shards = tuple(reader.header(file) for file in shard_files(root, weight_map))
     check_tensors(shards, weight_map)
     own_files = {CONFIG_FILE, *([INDEX_FILE] if weight_map else []), *(shard.file for shard in shards)}
@@ -170,8 +179,7 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
         root=root,
         shards=shards,
         configs=configs,
-        config_text=config_text,
-        index_text=index_text,
+        has_index=bool(weight_map),
         other_files=tuple(file for file in found if file not in copies),
         excluded=tuple(sorted((*excluded, *copies))),
         identities={file: each for file, each in (found | reader.identities).items() if file not in copies},

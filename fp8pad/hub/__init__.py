@@ -82,7 +82,7 @@ class SentCheckpoint:
     @contextmanager
     def opened(self) -> Iterator[Checkpoint]:
         """Yield the checkpoint, of which files can be read, and nothing else is known."""
-        nothing = Checkpoint(Path(self.root), (), {}, "", None, (), (), self.identities)
+        nothing = Checkpoint(Path(self.root), (), {}, False, (), (), self.identities)
         if self.hub is None:
             yield nothing
             return

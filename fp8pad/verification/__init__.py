@@ -17,7 +17,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
-from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
+from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, ModuleRecord, Policy
 from fp8pad.text import counted
 from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
 from fp8pad.verification.checks import byte_differences
@@ -80,12 +80,17 @@ def verify(
     malformed, or if there is nothing to compare with.
     """
     if model is None:
-        return _verified(None, out_dir, workers, progress)
+        return _verified(None, out_dir, workers, progress)[0]
     with opened(model, read_checkpoint, use_cache=use_cache, progress=progress) as source:
-        return _verified(source, out_dir, workers, progress)
+        report, record, modules = _verified(source, out_dir, workers, progress)
+        notes = _notes_on_plan(source, out_dir, record, modules)  # what was read of `out_dir` is not kept meanwhile
+        return replace(report, notes=(*report.notes, *notes))
 
 
-def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progress: Progress) -> VerifyReport:
+def _verified(
+    source: Checkpoint | None, out_dir: Path, workers: Workers, progress: Progress
+) -> tuple[VerifyReport, CheckpointRecord | None, Mapping[str, ModuleRecord]]:
+    """Return what was found, and both records that say how tensors were padded."""
     converted = read_checkpoint(out_dir)
     _check_source(source, converted)
     if source and not source.remote and set(source.excluded) & set(converted.other_files):  # --follow-links, perhaps
@@ -97,7 +102,7 @@ def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progre
     faults += _missing_hashes(record) if record else ()
     expected = record.files if record else _sizes_of_copy(source)
     differences, files_hashed = list(changed_files(converted, expected)), 0
-    notes = [*notes_on_files(converted), *_notes_on_plan(converted, record, source)]
+    notes = [*notes_on_files(converted)]
     if original is None:
         notes.append("no bytes were compared, since the records do not say how")
     elif len(faults) < MAX_MISMATCHES:
@@ -110,7 +115,8 @@ def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progre
     named = expected.keys() | (original.sizes.keys() if original else set())
     found = [*faults, *(each for each in differences if is_wrong(each.file, named))]
     notes += [str(each) for each in differences if not is_wrong(each.file, named)]
-    return VerifyReport(
+    quantization = None if faults else quantization_of(converted)
+    report = VerifyReport(
         out_dir=out_dir,
         model=None if source is None else str(source),
         tensors_checked=sum(len(shard.tensors) for shard in converted.shards),
@@ -120,6 +126,7 @@ def _verified(source: Checkpoint | None, out_dir: Path, workers: Workers, progre
         notes=tuple(dict.fromkeys(notes)),
         is_complete=len(found) < MAX_MISMATCHES,
     )
+    return report, record, quantization.modules if quantization else {}
 
 
 def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
@@ -146,18 +153,17 @@ def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
                 yield Mismatch(RECORD_FILE, f"files: {file}", "both hashes, as other files have", "not both")
 
 
-def _notes_on_plan(converted: Checkpoint, record: CheckpointRecord | None, source: Checkpoint | None) -> Iterator[str]:
+def _notes_on_plan(
+    source: Checkpoint, out_dir: Path, record: CheckpointRecord | None, modules: Mapping[str, ModuleRecord]
+) -> Iterator[str]:
     """Yield how converting the source would differ today."""
-    if source is None:
-        return
     try:
         plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
-        quantization = quantization_of(converted)
     except CheckpointError as error:
         yield f"{source}: cannot be planned today: {error}"
         return
     if record is None:
         if not plan.changes_nothing:
-            yield f"{converted.root}: was not converted; converting would pad {counted(len(plan.tensors), 'tensor')}"
-    elif (plan.tensors, plan.modules) != (record.tensors, quantization.modules if quantization else {}):
-        yield f"{converted.root}: fp8pad {record.fp8pad_version} padded it in another way than this version would"
+            yield f"{out_dir}: was not converted; converting would pad {counted(len(plan.tensors), 'tensor')}"
+    elif (plan.tensors, plan.modules) != (record.tensors, modules):
+        yield f"{out_dir}: fp8pad {record.fp8pad_version} padded it in another way than this version would"

@@ -11,8 +11,8 @@ from pathlib import PurePath
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
-from fp8pad.checkpoint.folder import INDEX_FILE, NEVER_COPIED, leads_to_blob
-from fp8pad.record import CONFIG_FILE, RECORD_FILE, FileRecord
+from fp8pad.checkpoint.folder import NEVER_COPIED, leads_to_blob
+from fp8pad.record import RECORD_FILE, FileRecord
 
 # What an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too. Tokenizers
 # are not among them: people do add those.
@@ -41,8 +41,7 @@ def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Ite
 
     Shards, config.json and the index, if they are there, are not among them: `examine` knows what they have to be.
     """
-    own_files = {CONFIG_FILE, RECORD_FILE, *(shard.file for shard in converted.shards)}
-    own_files |= {INDEX_FILE} if converted.index_text is not None else set()
+    own_files = {RECORD_FILE, *converted.text_files, *(shard.file for shard in converted.shards)}
     found = {file: converted.identities[file].size for file in converted.other_files}
     for file in sorted((files.keys() | found.keys()) - own_files):
         if file not in found:

@@ -102,7 +102,7 @@ def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
         yield Mismatch(CONFIG_FILE, "quantization_config", f"one of fp8pad, since {name} is padded", "another or none")
     if quantization or record.config_edits:
         text = dumps_like(text, edited_config(original, record.config_edits, quantization, record.base_source))
-    yield from compare_texts(CONFIG_FILE, text, converted.config_text)
+    yield from compare_texts(CONFIG_FILE, text, converted.text(CONFIG_FILE))
 
 
 def _module_faults(
@@ -150,10 +150,10 @@ def _original_base(converted: Checkpoint, record: CheckpointRecord, original: Js
 
 
 def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
-    if converted.index_text is not None and record.tensors:
+    if converted.has_index and record.tensors:
         total_bytes = sum(tensor.num_bytes for shard in converted.shards for tensor in shard.tensors)
-        expected = index_text(record.originals.get(INDEX_FILE, converted.index_text), total_bytes)
-        yield from compare_texts(INDEX_FILE, expected, converted.index_text)
+        found = converted.text(INDEX_FILE)
+        yield from compare_texts(INDEX_FILE, index_text(record.originals.get(INDEX_FILE, found), total_bytes), found)
 
 
 def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:

@@ -42,8 +42,8 @@ def original_of(converted: Checkpoint, record: CheckpointRecord | None) -> Origi
         return Original(converted, None, layouts, converted.texts)
     layouts = tuple(_layout(shard, record) for shard in converted.shards)
     texts: dict[str, str] = {}
-    if converted.index_text is not None:
-        restored = index_text(converted.index_text, sum(layout.data_bytes() for layout in layouts))
+    if converted.has_index:
+        restored = index_text(converted.text(INDEX_FILE), sum(layout.data_bytes() for layout in layouts))
         texts[INDEX_FILE] = record.originals.get(INDEX_FILE) or restored
     original_json(record, INDEX_FILE)
     original_json(record, CONFIG_FILE)
