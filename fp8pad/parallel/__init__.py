@@ -12,6 +12,9 @@ from fp8pad.parallel.cluster import run_on_cluster
 T = TypeVar("T")
 R = TypeVar("R")
 
+# A signal that comes just before a thread sleeps does not wake it: how long it then takes until it is handled.
+SIGNAL_SECONDS = 1.0
+
 
 def work_on_all(
     work: Callable[[T, Callable[[int], None]], R], items: Sequence[T], workers: Workers, progress: Progress
@@ -48,9 +51,11 @@ def run_all(
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         try:
             futures = [pool.submit(work_on, item) for item in items]
-            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in finished:
-                future.result()
+            waiting = set(futures)
+            while waiting:
+                finished, waiting = wait(waiting, timeout=SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
