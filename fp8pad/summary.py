@@ -1,5 +1,6 @@
 """What a plan says, condensed: the share of FLOPs added, the files touched; and `plan --json`."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import prod
@@ -46,8 +47,10 @@ def action(layer: LayerPlan) -> str:
 
 def headline(plan: CheckpointPlan) -> str:
     """Count layers by what is done to them."""
-    actions = [action(layer) for layer in plan.layers]
-    counts = [f"{actions.count(name)} {name}" for name in ACTIONS if name in actions]
+    actions: Counter[str] = Counter()
+    for alike in plan.alike:
+        actions[action(alike.example)] += len(alike.places)
+    counts = [f"{actions[name]} {name}" for name in ACTIONS if name in actions]
     return f"{counted(len(plan.layers), 'FP8 layer')}: {', '.join(counts)}" if counts else "no FP8 layers"
 
 

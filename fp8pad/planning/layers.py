@@ -5,7 +5,7 @@ What is not understood is carried, with the reason; planning/contradictions.py r
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from fp8pad.planning.engines import find_engine, matches
@@ -70,7 +70,7 @@ def recognise(
             linears.append(_skipped(_linear(tensor, model), skip))
         elif found := _untouched(tensor):
             untouched.append(found)
-    return tuple(_with_one_input(linears)), tuple(untouched)
+    return _with_one_input(linears), tuple(untouched)
 
 
 def left_to_engine(
@@ -83,7 +83,7 @@ def left_to_engine(
         return tuple(linears)
     reason = "not padded here: vLLM's code of this model pads it to whole scale blocks itself"
     return tuple(
-        replace(linear, skip_reason=linear.skip_reason or reason)
+        linear._replace(skip_reason=linear.skip_reason or reason)
         if any(matches((linear.name,), rule.modules) for rule in rules)
         and isinstance(linear.granularity, PerBlock)
         and not linear.is_expert
@@ -182,25 +182,30 @@ def _has_inputs(name: str, weight: TensorHeader, tensors: Mapping[str, TensorHea
 
 def _skipped(linear: Fp8Linear, patterns: Sequence[str]) -> Fp8Linear:
     """Return a layer that the user wants carried unchanged as one that is."""
-    pattern = next((pattern for pattern in patterns if fnmatchcase(linear.name, pattern)), None)
-    return linear if pattern is None else replace(linear, skip_reason=f"--skip {pattern}", is_understood=True)
+    for pattern in patterns:
+        if fnmatchcase(linear.name, pattern):
+            return linear._replace(skip_reason=f"--skip {pattern}", is_understood=True)
+    return linear
 
 
-def _with_one_input(linears: Sequence[Fp8Linear]) -> Iterator[Fp8Linear]:
-    """Yield the layers; queries, keys and values of different K are not fused in a way that is known."""
-    sizes: dict[str, dict[str, int]] = {}
+def _with_one_input(linears: Sequence[Fp8Linear]) -> tuple[Fp8Linear, ...]:
+    """Return the layers; queries, keys and values of different K are not fused in a way that is known."""
+    inputs: dict[str, dict[str, Fp8Linear]] = {}
     for linear in linears:
         parent, _, last = linear.name.rpartition(".")
         if last in ("q_proj", "k_proj", "v_proj"):
-            sizes.setdefault(parent, {})[last] = linear.weight.shape[-1]
-    for linear in linears:
-        parent, _, last = linear.name.rpartition(".")
-        inputs = sizes.get(parent, {}) if last in ("q_proj", "k_proj", "v_proj") else {}
-        if len(set(inputs.values())) > 1 and linear.skip_reason is None:
-            found = " and ".join(f"{name} of {size}" for name, size in inputs.items())
-            yield replace(linear, skip_reason=f"attention with different inputs: {found}", is_understood=False)
-        else:
-            yield linear
+            inputs.setdefault(parent, {})[last] = linear
+    reasons: dict[str, str] = {}
+    for fused in inputs.values():
+        if len({linear.weight.shape[-1] for linear in fused.values()}) > 1:
+            sizes = " and ".join(f"{last} of {linear.weight.shape[-1]}" for last, linear in fused.items())
+            reasons |= {linear.name: f"attention with different inputs: {sizes}" for linear in fused.values()}
+    return tuple(
+        linear._replace(skip_reason=reasons[linear.name], is_understood=False)
+        if linear.name in reasons and linear.skip_reason is None
+        else linear
+        for linear in linears
+    )
 
 
 def _model_types(config: Json) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from math import prod
 from operator import attrgetter
+from typing import NamedTuple
 
 from fp8pad.planning.sharding import COLUMN, Fit, RankPart, Sharding
 from fp8pad.record import Axis, AxisActions
@@ -12,8 +13,7 @@ from fp8pad.tensors import TensorHeader
 CONV1D = "a Conv1D, stored as [K, N]"
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8Linear:
+class Fp8Linear(NamedTuple):
     """An FP8 weight `[N, K]`, or a stack of them, with its scale.
 
     `granularity` is None where its scales are of a layout that is not padded. `skip_reason` is set where it must not be
@@ -34,7 +34,7 @@ class Fp8Linear:
     @property
     def shape(self) -> tuple[int, ...]:
         """The weight's shape as `[N, K]` or `[num_experts, N, K]`, in whatever order it is stored."""
-        return in_order(self.weight.shape, self.order)
+        return self.weight.shape if self.order == "nk" else in_order(self.weight.shape, self.order)
 
     @property
     def kind(self) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -23,12 +24,18 @@ class LayerGroup:
 def name_patterns(names: Iterable[str]) -> list[str]:
     """Fold dotted names into patterns, so that each name is in exactly one.
 
-    At one position after the other, the first aside, patterns that differ there alone become one.
+    At one position after the other, the first aside, patterns that differ there alone become one. The same layers are
+    told of at several tensor-parallel sizes: what was folded lately is kept.
     """
+    return list(_patterns(tuple(names)))
+
+
+@lru_cache(maxsize=16)
+def _patterns(names: tuple[str, ...]) -> tuple[str, ...]:
     patterns: Sequence[Pattern] = [tuple(name.split(".")) for name in names]
     for position in range(1, max(map(len, patterns), default=0)):
         patterns = _fold(patterns, position)
-    return [".".join(map(_written, pattern)) for pattern in patterns]
+    return tuple(".".join(map(_written, pattern)) for pattern in patterns)
 
 
 def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:

@@ -65,11 +65,11 @@ def layer_how(layer: LayerPlan) -> str:
 
 
 def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
-    by_action: dict[str, list[LayerPlan]] = {name: [] for name in ACTIONS}
-    for layer in plan.layers:
-        by_action[action(layer)].append(layer)
-    aligned = by_action["aligned already"] if not show_all else []
-    listed = [layer for layers in by_action.values() for layer in layers if layers is not aligned]
+    places: dict[str, list[int]] = {name: [] for name in ACTIONS}
+    for alike in plan.alike:
+        places[action(alike.example)] += alike.places
+    aligned = places.pop("aligned already") if not show_all else []
+    listed = [plan.layers[place] for of_action in places.values() for place in sorted(of_action)]
     if plan.layers or plan.untouched:
         screen.section("What converting changes" if plan.tensors or plan.modules else "What is in it")
     header = ("layers", "scales", "[N, K]", "padded", "how", "why")

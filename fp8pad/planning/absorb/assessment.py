@@ -81,13 +81,16 @@ def _alike(
     size: GovernedSize, linears: Mapping[str, Fp8Linear], times: Mapping[MlpId, int]
 ) -> tuple[AlikeTensors, ...]:
     found: dict[object, AlikeTensors] = {}
-    for governed in size.axes:
-        linear, often = linears.get(governed.module), times.get(governed.mlp_id, 1)
-        tensor, kind = governed.tensor, linear.kind if linear else None
-        key = id(governed.mlp), governed.role, governed.leaf, governed.order, tensor.dtype, tensor.shape, kind, often
-        if key not in found:
-            found[key] = AlikeTensors([], linear, often)
-        found[key].members.append(governed)
+    for mlp in size.mlps:
+        often, module = times.get(mlp[0].mlp_id, 1), ""
+        for governed in mlp:
+            if governed.module != module:
+                module, linear = governed.module, linears.get(governed.module)
+                part = id(governed.mlp), governed.role, governed.order, linear.kind if linear else None, often
+            key = part, governed.leaf, governed.tensor.dtype, governed.tensor.shape
+            if key not in found:
+                found[key] = AlikeTensors([], linear, often)
+            found[key].members.append(governed)
     return tuple(found.values())
 
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import Role
@@ -27,8 +28,7 @@ _PLAIN = FP8_WEIGHT_DTYPES | FLOAT_DTYPES
 MlpId = tuple[Mlp, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class GovernedAxis:
+class GovernedAxis(NamedTuple):
     """One tensor of an MLP, whose inner size governs one of its axes.
 
     `leaf` is the tensor's name inside its module: "weight", "bias", "weight_scale", ... `instance` tells the MLPs of

@@ -11,23 +11,23 @@ from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, Governed
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.linear_names import Division
 from fp8pad.record import Axis
-from fp8pad.scales import Order
 from fp8pad.tensors import TensorHeader
 
-_NUMBER = re.compile(r"\{\w+\}|\d+")
+_WORD_IN_BRACES = re.compile(r"\{\w+\}")
+_WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
 
 
 def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> GovernedAxes:
     """Match every section's family against the tensors; `PlanError` where one axis of a tensor is governed twice."""
     index = NameIndex(tensors)
     sizes: dict[object, GovernedSize] = {}
-    owners: dict[tuple[str, Axis], str] = {}
+    owners: Mapping[Axis, dict[str, str]] = {"n": {}, "k": {}}
     for section, mlp in _rules(sections, index):
         key = _key(section, mlp)
         path = section.dotted(key or mlp.down)
         axes = _in_order(section, mlp, tuple(_matches(section, mlp, tensors, index)))
         for governed in axes:
-            other = owners.setdefault((governed.tensor.name, governed.axis), path)
+            other = owners[governed.axis].setdefault(governed.tensor.name, path)
             if other != path:
                 raise PlanError(
                     f"{governed.tensor.name}: both {other} and {path} govern its axis {governed.axis.upper()}"
@@ -35,7 +35,7 @@ def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeade
         size = sizes.setdefault(path, GovernedSize(section, key, ()))
         sizes[path] = replace(size, axes=size.axes + axes)
     unabsorbable = _unabsorbable(sections, index)
-    known = {name for name, _ in owners} | _ignored(sections, tensors, index)
+    known = owners["n"].keys() | owners["k"].keys() | _ignored(sections, tensors, index)
     unclaimed = [
         tensor for name, tensor in tensors.items() if name not in known and name.rpartition(".")[0] not in unabsorbable
     ]
@@ -52,24 +52,31 @@ class NameIndex:
     def __init__(self, names: Iterable[str]) -> None:
         self._kinds: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
         for place, name in enumerate(names):
-            self._kinds[_kind(name)].append((place, name))
+            self._kinds[name.translate(_WITHOUT_DIGITS)].append((place, name))
 
-    def find(self, prefixes: Sequence[str], pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
+    def find(self, prefixes: Sequence[str], pattern: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Yield the names that begin with a module of this pattern, in the order in which they were given.
 
-        The groups of a match are the prefix, then the numbers.
+        With each comes the module, and the prefix and the numbers in it.
         """
-        starts = tuple(_kind(prefix + pattern) for prefix in prefixes)
-        regex = _regex(prefixes, pattern)
+        starts = tuple(_WORD_IN_BRACES.sub("", prefix + pattern).translate(_WITHOUT_DIGITS) for prefix in prefixes)
+        places = "|".join(map(re.escape, prefixes))
+        regex = re.compile(f"({places})" + r"(\d+)".join(map(re.escape, _WORD_IN_BRACES.split(pattern))))
         alike = sorted(chain.from_iterable(names for kind, names in self._kinds.items() if kind.startswith(starts)))
-        yield from ((name, match) for _, name in alike if (match := regex.match(name)))
+        module, start, parts = "", "\0", ()
+        for _, name in alike:
+            if not name.startswith(start):  # of one module there are several tensors, one after the other
+                if not (found := regex.match(name)):
+                    continue
+                module, start, parts = found[0], f"{found[0]}.", found.groups()
+            yield name, module, parts
 
     def modules(self, prefixes: Sequence[str], patterns: Sequence[str]) -> Iterator[str]:
         """Yield the modules of these patterns that have tensors of their own."""
         for pattern in patterns:
-            for name, match in self.find(prefixes, pattern):
-                if match.group() == name.rpartition(".")[0]:
-                    yield match.group()
+            for name, module, _ in self.find(prefixes, pattern):
+                if module == name.rpartition(".")[0]:
+                    yield module
 
 
 def _divided(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[str, Division]]:
@@ -115,10 +122,9 @@ def _matches(
     section: Section, mlp: Mlp, tensors: Mapping[str, TensorHeader], index: NameIndex
 ) -> Iterator[GovernedAxis]:
     for role, pattern in mlp.parts.items():
-        for name, match in index.find(section.prefixes, pattern):
-            if leaf := _leaf(name[match.end() :], mlp):
-                order: Order | None = "nk" if mlp.stacked else None
-                yield GovernedAxis(tensors[name], match.group(), leaf, role, mlp, match.groups(), order)
+        for name, module, instance in index.find(section.prefixes, pattern):
+            if leaf := _leaf(name[len(module) :], mlp):
+                yield GovernedAxis(tensors[name], module, leaf, role, mlp, instance, "nk" if mlp.stacked else None)
 
 
 def _leaf(rest: str, mlp: Mlp) -> str | None:
@@ -134,7 +140,7 @@ def _in_order(section: Section, mlp: Mlp, axes: tuple[GovernedAxis, ...]) -> tup
     """Decide between the two orders of stacked axes: in one of them all weights have one inner size, the config's."""
     if not mlp.stacked:
         return axes
-    turned = tuple(replace(governed, order="kn") for governed in axes)
+    turned = tuple(governed._replace(order="kn") for governed in axes)
     asked = section.config.get(_key(section, mlp) or "")
     orders = [(axes, list(inner_sizes(axes))), (turned, list(inner_sizes(turned)))]
     fitting = [order for order, sizes in orders if sizes == [asked]] or [
@@ -158,7 +164,7 @@ def _ignored(sections: Sequence[Section], tensors: Mapping[str, TensorHeader], i
         for section in sections
         for module in index.modules(section.prefixes, section.family.ignore if section.family else ())
     }
-    return {name for name in tensors if name.rpartition(".")[0] in modules}
+    return {name for name in tensors if name.rpartition(".")[0] in modules} if modules else set()
 
 
 def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> GovernedSize:
@@ -177,13 +183,4 @@ def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> Go
 
 def _any_number(pattern: str) -> str:
     """Return a regular expression for a pattern whose numbers do not matter."""
-    return r"\d+".join(map(re.escape, re.split(r"\{\w+\}", pattern)))
-
-
-def _kind(name: str) -> str:
-    return _NUMBER.sub("#", name)
-
-
-def _regex(prefixes: Sequence[str], pattern: str) -> re.Pattern[str]:
-    places = "|".join(map(re.escape, prefixes))
-    return re.compile(f"({places})" + r"(\d+)".join(map(re.escape, re.split(r"\{\w+\}", pattern))))
+    return r"\d+".join(map(re.escape, _WORD_IN_BRACES.split(pattern)))
