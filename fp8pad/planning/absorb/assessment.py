@@ -126,7 +126,7 @@ def _check_sizes(assessment: Assessment, value: int) -> None:
     size = assessment.size
     for alike in assessment.tensors:
         governed, length = alike.example, value * alike.times * alike.example.width
-        if governed.is_plain_weight and governed.tensor.shape[governed.index] != length:
+        if governed.is_plain_weight and governed.tensor.shape[governed.dimension] != length:
             raise ConfigError(
                 f"{CONFIG_FILE}: {size.path} asks for {length} {'rows' if governed.axis == 'n' else 'columns'}"
                 f" of {governed.tensor.name}, got {list(governed.tensor.shape)}"

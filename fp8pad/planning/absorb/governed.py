@@ -55,7 +55,7 @@ class GovernedAxis(NamedTuple):
         return "k" if self.role == "down" else "n"
 
     @property
-    def index(self) -> int:
+    def dimension(self) -> int:
         """The dimension of the module's weight that is governed."""
         return _WEIGHT_INDEX[self.order][self.axis]
 
@@ -78,7 +78,7 @@ class GovernedAxis(NamedTuple):
     @property
     def inner_size(self) -> int:
         """The inner size of the MLP as the shape of a plain weight has it."""
-        return self.tensor.shape[self.index] // self.width
+        return self.tensor.shape[self.dimension] // self.width
 
     @property
     def block(self) -> str:

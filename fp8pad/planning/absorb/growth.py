@@ -24,7 +24,7 @@ def grown(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int, new
     fill: Literal[0, 1] = 0
     if governed.leaf == "weight":
         _check_weight(governed, linear)
-        shape = _resized(governed, tensor.shape, governed.index, inner_size, new_size)
+        shape = _resized(governed, tensor.shape, governed.dimension, inner_size, new_size)
     elif governed.leaf == "bias" and tensor.dtype in FLOAT_DTYPES:
         if governed.axis == "k":
             return None
@@ -63,7 +63,7 @@ def _scale_shape(governed: GovernedAxis, linear: Fp8Linear, inner_size: int, new
     if isinstance(granularity, PerBlock) and governed.num_segments > 1 and inner_size % granularity.n:
         where = f"a block of {granularity.n} rows straddles gate and up in {governed.module}"
         raise NotAbsorbableError(f"{where}: {inner_size} is not a multiple")
-    new_weight = _resized(governed, weight, governed.index, inner_size, new_size)
+    new_weight = _resized(governed, weight, governed.dimension, inner_size, new_size)
     return resized_scale(granularity, scale.shape, weight, new_weight, governed.order)
 
 

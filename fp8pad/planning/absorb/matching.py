@@ -63,7 +63,8 @@ class NameIndex:
         places = "|".join(map(re.escape, prefixes))
         regex = re.compile(f"({places})" + r"(\d+)".join(map(re.escape, _WORD_IN_BRACES.split(pattern))))
         alike = sorted(chain.from_iterable(names for kind, names in self._kinds.items() if kind.startswith(starts)))
-        module, start, parts = "", "\0", ()
+        module, start = "", "\0"
+        parts: tuple[str, ...] = ()
         for _, name in alike:
             if not name.startswith(start):  # of one module there are several tensors, one after the other
                 if not (found := regex.match(name)):
