@@ -11,10 +11,10 @@ from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import Advance, text_sha256
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.lock import join_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import is_published, publish
-from fp8pad.checkpoint.staging import join_staging
 from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.errors import OutputError

@@ -9,10 +9,11 @@ from pathlib import Path
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import check_destination, check_replaceable, check_space
 from fp8pad.checkpoint.files import FileIdentity
+from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, recover
-from fp8pad.checkpoint.staging import hold_staging, staging_path
+from fp8pad.checkpoint.staging import staging_path
 from fp8pad.checkpoint.writer import Writer, is_hashed
 from fp8pad.errors import OutputError, VerifyError
 from fp8pad.output import Output, label_of

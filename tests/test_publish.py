@@ -9,8 +9,9 @@ from helpers import files_of
 from test_staging import HIDDEN, names, stage
 
 from fp8pad.checkpoint.directory import Directory
+from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.publish import is_published, publish, recover
-from fp8pad.checkpoint.staging import Staging, hold_staging
+from fp8pad.checkpoint.staging import Staging
 from fp8pad.errors import OutputError
 
 NEW = {"sub/deep/config.json": b"data", "model.safetensors": b"data", "config.json": b"data"}

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import writing
+from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.staging import Staging, hold_staging
+from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.writer import Writer
 from fp8pad.cli.main import app
 from fp8pad.conversion import ConvertReport, SliceReport, convert, convert_slice

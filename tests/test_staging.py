@@ -11,7 +11,8 @@ import pytest
 from helpers import files_of
 
 from fp8pad.checkpoint.directory import Directory, open_directory
-from fp8pad.checkpoint.staging import Staging, hold_staging, staging_path
+from fp8pad.checkpoint.lock import hold_staging
+from fp8pad.checkpoint.staging import Staging, staging_path
 from fp8pad.errors import OutputError
 
 HIDDEN = ".out.fp8pad"

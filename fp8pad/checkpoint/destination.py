@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.directory import Directory, is_file, open_directory
-from fp8pad.checkpoint.files import OpenFile, clone, open_file, writing
+from fp8pad.checkpoint.files import OpenFile, open_file, writing
 from fp8pad.checkpoint.folder import SHARD_SUFFIX
 from fp8pad.checkpoint.staging import staging_path
 from fp8pad.errors import OutputError, RecordError

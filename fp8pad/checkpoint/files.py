@@ -1,7 +1,6 @@
 """Open files: exact reads and writes, copies in the kernel, and what tells that a file was changed."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -19,11 +18,6 @@ Advance: TypeAlias = Callable[[int], None]
 BUFFER_BYTES = 1 << 20  # two of them fit into a core's cache
 KERNEL_COPY_BYTES = 64 << 20  # small enough for progress and for stopping soon, and below the kernel's 2 GiB
 WRITE_BACK_BYTES = 32 << 20  # how much is written before the disk is asked to begin with it
-FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-# What a file system, or a pair of them, answers when it cannot copy in the kernel; EIO does not tell which side failed.
-NO_KERNEL_COPY = frozenset(
-    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EIO, errno.EINTR}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,37 +190,3 @@ def check_identity(file: str, expected: FileIdentity, found: FileIdentity) -> No
     """Raise `CheckpointError` unless a file is still the one that was read before."""
     if not expected.is_that_of(found):
         raise CheckpointError(f"{file}: was changed while it was being read")
-
-
-def copy_range(
-    source: OpenFile, target: OpenFile, offsets: tuple[int, int], num_bytes: int, advance: Advance | None = None
-) -> None:
-    """Copy bytes from file to file, in the kernel where it can, else through a buffer; `offsets` are those in each."""
-    done = 0
-    while done < num_bytes:
-        here = offsets[0] + done, offsets[1] + done
-        count = _kernel_copy(source, target, here, min(num_bytes - done, KERNEL_COPY_BYTES))
-        if count == 0:  # not possible here, or the source ends: reading will tell
-            count = min(num_bytes - done, BUFFER_BYTES)
-            target.write(here[1], source.read(here[0], count))
-        done += count
-        if advance:
-            advance(count)
-
-
-def clone(source: OpenFile, target: OpenFile) -> bool:
-    """Make an empty file share all data of another; False where the file system cannot."""
-    try:
-        fcntl.ioctl(target.descriptor, FICLONE, source.descriptor)
-    except OSError:
-        return False
-    return True
-
-
-def _kernel_copy(source: OpenFile, target: OpenFile, offsets: tuple[int, int], num_bytes: int) -> int:
-    try:
-        return os.copy_file_range(source.descriptor, target.descriptor, num_bytes, *offsets)
-    except OSError as error:
-        if error.errno in NO_KERNEL_COPY:
-            return 0
-        raise OutputError(f"{target.file}: cannot be written: {error.strerror}") from error

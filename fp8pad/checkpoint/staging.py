@@ -13,27 +13,23 @@ from.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
-import stat
-from collections.abc import Callable, Iterator, Set
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fp8pad.checkpoint.directory import CANNOT_LINK, Directory, is_discarded, is_file, is_folder, open_directory
+from fp8pad.checkpoint.directory import CANNOT_LINK, Directory, is_discarded, is_file
 from fp8pad.checkpoint.files import OpenFile, create_file, writing
-from fp8pad.errors import CheckpointError, OutputError
+from fp8pad.errors import CheckpointError
 
-NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may know none
 MAX_NAME_BYTES = 255
 MAX_NOTE_BYTES = 1 << 16
 FILES, REPLACED, PUBLICATION = "files", "replaced", "publication"
-_LOCK, _STAGED = "lock", "staged"
-_EXPECTED = "expected a folder of yours that nobody else can write to; move it away"
+LOCK, STAGED = "lock", "staged"
 _FINISHED, _COMPLETE, _UNFINISHED, _NOTE = ".finished", ".complete", ".unfinished", ".note"
-_SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
+SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +154,9 @@ class Staging:
     def remove(self) -> None:
         """Remove everything, what tells that `out_dir` is published and the lock last."""
         with writing(self.root.path):
-            self.root.discard(_STAGED)
+            self.root.discard(STAGED)
             self.root.unlink(PUBLICATION)
-            self.root.unlink(_LOCK)
+            self.root.unlink(LOCK)
             try:
                 os.rmdir(self.root.path.name, dir_fd=self.parent.descriptor)
             except OSError as error:
@@ -176,107 +172,6 @@ def staging_path(out_dir: Path) -> Path:
     return out_dir.with_name(name)
 
 
-@contextmanager
-def hold_staging(out_dir: Path, shared: bool = False) -> Iterator[Staging]:
-    """Open the staging folder of `out_dir`, created if need be, and keep other processes out.
-
-    Processes that each write some of the shards hold it together, `shared`.
-
-    Folders above `out_dir` are created too, and removed again if they are empty at the end. Raises `OutputError` if
-    that fails, if the folder is not fp8pad's own, or if another process holds it.
-    """
-    path = staging_path(out_dir)
-    with ExitStack() as opened:
-        _create_parents(out_dir, opened)
-        with writing(path):
-            parent = opened.enter_context(open_directory(out_dir.parent))
-            root = _locked(parent, path.name, opened, shared)
-            if not root.status(_STAGED):
-                root.make(_STAGED, 0o700)
-            staged = opened.enter_context(root.open(_STAGED))
-        yield Staging(root, staged, parent, out_dir)
-
-
-@contextmanager
-def join_staging(out_dir: Path) -> Iterator[Staging]:
-    """Open the staging folder of `out_dir`, which the process that we work for holds; raises as `hold_staging`."""
-    path = staging_path(out_dir)
-    with ExitStack() as opened:
-        with writing(path):
-            parent = opened.enter_context(open_directory(out_dir.parent))
-            root = opened.enter_context(parent.open(path.name))
-            _check_own(root)
-            staged = opened.enter_context(root.open(_STAGED))
-        yield Staging(root, staged, parent, out_dir)
-
-
-def _create_parents(out_dir: Path, opened: ExitStack) -> None:
-    for folder in reversed([folder for folder in out_dir.parents if not folder.is_dir()]):
-        with writing(folder):
-            folder.mkdir(0o775, exist_ok=True)
-            opened.callback(_remove_if_empty, folder)
-            with open_directory(folder.parent) as above:
-                above.sync()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Directory:
-    """Return the staging folder, locked until `opened` is closed."""
-    while True:
-        with suppress(FileExistsError):
-            parent.make(name, 0o700)
-        with suppress(FileNotFoundError):  # its holder removed it when it was done
-            try:
-                root = opened.enter_context(parent.open(name))
-            except NotADirectoryError as error:  # a link is no folder either
-                raise OutputError(f"{parent.path / name}: {_EXPECTED}") from error
-            _check_own(root)
-            lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root.descriptor)
-            opened.callback(os.close, lock)
-            if _lock(lock, root, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
-                return root
-
-
-def _check_own(root: Directory) -> None:
-    """Refuse a staging folder that is not ours alone, or that somebody has put something else into."""
-    status = os.fstat(root.descriptor)
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OutputError(f"{root.path}: {_EXPECTED}")
-    for name in root.names():
-        _check_entry(root, name, is_file if name in {_LOCK, PUBLICATION} else is_folder if _is_known(name) else None)
-    if root.status(_STAGED):
-        with root.open(_STAGED) as staged:
-            for name in staged.names():
-                _check_entry(staged, name, is_file if name.endswith(_SUFFIXES) else None)
-
-
-def _is_known(name: str) -> bool:
-    return name in {_STAGED, REPLACED} or is_files(name) or is_discarded(name)
-
-
 def is_files(name: str) -> bool:
     """Return whether a folder of that name is to take the place of `out_dir`, in this run or in another."""
     return name.startswith(FILES) and not is_discarded(name)
-
-
-def _check_entry(folder: Directory, name: str, is_expected: Callable[[os.stat_result | None], bool] | None) -> None:
-    status = folder.status(name)  # None: its holder has removed it by now
-    if status and not (is_expected and is_expected(status)):
-        raise OutputError(f"{folder.path / name}: fp8pad has not put it there; move the staging folder away")
-
-
-def _lock(lock: int, root: Directory, operation: int) -> bool:
-    """Lock an open file; False if it is not the lock any more."""
-    try:
-        fcntl.flock(lock, operation | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(f"{root.path}: locked by another fp8pad process") from error
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    status = root.status(_LOCK)
-    return status is not None and os.path.samestat(os.fstat(lock), status)

@@ -12,15 +12,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fp8pad.checkpoint.files import (
-    BUFFER_BYTES,
-    KERNEL_COPY_BYTES,
-    WRITE_BACK_BYTES,
-    Advance,
-    Buffer,
-    OpenFile,
-    copy_range,
-)
+from fp8pad.checkpoint.copying import copy_range
+from fp8pad.checkpoint.files import BUFFER_BYTES, KERNEL_COPY_BYTES, WRITE_BACK_BYTES, Advance, Buffer, OpenFile
 from fp8pad.checkpoint.grid import Chunk
 from fp8pad.checkpoint.layout import Step, Transfer
 from fp8pad.checkpoint.options import VerifyDepth

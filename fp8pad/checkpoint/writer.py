@@ -11,7 +11,8 @@ from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_data
-from fp8pad.checkpoint.files import Advance, FileIdentity, clone, copy_range, file_sha256, open_file
+from fp8pad.checkpoint.copying import clone, copy_range
+from fp8pad.checkpoint.files import Advance, FileIdentity, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.staging import Staging
@@ -37,12 +38,9 @@ class Writer:
 
     def work_bytes(self, layout: ShardLayout) -> int:
         """Return of how many bytes `write_shard` tells `advance`: those to fetch, to write and to read back."""
-        num_bytes = self.source.fetched_bytes(layout.file) + layout.target_bytes
-        return (
-            num_bytes
-            if self.options.verify == "none"
-            else num_bytes + layout.data_bytes(self.options.verify == "padded")
-        )
+        depth = self.options.verify
+        read_back = 0 if depth == "none" else layout.data_bytes(only_resized=depth == "padded")
+        return self.source.fetched_bytes(layout.file) + layout.target_bytes + read_back
 
     def key(self, layout: ShardLayout) -> str:
         """Return the key of a shard in the staging folder, which tells what it is made from."""
@@ -137,12 +135,16 @@ class Writer:
                 self.staging.create(key, file, source.copied_mode) as target,
             ):
                 copy_range(source, target, (0, 0), expected.size, advance)
-            hashes = self._hashes(origin, key, file) if self.is_hashed else None
+            hashes = None
+            if self.is_hashed:
+                hashes = Hashes(file_sha256(self.staging.unfinished_path(key), file), file_sha256(origin, file))
+        if hashes and hashes.sha256 != hashes.source_sha256:
+            raise VerifyError(f"{file}: what was read back is not what was written")
         self.staging.complete(key, file)
         return Written(hashes)
 
-    def write_text(self, file: str, parts: Iterable[str]) -> int:
-        """Write a text file and read it back; return its bytes. Raises as `write_shard` does."""
+    def write_text(self, file: str, parts: Iterable[str]) -> None:
+        """Write a text file and read it back. Raises as `write_shard` does."""
         key, digest, num_bytes = self.file_key(file), hashlib.sha256(), 0
         with self.staging.create(key, file, self.source.copied_mode(file)) as target:
             for part in parts:
@@ -153,13 +155,6 @@ class Writer:
         if file_sha256(self.staging.unfinished_path(key), file) != digest.hexdigest():
             raise VerifyError(f"{file}: what was read back is not what was written")
         self.staging.complete(key, file)
-        return num_bytes
-
-    def _hashes(self, origin: Path, key: str, file: str) -> Hashes:
-        hashes = Hashes(file_sha256(self.staging.unfinished_path(key), file), file_sha256(origin, file))
-        if hashes.sha256 != hashes.source_sha256:
-            raise VerifyError(f"{file}: what was read back is not what was written")
-        return hashes
 
     @property
     def is_hashed(self) -> bool:

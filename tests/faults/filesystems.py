@@ -19,8 +19,9 @@ from pathlib import Path
 
 from helpers import files_of, linear, llama, write_checkpoint
 
+from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.directory import open_directory
-from fp8pad.checkpoint.files import clone, create_file, open_file
+from fp8pad.checkpoint.files import create_file, open_file
 
 # What makes an image of each kind, if it needs one, and what mounts it.
 KINDS: dict[str, tuple[list[str], list[str]]] = {
