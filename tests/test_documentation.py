@@ -67,15 +67,16 @@ def test_what_is_patched_in_vllm_is_part_of_the_contract() -> None:
         assert set(names) <= known, names
 
 
-def test_what_the_readme_shows_of_a_plan_is_what_is_printed(example: Path) -> None:
-    """The block under `$ fp8pad plan examples/llama-fp8`, but for what it leaves out."""
+def test_what_the_readme_shows_of_a_plan_is_what_is_printed(tmp_path: Path) -> None:
+    """The block under `$ fp8pad plan Qwen2.5-72B-FP8 -tp 8`, but for what it leaves out, by the model's real sizes."""
     readme = (ROOT / "README.md").read_text("utf-8")
-    block = re.search(r"^```\n\$ fp8pad plan examples/llama-fp8\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    block = re.search(r"^```\n\$ fp8pad plan (Qwen2.5-72B-FP8) -tp 8\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert block is not None
-    command = [sys.executable, "-m", "fp8pad", "plan", "examples/llama-fp8"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    runpy.run_path(str(ROOT / "examples" / "real_models.py"))["write"]("Qwen2.5-72B", tmp_path / block[1])
+    command = [sys.executable, "-m", "fp8pad", "plan", block[1], "-tp", "8"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     printed = run.stdout.splitlines()
-    for line in block[1].splitlines():
+    for line in block[2].splitlines():
         assert line == "..." or line in printed
 
 

@@ -215,7 +215,7 @@ def test_what_is_absorbed_is_not_reported_as_skipped() -> None:
         ("aligned", "absorb", "absorb K"),
         ("pad", "absorb", "pad N, absorb K"),
         ("aligned", "aligned", "aligned"),
-        ("skip", "skip", "skip"),
+        ("skip", "skip", "unchanged"),
     ],
 )
 def test_dispositions_are_told_by_axis(n: Disposition, k: Disposition, text: str) -> None:

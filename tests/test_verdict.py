@@ -111,6 +111,13 @@ def test_fewer_ranks_are_judged_with_the_options_asked_for() -> None:
         assert nearest_served_policy(planned(made, policy), VLLM) == replace(policy, tensor_parallel_size=served)
 
 
+def test_fewer_ranks_and_absorbing_experts_are_named_where_it_takes_both(tmp_path: Path) -> None:
+    """The table has such a row; that no option works would contradict it."""
+    source = read_unconverted(copy_case("good/deepseek_v3_block", tmp_path))
+    plan = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=2, absorb=True))
+    assert nearest_served_policy(plan, VLLM) == Policy(absorb=True, absorb_experts=True)
+
+
 def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> None:
     """192 columns of a block of 128: refined to 64 by one method, refused by the other; 24 are too few to refine."""
     shapes = gated(EXPERT, 384)

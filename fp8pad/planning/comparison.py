@@ -82,23 +82,23 @@ def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = (
 def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None:
     """Return the policy nearest to the plan's own whose checkpoint `engine` does not refuse; None if there is none.
 
-    Absorbing comes first, with the routed experts only where it takes that, then fewer ranks.
+    Absorbing comes first, with the routed experts only where it takes that, then fewer ranks as asked, then both.
     """
-    judge, policy, size = Judge(plan, engine), plan.policy, plan.policy.tensor_parallel_size
-    for experts in (False, True):
-        if not absorbed_at(plan, judge, size, experts).verdict.refused:
-            return replace(policy, absorb=True, absorb_experts=experts)
-    fewer = (ranks for ranks in range(size - 1, 0, -1) if size % ranks == 0)
-    absorbs = policy.absorb or policy.absorb_experts
-    served = (
-        ranks
-        for ranks in fewer
-        if not (
-            absorbed_at(plan, judge, ranks, policy.absorb_experts).verdict if absorbs else judge.padded(ranks)[0]
-        ).refused
-    )
-    found = next(served, None)
-    return replace(policy, tensor_parallel_size=found) if found else None
+    judge, size = Judge(plan, engine), plan.policy.tensor_parallel_size
+    fewer = [replace(plan.policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
+    nearest = [*_absorbing(plan.policy), *fewer, *(policy for asked in fewer for policy in _absorbing(asked))]
+    return next((policy for policy in nearest if not _converted_by(policy, plan, judge).refused), None)
+
+
+def _absorbing(policy: Policy) -> list[Policy]:
+    return [replace(policy, absorb=True, absorb_experts=experts) for experts in (False, True)]
+
+
+def _converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict:
+    ranks = policy.tensor_parallel_size
+    if policy.absorb or policy.absorb_experts:
+        return absorbed_at(plan, judge, ranks, policy.absorb_experts).verdict
+    return judge.padded(ranks)[0]
 
 
 def better_absorbed(plan: CheckpointPlan, sizes: Iterable[AtSize]) -> tuple[AtSize, Policy] | None:

@@ -26,7 +26,7 @@ def inspection_screen(inspection: Inspection) -> Screen:
         screen.rows((Text("disagrees", style="bold red"), printable(said)) for said in inspection.disagreements)
     if record and record.tensors:
         screen.section("What was changed")
-        screen.rows(_tensor_rows(record.tensors), header=("tensors", "[N, K]", "padded", "with", "how"))
+        screen.rows(_tensor_rows(record.tensors), header=("tensors", "[N, K]", "padded", "fill", "how"))
     screen.section("From the record")
     facts = [*(_record_facts(record, inspection) if record else ())]
     screen.rows([*facts, *(("note", printable(sentence)) for sentence in inspection.notes)])

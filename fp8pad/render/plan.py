@@ -49,9 +49,11 @@ def plan_screen(
 
 
 def how(axes: AxisActions) -> str:
-    """Write `pad N, K`, `absorb N, pad K`, `aligned` or `skip`."""
-    if axes.n == axes.k and axes.n in ("aligned", "skip"):
-        return axes.n
+    """Write `pad N, K`, `absorb N, pad K`, `aligned` or `unchanged`."""
+    if axes.n == axes.k == "skip":
+        return "unchanged"
+    if axes.n == axes.k == "aligned":
+        return "aligned"
     done = [(disposition, axis) for disposition, axis in ((axes.n, "N"), (axes.k, "K")) if disposition != "aligned"]
     return ", ".join(
         f"{disposition} {', '.join(axis for _, axis in group)}"

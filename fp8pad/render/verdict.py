@@ -88,7 +88,7 @@ def show_refusal(
         screen.paragraph(f"TP {policy.tensor_parallel_size} works with:", 2)
         screen.command(convert_command(source, out_dir, policy, *options))
     else:
-        screen.paragraph(f"no option makes it work in {engine.title}", 2)
+        screen.paragraph(f"no option makes it work in {engine.title}, nor do fewer ranks", 2)
     return True
 
 
