@@ -42,7 +42,7 @@ def _split(card: str) -> tuple[list[str], str]:
     """Return the lines of a card's metadata, between two lines of dashes, and the rest."""
     card = card.removeprefix("\ufeff")
     match = re.match(r"---[ \t]*\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|$)", card, re.DOTALL)
-    return ((match[1] or "").splitlines(), card[match.end() :]) if match else ([], card)
+    return (re.findall(r"(.*?)\r?\n", match[1] or ""), card[match.end() :]) if match else ([], card)
 
 
 def _blocks(metadata: list[str]) -> dict[str, list[str]]:
@@ -50,23 +50,25 @@ def _blocks(metadata: list[str]) -> dict[str, list[str]]:
     blocks: dict[str, list[str]] = {}
     key = ""
     for line in metadata:
-        if match := re.match(r"([\w-]+)\s*:", line):
-            key = match[1]
+        if match := re.match(r"([\"']?)([\w-]+)\1\s*:", line):
+            key = match[2]
         blocks.setdefault(key, []).append(line)
     return blocks
 
 
 def _with_tag(block: list[str]) -> list[str]:
-    """Add fp8pad to a list of tags, in the style in which it is written."""
+    """Add fp8pad to a list of tags, in the style in which it is written; one in a style that is not known stays."""
     if any(re.search(r"(^|[\s\[,\"'-])fp8pad\b", line) for line in block):
         return block
-    inline = re.fullmatch(r"tags\s*:\s*\[(.*)\]\s*", block[0])
-    if inline:
-        return [f"tags: [{', '.join(filter(None, (inline[1].strip(), 'fp8pad')))}]"]
-    if single := re.fullmatch(r"tags\s*:\s*(\S.*)", block[0]):
-        return ["tags:", f"- {single[1]}", "- fp8pad"]
-    indents = [match[1] for line in block[1:] if (match := re.match(r"(\s*)- ", line))]
-    return [*block, f"{indents[-1] if indents else ''}- fp8pad"]
+    first, items = block[0], [line for line in block[1:] if not re.fullmatch(r"\s*(#.*)?", line)]
+    if not items and (inline := re.fullmatch(r"tags\s*:\s*\[([^#\[\]]*)\]\s*", first)):
+        return [f"tags: [{', '.join(filter(None, (inline[1].strip(), 'fp8pad')))}]", *block[1:]]
+    if not items and (single := re.fullmatch(r"tags\s*:\s*([\w.-]+)\s*", first)):
+        return ["tags:", f"- {single[1]}", "- fp8pad", *block[1:]]
+    indents = [match[1] for line in items if (match := re.match(r"(\s*)- ", line))]
+    if len(indents) == len(items) and re.fullmatch(r"tags\s*:\s*(#.*)?", first):
+        return [*block, f"{indents[-1] if indents else ''}- fp8pad"]
+    return block
 
 
 def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:

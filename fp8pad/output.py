@@ -29,9 +29,9 @@ PART = 1 << 20  # characters of a text that are encoded at a time
 class Output:
     """A checkpoint that is being written; `resumed` are shards that an earlier run had finished.
 
-    `others` counts shards that are still staged in the end, for a run with other options.
-    Where `is_there`, an earlier run has published it already, as far as names, sizes and texts tell: its bytes are
-    compared instead of written.
+    `others` counts shards that are still staged in the end, for a run with other options; fp8pad.json has
+    `record_bytes`. Where `is_there`, an earlier run has published it already, as far as names, sizes and texts tell:
+    its bytes are compared instead of written.
     """
 
     contents: Contents
@@ -41,6 +41,7 @@ class Output:
     resumed: tuple[str, ...] = ()
     is_published: bool = False
     others: int = 0
+    record_bytes: int = 0
 
     @property
     def run(self) -> str:
@@ -59,8 +60,8 @@ class Output:
 
     @property
     def written_bytes(self) -> int:
-        """Bytes of all files, once they are published."""
-        return sum((self.out_dir / file).stat().st_size for file in self.contents.names)
+        """Bytes of all files, once they are written: none is looked at, since nothing may fail after publishing."""
+        return sum(sizes.size for sizes in self.contents.files.values()) + self.record_bytes
 
     def write_files(self, progress: Progress) -> dict[str, Hashes]:
         """Write shards and other files; return their hashes, or nothing where they were not asked for."""
@@ -98,6 +99,7 @@ class Output:
         if not all(run_all(compare, files, self.options.jobs, progress)):
             raise OutputError(f"{target}: is not empty; use --overwrite to replace it")
         self.resumed = tuple(layout.file for layout in layouts)
+        self.record_bytes = (target / RECORD_FILE).stat().st_size if self.contents.record else 0
 
     def _write_shards(self, progress: Progress) -> list[Written]:
         workers, writer = self.options.workers, self.writer
@@ -112,7 +114,7 @@ class Output:
         if self.is_there:
             return
         if record:
-            self.writer.write_text(RECORD_FILE, record.text_parts())
+            self.record_bytes = self.writer.write_text(RECORD_FILE, record.text_parts())
         for file, text in self.contents.texts.items():
             self.writer.write_text(file, (text[begin : begin + PART] for begin in range(0, len(text), PART)))
 

@@ -39,6 +39,22 @@ def section_on(card: str, source: Checkpoint) -> tuple[str, str]:
         ("tags:\n- fp8pad\n", f"tags:\n- fp8pad\n{RELATION}"),
         ("library_name: x\nbase_model:\n- a/b\n", f"library_name: x\nbase_model:\n- a/b\n{RELATION}tags:\n- fp8pad\n"),
         ("# words\nbase_model_relation: finetune\n", f"# words\n{RELATION}tags:\n- fp8pad\n"),
+        ("tags: # mine\n- fp8 # his\n# hers\n", f"tags: # mine\n- fp8 # his\n# hers\n- fp8pad\n{RELATION}"),
+        ("tags: []\n", f"tags: [fp8pad]\n{RELATION}"),
+        ("tags: [a]\n\n# next\nlicense: mit\n", f"tags: [a, fp8pad]\n\n# next\nlicense: mit\n{RELATION}"),
+        ("'base_model_relation': finetune\n", f"{RELATION}tags:\n- fp8pad\n"),
+        ("title: a\u2028b\x0cc\x85d\n", f"title: a\u2028b\x0cc\x85d\n{RELATION}tags:\n- fp8pad\n"),
+        # Styles that are not known stay as they are.
+        ("tags: [fp8,\n  vllm]\n", f"tags: [fp8,\n  vllm]\n{RELATION}"),
+        ("tags: [fp8] # mine\n", f"tags: [fp8] # mine\n{RELATION}"),
+        ("tags: [[a]]\n", f"tags: [[a]]\n{RELATION}"),
+        ("tags: {a: 1}\n", f"tags: {{a: 1}}\n{RELATION}"),
+        ("tags: &all\n- fp8\n", f"tags: &all\n- fp8\n{RELATION}"),
+        ("tags: *all\n", f"tags: *all\n{RELATION}"),
+        ("tags: |\n  - fp8\n", f"tags: |\n  - fp8\n{RELATION}"),
+        ("tags:\n- >\n  fp8\n", f"tags:\n- >\n  fp8\n{RELATION}"),
+        ('"tags": [fp8]\n', f'"tags": [fp8]\n{RELATION}'),
+        ("tags: [a]\ntags: [b]\n", f"tags: [a]\ntags: [b]\n{RELATION}"),
     ],
 )  # fmt: skip
 def test_metadata_is_added_in_the_style_of_the_card(model: Path, metadata: str, expected: str) -> None:

@@ -395,6 +395,68 @@ def test_closed_streams_are_no_traceback(example: Path, closed: str, status: int
     assert (run.returncode, run.stderr) == (status, expected)
 
 
+@pytest.mark.parametrize("num_shards", [1, 60])
+def test_a_result_that_does_not_fit_is_a_line(tmp_path: Path, num_shards: int) -> None:
+    """The line says that it is the result, however long, not a file of the checkpoint."""
+    model = llama(tmp_path / "model", num_shards=num_shards)
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "fp8pad", "plan", str(model), "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (run.returncode, run.stderr) == (1, "error: stdout: No space left on device\n")
+
+
+def test_a_current_folder_that_is_gone_is_a_line(
+    fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was removed by somebody else; a path from the root needs none."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    finished = fp8pad("convert", example, "out")
+    assert finished.status == 1
+    assert finished.stderr == "error: the current folder: No such file or directory\n"
+    assert fp8pad("convert", example, tmp_path / "out").status == 0
+
+
+@pytest.mark.parametrize("planted", [".plan.html.unfinished", "plan.html"])
+def test_a_page_is_written_through_no_link_that_somebody_put_in_its_way(
+    fp8pad: Fp8pad, example: Path, tmp_path: Path, planted: str
+) -> None:
+    """The name of what is unfinished can be guessed; the page's own name may be a link, which stays one."""
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / planted).symlink_to(tmp_path / "precious")
+    assert fp8pad("plan", example, "--html", tmp_path / "pages" / "plan.html").status == 0
+    is_page = planted == "plan.html"
+    assert ((tmp_path / "precious").read_text() == "mine") != is_page
+    assert [path.name for path in (tmp_path / "pages").iterdir()] == ["plan.html"]
+    assert (tmp_path / "pages" / "plan.html").is_symlink() == is_page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "precious"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "link"])
+def test_what_is_no_file_is_not_replaced_by_a_page(fp8pad: Fp8pad, example: Path, tmp_path: Path, kind: str) -> None:
+    """Such as /dev/stdout, by root."""
+    page = tmp_path / "page"
+    match kind:
+        case "pipe":
+            os.mkfifo(page)
+        case "folder":
+            page.mkdir()
+        case "link":
+            page.symlink_to("/dev/null")
+        case _:
+            page = Path("/dev/null")
+    finished = fp8pad("plan", example, "--html", page)
+    assert (finished.status, finished.stderr) == (1, f"error: {page}: cannot be written: expected a regular file\n")
+    assert not page.is_file()
+
+
 def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the operating system names its file and cause."""
 

@@ -40,6 +40,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, OutputError
+from fp8pad.output import Output
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy, parse_record
 from fp8pad.unpadding import unpad
@@ -188,6 +189,20 @@ def test_jobs_and_depth_of_checking_do_not_change_what_is_written(tmp_path: Path
     hashes = [entry.pop(key, None) for entry in records[1]["files"].values() for key in ("sha256", "source_sha256")]
     assert all((len(digest) == 64) if depth == "full" else digest is None for digest in hashes)
     assert records[0] == records[1]
+
+
+def test_nothing_is_looked_at_after_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could fail, although OUT_DIR is complete; somebody may even have moved it on."""
+    original = Output.publish
+
+    def publish(out: Output) -> Replaced | None:
+        replaced = original(out)
+        out.out_dir.rename(tmp_path / "moved")
+        return replaced
+
+    monkeypatch.setattr(Output, "publish", publish)
+    report = converted(llama(tmp_path / "model"), tmp_path / "out")
+    assert report.written_bytes == sum(len(content) for content in files_of(tmp_path / "moved").values())
 
 
 MODES = {  # of the source, of its copy under the umask 027, and under none

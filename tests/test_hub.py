@@ -280,6 +280,7 @@ def test_a_folder_that_others_could_write_to_is_refused(hub: FakeHub, model: Pat
     [
         ("org/other", r"org/other: no such folder, and no such model on http://\S+; if it is private, `hf auth login`"),
         ("org/name@v9", r"org/name@v9: there is no revision v9"),
+        ("org/na..me", r"org/na\.\.me: is no name of a model: .*"),
         ("org/gated", r"org/gated: is gated; accept its terms on http://\S+, and `hf auth login`"),
         ("org/private", r"org/private: no such folder, and no such model .*"),
     ],

@@ -72,6 +72,28 @@ def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
     assert len(begun) < 10
 
 
+def test_a_limit_of_threads_is_a_line_and_stops_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that may have few processes, or little memory."""
+    ended, start = [], threading.Thread.start
+
+    def work(item: int, advance: Callable[[int], None]) -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            advance(0)
+        ended.append(item)
+
+    def refuse(thread: threading.Thread) -> None:
+        if threading.active_count() > num_threads + 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    num_threads = threading.active_count()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(OutputError, match=r"use fewer --jobs$"):
+        run_all(work, range(9), 9, Progress())
+    assert ended == []
+
+
 def test_a_signal_while_work_is_handed_out_stops_what_runs() -> None:
     """It may come before the last item is given to a thread."""
     ended: list[int] = []

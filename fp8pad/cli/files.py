@@ -3,23 +3,30 @@
 import os
 from pathlib import Path
 
+from fp8pad.checkpoint.files import create_file, writing
 from fp8pad.errors import OutputError
 
 
 def check_writable(file: Path) -> None:
     """Raise `OutputError` where `file` cannot be written, before an engine is started for it."""
+    if file.exists() and not file.is_file():  # a pipe, or /dev/stdout: it would be replaced
+        raise OutputError(f"{file}: cannot be written: expected a regular file")
     if not file.parent.is_dir():
         raise OutputError(f"{file}: {file.parent} is no folder")
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise OutputError(f"{file}: cannot be written")
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` next to `file` and rename it; `OutputError` if that fails."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
-    except OSError as error:
+    """Write `text` next to `file`, or to what it links to, and rename it; `OutputError` if that fails."""
+    with writing(file):
+        target = file.resolve()
+        unfinished = target.with_name(f".{target.name}.unfinished")
         unfinished.unlink(missing_ok=True)
-        raise OutputError(f"{file}: {error.strerror}") from error
+        try:
+            with create_file(unfinished, str(file)) as opened:  # anew: somebody may have put a link there
+                opened.write(0, text.encode())
+            unfinished.replace(target)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise

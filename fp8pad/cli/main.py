@@ -137,7 +137,9 @@ def _message(error: Exception) -> str:
     if isinstance(error, Fp8padError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        is_lost = isinstance(error, FileNotFoundError) and not error.filename  # getcwd(3) alone names nothing
+        place = "the current folder" if is_lost else error.filename
+        return f"{place}: {error.strerror}" if place else error.strerror
     if isinstance(error, MemoryError):
         return "out of memory"
     return f"unexpected {type(error).__name__}: {error}; please report it with what FP8PAD_DEBUG=1 shows"

@@ -53,7 +53,9 @@ def hub_errors(hub_id: HubId) -> Iterator[None]:
         raise HubError(f"{hub_id}: {cause}, and not all of it is in the cache") from error
     except errors.HfHubHTTPError as error:
         raise HubError(f"{hub_id}: {_first_line(error)}") from error
-    except (errors.HTTPError, errors.HFValidationError, ConnectionError) as error:
+    except errors.HFValidationError as error:
+        raise HubError(f"{hub_id}: is no name of a model: {_first_line(error)}") from error
+    except (errors.HTTPError, ConnectionError) as error:
         raise HubError(f"{hub_id}: {constants.ENDPOINT} cannot be reached: {_first_line(error)}") from error
 
 

@@ -1,12 +1,13 @@
 """Where shards are worked on: threads of this process, since the kernel and numpy do the work, or a Ray cluster."""
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from threading import Event
 from typing import TypeVar
 
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.errors import OutputError
 from fp8pad.parallel.cluster import run_on_cluster
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ def run_all(
 
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         try:
-            futures = [pool.submit(work_on, item) for item in items]
+            futures = [_submitted(pool, work_on, item) for item in items]
             waiting = set(futures)
             while waiting:
                 finished, waiting = wait(waiting, timeout=SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
@@ -61,3 +62,11 @@ def run_all(
             pool.shutdown(cancel_futures=True)
             raise
         return [future.result() for future in futures]
+
+
+def _submitted(pool: ThreadPoolExecutor, work_on: Callable[[T], R], item: T) -> Future[R]:
+    """Hand an item to a thread, which is started for it if there are fewer than `jobs`."""
+    try:
+        return pool.submit(work_on, item)
+    except RuntimeError as error:  # a limit of processes, or of memory
+        raise OutputError(f"{error}; use fewer --jobs") from error

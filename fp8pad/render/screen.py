@@ -28,11 +28,16 @@ Found = TypeVar("Found", bound=Report)
 
 
 def show(found: Found, screen_of: "Callable[[Found], Screen]", as_json: bool, quiet: bool = False) -> None:
-    """Print what a command found, as JSON or, unless `quiet`, for people."""
-    if as_json:
-        print_json(found.to_json())
-    elif not quiet:
-        screen_of(found).show(stdout_console())
+    """Print what a command found, as JSON or, unless `quiet`, for people; an `OSError` names stdout."""
+    try:
+        if as_json:
+            print_json(found.to_json())
+        elif not quiet:
+            screen_of(found).show(stdout_console())
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 class Screen:
