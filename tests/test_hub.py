@@ -108,8 +108,9 @@ def test_a_plan_reads_headers_and_texts_alone(hub: FakeHub, model: Path) -> None
     """What is read is what a folder has, for a part of its bytes; no file is left anywhere."""
     (model / "big.txt").write_bytes(bytes(1_000_000))
     hub.add(NAME, model)
-    expected, found = read_unconverted(model), read_from(NAME)
-    assert (found.shards, found.texts, found.configs) == (expected.shards, expected.texts, expected.configs)
+    expected = read_unconverted(model)
+    with opened(NAME, read_unconverted) as found:
+        assert (found.shards, found.texts, found.configs) == (expected.shards, expected.texts, expected.configs)
     assert (found.other_files, found.excluded) == (expected.other_files, expected.excluded)
     assert str(found) == NAME
     assert not found.root.exists()
