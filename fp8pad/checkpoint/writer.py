@@ -143,8 +143,8 @@ class Writer:
         self.staging.complete(key, file)
         return Written(hashes)
 
-    def write_text(self, file: str, parts: Iterable[str]) -> None:
-        """Write a text file and read it back. Raises as `write_shard` does."""
+    def write_text(self, file: str, parts: Iterable[str]) -> int:
+        """Write a text file and read it back; return its bytes. Raises as `write_shard` does."""
         key, digest, num_bytes = self.file_key(file), hashlib.sha256(), 0
         with self.staging.create(key, file, self.source.copied_mode(file)) as target:
             for part in parts:
@@ -155,6 +155,7 @@ class Writer:
         if file_sha256(self.staging.unfinished_path(key), file) != digest.hexdigest():
             raise VerifyError(f"{file}: what was read back is not what was written")
         self.staging.complete(key, file)
+        return num_bytes
 
     @property
     def is_hashed(self) -> bool:
