@@ -64,8 +64,8 @@ def write(source: Path, name: Path) -> None:
 
 def commands() -> str:
     """Return the page of commands: the help of each, as it is printed."""
-    names = ["", *(command.__name__ for command, _ in COMMANDS), "golden"]
-    names += [f"golden {command.__name__}" for command, _ in GOLDEN_COMMANDS]
+    names = ["", *(command.__name__ for command, *_ in COMMANDS), "golden"]
+    names += [f"golden {command.__name__}" for command, *_ in GOLDEN_COMMANDS]
     pages = [f"## {f'fp8pad {name}'.strip()}\n\n```text\n{help_of(name)}```\n" for name in names]
     return "# Commands\n\nEvery command and option, as `--help` prints them.\n\n" + "\n".join(pages)
 
@@ -98,8 +98,20 @@ def library() -> str:
 def entry(found: Any) -> str:
     """Return what the page of the library has of a function or class."""
     kind = "class " if inspect.isclass(found) else ""
-    signature = f"{kind}fp8pad.{found.__name__}{inspect.signature(found)}"
+    signature = f"{kind}fp8pad.{found.__name__}{parameters(inspect.signature(found))}"
     return f"## {found.__name__}\n\n```python\n{signature}\n```\n\n{inspect.getdoc(found)}\n"
+
+
+def parameters(signature: inspect.Signature) -> str:
+    """Return a signature, with a line for each parameter if it is long."""
+    if len(str(signature)) < 60:
+        return str(signature)
+    lines = [str(parameter) for parameter in signature.parameters.values()]
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        lines.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    end = "" if signature.return_annotation is signature.empty else f" -> {signature.return_annotation}"
+    return "(\n" + "".join(f"    {line},\n" for line in lines) + ")" + end
 
 
 if __name__ == "__main__":

@@ -506,7 +506,7 @@ def test_help_fits_80_columns_and_shows_an_example(
     assert finished.status == 0
     assert max(map(len, finished.stdout.splitlines())) <= 80
     assert "…" not in finished.stdout
-    assert f"Example: fp8pad {command} " in finished.stdout
+    assert f"\n  Examples:\n    fp8pad {command} " in finished.stdout
 
 
 def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:

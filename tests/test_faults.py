@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
 sys.path.append(str(Path(__file__).parent / "faults"))
 
 from faults import FAULTS, try_all

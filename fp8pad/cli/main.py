@@ -20,9 +20,17 @@ from fp8pad.errors import Fp8padError, OutputError, UsageError
 from fp8pad.text import printable
 
 COMMANDS = (
-    (checkpoints.plan, "fp8pad plan Qwen2.5-VL-7B-FP8 --absorb -tp 8"),
-    (checkpoints.convert, "fp8pad convert Qwen2.5-VL-7B-FP8 Qwen2.5-VL-7B-FP8-padded"),
-    (checkpoints.verify, "fp8pad verify Qwen2.5-VL-7B-FP8 Qwen2.5-VL-7B-FP8-padded"),
+    (checkpoints.plan, "fp8pad plan Qwen2.5-VL-7B-FP8 -tp 8", "fp8pad plan org/name --absorb --html plan.html"),
+    (
+        checkpoints.convert,
+        "fp8pad convert Qwen2.5-VL-7B-FP8 Qwen2.5-VL-7B-FP8-padded",
+        "fp8pad convert org/name OUT_DIR --absorb -tp 8",
+    ),
+    (
+        checkpoints.verify,
+        "fp8pad verify Qwen2.5-VL-7B-FP8 Qwen2.5-VL-7B-FP8-padded",
+        "fp8pad verify Qwen2.5-VL-7B-FP8-padded",
+    ),
     (checkpoints.push, "fp8pad push Qwen2.5-VL-7B-FP8-padded my-org/Qwen2.5-VL-7B-FP8-padded"),
     (checkpoints.unpad, "fp8pad unpad Qwen2.5-VL-7B-FP8-padded Qwen2.5-VL-7B-FP8-restored"),
     (checkpoints.inspect, "fp8pad inspect Qwen2.5-VL-7B-FP8-padded"),
@@ -48,9 +56,12 @@ golden_app = typer.Typer(
 )
 
 
-def _add(group: typer.Typer, commands: Iterable[tuple[Callable[..., None], str]]) -> None:
-    for command, example in commands:
-        group.command(epilog=f"Example: {example}")(interruptible(command))
+def _add(group: typer.Typer, commands: Iterable[tuple[Callable[..., None], *tuple[str, ...]]]) -> None:
+    for command, *examples in commands:
+        # \b: the lines are kept as they are
+        group.command(epilog="\n".join(["\b", "Examples:", *(f"  {each}" for each in examples)]))(
+            interruptible(command)
+        )
 
 
 _add(app, COMMANDS)
