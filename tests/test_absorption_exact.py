@@ -60,7 +60,7 @@ cases = st.builds(
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(case=cases)
 def test_the_absorbed_mlp_equals_the_original(model_type: str, case: Case) -> None:
     """Every MLP of a model of this family answers the same, and its sizes are multiples of what was asked for."""
