@@ -1,7 +1,7 @@
 """Quantize an activation to FP8 and pad its K in one launch, byte for byte as vLLM quantizes it; cut an output to N.
 
 `quantize_and_pad(x, padded_k, scale=..., scale_ub=..., per_token=...) -> (x_fp8, x_scale)`; a vLLM layer reaches it
-through `quantizer.pad_where_quantized`. Nothing here pads a weight or waits for the device, and only results are
+through `activations.pad_where_quantized`. Nothing here pads a weight or waits for the device, and only results are
 allocated, so that a CUDA graph can hold it; `torch.compile` sees operators with fake implementations.
 
 What vLLM 0.26 to 0.33 computes (its `csrc`, `w8a8/fp8/common.cu`), with absmax over all values that share a scale:
