@@ -96,13 +96,19 @@ def test_an_error_in_a_worker_is_raised_here_and_stops_the_others(cluster: Any) 
     assert "of the Ray cluster" in caught.value.__notes__[0]
 
 
-def test_a_failed_run_can_be_resumed_without_the_cluster(cluster: Any, tmp_path: Path) -> None:
+def test_a_failed_run_can_be_resumed_without_the_cluster(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Finished shards are taken up wherever they were written."""
     model = llama(tmp_path / "model", num_shards=4)
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
-    last = model / source.shards[-1].file
-    os.utime(last)
+
+    def touch_and_run(*arguments: Any) -> Any:
+        os.utime(model / source.shards[-1].file)
+        return run_on_cluster(*arguments)
+
+    monkeypatch.setattr("fp8pad.parallel.run_on_cluster", touch_and_run)
     with pytest.raises(CheckpointError, match="was changed") as caught:
         convert(source, plan, tmp_path / "out", on_ray(cluster, jobs=1), Progress())
     assert any("to resume" in note for note in caught.value.__notes__)
