@@ -2,6 +2,7 @@
 
 import json
 import struct
+from importlib.metadata import version
 
 import pytest
 from helpers import framed
@@ -18,9 +19,14 @@ def test_the_bytes_of_one_are_those_of_one() -> None:
     assert 2.0 ** (ONE_BYTES["F8_E8M0"][0] - 127) == 1.0  # an exponent alone, without sign or fraction
 
 
+NEWER_THAN_SAFETENSORS_0_4 = {"F4", "F6_E2M3", "F6_E3M2", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0", "C64"}
+
+
 @pytest.mark.parametrize("dtype", DTYPE_BITS)
 def test_the_safetensors_library_agrees_on_every_size(dtype: str) -> None:
     """A file with eight elements of each dtype is accepted by the library, and one byte more is not."""
+    if dtype in NEWER_THAN_SAFETENSORS_0_4 and tuple(map(int, version("safetensors").split(".")[:2])) < (0, 8):
+        pytest.skip("safetensors may not know it before 0.8")
     num_bytes = tensor_bytes(dtype, (2, 4))
     for extra, is_accepted in ((0, True), (1, False)):
         entry = {"dtype": dtype, "shape": [2, 4], "data_offsets": [0, num_bytes + extra]}

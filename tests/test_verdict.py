@@ -311,7 +311,7 @@ def test_scales_that_are_not_understood_are_no_wall() -> None:
     assert said(converted_verdict(plan, VLLM)) == {"serves": {"down_proj"}}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in Path("fp8pad/planning/engines").glob("*.toml")))
+@pytest.mark.parametrize("name", sorted(engines()))
 def test_each_engine_is_found_by_the_name_of_its_file(name: str) -> None:
     """A name and a version, as the option takes them."""
     engine = engines()[name]

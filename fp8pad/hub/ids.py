@@ -49,7 +49,7 @@ def hub_errors(hub_id: HubId) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{hub_id}: there is no revision {hub_id.revision}") from error
     except errors.LocalEntryNotFoundError as error:
-        cause = "offline mode is on" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
+        cause = "offline mode is on" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise HubError(f"{hub_id}: {cause}, and not all of it is in the cache") from error
     except errors.HfHubHTTPError as error:
         raise HubError(f"{hub_id}: {_first_line(error)}") from error
