@@ -290,6 +290,7 @@ NOT_MADE = {
     "gemma3n": "its vision tower needs timm",
     "gemma3n_text": "a part of it",
     "inkling_mm_model": "needs scipy",
+    "deepseek_ocr2": "its vision tower, of two models, is large and not compared",
     "inkling_text": "a part of it",
     "dbrx": "cannot be absorbed",
     "cohere_asr": "cannot be absorbed",
