@@ -281,8 +281,20 @@ LAYOUTS: list[tuple[str, Mapping[str, Any], Shapes]] = [
     (
         "cosmos3_edge",
         {"text_config": {"intermediate_size": DENSE}},
-        plain("layers.0.mlp", DENSE, "up_proj", "down_proj") | plain("model.language_model.layers.1.mlp", DENSE),
+        plain("layers.0.mlp", DENSE, "up_proj", "down_proj")
+        | plain("layers.0.mlp_moe_gen", DENSE, "up_proj", "down_proj")
+        | plain("model.language_model.layers.1.mlp", DENSE),
     ),
+    # cosmos3.py `hf_to_vllm_mapper`
+    (
+        "cosmos3_omni",
+        {"text_config": {"intermediate_size": DENSE}, "vision_config": {"intermediate_size": TOWER}},
+        mlp("layers.0.mlp", DENSE)
+        | mlp("layers.0.mlp_moe_gen", DENSE)
+        | plain("blocks.0.mlp", TOWER, "linear_fc1", "linear_fc2"),
+    ),
+    # gpt_oss.py `_load_weights_quark`
+    ("gpt_oss", {"intermediate_size": DENSE}, fused(f"{L}.experts.1", DENSE, "gate_up_proj", "down_proj")),
     # molmo2.py, hyperclovax_vision_v2.py, mimo_v2_omni.py `hf_to_vllm_mapper`; interns2_mobius.py; d3.py
     (
         "molmo2",

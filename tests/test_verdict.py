@@ -304,6 +304,16 @@ def test_what_the_models_own_code_pads_is_left_to_it(inner: int, ranks: int) -> 
     assert compressed.changes_nothing == (inner == 384 and ranks == 1)
 
 
+def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:
+    """Four heads of 64, two keys of 64 and two values of 32 in one weight: no matrix of it is whole blocks."""
+    config = {"architectures": ["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2_flash", "num_attention_heads": 4}
+    made = headers(config | {"num_key_value_heads": 2}, FP8, {"model.layers.0.self_attn.qkv_proj": (448, 256)})
+    for ranks in (1, 2, 4):
+        plan = planned(made, Policy(tensor_parallel_size=ranks))
+        assert plan.changes_nothing
+        assert Judge(plan, VLLM).original(ranks).outcome == converted_verdict(plan, VLLM).outcome == "serves"
+
+
 def test_scales_that_are_not_understood_are_no_wall() -> None:
     """Nothing is known of such a layer: it is named, and counts as served as far as is known."""
     quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_group"}}}

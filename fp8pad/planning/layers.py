@@ -81,7 +81,7 @@ def left_to_engine(
     rules = [rule for rule in find_engine().rule if rule.padded_by_model and rule.is_about(method, architectures)]
     if not rules:
         return tuple(linears)
-    reason = "not padded here: vLLM's code of this model pads it to whole scale blocks itself"
+    reason = "not padded here: vLLM's code of this model fits it to whole scale blocks itself"
     return tuple(
         linear._replace(skip_reason=linear.skip_reason or reason)
         if any(matches((linear.name,), rule.modules) for rule in rules)
