@@ -1,6 +1,6 @@
 """What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it again and compares."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from fp8pad import __version__
@@ -30,11 +30,13 @@ def converted_files(
     if plan.edits_config:
         source = source.with_edited_config()
     layouts = tuple(shard_layout(shard, plan.tensors) for shard in source.shards)
-    _check_complete(source, plan)
-    texts = _texts(source, plan, layouts, fp8pad_version)
+    _check_complete(source, plan, layouts)
+    texts, unusual = _index(source, plan, layouts)
+    before = source.text(CONFIG_FILE)
+    texts[CONFIG_FILE] = _config(source, plan, before, fp8pad_version)
     if plan.changes_nothing:
         return Contents(source, layouts, texts)
-    originals = _originals(source, layouts, texts)
+    originals = {CONFIG_FILE: before, **unusual, **dict(_unusual_headers(source, layouts))}
     if with_card and (card := read_card(source)) is not None:
         originals[CARD_FILE] = card
         texts = {CARD_FILE: with_section(card, source, plan), **texts}
@@ -81,39 +83,37 @@ def _check_folders(source: Checkpoint, written: Container[str]) -> None:
             raise CheckpointError(f"{source}: {folder} is a folder; a file of that name is to be written")
 
 
-def _check_complete(source: Checkpoint, plan: CheckpointPlan) -> None:
-    names = {tensor.name for shard in source.shards for tensor in shard.tensors}
-    if missing := sorted(plan.tensors.keys() - names):
-        raise PlanError(f"{missing[0]}: is in the plan, but in no shard of {source}")
+def _check_complete(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]) -> None:
+    if sum(len(layout.tensors) for layout in layouts) < len(plan.tensors):
+        names = {tensor.name for shard in source.shards for tensor in shard.tensors}
+        raise PlanError(f"{min(plan.tensors.keys() - names)}: is in the plan, but in no shard of {source}")
 
 
-def _texts(
-    source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout], fp8pad_version: str
-) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    if source.has_index:
-        before = source.text(INDEX_FILE)
-        rewritten = index_text(before, sum(layout.data_bytes() for layout in layouts))
-        texts[INDEX_FILE] = rewritten if plan.tensors else before
+def _index(
+    source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the index, and that of the source if unpadding could not work it out; neither where there is none."""
+    if not source.has_index:
+        return {}, {}
+    before = source.text(INDEX_FILE)
+    after = index_text(before, sum(layout.data_bytes() for layout in layouts)) if plan.tensors else before
+    logical_bytes = sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors)
+    return {INDEX_FILE: after}, {} if index_text(after, logical_bytes) == before else {INDEX_FILE: before}
+
+
+def _config(source: Checkpoint, plan: CheckpointPlan, before: str, fp8pad_version: str) -> str:
+    if not plan.edits_config:
+        return before
     quantization = QuantizationRecord(plan.modules, plan.base or {}, fp8pad_version) if plan.needs_runtime else None
     edited = edited_config(source.configs[CONFIG_FILE], plan.config_edits, quantization, plan.base_source)
-    before = source.text(CONFIG_FILE)
-    texts[CONFIG_FILE] = dumps_like(before, edited) if plan.edits_config else before
-    return texts
+    return dumps_like(before, edited)
 
 
-def _originals(source: Checkpoint, layouts: Iterable[ShardLayout], texts: Mapping[str, str]) -> dict[str, str]:
-    """Return what unpadding could not work out: the source's config.json, and whatever has an unusual spelling."""
-    originals = {CONFIG_FILE: source.text(CONFIG_FILE)}
-    if source.has_index:
-        before = source.text(INDEX_FILE)
-        logical_bytes = sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors)
-        if index_text(texts[INDEX_FILE], logical_bytes) != before:
-            originals[INDEX_FILE] = before
+def _unusual_headers(source: Checkpoint, layouts: Iterable[ShardLayout]) -> Iterator[tuple[str, str]]:
+    """Yield the headers of shards that unpadding would spell otherwise."""
     for layout in layouts:
         if not layout.is_untouched:
             shapes = {tensor.name: tensor.shape for tensor in layout.header.tensors}
             text = source.header_text(layout.file)
             if logical_shard(layout.other()[0], shapes)[1] != framed(text):
-                originals[layout.file] = text.decode()
-    return originals
+                yield layout.file, text.decode()

@@ -9,7 +9,7 @@ from fp8pad.checkpoint.checkpoint import check_unchanged
 from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
-from fp8pad.checkpoint.files import Advance, text_sha256
+from fp8pad.checkpoint.files import Advance, encoded, text_sha256
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.lock import join_staging
 from fp8pad.checkpoint.options import WriteOptions
@@ -21,8 +21,6 @@ from fp8pad.errors import OutputError
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
 from fp8pad.record import RECORD_FILE, CheckpointRecord
-
-PART = 1 << 20  # characters of a text that are encoded at a time
 
 
 @dataclass(slots=True)
@@ -114,9 +112,9 @@ class Output:
         if self.is_there:
             return
         if record:
-            self.record_bytes = self.writer.write_text(RECORD_FILE, record.text_parts())
+            self.record_bytes = self.writer.write_text(RECORD_FILE, (part.encode() for part in record.text_parts()))
         for file, text in self.contents.texts.items():
-            self.writer.write_text(file, (text[begin : begin + PART] for begin in range(0, len(text), PART)))
+            self.writer.write_text(file, encoded(text))
 
     def publish(self) -> Replaced | None:
         """Put what was written in the place of `out_dir`; return what was replaced."""

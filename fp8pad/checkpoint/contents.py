@@ -8,6 +8,7 @@ from pathlib import Path
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.destination import can_clone
 from fp8pad.checkpoint.directory import open_directory
+from fp8pad.checkpoint.files import text_bytes
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
@@ -39,7 +40,7 @@ class Contents:
         """The sizes of all files but the record, in the source, where a new file has none, and here."""
         before = self.source.identities
         sizes = {layout.file: layout.target_bytes for layout in self.layouts}
-        sizes |= {file: len(text.encode()) for file, text in self.texts.items()}
+        sizes |= {file: text_bytes(text) for file, text in self.texts.items()}
         sizes |= {file: before[file].size for file in self.source.other_files}
         return {
             file: FileRecord(before[file].size if file in before else 0, size) for file, size in sorted(sizes.items())

@@ -183,7 +183,21 @@ def file_sha256(path: Path, file: str) -> str:
 
 def text_sha256(text: str) -> str:
     """Return the SHA-256, in hexadecimal, that a file of this text has."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256()
+    for part in encoded(text):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def text_bytes(text: str) -> int:
+    """Return the size that a file of this text has."""
+    return sum(map(len, encoded(text)))
+
+
+def encoded(text: str) -> Iterator[bytes]:
+    """Yield a text in UTF-8, in parts: an index or a config can be as large as all headers."""
+    for begin in range(0, len(text), BUFFER_BYTES):
+        yield text[begin : begin + BUFFER_BYTES].encode()
 
 
 def check_identity(file: str, expected: FileIdentity, found: FileIdentity) -> None:

@@ -36,16 +36,15 @@ def dumps_like(original: str, document: Mapping[str, Any]) -> str:
     text = StringIO()
     for part in encoder.iterencode(document):  # a list of millions of parts takes ten times as much memory
         text.write(part)
-    return text.getvalue() + original[len(original.rstrip()) :]
+    text.write(original[len(original.rstrip()) :])
+    return text.getvalue()
 
 
 def index_text(original: str, total_bytes: int) -> str:
     """Return the text of an index with the true sum of tensor bytes; everything else stays as it is in `original`."""
-    edited, num_places = re.subn(
-        r'("metadata"\s*:\s*\{[^{}]*"total_size"\s*:\s*)\d+(?=\s*[,}])', rf"\g<1>{total_bytes}", original
-    )
-    if num_places == 1:
-        return edited
+    places = list(re.finditer(r'("metadata"\s*:\s*\{[^{}]*"total_size"\s*:\s*)\d+(?=\s*[,}])', original))
+    if len(places) == 1:
+        return original.replace(places[0][0], f"{places[0][1]}{total_bytes}", 1)
     document = json.loads(original)
     metadata = document.get("metadata")
     return dumps_like(

@@ -143,15 +143,14 @@ class Writer:
         self.staging.complete(key, file)
         return Written(hashes)
 
-    def write_text(self, file: str, parts: Iterable[str]) -> int:
+    def write_text(self, file: str, parts: Iterable[bytes]) -> int:
         """Write a text file and read it back; return its bytes. Raises as `write_shard` does."""
         key, digest, num_bytes = self.file_key(file), hashlib.sha256(), 0
         with self.staging.create(key, file, self.source.copied_mode(file)) as target:
             for part in parts:
-                data = part.encode()
-                target.write(num_bytes, data)
-                digest.update(data)
-                num_bytes += len(data)
+                target.write(num_bytes, part)
+                digest.update(part)
+                num_bytes += len(part)
         if file_sha256(self.staging.unfinished_path(key), file) != digest.hexdigest():
             raise VerifyError(f"{file}: what was read back is not what was written")
         self.staging.complete(key, file)

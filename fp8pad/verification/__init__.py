@@ -22,7 +22,7 @@ from fp8pad.text import counted
 from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
 from fp8pad.verification.checks import byte_differences
 from fp8pad.verification.disagreements import examine, quantization_of
-from fp8pad.verification.original import original_of
+from fp8pad.verification.original import Original, original_of
 
 LOCAL_WORKERS = Workers()
 
@@ -79,33 +79,54 @@ def verify(
     Raises `CheckpointError` if either folder cannot be read as a checkpoint, `RecordError` if fp8pad.json is missing or
     malformed, or if there is nothing to compare with.
     """
+    examined = _examined(out_dir)
     if model is None:
-        return _verified(None, out_dir, workers, progress)[0]
+        return _report(examined, None, workers, progress)
     with opened(model, read_checkpoint, use_cache=use_cache, progress=progress) as source:
-        report, record, modules = _verified(source, out_dir, workers, progress)
-        notes = _notes_on_plan(source, out_dir, record, modules)  # what was read of `out_dir` is not kept meanwhile
-        return replace(report, notes=(*report.notes, *notes))
+        report = _report(examined, source, workers, progress)
+        record, modules = examined.record, examined.modules
+        del examined  # all headers of `out_dir`: planning takes as much memory
+        return replace(report, notes=(*report.notes, *_notes_on_plan(source, out_dir, record, modules)))
 
 
-def _verified(
-    source: Checkpoint | None, out_dir: Path, workers: Workers, progress: Progress
-) -> tuple[VerifyReport, CheckpointRecord | None, Mapping[str, ModuleRecord]]:
-    """Return what was found, and both records that say how tensors were padded."""
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    """A converted checkpoint and what its records say; `original` is None where they do not say how to compare it."""
+
+    converted: Checkpoint
+    record: CheckpointRecord | None
+    faults: tuple[Mismatch, ...]
+    original: Original | None
+
+    @property
+    def modules(self) -> Mapping[str, ModuleRecord]:
+        """What config.json tells the runtime, if there is no fault."""
+        quantization = None if self.faults else quantization_of(self.converted)
+        return quantization.modules if quantization else {}
+
+
+def _examined(out_dir: Path) -> _Examined:
     converted = read_checkpoint(out_dir)
+    record = read_record(converted)
+    if record is None:
+        return _Examined(converted, None, (), original_of(converted, None))
+    faults, original = examine(converted, record)
+    return _Examined(converted, record, (*faults, *_missing_hashes(record)), original)
+
+
+def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, progress: Progress) -> VerifyReport:
+    converted, record, original = examined.converted, examined.record, examined.original
+    if record is None and source is None:
+        raise RecordError(f"{converted.root}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
     _check_source(source, converted)
     if source and not source.remote and set(source.excluded) & set(converted.other_files):  # --follow-links, perhaps
         source = replace(read_checkpoint(source.root, follow_links=True), name=source.name)
-    record = read_record(converted)
-    if record is None and source is None:
-        raise RecordError(f"{out_dir}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
-    faults, original = examine(converted, record) if record else ([], original_of(converted, None))
-    faults += _missing_hashes(record) if record else ()
     expected = record.files if record else _sizes_of_copy(source)
     differences, files_hashed = list(changed_files(converted, expected)), 0
     notes = [*notes_on_files(converted)]
     if original is None:
         notes.append("no bytes were compared, since the records do not say how")
-    elif len(faults) < MAX_MISMATCHES:
+    elif len(examined.faults) < MAX_MISMATCHES:
         compared, files_hashed = byte_differences(original, source, workers, progress)
         differences += compared
     if record and not source and not any(entry.sha256 for entry in record.files.values()):
@@ -113,11 +134,10 @@ def _verified(
             f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
         )
     named = expected.keys() | (original.sizes.keys() if original else set())
-    found = [*faults, *(each for each in differences if is_wrong(each.file, named))]
+    found = [*examined.faults, *(each for each in differences if is_wrong(each.file, named))]
     notes += [str(each) for each in differences if not is_wrong(each.file, named)]
-    quantization = None if faults else quantization_of(converted)
-    report = VerifyReport(
-        out_dir=out_dir,
+    return VerifyReport(
+        out_dir=converted.root,
         model=None if source is None else str(source),
         tensors_checked=sum(len(shard.tensors) for shard in converted.shards),
         files_hashed=0 if found else files_hashed,
@@ -126,7 +146,6 @@ def _verified(
         notes=tuple(dict.fromkeys(notes)),
         is_complete=len(found) < MAX_MISMATCHES,
     )
-    return report, record, quantization.modules if quantization else {}
 
 
 def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import header_differences
+from fp8pad.checkpoint.files import text_bytes
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.json_text import index_text, parse_object
 from fp8pad.checkpoint.layout import ShardLayout, original_layout, shard_layout
@@ -29,7 +30,7 @@ class Original:
     def sizes(self) -> dict[str, int]:
         """Bytes of each of these files."""
         sizes = {layout.file: layout.target_bytes for layout in self.layouts}
-        return sizes | {file: len(text.encode()) for file, text in self.texts.items()}
+        return sizes | {file: text_bytes(text) for file, text in self.texts.items()}
 
 
 def original_of(converted: Checkpoint, record: CheckpointRecord | None) -> Original:
