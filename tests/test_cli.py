@@ -222,8 +222,8 @@ def test_what_is_no_checkpoint_folder_is_one_line(
     """A missing folder and a file in its place end with status 1, one line on stderr, nothing on stdout or disk."""
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("not a folder")
-    arguments = [model, "out"] if command in ("convert", "verify", "unpad") else [model]
-    finished = fp8pad(command, *arguments)
+    out_dir = Path(__file__).parent.parent / "examples" / "llama-fp8" if command == "verify" else Path("out")
+    finished = fp8pad(command, model, *([] if command in ("plan", "inspect") else [out_dir]))
     assert (finished.status, finished.stdout) == (1, "")
     assert finished.stderr.startswith(f"error: {model}: ")
     assert finished.stderr.count("\n") == 1
