@@ -346,6 +346,14 @@ def test_weights_of_another_format_alone_are_refused_with_a_hint(tmp_path: Path)
         read_unconverted(root)
 
 
+def test_a_folder_of_the_hubs_cache_is_told_from_its_snapshots(tmp_path: Path) -> None:
+    """One folder too high: the one to name is named."""
+    cached = tmp_path / "models--org--name"
+    llama(cached / "snapshots" / "0123abc")
+    with pytest.raises(CheckpointError, match=f"^{cached}: is a model in the cache of the hub; .* snapshots: 0123abc$"):
+        read_unconverted(cached)
+
+
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     """A folder that is not there, and a file."""
     (tmp_path / "file").write_text("")

@@ -20,8 +20,11 @@ def is_shard(name: str) -> bool:
 
 
 def check_format(root: Path) -> None:
-    """Raise `CheckpointError` for a folder in Mistral's own format alone."""
+    """Raise `CheckpointError` for a folder in Mistral's own format alone, and for one above those of a model."""
     files = {path.name for path in root.iterdir()}
+    if CONFIG_FILE not in files and (root / "snapshots").is_dir():
+        commits = ", ".join(sorted(path.name for path in (root / "snapshots").iterdir())[:2])
+        raise CheckpointError(f"is a model in the cache of the hub; name the folder in its snapshots: {commits}")
     has_own = MISTRAL_CONFIG_FILE in files and any(name.startswith("consolidated") for name in files)
     has_shards = any(name.endswith(SHARD_SUFFIX) and not is_other_form(name) for name in files)
     if has_own and not (has_shards and CONFIG_FILE in files):
