@@ -7,7 +7,9 @@ import os
 import stat
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -533,6 +535,27 @@ def test_slices_of_a_model_of_the_hub(hub: FakeHub, model: Path, tmp_path: Path)
     assert len(fp8pad.convert(NAME, tmp_path / "out", finish=True).resumed) == 3
     assert files_of(tmp_path / "out") == files_of(tmp_path / "local")
     assert left_beside(tmp_path / "out") == set()
+
+
+def test_a_temporary_folder_that_cannot_be_removed_is_no_fault(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever call fails in it: OUT_DIR is complete."""
+    hub.add(NAME, model)
+    samestat = os.path.samestat
+
+    def fail(one: os.stat_result, other: os.stat_result) -> bool:
+        if any(frame.name == "rmtree" for frame in traceback.extract_stack()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return samestat(one, other)
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr("fp8pad.hub._work_folder", lambda *_: nullcontext(tmp_path / "parts"))
+    monkeypatch.setattr(os.path, "samestat", fail)
+    fp8pad.convert(NAME, tmp_path / "out")
+    assert fp8pad.verify(model, tmp_path / "out").ok
+    assert len(list((tmp_path / "temporary").iterdir())) == 1
 
 
 def test_a_temporary_folder_that_is_too_small_is_a_line(

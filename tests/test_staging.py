@@ -178,6 +178,43 @@ def test_anything_unexpected_in_it_is_refused(tmp_path: Path, foreign: str) -> N
     assert not (tmp_path / HIDDEN / "lock").is_file()
 
 
+def test_nothing_stays_where_a_file_is_there_until_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS and FUSE rename a file that is open instead of removing it, so that its folder is not empty yet."""
+    silly, unlink, close = tmp_path / HIDDEN / ".nfs0001", Directory.unlink, os.close
+
+    def rename(folder: Directory, name: str) -> None:
+        if name == "lock":
+            (folder.path / name).rename(silly)
+        else:
+            unlink(folder, name)
+
+    def remove(descriptor: int) -> None:
+        close(descriptor)
+        silly.unlink(missing_ok=True)
+
+    monkeypatch.setattr(Directory, "unlink", rename)
+    monkeypatch.setattr(os, "close", remove)
+    with hold_staging(tmp_path / "out") as staging:
+        staging.remove()
+        assert names(tmp_path / HIDDEN) == [".nfs0001"]
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_without_permissions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NTFS and exFAT are mounted: everybody could alter what is staged. Nothing is left behind."""
+
+    def make(folder: Directory, name: str, _: int) -> None:
+        (folder.path / name).mkdir()
+        (folder.path / name).chmod(0o777)
+
+    monkeypatch.setattr(Directory, "make", make)
+    with pytest.raises(OutputError, match=r"everybody may write .* umask=077"), hold_staging(tmp_path / "out"):
+        pytest.fail("it is not ours alone")
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("kind", ["link", "file", "pipe"])
 def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
     """A link to a folder is none, and is not followed."""

@@ -14,6 +14,7 @@ from fp8pad.checkpoint.staging import LOCK, PUBLICATION, REPLACED, STAGED, SUFFI
 from fp8pad.errors import OutputError
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may know none
+_FOR_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _EXPECTED = "expected a folder of yours that nobody else can write to; move it away"
 
 
@@ -27,15 +28,18 @@ def hold_staging(out_dir: Path, shared: bool = False) -> Iterator[Staging]:
     that fails, if the folder is not fp8pad's own, or if another process holds it.
     """
     path = staging_path(out_dir)
-    with ExitStack() as opened:
-        _create_parents(out_dir, opened)
+    with ExitStack() as above:
+        _create_parents(out_dir, above)
         with writing(path):
-            parent = opened.enter_context(open_directory(out_dir.parent))
-            root = _locked(parent, path.name, opened, shared)
-            if not root.status(STAGED):
-                root.make(STAGED, 0o700)
-            staged = opened.enter_context(root.open(STAGED))
-        yield Staging(root, staged, parent, out_dir)
+            parent = above.enter_context(open_directory(out_dir.parent))
+        with ExitStack() as opened:
+            with writing(path):
+                root = _locked(parent, path.name, opened, shared)
+                if not root.status(STAGED):
+                    root.make(STAGED, 0o700)
+                staged = opened.enter_context(root.open(STAGED))
+            above.callback(_remove_if_empty, path.name, parent)  # on NFS, only a lock that is closed is gone
+            yield Staging(root, staged, parent, out_dir)
 
 
 @contextmanager
@@ -60,9 +64,9 @@ def _create_parents(out_dir: Path, opened: ExitStack) -> None:
                 above.sync()
 
 
-def _remove_if_empty(folder: Path) -> None:
+def _remove_if_empty(folder: Path | str, above: Directory | None = None) -> None:
     with suppress(OSError):
-        folder.rmdir()
+        os.rmdir(folder, dir_fd=above.descriptor if above else None)
 
 
 def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Directory:
@@ -70,6 +74,7 @@ def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Di
     while True:
         with suppress(FileExistsError):
             parent.make(name, 0o700)
+            _check_kept(parent, name)
         with suppress(FileNotFoundError):  # its holder removed it when it was done
             try:
                 root = opened.enter_context(parent.open(name))
@@ -82,10 +87,18 @@ def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Di
                 return root
 
 
+def _check_kept(parent: Directory, name: str) -> None:
+    """Refuse a file system that lets everybody write to the folder that was just made for us alone."""
+    status = parent.status(name)
+    if status and status.st_mode & _FOR_OTHERS:
+        os.rmdir(name, dir_fd=parent.descriptor)
+        raise OutputError(f"{parent.path}: everybody may write to what is made there; mount it with umask=077, for you")
+
+
 def _check_own(root: Directory) -> None:
     """Refuse a staging folder that is not ours alone, or that somebody has put something else into."""
     status = os.fstat(root.descriptor)
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_uid != os.geteuid() or status.st_mode & _FOR_OTHERS:
         raise OutputError(f"{root.path}: {_EXPECTED}")
     for name in root.names():
         _check_entry(root, name, is_file if name in {LOCK, PUBLICATION} else is_folder if _is_known(name) else None)

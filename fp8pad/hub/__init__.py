@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,9 +113,15 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
             raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
 
 
-def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder for what takes no room: it is no fault if it cannot be removed in the end."""
-    return tempfile.TemporaryDirectory(prefix="fp8pad-", ignore_cleanup_errors=True)
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    """Yield a folder for what takes no room: it is no fault if it cannot be removed in the end."""
+    folder = tempfile.mkdtemp(prefix="fp8pad-")
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # not each call in there is one whose errors it ignores
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def work_folder(out_dir: Path, shards: range | None = None) -> Path:
