@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_colours_are_for_terminals(
     monkeypatch.setenv("FORCE_COLOR", "1")
     plan_screen(source, LARGE, VLLM).show(stdout_console())
     assert ("\x1b[" in capsys.readouterr().out) == styled
+
+
+def test_only_the_outcome_is_bold(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason and the layers behind `refuses` are plain text."""
+    plan_screen(source, plan_of(layer("a.gate_proj", 213, 16)), VLLM).show(
+        Console(width=200, color_system="standard", force_terminal=True)
+    )
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "cannot share evenly" in line]
+    assert re.fullmatch(r"  TP .*\x1b\[1;31mrefuses\x1b\[0m: a size that ranks cannot share evenly: a\.gate_proj", line)
 
 
 def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,13 +41,13 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
 
 
 def _outcome(verdict: Verdict | Finding) -> Text:
-    return Text(verdict.outcome, style=STYLES[verdict.outcome])
+    return Text.assemble((verdict.outcome, STYLES[verdict.outcome]))  # what is appended has no style
 
 
 def _absorbed(absorbed: Absorbed | None, plan: CheckpointPlan) -> Text:
     if absorbed is None:
         return Text("-", style="dim")
-    return _outcome(absorbed.verdict).append(f" {absorbed_how(absorbed, plan)}", style="default")
+    return _outcome(absorbed.verdict).append(f" {absorbed_how(absorbed, plan)}")
 
 
 def absorbed_how(absorbed: Absorbed, plan: CheckpointPlan) -> str:
@@ -58,7 +58,7 @@ def absorbed_how(absorbed: Absorbed, plan: CheckpointPlan) -> str:
 
 def _explanations(sizes: Iterable[AtSize]) -> Iterator[Row]:
     for at, finding in findings(sizes):
-        said = _outcome(finding).append(f": {printable(finding.why)}: {patterns(finding.layers)}", style="default")
+        said = _outcome(finding).append(f": {printable(finding.why)}: {patterns(finding.layers)}")
         yield at, said
 
 
@@ -83,7 +83,7 @@ def show_refusal(
         return False
     screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
     for refusal in refusals:
-        screen.paragraph(_outcome(refusal).append(f": {refusal.why}: {patterns(refusal.layers)}", style="default"), 2)
+        screen.paragraph(_outcome(refusal).append(f": {refusal.why}: {patterns(refusal.layers)}"), 2)
     if policy := nearest_served_policy(plan, engine):
         screen.paragraph(f"TP {policy.tensor_parallel_size} works with:", 2)
         screen.command(convert_command(source, out_dir, policy, *options))
