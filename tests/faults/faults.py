@@ -109,9 +109,9 @@ def supervised(scenario: Scenario, area: Path, decide: Callable[[Call], int | st
     """Run a scenario's command; where the file system shall not exchange folders, it cannot."""
 
     def decide_all(call: Call) -> int | str | None:
-        if not scenario.can_exchange and call.name == "renameat2" and call.arguments[4] & 2:
-            return errno.EINVAL
-        return decide(call)
+        decision = decide(call)
+        is_refused = not scenario.can_exchange and call.name == "renameat2" and call.arguments[4] & 2
+        return errno.EINVAL if is_refused and decision is None else decision
 
     return supervise(lambda: run(scenario.arguments, area), area, decide_all)
 
