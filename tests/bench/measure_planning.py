@@ -2,9 +2,9 @@
 
     python tests/bench/measure_planning.py [--folder FOLDER] [--no-convert] [--output FILE]
 
-Each command is a process of its own: user and system time of all of it, interpreter and imports included. Last, a
-checkpoint of 120,000 Linears that are padded is converted and verified, which writes 2 GB. report.py puts the figures
-into docs/scale.md.
+Each command is a process of its own: user and system time of all of it, interpreter and imports included. Then a
+checkpoint of 120,000 Linears that are padded is converted and verified, which writes 2 GB, and one of a single shard of
+101 GB converted. report.py puts the figures into docs/scale.md.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from sparse_checkpoint import write_sparse_checkpoint
 PLANNED = {"aligned": {"inner": 2048}, "unaligned": {"inner": 1000}}
 # 120,000 Linears of 24 x 24, each padded to one block of 128 x 128, and as many scales.
 PADDED = {"layers": 30_000, "experts": 0, "hidden": 24}
+# One shard of 101 GB; the experts are padded.
+LARGE = {"num_shards": 1, "layers": 94, "experts": 1, "hidden": 16384, "inner": 24}
 
 
 def measure(checkpoint: str, *arguments: object) -> dict[str, Any]:
@@ -60,6 +62,9 @@ def main() -> None:
             runs.append(measure(checkpoint, "plan", model))
             runs.append(measure(checkpoint, "convert", "--quiet", "--force", model, out))
             runs.append(measure(checkpoint, "verify", "--quiet", model, out))
+            large, out = Path(folder) / "large", Path(folder) / "large-out"
+            checkpoint = f"{write_sparse_checkpoint(large, **LARGE):,} tensors in one shard of 101 GB, of holes"
+            runs.append(measure(checkpoint, "convert", "--quiet", "--force", large, out))
         document = {"host": describe_host(model), "runs": runs}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n")
