@@ -83,8 +83,7 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield "Needs vLLM 0.26 or newer with fp8pad installed; no other engine loads it."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
-    fits = {size: {alike.example.fit_at(size) for alike in plan.alike} for size in (2, 4, 8)}
-    sizes = ["1", *(str(size) for size, found in fits.items() if found.isdisjoint({"indivisible", "inside block"}))]
+    sizes = [str(size) for size in (1, 2, 4, 8) if _can_share(plan, size)]
     yield f"Tensor-parallel sizes: {', '.join(sizes)}{' only' if len(sizes) == 1 else ''}."
     yield ""
     yield "```sh"
@@ -98,6 +97,13 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield "fp8pad verify ORIGINAL DIR     # compares every byte with the original"
     yield "fp8pad unpad DIR RESTORED_DIR  # gives the original back"
     yield "```"
+
+
+def _can_share(plan: CheckpointPlan, num_ranks: int) -> bool:
+    """Whether so many ranks can share every layer, FP8 or not, as far as the plan knows them."""
+    fits = {alike.example.fit_at(num_ranks) for alike in plan.alike}
+    counts = all(count.is_shared_by(num_ranks) for count in plan.shared_counts)
+    return counts and fits.isdisjoint({"indivisible", "inside block"})
 
 
 def read_card(source: Checkpoint) -> str | None:

@@ -1,5 +1,6 @@
 """The model card: metadata in whatever style it is written, a section of fp8pad's, and the old card given back."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,14 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
     assert "vllm serve" not in without_plugin
     absorbed = with_section("", source, fp8pad.plan(example, absorb=True).plan)
     assert "- `config.json`: `intermediate_size` is 224 instead of 213." in absorbed
+
+
+def test_sizes_are_those_at_which_heads_can_be_shared_too(model: Path) -> None:
+    """28 heads go on four ranks and not on eight, though the layers that are FP8 would."""
+    assert "\nTensor-parallel sizes: 1, 2, 4, 8.\n" in section_on("", read_unconverted(model))[1]
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_attention_heads": 28}))
+    assert "\nTensor-parallel sizes: 1, 2, 4.\n" in section_on("", read_unconverted(model))[1]
 
 
 @pytest.mark.parametrize("card", [None, "# A model\n", "---\nlicense: mit\n---\n\n# A model"])

@@ -195,6 +195,7 @@ def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(pa
     [
         ({"num_attention_heads": 40, "num_key_value_heads": 10}, 4, "10 key-value heads"),  # Phi-4
         ({"num_attention_heads": 40, "num_key_value_heads": 10, "kv_lora_rank": 64}, 4, None),  # MLA
+        ({"num_attention_heads": 40, "num_key_value_heads": 10, "kv_lora_rank": None}, 4, "10 key-value heads"),
         ({"num_attention_heads": 32, "num_key_value_heads": 2}, 8, None),  # which hold copies
         ({"num_attention_heads": 32, "mamba_num_heads": 64, "n_groups": 8}, 16, "8 groups of Mamba heads"),
         ({"num_attention_heads": 32, "mamba_n_heads": 64, "mamba_n_groups": 1}, 16, None),  # Bamba
@@ -203,7 +204,7 @@ def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(pa
     ],
 )
 def test_other_counts_that_ranks_cannot_share_are_refused_too(
-    sizes: dict[str, int], ranks: int, why: str | None
+    sizes: dict[str, int | None], ranks: int, why: str | None
 ) -> None:
     """vLLM asserts that they divide, whatever is FP8, and whatever is done about inner sizes."""
     config = {"model_type": "llama", "intermediate_size": 2048, **sizes}
@@ -221,6 +222,15 @@ def test_kernels_see_the_layer_that_an_engine_makes_of_several() -> None:
     plan = planned(headers(LLAMA, CHANNELS, attention(40)), Policy())
     assert said(Judge(plan, VLLM).original(2)) == {}
     assert said(Judge(plan, VLLM).original(4)) == {"pads in every forward": {"q_proj", "k_proj", "v_proj", "o_proj"}}
+
+
+def test_an_mlp_without_a_gate_has_nothing_fused_with_up() -> None:
+    """Nemotron-H's 1856 rows are 232 on eight ranks, no multiple of 16; twice as many would be one."""
+    mixer = "backbone.layers.0.mixer"
+    shapes = {f"{mixer}.up_proj": (1856, 256), f"{mixer}.down_proj": (256, 1856)}
+    config = {"model_type": "nemotron_h", "intermediate_size": 1856, "mlp_hidden_act": "relu2"}
+    plan = planned(headers(config, CHANNELS, shapes), Policy())
+    assert said(Judge(plan, VLLM).original(8)) == {"pads in every forward": {"up_proj", "down_proj"}}
 
 
 def test_an_expert_is_one_layer() -> None:

@@ -56,7 +56,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)
     shapes = {linear.name: (linear.shape[-2], linear.shape[-1]) for linear in linears}
-    how = shardings(shapes, sections, governed.roles, governed.divided)
+    how = shardings(shapes, sections, governed.roles, governed.divided, governed.gated)
     layers = tuple(plan_layers(linears, policy, how, absorption, inner_axes(governed, linears)))
     padded = _all_tensors(linears, layers, absorption)
     bytes_before = sum(tensor.num_bytes for tensor in tensors.values())

@@ -4,7 +4,7 @@ Which way a module is divided follows from its place in the network. Its name sa
 two models use one name for two things, the family file says which is meant.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import itemgetter
@@ -43,7 +43,7 @@ _KEY_VALUE_HEADS = (
 _MAMBA_HEADS = ("mamba_num_heads", "mamba_n_heads", "n_mamba_heads")
 _MAMBA_GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
 _OUTPUT_GROUPS = ("o_groups",)
-# Of gate and up, each is as large as the other, absorbed or not.
+# Of gate and up, where an MLP has both, each is as large as the other, absorbed or not.
 _OTHER_HALF = (Neighbour(1, 1, COLUMN.groups),)
 
 
@@ -65,17 +65,20 @@ def shardings(
     sections: Sequence[Section],
     roles: Mapping[str, Role],
     divided: Mapping[str, Division] = {},
+    gated: Container[str] = (),
 ) -> dict[str, Sharding]:
     """Return how each of `shapes`, `(N, K)` by module, is divided among ranks.
 
-    `roles` are those that modules have in MLPs, `divided` how others are divided, as family files say.
+    `roles` are those that modules have in MLPs, `divided` how others are divided, as family files say; `gated` are the
+    modules of MLPs with a gate.
     """
     described = {name: _PART_OF_ROLE[role] for name, role in roles.items()} | dict(divided)
     found = {
         name: _sharding(name, num_n, described[name] if name in described else part_by_name(name), sections)
         for name, (num_n, _) in shapes.items()
     }
-    return {name: _fused(how, *_beside(name, shapes, roles.get(name), found)) for name, how in found.items()}
+    halves = {name: role for name, role in roles.items() if role in ("gate", "up") and name in gated}
+    return {name: _fused(how, *_beside(name, shapes, halves.get(name), found)) for name, how in found.items()}
 
 
 @cache
@@ -84,11 +87,11 @@ def _fused(how: Sharding, is_followed: bool, others: tuple[Neighbour, ...]) -> S
 
 
 def _beside(
-    name: str, shapes: Mapping[str, Shape], role: Role | None, found: Mapping[str, Sharding]
+    name: str, shapes: Mapping[str, Shape], half: Role | None, found: Mapping[str, Sharding]
 ) -> tuple[bool, tuple[Neighbour, ...]]:
     """Whether a matrix is followed by another in one layer of an engine, and all that lie in that layer with it."""
-    if role in ("gate", "up"):
-        return role == "gate", _OTHER_HALF
+    if half:
+        return half == "gate", _OTHER_HALF
     parent, dot, last = name.rpartition(".")
     if last not in _FUSED:
         return False, ()
@@ -152,7 +155,7 @@ def shared_counts(config: Json) -> tuple[SharedCount, ...]:
     groups = _first_count(config, _MAMBA_GROUPS)
     found = [
         (_first_count(config, _HEADS), "attention heads", False),
-        (None if "kv_lora_rank" in config else _key_value_heads(config), "key-value heads", True),
+        (None if config.get("kv_lora_rank") else _key_value_heads(config), "key-value heads", True),
         (_first_count(config, _MAMBA_HEADS), "Mamba heads", False),
         (groups if groups != 1 else None, "groups of Mamba heads", False),
         (_first_count(config, _OUTPUT_GROUPS), "groups of attention outputs", False),

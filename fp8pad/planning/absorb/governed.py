@@ -146,6 +146,11 @@ class GovernedAxes:
         return {governed.module: governed.role for size in self.sizes for governed in size.axes}
 
     @property
+    def gated(self) -> frozenset[str]:
+        """The modules of MLPs with a gate."""
+        return frozenset(governed.module for size in self.sizes for governed in size.axes if governed.mlp.is_gated)
+
+    @property
     def routed_experts(self) -> Mapping[str, Order | None]:
         """The modules of routed experts, and for those that are stacked the order of their axes."""
         return {
