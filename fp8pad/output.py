@@ -112,7 +112,9 @@ class Output:
         if self.is_there:
             return
         if record:
-            self.record_bytes = self.writer.write_text(RECORD_FILE, (part.encode() for part in record.text_parts()))
+            self.record_bytes = self.writer.write_text(
+                RECORD_FILE, (part.encode() for part in record.text_parts()), record.originals
+            )
         for file, text in self.contents.texts.items():
             self.writer.write_text(file, encoded(text))
 
@@ -125,7 +127,8 @@ class Output:
             keys = {layout.file: writer.key(layout) for layout in contents.layouts}
             others = (*contents.source.other_files, *([RECORD_FILE] if contents.record else []), *contents.texts)
             keys |= {file: writer.file_key(file) for file in others}
-            replaced = publish(staging, keys, self.run, overwrite, contents.source.copied_folder_mode)
+            mode, group = contents.source.copied_folder_mode, writer.group
+            replaced = publish(staging, keys, self.run, overwrite, lambda folder: mode(folder, group))
         self.is_published = True
         return replaced
 

@@ -283,6 +283,41 @@ def test_shards_and_texts_are_as_private_as_the_source(tmp_path: Path, link: Lin
     assert mode(tmp_path / "out") == 0o710
 
 
+def test_a_record_is_as_private_as_every_text_that_it_holds(tmp_path: Path) -> None:
+    """A card lies in fp8pad.json whole, and comes back from there if it was removed."""
+    model = llama(tmp_path / "model")
+    (model / "README.md").write_text("a secret")
+    (model / "README.md").chmod(0o600)
+    with umask(0o022):
+        converted(model, tmp_path / "out", WriteOptions(card=True))
+        assert (mode(tmp_path / "out" / "fp8pad.json"), mode(tmp_path / "out" / "config.json")) == (0o600, 0o644)
+        (tmp_path / "out" / "README.md").unlink()
+        unpad(tmp_path / "out", tmp_path / "restored", WriteOptions(), Progress())
+    assert mode(tmp_path / "restored" / "README.md") == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a file to any group")
+@pytest.mark.parametrize(("before", "expected"), [(0o640, 0o600), (0o664, 0o644), (0o604, 0o600), (0o644, 0o644)])
+@pytest.mark.parametrize("is_inherited", [False, True], ids=["another group", "set-group-ID"])
+def test_another_group_gets_no_right_of_the_old_one(
+    tmp_path: Path, before: int, expected: int, is_inherited: bool
+) -> None:
+    """Nor does the old group get a right of all others; where a folder hands its group on, it is the same one."""
+    model, place = llama(tmp_path / "model", num_shards=2), tmp_path / "place"
+    for folder in (model, place):
+        folder.mkdir(exist_ok=True)
+        os.chown(folder, -1, 4242)
+    model.chmod(0o750)
+    place.chmod(0o2755 if is_inherited else 0o755)
+    for path in model.iterdir():
+        os.chown(path, -1, 4242)
+        path.chmod(before)
+    with umask(0):
+        converted(model, place / "out")
+    assert {mode(path) for path in (place / "out").iterdir()} == {before if is_inherited else expected}
+    assert mode(place / "out") & 0o777 == (0o750 if is_inherited else 0o700)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"), [(0o700, 0o755, 0o700), (0o755, 0o700, 0o700), (0o770, 0o755, 0o750)]
 )

@@ -88,6 +88,18 @@ def test_finishing_reads_no_shard_again(model: Path, tmp_path: Path, monkeypatch
     assert verify(model, tmp_path / "out", Progress()).ok
 
 
+@pytest.mark.parametrize("options", [{"finishes": True}, {"finishes": True, "verify": "full"}, {}])
+def test_a_source_that_was_made_private_meanwhile_has_private_copies(
+    model: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A finished shard loses what its source no longer permits, whether it is noted or compared."""
+    write_slice(model, tmp_path / "out", range(5))
+    for shard in model.glob("*.safetensors"):
+        shard.chmod(0o600)
+    assert len(converted(model, tmp_path / "out", **options).resumed) == 5
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").glob("*.safetensors")} == {0o600}
+
+
 @pytest.mark.parametrize("options", [{"finishes": True, "verify": "full"}, {}])
 def test_deeper_wishes_are_read_again(model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     """A slice that was not read back as deep is compared with its source; a plain run believes no note at all."""

@@ -86,19 +86,23 @@ class Checkpoint:
         """Return how many bytes of a file are not here, but are fetched."""
         return self.remote.fetched_bytes(file) if self.remote else 0
 
-    def copied_mode(self, file: str) -> int:
-        """Return the permissions that a copy of a file is made with: what is new is as private as config.json.
+    def copied_mode(self, file: str, group: int | None, holds: Iterable[str] = ()) -> int:
+        """Return the permissions of a copy of a file, which is as private as those whose text it `holds`.
 
-        Raises `CheckpointError` if the file was changed since it was read.
+        What is new is as private as config.json and fp8pad.json. Raises `CheckpointError` if a file was changed since
+        it was read.
         """
-        name = file if file in self.identities else CONFIG_FILE
-        with open_file(self.root / name, name, self.identities[name]) as original:
-            return original.copied_mode
+        mode = ~0
+        for name in {*([file] if file in self.identities else [CONFIG_FILE, RECORD_FILE]), *holds}:
+            if name in self.identities:
+                with open_file(self.root / name, name, self.identities[name]) as original:
+                    mode &= original.copied_mode(group)
+        return mode
 
-    def copied_folder_mode(self, folder: str) -> int:
+    def copied_folder_mode(self, folder: str, group: int | None) -> int:
         """Return the permissions that a copy of a folder is made with; `CheckpointError` if it is gone."""
         try:
-            return copied_mode((self.root / folder).stat())
+            return copied_mode((self.root / folder).stat(), group)
         except OSError as error:
             raise CheckpointError(f"{self.root / folder}: cannot be read any more: {error.strerror}") from error
 

@@ -55,10 +55,9 @@ class OpenFile:
         """The identity of the file that is open, whatever its path leads to by now."""
         return FileIdentity.of(os.fstat(self.descriptor))
 
-    @property
-    def copied_mode(self) -> int:
-        """The permissions that a copy is made with; see `copied_mode`."""
-        return copied_mode(os.fstat(self.descriptor))
+    def copied_mode(self, group: int | None) -> int:
+        """Return the permissions that a copy is made with; see `copied_mode`."""
+        return copied_mode(os.fstat(self.descriptor), group)
 
     def read(self, offset: int, num_bytes: int) -> memoryview:
         """Read exactly `num_bytes` bytes at `offset`; `CheckpointError` if the file ends early or cannot be read."""
@@ -115,14 +114,19 @@ class OpenFile:
             os.posix_fadvise(self.descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
-def copied_mode(status: os.stat_result) -> int:
+def copied_mode(status: os.stat_result, group: int | None) -> int:
     """Return the permissions that a copy of a file or folder is made with, of which the umask takes.
 
-    They are those of the original, so that nothing private becomes readable by others. Its owner may read and write it,
-    and not everybody may write to it.
+    They are those of the original; where the copy belongs to another `group`, the group and all others may only do what
+    both may with the original: so nothing private becomes readable by others, as far as permissions tell (an ACL
+    is not looked at). Its owner may read and write it, and not everybody may write to it.
     """
     owner = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR | stat.S_IWUSR
-    return (stat.S_IMODE(status.st_mode) & 0o775) | owner
+    mode = stat.S_IMODE(status.st_mode) & 0o775
+    if group not in {None, status.st_gid}:
+        both = mode & (mode >> 3) & stat.S_IRWXO
+        mode = (both << 3) | both
+    return mode | owner
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def _discard(staging: Staging, name: str) -> None:
 
 def _name_files(staging: Staging, keys: Mapping[str, str], run: str, folder_mode: Callable[[str], int]) -> None:
     old = staging.parent.status(staging.out_dir.name)
-    staging.root.make(staging.files, folder_mode("") & (copied_mode(old) if old else ~0))
+    staging.root.make(staging.files, folder_mode("") & (copied_mode(old, staging.group) if old else ~0))
     with staging.root.open(staging.files) as files:
         folders = sorted({str(folder) for file in keys for folder in PurePosixPath(file).parents} - {"."})
         for name in folders:

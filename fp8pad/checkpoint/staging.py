@@ -15,6 +15,7 @@ from.
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -51,6 +52,13 @@ class Staging:
     def files(self) -> str:
         """The name of the folder of this run that takes the place of `out_dir`."""
         return f"{FILES}.{self.token}"
+
+    @property
+    def group(self) -> int:
+        """The id of the group that new files belong to, -1 where it cannot be told."""
+        status = os.fstat(self.root.descriptor)
+        is_known = status.st_mode & stat.S_ISGID or status.st_gid == os.getegid()
+        return status.st_gid if is_known else -1
 
     @property
     def num_bytes(self) -> int:

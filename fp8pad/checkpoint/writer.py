@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_data
 from fp8pad.checkpoint.copying import clone, copy_range
-from fp8pad.checkpoint.files import Advance, FileIdentity, file_sha256, open_file
+from fp8pad.checkpoint.files import Advance, FileIdentity, file_sha256, open_file, writing
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.staging import Staging
@@ -35,6 +37,11 @@ class Writer:
     source: Checkpoint
     staging: Staging
     options: WriteOptions
+
+    @property
+    def group(self) -> int | None:
+        """The id of the group that new files belong to; None for a model of the hub, which is nobody's yet."""
+        return None if self.source.remote else self.staging.group
 
     def work_bytes(self, layout: ShardLayout) -> int:
         """Return of how many bytes `write_shard` tells `advance`: those to fetch, to write and to read back."""
@@ -73,6 +80,7 @@ class Writer:
         key = self.key(layout)
         if self.is_finished(layout) and (noted := self._noted(layout)):
             advance(self.work_bytes(layout))
+            self._restrict(layout)
             return noted
         self.check_dropped(layout)
         with self.source.fetched(layout.file, advance) as is_ours:
@@ -81,12 +89,23 @@ class Writer:
                 if not self.mismatches(layout, self.staging.finished_path(key), sums, advance):
                     told = self.source.fetched_bytes(layout.file) + layout.data_bytes()
                     advance(self.work_bytes(layout) - told)
+                    self._restrict(layout)
                     return Written(sums.hashes, resumed=True)
             hashes = self._write(layout, key, advance, is_ours)
             self.staging.complete(key, layout.file, is_resumable=True)
         if self._takes_notes:
             self.staging.note(key, json.dumps(self._note(key, hashes)))
         return Written(hashes)
+
+    def _restrict(self, layout: ShardLayout) -> None:
+        """Take from a shard that an earlier run finished what its source does not permit any more; a link shares it."""
+        path = self.staging.finished_path(self.key(layout))
+        status = path.stat()
+        if status.st_nlink == 1 and not self.source.remote:
+            beyond = status.st_mode & 0o077 & ~self.source.copied_mode(layout.file, status.st_gid)
+            if beyond:
+                with writing(layout.file), suppress(PermissionError):  # some file systems have none to take
+                    path.chmod(stat.S_IMODE(status.st_mode) & ~beyond)
 
     def check_dropped(self, layout: ShardLayout) -> None:
         """Raise `VerifyError` if what is cut off a shard is not what padding added, unless nothing is to be verified.
@@ -132,7 +151,7 @@ class Writer:
         with self.source.fetched(file, advance):
             with (
                 open_file(origin, file, expected) as source,
-                self.staging.create(key, file, source.copied_mode) as target,
+                self.staging.create(key, file, source.copied_mode(self.group)) as target,
             ):
                 copy_range(source, target, (0, 0), expected.size, advance)
             hashes = None
@@ -143,10 +162,14 @@ class Writer:
         self.staging.complete(key, file)
         return Written(hashes)
 
-    def write_text(self, file: str, parts: Iterable[bytes]) -> int:
-        """Write a text file and read it back; return its bytes. Raises as `write_shard` does."""
+    def write_text(self, file: str, parts: Iterable[bytes], holds: Iterable[str] = ()) -> int:
+        """Write a text file, as private as the files whose text it `holds`, and read it back; return its bytes.
+
+        Raises as `write_shard` does.
+        """
         key, digest, num_bytes = self.file_key(file), hashlib.sha256(), 0
-        with self.staging.create(key, file, self.source.copied_mode(file)) as target:
+        mode = self.source.copied_mode(file, self.group, holds)
+        with self.staging.create(key, file, mode) as target:
             for part in parts:
                 target.write(num_bytes, part)
                 digest.update(part)
@@ -176,7 +199,7 @@ class Writer:
         transfer, expected = layout.transfer(), self.source.identities[layout.file]
         with open_file(origin, layout.file, expected) as source:
             prefix = target_prefix(transfer, source)
-            with self.staging.create(key, layout.file, source.copied_mode) as target:
+            with self.staging.create(key, layout.file, source.copied_mode(self.group)) as target:
                 write_shard(transfer, source, target, sums, advance)
         if self.options.verify != "none":
             with open_file(path, layout.file) as target:
@@ -206,7 +229,7 @@ class Writer:
         expected = self.source.identities[layout.file]
         with (
             open_file(origin, layout.file, expected) as source,
-            self.staging.create(key, layout.file, source.copied_mode) as target,
+            self.staging.create(key, layout.file, source.copied_mode(self.group)) as target,
         ):
             is_shared = clone(source, target)
         if link == "reflink" and not is_shared:
