@@ -9,7 +9,8 @@ from fp8pad.checkpoint.checkpoint import check_unchanged
 from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
-from fp8pad.checkpoint.files import Advance, encoded, text_sha256
+from fp8pad.checkpoint.files import Advance, encoded, file_sha256, text_sha256
+from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.lock import join_staging
 from fp8pad.checkpoint.options import WriteOptions
@@ -20,7 +21,7 @@ from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.errors import OutputError
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
-from fp8pad.record import RECORD_FILE, CheckpointRecord
+from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
 
 
 @dataclass(slots=True)
@@ -64,8 +65,7 @@ class Output:
     def write_files(self, progress: Progress) -> dict[str, Hashes]:
         """Write shards and other files; return their hashes, or nothing where they were not asked for."""
         if self.is_there:
-            self._compare_files(progress)
-            return {}
+            return self._compare_files(progress)
         contents, source, writer = self.contents, self.contents.source, self.writer
         total_bytes = sum(map(writer.work_bytes, contents.layouts)) + contents.other_bytes
         total_bytes += sum(map(source.fetched_bytes, source.other_files))
@@ -77,27 +77,43 @@ class Output:
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
 
-    def _compare_files(self, progress: Progress) -> None:
-        """Raise `OutputError` if a file is not what would be written."""
-        source, target = self.contents.source, self.out_dir
+    def _compare_files(self, progress: Progress) -> dict[str, Hashes]:
+        """Return the hashes that are asked for or recorded; `OutputError` if a file is not what would be written."""
+        source, target, record = self.contents.source, self.out_dir, self._record_there()
         progress.say(f"{target}: is complete as it seems; comparing its bytes")
+        is_recorded = record is not None and any(entry.sha256 for entry in record.files.values())
+        is_hashed = self.writer.is_hashed or is_recorded
 
-        def compare(checked: ShardLayout | str, advance: Advance) -> bool:
+        def compare(checked: ShardLayout | str, advance: Advance) -> Hashes | None:
             if isinstance(checked, str):
                 with source.fetched(checked):
-                    return not list(compare_files(checked, source.root / checked, target / checked))
+                    if list(compare_files(checked, source.root / checked, target / checked)):
+                        raise self._not_empty
+                digest = file_sha256(target / checked, checked) if is_hashed else None
+                return Hashes(digest, digest) if digest else None
             self.writer.check_dropped(checked)
+            sums = Sums("none", hashed=is_hashed)
             with source.fetched(checked.file, advance):
-                return not self.writer.mismatches(checked, target / checked.file, Sums("none"), advance)
+                if self.writer.mismatches(checked, target / checked.file, sums, advance):
+                    raise self._not_empty
+            return sums.hashes
 
         layouts = self.contents.layouts
         data_bytes = sum(layout.data_bytes() + source.fetched_bytes(layout.file) for layout in layouts)
         files: tuple[ShardLayout | str, ...] = (*layouts, *source.other_files)
         progress.start("comparing", data_bytes, len(files))
-        if not all(run_all(compare, files, self.options.jobs, progress)):
-            raise OutputError(f"{target}: is not empty; use --overwrite to replace it")
+        found = run_all(compare, files, self.options.jobs, progress)
         self.resumed = tuple(layout.file for layout in layouts)
-        self.record_bytes = (target / RECORD_FILE).stat().st_size if self.contents.record else 0
+        self.record_bytes = (target / RECORD_FILE).stat().st_size if record else 0
+        names = (*self.resumed, *source.other_files)
+        return {file: hashes for file, hashes in zip(names, found, strict=True) if hashes}
+
+    def _record_there(self) -> CheckpointRecord | None:
+        return parse_record(read_text(self.out_dir, RECORD_FILE)) if self.contents.record else None
+
+    @property
+    def _not_empty(self) -> OutputError:
+        return OutputError(f"{self.out_dir}: is not empty; use --overwrite to replace it")
 
     def _write_shards(self, progress: Progress) -> list[Written]:
         workers, writer = self.options.workers, self.writer
@@ -108,8 +124,13 @@ class Output:
         return work_on_all(sent, self.contents.layouts, workers, progress)
 
     def write_texts(self, record: CheckpointRecord | None = None) -> None:
-        """Write the text files, the one without which nothing can be loaded last, and the record before them."""
+        """Write the text files, the one without which nothing can be loaded last, and the record before them.
+
+        Where the files are there, the record, with its hashes, has to be that one.
+        """
         if self.is_there:
+            if record != self._record_there():
+                raise self._not_empty
             return
         if record:
             self.record_bytes = self.writer.write_text(

@@ -441,6 +441,24 @@ def test_an_output_without_hashes_is_not_complete_where_they_are_asked_for(
     assert converted(model, out_dir).was_complete
 
 
+@pytest.mark.parametrize("options", [WriteOptions(), WriteOptions(hash=True)])
+@pytest.mark.parametrize("key", ["sha256", "source_sha256"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_an_output_with_false_hashes_is_not_complete(
+    tmp_path: Path, file: str, key: str, options: WriteOptions
+) -> None:
+    """Those that are recorded are worked out again, whether they are asked for this time or not."""
+    model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
+    converted(model, out_dir, WriteOptions(hash=True))
+    record = json.loads((out_dir / "fp8pad.json").read_text())
+    record["files"][file][key] = "0" * 64
+    (out_dir / "fp8pad.json").write_text(json.dumps(record))
+    with pytest.raises(OutputError, match="is not empty; use --overwrite"):
+        converted(model, out_dir, options)
+    converted(model, out_dir, replace(options, overwrite=True))
+    assert converted(model, out_dir, options).was_complete
+
+
 def test_a_failing_replacement_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old folder goes when the new one is complete, not before."""
     model = llama(tmp_path / "model")

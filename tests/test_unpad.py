@@ -285,6 +285,29 @@ def test_hashes_are_compared_whatever_the_depth(tmp_path: Path, depth: VerifyDep
     restore(out_dir, tmp_path / "restored", WriteOptions(verify="none"))
 
 
+@pytest.mark.parametrize("depth", ["padded", "full"])
+def test_hashes_are_compared_where_nothing_is_written(tmp_path: Path, depth: VerifyDepth) -> None:
+    """A restored folder that is complete, and equal to a checkpoint whose logical bytes were altered."""
+    out_dir, restored = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True), tmp_path / "restored"
+    alter(out_dir / "model.safetensors", WEIGHT, 0, 0)
+    restore(out_dir, restored, WriteOptions(verify="none"))
+    with pytest.raises(VerifyError, match=r"^model\.safetensors: sha256: expected"):
+        restore(out_dir, restored, WriteOptions(verify=depth))
+    assert restore(out_dir, restored, WriteOptions(verify="none")).resumed == ("model.safetensors",)
+
+
+def test_other_files_are_held_against_their_hashes_where_nothing_is_written(tmp_path: Path) -> None:
+    """As where they are: a note, and an error on request."""
+    out_dir, restored = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True), tmp_path / "restored"
+    size = (out_dir / "tokenizer.json").stat().st_size
+    (out_dir / "tokenizer.json").write_bytes(bytes(size))
+    notes = restore(out_dir, restored).notes
+    assert len(notes) == 1
+    assert restore(out_dir, restored).notes == notes
+    with pytest.raises(VerifyError, match=r"tokenizer\.json: sha256"):
+        restore(out_dir, restored, WriteOptions(verify="full"))
+
+
 def test_the_original_config_is_held_against_its_hash(tmp_path: Path) -> None:
     """Same size, other text, and the converted config.json altered to match it: only the hash tells."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
