@@ -1,7 +1,6 @@
 """Integer arithmetic on sizes and shapes; nothing here knows what a tensor is."""
 
-from collections.abc import Iterable, Sequence
-from math import prod
+from collections.abc import Sequence
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -22,11 +21,6 @@ def is_aligned(shape: Sequence[int], alignment: Sequence[int]) -> bool:
 def padded_shape(logical_shape: Sequence[int], alignment: Sequence[int]) -> tuple[int, ...]:
     """Round each size of `logical_shape` up to a multiple of its entry in `alignment`."""
     return tuple(round_up(size, multiple) for size, multiple in zip(logical_shape, alignment, strict=True))
-
-
-def num_elements(shape: Iterable[int]) -> int:
-    """Return the number of elements of a tensor of `shape`; a scalar, shape `()`, has one."""
-    return prod(shape)
 
 
 def as_matrices(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -5,8 +5,7 @@ Source of the layout: the safetensors format, https://github.com/huggingface/saf
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from fp8pad.geometry import num_elements
+from math import prod
 
 # Bits per element of every dtype that the format names (safetensors 0.8, `Dtype` in tensor.rs).
 DTYPE_BITS: Mapping[str, int] = {
@@ -79,4 +78,4 @@ class ShardHeader:
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor of `dtype` and `shape`; sub-byte dtypes fill whole bytes together."""
-    return num_elements(shape) * DTYPE_BITS[dtype] // 8
+    return prod(shape) * DTYPE_BITS[dtype] // 8

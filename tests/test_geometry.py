@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp8pad.geometry import as_matrices, is_aligned, num_blocks, num_elements, padded_shape, round_up
+from fp8pad.geometry import as_matrices, is_aligned, num_blocks, padded_shape, round_up
 
 SIZES, MULTIPLES = st.integers(0, 10**12), st.integers(1, 4096)
 
@@ -38,11 +38,6 @@ def test_padded_shapes_are_aligned(shape: list[int], data: st.DataObject) -> Non
     padded = padded_shape(shape, alignment)
     assert is_aligned(padded, alignment)
     assert padded_shape(padded, alignment) == padded
-
-
-def test_scalars_have_one_element_and_empty_tensors_none() -> None:
-    """The product of no sizes is one."""
-    assert (num_elements(()), num_elements((3, 0)), num_elements((2, 3))) == (1, 0, 6)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "geometry": set(),
     "text": set(),
-    "tensors": {"geometry"},
+    "tensors": set(),
     "scales": {"geometry"},
     "reading": {"errors"},
     "record": {"errors", "geometry", "reading"},

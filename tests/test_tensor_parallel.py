@@ -15,7 +15,7 @@ from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.sharding import RankPart
 from fp8pad.planning.tensor_parallel import shardings
 from fp8pad.record import AxisActions, Json, ModuleRecord
-from fp8pad.runtime.parts import LayerParts
+from fp8pad.runtime.parts import FUSED_MODULES, LayerParts
 from fp8pad.runtime.sizes import Rank, RankSizes
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.tensors import TensorHeader
@@ -277,3 +277,12 @@ def test_a_query_is_followed_by_a_key_only_where_there_is_one() -> None:
     found = shardings(shapes, (), {})
     assert [how.is_followed for how in found.values()] == [False, True, False]
     assert [how.ends_inside_block(how.part((200, 256), 1), B) for how in found.values()] == [False, True, False]
+
+
+@pytest.mark.parametrize("parts", FUSED_MODULES.values())
+def test_what_the_runtime_finds_fused_the_plan_fuses(parts: tuple[str, ...]) -> None:
+    """Each of the matrices lies beside all the others, and the last is followed by none."""
+    sizes = {f"x.{name}": 16 * (place + 1) for place, name in enumerate(parts)}
+    found = shardings({name: (num_n, 256) for name, num_n in sizes.items()}, (), {})
+    assert all(how.fused_n(sizes[name], 1) == sum(sizes.values()) for name, how in found.items())
+    assert [how.is_followed for how in found.values()] == [*[True] * (len(parts) - 1), False]

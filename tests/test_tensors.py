@@ -38,6 +38,11 @@ def test_the_safetensors_library_agrees_on_every_size(dtype: str) -> None:
                 deserialize(content)  # type: ignore[no-untyped-call]
 
 
+def test_scalars_have_one_element_and_empty_tensors_none() -> None:
+    """The product of no sizes is one."""
+    assert (tensor_bytes("U8", ()), tensor_bytes("U8", (3, 0)), tensor_bytes("U8", (2, 3))) == (1, 0, 6)
+
+
 def test_weights_take_one_byte_an_element() -> None:
     """Padding counts on it: a column of an FP8 weight is one byte wide."""
     assert {DTYPE_BITS[dtype] for dtype in FP8_WEIGHT_DTYPES} == {8}

@@ -1,9 +1,9 @@
 """What is refused: tensors and configs that contradict each other, so that engines fail or produce wrong outputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 
 from fp8pad.errors import PlanError
-from fp8pad.geometry import num_elements
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
@@ -90,7 +90,7 @@ def _check_input_scale(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -
     for scale in (tensors.get(f"{linear.name}.{name}") for name in INPUT_SCALES):
         if scale is None:
             continue
-        if num_elements(scale.shape) != 1:
+        if prod(scale.shape) != 1:
             raise PlanError(f"{scale.name}: expected one scale for the whole input, got {list(scale.shape)}")
         _check_dtype(scale)
 

@@ -139,11 +139,6 @@ class RankPart:
     num_k: int | None
     rows: Rows = ()
 
-    def is_aligned(self, alignment: Shape) -> bool:
-        """Return whether N and K can be split and are multiples of `alignment`."""
-        sizes = zip((self.num_n, self.num_k), alignment, strict=True)
-        return all(size is not None and size % multiple == 0 for size, multiple in sizes)
-
 
 COLUMN, ROW, REPLICATED = Sharding(), Sharding("row"), Sharding("replicated")
 

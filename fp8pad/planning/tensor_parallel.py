@@ -57,7 +57,7 @@ class SharedCount:
 
     def is_shared_by(self, num_ranks: int) -> bool:
         """Return whether so many ranks can share them."""
-        return self.number % num_ranks == 0 or (self.is_copied and num_ranks % self.number == 0)
+        return RowGroup(is_copied=self.is_copied).rank_rows(self.number, num_ranks) is not None
 
 
 def shardings(

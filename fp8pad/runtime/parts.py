@@ -15,7 +15,7 @@ from fp8pad.scales import Granularity, PerBlock, PerChannel
 ShardId = str | int | tuple[int, ...] | None
 
 # What every model fuses so that fuses it at all. Some tell their config too late (qwen3_moe: gate_up_proj).
-_FUSED_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj", "k_proj", "v_proj")}
+FUSED_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj", "k_proj", "v_proj")}
 
 # vLLM names the matrices of a fused QKV by letter and those of other fused layers by position.
 _QKV_POSITIONS = {"q": 0, "k": 1, "v": 2}
@@ -145,7 +145,7 @@ def find_layer(
     if prefix in modules:
         return LayerParts(prefix, (modules[prefix],))
     parent, dot, name = prefix.rpartition(".")
-    fused = fused_modules.get(name) or _FUSED_MODULES.get(name, ())
+    fused = fused_modules.get(name) or FUSED_MODULES.get(name, ())
     parts = tuple(modules.get(f"{parent}{dot}{part}") for part in fused)
     return LayerParts(prefix, parts) if any(parts) else None
 

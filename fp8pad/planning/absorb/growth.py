@@ -1,9 +1,9 @@
 """How one tensor grows with the inner size of its MLP: which of its dimensions, and filled with what."""
 
+from math import prod
 from typing import Literal
 
 from fp8pad.errors import PlanError
-from fp8pad.geometry import num_elements
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxis
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.record import AxisActions, PaddedTensor, Segments, Shape
@@ -31,7 +31,7 @@ def grown(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int, new
         shape = _resized(governed, tensor.shape, len(tensor.shape) - 1, inner_size, new_size)
     elif linear and linear.scale and linear.scale.name == tensor.name:
         fill, shape = 1, _scale_shape(governed, linear, inner_size, new_size)
-    elif num_elements(tensor.shape) == 1 or (governed.order and num_elements(tensor.shape[1:]) == 1):
+    elif prod(tensor.shape) == 1 or (governed.order and prod(tensor.shape[1:]) == 1):
         return None
     elif "lora" in governed.leaf.lower():
         raise NotAbsorbableError(f"{tensor.name} belongs to a LoRA adapter, which is not merged")
