@@ -12,7 +12,7 @@ from fp8pad.converted import converted_files, record_with, source_texts
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import FORMAT_VERSION
-from fp8pad.staged import others_left, staged, write_slice
+from fp8pad.staged import staged, write_slice
 from fp8pad.summary import plan_document
 
 
@@ -92,8 +92,8 @@ def convert(
         hashes = out.write_files(progress)
         out.write_texts(record_with(contents, hashes))
         replaced = out.publish()
-    if out.others:
-        progress.say(others_left(out.others, out.writer.staging.root.path))
+    for note in out.notes:
+        progress.say(note)
     files = contents.files
     return ConvertReport(
         source=contents.source,

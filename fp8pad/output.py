@@ -28,8 +28,7 @@ from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
 class Output:
     """A checkpoint that is being written; `resumed` are shards that an earlier run had finished.
 
-    `others` counts shards that are still staged in the end, for a run with other options; fp8pad.json has
-    `record_bytes`. Where `is_there`, an earlier run has published it already, as far as names, sizes and texts tell:
+    `notes` are sentences on what is left in the staging folder in the end; fp8pad.json has `record_bytes`. Where `is_there`, an earlier run has published it already, as far as names, sizes and texts tell:
     its bytes are compared instead of written.
     """
 
@@ -39,7 +38,7 @@ class Output:
     is_there: bool
     resumed: tuple[str, ...] = ()
     is_published: bool = False
-    others: int = 0
+    notes: tuple[str, ...] = ()
     record_bytes: int = 0
 
     @property

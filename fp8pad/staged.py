@@ -8,12 +8,12 @@ from pathlib import Path
 
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import check_destination, check_replaceable, check_space
-from fp8pad.checkpoint.files import FileIdentity
+from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, recover
-from fp8pad.checkpoint.staging import staging_path
+from fp8pad.checkpoint.staging import is_files, staging_path
 from fp8pad.checkpoint.writer import Writer, is_hashed
 from fp8pad.errors import OutputError, VerifyError
 from fp8pad.output import Output, label_of
@@ -40,22 +40,27 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
                 _begin(out, out_dir)
             yield out
             recover(staging)
-            out.others = _remove_own(out)
+            out.notes = _remove_own(out)
         except BaseException as error:
             if note := _end_early(out, error):
                 error.add_note(note)
             raise
 
 
-def _remove_own(out: Output) -> int:
-    """Remove the staging folder at the end; a run that finishes leaves other shards in it, and returns how many."""
+def _remove_own(out: Output) -> tuple[str, ...]:
+    """Remove the staging folder at the end; return what there is to say of what stays in it.
+
+    That are complete folders that no run has announced, and, where this one finishes, other shards.
+    """
     staging = out.writer.staging
+    with writing(staging.root.path):
+        folders = tuple(_folder_left(staging.root.path / name) for name in staging.root.names() if is_files(name))
     if out.options.finishes:
         staging.keep_finished(without={out.writer.key(layout) for layout in out.contents.layouts})
         if others := staging.num_finished:
-            return others
+            return (*folders, others_left(others, staging.root.path))
     staging.remove()
-    return 0
+    return folders
 
 
 def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progress: Progress) -> tuple[str, ...]:
@@ -148,6 +153,10 @@ def _resumable(out: Output) -> str:
         return f"{num_finished} of {num_shards} shards are finished in {staging.root.path}"
     command = "the same command" if out.options.resume else "the same command without --no-resume"
     return f"run {command} to resume: {num_finished} of {num_shards} shards are finished in {staging.root.path}"
+
+
+def _folder_left(folder: Path) -> str:
+    return f"{folder} is of another run, or what stood at its OUT_DIR: move it away if you need it, else remove it"
 
 
 def others_left(num_finished: int, folder: Path) -> str:

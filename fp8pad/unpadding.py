@@ -27,7 +27,8 @@ class UnpadReport:
     """What was restored: the folder, how many tensors are smaller again, the files that did not come along.
 
     `resumed` are shards that an earlier run had finished, `replaced` is what stood at `restored_dir` before. `notes`
-    are sentences on what was added, edited or removed since, and what becomes of it.
+    are sentences on what was added, edited or removed since, and what becomes of it, and on
+    what is left beside `restored_dir`.
     """
 
     restored_dir: Path
@@ -80,7 +81,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         out.write_texts()
         replaced = out.publish()
     changed += _edited(record, contents.source.other_files, hashes)
-    notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record))
+    notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record), *out.notes)
     return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)
 
 

@@ -23,6 +23,7 @@ from fp8pad.conversion import ConvertReport, SliceReport, convert, convert_slice
 from fp8pad.errors import OutputError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
+from fp8pad.unpadding import unpad
 from fp8pad.verification import verify
 
 
@@ -129,6 +130,22 @@ def test_finishing_too_early_says_which_shards_are_missing(model: Path, tmp_path
     with pytest.raises(OutputError, match="3 of 5 shards are not finished; the first is written by --shards 0"):
         converted(model, tmp_path / "out", finishes=True)
     assert len(write_slice(model, tmp_path / "out", range(2)).finished) == 4
+
+
+def test_a_folder_of_another_run_stays_and_is_named(model: Path, tmp_path: Path) -> None:
+    """Nothing tells whether it is an old OUT_DIR: after converting as after unpadding, the user decides."""
+    for name in ("out", "restored"):
+        folder = tmp_path / f".{name}.fp8pad" / "files.0123456789abcdef"
+        folder.mkdir(parents=True)
+        folder.parent.chmod(0o700)
+        (folder / "config.json").write_text("theirs")
+    result = CliRunner().invoke(app, ["convert", str(model), str(tmp_path / "out")])
+    assert result.exit_code == 0
+    assert f"{tmp_path}/.out.fp8pad/files.0123456789abcdef is of another run" in " ".join(result.stderr.split())
+    report = unpad(tmp_path / "out", tmp_path / "restored", WriteOptions(), Progress())
+    assert f"{tmp_path}/.restored.fp8pad/files.0123456789abcdef is of another run" in report.notes[-1]
+    for name in ("out", "restored"):
+        assert (tmp_path / f".{name}.fp8pad" / "files.0123456789abcdef" / "config.json").read_text() == "theirs"
 
 
 def test_finishing_with_other_options_removes_nothing(model: Path, tmp_path: Path) -> None:
