@@ -28,8 +28,9 @@ from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
 class Output:
     """A checkpoint that is being written; `resumed` are shards that an earlier run had finished.
 
-    `notes` are sentences on what is left in the staging folder in the end; fp8pad.json has `record_bytes`. Where `is_there`, an earlier run has published it already, as far as names, sizes and texts tell:
-    its bytes are compared instead of written.
+    `notes` are sentences on what stays in the staging folder in the end; fp8pad.json has `record_bytes`. Where
+    `is_there`, an earlier run has published it already, as far as names, sizes and texts tell: its bytes are compared
+    instead of written.
     """
 
     contents: Contents

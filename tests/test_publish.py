@@ -1,5 +1,6 @@
 """Publication: how a complete folder takes the place of the destination, and what happens to what stood there."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,6 +183,37 @@ def test_what_cannot_be_put_back_is_kept(tmp_path: Path) -> None:
         recover(staging)
     assert (tmp_path / HIDDEN / "replaced" / "old").exists()
     assert files_of(tmp_path / "out") == {"mine": b"mine"}
+
+
+def published_without_a_lock(tmp_path: Path) -> Path:
+    """Make what two runs without a common lock can leave: a new folder in its place, and an old one set aside."""
+    fill(tmp_path / "out", "config.json")
+    fill(tmp_path / HIDDEN / "replaced", "config.json")
+    publication = {"files": "files.a", "folder": (tmp_path / "out").stat().st_ino, "run": "run"}
+    (tmp_path / HIDDEN / "publication").write_text(json.dumps(publication))
+    return tmp_path / HIDDEN
+
+
+def test_of_two_folders_that_were_replaced_one_is_named(tmp_path: Path) -> None:
+    """There is one name for what was replaced; once the folder is moved away, the next run goes on."""
+    hidden = published_without_a_lock(tmp_path)
+    fill(hidden / "files.a", "config.json")
+    with hold_staging(tmp_path / "out") as staging:
+        with pytest.raises(OutputError, match=r"lies in .*files\.a: move it away first"):
+            recover(staging)
+        (hidden / "files.a").rename(tmp_path / "mine")
+        recover(staging)
+        staging.remove()
+    assert sorted(names(tmp_path)) == ["mine", "out"]
+
+
+def test_a_folder_that_another_run_was_removing_is_in_nobodys_way(tmp_path: Path) -> None:
+    """It has the name that the next one to remove is given."""
+    fill(published_without_a_lock(tmp_path) / "replaced.discarded", "model.safetensors")
+    with hold_staging(tmp_path / "out") as staging:
+        recover(staging)
+        staging.remove()
+    assert names(tmp_path) == ["out"]
 
 
 def test_shards_are_found_again_by_a_run_after_one_that_ended_just_before_publishing(

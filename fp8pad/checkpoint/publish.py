@@ -71,6 +71,8 @@ def recover(staging: Staging) -> None:
         for name in filter(is_files, root.names()):
             status = root.status(name)
             if name == announced.get("files") and status and status.st_ino != announced.get("folder"):
+                if root.status(REPLACED):
+                    raise OutputError(_move_away(staging, name))
                 root.rename(name, root, REPLACED)  # it was exchanged with `out_dir`
         if root.status(REPLACED):
             _finish_replacing(staging)
@@ -93,6 +95,7 @@ def _discard(staging: Staging, name: str) -> None:
     It gets another name before: once a part of it is gone, it must neither be checked nor published.
     """
     discarded = name + DISCARDED
+    staging.root.discard(discarded)  # another run without our lock may have left one
     staging.root.rename(name, staging.root, discarded)
     staging.root.sync()
     with staging.root.open(discarded) as folder:
@@ -172,5 +175,8 @@ def _finish_replacing(staging: Staging) -> None:
     try:
         _put_back(staging)  # nothing stands there, or an empty folder
     except OSError as error:
-        old = staging.root.path / REPLACED
-        raise OutputError(f"{staging.out_dir}: what stood there lies in {old}: move it away first") from error
+        raise OutputError(_move_away(staging, REPLACED)) from error
+
+
+def _move_away(staging: Staging, name: str) -> str:
+    return f"{staging.out_dir}: what stood there lies in {staging.root.path / name}: move it away first"
