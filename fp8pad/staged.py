@@ -175,9 +175,14 @@ def _outdated_keys(out: Output) -> Iterator[str]:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether an error was caused by a full disk or a quota."""
+    """Return whether a file of ours could not be written since a disk is full or a quota used up; stderr is none."""
     while error:
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        cause = error.__cause__
+        if (
+            isinstance(error, OutputError)
+            and isinstance(cause, OSError)
+            and cause.errno in {errno.ENOSPC, errno.EDQUOT}
+        ):
             return True
-        error = error.__cause__
+        error = cause
     return False

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import llama, write_checkpoint
+from helpers import files_of, llama, write_checkpoint
 
 from fp8pad import __version__
 from fp8pad.checkpoint import writer
@@ -455,6 +455,24 @@ def test_what_is_no_file_is_not_replaced_by_a_page(fp8pad: Fp8pad, example: Path
     finished = fp8pad("plan", example, "--html", page)
     assert (finished.status, finished.stderr) == (1, f"error: {page}: cannot be written: expected a regular file\n")
     assert not page.is_file()
+
+
+@pytest.mark.parametrize("way", ["config.json", "model.safetensors", "README.md", "link"])
+def test_no_page_takes_the_place_of_a_file_of_a_checkpoint(fp8pad: Fp8pad, tmp_path: Path, way: str) -> None:
+    """Also of one that is linked to from elsewhere; a page of a new name may lie beside them."""
+    model = llama(tmp_path / "model")
+    (model / "README.md").write_text("a card")
+    (tmp_path / "page.html").symlink_to(model / "config.json")
+    before = files_of(model)
+    page = tmp_path / "page.html" if way == "link" else model / way
+    for command in (["plan", model, "--html", page], ["golden", "record", model, "-o", page]):
+        finished = fp8pad(*command)
+        assert finished.status == 1
+        assert (
+            finished.stderr == f"error: {page}: is a file in the folder of a checkpoint; name another, or a new one\n"
+        )
+    assert files_of(model) == before
+    assert fp8pad("plan", model, "--html", model / "plan.html").status == 0
 
 
 def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:

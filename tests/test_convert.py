@@ -576,6 +576,15 @@ def test_a_disk_that_fills_up_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_full_disk_that_is_not_ours_costs_no_finished_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where stderr leads to one."""
+    model = llama(tmp_path / "model", num_shards=2)
+    monkeypatch.setattr(Progress, "finish_file", failing_with(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space left") as raised:
+        converted(model, tmp_path / "out", WriteOptions(jobs=1))
+    assert "1 of 2 shards are finished" in str(raised.value.__notes__)
+
+
 @pytest.mark.parametrize("options", [WriteOptions(jobs=1), WriteOptions(jobs=1, resume=False)])
 def test_any_other_error_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: WriteOptions

@@ -273,6 +273,15 @@ def test_progress_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsy
     ]
 
 
+def test_progress_that_cannot_be_written_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where stderr leads to a full disk, the work goes on."""
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr("sys.stderr", io.TextIOWrapper(full, write_through=True))
+        with pytest.raises(OSError, match="No space left"):
+            full.write(b"no room")
+        LineProgress().start("padding", 1_000_000)
+
+
 def test_a_bar_counts_bytes_and_files() -> None:
     """The step that runs has the bar; its label is not markup."""
     bar = Bar(console=Console(file=io.StringIO()))

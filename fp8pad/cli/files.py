@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from fp8pad.checkpoint.files import create_file, writing
+from fp8pad.checkpoint.folder import SHARD_SUFFIX
 from fp8pad.errors import OutputError
 
 
@@ -15,6 +16,12 @@ def check_writable(file: Path) -> None:
         raise OutputError(f"{file}: {file.parent} is no folder")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise OutputError(f"{file}: cannot be written")
+    if file.exists() and any(_holds_checkpoint(folder) for folder in (file.parent, file.resolve().parent)):
+        raise OutputError(f"{file}: is a file in the folder of a checkpoint; name another, or a new one")
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").exists() or any(folder.glob(f"*{SHARD_SUFFIX}"))
 
 
 def write_text(file: Path, text: str) -> None:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import (
@@ -148,8 +148,9 @@ class LineProgress(Progress):
             self.say(self._line(self._last_line - self._began))
 
     def say(self, line: str) -> None:
-        """Print a line."""
-        sys.stderr.write(printable(line) + "\n")
+        """Print a line; where stderr leads to a full disk, nobody can read it."""
+        with suppress(OSError):
+            sys.stderr.write(printable(line) + "\n")
 
     def show(self, line: str) -> None:
         """Print a line if the last one is ten seconds old."""
