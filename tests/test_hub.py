@@ -193,6 +193,32 @@ def test_a_wrong_byte_is_never_passed_on(hub: FakeHub, model: Path, tmp_path: Pa
         fetch(NAME, "tokenizer.json", hub, None, ["wrong"])
 
 
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_what_is_planned_by_is_what_the_hub_has_a_hash_of(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Executor
+) -> None:
+    """Texts and short shards at once; the header of a long shard, sent alone before, when the shard is there."""
+    monkeypatch.setattr("fp8pad.parallel.run_on_cluster", run_sent)
+    hub.add(NAME, model)
+    send, altered = _Handler._bytes, [(b"quantization_config", b"Quantization_config")]
+
+    def alter(handler: _Handler, content: bytes, headers: dict[str, str]) -> None:
+        if altered and altered[0][0] in content:
+            content = content.replace(*altered.pop())
+        send(handler, content, headers)
+
+    monkeypatch.setattr(_Handler, "_bytes", alter)
+    with pytest.raises(HubError, match=rf"^{NAME}: config\.json: sha1: expected [0-9a-f]{{40}}, got [0-9a-f]{{40}}$"):
+        read_from(NAME)
+    altered.append((b'"BF16"', b'"F16" '))
+    with pytest.raises(HubError, match=r"safetensors: its header is not the one that was sent at first"):
+        fp8pad.convert(NAME, tmp_path / "out", executor=executor)
+    assert not altered
+    assert not (tmp_path / "out").exists()
+    fp8pad.convert(NAME, tmp_path / "out", executor=executor)
+    assert fp8pad.verify(model, tmp_path / "out").ok
+
+
 def test_the_next_run_takes_up_what_was_fetched(hub: FakeHub, model: Path, tmp_path: Path) -> None:
     """Half a shard, after a server that went away; a whole one, after the work on it failed."""
     hub.add(NAME, model)

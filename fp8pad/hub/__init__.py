@@ -51,12 +51,12 @@ def opened(
     with _temporary_folder() as temporary, _work_folder(work_dir, temporary) as parts:
         root = Path(temporary, "model")
         with hub_errors(hub_id):
-            found.outline(root)
+            beginnings = found.outline(root)
         try:
             checkpoint = read(root)
         except CheckpointError as error:
             raise type(error)(str(error).replace(str(root), str(hub_id))) from error
-        files = HubFiles(found, str(parts.absolute()) if work_dir else None, use_cache)
+        files = HubFiles(found, beginnings, str(parts.absolute()) if work_dir else None, use_cache)
         remote = Fetcher(files, root, (progress or Progress()).say)
         identities = {name: found.files[name].identity for name in checkpoint.identities}
         yield replace(checkpoint, name=str(hub_id), remote=remote, identities=identities)

@@ -5,16 +5,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp8pad.checkpoint.files import Advance, writing
+from fp8pad.checkpoint.files import Advance, open_file, writing
 from fp8pad.errors import HubError, OutputError
 from fp8pad.hub.ids import hub_errors
-from fp8pad.hub.repo import HubFile, Repo, is_text, make_hole
+from fp8pad.hub.repo import Beginning, HubFile, Repo, is_text, make_hole
 from fp8pad.text import size
 
 CHUNK_BYTES = 1 << 20
@@ -22,9 +22,13 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class HubFiles:
-    """The files of a model, and where they are fetched to: `parts`, None for a temporary folder, or the hub's cache."""
+    """The files of a model, and where they are fetched to: `parts`, None for a temporary folder, or the hub's cache.
+
+    `beginnings` are those by which everything was planned.
+    """
 
     repo: Repo
+    beginnings: Mapping[str, Beginning]
     parts: str | None
     use_cache: bool
 
@@ -66,6 +70,7 @@ class Fetcher:
                 self._download(file, part, (lambda _: None) if is_text(name) else advance)
             else:
                 advance(self.fetched_bytes(name))
+            self._check_beginning(name, cached or part)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.symlink_to(cached or part.resolve())
@@ -101,8 +106,16 @@ class Fetcher:
             found = self._fetch(file, part, lambda _: None)
         if found != file.hash:
             part.unlink()
-            name, digest = file.name, file.digest().name
-            raise HubError(f"{self.files.repo.hub_id}: {name}: {digest}: expected {file.hash}, got {found}")
+        self.files.repo.check(file, found)
+
+    def _check_beginning(self, name: str, path: Path) -> None:
+        """Raise `HubError` if a file that is whole does not begin with what was planned by."""
+        planned = self.files.beginnings.get(name)
+        if planned:
+            with open_file(path, name) as whole:
+                found = Beginning.of(whole.read(0, planned.num_bytes).tobytes())
+            if found != planned:
+                raise HubError(f"{self.files.repo.hub_id}: {name}: its header is not the one that was sent at first")
 
     def _check_space(self, file: HubFile, done_bytes: int) -> None:
         needed_bytes, free_bytes = file.size - done_bytes, shutil.disk_usage(self.parts).free

@@ -47,6 +47,19 @@ class HubFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """How many bytes of a file were fetched before all of it was, and their SHA-256."""
+
+    num_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> "Beginning":
+        """Return what is kept of the first bytes of a file."""
+        return cls(len(data), hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
 class Repo:
     """A model at one commit; whatever its branch becomes meanwhile, files of this commit are read."""
 
@@ -76,8 +89,16 @@ class Repo:
         _check_folders(files.keys(), hub_id)
         return cls(hub_id, info.sha or hub_id.revision or "main", files)
 
-    def outline(self, root: Path) -> None:
-        """Make a folder of the files: texts whole, headers of safetensors, and holes of the right size."""
+    def check(self, file: HubFile, found: str) -> None:
+        """Raise `HubError` unless a hash of the bytes of a file is the hub's."""
+        if found != file.hash:
+            raise HubError(f"{self.hub_id}: {file.name}: {file.digest().name}: expected {file.hash}, got {found}")
+
+    def outline(self, root: Path) -> dict[str, Beginning]:
+        """Make a folder of the files: texts whole, headers of safetensors, and holes of the right size.
+
+        Returns with what shards begin there: the hub has hashes of whole files alone.
+        """
         for file in self.files.values():
             path = root / file.name
             with writing(path):
@@ -85,9 +106,10 @@ class Repo:
             make_hole(path, file.size)
         wanted = [file for file in self.files.values() if is_text(file.name) or _has_header(file.name)]
         with ThreadPoolExecutor(REQUESTS) as pool:
-            list(pool.map(lambda file: self._fill(root / file.name, file), wanted))
+            beginnings = pool.map(lambda file: self._fill(root / file.name, file), wanted)
+            return {file.name: each for file, each in zip(wanted, beginnings, strict=True)}
 
-    def _fill(self, path: Path, file: HubFile) -> None:
+    def _fill(self, path: Path, file: HubFile) -> Beginning:
         if is_text(file.name):
             data = self.read(file.name, 0, min(file.size, MAX_TEXT_BYTES))
         else:
@@ -95,8 +117,13 @@ class Repo:
             end = min(LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little"), file.size)
             if len(data) < end <= LENGTH_BYTES + MAX_HEADER_BYTES:
                 data += self.read(file.name, len(data), end)
-        with path.open("r+b") as opened_file:
+        if len(data) == file.size:
+            digest = file.digest()
+            digest.update(data)
+            self.check(file, digest.hexdigest())
+        with writing(path), path.open("r+b") as opened_file:
             opened_file.write(data)
+        return Beginning.of(data)
 
     def read(self, file: str, begin: int, end: int) -> bytes:
         """Read bytes `[begin, end)` of a file."""
