@@ -63,9 +63,10 @@ def source_texts(contents: Contents) -> dict[str, str]:
 
 def record_with(contents: Contents, hashes: Mapping[str, Hashes]) -> CheckpointRecord | None:
     """Return the record, with the hashes of all files if there are any; those of texts are worked out here."""
-    record, before = contents.record, source_texts(contents)
+    record = contents.record
     if record is None or not hashes:
         return record
+    before = source_texts(contents)
     known = dict(hashes) | {
         file: Hashes(text_sha256(text), text_sha256(before[file])) for file, text in contents.texts.items()
     }

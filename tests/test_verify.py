@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from helpers import INDEX, files_of, llama, stored, stored_header, write_checkpoint
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
@@ -316,3 +317,23 @@ def test_mismatches_are_capped(tmp_path: Path) -> None:
     path.write_bytes(content[:-50] + bytes(byte ^ 1 for byte in content[-50:]))
     report = check(model, out_dir)
     assert (len(report.mismatches), report.is_complete) == (20, False)
+
+
+def test_texts_are_read_as_often_as_they_are_needed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index may be as large as all headers: it is not kept in memory, and not read for each of its uses either."""
+    reads: Counter[str] = Counter()
+    read = Checkpoint.text
+
+    def counted(checkpoint: Checkpoint, file: str) -> str:
+        if checkpoint.root == model:
+            reads[file] += 1
+        return read(checkpoint, file)
+
+    monkeypatch.setattr(Checkpoint, "text", counted)
+    out_dir = convert_to(model, tmp_path / "out")
+    assert reads == {INDEX: 2, "config.json": 2}
+    reads.clear()
+    assert check(model, out_dir).ok
+    assert reads == {INDEX: 1, "config.json": 1}

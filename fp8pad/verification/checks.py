@@ -133,12 +133,13 @@ def _checks(original: Original, source: Checkpoint | None, layouts: Mapping[str,
 
 def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismatch]:
     """Compare index and config.json of the source with what unpadding would give."""
-    for file in sorted(original.texts.keys() | source.texts.keys()):
-        if file not in original.texts or file not in source.texts:
-            expected, got = ("a file" if file in texts else "no such file" for texts in (source.texts, original.texts))
+    texts = source.texts
+    for file in sorted(original.texts.keys() | texts.keys()):
+        if file not in original.texts or file not in texts:
+            expected, got = ("a file" if file in there else "no such file" for there in (texts, original.texts))
             yield Mismatch(file, "file", f"{expected}, as in {source}", got)
         else:
-            yield from compare_texts(file, source.texts[file], original.texts[file])
+            yield from compare_texts(file, texts[file], original.texts[file])
 
 
 def _header_differences(layout: ShardLayout, converted: Checkpoint, source: Checkpoint) -> list[Mismatch]:
