@@ -1,22 +1,28 @@
 """Working on several shards at once: results in order, and the first error stops the others."""
 
 import errno
+import io
 import json
+import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from helpers import files_of, llama
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.checkpoint.options import WriteOptions
+from fp8pad.checkpoint.options import Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
-from fp8pad.errors import OutputError
+from fp8pad.errors import ClusterError, OutputError
 from fp8pad.parallel import orders, run_all
+from fp8pad.parallel.cluster import run_on_cluster
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.staged import is_disk_full
@@ -25,6 +31,8 @@ from fp8pad.verification import verify
 
 sys.path.append(str(Path(__file__).parent / "cluster"))
 from ray_work import Fails, Square, run_sent
+
+WORKERS = Workers(1, "ray", "auto")
 
 
 class Counter(Progress):
@@ -138,6 +146,60 @@ def test_errors_travel_by_name_with_the_number_of_their_cause() -> None:
     plain = orders.error_to_json(OSError(errno.EIO, "Input/output error"))
     with pytest.raises(OSError, match="Input/output error"):
         orders.result_of(Fails(), plain)
+
+
+@contextmanager
+def pipes(descriptor: int) -> Iterator[tuple[TextIO, TextIO]]:
+    """Stand in for the process that talks to Ray: what it answers comes from there."""
+    with os.fdopen(descriptor) as answers:
+        yield io.StringIO(), answers
+
+
+def test_a_signal_while_a_cluster_works_is_handled_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that wakes no thread, as when it comes just before ours sleeps: here another thread gets it."""
+    reading, writing = os.pipe()
+    monkeypatch.setattr("fp8pad.parallel.cluster._driver", lambda: pipes(reading))
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+
+    def send() -> None:
+        time.sleep(0.3)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        ended.wait(20)
+        os.close(writing)
+
+    ended, sender = threading.Event(), threading.Thread(target=send)
+    sender.start()
+    begun = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_on_cluster(Square(""), [1], WORKERS, Progress())
+        assert time.monotonic() - begun < 15
+    finally:
+        ended.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_answers_of_a_cluster_come_in_any_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two in one, one in two, and the end in the middle of one."""
+    answers = [json.dumps({"number": number, "value": number**2, "num_bytes": 1}) + "\n" for number in range(4)]
+    text = "".join(answers)
+    for num_items, end in ((4, len(text)), (5, len(text)), (4, len(text) - 2)):
+        reading, writing = os.pipe()
+        monkeypatch.setattr("fp8pad.parallel.cluster._driver", lambda descriptor=reading: pipes(descriptor))
+        portions = text[: len(answers[0]) * 2 + 5], text[len(answers[0]) * 2 + 5 : end]
+
+        def send(portions: tuple[str, ...] = portions, descriptor: int = writing) -> None:
+            for portion in portions:
+                os.write(descriptor, portion.encode())
+                time.sleep(0.2)
+            os.close(descriptor)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        with nullcontext() if (num_items, end) == (4, len(text)) else pytest.raises(ClusterError, match="went away"):
+            assert run_on_cluster(Square(""), range(num_items), WORKERS, Progress()) == [0, 1, 4, 9]
+        sender.join()
 
 
 def test_every_command_writes_the_same_through_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

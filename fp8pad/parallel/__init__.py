@@ -8,13 +8,10 @@ from typing import TypeVar
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import OutputError
-from fp8pad.parallel.cluster import run_on_cluster
+from fp8pad.parallel.cluster import SIGNAL_SECONDS, run_on_cluster
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-# A signal that comes just before a thread sleeps does not wake it: how long it then takes until it is handled.
-SIGNAL_SECONDS = 1.0
 
 
 def work_on_all(

@@ -6,13 +6,14 @@ this process; Ray carries the work and what was found out, never a checkpoint's 
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TypeVar
 
-from fp8pad.checkpoint.files import Advance
+from fp8pad.checkpoint.files import BUFFER_BYTES, Advance
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import ClusterError
@@ -21,6 +22,8 @@ from fp8pad.parallel.orders import result_of, to_text, work_to_text
 T = TypeVar("T")
 R = TypeVar("R")
 
+# A signal that comes just before a thread sleeps does not wake it: how long it then takes until it is handled.
+SIGNAL_SECONDS = 1.0
 HEAD_SECONDS = 20  # after which Ray gives up a head that does not answer
 
 
@@ -36,19 +39,33 @@ def run_on_cluster(
     lost = ClusterError(f"{workers.ray_address}: the Ray cluster went away in the middle of the work")
     results: dict[int, R] = {}
     with _driver() as (requests, answers):
+        lines = _lines(answers)
         try:
             requests.write(to_text({**order, "items": [to_text(item) for item in items]}) + "\n")
             requests.flush()
         except BrokenPipeError:
             raise lost from None
         while len(results) < len(items):
-            answer = json.loads(answers.readline() or "{}")
+            answer = json.loads(next(lines, "{}"))
             if not answer:
                 raise lost
             results[answer.get("number")] = result_of(work, answer)
             progress.advance(answer["num_bytes"])
             progress.finish_file()
     return [results[number] for number in range(len(items))]
+
+
+def _lines(answers: IO[str]) -> Iterator[str]:
+    """Yield lines as they come; the thread wakes up every `SIGNAL_SECONDS`."""
+    begun, descriptor, poll = b"", answers.fileno(), select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        while not poll.poll(SIGNAL_SECONDS * 1000):
+            pass
+        if not (some := os.read(descriptor, BUFFER_BYTES)):
+            return
+        *lines, begun = (begun + some).split(b"\n")
+        yield from (line.decode() for line in lines)
 
 
 @contextmanager
