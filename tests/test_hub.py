@@ -24,7 +24,7 @@ from huggingface_hub import constants
 
 import fp8pad
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
-from fp8pad.checkpoint.options import Executor
+from fp8pad.checkpoint.options import Executor, Link
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import opened
 from fp8pad.hub.ids import HubId
@@ -630,6 +630,20 @@ def test_a_disk_has_to_hold_what_is_fetched_too(
     for jobs in (1, 2):
         fp8pad.convert(NAME, tmp_path / f"out{jobs}", jobs=jobs)
     assert [found - needed[0] for found in needed] == [0, shards[-1], sum(shards)]
+
+
+@pytest.mark.parametrize("link", ["auto", "hardlink", "reflink"])
+def test_shards_that_are_fetched_take_room_however_they_are_linked(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Link
+) -> None:
+    """None is on this disk before; here not one is padded."""
+    hub.add(NAME, llama(tmp_path / "aligned", n=32, k=32))
+    needed: list[int] = []
+    monkeypatch.setattr("fp8pad.staged.check_space", lambda _, needed_bytes, __: needed.append(needed_bytes))
+    modes: tuple[Link, ...] = ("copy", link)
+    for mode in modes:
+        assert not fp8pad.convert(NAME, tmp_path / mode, link=mode).tensors_padded
+    assert needed[0] == needed[1]
 
 
 def test_files_of_the_same_bytes_do_not_meet(hub: FakeHub, model: Path, tmp_path: Path) -> None:

@@ -63,12 +63,13 @@ class Contents:
     def needed_bytes(self, target: Path, options: WriteOptions) -> int:
         """Return the bytes that are needed to write all files to `target`.
 
-        Shards that share their data take none. Files that are fetched and become no files of the output themselves are
-        there for a while: as many as there are jobs.
+        Shards that share their data with a source on this disk take none. Files that are fetched and become no files of
+        the output themselves are there for a while: as many as there are jobs.
         """
         untouched = [layout for layout in self.layouts if layout.is_untouched]
-        is_linked = options.link in {"hardlink", "reflink"} or (
-            options.link == "auto" and untouched and can_clone(self.source.root / untouched[0].file, target)
+        is_linked = not self.source.remote and (
+            options.link in {"hardlink", "reflink"}
+            or (options.link == "auto" and untouched and can_clone(self.source.root / untouched[0].file, target))
         )
         stored = [layout for layout in self.layouts if not (is_linked and layout.is_untouched)]
         copied = [layout.file for layout in self.layouts if not layout.is_untouched] + list(self.source.other_files)
