@@ -60,6 +60,10 @@ class VerifyError(Fp8padError):
     """What was read back is not what the plan says."""
 
 
+class AlteredPaddingError(VerifyError):
+    """Padding holds something, which unpadding would lose."""
+
+
 class NotServedError(Fp8padError):
     """The converted checkpoint is one that the engine refuses at the tensor-parallel size that it is meant for.
 

@@ -91,7 +91,7 @@ class Output:
                         raise self._not_empty
                 digest = file_sha256(target / checked, checked) if is_hashed else None
                 return Hashes(digest, digest) if digest else None
-            self.writer.check_dropped(checked)
+            self.writer.check_dropped(checked, advance)
             sums = Sums("none", hashed=is_hashed)
             with source.fetched(checked.file, advance):
                 if self.writer.mismatches(checked, target / checked.file, sums, advance):

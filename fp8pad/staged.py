@@ -15,7 +15,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, recover
 from fp8pad.checkpoint.staging import is_files, staging_path
 from fp8pad.checkpoint.writer import Writer, is_hashed
-from fp8pad.errors import OutputError, VerifyError
+from fp8pad.errors import AlteredPaddingError, OutputError, VerifyError
 from fp8pad.output import Output, label_of
 from fp8pad.parallel import run_all
 from fp8pad.text import counted
@@ -75,9 +75,13 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
     target, source = check_destination(contents.source, out_dir), contents.source
     layouts = contents.layouts[shards.start : shards.stop]
     check_replaceable(target, out_dir, contents.names, options.overwrite)
-    _check_room(replace(contents, layouts=layouts, source=replace(source, other_files=())), target, options)
+    written = replace(contents, layouts=layouts, source=replace(source, other_files=()))
+    if not staging_path(target).exists():
+        _check_room(written, target, options)
     with hold_staging(target, shared=True) as staging:
         writer = Writer(source, staging, options)
+        missing = tuple(layout for layout in layouts if not writer.is_finished(layout))
+        _check_room(replace(written, layouts=missing), target, options)
         progress.start(label_of(layouts, options), sum(map(writer.work_bytes, layouts)), len(layouts))
         try:
             run_all(writer.write_shard, layouts, options.jobs, progress)
@@ -128,7 +132,7 @@ def _end_early(out: Output, error: BaseException) -> str | None:
         if not (out.is_published or gives_up):
             staging.keep_finished(without=set(_outdated_keys(out)))
             if staging.num_finished:
-                return _resumable(out)
+                return _resumable(out, error)
         staging.remove()
     except (OSError, OutputError) as failure:
         left = f"{staging.root.path} could not be removed: {failure}"
@@ -145,11 +149,12 @@ def _num_finished(out: Output) -> int:
     return sum(out.writer.staging.finished(out.writer.key(layout)) is not None for layout in out.contents.layouts)
 
 
-def _resumable(out: Output) -> str:
+def _resumable(out: Output, error: BaseException) -> str:
     staging, num_shards, num_finished = out.writer.staging, len(out.contents.layouts), _num_finished(out)
     if not num_finished:
         return others_left(staging.num_finished, staging.root.path)
-    if out.options.finishes and num_finished < num_shards:
+    # Running the same command again would not help.
+    if (out.options.finishes and num_finished < num_shards) or isinstance(error, AlteredPaddingError):
         return f"{num_finished} of {num_shards} shards are finished in {staging.root.path}"
     command = "the same command" if out.options.resume else "the same command without --no-resume"
     return f"run {command} to resume: {num_finished} of {num_shards} shards are finished in {staging.root.path}"

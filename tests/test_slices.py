@@ -277,6 +277,19 @@ def test_wrong_slices_are_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_slice_needs_room_for_what_is_not_finished(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk that its finished shards have filled, it resumes; where nothing is finished, nothing is created."""
+    write_slice(model, tmp_path / "out", range(3))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    assert len(write_slice(model, tmp_path / "out", range(3)).finished) == 3
+    for out_dir in (tmp_path / "out", tmp_path / "deep" / "other"):
+        with pytest.raises(OutputError, match="not enough disk space"):
+            write_slice(model, out_dir, range(4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.fp8pad", "model"]
+
+
 def test_a_slice_asks_as_much_as_a_whole_run(tmp_path: Path) -> None:
     """With --strict, layers that are not understood are refused; the engine's refusal, unless --force is given."""
     name = "model.layers.0.self_attn.o_proj.weight"

@@ -26,16 +26,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_verify import convert_to, edit_json
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.checkpoint import read_checkpoint, read_record, read_unconverted
+from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.writer import Writer
 from fp8pad.conversion import convert
-from fp8pad.errors import OutputError, RecordError, VerifyError
+from fp8pad.errors import AlteredPaddingError, CheckpointError, OutputError, RecordError, VerifyError
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments
 from fp8pad.unpadding import UnpadReport, unpad
 from fp8pad.verification import verify
+from fp8pad.verification.disagreements import examine
 
 OPTIONS = WriteOptions()
 
@@ -249,7 +252,7 @@ def test_padding_that_was_altered_is_not_dropped_unseen(
     out_dir, tensor = convert_to(model, tmp_path / "out", full=hashed), f"model.layers.0.mlp.down_proj.{name}"
     alter(out_dir / "model.safetensors", tensor, *place)
     where = re.escape(f"model.safetensors: {tensor}{list(place)}: expected byte 0x00, got 0x01: its padding")
-    with pytest.raises(VerifyError, match=f"^{where} was altered, and would be lost$"):
+    with pytest.raises(VerifyError, match=f"^{where} was altered, and would be lost; --verify none drops it$"):
         restore(out_dir, tmp_path / "restored")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
     with pytest.raises(VerifyError, match=where):  # although nothing would be written
@@ -267,10 +270,45 @@ def test_shards_before_one_whose_padding_was_altered_are_kept_for_the_next_run(t
     alter(shard, "model.layers.2.mlp.down_proj.weight", 31, 31)
     with pytest.raises(VerifyError, match="padding was altered") as failure:
         restore(out_dir, tmp_path / "restored", WriteOptions(jobs=1))
-    assert "2 of 3 shards are finished" in failure.value.__notes__[0]
+    assert failure.value.__notes__[0].startswith("2 of 3 shards are finished in "), "the same command fails again"
     shard.write_bytes(intact)
     assert len(restore(out_dir, tmp_path / "restored").resumed) == 2
     assert files_of(tmp_path / "restored") == files_of(model)
+
+
+def test_what_lies_there_is_dropped_on_request_alone(tmp_path: Path) -> None:
+    """As the error says, and with what was finished before."""
+    model = llama(tmp_path / "model", num_shards=2)
+    out_dir = convert_to(model, tmp_path / "out")
+    alter(out_dir / "model-00002-of-00002.safetensors", "model.layers.1.mlp.down_proj.weight", 31, 31)
+    with pytest.raises(AlteredPaddingError, match="--verify none drops it"):
+        restore(out_dir, tmp_path / "restored", WriteOptions(jobs=1))
+    assert len(restore(out_dir, tmp_path / "restored", WriteOptions(verify="none")).resumed) == 1
+    assert files_of(tmp_path / "restored") == files_of(model)
+
+
+def test_the_check_of_padding_stops_and_knows_its_shard(tmp_path: Path) -> None:
+    """When another shard fails, before all is read; and a shard that was replaced is not called altered."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
+    source = read_checkpoint(out_dir)
+    record = read_record(source)
+    assert record is not None
+    _, original = examine(source, record)
+    assert original is not None
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with hold_staging(tmp_path / "restored") as staging:
+        writer = Writer(source, staging, OPTIONS)
+        with pytest.raises(KeyboardInterrupt):
+            writer.check_dropped(original.layouts[0], stop)
+        shard = out_dir / "model.safetensors"
+        shard.write_bytes(shard.read_bytes())
+        alter(shard, WEIGHT, 31, 31)
+        with pytest.raises(CheckpointError, match="changed"):
+            writer.check_dropped(original.layouts[0], lambda _: None)
+        staging.remove()
 
 
 @pytest.mark.parametrize("depth", ["padded", "full"])

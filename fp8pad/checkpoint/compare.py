@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, OpenFile, open_file
+from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, FileIdentity, OpenFile, open_file
 from fp8pad.checkpoint.grid import Run
 from fp8pad.checkpoint.json_text import first_difference
 from fp8pad.checkpoint.layout import ShardLayout, Step, Transfer
@@ -45,14 +45,16 @@ def compare_shard(
         return list(islice(compare_data(layout.transfer(), source, target, advance, sums), MAX_MISMATCHES))
 
 
-def check_padding(layout: ShardLayout, target_root: Path, advance: Advance) -> list[Mismatch]:
+def check_padding(
+    layout: ShardLayout, target_root: Path, advance: Advance, expected: FileIdentity | None = None
+) -> list[Mismatch]:
     """Check what padding added to a shard, without its source; at most `MAX_MISMATCHES`.
 
-    `advance` is told the bytes of the padded tensors.
+    `advance` is told the bytes of the padded tensors; `expected` is the identity of the shard when it was read before.
     """
     if layout.is_untouched:
         return []
-    with open_file(target_root / layout.file, layout.file) as target:
+    with open_file(target_root / layout.file, layout.file, expected) as target:
         wrong = (_wrong_padding(layout, step, target, advance) for step in layout.transfer().steps if step.grid)
         return list(islice(chain.from_iterable(wrong), MAX_MISMATCHES))
 

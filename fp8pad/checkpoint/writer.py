@@ -19,7 +19,7 @@ from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.transfer import Hashes, Sums, read_back, target_prefix, write_shard
-from fp8pad.errors import OutputError, VerifyError
+from fp8pad.errors import AlteredPaddingError, OutputError, VerifyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Writer:
             advance(self.work_bytes(layout))
             self._restrict(layout)
             return noted
-        self.check_dropped(layout)
+        self.check_dropped(layout, advance)
         with self.source.fetched(layout.file, advance) as is_ours:
             if self.is_finished(layout):
                 sums = self._sums()
@@ -107,14 +107,18 @@ class Writer:
                 with writing(layout.file), suppress(PermissionError):  # some file systems have none to take
                     path.chmod(stat.S_IMODE(status.st_mode) & ~beyond)
 
-    def check_dropped(self, layout: ShardLayout) -> None:
-        """Raise `VerifyError` if what is cut off a shard is not what padding added, unless nothing is to be verified.
+    def check_dropped(self, layout: ShardLayout, advance: Advance) -> None:
+        """Raise `AlteredPaddingError` if what is cut off is not what padding added, unless nothing is to be verified.
 
-        It is read again a moment later, when its file is in memory.
+        `advance` is told of no bytes: it is asked whether to go on. What is read here is read again afterwards, from
+        the disk where the shard does not stay in memory.
         """
         if layout.unpads and self.options.verify != "none":
-            for mismatch in check_padding(layout.inverse(), self.source.root, lambda _: None):
-                raise VerifyError(f"{mismatch}: its padding was altered, and would be lost")
+            expected = self.source.identities[layout.file]
+            for mismatch in check_padding(layout.inverse(), self.source.root, lambda _: advance(0), expected):
+                raise AlteredPaddingError(
+                    f"{mismatch}: its padding was altered, and would be lost; --verify none drops it"
+                )
 
     @property
     def _takes_notes(self) -> bool:
