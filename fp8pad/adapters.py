@@ -1,7 +1,8 @@
 """What lies in a checkpoint's folder beside its shards and no longer fits: LoRA adapters and other weights."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import PurePosixPath
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
@@ -79,18 +80,19 @@ def _touched(source: Checkpoint, folder: str, modules: list[str]) -> list[str]:
     with suppress(CheckpointError):  # the names in a pickle are not read
         targets = parse_object(ADAPTER_CONFIG, read_text(root, ADAPTER_CONFIG)).get("target_modules")
         if isinstance(targets, list):
-            return [module for module in modules if _ends_with_any(module, targets)]
+            named = {target for target in targets if isinstance(target, str)}
+            return [module for module in modules if not named.isdisjoint(_suffixes(module))]
         return modules if targets else []
     return []
 
 
 def _paths_in(name: str) -> Iterator[str]:
-    """Yield every run of parts of a dotted name that may be a module: what stands before `.lora_`, from any part on."""
+    """Return the runs of parts of a dotted name that may be a module: before `.lora_`, from any part on."""
     module, _, _ = name.strip(".").partition(".lora_")
-    parts = module.split(".")
-    for begin in range(min(len(parts), 6)):
-        yield ".".join(parts[begin:])
+    return islice(_suffixes(module), 6)
 
 
-def _ends_with_any(module: str, targets: Collection[object]) -> bool:
-    return any(isinstance(target, str) and f".{module}".endswith(f".{target}") for target in targets)
+def _suffixes(name: str) -> Iterator[str]:
+    """Return what a dotted name ends with, from any of its parts on."""
+    parts = name.split(".")
+    return (".".join(parts[begin:]) for begin in range(len(parts)))

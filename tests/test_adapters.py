@@ -1,6 +1,7 @@
 """Adapters in a checkpoint's folder: copied along, with a note where they no longer fit."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from helpers import linear, safetensors_bytes, write_checkpoint
 
 import fp8pad
-from fp8pad.adapters import adapter_notes
+from fp8pad.adapters import _touched, adapter_notes
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
@@ -73,6 +74,18 @@ def test_an_adapter_in_a_pickle_is_known_by_its_config(model: Path, targets: obj
     (model / "lora" / "adapter_model.bin").write_bytes(b"a pickle")
     (model / "lora" / "adapter_config.json").write_text(json.dumps({"target_modules": targets}))
     assert notes(model) == (["lora/"] if touches else [])
+
+
+def test_names_in_an_adapter_are_not_tried_one_by_one(model: Path) -> None:
+    """A stranger's file may hold hundreds of thousands, and a model as many modules."""
+    (model / "adapter_config.json").write_text(json.dumps({"target_modules": [f"q{i}" for i in range(1000)]}))
+    source, calls = read_unconverted(model), []
+    sys.setprofile(lambda _frame, event, _arg: calls.append(event))
+    try:
+        assert _touched(source, "", [f"model.layers.{i}.mlp.down_proj" for i in range(300)]) == []
+    finally:
+        sys.setprofile(None)
+    assert len(calls) < 30_000
 
 
 def test_other_layers_beside_a_single_shard_are_not_left_behind(
