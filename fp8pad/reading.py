@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
+from math import isfinite
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -35,8 +36,8 @@ class Reader:
     def parse_json(self, text: str, where: str, shares: bool = False) -> Any:
         """Return what JSON text says; if it `shares`, small objects that say the same are one object.
 
-        What could not be written again is refused, too: what nests deeper than `MAX_NESTING`, or has an escape of half
-        a surrogate pair, which no UTF-8 stands for.
+        What could not be written again is refused, too: what nests deeper than `MAX_NESTING`, has an escape of half a
+        surrogate pair, which no UTF-8 stands for, or a number such as 1e999.
         """
         try:
             return _parsed(text, _sharing() if shares else None)
@@ -178,13 +179,20 @@ def _expect(holds: bool, wanted: str, value: Any) -> Any:
 
 def _parsed(text: str, object_hook: Callable[[dict[str, Any]], Any] | None) -> Any:
     try:
-        document = json.loads(text, object_hook=object_hook)
+        document = json.loads(text, object_hook=object_hook, parse_float=_float)
     except RecursionError as error:
         raise ValueError(f"expected at most {MAX_NESTING} levels") from error
     _check_nesting(document)
     if "\\u" in text:
         json.dumps(document, ensure_ascii=False).encode()
     return document
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not isfinite(value):
+        raise ValueError(f"expected a number that a double can hold, got {shown(text)}")
+    return value
 
 
 def _sharing() -> Callable[[dict[str, Any]], Any]:

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from helpers import FBGEMM, INDEX, llama, safetensors_bytes, write_checkpoint
 
-from fp8pad.checkpoint.checkpoint import check_unchanged, padding_mark, read_checkpoint, read_unconverted
+from fp8pad.checkpoint.checkpoint import (
+    _FolderReader,
+    _other_copies,
+    check_unchanged,
+    padding_mark,
+    read_checkpoint,
+    read_unconverted,
+)
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError
 from fp8pad.record import shard_metadata
 from fp8pad.verification.changed_files import notes_on_files
@@ -296,6 +303,15 @@ def test_a_series_with_a_gap_is_refused(two_shards: Path) -> None:
         read_unconverted(two_shards)
 
 
+def test_many_files_beside_the_shards_are_compared_with_one_set_of_names(two_shards: Path) -> None:
+    """A folder may hold thousands of them, and the shards hundreds of thousands of tensors."""
+    for file in ("a", "b"):
+        (two_shards / f"{file}.safetensors").write_bytes((two_shards / ONE).read_bytes())
+    reader = _FolderReader(two_shards)
+    shards = iter([reader.header(ONE)])  # which can be looked through once
+    assert _other_copies(reader, ["a.safetensors", "b.safetensors"], shards) == {"a.safetensors", "b.safetensors"}
+
+
 def test_without_an_index_one_file_of_the_usual_name_is_the_checkpoint(tmp_path: Path) -> None:
     """Other tensors beside it are copied along; the same ones again, in whatever form, are excluded and named."""
     root = llama(tmp_path / "model")
@@ -411,11 +427,13 @@ def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["config.json", "hf_quant_config.json", INDEX])
-@pytest.mark.parametrize("value", ['"\\ud800"', "[" * 400 + "]" * 400, "[" * 5000 + "]" * 5000])
+@pytest.mark.parametrize("value", ['"\\ud800"', "[" * 400 + "]" * 400, "[" * 5000 + "]" * 5000, "[1e999]"])
 def test_json_that_could_not_be_written_again_is_refused(tmp_path: Path, file: str, value: str) -> None:
     """Half a surrogate pair, and nesting that recursion cannot follow, are found before anything is written."""
     model = llama(tmp_path / "model", num_shards=2)
     text = (model / file).read_text() if (model / file).exists() else "{}"
     (model / file).write_text(f'{{"x": {value}{"," if len(text) > 2 else ""}{text.lstrip()[1:]}')
-    with pytest.raises(ConfigError, match=f": {file}: not JSON: .*(surrogates not allowed|at most 100 levels)"):
+    with pytest.raises(
+        ConfigError, match=f": {file}: not JSON: .*(surrogates not allowed|at most 100 levels|a double)"
+    ):
         read_unconverted(model)

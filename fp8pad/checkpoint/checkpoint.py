@@ -214,8 +214,8 @@ class _FolderReader:
 def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:
     """Return safetensors files beside the shards that hold tensors of the same names, and so the same weights again."""
     copies: set[str] = set()
+    names = {tensor.name for shard in shards for tensor in shard.tensors}
     for file in filter(is_shard, files):
-        names = {tensor.name for shard in shards for tensor in shard.tensors}
         with suppress(HeaderError):  # no checkpoint of ours, so it is copied along
             copies |= {file for tensor in reader.header(file).tensors if tensor.name in names}
     return copies
