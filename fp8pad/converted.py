@@ -41,7 +41,7 @@ def converted_files(
         originals[CARD_FILE] = card
         texts = {CARD_FILE: with_section(card, source, plan), **texts}
         source = replace(source, other_files=tuple(file for file in source.other_files if file != CARD_FILE))
-    _check_folders(source, {RECORD_FILE, *texts})
+    check_folders(source, {RECORD_FILE, *texts})
     contents = Contents(source, layouts, texts)
     record = CheckpointRecord(
         fp8pad_version=fp8pad_version,
@@ -77,7 +77,7 @@ def record_with(contents: Contents, hashes: Mapping[str, Hashes]) -> CheckpointR
     return replace(record, files=files)
 
 
-def _check_folders(source: Checkpoint, written: Container[str]) -> None:
+def check_folders(source: Checkpoint, written: Container[str]) -> None:
     """Raise `CheckpointError` if a folder of the source has the name of a file that is to be written."""
     for file in source.other_files:
         if (folder := file.partition("/")[0]) in written:

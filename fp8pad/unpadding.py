@@ -14,6 +14,7 @@ from fp8pad.checkpoint.files import file_sha256, text_sha256
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Hashes
+from fp8pad.converted import check_folders
 from fp8pad.errors import RecordError, VerifyError
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
 from fp8pad.staged import staged
@@ -91,7 +92,9 @@ def _contents(original: Original, record: CheckpointRecord) -> Contents:
     without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
     other_files = tuple(file for file in original.converted.other_files if file not in without)
     texts = {**({CARD_FILE: card} if card else {}), **original.texts}
-    return Contents(replace(original.converted, other_files=other_files), original.layouts, texts)
+    source = replace(original.converted, other_files=other_files)
+    check_folders(source, texts)
+    return Contents(source, original.layouts, texts)
 
 
 def _edited(record: CheckpointRecord, files: Iterable[str], hashes: Mapping[str, Hashes]) -> Iterator[Mismatch]:

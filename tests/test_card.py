@@ -76,6 +76,19 @@ def test_a_byte_order_mark_is_no_part_of_the_metadata(model: Path, tmp_path: Pat
     assert files_of(tmp_path / "restored") == files_of(model)
 
 
+def test_a_folder_in_the_place_of_a_card_to_restore_is_refused(tmp_path: Path) -> None:
+    """Before anything is written."""
+    model = llama(tmp_path / "model")
+    (model / "README.md").write_text("a card")
+    fp8pad.convert(model, tmp_path / "out")
+    (tmp_path / "out" / "README.md").unlink()
+    (tmp_path / "out" / "README.md").mkdir()
+    (tmp_path / "out" / "README.md" / "notes.txt").write_text("text")
+    with pytest.raises(CheckpointError, match=r"README\.md is a folder; a file of that name is to be written"):
+        fp8pad.unpad(tmp_path / "out", tmp_path / "restored")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
 @pytest.mark.parametrize("name", ["README.md", "fp8pad.json"])
 def test_a_folder_in_the_place_of_a_file_is_refused_at_once(model: Path, tmp_path: Path, name: str) -> None:
     """What is to be written would collide with it at the very end."""
