@@ -202,6 +202,18 @@ def test_nothing_stays_where_a_file_is_there_until_it_is_closed(
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("mask", [0o777, 0o377, 0o177])
+def test_a_umask_that_keeps_us_out_leaves_nothing(tmp_path: Path, mask: int) -> None:
+    """Nor would anything that is made under it be of use."""
+    before = os.umask(mask)
+    try:
+        with pytest.raises(OutputError, match="the umask keeps you out"), hold_staging(tmp_path / "out"):
+            pass
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == []
+
+
 def test_a_file_system_without_permissions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As NTFS and exFAT are mounted: everybody could alter what is staged. Nothing is left behind."""
 
@@ -278,6 +290,28 @@ def test_discarding_never_leaves_the_folder(folder: Directory, tmp_path: Path) -
     folder.discard("never there")
     assert names(tmp_path) == ["kept"]
     assert files_of(tmp_path) == {"kept/photo": b"mine"}
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o600, 0o444])
+def test_discarding_removes_folders_that_are_read_only(tmp_path: Path, mode: int) -> None:
+    """As a user whom permissions bind, which root is not."""
+    (tmp_path / "gone" / "sub" / "deep").mkdir(parents=True)
+    (tmp_path / "gone" / "sub" / "deep" / "file").write_text("")
+    for path in ("gone/sub/deep", "gone/sub"):
+        (tmp_path / path).chmod(mode)
+    if (child := os.fork()) == 0:
+        try:
+            with open_directory(tmp_path) as folder:
+                if os.geteuid() == 0:
+                    for path in (".", "gone", "gone/sub", "gone/sub/deep"):
+                        os.chown(path, 65534, 65534, dir_fd=folder.descriptor)
+                    os.setuid(65534)
+                folder.discard("gone")
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert names(tmp_path) == []
 
 
 def test_discarding_is_as_deep_as_folders_are(folder: Directory, tmp_path: Path) -> None:

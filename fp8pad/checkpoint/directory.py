@@ -119,19 +119,38 @@ class Directory:
         """Remove a folder and all that it holds, if it is there.
 
         Its subfolders are moved into this folder before they are opened, which the kernel refuses for a mount point: so
-        nothing outside is reached, neither through a link nor in another file system, and depth is no matter.
+        nothing outside is reached, neither through a link nor in another file system, and depth is no matter. Folders
+        of ours that their permissions lock, as 0555, are unlocked.
         """
         pending = [name] if self.status(name) else []
         while pending:
             discarded = pending.pop()
             with self.open(discarded) as folder, os.scandir(folder.descriptor) as entries:
+                folder._unlock()
                 for entry in list(entries):
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(f"{entry.inode()}{DISCARDED}")
-                        folder.rename(entry.name, self, pending[-1])
+                        folder._move_out(entry.name, self, pending[-1])
                     else:
                         folder.unlink(entry.name)
             os.rmdir(discarded, dir_fd=self.descriptor)
+
+    def _unlock(self) -> None:
+        with suppress(OSError):  # of another user: what is done with it next says so
+            os.fchmod(self.descriptor, stat.S_IRWXU)
+
+    def _move_out(self, name: str, other: "Directory", other_name: str) -> None:
+        """Move a folder that may be locked; the error names it."""
+        try:
+            self.rename(name, other, other_name)
+        except PermissionError:
+            with self.open(name) as folder:
+                if os.fstat(folder.descriptor).st_dev == os.fstat(self.descriptor).st_dev:  # no mount point
+                    folder._unlock()
+            try:
+                self.rename(name, other, other_name)
+            except PermissionError as error:
+                raise PermissionError(error.errno, f"{self.path / name}: {error.strerror}") from error
 
 
 def is_discarded(name: str) -> bool:

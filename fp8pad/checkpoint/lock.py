@@ -88,11 +88,16 @@ def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Di
 
 
 def _check_kept(parent: Directory, name: str) -> None:
-    """Refuse a file system that lets everybody write to the folder that was just made for us alone."""
+    """Refuse a file system that lets everybody write to the folder that was just made for us alone, or a umask that
+    keeps us out of it.
+    """
     status = parent.status(name)
     if status and status.st_mode & _FOR_OTHERS:
         os.rmdir(name, dir_fd=parent.descriptor)
         raise OutputError(f"{parent.path}: everybody may write to what is made there; mount it with umask=077, for you")
+    if status and ~status.st_mode & stat.S_IRWXU:
+        os.rmdir(name, dir_fd=parent.descriptor)
+        raise OutputError(f"{parent.path}: the umask keeps you out of what you make there; set one such as 022")
 
 
 def _check_own(root: Directory) -> None:
