@@ -68,6 +68,19 @@ def test_a_folder_that_holds_anything_else_is_refused(
     assert untouched(tmp_path) == before
 
 
+def test_a_folder_that_cannot_be_moved_is_refused_at_once(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the end, with the hint to run the command again."""
+    write(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text("edited")
+    before = untouched(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "out")  # root may do anything
+    with pytest.raises(OutputError, match=r"out: is read-only, and so cannot be replaced; chmod u\+w it first"):
+        write(tmp_path / "out")
+    assert untouched(tmp_path) == before
+
+
 @pytest.mark.parametrize("number", range(1, 8, 2))
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_a_run_that_ends_while_the_old_folder_is_removed(

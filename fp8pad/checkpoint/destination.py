@@ -59,6 +59,8 @@ def check_replaceable(target: Path, out_dir: Path, new_files: Set[str], overwrit
             return
         if not overwrite:
             raise OutputError(f"{out_dir}: is not empty; use --overwrite to replace it")
+        if not os.access(target, os.W_OK):  # which moving it needs
+            raise OutputError(f"{out_dir}: is read-only, and so cannot be replaced; chmod u+w it first")
         with open_directory(target) as old:
             check_replaced(old, new_files, out_dir)
 
