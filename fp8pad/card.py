@@ -74,13 +74,16 @@ def _with_tag(block: list[str]) -> list[str]:
 def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
     yield f"## Padded by fp8pad {__version__}"
     yield ""
-    padded = "1 tensor was" if len(plan.tensors) == 1 else f"{len(plan.tensors)} tensors were"
-    yield f"{padded} padded to sizes that FP8 kernels accept (zeros; 1.0 in scales)."
+    if plan.tensors:
+        padded = "1 tensor was" if len(plan.tensors) == 1 else f"{len(plan.tensors)} tensors were"
+        yield f"{padded} padded to sizes that FP8 kernels accept (zeros; 1.0 in scales)."
+    else:
+        yield "No tensor was changed: fp8pad pads each rank's share as vLLM loads it."
     for edit in plan.config_edits:
         yield f"- `{edit.file}`: `{edit.key}` is {edit.new} instead of {edit.old}."
     yield ""
     if plan.needs_runtime:
-        yield "Needs vLLM 0.26 or newer with fp8pad installed; no other engine loads it."
+        yield "Needs vLLM 0.26 or newer with fp8pad installed; other engines refuse it, or would compute without its scales."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
     sizes = [str(size) for size in (1, 2, 4, 8) if _can_share(plan, size)]
