@@ -83,7 +83,7 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield f"- `{edit.file}`: `{edit.key}` is {edit.new} instead of {edit.old}."
     yield ""
     if plan.needs_runtime:
-        yield "Needs vLLM 0.26 or newer with fp8pad installed: others refuse it, or would compute without its scales."
+        yield "Needs vLLM 0.26 or newer with fp8pad installed: others refuse it, or ignore its scales."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
     sizes = [str(size) for size in (1, 2, 4, 8) if _can_share(plan, size)]

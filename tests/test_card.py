@@ -116,7 +116,7 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
     """With the plugin or without, what absorbing changed, and the sizes that its layers allow."""
     source = read_unconverted(example)
     padded = with_section("", source, fp8pad.plan(example).plan)
-    assert "\nNeeds vLLM 0.26 or newer with fp8pad installed: others refuse it, or would compute without its scales.\n" in padded
+    assert "\nNeeds vLLM 0.26 or newer with fp8pad installed: others refuse it, or ignore its scales.\n" in padded
     assert "\nTensor-parallel sizes: 1 only.\n" in padded
     assert "\nvllm serve DIR\n" in padded
     assert "\nfp8pad verify ORIGINAL DIR " in padded  # without it, bytes of layers are not compared
