@@ -266,17 +266,36 @@ def test_arguments_the_other_way_round_are_said(model: Path, out_dir: Path) -> N
 def test_no_later_version_makes_a_published_checkpoint_wrong(
     example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Converted with a family file, verified without it, and the other way round: the records decide, a note tells."""
+    """The records decide, a note tells; but sizes of config.json are right only where this version edits them, too."""
     absorbed = convert_to(example, tmp_path / "absorbed", Policy(absorb=True))
     with monkeypatch.context() as patch:
         patch.setattr("fp8pad.planning.families.find_family", lambda _: None)
         padded = convert_to(example, tmp_path / "padded", Policy(absorb=True))
         without = check(example, absorbed)
-    assert (without.ok, len(without.notes)) == (True, 1)
+    assert [(each.file, each.place) for each in without.mismatches] == [("config.json", "intermediate_size")]
+    assert len(without.notes) == 1
     assert any("in another way than this version would" in note for note in without.notes)
     report = check(example, padded)
     assert report.ok
     assert any("in another way than this version would" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("absorb", [False, True])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "eos_token_id", "intermediate_size_of_mine"])
+def test_no_edit_of_config_json_is_believed(example: Path, tmp_path: Path, key: str, absorb: bool) -> None:
+    """A record can name any: one is right only where absorbed tensors grow so, and today's plan edits that key, too."""
+    out_dir = convert_to(example, tmp_path / "out", Policy(absorb=absorb))
+    assert check(example, out_dir).ok
+    old = json.loads((example / "config.json").read_text()).get(key, 213)
+    edit = {"file": "config.json", "key": key, "old": old, "new": 224 if old == 213 else old * 3}
+    edit_json(out_dir / "fp8pad.json", lambda d: d["config_edits"].append(edit))
+    edit_json(out_dir / "config.json", lambda d: d.update({key: edit["new"]}))
+    places = {mismatch.place for mismatch in check(example, out_dir).mismatches}
+    assert key in places
+    is_plausible = absorb and old == 213
+    assert (f"config_edits: {key}" in places) == (not is_plausible)
+    alone = {mismatch.place for mismatch in verify(None, out_dir, Progress()).mismatches}
+    assert (f"config_edits: {key}" in alone) == (not is_plausible)
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -1,7 +1,8 @@
 """Verify a converted checkpoint: its records, every padded byte, and, if its source is given, every other byte.
 
-What is right is what the records say. What fp8pad would do with the source today is a note at most: a checkpoint that
-was published does not become wrong when a later version pads otherwise.
+What is right is what the records say. What else fp8pad would do with the source today is a note: a checkpoint that was
+published does not become wrong when a later version pads otherwise. But an edit of a key of config.json that this
+version would not edit is a mismatch: nothing else could tell whether it is harmless.
 """
 
 import os
@@ -17,7 +18,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
-from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, ModuleRecord, Policy
+from fp8pad.record import CONFIG_FILE, FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, ModuleRecord, Policy
 from fp8pad.text import counted
 from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
 from fp8pad.verification.checks import byte_differences
@@ -86,7 +87,10 @@ def verify(
         report = _report(examined, source, workers, progress)
         record, modules = examined.record, examined.modules
         del examined  # all headers of `out_dir`: planning takes as much memory
-        return replace(report, notes=(*report.notes, *_notes_on_plan(source, out_dir, record, modules)))
+        mismatches, notes = _plan_differences(source, out_dir, record, modules)
+        found = (*report.mismatches, *mismatches)[:MAX_MISMATCHES]
+        files_hashed = 0 if found else report.files_hashed
+        return replace(report, mismatches=found, files_hashed=files_hashed, notes=(*report.notes, *notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,17 +176,21 @@ def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
                 yield Mismatch(RECORD_FILE, f"files: {file}", "both hashes, as other files have", "not both")
 
 
-def _notes_on_plan(
+def _plan_differences(
     source: Checkpoint, out_dir: Path, record: CheckpointRecord | None, modules: Mapping[str, ModuleRecord]
-) -> Iterator[str]:
-    """Yield how converting the source would differ today."""
+) -> tuple[list[Mismatch], list[str]]:
+    """Return config edits that converting the source would not make today, and notes on how else it would differ."""
+    edits, notes = set[str](), list[str]()
     try:
         plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
     except CheckpointError as error:
-        yield f"{source}: cannot be planned today: {error}"
-        return
-    if record is None:
-        if not plan.changes_nothing:
-            yield f"{out_dir}: was not converted; converting would pad {counted(len(plan.tensors), 'tensor')}"
-    elif (plan.tensors, plan.modules) != (record.tensors, modules):
-        yield f"{out_dir}: fp8pad {record.fp8pad_version} padded it in another way than this version would"
+        notes.append(f"{source}: cannot be planned today: {error}")
+    else:
+        edits = {edit.key for edit in plan.config_edits}
+        if record is None and not plan.changes_nothing:
+            notes.append(f"{out_dir}: was not converted; converting would pad {counted(len(plan.tensors), 'tensor')}")
+        elif record and (plan.tensors, plan.modules) != (record.tensors, modules):
+            notes.append(f"{out_dir}: fp8pad {record.fp8pad_version} padded it in another way than this version would")
+    expected = "no edit, as this version would make none"
+    strange = (edit for edit in (record.config_edits if record else ()) if edit.key not in edits)
+    return [Mismatch(CONFIG_FILE, edit.key, expected, f"{edit.old} to {edit.new}") for edit in strange], notes

@@ -11,6 +11,7 @@ from fp8pad.checkpoint.compare import Mismatch, compare_texts
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.json_text import dumps_like, index_text
 from fp8pad.errors import CheckpointError
+from fp8pad.geometry import as_matrices
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.quantization import value_at
 from fp8pad.record import (
@@ -42,7 +43,7 @@ def examine(converted: Checkpoint, record: CheckpointRecord) -> tuple[list[Misma
     except CheckpointError as error:
         return [*faults, Mismatch(RECORD_FILE, "record", "one that fits the checkpoint", str(error))], original
     if original:
-        faults += [*_index_faults(converted, record), *_size_faults(converted, record, original)]
+        faults += [*_edit_faults(record), *_index_faults(converted, record), *_size_faults(converted, record, original)]
     return faults, original
 
 
@@ -103,6 +104,19 @@ def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
     if quantization or record.config_edits:
         text = dumps_like(text, edited_config(original, record.config_edits, quantization, record.base_source))
     yield from compare_texts(CONFIG_FILE, text, converted.text(CONFIG_FILE))
+
+
+def _edit_faults(record: CheckpointRecord) -> Iterator[Mismatch]:
+    """Yield edits that no absorbed axis grows with: it may hold a size several times, as gate and up in one tensor."""
+    grown: set[tuple[int, int]] = set()
+    if record.policy.absorb or record.policy.absorb_experts:
+        for tensor in set(record.tensors.values()):
+            sizes = zip(as_matrices(tensor.logical_shape)[1:], as_matrices(tensor.padded_shape)[1:], strict=True)
+            grown |= {pair for axis, pair in zip(tensor.axes.both, sizes, strict=True) if axis == "absorb"}
+    for edit in record.config_edits:
+        if not any(logical * edit.new == padded * edit.old for logical, padded in grown):
+            expected = "sizes that absorbed tensors grow with"
+            yield Mismatch(RECORD_FILE, f"config_edits: {edit.key}", expected, f"{edit.old} to {edit.new}")
 
 
 def _module_faults(
