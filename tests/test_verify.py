@@ -1,5 +1,6 @@
 """Verifying: an honest checkpoint passes, and no damage to any byte of any file does."""
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -189,6 +190,34 @@ def test_every_file_of_the_record_has_to_be_as_it_was(model: Path, tmp_path: Pat
                 assert found & {name, "fp8pad.json"}, name
         path.write_bytes(kept[name])
     assert verify(None, out_dir, Progress()).ok
+
+
+@pytest.mark.parametrize("change", ["altered", "altered and an original", "added", "gone"])
+@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "modeling.py"])
+def test_other_files_are_those_of_the_source_whatever_the_record_says(
+    model: Path, tmp_path: Path, file: str, change: str
+) -> None:
+    """An `fp8pad.json` that was forged with the file hides nothing; a tokenizer that is added is nobody's."""
+    path = model / file
+    path.unlink(missing_ok=True)
+    if change != "added":
+        path.write_text("text")
+    out_dir = convert_to(model, tmp_path / "out", full=True)
+    assert check(model, out_dir).ok
+    (out_dir / file).write_text("TEXT")
+    digest = hashlib.sha256(b"TEXT").hexdigest()
+    entry = {"source_size": 4, "size": 4, "sha256": digest, "source_sha256": digest}
+    if change == "gone":
+        (out_dir / file).unlink()
+    for is_named in (False, True) if change != "gone" else (False,):
+        edit_json(out_dir / "fp8pad.json", lambda d: d["files"].pop(file, None))
+        if is_named:
+            edit_json(out_dir / "fp8pad.json", lambda d: d["files"].update({file: entry}))
+        if change == "altered and an original":
+            edit_json(out_dir / "fp8pad.json", lambda d: d["originals"].update({file: "text"}))
+            assert f"originals: {file}" in {each.place for each in verify(None, out_dir, Progress()).mismatches}
+        found = {each.file for each in check(model, out_dir).mismatches}
+        assert (file in found) == (change != "added" or file != "tokenizer.json")
 
 
 def test_links_and_open_modes_are_noted(model: Path, out_dir: Path, tmp_path: Path) -> None:

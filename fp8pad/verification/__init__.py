@@ -20,7 +20,7 @@ from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import CONFIG_FILE, FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, ModuleRecord, Policy
 from fp8pad.text import counted
-from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
+from fp8pad.verification.changed_files import changed_files, is_dangerous, is_wrong, notes_on_files
 from fp8pad.verification.checks import byte_differences
 from fp8pad.verification.disagreements import examine, quantization_of
 from fp8pad.verification.original import Original, original_of
@@ -120,12 +120,15 @@ def _examined(out_dir: Path) -> _Examined:
 
 def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, progress: Progress) -> VerifyReport:
     converted, record, original = examined.converted, examined.record, examined.original
+    files = record.files if record else {}
     if record is None and source is None:
         raise RecordError(f"{converted.root}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
     _check_source(source, converted)
     if source and not source.remote and set(source.excluded) & set(converted.other_files):  # --follow-links, perhaps
         source = replace(read_checkpoint(source.root, follow_links=True), name=source.name)
-    expected = record.files if record else _sizes_of_copy(source)
+    edits_config = record and (record.config_edits or examined.modules)
+    copies = _sizes_of_copy(source.with_edited_config() if source and edits_config else source)
+    expected = copies | {file: e for file, e in files.items() if not (source and is_dangerous(file))}
     differences, files_hashed = list(changed_files(converted, expected)), 0
     notes = [*notes_on_files(converted)]
     if original is None:
@@ -137,7 +140,7 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
         notes.append(
             f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
         )
-    named = expected.keys() | (original.sizes.keys() if original else set())
+    named = expected.keys() | files.keys() | (original.sizes.keys() if original else set())
     found = [*examined.faults, *(each for each in differences if is_wrong(each.file, named))]
     notes += [str(each) for each in differences if not is_wrong(each.file, named)]
     return VerifyReport(
@@ -162,8 +165,8 @@ def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
     raise AlreadyPaddedError(f"{source}: was padded by fp8pad itself ({mark}); {hint}")
 
 
-def _sizes_of_copy(source: Checkpoint | None) -> Mapping[str, FileRecord]:
-    """Return the other files that there should be in an equal copy, which has no record."""
+def _sizes_of_copy(source: Checkpoint | None) -> dict[str, FileRecord]:
+    """Return the other files that have to be there because the source has them, whatever a record says."""
     sizes = {file: source.identities[file].size for file in source.other_files} if source else {}
     return {file: FileRecord(size, size) for file, size in sizes.items()}
 

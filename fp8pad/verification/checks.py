@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import (
     Mismatch,
@@ -116,7 +117,7 @@ def byte_differences(
 def _checks(original: Original, source: Checkpoint | None, layouts: Mapping[str, ShardLayout]) -> Iterator[FileCheck]:
     """Yield what is to be done for each file: shards first, which are large."""
     converted, record = original.converted, original.record
-    rewritten = record.originals.keys() if record else set()
+    rewritten = {CARD_FILE} & record.originals.keys() if record else set()
     copies = set(source.other_files) - rewritten if source else set()
     shards = {shard.file for shard in converted.shards}
     for file in (*sorted(layouts), *sorted(converted.identities.keys() - shards)):

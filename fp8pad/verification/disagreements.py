@@ -6,6 +6,7 @@ begins with it.
 
 from collections.abc import Iterator
 
+from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, compare_texts
 from fp8pad.checkpoint.folder import INDEX_FILE
@@ -43,7 +44,8 @@ def examine(converted: Checkpoint, record: CheckpointRecord) -> tuple[list[Misma
     except CheckpointError as error:
         return [*faults, Mismatch(RECORD_FILE, "record", "one that fits the checkpoint", str(error))], original
     if original:
-        faults += [*_edit_faults(record), *_index_faults(converted, record), *_size_faults(converted, record, original)]
+        faults += [*_edit_faults(record), *_original_faults(converted, record)]
+        faults += [*_index_faults(converted, record), *_size_faults(converted, record, original)]
     return faults, original
 
 
@@ -161,6 +163,12 @@ def _original_base(converted: Checkpoint, record: CheckpointRecord, original: Js
     document = original if file == CONFIG_FILE else converted.configs.get(file, {})
     base = document if key is None else value_at(document, key)
     return base if isinstance(base, dict) else {}
+
+
+def _original_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
+    rewritten = {CONFIG_FILE, INDEX_FILE, CARD_FILE, *(shard.file for shard in converted.shards)}
+    for file in sorted(record.originals.keys() - rewritten):
+        yield Mismatch(RECORD_FILE, f"originals: {file}", "no entry, since it is copied as it is", "a text")
 
 
 def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
