@@ -1,5 +1,6 @@
 """What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it again and compares."""
 
+import json
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.headers import framed
-from fp8pad.checkpoint.json_text import dumps_like, index_text
+from fp8pad.checkpoint.json_text import dumps_like, index_text, parse_object
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import CheckpointError, PlanError
@@ -107,6 +108,9 @@ def _config(source: Checkpoint, plan: CheckpointPlan, before: str, fp8pad_versio
         return before
     quantization = QuantizationRecord(plan.modules, plan.base or {}, fp8pad_version) if plan.needs_runtime else None
     edited = edited_config(source.configs[CONFIG_FILE], plan.config_edits, quantization, plan.base_source)
+    if quantization:  # inside of its `base` the config of before may nest too deep to be read
+        nested = edited_config(source.configs[CONFIG_FILE], (), replace(quantization, modules={}), plan.base_source)
+        parse_object(f"{CONFIG_FILE}, as it would be written", json.dumps(nested))
     return dumps_like(before, edited)
 
 

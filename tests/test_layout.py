@@ -446,3 +446,15 @@ def test_a_full_disk_is_an_output_error() -> None:
         pytest.raises(OutputError, match=f"{FILE}: cannot be written: No space left"),
     ):
         OpenFile(full.fileno(), FILE).write(0, b"x")
+
+
+def test_a_header_that_no_reader_accepts_is_not_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows by what was padded; the limit holds for what lies behind the length."""
+    (tmp_path / FILE).write_bytes(safetensors_bytes({"w": ("F8_E4M3", (3, 5))}))
+    header, tensors = read_header(tmp_path / FILE, FILE), {"w": padded((3, 5), (16, 16))}
+    num_bytes = len(shard_layout(header, tensors).other()[1]) - 8
+    monkeypatch.setattr("fp8pad.checkpoint.layout.MAX_HEADER_BYTES", num_bytes)
+    shard_layout(header, tensors)
+    monkeypatch.setattr("fp8pad.checkpoint.layout.MAX_HEADER_BYTES", num_bytes - 1)
+    with pytest.raises(PlanError, match=r"its header would have \d+ bytes, more than the"):
+        shard_layout(header, tensors)

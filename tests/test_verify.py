@@ -254,6 +254,36 @@ def test_an_index_that_the_source_has_not_is_named(tmp_path: Path) -> None:
     assert not verify(None, out_dir, Progress()).ok
 
 
+@pytest.mark.parametrize("levels", range(90, 100))
+def test_what_nests_too_deep_to_be_read_is_not_written(tmp_path: Path, levels: int) -> None:
+    """The config of before goes a level deeper, into `base`; what is written can be read."""
+    model = llama(tmp_path / "model", n=5, k=3)
+    nested: dict[str, Any] = {}
+    for _ in range(levels):
+        nested = {"a": nested}
+    edit_json(model / "config.json", lambda d: d["quantization_config"].update(x=nested))
+    if levels <= 96:
+        assert check(model, convert_to(model, tmp_path / "out")).ok
+        return
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        convert_to(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_quantization_config_that_was_planned_with_is_copied_wherever_it_lies(model: Path, tmp_path: Path) -> None:
+    """Like config.json, and unlike other links out of the folder; a copy without it is not equal."""
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "elsewhere.json").write_text(json.dumps(config.pop("quantization_config")))
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "hf_quant_config.json").symlink_to(tmp_path / "elsewhere.json")
+    out_dir = tmp_path / "copy"
+    shutil.copytree(model, out_dir)
+    assert check(model, out_dir).ok
+    assert "hf_quant_config.json" in read_unconverted(model).other_files
+    (out_dir / "hf_quant_config.json").unlink()
+    assert [each.file for each in check(model, out_dir).mismatches] == ["hf_quant_config.json"]
+
+
 def test_a_missing_record_is_an_error(model: Path, out_dir: Path) -> None:
     """Without the policy nothing can be derived; that the other records are there tells that one is missing."""
     (out_dir / "fp8pad.json").unlink()

@@ -178,6 +178,9 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
     check_tensors(shards, weight_map)
     own_files = {CONFIG_FILE, *([INDEX_FILE] if weight_map else []), *(shard.file for shard in shards)}
     found, excluded = list_folder(root, own_files, follow_links)
+    if MODELOPT_FILE in excluded:  # a link that leads out is followed, as that of config.json is: plans are made by it
+        found[MODELOPT_FILE] = reader.identities[MODELOPT_FILE]
+        excluded.remove(MODELOPT_FILE)
     copies = _other_copies(reader, found, shards)
     return Checkpoint(
         root=root,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from fp8pad.checkpoint.grid import Chunk, Grid, copy_chunks, tensor_grid
-from fp8pad.checkpoint.headers import framed, header_bytes, in_data_order, parse_header
+from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES, framed, header_bytes, in_data_order, parse_header
 from fp8pad.errors import PlanError
 from fp8pad.record import METADATA_KEY, PaddedTensor, shard_metadata
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
@@ -166,7 +166,11 @@ def logical_shard(padded: ShardHeader, shapes: Mapping[str, tuple[int, ...]]) ->
 def _padded_shard(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> tuple[ShardHeader, bytes]:
     metadata = dict(logical.metadata or {})
     metadata[METADATA_KEY] = shard_metadata({name: tensor.logical_shape for name, tensor in tensors.items()})
-    return _resized(logical, {name: tensor.padded_shape for name, tensor in tensors.items()}, metadata)
+    header, prefix = _resized(logical, {name: tensor.padded_shape for name, tensor in tensors.items()}, metadata)
+    if header.data_start - LENGTH_BYTES > MAX_HEADER_BYTES:
+        size = f"{header.data_start - LENGTH_BYTES} bytes, more than the {MAX_HEADER_BYTES} that a reader accepts"
+        raise PlanError(f"{logical.file}: its header would have {size}")
+    return header, prefix
 
 
 def _resized(
