@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import files_of, llama, write_checkpoint
+from helpers import copy_case, files_of, llama, write_checkpoint
 
 from fp8pad import __version__
 from fp8pad.checkpoint import writer
@@ -257,6 +257,15 @@ def test_a_mistyped_path_gets_a_suggestion(
     shutil.copytree(example, "llama-fp8")
     assert fp8pad("plan", "lama-fp8").stderr == "error: lama-fp8: no such folder; did you mean llama-fp8?\n"
     assert fp8pad("plan", "mistral").stderr == "error: mistral: no such folder\n"
+
+
+def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path: Path) -> None:
+    """Where nothing needs padding at one size, both say at which it does."""
+    model = copy_case("good/llama_tf_block4", tmp_path)
+    planned, done = fp8pad("plan", model).stdout, fp8pad("convert", model, tmp_path / "out").stdout
+    hint = planned[planned.index("\nNext\n") :]
+    assert "--tensor-parallel-size 2" in hint
+    assert hint in done
 
 
 @pytest.mark.parametrize(("arguments", "meant"), [(["plan", "x", "--absorbe"], "--absorb"), (["pln", "x"], "'plan'")])

@@ -158,12 +158,27 @@ def _show_next(
     if not plan.changes_nothing:
         screen.command(convert_command(source, out_dir, plan.policy))
         return
+    show_other_sizes(screen, source, plan, sizes, out_dir)
+
+
+def show_other_sizes(
+    screen: Screen,
+    source: Checkpoint,
+    plan: CheckpointPlan,
+    sizes: Iterable[AtSize],
+    out_dir: Path | str,
+    *options: str,
+) -> None:
+    """Show that a plan changes nothing, and the command that helps: absorbing, or a plan for another size.
+
+    `options` are for a conversion.
+    """
     here = f"nothing to convert for TP {plan.policy.tensor_parallel_size}: the checkpoint would stay as it is"
     if better := better_absorbed(plan, sizes):
         at, policy = better
         outcome = at.absorbed.verdict.outcome if at.absorbed else ""
         screen.paragraph(f"{here}; '{outcome}' instead of '{at.original.outcome}' takes:", 2)
-        screen.command(convert_command(source, out_dir, policy))
+        screen.command(convert_command(source, out_dir, policy, *options))
         return
     helped = next((at.num_ranks for at in sizes if at.original.outcome != at.padded.outcome), None)
     screen.paragraph(f"{here}; for TP {helped}:" if helped else here, 2)

@@ -8,10 +8,11 @@ from rich.text import Text
 
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
+from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.render.console import Fact, command, growth, shell_command, shortened
-from fp8pad.render.plan import not_understood_facts, note_facts, skipped_facts
+from fp8pad.render.plan import not_understood_facts, note_facts, show_other_sizes, skipped_facts
 from fp8pad.render.screen import Screen
 from fp8pad.render.verdict import show_refusal
 from fp8pad.text import counted, printable
@@ -43,6 +44,9 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced), *note_facts(plan)])
     if not show_refusal(screen, source, plan, out_dir, engine, "--overwrite"):
         _show_serving(screen, plan, out_dir)
+        if plan.changes_nothing and plan.layers:
+            screen.section("Next")
+            show_other_sizes(screen, source, plan, list(compare_sizes(plan, engine)), out_dir, "--overwrite")
     screen.section("How to check it")
     screen.command(command("verify", source, out_dir))
     return screen
