@@ -84,8 +84,8 @@ def _outcome(verdict: Verdict) -> str:
 
 def _absorbed(at: AtSize, plan: CheckpointPlan) -> str:
     if at.absorbed is None:
-        return '<span class="soft">no need</span>' if not at.original.findings else '<span class="soft">-</span>'
-    return f"{_outcome(at.absorbed.verdict)} {_text(absorbed_how(at.absorbed, plan))}"
+        return f'<span class="soft">{_text(absorbed_how(at, plan))}</span>'
+    return f"{_outcome(at.absorbed.verdict)} {_text(absorbed_how(at, plan))}"
 
 
 def _sizes(plan: CheckpointPlan) -> Iterator[str]:

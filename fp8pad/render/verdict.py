@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import Absorbed, AtSize, nearest_served_policy
+from fp8pad.planning.comparison import AtSize, nearest_served_policy
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Finding, Verdict, converted_verdict
@@ -32,9 +32,7 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
         served = ", ".join(str(at.num_ranks) for at in sizes)
         screen.paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
         return
-    rows = [
-        (f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at.absorbed, plan)) for at in sizes
-    ]
+    rows = [(f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at, plan)) for at in sizes]
     screen.rows(rows, header=("", "as it is", "padded (plugin)", "absorbed (--absorb -tp TP)"))
     screen.paragraph("")
     screen.rows(_explanations(sizes))
@@ -44,14 +42,17 @@ def _outcome(verdict: Verdict | Finding) -> Text:
     return Text.assemble((verdict.outcome, STYLES[verdict.outcome]))  # what is appended has no style
 
 
-def _absorbed(absorbed: Absorbed | None, plan: CheckpointPlan) -> Text:
+def _absorbed(at: AtSize, plan: CheckpointPlan) -> Text:
+    if at.absorbed is None:
+        return Text(absorbed_how(at, plan), style="dim")
+    return _outcome(at.absorbed.verdict).append(f" {absorbed_how(at, plan)}")
+
+
+def absorbed_how(at: AtSize, plan: CheckpointPlan) -> str:
+    """Return what an absorbed checkpoint needs, and what it costs; without one, why there is none."""
+    absorbed = at.absorbed
     if absorbed is None:
-        return Text("-", style="dim")
-    return _outcome(absorbed.verdict).append(f" {absorbed_how(absorbed, plan)}")
-
-
-def absorbed_how(absorbed: Absorbed, plan: CheckpointPlan) -> str:
-    """Return what an absorbed checkpoint needs, and what it costs."""
+        return "does not help" if at.original.findings else "no need"
     plugin = "with the plugin" if absorbed.needs_runtime else "without a plugin"
     return f"{plugin}{', experts too' if absorbed.experts else ''}, {added(absorbed.added_bytes, plan.bytes_before)}"
 
