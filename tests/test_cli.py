@@ -585,6 +585,11 @@ def test_what_fp8pad_does_not_take_is_a_usage_error(fp8pad: Fp8pad, example: Pat
         assert finished == Finished(2, "", f"error: {name}: expected the name of a model on the hub, org/name\n")
 
 
+def test_push_says_what_its_own_card_option_does(fp8pad: Fp8pad) -> None:
+    """It writes no card, as convert does, but asks for one."""
+    assert "Require that README.md says what was" in " ".join(fp8pad("push", "--help").stdout.split())
+
+
 def test_help_names_every_engine_that_is_described(fp8pad: Fp8pad) -> None:
     """A file more is a name more."""
     stdout = fp8pad("plan", "--help").stdout

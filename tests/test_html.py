@@ -65,6 +65,8 @@ def test_the_page_stands_alone(planned: tuple[Checkpoint, CheckpointPlan]) -> No
     assert "visual.blocks.{0-1}.mlp.down_proj" in text
     assert "vision_config.intermediate_size 100 → 112" in text
     assert "fp8pad convert" in text
+    assert "converted for the size of the row, with -tp TP" in text
+    assert "does not help" in text
     assert set(re.findall(r"TP \d+", text)) >= {"TP 1", "TP 2", "TP 4", "TP 8", "TP 16"}
 
 

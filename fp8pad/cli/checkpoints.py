@@ -172,7 +172,7 @@ def unpad(
     show(report, restoration_screen, as_json, quiet)
 
 
-@takes(library.push, options.CHECKPOINT)
+@takes(library.push, options.PUSH)
 def push(
     out_dir: options.OutDirArgument,
     repo: options.RepoArgument,

@@ -146,6 +146,7 @@ CHECKPOINT: Mapping[str, Any] = {
     "cache": typer.Option("--cache", help="Fetch a model of the hub into huggingface_hub's cache, and leave it there."),
     "private": typer.Option("--private", help="Make a private model, if there is none yet."),
 }
+PUSH: Mapping[str, Any] = {**CHECKPOINT, "card": typer.Option(help="Require that README.md says what was changed.")}
 _TRUST = typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 # Options of `RecordOptions`
 RECORD: Mapping[str, Any] = {

@@ -14,7 +14,7 @@ from fp8pad.planning.verdict import Verdict, converted_verdict
 from fp8pad.render.console import added, convert_command, growth
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import layer_how, proposed_out_dir
-from fp8pad.render.verdict import absorbed_how, findings
+from fp8pad.render.verdict import CONVERTED_FOR, absorbed_how, findings
 from fp8pad.summary import action, headline
 from fp8pad.text import printable, size
 
@@ -73,6 +73,7 @@ def _verdict(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> I
     yield f"<h2>What {_text(engine.title)} does with it</h2>"
     rows = ((f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at, plan)) for at in sizes)
     yield _table(("", "as it is", "padded (plugin)", "absorbed"), rows)
+    yield f'<p class="soft">{_text(CONVERTED_FOR)}</p>'
     for at_sizes, finding in findings(sizes):
         said = f"{at_sizes}: {finding.outcome}: {finding.why}:"
         yield f'<p class="soft">{_text(said)} {_code(finding.layers)}</p>'

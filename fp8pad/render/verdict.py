@@ -15,6 +15,8 @@ from fp8pad.render.folding import name_patterns
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
 
+CONVERTED_FOR = "padded, absorbed: converted for the size of the row, with -tp TP"
+
 STYLES: dict[Outcome, str] = {
     "serves": "green",
     "pads in every forward": "yellow",
@@ -33,7 +35,8 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
         screen.paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
         return
     rows = [(f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at, plan)) for at in sizes]
-    screen.rows(rows, header=("", "as it is", "padded (plugin)", "absorbed (--absorb -tp TP)"))
+    screen.rows(rows, header=("", "as it is", "padded (plugin)", "absorbed (--absorb)"))
+    screen.paragraph(Text(CONVERTED_FOR, style="dim"), 2)
     screen.paragraph("")
     screen.rows(_explanations(sizes))
 
