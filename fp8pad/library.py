@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fp8pad.checkpoint.options import DEFAULT_JOBS, Executor, Link, VerifyDepth, Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress, ProgressCallback, progress_of
-from fp8pad.errors import NotServedError, UsageError, shown
+from fp8pad.errors import CheckpointError, NotServedError, UsageError, shown
 from fp8pad.record import Alignment, Policy
 
 if TYPE_CHECKING:
@@ -293,7 +293,10 @@ def _planned(
     from fp8pad.planning.verdict import check_served
 
     described = find_engine(engine)
-    plan = plan_checkpoint(source.shards, source.configs, policy)
+    try:
+        plan = plan_checkpoint(source.shards, source.configs, policy)
+    except CheckpointError as error:
+        raise type(error)(f"{source}: {error}") from error
     if strict:
         check_understood(plan)
     notes = *plan.notes, *other_weight_notes(source, plan), *adapter_notes(source, plan)

@@ -60,10 +60,11 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("path", bad_cases())
 def test_malformed_checkpoints_are_refused(path: str, tmp_path: Path, refused: Refusal) -> None:
-    """Each names the file, tensor or key that is wrong, and is left as it was, with nothing beside it."""
+    """Each names the folder and the file, tensor or key that is wrong, and is left as it was, with nothing beside it."""
     model = copy_case(path, tmp_path / "in")
     before = files_of(model)
     line = refused("convert", model, tmp_path / "out")
+    assert line.startswith(f"error: {model}: ")
     assert any(word in line for word in (".json", ".safetensors", "model.", "b_only_bin", "fp8pad"))
     assert files_of(model) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
@@ -118,6 +119,9 @@ def test_an_output_inside_the_input_is_refused(tmp_path: Path, refused: Refusal)
     model = llama(tmp_path / "model")
     before = files_of(model)
     assert "lies inside" in refused("convert", model, model / "out")
+    (tmp_path / "converted").mkdir()
+    (tmp_path / "converted" / "fp8pad.json").write_text("{}")
+    assert "which fp8pad wrote" in refused("convert", model, tmp_path / "converted" / "in" / "out")
     assert files_of(model) == before
 
 

@@ -112,6 +112,8 @@ def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
         raise OutputError(f"{out_dir}: is the model folder itself")
     if target.is_relative_to(model):
         raise OutputError(f"{out_dir}: lies inside the model folder {source.root}")
+    if holder := next((parent for parent in target.parents if (parent / RECORD_FILE).exists()), None):
+        raise OutputError(f"{out_dir}: lies inside {holder}, which fp8pad wrote, and verify would find it there")
     for path in (model, *((source.root / file).resolve() for file in source.identities)):
         if path.is_relative_to(target):
             raise OutputError(f"{out_dir}: the model, or a file that it links to, lies inside: {path}")
