@@ -60,7 +60,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("path", bad_cases())
 def test_malformed_checkpoints_are_refused(path: str, tmp_path: Path, refused: Refusal) -> None:
-    """Each names the folder and the file, tensor or key that is wrong, and is left as it was, with nothing beside it."""
+    """Each names the folder and the file, tensor or key, and is left as it was, with nothing beside it."""
     model = copy_case(path, tmp_path / "in")
     before = files_of(model)
     line = refused("convert", model, tmp_path / "out")

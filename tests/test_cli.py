@@ -246,7 +246,10 @@ def test_debug_shows_the_traceback(fp8pad: Fp8pad, monkeypatch: pytest.MonkeyPat
 
 def test_steering_characters_of_a_name_are_escaped(fp8pad: Fp8pad) -> None:
     """A name cannot break the one line of an error, nor colour the terminal."""
-    assert fp8pad("plan", "a\nb\x1b[31m").stderr == "error: a\\nb\\x1b[31m: no such folder\n"
+    assert (
+        fp8pad("plan", "a\nb\x1b[31m").stderr
+        == "error: a\\nb\\x1b[31m: no such folder; a model of the hub is named ORG/NAME\n"
+    )
 
 
 def test_a_mistyped_path_gets_a_suggestion(
@@ -255,8 +258,9 @@ def test_a_mistyped_path_gets_a_suggestion(
     """A folder that differs by a letter is named; nothing is where nothing is alike."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(example, "llama-fp8")
-    assert fp8pad("plan", "lama-fp8").stderr == "error: lama-fp8: no such folder; did you mean llama-fp8?\n"
-    assert fp8pad("plan", "mistral").stderr == "error: mistral: no such folder\n"
+    unknown = "no such folder; a model of the hub is named ORG/NAME"
+    assert fp8pad("plan", "lama-fp8").stderr == f"error: lama-fp8: {unknown}; did you mean llama-fp8?\n"
+    assert fp8pad("plan", "mistral").stderr == f"error: mistral: {unknown}\n"
 
 
 def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path: Path) -> None:
@@ -266,6 +270,13 @@ def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path:
     hint = planned[planned.index("\nNext\n") :]
     assert "--tensor-parallel-size 2" in hint
     assert hint in done
+
+
+def test_an_address_is_named_as_it_was_typed(fp8pad: Fp8pad) -> None:
+    """Paths have no double slash, addresses have."""
+    url = "https://huggingface.co/org/none"
+    expected = f"error: {url}: no such folder; a model of the hub is named ORG/NAME\n"
+    assert fp8pad("plan", url).stderr == expected
 
 
 @pytest.mark.parametrize(("arguments", "meant"), [(["plan", "x", "--absorbe"], "--absorb"), (["pln", "x"], "'plan'")])

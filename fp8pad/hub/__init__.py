@@ -19,7 +19,7 @@ from fp8pad.checkpoint.files import FileIdentity
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.hub.fetcher import Fetcher, HubFiles, is_part
-from fp8pad.hub.ids import HubId, hub_errors
+from fp8pad.hub.ids import HubId, check_path, hub_errors
 from fp8pad.hub.repo import Repo
 
 Read = Callable[[Path], Checkpoint]
@@ -41,6 +41,7 @@ def opened(
     """
     hub_id = HubId.parse(model)
     if hub_id is None:
+        check_path(model)
         yield read(Path(model))
         return
     with hub_errors(hub_id):

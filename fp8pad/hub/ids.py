@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp8pad.errors import HubError
+from fp8pad.errors import CheckpointError, HubError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,13 @@ class HubId:
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+
+def check_path(model: str | os.PathLike[str]) -> None:
+    """Raise `CheckpointError` for what is neither a folder nor the form of a hub id: a URL, or a name alone."""
+    text = re.sub(r"^(\w+):/+", r"\1://", os.fspath(model))  # pathlib takes a slash away
+    if not text.startswith((".", "/")) and not Path(model).exists():
+        raise CheckpointError(f"{text}: no such folder; a model of the hub is named ORG/NAME")
 
 
 @contextmanager
