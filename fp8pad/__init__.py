@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fp8pad.conversion import ConvertReport, SliceReport
     from fp8pad.errors import (
         AlreadyPaddedError,
+        AlteredPaddingError,
         CheckpointError,
         ClusterError,
         ConfigError,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlreadyPaddedError",
+    "AlteredPaddingError",
     "CheckpointError",
     "ClusterError",
     "ConfigError",
