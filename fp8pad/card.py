@@ -19,13 +19,12 @@ def with_section(card: str, source: Checkpoint, plan: CheckpointPlan) -> str:
     The rest of the card stays as it is, apart from a `base_model` that is the model that was converted now.
     """
     metadata, body = _split(card)
-    blocks = _blocks(metadata)
-    if repo := hub_repo(source):
-        blocks["base_model"] = [f"base_model: {repo}"]
-    blocks["base_model_relation"] = ["base_model_relation: quantized"]
-    blocks["tags"] = _with_tag(blocks.get("tags", ["tags:"]))
-    front = "\n".join(line for block in blocks.values() for line in block)
-    text, section = body.strip("\n"), "\n".join(_section(source, plan))
+    front, lines = "\n".join(metadata), [*_section(source, plan)]
+    if _can_be_edited(metadata):
+        front = "\n".join(_edited(metadata, hub_repo(source)))
+    else:
+        lines.append("\nThe metadata of this card is that of the original, as it was.")
+    text, section = body.strip("\n"), "\n".join(lines)
     return f"---\n{front}\n---\n\n{text}{chr(10) * 2 if text else ''}{BEGIN}\n{section}\n{END}\n"
 
 
@@ -34,7 +33,8 @@ def hub_repo(source: Checkpoint) -> str | None:
     if source.name:
         return source.name.partition("@")[0]
     root = source.root.resolve()
-    match = re.fullmatch(r"models--(.+)--(.+)", root.parent.parent.name) if root.parent.name == "snapshots" else None
+    pattern = re.compile(r"models--([\w.-]+)--([\w.-]+)", re.ASCII)
+    match = pattern.fullmatch(root.parent.parent.name) if root.parent.name == "snapshots" else None
     return f"{match[1]}/{match[2]}" if match else None
 
 
@@ -46,14 +46,39 @@ def _split(card: str) -> tuple[list[str], str]:
 
 
 def _blocks(metadata: list[str]) -> dict[str, list[str]]:
-    """Group lines of YAML by the key at the top under which they stand; what stands before the first has none."""
+    """Group lines of YAML by the key at the top under which they stand; what stands before the first has none.
+
+    A line that cannot go on with what stands above it begins a block, whatever its key looks like.
+    """
     blocks: dict[str, list[str]] = {}
     key = ""
     for line in metadata:
         if match := re.match(r"([\"']?)([\w-]+)\1\s*:", line):
             key = match[2]
+        elif not re.match(r"[\s#\]}]|-(\s|$)|$", line):
+            key = line
         blocks.setdefault(key, []).append(line)
     return blocks
+
+
+def _can_be_edited(metadata: list[str]) -> bool:
+    """Whether keys stand in lines of their own, and what is replaced has no anchor that may be referred to."""
+    blocks = _blocks(metadata)
+    replaced = [*blocks.get("base_model", ()), *blocks.get("base_model_relation", ())]
+    is_flow = any(line.lstrip().startswith("{") for line in blocks.get("", ())) or any(
+        k.startswith("{") for k in blocks
+    )
+    return not is_flow and not any(re.search(r"[\s\[{,]&\S", line) for line in replaced)
+
+
+def _edited(metadata: list[str], repo: str | None) -> list[str]:
+    """Return the lines of metadata with what the hub is to know."""
+    blocks = _blocks(metadata)
+    if repo:
+        blocks["base_model"] = [f"base_model: {repo}"]
+    blocks["base_model_relation"] = ["base_model_relation: quantized"]
+    blocks["tags"] = _with_tag(blocks.get("tags", ["tags:"]))
+    return [line for block in blocks.values() for line in block]
 
 
 def _with_tag(block: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from fp8pad.errors import CheckpointError
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import restoration_screen
 
+ODD_KEYS = ['"my key": precious', "model.name: x", "co2 emissions: 5"]
 RELATION = "base_model_relation: quantized\n"
 
 
@@ -54,6 +55,7 @@ def section_on(card: str, source: Checkpoint) -> tuple[str, str]:
         ("tags: *all\n", f"tags: *all\n{RELATION}"),
         ("tags: |\n  - fp8\n", f"tags: |\n  - fp8\n{RELATION}"),
         ("tags:\n- >\n  fp8\n", f"tags:\n- >\n  fp8\n{RELATION}"),
+        *((f"base_model_relation: x\n{odd}\n", f"{RELATION}{odd}\ntags:\n- fp8pad\n") for odd in ODD_KEYS),
         ('"tags": [fp8]\n', f'"tags": [fp8]\n{RELATION}'),
         ("tags: [a]\ntags: [b]\n", f"tags: [a]\ntags: [b]\n{RELATION}"),
     ],
@@ -64,6 +66,27 @@ def test_metadata_is_added_in_the_style_of_the_card(model: Path, metadata: str, 
     found, body = section_on(f"---\n{metadata}---\n# A model\n\nText.\n", source)
     assert found == expected
     assert body.startswith(f"\n# A model\n\nText.\n\n{BEGIN}\n## Padded by fp8pad ")
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{license: mit, tags: [x]}\n", "# a\n{license: mit}\n", "base_model: &b a/b\nname: *b\n"]
+)
+def test_metadata_that_would_break_stays_as_it_is(model: Path, metadata: str) -> None:
+    """And the section says so."""
+    source = replace(read_unconverted(model), name="org/name")
+    found, body = section_on(f"---\n{metadata}---\nText.\n", source)
+    assert found == metadata
+    assert "\nThe metadata of this card is that of the original, as it was.\n" in body
+
+
+@pytest.mark.parametrize("name", ["models--o: x--m", "models--org\udcff--m"])
+def test_a_folder_of_no_models_name_is_no_base_model(model: Path, tmp_path: Path, name: str) -> None:
+    """It would be invalid YAML, or no text."""
+    snapshot = tmp_path / name / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    model.rename(snapshot)
+    fp8pad.convert(snapshot, tmp_path / "out")
+    assert "base_model:" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_byte_order_mark_is_no_part_of_the_metadata(model: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ import fp8pad
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
 from fp8pad.checkpoint.options import Executor, Link
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
-from fp8pad.hub import opened
+from fp8pad.hub import opened, work_folder
 from fp8pad.hub.ids import HubId
 from fp8pad.hub.repo import FIRST_BYTES
 from fp8pad.library import convert_shards
@@ -219,6 +219,41 @@ def test_what_is_planned_by_is_what_the_hub_has_a_hash_of(
     assert fp8pad.verify(model, tmp_path / "out").ok
 
 
+def test_a_slice_that_is_being_written_is_refused(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """By a line; the first run ends well."""
+    hub.add(NAME, model)
+    with opened(NAME, read_unconverted, work_folder(tmp_path / "out", range(1))) as checkpoint:
+        for _ in range(2):  # the folder, empty as yet, stays locked
+            with pytest.raises(OutputError, match="another run is fetching to it"):
+                convert_shards(NAME, tmp_path / "out", range(1))
+        with checkpoint.fetched(FIRST), pytest.raises(OutputError, match="another run is fetching to it"):
+            convert_shards(NAME, tmp_path / "out", range(1))
+        assert not (tmp_path / "out").exists()
+    assert left_beside(tmp_path / "out") == set()
+
+
+@pytest.mark.parametrize("length", [241, 243, 255])
+def test_a_long_name_of_the_output_is_a_name(hub: FakeHub, model: Path, tmp_path: Path, length: int) -> None:
+    """What is added to it for the folder beside it could be too much."""
+    hub.add(NAME, model)
+    fp8pad.convert(NAME, tmp_path / ("o" * length))
+    assert fp8pad.verify(NAME, tmp_path / ("o" * length)).ok
+
+
+def test_a_full_temporary_folder_is_a_line(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says which folder, and how to name another."""
+    hub.add(NAME, model)
+
+    def fail(*_: object) -> None:
+        raise OutputError("x: cannot be written: No space left on device")
+
+    monkeypatch.setattr("fp8pad.hub.repo.make_hole", fail)
+    with pytest.raises(OutputError, match="No space left on device; set TMPDIR"):
+        read_from(NAME)
+
+
 def test_the_next_run_takes_up_what_was_fetched(hub: FakeHub, model: Path, tmp_path: Path) -> None:
     """Half a shard, after a server that went away; a whole one, after the work on it failed."""
     hub.add(NAME, model)
@@ -375,6 +410,7 @@ def test_names_that_lead_elsewhere_are_refused(hub: FakeHub, model: Path) -> Non
 
 FORGED: dict[str, tuple[dict[str, object], str]] = {
     "a file in a file": ({"rfilename": "config.json/x"}, "as a file, and as the folder of"),
+    "a file far down in a file": ({"rfilename": "config.json/" + "a/" * 999}, "as a file, and as the folder of"),
     "a name that is no UTF-8": ({"rfilename": "\ud800"}, "not UTF-8"),
     "a name of 300 bytes": ({"rfilename": "a" * 300}, "too long"),
     "a path of 10,000 bytes": ({"rfilename": "a/" * 5000 + "b"}, "too long"),

@@ -5,18 +5,21 @@ that a conversion needs the disk for its output and for the shards that it works
 fetched in part. Requests go through huggingface_hub, and so do tokens, HF_ENDPOINT, retries and offline mode.
 """
 
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.destination import existing_parent
-from fp8pad.checkpoint.files import FileIdentity
+from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.staging import MAX_NAME_BYTES
 from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.hub.fetcher import Fetcher, HubFiles, is_part
 from fp8pad.hub.ids import HubId, check_path, hub_errors
@@ -51,8 +54,11 @@ def opened(
         return
     with _temporary_folder() as temporary, _work_folder(work_dir, temporary) as parts:
         root = Path(temporary, "model")
-        with hub_errors(hub_id):
-            beginnings = found.outline(root)
+        try:
+            with hub_errors(hub_id):
+                beginnings = found.outline(root)
+        except OutputError as error:
+            raise OutputError(f"{error}; set TMPDIR to a folder with room for config.json and headers") from error
         try:
             checkpoint = read(root)
         except CheckpointError as error:
@@ -100,18 +106,36 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
         raise OutputError(f"{parts}: is not a folder that only you may write to; remove it")
     if parts.exists() and (foreign := [path for path in parts.iterdir() if not is_part(path)]):
         raise OutputError(f"{foreign[0]}: fp8pad has not put it there; move the folder away")
-    try:
-        yield parts
-    except BaseException:
-        if parts.is_dir() and not any(parts.iterdir()):
-            parts.rmdir()
-        raise
-    if parts.is_dir():
+    with _locked(parts) if work_dir else nullcontext():
         try:
-            shutil.rmtree(parts)
-        except OSError as error:
-            done = "what it was fetched for is complete"
-            raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
+            yield parts
+        except BaseException:
+            if parts.is_dir() and not any(parts.iterdir()):
+                parts.rmdir()
+            raise
+        if parts.is_dir():
+            try:
+                shutil.rmtree(parts)
+            except OSError as error:
+                done = "what it was fetched for is complete"
+                raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
+
+
+@contextmanager
+def _locked(parts: Path) -> Iterator[None]:
+    """Have the folder for one run alone, where the file system knows locks: two would remove each other's files."""
+    with writing(parts):
+        parts.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(f"{parts}: another run is fetching to it") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -132,7 +156,10 @@ def work_folder(out_dir: Path, shards: range | None = None) -> Path:
     """
     target = out_dir.absolute()
     which = f"-{shards.start}-{shards.stop - 1}" if shards is not None else ""
-    return existing_parent(target) / f".{target.name}.fp8pad-hub{which}"
+    name = f".{target.name}.fp8pad-hub{which}"
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}.fp8pad-hub{which}"
+    return existing_parent(target) / name
 
 
 def _is_ours(folder: Path) -> bool:

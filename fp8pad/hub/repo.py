@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -199,7 +200,7 @@ def _safe_name(name: object, hub_id: HubId) -> str:
 
 def _check_folders(files: Collection[str], hub_id: HubId) -> None:
     """Raise `HubError` for a file that lies in another file."""
-    for name in files:
-        for folder in PurePosixPath(name).parents:
-            if str(folder) in files:
-                raise HubError(f"{hub_id}: lists {shown(str(folder))} as a file, and as the folder of {shown(name)}")
+    in_order = sorted(files, key=lambda name: name.replace("/", "\0"))  # what lies in a folder comes right after it
+    for folder, name in pairwise(in_order):
+        if name.startswith(f"{folder}/"):
+            raise HubError(f"{hub_id}: lists {shown(folder)} as a file, and as the folder of {shown(name)}")
