@@ -325,15 +325,15 @@ def test_arguments_the_other_way_round_are_said(model: Path, out_dir: Path) -> N
 def test_no_later_version_makes_a_published_checkpoint_wrong(
     example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The records decide, a note tells; but sizes of config.json are right only where this version edits them, too."""
+    """The records decide, and notes tell, also of an edit by a version that knew more of the model."""
     absorbed = convert_to(example, tmp_path / "absorbed", Policy(absorb=True))
     with monkeypatch.context() as patch:
         patch.setattr("fp8pad.planning.families.find_family", lambda _: None)
         padded = convert_to(example, tmp_path / "padded", Policy(absorb=True))
         without = check(example, absorbed)
-    assert [(each.file, each.place) for each in without.mismatches] == [("config.json", "intermediate_size")]
-    assert len(without.notes) == 1
+    assert without.ok
     assert any("in another way than this version would" in note for note in without.notes)
+    assert any("would not change intermediate_size from 213 to 224" in note for note in without.notes)
     report = check(example, padded)
     assert report.ok
     assert any("in another way than this version would" in note for note in report.notes)
@@ -350,7 +350,7 @@ def test_no_edit_of_config_json_is_believed(example: Path, tmp_path: Path, key: 
     edit_json(out_dir / "fp8pad.json", lambda d: d["config_edits"].append(edit))
     edit_json(out_dir / "config.json", lambda d: d.update({key: edit["new"]}))
     places = {mismatch.place for mismatch in check(example, out_dir).mismatches}
-    assert key in places
+    assert key in places or not absorb  # where this version edits nothing it is a note
     is_plausible = absorb and old == 213
     assert (f"config_edits: {key}" in places) == (not is_plausible)
     alone = {mismatch.place for mismatch in verify(None, out_dir, Progress()).mismatches}

@@ -182,7 +182,10 @@ def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
 def _plan_differences(
     source: Checkpoint, out_dir: Path, record: CheckpointRecord | None, modules: Mapping[str, ModuleRecord]
 ) -> tuple[list[Mismatch], list[str]]:
-    """Return config edits that converting the source would not make today, and notes on how else it would differ."""
+    """Return config edits that converting the source would not make today, and notes on how else it would differ.
+
+    Where this version would make none, as for a model that it cannot absorb, they are notes: it may know less of it.
+    """
     edits, notes = set[str](), list[str]()
     try:
         plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
@@ -194,6 +197,9 @@ def _plan_differences(
             notes.append(f"{out_dir}: was not converted; converting would pad {counted(len(plan.tensors), 'tensor')}")
         elif record and (plan.tensors, plan.modules) != (record.tensors, modules):
             notes.append(f"{out_dir}: fp8pad {record.fp8pad_version} padded it in another way than this version would")
-    expected = "no edit, as this version would make none"
-    strange = (edit for edit in (record.config_edits if record else ()) if edit.key not in edits)
-    return [Mismatch(CONFIG_FILE, edit.key, expected, f"{edit.old} to {edit.new}") for edit in strange], notes
+    strange = [edit for edit in (record.config_edits if record else ()) if edit.key not in edits]
+    if edits:
+        expected = "no edit, as this version would make none"
+        return [Mismatch(CONFIG_FILE, edit.key, expected, f"{edit.old} to {edit.new}") for edit in strange], notes
+    changed = (f"{edit.key} from {edit.old} to {edit.new}" for edit in strange)
+    return [], [*notes, *(f"{out_dir}: config.json: this version would not change {change}" for change in changed)]
