@@ -144,7 +144,7 @@ def cut_output(output: torch.Tensor, n: int, *, strided: bool = False) -> torch.
     vLLM's own operators take the rows that follow as contiguous (`silu_and_mul` and the norms compute row * size), so
     an eager layer makes one copy. Under torch.compile it is left to Inductor, which fuses it with what follows.
     """
-    logical = output.narrow(-1, 0, n)  # as a slice, in half of Python's time
+    logical = output[..., :n]
     if is_compiling():
         return logical.contiguous()
     if strided:
