@@ -27,13 +27,13 @@ class Decoder:
         for layer in range(self.layers):
             name = f"model.layers.{layer}"
             yield f"{name}.input_layernorm.weight", ones(self.hidden)
-            yield from self.attention(name, layer)
+            yield from self.attention(name)
             yield f"{name}.post_attention_layernorm.weight", ones(self.hidden)
             yield from self.mlp(name)
         yield "model.norm.weight", ones(self.hidden)
         yield "lm_head.weight", normal(self.vocabulary, self.hidden) * self.hidden**-0.5
 
-    def attention(self, name: str, layer: int) -> Tensors:  # noqa: ARG002 (every layer's is the same)
+    def attention(self, name: str) -> Tensors:
         """Yield the projections of the layer `name`."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         for part, rows in (("q", queries), ("k", keys), ("v", keys)):
@@ -78,7 +78,7 @@ class LatentDecoder(Decoder):
     rope_dim: int = 64
     v_dim: int = 128
 
-    def attention(self, name: str, layer: int) -> Tensors:  # noqa: ARG002 (every layer's is the same)
+    def attention(self, name: str) -> Tensors:
         """Yield the projections of the layer `name`."""
         linear, name = self.scheme.linear, f"{name}.self_attn"
         yield from linear(f"{name}.q_a_proj", self.q_rank, self.hidden)
@@ -146,10 +146,10 @@ class GatedDeltaDecoder(SharedExpertDecoder):
     linear_values: int = 32
     linear_dim: int = 128
 
-    def attention(self, name: str, layer: int) -> Tensors:
+    def attention(self, name: str) -> Tensors:
         """Yield the projections of the layer `name`, and what is not quantized between them."""
         linear = self.scheme.linear
-        if layer % 2:
+        if int(name.rpartition(".")[2]) % 2:
             queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
             for part, rows in (("q", 2 * queries), ("k", keys), ("v", keys)):
                 yield from linear(f"{name}.self_attn.{part}_proj", rows, self.hidden)
@@ -197,9 +197,9 @@ class StepDecoder(SharedExpertDecoder):
 
     dense: int = 11264
 
-    def attention(self, name: str, layer: int) -> Tensors:
+    def attention(self, name: str) -> Tensors:
         """Yield the projections of the layer `name` and its norms of heads."""
-        yield from Decoder.attention(self, name, layer)
+        yield from Decoder.attention(self, name)
         for part in "qk":
             yield f"{name}.self_attn.{part}_norm.weight", ones(self.head_dim)
 
