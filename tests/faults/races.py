@@ -26,6 +26,9 @@ from syscalls import Call, is_supported
 SHARD = "model/model-00002-of-00004.safetensors"
 MINE = b"mine"
 
+# What a race is counted under, where it happened, how it ended, and what was wrong.
+Race = tuple[str, str, str, list[str]]
+
 
 @dataclass(frozen=True)
 class Event:
@@ -195,22 +198,47 @@ def pairs(base: Path) -> Iterator[Pair]:
 
 def replay_without_lock(every: int, first: int = 1, names: str = "") -> tuple[Counter[str], list[str]]:
     """Let two runs meet at every pair of operations whose numbers are `first` plus multiples of `every`."""
-    endings: Counter[str] = Counter()
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="fp8pad-races-", dir=fast_folder()) as folder:
-        base = Path(folder).resolve()
-        os.environ["HOME"] = folder
+
+    def meetings(base: Path) -> Iterator[Race]:
         for pair in pairs(base):
             if names not in pair.name:
                 continue
             num_calls, num_other_calls = len(count(pair.scenario, base)), len(count(pair.other, base))
             for number in range(first, num_calls + 1, every):
                 for other_number in range(first, num_other_calls + 1, every):
-                    ending, found = meet(pair, number, other_number, base)
-                    endings[f"{pair.name}: {ending}"] += 1
-                    wrong += [f"{pair.name} at #{number} and #{other_number}: {line}" for line in found]
-                    for line in wrong[len(wrong) - len(found) :]:
-                        print(line, flush=True)
+                    place = f"{pair.name} at #{number} and #{other_number}"
+                    yield pair.name, place, *meet(pair, number, other_number, base)
+
+    return collected(meetings)
+
+
+def replay(every: int, first: int = 1) -> tuple[Counter[str], list[str]]:
+    """Let every event happen at every operation whose number is `first` plus a multiple of `every`."""
+
+    def races(base: Path) -> Iterator[Race]:
+        for scenario in scenarios(base):
+            if scenario.name not in ("convert, 1 jobs", "overwrite, 1 jobs", "overwrite, 1 jobs, no exchange"):
+                continue
+            num_calls = len(count(scenario, base))
+            for event in EVENTS:
+                for number in range(first, num_calls + 1, every):
+                    place = f"{scenario.name}: {event.name} at #{number}"
+                    yield event.name, place, *race(scenario, event, number, base)
+
+    return collected(races)
+
+
+def collected(races: Callable[[Path], Iterator[Race]]) -> tuple[Counter[str], list[str]]:
+    """Run races in a folder of their own; count how they ended, and return what went wrong, which is printed too."""
+    endings: Counter[str] = Counter()
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="fp8pad-races-", dir=fast_folder()) as folder:
+        os.environ["HOME"] = folder
+        for name, place, ending, found in races(Path(folder).resolve()):
+            endings[f"{name}: {ending}"] += 1
+            for line in found:
+                wrong.append(f"{place}: {line}")
+                print(wrong[-1], flush=True)
     return endings, wrong
 
 
@@ -228,27 +256,6 @@ def main() -> int:
     endings, wrong = replaying(arguments.every, arguments.first)
     print(f"{sum(endings.values())} races: {dict(endings)}; {len(wrong)} wrong")
     return 1 if wrong else 0
-
-
-def replay(every: int, first: int = 1) -> tuple[Counter[str], list[str]]:
-    """Let every event happen at every operation whose number is `first` plus a multiple of `every`."""
-    endings: Counter[str] = Counter()
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="fp8pad-races-", dir=fast_folder()) as folder:
-        base = Path(folder).resolve()
-        os.environ["HOME"] = folder
-        for scenario in scenarios(base):
-            if scenario.name not in ("convert, 1 jobs", "overwrite, 1 jobs", "overwrite, 1 jobs, no exchange"):
-                continue
-            num_calls = len(count(scenario, base))
-            for event in EVENTS:
-                for number in range(first, num_calls + 1, every):
-                    ending, found = race(scenario, event, number, base)
-                    endings[f"{event.name}: {ending}"] += 1
-                    wrong += [f"{scenario.name}: {event.name} at #{number}: {line}" for line in found]
-                    for line in wrong[len(wrong) - len(found) :]:
-                        print(line, flush=True)
-    return endings, wrong
 
 
 if __name__ == "__main__":
