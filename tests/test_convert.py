@@ -577,12 +577,15 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
 
 def test_a_full_disk_that_is_not_ours_costs_no_finished_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where stderr leads to one."""
+    """As where stderr leads to one. The second shard is written meanwhile: it may be finished too."""
     model = llama(tmp_path / "model", num_shards=2)
-    monkeypatch.setattr(Progress, "finish_file", failing_with(errno.ENOSPC))
-    with pytest.raises(OSError, match="No space left") as raised:
-        converted(model, tmp_path / "out", WriteOptions(jobs=1))
-    assert "1 of 2 shards are finished" in str(raised.value.__notes__)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "finish_file", failing_with(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left") as raised:
+            converted(model, tmp_path / "out", WriteOptions(jobs=1))
+    resumed = converted(model, tmp_path / "out").resumed
+    assert "model-00001-of-00002.safetensors" in resumed
+    assert f"{len(resumed)} of 2 shards are finished" in str(raised.value.__notes__)
 
 
 @pytest.mark.parametrize("options", [WriteOptions(jobs=1), WriteOptions(jobs=1, resume=False)])
