@@ -728,13 +728,20 @@ def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, refused: Path, tmp_pa
         assert fp8pad(*helps[1:]).status == 0
 
 
+def test_usage_is_written_as_it_is_elsewhere(fp8pad: Fp8pad) -> None:
+    """Names of arguments stand without braces, in help and in errors."""
+    assert "fp8pad convert [OPTIONS] MODEL OUT_DIR\n" in fp8pad("convert", "--help").stdout
+    assert "fp8pad verify [OPTIONS] [MODEL] OUT_DIR\n" in fp8pad("verify", "--help").stdout
+    assert "fp8pad convert [OPTIONS] MODEL OUT_DIR\n" in fp8pad("convert").stderr
+
+
 def test_what_is_not_assessed_is_not_said_to_be_served(fp8pad: Fp8pad, tmp_path: Path) -> None:
     """The verdict goes as far as scales are understood, and names the layers that it leaves out."""
     name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
     shard = {name: ("F8_E4M3", (128, 384))}
     run = fp8pad("plan", write_checkpoint(tmp_path / "unknown", {"model.safetensors": shard}, config))
     assert run.status == 0
-    said = "serves: as far as is known; scales that fp8pad does not understand are not assessed"
+    said = "serves (as it is, padded): as far as is known; scales that fp8pad does not understand are not assessed"
     assert f"{said}: model.layers.0.self_attn.o_proj" in run.stdout
 
 

@@ -66,7 +66,8 @@ def test_the_page_stands_alone(planned: tuple[Checkpoint, CheckpointPlan]) -> No
     assert "vision_config.intermediate_size 100 → 112" in text
     assert "fp8pad convert" in text
     assert "converted for the size of the row, with -tp TP" in text
-    assert "does not help" in text
+    assert "(as it is, padded): a size that ranks cannot share evenly: model.layers.{0-1}.mlp." in text
+    assert "refuses (absorbed): a size that ranks cannot share evenly: model.layers.{0-1}.self_attn.q_proj" in text
     assert set(re.findall(r"TP \d+", text)) >= {"TP 1", "TP 2", "TP 4", "TP 8", "TP 16"}
 
 

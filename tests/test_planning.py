@@ -225,7 +225,7 @@ def test_a_share_that_begins_inside_a_block_is_reported_and_left_alone(
     header = shard("m.safetensors", *block_scaled(module, *shape))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
-    inside = "a rank's share would begin inside a scale block"
+    inside = "a rank's share begins inside a scale block"
     assert plan.layers[0].reason == "N and K are multiples of 32 and 128; " + reason.format(inside=inside)
 
 
@@ -290,7 +290,7 @@ def test_the_matrices_of_a_layer_fused_on_disk_are_named(module: str, shape: tup
     alone, two = (plan_checkpoint([header], {"config.json": config}, Policy(tensor_parallel_size=n)) for n in (1, 2))
     words = {
         "broken": "is not a multiple of 128",
-        "inside": "a rank's share would begin inside a scale block",
+        "inside": "a rank's share begins inside a scale block",
     }
     assert alone.changes_nothing
     assert two.changes_nothing
@@ -309,7 +309,7 @@ def test_a_copied_key_that_ends_inside_a_block_is_reported() -> None:
     assert plan.modules == {name: ModuleRecord((64, 256), (128, 256), (128, 128))}
     assert plan.layers[0].reason == (
         "N = 64 is not a multiple of 128; N = 64 on each of 2 ranks is not a multiple of 128: "
-        "a rank's share would begin inside a scale block"
+        "a rank's share begins inside a scale block"
     )
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
 from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
 from fp8pad.render.plan import how, plan_screen, skipped_facts
 from fp8pad.render.progress import BarProgress, LineProgress
+from fp8pad.render.screen import Screen
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.text import printable
 
@@ -85,7 +87,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
     """Six hundred Linears take a few lines at any usual width."""
     plan_screen(source, LARGE, VLLM).show(Console(width=columns, markup=False, highlight=False))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 42
+    assert len(lines) <= 44
     assert max(len(line) for line in lines if not line.startswith("  fp8pad ")) <= columns
     for pattern in ("mlp.{gate_proj,up_proj}", "mlp.down_proj"):
         assert any(f"model.layers.{{0-99}}.{pattern}" in line for line in lines)
@@ -136,10 +138,12 @@ def test_what_is_wrong_comes_first_and_for_whom(source: Checkpoint, capsys: pyte
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[2:4] == ["What vLLM 0.33 does with it", "as it is padded (plugin) absorbed (--absorb)"]
     assert lines[4] == "TP 1 serves serves no need"
-    assert lines[5] == "TP 2 refuses refuses does not help"
+    assert lines[5] == "TP 2 refuses refuses nothing to absorb"
     assert lines[9] == "padded, absorbed: converted for the size of the row, with -tp TP"
-    assert any(line.startswith("TP 2, 4, 8, 16 refuses: ") and line.endswith(": a.down_proj") for line in lines)
-    assert any(line.startswith("TP 8, 16 pads in every forward: ") for line in lines)
+    assert lines[11:13] == ["Why, by TP size", "TP 2, 4"]
+    assert re.fullmatch(r"refuses \(as it is, padded\): .*: a\.down_proj", lines[13])
+    assert lines[14] == "TP 8, 16"
+    assert re.fullmatch(r"pads in every forward \(as it is\): .*: b\.gate_proj", lines[17])
 
 
 SIX = ("deepseek_v3_block", "qwen2_5_vl_dyn", "qwen3_next_dyn", "llama_mixed_fp8_int8", "phi3_dyn", "qwen3_moe_block")
@@ -162,12 +166,56 @@ def test_no_text_is_lost_at_any_width(name: str, tmp_path: Path, capsys: pytest.
     widest = shown(WIDE)
     cells = {cell.replace(" ", "") for line in widest for cell in line.split("  ") if cell}
     commands = [line for line in widest if line.startswith("  fp8pad ")]
+    long_words = {word for line in widest for word in line.split() if len(word) > 20}
     for columns in range(60 + SIX.index(name), 251, len(SIX)):
         lines = shown(columns)
         assert max(len(line) for line in lines if line not in commands) <= columns
         assert all(command in lines for command in commands)
         text = "".join(line.replace(" ", "") for line in lines)
         assert [cell for cell in cells if cell not in text and cell != "layers"] == []
+        pairs = [(line.split()[-1], after.split()[0]) for line, after in pairwise(lines) if line and after]
+        broken = [end for end, begin in pairs if any(word.startswith(end + begin) for word in long_words)]
+        assert [end for end in broken if end[-1] not in ".,/_-"] == []  # elsewhere, lines end between words
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_each_outcome_of_the_table_has_its_reason(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below the table each tensor-parallel size stands once, with a reason for every form that is not merely served."""
+    source = read_unconverted(copy_case(f"good/{name}", tmp_path))
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    plan_screen(source, plan, VLLM).show(stdout_console())
+    table, why = capsys.readouterr().out.partition("What converting")[0].split("Why, by TP size")
+    told = {
+        size: section
+        for sizes, section in re.findall(r"^  TP ([\d, ]+)\n((?:    .*\n)+)", why, re.MULTILINE)
+        for size in sizes.split(", ")
+    }
+    rows = re.findall(r"^  TP (\d+) +(\S.*?)  +(\S.*?)  +(\S.*)$", table, re.MULTILINE)
+    assert [row[0] for row in rows] == ["1", "2", "4", "8", "16"]
+    for size, *cells in rows:
+        for form, cell in zip(("as it is", "padded", "absorbed"), cells, strict=True):
+            outcome = re.split(" with|,", cell)[0]
+            if outcome not in ("serves", "no need", "nothing to absorb") and not outcome.startswith("serves"):
+                assert re.search(rf"^    {outcome} \([^)]*{form}[^)]*\): ", told[size], re.MULTILINE)
+
+
+def test_a_long_name_is_broken_where_its_parts_meet(capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind a dot or a comma if one fits, else behind an underscore, else anywhere; wide letters count twice."""
+    screen = Screen()
+    screen.paragraph("in model.layers.{0-1}.self_attn.{kv_a_proj_with_latent,o_proj}, " + "a_" * 8 + " " + "模" * 12)
+    screen.show(Console(width=20, color_system=None))
+    assert capsys.readouterr().out.splitlines() == [
+        "in",
+        "model.layers.{0-1}.",
+        "self_attn.",
+        "{kv_a_proj_with_",
+        "latent,o_proj},",
+        "a_a_a_a_a_a_a_a_",
+        "模" * 10,
+        "模" * 2,
+    ]
 
 
 @pytest.mark.parametrize(("no_color", "styled"), [("", True), ("1", False)])
@@ -191,7 +239,10 @@ def test_only_the_outcome_is_bold(source: Checkpoint, capsys: pytest.CaptureFixt
         Console(width=200, color_system="standard", force_terminal=True)
     )
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "cannot share evenly" in line]
-    assert re.fullmatch(r"  TP .*\x1b\[1;31mrefuses\x1b\[0m: a size that ranks cannot share evenly: a\.gate_proj", line)
+    outcome = r"\x1b\[1;31mrefuses\x1b\[0m"
+    assert re.fullmatch(
+        rf"    {outcome} \(as it is, padded\): a size that ranks cannot share evenly: a\.gate_proj", line
+    )
 
 
 def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:

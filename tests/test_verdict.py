@@ -24,6 +24,7 @@ from fp8pad.planning.engines import Engine, engines, find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge, Verdict, converted_verdict
 from fp8pad.record import Policy
+from fp8pad.render.advice import advice
 
 VLLM = find_engine()
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu"}
@@ -405,11 +406,27 @@ def test_the_size_asked_for_is_compared_too_and_what_is_better_there() -> None:
     assert [at.num_ranks for at in compare_sizes(plan, VLLM)] == [1, 2, 3, 4, 8, 16]
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
-    found = better_absorbed(plan, compare_sizes(plan, VLLM))
-    assert found
-    assert found[1] == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
+    found = better_absorbed(plan, VLLM, "Triton only")
+    assert found == ("serves", Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True))
     assert converted_verdict(planned(made, found[1]), VLLM) == Verdict()
-    assert better_absorbed(planned(made, Policy()), compare_sizes(planned(made, Policy()), VLLM)) is None
+    assert better_absorbed(plan, VLLM, "serves") is None
+    assert better_absorbed(planned(made, Policy()), VLLM, "refuses") is None
+
+
+def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
+    """The rule is one, whether anything is padded or not: after the plan's own command, if there is one."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    shapes = gated(EXPERT, 384) | {"model.layers.0.self_attn.o_proj": (256, 256)}
+    for num_n, own in ((256, ()), (200, ("",))):
+        shapes["model.layers.0.self_attn.o_proj"] = (num_n, 256)
+        plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, shapes), Policy(tensor_parallel_size=2))
+        assert plan.changes_nothing == (not own)
+        steps = list(advice(source, plan, VLLM, "OUT"))
+        assert [said for said, _ in steps[:-1]] == list(own)
+        said, command = steps[-1]
+        assert said.endswith("'serves' instead of 'Triton only' takes:")
+        assert command.endswith("OUT --tensor-parallel-size 2 --absorb --absorb-experts")
+        assert list(advice(source, plan, VLLM, "OUT", is_written=True)) == steps[-1:]
 
 
 def test_comparing_sizes_says_what_plans_for_them_would() -> None:

@@ -5,8 +5,9 @@ A command has the options of the library's function of its name. What it needs i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -16,7 +17,10 @@ from fp8pad.cli.files import check_writable, write_text
 from fp8pad.cli.signatures import takes, those_of
 from fp8pad.errors import NotServedError, RecordError, VerifyError
 
-_Report = TypeVar("_Report")
+if TYPE_CHECKING:
+    from fp8pad.render.screen import Report, Screen
+
+Found = TypeVar("Found", bound="Report")
 
 
 @takes(library.plan, options.CHECKPOINT)
@@ -97,15 +101,15 @@ def convert(
         for_plan = those_of(library.plan, asked)
         _show_plan(model, for_plan, check=not asked["force"], as_json=as_json, out_dir=out_dir)
         return
+    run = partial(_run, quiet=quiet, as_json=as_json)
     try:
         if shards is None:
-            report = _run(library.convert, model, out_dir, quiet=quiet, **asked)
-            show(report, lambda found: conversion_screen(found, engine), as_json, quiet)
+            run(library.convert, model, out_dir, screen=lambda found: conversion_screen(found, engine), **asked)
         else:
             chosen = those_of(library.convert_shards, asked)
-            written = _run(library.convert_shards, model, out_dir, shards, quiet=quiet, **chosen)
             finish = command("convert", model, out_dir, *words_of(library.convert, asked), "--finish")
-            show(written, lambda found: slice_screen(found, finish), as_json, quiet)
+            written = partial(slice_screen, finish=finish)
+            run(library.convert_shards, model, out_dir, shards, screen=written, **chosen)
     except NotServedError as error:
         show(error.report, lambda found: refusal_screen(found, out_dir, engine, asked["overwrite"]), as_json, quiet)
         raise
@@ -124,12 +128,22 @@ def _check_together(shards: range | None, dry_run: bool, asked: Mapping[str, Any
             raise typer.BadParameter(f"--shards does not go with {name}")
 
 
-def _run(function: Callable[..., _Report], *arguments: Any, quiet: bool, **asked: Any) -> _Report:
-    """Call a function of the library and show its progress."""
+def _run(
+    function: Callable[..., Found],
+    *arguments: Any,
+    screen: "Callable[[Found], Screen]",
+    quiet: bool,
+    as_json: bool,
+    **asked: Any,
+) -> Found:
+    """Call a function of the library, show its progress, then what it found."""
     from fp8pad.render.progress import shown_progress
+    from fp8pad.render.screen import show
 
     with shown_progress(quiet) as progress:
-        return function(*arguments, progress=progress, **asked)
+        report = function(*arguments, progress=progress, **asked)
+    show(report, screen, as_json, quiet)
+    return report
 
 
 @takes(library.verify, options.CHECKPOINT)
@@ -145,12 +159,10 @@ def verify(
     OUT_DIR alone is checked against its own records; with MODEL, every byte is compared with it.
     """
     from fp8pad.render.reports import verification_screen
-    from fp8pad.render.screen import show
 
     if len(folders) > 2:
         raise typer.BadParameter("expected OUT_DIR, or MODEL and OUT_DIR")
-    report = _run(library.verify, *folders, quiet=quiet, **asked)
-    show(report, verification_screen, as_json, quiet)
+    report = _run(library.verify, *folders, screen=verification_screen, quiet=quiet, as_json=as_json, **asked)
     if not report.ok:
         raise VerifyError(_first_of(folders[-1], report.mismatches, "mismatch", "mismatches", report.is_complete))
 
@@ -166,10 +178,8 @@ def unpad(
 ) -> None:
     """Restore the original, byte for byte."""
     from fp8pad.render.reports import restoration_screen
-    from fp8pad.render.screen import show
 
-    report = _run(library.unpad, out_dir, restored_dir, quiet=quiet, **asked)
-    show(report, restoration_screen, as_json, quiet)
+    _run(library.unpad, out_dir, restored_dir, screen=restoration_screen, quiet=quiet, as_json=as_json, **asked)
 
 
 @takes(library.push, options.PUSH)
@@ -186,10 +196,8 @@ def push(
     It is verified first, and its model card has to say what was changed.
     """
     from fp8pad.render.reports import push_screen
-    from fp8pad.render.screen import show
 
-    report = _run(library.push, out_dir, repo, quiet=quiet, **asked)
-    show(report, push_screen, as_json, quiet)
+    _run(library.push, out_dir, repo, screen=push_screen, quiet=quiet, as_json=as_json, **asked)
 
 
 def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = False) -> None:

@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from fp8pad import __version__
 from fp8pad.cli import checkpoints, golden
@@ -56,12 +57,21 @@ golden_app = typer.Typer(
 )
 
 
+class _Command(TyperCommand):
+    """A command whose usage is written as it is elsewhere: `fp8pad convert [OPTIONS] MODEL OUT_DIR`.
+
+    typer puts braces around arguments, and dots behind one that is a list.
+    """
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [re.sub(r"^\{?(.+?)\}?(\.\.\.)?$", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
+
+
 def _add(group: typer.Typer, commands: Iterable[tuple[Callable[..., None], *tuple[str, ...]]]) -> None:
     for command, *examples in commands:
         # \b: the lines are kept as they are
-        group.command(epilog="\n".join(["\b", "Examples:", *(f"  {each}" for each in examples)]))(
-            interruptible(command)
-        )
+        epilog = "\n".join(["\b", "Examples:", *(f"  {each}" for each in examples)])
+        group.command(cls=_Command, epilog=epilog)(interruptible(command))
 
 
 _add(app, COMMANDS)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fp8pad.planning.engines import OUTCOMES, Engine
+from fp8pad.planning.engines import OUTCOMES, Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge, Verdict
 from fp8pad.record import Policy
@@ -51,12 +51,14 @@ class AtSize:
     """What an engine does with a checkpoint at a tensor-parallel size.
 
     `padded` and `absorbed` are what converting for this size makes of it; `absorbed` is None where that does not help.
+    `refused` is what the engine then does with an absorbed one, if there is anything to absorb.
     """
 
     num_ranks: int
     original: Verdict
     padded: Verdict
     absorbed: Absorbed | None
+    refused: Verdict | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad plan --json` says of this size."""
@@ -76,7 +78,9 @@ def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = (
     judge = Judge(plan, engine)
     for num_ranks in sizes or sorted({*SIZES, plan.policy.tensor_parallel_size}):
         original, (padded, _) = judge.original(num_ranks), judge.padded(num_ranks)
-        yield AtSize(num_ranks, original, padded, _best(plan, judge, num_ranks) if original.findings else None)
+        best = _best(plan, judge, num_ranks) if original.findings else None
+        refused = best.verdict if best and best.verdict.refused else None
+        yield AtSize(num_ranks, original, padded, None if refused else best, refused)
 
 
 def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None:
@@ -101,22 +105,24 @@ def _converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict
     return judge.padded(ranks)[0]
 
 
-def better_absorbed(plan: CheckpointPlan, sizes: Iterable[AtSize]) -> tuple[AtSize, Policy] | None:
-    """Return what is said of the plan's own size, and its policy with absorbing, if an engine does better with that."""
-    for at in sizes:
-        if at.num_ranks == plan.policy.tensor_parallel_size and at.absorbed:
-            outcomes = at.absorbed.verdict.outcome, at.original.outcome
-            if OUTCOMES.index(outcomes[0]) < OUTCOMES.index(outcomes[1]):
-                return at, replace(plan.policy, absorb=True, absorb_experts=at.absorbed.experts)
-    return None
+def better_absorbed(plan: CheckpointPlan, engine: Engine, made: Outcome) -> tuple[Outcome, Policy] | None:
+    """Return what `engine` does if more is absorbed at the plan's size, and that policy, where that is better.
+
+    `made` is what it does with the checkpoint that the plan makes.
+    """
+    (at,) = compare_sizes(plan, engine, [plan.policy.tensor_parallel_size])
+    if at.absorbed is None or OUTCOMES.index(at.absorbed.verdict.outcome) >= OUTCOMES.index(made):
+        return None
+    policy = replace(plan.policy, absorb=True, absorb_experts=at.absorbed.experts)
+    return (at.absorbed.verdict.outcome, policy) if policy != plan.policy else None
 
 
 def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None:
-    """Absorb the MLPs, and the routed experts only where that is better."""
+    """Absorb the MLPs, and the routed experts only where that is better; None where nothing would grow."""
     dense, both = (absorbed_at(plan, judge, num_ranks, experts) for experts in (False, True))
     gains = OUTCOMES.index(both.verdict.outcome) < OUTCOMES.index(dense.verdict.outcome)
     best = both if gains or not dense.growths else dense
-    return best if best.growths and not best.verdict.refused else None
+    return best if best.growths else None
 
 
 def absorbed_at(plan: CheckpointPlan, judge: Judge, num_ranks: int, experts: bool) -> Absorbed:

@@ -45,7 +45,7 @@ def _on_rank(layer: LayerPlan, num_ranks: int) -> str:
             return f"{' and '.join(broken)}: the runtime pads it at load"
         case "inside block":
             broken = list(_broken(layer, part, layer.block)) or [_broken_rows(layer, part)]
-            return f"{' and '.join(broken)}: a rank's share would begin inside a scale block"
+            return f"{' and '.join(broken)}: a rank's share begins inside a scale block"
     return ""
 
 

@@ -170,7 +170,7 @@ NO_RUNTIME = Rule("refuses", "fp8pad has no plugin for this engine", "", "", ())
 # What the runtime cannot fix, wherever vLLM would split a layer.
 _RUNTIME: dict[Fit, Rule] = {
     "indivisible": Rule("refuses", "a size that ranks cannot share evenly", "", "", ()),
-    "inside block": Rule("refuses", "a rank's share would begin inside a scale block", "", "", ()),
+    "inside block": Rule("refuses", "a rank's share begins inside a scale block", "", "", ()),
 }
 
 

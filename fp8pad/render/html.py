@@ -6,15 +6,15 @@ from math import prod
 
 from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, Growth, better_absorbed, compare_sizes, nearest_served_policy
-from fp8pad.planning.engines import Engine
+from fp8pad.planning.comparison import AtSize, Growth, compare_sizes
+from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Verdict, converted_verdict
-from fp8pad.render.console import added, convert_command, growth
+from fp8pad.render.advice import advice
+from fp8pad.render.console import added, growth
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import layer_how, proposed_out_dir
-from fp8pad.render.verdict import CONVERTED_FOR, absorbed_how, findings
+from fp8pad.render.verdict import CONVERTED_FOR, FORMS, cells, reasons
 from fp8pad.summary import action, headline
 from fp8pad.text import printable, size
 
@@ -27,6 +27,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
   max-width: 70rem; padding: 1.5rem 1rem 3rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1rem 0 0; }
 p { margin: .4rem 0; } .soft { color: var(--soft); }
 code { font: .875em ui-monospace, monospace; overflow-wrap: anywhere; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem;
@@ -58,7 +59,7 @@ def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
         *_sizes(plan),
         *_costs(sizes, plan),
         *_notes(plan),
-        *_next(source, plan, engine, sizes),
+        *_next(source, plan, engine),
         f'<p class="soft">fp8pad {__version__}; from headers and config.json alone</p>',
     ]
     title = _text(f"fp8pad plan: {source.name if source.remote else source.root.resolve().name}")
@@ -71,22 +72,22 @@ def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
 
 def _verdict(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
     yield f"<h2>What {_text(engine.title)} does with it</h2>"
-    rows = ((f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at, plan)) for at in sizes)
-    yield _table(("", "as it is", "padded (plugin)", "absorbed"), rows)
+    rows = [(f"TP {at.num_ranks}", *(_cell(*cell) for cell in cells(at, plan))) for at in sizes]
+    yield _table(("", *FORMS), rows)
     yield f'<p class="soft">{_text(CONVERTED_FOR)}</p>'
-    for at_sizes, finding in findings(sizes):
-        said = f"{at_sizes}: {finding.outcome}: {finding.why}:"
-        yield f'<p class="soft">{_text(said)} {_code(finding.layers)}</p>'
+    for at_sizes, found in reasons(sizes):
+        yield f"<h3>{_text(at_sizes)}</h3>"
+        for finding, forms in found:
+            said = f"{_text(f'({forms}): {finding.why}:')} {_code(finding.layers)}"
+            yield f'<p class="soft">{_outcome(finding.outcome)} {said}</p>'
 
 
-def _outcome(verdict: Verdict) -> str:
-    return f'<span class="{_CLASSES.get(verdict.outcome, "fair")}">{_text(verdict.outcome)}</span>'
+def _cell(outcome: Outcome | None, more: str) -> str:
+    return f"{_outcome(outcome)} {_text(more)}".rstrip() if outcome else f'<span class="soft">{_text(more)}</span>'
 
 
-def _absorbed(at: AtSize, plan: CheckpointPlan) -> str:
-    if at.absorbed is None:
-        return f'<span class="soft">{_text(absorbed_how(at, plan))}</span>'
-    return f"{_outcome(at.absorbed.verdict)} {_text(absorbed_how(at, plan))}"
+def _outcome(outcome: Outcome) -> str:
+    return f'<span class="{_CLASSES.get(outcome, "fair")}">{_text(outcome)}</span>'
 
 
 def _sizes(plan: CheckpointPlan) -> Iterator[str]:
@@ -139,17 +140,12 @@ def _growths(growths: Iterable[Growth]) -> Iterator[str]:
         yield f"<code>{_text(grown.key)}</code> {grown.old} &rarr; {grown.new}: +{size(grown.added_bytes)}"
 
 
-def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine, sizes: Sequence[AtSize]) -> Iterator[str]:
-    """Yield the command that comes next: another policy's where the engine would refuse this plan's result."""
-    refused = converted_verdict(plan, engine).refused
-    policy = nearest_served_policy(plan, engine) if refused else plan.policy
-    better = better_absorbed(plan, sizes) if plan.changes_nothing and not refused else None
-    if better:
-        policy = better[1]
-    if plan.changes_nothing and not refused and not better:
-        yield "<h2>Next</h2><p>Nothing to convert: the checkpoint would stay as it is.</p>"
-    elif policy:
-        yield f"<h2>Next</h2><pre><code>{_text(convert_command(source, proposed_out_dir(source), policy))}</code></pre>"
+def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
+    yield "<h2>Next</h2>"
+    for said, command in advice(source, plan, engine, proposed_out_dir(source)):
+        yield (f"<p>{_text(said)}</p>" if said else "") + (
+            f"<pre><code>{_text(command)}</code></pre>" if command else ""
+        )
 
 
 def _notes(plan: CheckpointPlan) -> Iterator[str]:

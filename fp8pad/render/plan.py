@@ -7,15 +7,16 @@ from pathlib import Path
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes
+from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.record import AxisActions
-from fp8pad.render.console import Fact, command, convert_command, edit_facts, growth, shortened
+from fp8pad.render.advice import advice
+from fp8pad.render.console import Fact, edit_facts, growth, shortened
 from fp8pad.render.folding import LayerGroup, group_layers
 from fp8pad.render.screen import Row, Screen
-from fp8pad.render.verdict import patterns, show_refusal, show_verdicts
+from fp8pad.render.verdict import patterns, show_advice, show_refusal, show_verdicts
 from fp8pad.summary import ACTIONS, OutputFiles, action, flops_added_share, headline, output_files
 from fp8pad.text import counted, printable
 
@@ -39,12 +40,13 @@ def plan_screen(
     """
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
-    sizes = list(compare_sizes(plan, engine)) if plan.layers else []
-    if sizes:
-        show_verdicts(screen, sizes, plan, engine)
+    if plan.layers:
+        show_verdicts(screen, list(compare_sizes(plan, engine)), plan, engine)
     _show_layers(screen, plan, show_all)
     _show_costs(screen, source, plan, with_card)
-    _show_next(screen, source, plan, engine, sizes, out_dir=out_dir or proposed_out_dir(source))
+    if not show_refusal(screen, plan, engine):
+        screen.section("Next")
+    show_advice(screen, advice(source, plan, engine, out_dir or proposed_out_dir(source)))
     return screen
 
 
@@ -76,10 +78,9 @@ def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
         screen.section("What converting changes" if plan.tensors or plan.modules else "What is in it")
     header = ("layers", "scales", "[N, K]", "padded", "how", "why")
     screen.rows([_row(group) for group in group_layers(listed)], header)
-    if aligned:
-        screen.rows([("aligned", f"{counted(len(aligned), 'layer')}, unchanged (--all lists them)")])
+    folded = [("aligned", f"{counted(len(aligned), 'layer')}, unchanged (--all lists them)")] if aligned else []
     untouched = [tensor for tensor in plan.untouched if tensor.is_understood]
-    screen.rows([*not_understood_facts(plan), *_by_reason("not FP8 layers", untouched)])
+    screen.rows([*folded, *not_understood_facts(plan), *_by_reason("not FP8 layers", untouched)])
 
 
 def _row(group: LayerGroup) -> Row:
@@ -140,50 +141,6 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
     if num_shards <= MOST_SHARDS:
         return shortened(names)
     return ", ".join([counted(num_shards, "shard"), *([shortened(listed)] if listed else [])])
-
-
-def _show_next(
-    screen: Screen,
-    source: Checkpoint,
-    plan: CheckpointPlan,
-    engine: Engine,
-    sizes: Iterable[AtSize],
-    *,
-    out_dir: Path | str,
-) -> None:
-    """Show the one command that comes next."""
-    if show_refusal(screen, source, plan, out_dir, engine):
-        return
-    screen.section("Next")
-    if not plan.changes_nothing:
-        screen.command(convert_command(source, out_dir, plan.policy))
-        return
-    show_other_sizes(screen, source, plan, sizes, out_dir)
-
-
-def show_other_sizes(
-    screen: Screen,
-    source: Checkpoint,
-    plan: CheckpointPlan,
-    sizes: Iterable[AtSize],
-    out_dir: Path | str,
-    *options: str,
-) -> None:
-    """Show that a plan changes nothing, and the command that helps: absorbing, or a plan for another size.
-
-    `options` are for a conversion.
-    """
-    here = f"nothing to convert for TP {plan.policy.tensor_parallel_size}: the checkpoint would stay as it is"
-    if better := better_absorbed(plan, sizes):
-        at, policy = better
-        outcome = at.absorbed.verdict.outcome if at.absorbed else ""
-        screen.paragraph(f"{here}; '{outcome}' instead of '{at.original.outcome}' takes:", 2)
-        screen.command(convert_command(source, out_dir, policy, *options))
-        return
-    helped = next((at.num_ranks for at in sizes if at.original.outcome != at.padded.outcome), None)
-    screen.paragraph(f"{here}; for TP {helped}:" if helped else here, 2)
-    if helped:
-        screen.command(command("plan", source, "--tensor-parallel-size", helped))
 
 
 def proposed_out_dir(source: Checkpoint) -> str:

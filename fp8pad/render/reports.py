@@ -8,13 +8,13 @@ from rich.text import Text
 
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
-from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.render.advice import advice
 from fp8pad.render.console import Fact, command, growth, shell_command, shortened
-from fp8pad.render.plan import not_understood_facts, note_facts, show_other_sizes, skipped_facts
+from fp8pad.render.plan import not_understood_facts, note_facts, skipped_facts
 from fp8pad.render.screen import Screen
-from fp8pad.render.verdict import show_refusal
+from fp8pad.render.verdict import show_advice, show_refusal
 from fp8pad.text import counted, printable
 from fp8pad.unpadding import UnpadReport
 from fp8pad.upload import PushReport
@@ -42,11 +42,12 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("excluded", report.excluded)
     facts += [(label, shortened(names)) for label, names in named if names]
     screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced), *note_facts(plan)])
-    if not show_refusal(screen, source, plan, out_dir, engine, "--overwrite"):
+    steps = list(advice(source, plan, engine, out_dir, "--overwrite", is_written=True)) if plan.layers else []
+    if not show_refusal(screen, plan, engine):
         _show_serving(screen, plan, out_dir)
-        if plan.changes_nothing and plan.layers:
+        if steps:
             screen.section("Next")
-            show_other_sizes(screen, source, plan, list(compare_sizes(plan, engine)), out_dir, "--overwrite")
+    show_advice(screen, steps)
     screen.section("How to check it")
     screen.command(command("verify", source, out_dir))
     return screen
@@ -70,7 +71,9 @@ def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
 def refusal_screen(refused: "PlanReport", out_dir: Path, engine: Engine, overwrite: bool) -> Screen:
     """Lay out why nothing was written, and what helps."""
     screen = _screen(out_dir, "not written", [])
-    show_refusal(screen, refused.source, refused.plan, out_dir, engine, *(["--overwrite"] if overwrite else []))
+    show_refusal(screen, refused.plan, engine)
+    options = ["--overwrite"] if overwrite else []
+    show_advice(screen, advice(refused.source, refused.plan, engine, out_dir, *options))
     return screen
 
 

@@ -1,16 +1,20 @@
 """Laying out text for any width: columns where they fit, paragraphs where they do not, commands never broken."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
 from fp8pad.render.console import print_json, stdout_console
 
-NARROWEST = 28  # columns for the last cell of a row
+_LONG_ENOUGH = re.compile(r"\S{10,}")
+
+NARROWEST = 22  # columns for the last cell of a row
 GAP = 2
 
 Cell = str | Text
@@ -46,9 +50,9 @@ class Screen:
     def __init__(self) -> None:
         self._blocks: list[_Paragraph | _Rows | _Command] = []
 
-    def paragraph(self, text: Cell, indent: int = 0) -> None:
-        """Add a text, to be wrapped."""
-        self._blocks.append(_Paragraph(text, indent))
+    def paragraph(self, text: Cell, indent: int = 0, hang: int = 0) -> None:
+        """Add a text, to be wrapped; all but its first line are `hang` columns further in."""
+        self._blocks.append(_Paragraph(text, indent, hang))
 
     def section(self, title: str) -> None:
         """Add a blank line and a title."""
@@ -76,9 +80,12 @@ class Screen:
 class _Paragraph:
     text: Cell
     indent: int
+    hang: int
 
     def lines(self, console: Console) -> Iterator[Text]:
-        yield from _indented(_wrapped(console, self.text, console.width - self.indent), self.indent)
+        first, *others = _wrapped(console, self.text, console.width - self.indent - self.hang)
+        yield from _indented([first], self.indent)
+        yield from _indented(others, self.indent + self.hang)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +115,18 @@ class _Rows:
             yield from _columns(console, row, widths, room)
 
     def _paragraphs(self, console: Console, row: Row) -> Iterator[Text]:
+        """Lay out a cell under another, each of the others with its label, as many to a line as fit."""
         head, *details = row
         labels = [Text(f"{label}: ", style="dim") for label in self.header[1:]] or [Text()] * len(details)
-        labelled = (label.copy().append_text(_text(cell)) for label, cell in zip(labels, details, strict=True))
-        yield from _Paragraph(head, GAP).lines(console)
-        yield from _Paragraph(Text("  ").join(labelled), 2 * GAP).lines(console)
+        yield from _indented(_wrapped(console, head, console.width - GAP), GAP)
+        room, line = console.width - 2 * GAP, Text()
+        for label, cell in zip(labels, details, strict=True):
+            labelled = label.copy().append_text(_text(cell))
+            if line and line.cell_len + GAP + labelled.cell_len > room:
+                yield from _indented(_wrapped(console, line, room), 2 * GAP)
+                line = Text()
+            line = Text(" " * GAP).join([line, labelled]) if line else labelled
+        yield from _indented(_wrapped(console, line, room), 2 * GAP)
 
 
 def _columns(console: Console, row: Row, widths: Sequence[int], room: int) -> Iterator[Text]:
@@ -126,7 +140,22 @@ def _columns(console: Console, row: Row, widths: Sequence[int], room: int) -> It
 
 
 def _wrapped(console: Console, text: Cell, width: int) -> list[Text]:
-    return list(_text(text).wrap(console, max(width, 1), overflow="fold")) or [Text()]
+    """Break a text between words, and a name that is too long for a line where its parts meet."""
+    pieces = _text(text).divide(_joints(_text(text).plain, max(width, 1)))
+    return [line for piece in pieces for line in piece.wrap(console, max(width, 1), overflow="fold")] or [Text()]
+
+
+def _joints(text: str, width: int) -> Iterator[int]:
+    """Yield where the words of a text that are longer than a line are broken: behind the last dot, comma or the like
+    that fits.
+    """
+    for word in _LONG_ENOUGH.finditer(text):
+        begin, end = word.span()
+        while cell_len(text[begin:end]) > width:
+            fitting = chop_cells(text[begin:end], width)[0]
+            length = max(map(fitting.rfind, ".,/")) + 1 or max(map(fitting.rfind, "_-")) + 1 or len(fitting)
+            begin += length
+            yield begin
 
 
 def _indented(lines: Iterable[Text], indent: int) -> Iterator[Text]:

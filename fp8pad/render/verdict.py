@@ -1,20 +1,21 @@
 """What an engine does with a checkpoint at each tensor-parallel size, in words."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from rich.text import Text
 
-from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, nearest_served_policy
-from fp8pad.planning.engines import Engine, Outcome
+from fp8pad.planning.comparison import AtSize
+from fp8pad.planning.engines import OUTCOMES, Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Finding, Verdict, converted_verdict
-from fp8pad.render.console import added, convert_command, shortened
+from fp8pad.planning.verdict import Finding, converted_verdict
+from fp8pad.render.console import added, shortened
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import printable
 
+Cell = tuple[Outcome | None, str]
+
+FORMS = ("as it is", "padded (plugin)", "absorbed")
 CONVERTED_FOR = "padded, absorbed: converted for the size of the row, with -tp TP"
 
 STYLES: dict[Outcome, str] = {
@@ -28,72 +29,88 @@ STYLES: dict[Outcome, str] = {
 
 
 def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> None:
-    """Show what is wrong and for whom: a row for each tensor-parallel size, and below it the layers and reasons."""
+    """Show what is wrong and for whom: a row for each tensor-parallel size, and below them why."""
     screen.section(f"What {engine.title} does with it")
     if not any(at.original.findings for at in sizes):
         served = ", ".join(str(at.num_ranks) for at in sizes)
         screen.paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
         return
-    rows = [(f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), _absorbed(at, plan)) for at in sizes]
-    screen.rows(rows, header=("", "as it is", "padded (plugin)", "absorbed (--absorb)"))
+    rows: list[Row] = [(f"TP {at.num_ranks}", *(_cell(*cell) for cell in cells(at, plan))) for at in sizes]
+    screen.rows(rows, header=("", *FORMS[:-1], f"{FORMS[-1]} (--absorb)"))
     screen.paragraph(Text(CONVERTED_FOR, style="dim"), 2)
-    screen.paragraph("")
-    screen.rows(_explanations(sizes))
+    screen.section("Why, by TP size")
+    for at_sizes, found in reasons(sizes):
+        screen.paragraph(at_sizes, 2)
+        for finding, forms in found:
+            why = f" ({forms}): {printable(finding.why)}: {patterns(finding.layers)}"
+            screen.paragraph(_outcome(finding).append(why), 4, hang=2)
 
 
-def _outcome(verdict: Verdict | Finding) -> Text:
-    return Text.assemble((verdict.outcome, STYLES[verdict.outcome]))  # what is appended has no style
+def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
+    """Return the row of a size: what the engine does with the original, and with each form that converting makes.
 
-
-def _absorbed(at: AtSize, plan: CheckpointPlan) -> Text:
-    if at.absorbed is None:
-        return Text(absorbed_how(at, plan), style="dim")
-    return _outcome(at.absorbed.verdict).append(f" {absorbed_how(at, plan)}")
-
-
-def absorbed_how(at: AtSize, plan: CheckpointPlan) -> str:
-    """Return what an absorbed checkpoint needs, and what it costs; without one, why there is none."""
-    absorbed = at.absorbed
-    if absorbed is None:
-        return "does not help" if at.original.findings else "no need"
-    plugin = "with the plugin" if absorbed.needs_runtime else "without a plugin"
-    return f"{plugin}{', experts too' if absorbed.experts else ''}, {added(absorbed.added_bytes, plan.bytes_before)}"
-
-
-def _explanations(sizes: Iterable[AtSize]) -> Iterator[Row]:
-    for at, finding in findings(sizes):
-        said = _outcome(finding).append(f": {printable(finding.why)}: {patterns(finding.layers)}")
-        yield at, said
-
-
-def findings(sizes: Iterable[AtSize]) -> Iterator[tuple[str, Finding]]:
-    """Yield at which sizes, for which layers, and why the engine does not serve the original as it is."""
-    found: dict[Finding, list[str]] = {}
-    for at in sizes:
-        for finding in at.original.findings:
-            found.setdefault(finding, []).append(str(at.num_ranks))
-    return ((f"TP {', '.join(at_sizes)}", finding) for finding, at_sizes in found.items())
-
-
-def show_refusal(
-    screen: Screen, source: Checkpoint, plan: CheckpointPlan, out_dir: Path | str, engine: Engine, *options: str
-) -> bool:
-    """Show for which layers the engine refuses the converted checkpoint at the plan's size, and what helps.
-
-    Return whether it refuses it.
+    Behind that stands what an absorbed checkpoint needs and costs, or why there is none.
     """
+    original, padded = (at.original.outcome, ""), (at.padded.outcome, "")
+    if at.refused:
+        return original, padded, (at.refused.outcome, "")
+    if at.absorbed is None:
+        return original, padded, (None, "nothing to absorb" if at.original.findings else "no need")
+    plugin = "with the plugin" if at.absorbed.needs_runtime else "without a plugin"
+    experts = ", experts too" if at.absorbed.experts else ""
+    costs = added(at.absorbed.added_bytes, plan.bytes_before)
+    return original, padded, (at.absorbed.verdict.outcome, f"{plugin}{experts}, {costs}")
+
+
+def _cell(outcome: Outcome | None, more: str) -> Text:
+    if outcome is None:
+        return Text(more, style="dim")
+    return Text.assemble((outcome, STYLES[outcome]), f" {more}" if more else "")
+
+
+def reasons(sizes: Iterable[AtSize]) -> Iterator[tuple[str, Sequence[tuple[Finding, str]]]]:
+    """Yield why the engine does not merely serve a checkpoint: for sizes at which that is the same, each finding.
+
+    With a finding come the forms that it is about. The worst is first.
+    """
+    alike: dict[tuple[tuple[Finding, str], ...], list[str]] = {}
+    for at in sizes:
+        if found := tuple(_found(at)):
+            alike.setdefault(found, []).append(str(at.num_ranks))
+    return ((f"TP {', '.join(at_sizes)}", found) for found, at_sizes in alike.items())
+
+
+def _found(at: AtSize) -> list[tuple[Finding, str]]:
+    verdicts = at.original, at.padded, at.absorbed.verdict if at.absorbed else at.refused
+    forms: dict[Finding, list[str]] = {}
+    for form, verdict in zip(("as it is", "padded", "absorbed"), verdicts, strict=True):
+        for finding in verdict.findings if verdict else ():
+            forms.setdefault(finding, []).append(form)
+    found = [(finding, ", ".join(of_finding)) for finding, of_finding in forms.items()]
+    return sorted(found, key=lambda item: -OUTCOMES.index(item[0].outcome))
+
+
+def show_refusal(screen: Screen, plan: CheckpointPlan, engine: Engine) -> bool:
+    """Show for which layers the engine refuses the converted checkpoint at the plan's size; return whether it does."""
     refusals = converted_verdict(plan, engine).refusals
-    if not refusals:
-        return False
-    screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
+    if refusals:
+        screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
     for refusal in refusals:
         screen.paragraph(_outcome(refusal).append(f": {refusal.why}: {patterns(refusal.layers)}"), 2)
-    if policy := nearest_served_policy(plan, engine):
-        screen.paragraph(f"TP {policy.tensor_parallel_size} works with:", 2)
-        screen.command(convert_command(source, out_dir, policy, *options))
-    else:
-        screen.paragraph(f"no option makes it work in {engine.title}, nor do fewer ranks", 2)
-    return True
+    return bool(refusals)
+
+
+def _outcome(finding: Finding) -> Text:
+    return Text.assemble((finding.outcome, STYLES[finding.outcome]))  # what is appended has no style
+
+
+def show_advice(screen: Screen, steps: Iterable[tuple[str, str]]) -> None:
+    """Show what to do next."""
+    for said, command in steps:
+        if said:
+            screen.paragraph(said, 2)
+        if command:
+            screen.command(command)
 
 
 def patterns(names: Iterable[str]) -> str:
