@@ -17,7 +17,7 @@ demo: .venv/installed ## convert, verify and inspect the FP8 checkpoint in examp
 	.venv/bin/fp8pad inspect $(DEMO)
 
 test: .venv/installed ## run the tests that need neither vLLM nor a GPU, in parallel
-	.venv/bin/pytest --numprocesses auto -m "not vllm and not browser"
+	.venv/bin/pytest --numprocesses auto --maxprocesses 8 --dist worksteal -m "not vllm and not browser"
 
 # Two at a time: most of a test is one process's start. Each engine takes about 4 GB.
 test-vllm: .venv-vllm/installed ## serve converted checkpoints with vLLM's CPU build, and run the tests that need torch

@@ -1,15 +1,29 @@
 """What every test may use."""
 
 import os
+import re
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes says how busy the machine is.
-settings.register_profile("fp8pad", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes says how busy the machine is. The same code gets the same examples each time: what fails
+# here was broken by a change; `make fuzz` looks for what was broken before.
+settings.register_profile("fp8pad", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fp8pad")
+
+# What whoever starts the tests has set would reach the processes that they start: colours, a proxy before the hub that
+# is a stand-in, a token, and signals that are ignored, as `nohup` and `&` have it.
+_SET_ELSEWHERE = re.compile(
+    r"COLUMNS|FORCE_COLOR|NO_COLOR|PY_COLORS|TERMINAL_WIDTH|GITHUB_ACTIONS|FP8PAD_DEBUG|HF_.*|\w+_PROXY", re.IGNORECASE
+)
+for _name in filter(_SET_ELSEWHERE.fullmatch, list(os.environ)):
+    del os.environ[_name]
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,20 @@ def write_checkpoint(
 def linear(name: str, n: int, k: int) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return an FP8 Linear `[n, k]` with a scale for each output channel."""
     return {f"{name}.weight": ("F8_E4M3", (n, k)), f"{name}.weight_scale": ("F32", (n, 1))}
+
+
+def gated(
+    prefix: str,
+    inner: int,
+    hidden: int,
+    make: Callable[[str, int, int], dict[str, tuple[str, tuple[int, ...]]]] = linear,
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return Llama's MLP: gate, up and down."""
+    return {
+        **make(f"{prefix}.gate_proj", inner, hidden),
+        **make(f"{prefix}.up_proj", inner, hidden),
+        **make(f"{prefix}.down_proj", hidden, inner),
+    }
 
 
 def llama(root: Path, num_shards: int = 1, n: int = 21, k: int = 24) -> Path:

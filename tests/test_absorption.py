@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from helpers import gated, linear
 
 from fp8pad.errors import ConfigError, PlanError
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
@@ -30,23 +31,13 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 def channel(module: str, num_n: int, num_k: int, *, bias: bool = False) -> Tensors:
     """An FP8 Linear with a scale per channel."""
-    tensors: Tensors = {f"{module}.weight": ("F8_E4M3", (num_n, num_k)), f"{module}.weight_scale": ("F32", (num_n, 1))}
-    return tensors | ({f"{module}.bias": ("BF16", (num_n,))} if bias else {})
+    return linear(module, num_n, num_k) | ({f"{module}.bias": ("BF16", (num_n,))} if bias else {})
 
 
 def block(module: str, num_n: int, num_k: int) -> Tensors:
     """An FP8 Linear with a scale per block of 128 x 128."""
     grid = (-(-num_n // 128), -(-num_k // 128))
     return {f"{module}.weight": ("F8_E4M3", (num_n, num_k)), f"{module}.weight_scale_inv": ("F32", grid)}
-
-
-def gated(prefix: str, inner_size: int, hidden_size: int, make: Any = channel) -> Tensors:
-    """Llama's MLP."""
-    return {
-        **make(f"{prefix}.gate_proj", inner_size, hidden_size),
-        **make(f"{prefix}.up_proj", inner_size, hidden_size),
-        **make(f"{prefix}.down_proj", hidden_size, inner_size),
-    }
 
 
 def plan_layer(config: Mapping[str, Any], tensors: Tensors, policy: Policy = ABSORB) -> Absorption:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import linear, safetensors_bytes, write_checkpoint
+from helpers import gated, linear, safetensors_bytes, write_checkpoint
 
 import fp8pad
 from fp8pad.adapters import _touched, adapter_notes
@@ -34,8 +34,7 @@ CONFIG = {
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A Llama of one layer whose inner size can be absorbed."""
-    layers = linear(DOWN, 64, 100) | linear("model.layers.0.self_attn.o_proj", 64, 64)
-    layers |= linear("model.layers.0.mlp.gate_proj", 100, 64) | linear("model.layers.0.mlp.up_proj", 100, 64)
+    layers = gated("model.layers.0.mlp", 100, 64) | linear("model.layers.0.self_attn.o_proj", 64, 64)
     return write_checkpoint(tmp_path / "model", {"model.safetensors": layers}, CONFIG)
 
 

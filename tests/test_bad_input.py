@@ -44,7 +44,6 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["fp8pad", *map(str, arguments)])
-        monkeypatch.setenv("FP8PAD_DEBUG", "")
         with pytest.raises(SystemExit) as stopped:
             main()
         output, errors = capsys.readouterr()

@@ -71,6 +71,8 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Termina
     subprocess.run(install, env=environment | test_mode, capture_output=True, check=True)
     file = tmp_path / rc
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Without this folder, fish first reads every manual page of the machine, for a minute, whoever ends meanwhile.
+    (tmp_path / ".local" / "share" / "fish" / "generated_completions").mkdir(parents=True)
     with file.open("a") as opened:
         opened.write(f"\n{prompt}\n")
     with started(command, environment, tmp_path) as terminal:

@@ -218,8 +218,8 @@ def test_a_checkpoint_without_padding_has_nothing_to_multiply(tmp_path: Path) ->
 
 
 def test_memory_does_not_grow_with_the_layer(tmp_path: Path) -> None:
-    """A weight of 64 MB is multiplied in pieces of 4 MB, which are 32 MB once decoded."""
-    tensors = linear("model.layers.0.mlp.down_proj", 16_001, 4_096)
+    """A weight of 16 MB, of 128 MB once decoded, is multiplied in pieces of 4 MB."""
+    tensors = linear("model.layers.0.mlp.down_proj", 8_001, 2_048)
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors})
     out_dir = converted(model, tmp_path / "out", Policy())
     tracemalloc.start()

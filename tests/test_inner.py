@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from helpers import gated, linear
 
 from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.absorb.matching import find_governed
@@ -14,23 +15,10 @@ from fp8pad.tensors import TensorHeader
 
 CONFIG = {"model_type": "llama", "intermediate_size": 213, "quantization_config": {"quant_method": "fp8"}}
 MLP = "model.layers.0.mlp"
+LLAMA = gated(MLP, 213, 64)
 INNER = {f"{MLP}.gate_proj": "n", f"{MLP}.up_proj": "n", f"{MLP}.down_proj": "k"}
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
-
-
-def linear(module: str, num_n: int, num_k: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """An FP8 Linear with one scale."""
-    return {f"{module}.weight": ("F8_E4M3", (num_n, num_k)), f"{module}.weight_scale": ("F32", ())}
-
-
-def gated(prefix: str = MLP, inner: int = 213) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Llama's MLP."""
-    return {
-        **linear(f"{prefix}.gate_proj", inner, 64),
-        **linear(f"{prefix}.up_proj", inner, 64),
-        **linear(f"{prefix}.down_proj", 64, inner),
-    }
 
 
 def inner_of(config: Mapping[str, Any], tensors: Tensors, text: str | None = None) -> Mapping[str, str]:
@@ -45,7 +33,7 @@ def inner_of(config: Mapping[str, Any], tensors: Tensors, text: str | None = Non
 @pytest.mark.parametrize("size", [213, 999, None, [213, 214]])
 def test_llamas_mlp(size: object) -> None:
     """Rows of gate and up and columns of down, whatever the config says of their number; attention is not inside."""
-    tensors = gated() | linear("model.layers.0.self_attn.o_proj", 64, 213)
+    tensors = LLAMA | linear("model.layers.0.self_attn.o_proj", 64, 213)
     assert inner_of(CONFIG | {"intermediate_size": size}, tensors) == INNER
 
 
@@ -66,17 +54,17 @@ def test_gate_and_up_in_one() -> None:
 )
 def test_an_mlp_that_is_not_whole(change: Tensors) -> None:
     """A part that is not FP8, a norm over the inner size, an adapter: none of its axes is inside."""
-    tensors = gated() | gated("model.layers.1.mlp") | dict(change)
+    tensors = LLAMA | gated("model.layers.1.mlp", 213, 64) | dict(change)
     assert inner_of(CONFIG, tensors) == {name.replace(".0.", ".1."): axis for name, axis in INNER.items()}
 
 
 @pytest.mark.parametrize(
     ("config", "tensors"),
     [
-        (CONFIG | {"hidden_act": "expcos"}, gated()),
-        (CONFIG | {"model_type": "unknown"}, gated()),
-        (CONFIG | {"model_type": "qwen3_moe"}, gated(f"{MLP}.experts.0")),
-        (CONFIG | {"model_type": "gemma3n_text"}, gated()),
+        (CONFIG | {"hidden_act": "expcos"}, LLAMA),
+        (CONFIG | {"model_type": "unknown"}, LLAMA),
+        (CONFIG | {"model_type": "qwen3_moe"}, gated(f"{MLP}.experts.0", 213, 64)),
+        (CONFIG | {"model_type": "gemma3n_text"}, LLAMA),
     ],
 )
 def test_nothing_is_guessed(config: Mapping[str, Any], tensors: Tensors) -> None:

