@@ -52,7 +52,8 @@ def parse_header(prefix: bytes, file_bytes: int, file: str) -> ShardHeader:
     """
     document = _parse_json(prefix[LENGTH_BYTES:], file)
     metadata = _metadata(document.pop(METADATA, None), file)
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # few, for many tensors
+    # Few, for many tensors; by their text, since whoever wrote the file could choose numbers with equal hashes.
+    shapes: dict[str, tuple[int, ...]] = {}
     tensors = tuple(_tensor(name, entry, file, shapes) for name, entry in document.items())
     _check_dense(tensors, file_bytes - len(prefix), file)
     return ShardHeader(file, file_bytes, len(prefix), tensors, metadata)
@@ -115,7 +116,7 @@ def _metadata(entry: object, file: str) -> dict[str, str] | None:
     return entry
 
 
-def _tensor(name: str, entry: object, file: str, shapes: dict[tuple[int, ...], tuple[int, ...]]) -> TensorHeader:
+def _tensor(name: str, entry: object, file: str, shapes: dict[str, tuple[int, ...]]) -> TensorHeader:
     where = f"{file}: {name}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise HeaderError(f"{where}: expected dtype, shape and data_offsets, got {shown(entry)}")
@@ -126,7 +127,7 @@ def _tensor(name: str, entry: object, file: str, shapes: dict[tuple[int, ...], t
         raise HeaderError(f"{where}: shape: expected a list of sizes, got {shown(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError(f"{where}: data_offsets: expected [begin, end], got {shown(offsets)}")
-    shape = shapes.setdefault(tuple(shape), tuple(shape))
+    shape = shapes.setdefault(repr(shape), tuple(shape))
     _check_size(where, dtype, shape, offsets[1] - offsets[0])
     return TensorHeader(name, sys.intern(dtype), shape, *offsets)
 

@@ -6,6 +6,7 @@ longest line is no longer than `CHARACTERS`, no traceback and no terminal escape
 its cause.
 """
 
+import itertools
 import json
 import os
 import re
@@ -279,6 +280,13 @@ def _(root: Path) -> None:
 def _(root: Path) -> None:
     checkpoint(root, channel("a.down_proj", 1, 2**30 + 1))
     run(("convert", "model", "out"), root)
+
+
+@attempt("40,000 shapes whose hashes are equal, plan", "plan", "model", status=0)
+def _(root: Path) -> None:
+    same = itertools.product((5, 5 + sys.hash_info.modulus), repeat=16)
+    tensors = {f"t{number}": ("F32", (0, *sizes)) for number, sizes in enumerate(itertools.islice(same, 40_000))}
+    checkpoint(root, channel("a.proj", 21, 24) | tensors)
 
 
 # What should not be there.
