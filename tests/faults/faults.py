@@ -10,6 +10,7 @@ the calls, as file systems with a journal do, so that every state that a power l
 import argparse
 import contextlib
 import errno
+import importlib
 import io
 import json
 import os
@@ -261,6 +262,8 @@ def scenarios(base: Path) -> Iterator[Scenario]:
 
 def warm_up(fresh: Path, base: Path) -> None:
     """Import in this process what commands import when they run, so that children need not."""
+    for module in ("huggingface_hub.hf_api", "huggingface_hub._snapshot_download", "huggingface_hub.file_download"):
+        importlib.import_module(module)
     kept = os.getcwd(), sys.stderr, sys.argv, tempfile.tempdir
     shutil.copytree(fresh, base / "warm")
     for arguments in (("convert", "model", "out"), ("unpad", "out", "restored")):
