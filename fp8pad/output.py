@@ -1,6 +1,5 @@
 """The checkpoint that `convert` and `unpad` write: staged next to its destination, then published in one step."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +8,13 @@ from fp8pad.checkpoint.checkpoint import check_unchanged
 from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
-from fp8pad.checkpoint.files import Advance, encoded, file_sha256, text_sha256
+from fp8pad.checkpoint.files import Advance, encoded, file_sha256
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.lock import join_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.publish import is_published, publish
+from fp8pad.checkpoint.publish import publish
 from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.errors import OutputError
@@ -41,16 +40,6 @@ class Output:
     is_published: bool = False
     notes: tuple[str, ...] = ()
     record_bytes: int = 0
-
-    @property
-    def run(self) -> str:
-        """What tells a run that writes the same files again from all others."""
-        contents = self.contents
-        keys = [self.writer.key(layout) for layout in contents.layouts]
-        texts = {file: text_sha256(text) for file, text in contents.texts.items()}
-        how = (contents.record.policy, contents.record.fp8pad_version) if contents.record else None
-        written = contents.source.identities, keys, contents.source.other_files, texts, how
-        return hashlib.sha256(repr(written).encode()).hexdigest()
 
     @property
     def out_dir(self) -> Path:
@@ -144,12 +133,11 @@ class Output:
         contents, writer, staging, replaced = self.contents, self.writer, self.writer.staging, None
         check_unchanged(contents.source)
         if not self.is_there:
-            overwrite = self.options.overwrite or is_published(staging, self.run)
             keys = {layout.file: writer.key(layout) for layout in contents.layouts}
             others = (*contents.source.other_files, *([RECORD_FILE] if contents.record else []), *contents.texts)
             keys |= {file: writer.file_key(file) for file in others}
             mode, group = contents.source.copied_folder_mode, writer.group
-            replaced = publish(staging, keys, self.run, overwrite, lambda folder: mode(folder, group))
+            replaced = publish(staging, keys, self.options.overwrite, lambda folder: mode(folder, group))
         self.is_published = True
         return replaced
 

@@ -96,10 +96,8 @@ def _begin(out: Output, out_dir: Path) -> None:
     A run that finishes removes nothing: it might have been given other options than the slices by mistake.
     """
     contents, options, writer, target = out.contents, out.options, out.writer, out.out_dir
-    if not is_published(writer.staging, out.run):
-        forget_publication(writer.staging, keeps_shards=options.finishes)
-    overwrite = options.overwrite or is_published(writer.staging)
-    check_replaceable(target, out_dir, contents.names, overwrite)
+    forget_publication(writer.staging, keeps_shards=options.finishes)
+    check_replaceable(target, out_dir, contents.names, options.overwrite)
     _check_room(contents, target, options, writer.staging.num_bytes)
     if options.finishes:
         _check_finished(out)

@@ -37,6 +37,7 @@ from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import Transfer
 from fp8pad.checkpoint.options import Link, VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, OutputError
@@ -421,6 +422,28 @@ def test_what_is_complete_already_is_compared_and_kept(tmp_path: Path, changed: 
         assert (again.resumed, again.written_bytes) == (("model.safetensors",), first.written_bytes)
         assert (first.was_complete, again.was_complete) == (False, True)
     assert (tmp_path / "out").stat().st_ino == inode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_what_was_made_in_the_place_of_an_output_is_not_replaced_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even after a run that ended in its last calls, and where the folder has the inode that the output had."""
+    model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
+
+    def lost(_: Staging) -> None:
+        raise OutputError("lost")
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="lost"):
+        patch.setattr(Staging, "remove", lost)
+        converted(model, out_dir)
+    for path in out_dir.iterdir():
+        path.write_text("mine")
+    expected = files_of(out_dir)
+    with pytest.raises(OutputError, match="is not empty; use --overwrite") as refused:
+        converted(model, out_dir)
+    assert not hasattr(refused.value, "__notes__")
+    assert files_of(out_dir) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 

@@ -45,9 +45,8 @@ def fill(folder: Path, *files: str) -> Path:
 
 def test_files_get_their_names_at_once(staging: Staging, tmp_path: Path) -> None:
     """The folder appears whole, with subfolders; nothing else is left once what the run used is removed."""
-    assert publish(staging, KEYS, "run", overwrite=False, folder_mode=lambda _: 0o755) is None
-    assert is_published(staging, "run")
-    assert not is_published(staging, "another")
+    assert publish(staging, KEYS, overwrite=False, folder_mode=lambda _: 0o755) is None
+    assert is_published(staging)
     recover(staging)
     staging.remove()
     assert names(tmp_path) == ["out"]
@@ -57,7 +56,7 @@ def test_files_get_their_names_at_once(staging: Staging, tmp_path: Path) -> None
 def test_an_empty_folder_gives_way(staging: Staging, tmp_path: Path) -> None:
     """It may have been made for the purpose."""
     (tmp_path / "out").mkdir()
-    publish(staging, KEYS, "run", overwrite=False, folder_mode=lambda _: 0o755)
+    publish(staging, KEYS, overwrite=False, folder_mode=lambda _: 0o755)
     assert files_of(tmp_path / "out") == NEW
 
 
@@ -74,7 +73,7 @@ def test_what_appeared_meanwhile_does_not(staging: Staging, tmp_path: Path, what
             (tmp_path / "out").symlink_to("elsewhere")
     before = {name: content for name, content in files_of(tmp_path).items() if HIDDEN not in name}
     with pytest.raises(OutputError):
-        publish(staging, KEYS, "run", overwrite=False, folder_mode=lambda _: 0o755)
+        publish(staging, KEYS, overwrite=False, folder_mode=lambda _: 0o755)
     recover(staging)
     assert {name: content for name, content in files_of(tmp_path).items() if HIDDEN not in name} == before
     assert staging.num_finished == 1
@@ -84,7 +83,7 @@ def test_what_appeared_meanwhile_does_not(staging: Staging, tmp_path: Path, what
 def test_replacing_leaves_only_the_new_folder(staging: Staging, tmp_path: Path) -> None:
     """What was replaced is told, and goes when the new folder stands in its place."""
     fill(tmp_path / "out", "config.json", "model.safetensors", "sub/deep/config.json")
-    replaced = publish(staging, KEYS, "run", overwrite=True, folder_mode=lambda _: 0o755)
+    replaced = publish(staging, KEYS, overwrite=True, folder_mode=lambda _: 0o755)
     assert replaced
     assert replaced.files == ("config.json", "model.safetensors", "sub/deep/config.json")
     recover(staging)
@@ -102,7 +101,7 @@ def test_a_file_that_appeared_after_the_check_brings_the_old_folder_back(
     before = files_of(fill(tmp_path / "out", "config.json", "sub/deep/config.json", file))
     inode = (tmp_path / "out").stat().st_ino
     with pytest.raises(OutputError, match=f"holds 1 file that fp8pad did not write: {file};"):
-        publish(staging, KEYS, "run", overwrite=True, folder_mode=lambda _: 0o755)
+        publish(staging, KEYS, overwrite=True, folder_mode=lambda _: 0o755)
     assert files_of(tmp_path / "out") == before
     assert (tmp_path / "out").stat().st_ino == inode
     recover(staging)
@@ -116,7 +115,7 @@ def test_a_link_in_the_place_of_the_old_folder_is_not_replaced(staging: Staging,
     before = files_of(fill(tmp_path / "elsewhere", "config.json"))
     (tmp_path / "out").symlink_to("elsewhere")
     with pytest.raises(OutputError):
-        publish(staging, KEYS, "run", overwrite=True, folder_mode=lambda _: 0o755)
+        publish(staging, KEYS, overwrite=True, folder_mode=lambda _: 0o755)
     recover(staging)
     assert (tmp_path / "out").is_symlink()
     assert files_of(tmp_path / "elsewhere") == before
@@ -155,7 +154,7 @@ def test_a_replacement_that_ends_anywhere_loses_neither_folder(tmp_path: Path) -
                 for name in CHANGING:
                     patch.setattr(os, name, stopping_at(number, getattr(os, name), calls))
                 try:
-                    publish(staging, KEYS, "run", overwrite=True, folder_mode=lambda _: 0o755)
+                    publish(staging, KEYS, overwrite=True, folder_mode=lambda _: 0o755)
                     recover(staging)
                     ended = True
                 except StoppedError:
@@ -189,7 +188,7 @@ def published_without_a_lock(tmp_path: Path) -> Path:
     """Make what two runs without a common lock can leave: a new folder in its place, and an old one set aside."""
     fill(tmp_path / "out", "config.json")
     fill(tmp_path / HIDDEN / "replaced", "config.json")
-    publication = {"files": "files.a", "folder": (tmp_path / "out").stat().st_ino, "run": "run"}
+    publication = {"files": "files.a", "folder": (tmp_path / "out").stat().st_ino}
     (tmp_path / HIDDEN / "publication").write_text(json.dumps(publication))
     return tmp_path / HIDDEN
 
@@ -222,7 +221,7 @@ def test_shards_are_found_again_by_a_run_after_one_that_ended_just_before_publis
     """They have had their names already, and are finished all the same."""
     monkeypatch.setattr(Directory, "rename", stopping_at(0, Directory.rename, []))
     with pytest.raises(StoppedError):
-        publish(staging, KEYS, "run", overwrite=False, folder_mode=lambda _: 0o755)
+        publish(staging, KEYS, overwrite=False, folder_mode=lambda _: 0o755)
     assert (tmp_path / HIDDEN / staging.files / "model.safetensors").exists()
     monkeypatch.undo()
     recover(staging)

@@ -22,17 +22,17 @@ _MAX_PUBLICATION_BYTES = 1000
 
 
 def publish(
-    staging: Staging, keys: Mapping[str, str], run: str, overwrite: bool, folder_mode: Callable[[str], int]
+    staging: Staging, keys: Mapping[str, str], overwrite: bool, folder_mode: Callable[[str], int]
 ) -> Replaced | None:
     """Give staged files their names, by the key of each, then put their folder in the place of `out_dir` in one step.
 
-    The file without which nothing can be loaded has to be the last of `keys`. `run` tells this run from others.
-    `folder_mode` is asked for the permissions of each folder, by its relative name, "" for `out_dir` itself: a folder
-    that stands there keeps out whom it keeps out. With `overwrite`, returns what was replaced; raises `OutputError`,
-    and puts back what stood there, if it holds files that are neither fp8pad's nor in the new folder.
+    The file without which nothing can be loaded has to be the last of `keys`. `folder_mode` is asked for the
+    permissions of each folder, by its relative name, "" for `out_dir` itself: a folder that stands there keeps out whom
+    it keeps out. With `overwrite`, returns what was replaced; raises `OutputError`, and puts back what stood there, if
+    it holds files that are neither fp8pad's nor in the new folder.
     """
     with writing(staging.out_dir):
-        _name_files(staging, keys, run, folder_mode)
+        _name_files(staging, keys, folder_mode)
         if overwrite and staging.parent.status(staging.out_dir.name):
             replaced = _replace(staging)
         else:
@@ -42,11 +42,13 @@ def publish(
     return replaced
 
 
-def is_published(staging: Staging, run: str | None = None) -> bool:
-    """Return whether `out_dir` is the folder that was last published from here, by `run` if one is named."""
-    publication, status = _publication(staging), staging.parent.status(staging.out_dir.name)
-    is_ours = is_folder(status) and status is not None and status.st_ino == publication.get("folder")
-    return is_ours and (run is None or run == publication.get("run"))
+def is_published(staging: Staging) -> bool:
+    """Return whether `out_dir` is the folder that was last published from here.
+
+    Only as long as `out_dir` stays: a folder that is made after it was removed may get its inode.
+    """
+    status = staging.parent.status(staging.out_dir.name)
+    return status is not None and is_folder(status) and status.st_ino == _publication(staging).get("folder")
 
 
 def forget_publication(staging: Staging, keeps_shards: bool = False) -> None:
@@ -103,7 +105,7 @@ def _discard(staging: Staging, name: str) -> None:
     staging.root.discard(discarded)
 
 
-def _name_files(staging: Staging, keys: Mapping[str, str], run: str, folder_mode: Callable[[str], int]) -> None:
+def _name_files(staging: Staging, keys: Mapping[str, str], folder_mode: Callable[[str], int]) -> None:
     old = staging.parent.status(staging.out_dir.name)
     staging.root.make(staging.files, folder_mode("") & (copied_mode(old, staging.group) if old else ~0))
     with staging.root.open(staging.files) as files:
@@ -116,15 +118,15 @@ def _name_files(staging: Staging, keys: Mapping[str, str], run: str, folder_mode
         for name in folders:
             with files.open(name) as folder:
                 folder.sync()
-        _announce(staging, os.fstat(files.descriptor).st_ino, run)
+        _announce(staging, os.fstat(files.descriptor).st_ino)
         staging.link(keys[last], files, last)
         files.sync()
 
 
-def _announce(staging: Staging, inode: int, run: str) -> None:
+def _announce(staging: Staging, inode: int) -> None:
     staging.root.unlink(PUBLICATION)
     with create_file(PUBLICATION, PUBLICATION, 0o600, staging.root.descriptor) as target:
-        target.write(0, json.dumps({"files": staging.files, "folder": inode, "run": run}).encode())
+        target.write(0, json.dumps({"files": staging.files, "folder": inode}).encode())
     staging.root.sync()
 
 

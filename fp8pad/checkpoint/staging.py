@@ -9,7 +9,7 @@ from.
       staged/           KEY.finished: shards that a later run can use; KEY.TOKEN.complete, .unfinished: files of one run
       files.TOKEN/      every file under its own name, a moment before it takes the place of OUT_DIR
       replaced/         what stood at OUT_DIR before, until it is removed
-      publication       which folder takes the place of OUT_DIR, and which run made it
+      publication       which folder takes the place of OUT_DIR
 """
 
 import errno
