@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -359,6 +360,21 @@ def test_hard_links_are_made_only_on_request_and_only_of_untouched_shards(tmp_pa
         assert verify(model, tmp_path / link, Progress()).ok
 
 
+def test_a_hard_link_to_another_file_than_was_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the source is as it was by the time of publishing."""
+    model = llama(tmp_path / "model", n=32, k=16)
+    shard, link = model / "model.safetensors", os.link
+    (tmp_path / "other").write_bytes(bytes(shard.stat().st_size))
+
+    def link_meanwhile(origin: Path, *arguments: Any, **keywords: Any) -> None:
+        link(tmp_path / "other" if origin == shard else origin, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "link", link_meanwhile)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: was changed"):
+        converted(model, tmp_path / "out", WriteOptions(link="hardlink"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other"]
+
+
 def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for it does not want a copy."""
     model = llama(tmp_path / "model", n=32, k=16)
@@ -434,9 +450,10 @@ def test_what_was_made_in_the_place_of_an_output_is_not_replaced_unasked(
     def lost(_: Staging) -> None:
         raise OutputError("lost")
 
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match="lost"):
-        patch.setattr(Staging, "remove", lost)
+    monkeypatch.setattr(Staging, "remove", lost)
+    with pytest.raises(OutputError, match="lost"):
         converted(model, out_dir)
+    monkeypatch.undo()
     for path in out_dir.iterdir():
         path.write_text("mine")
     expected = files_of(out_dir)

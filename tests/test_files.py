@@ -1,6 +1,7 @@
 """Open files: what is read once is held to it."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,11 +77,21 @@ def test_a_file_is_stamped_before_it_is_read(tmp_path: Path, monkeypatch: pytest
     assert source.identities[file].mtime_ns == before.st_mtime_ns
 
 
-def test_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
-    """Opening one for reading would wait for a writer."""
-    os.mkfifo(tmp_path / "config.json")
-    with (
-        pytest.raises(CheckpointError, match=r"config\.json: expected a regular file"),
-        open_file(tmp_path / "config.json", "config.json"),
-    ):
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
+def test_what_is_no_file_is_refused_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Opening a pipe for reading would wait for a writer, and some devices do something when they are opened."""
+    path = tmp_path / "config.json"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            monkeypatch.chdir(tmp_path)  # the path of a socket is short
+            with socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(path.name)
+        case "folder":
+            path.mkdir()
+        case _:
+            path.symlink_to("/dev/null")
+    monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a regular file"), open_file(path, path.name):
         pytest.fail("it was opened")

@@ -324,17 +324,30 @@ def hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("kind", ["link", "shared"])
-def test_a_folder_that_others_could_write_to_is_refused(hub: FakeHub, model: Path, tmp_path: Path, kind: str) -> None:
-    """What lies in it could be anyone's."""
+@pytest.mark.parametrize("kind", ["link", "file", "shared", "shared meanwhile"])
+def test_a_folder_that_others_could_write_to_is_refused(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What lies in it could be anyone's; it does not matter when it appeared."""
     hub.add(NAME, model)
-    work = tmp_path / "work"
-    if kind == "link":
-        (tmp_path / "elsewhere").mkdir()
-        work.symlink_to(tmp_path / "elsewhere")
-    else:
-        work.mkdir()
-        work.chmod(0o777)
+    work, mkdir = tmp_path / "work", Path.mkdir
+
+    def mkdir_second(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        mkdir(path, mode, parents, exist_ok)
+        if path == work:
+            path.chmod(0o777)
+
+    match kind:
+        case "link":
+            (tmp_path / "elsewhere").mkdir()
+            work.symlink_to(tmp_path / "elsewhere")
+        case "file":
+            work.write_text("")
+        case "shared":
+            work.mkdir()
+            work.chmod(0o777)
+        case _:
+            monkeypatch.setattr(Path, "mkdir", mkdir_second)
     with pytest.raises(OutputError, match="only you may write to"), opened(NAME, read_unconverted, work):
         raise AssertionError
 

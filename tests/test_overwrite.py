@@ -219,6 +219,8 @@ FORGED: dict[str, Callable[[Path], object]] = {
         out, lambda files: files.update({"../model/x.safetensors": {"source_size": 0, "size": 0}})
     ),
     "a record that is a link": lambda out: link_away(out / "fp8pad.json"),
+    "a folder": lambda out: in_its_place(out / "fp8pad.json", Path.mkdir),
+    "a pipe": lambda out: in_its_place(out / "fp8pad.json", os.mkfifo),
     "a garbled record": lambda out: (out / "fp8pad.json").write_text("{"),
     "another version": lambda out: edit_record(out, format_version=99),
 }
@@ -241,6 +243,12 @@ def link_away(path: Path) -> None:
     """Move a file away and leave a link to it."""
     path.rename(path.parent.parent / "moved")
     path.symlink_to("../moved")
+
+
+def in_its_place(path: Path, make: Write) -> None:
+    """Put something else in the place of a file."""
+    path.unlink()
+    make(path)
 
 
 @pytest.mark.parametrize("forgery", FORGED)

@@ -101,15 +101,14 @@ class Directory:
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
         """Return what a plain file holds; None if there is none, or a larger one."""
-        try:
-            descriptor = os.open(name, _OPEN_FILE, dir_fd=self.descriptor)
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ELOOP}:
-                return None
-            raise
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            return file.read() if stat.S_ISREG(status.st_mode) and status.st_size <= max_bytes else None
+        status = self.status(name)
+        if is_file(status) and status and status.st_size <= max_bytes:
+            with (
+                suppress(FileNotFoundError),
+                os.fdopen(os.open(name, _OPEN_FILE, dir_fd=self.descriptor), "rb") as file,
+            ):
+                return file.read(max_bytes)
+        return None
 
     def sync(self) -> None:
         """Wait until the names in this folder are on disk."""

@@ -223,14 +223,14 @@ class Writer:
 
     def _share(self, layout: ShardLayout, origin: Path, key: str, is_ours: bool) -> bool:
         """Let an untouched shard share the source's data, by a hard link or a clone; False if it is to be copied."""
-        link, folder = self.options.link, self.staging.out_dir.parent
+        link, folder, expected = self.options.link, self.staging.out_dir.parent, self.source.identities[layout.file]
         if (is_ours or link == "hardlink") and self.staging.link_from(origin.resolve(), key, layout.file):
-            return True
+            with open_file(self.staging.unfinished_path(key), layout.file, expected):
+                return True
         if link == "hardlink":
             raise OutputError(f"{layout.file}: cannot be hard-linked to {folder}; use --link auto")
         if link == "copy":
             return False
-        expected = self.source.identities[layout.file]
         with (
             open_file(origin, layout.file, expected) as source,
             self.staging.create(key, layout.file, source.copied_mode(self.group)) as target,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.destination import existing_parent
+from fp8pad.checkpoint.directory import open_directory
 from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.staging import MAX_NAME_BYTES
@@ -102,10 +103,6 @@ class SentCheckpoint:
 def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
     """Yield where files are fetched to; it is removed at the end, unless files that were begun help the next run."""
     parts = work_dir or Path(temporary, "parts")
-    if parts.is_symlink() or (parts.exists() and not _is_ours(parts)):
-        raise OutputError(f"{parts}: is not a folder that only you may write to; remove it")
-    if parts.exists() and (foreign := [path for path in parts.iterdir() if not is_part(path)]):
-        raise OutputError(f"{foreign[0]}: fp8pad has not put it there; move the folder away")
     with _locked(parts) if work_dir else nullcontext():
         try:
             yield parts
@@ -123,19 +120,29 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
 
 @contextmanager
 def _locked(parts: Path) -> Iterator[None]:
-    """Have the folder for one run alone, where the file system knows locks: two would remove each other's files."""
+    """Have the folder for one run alone, where the file system knows locks: two would remove each other's files.
+
+    It is looked at when it is open: before, somebody could still put another one in its place.
+    """
+    not_ours = f"{parts}: is not a folder that only you may write to; remove it"
     with writing(parts):
-        parts.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
+        try:
+            parts.mkdir(mode=0o700, exist_ok=True)
+            folder = open_directory(parts)
+        except (FileExistsError, NotADirectoryError) as error:  # a link is no folder either
+            raise OutputError(not_ours) from error
+    with folder:
+        status = os.fstat(folder.descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise OutputError(not_ours)
+        if foreign := [path for path in parts.iterdir() if not is_part(path)]:
+            raise OutputError(f"{foreign[0]}: fp8pad has not put it there; move the folder away")
         with suppress(OSError):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise OutputError(f"{parts}: another run is fetching to it") from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -160,11 +167,6 @@ def work_folder(out_dir: Path, shards: range | None = None) -> Path:
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}.fp8pad-hub{which}"
     return existing_parent(target) / name
-
-
-def _is_ours(folder: Path) -> bool:
-    status = folder.lstat()
-    return folder.is_dir() and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _found(hub_id: HubId) -> Repo | Path:
