@@ -22,10 +22,10 @@ def headers(
     `scheme` is "channel" or "block"; if not given, the former for method fbgemm_fp8, and the latter for others.
     """
     tensors: list[TensorHeader] = []
-    method = quantization["quant_method"]
+    method, block = quantization["quant_method"], quantization.get("weight_block_size", (128, 128))
     scheme = scheme or ("channel" if method == "fbgemm_fp8" else "block")
     for name, (num_n, num_k) in shapes.items():
-        scale_shape = (num_n, 1) if scheme == "channel" else (-(-num_n // 128), -(-num_k // 128))
+        scale_shape = (num_n, 1) if scheme == "channel" else (-(-num_n // block[0]), -(-num_k // block[1]))
         scale_name = f"{name}.weight_scale{'_inv' if method == 'fp8' else ''}"
         for tensor, dtype, shape in ((f"{name}.weight", "F8_E4M3", (num_n, num_k)), (scale_name, "F32", scale_shape)):
             begin = tensors[-1].end if tensors else 0

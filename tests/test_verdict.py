@@ -142,6 +142,53 @@ def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_
         assert Judge(plan, VLLM).padded(1)[0] == converted_verdict(plan, VLLM) == Verdict()
 
 
+def test_heads_that_begin_inside_a_block_are_misplaced_or_refused() -> None:
+    """Heads of 112 rows have room for whole blocks of scales, behind each other and on disk; heads of 64 have none."""
+    for head_dim, outcome in ((112, "answers wrongly"), (64, "refuses")):
+        made = headers(LLAMA, FP8, {name: shape for name, shape in attention(head_dim).items() if "o_proj" not in name})
+        verdict = Judge(planned(made, Policy()), VLLM).original(2)
+        whole = {112: {"q_proj"}, 64: set()}[head_dim]
+        assert said(verdict) == {outcome: {"k_proj", "v_proj"} | whole}
+
+
+def test_what_shares_a_block_on_disk_is_loaded_as_it_lies() -> None:
+    """Gate's last rows and up's first have one scale; on one rank vLLM loads the two tensors' scales as one."""
+    shapes = {f"{MLP}.gate_up_proj": (2 * 192, 256)}
+    plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 192}, FP8, shapes), Policy())
+    assert Judge(plan, VLLM).original(1).outcome == "refuses"
+    shapes = {f"{MLP}.gate_up_proj": (2 * 224, 256)}
+    plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 224}, FP8, shapes), Policy())
+    assert said(Judge(plan, VLLM).original(1)) == {"serves": {"gate_up_proj"}}
+
+
+@pytest.mark.parametrize(
+    ("block", "prefix", "outcome"),
+    [
+        ((64, 64), MLP, "refuses"),
+        ((32, 128), MLP, "refuses"),
+        ((128, 64), MLP, "not known"),
+        ((64, 64), EXPERT, "Triton only"),
+    ],
+)
+def test_blocks_of_other_sizes_are_known(block: tuple[int, int], prefix: str, outcome: str) -> None:
+    """64 by 64 goes to Marlin, which cannot load it; padding and absorbing do not help; Triton's experts take any."""
+    quantization = {"quant_method": "fp8", "weight_block_size": list(block)}
+    for inner in (512, 384):
+        made = headers(MOE | {"intermediate_size": inner}, quantization, gated(prefix, inner))
+        plan = planned(made, Policy())
+        assert Judge(plan, VLLM).original(1).outcome == outcome
+        assert converted_verdict(plan, VLLM).outcome == outcome
+
+
+def test_deepseek_v41s_blocks_of_32_are_its_own_methods() -> None:
+    """Its file gives them to MXFP8's kernels; the same blocks in another model are refused."""
+    quantization = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    for architecture, outcome in (("DeepseekV41ForCausalLM", "serves"), ("LlamaForCausalLM", "refuses")):
+        config = LLAMA | {"architectures": [architecture]}
+        plan = planned(headers(config, quantization, {f"{MLP}.down_proj": (256, 320)}), Policy())
+        assert Judge(plan, VLLM).original(1).outcome == outcome
+
+
 def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> None:
     """10,944 / 8 in small: 216 / 2 = 108 is not a multiple of 16; 216 itself is none either."""
     made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, gated(MLP, 216))
@@ -198,6 +245,7 @@ def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(pa
         ({"num_attention_heads": 40, "num_key_value_heads": 10, "kv_lora_rank": 64}, 4, None),  # MLA
         ({"num_attention_heads": 40, "num_key_value_heads": 10, "kv_lora_rank": None}, 4, "10 key-value heads"),
         ({"num_attention_heads": 32, "num_key_value_heads": 2}, 8, None),  # which hold copies
+        ({"num_attention_heads": 32, "num_key_value_heads": 2, "model_type": "param2moe"}, 8, "2 key-value heads"),
         ({"num_attention_heads": 32, "mamba_num_heads": 64, "n_groups": 8}, 16, "8 groups of Mamba heads"),
         ({"num_attention_heads": 32, "mamba_n_heads": 64, "mamba_n_groups": 1}, 16, None),  # Bamba
         ({"num_attention_heads": 32, "mamba_num_heads": 24, "n_groups": 8}, 16, "24 Mamba heads"),

@@ -3,15 +3,18 @@
 An engine splits a column-parallel layer along N, a row-parallel one along K, and a replicated one not at all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
-from fp8pad.geometry import round_up
+from fp8pad.geometry import num_blocks, round_up
 from fp8pad.planning.linear_names import Division
 
 Rows = tuple[int, ...]
 Shape = tuple[int, int]
 Fit = Literal["aligned", "unaligned", "ends inside block", "inside block", "indivisible", "not assessed"]
+FusedScales = Literal["right", "others'"]
 
 _VOCABULARY_MULTIPLE = 64  # `DEFAULT_VOCAB_PADDING_SIZE`, vllm/model_executor/layers/vocab_parallel_embedding.py
 
@@ -51,14 +54,14 @@ class Sharding:
     """How a Linear is divided among ranks.
 
     `groups` are the matrices of a column-parallel layer, several where it is fused on disk. `is_vocabulary` marks one
-    whose rows are tokens: engines pad their number to a multiple of 64 before they split it. `fused_with` are matrices
-    that engines make one layer of with it, and `is_followed` says that one of them lies behind it.
+    whose rows are tokens: engines pad their number to a multiple of 64 before they split it. `fused_with` are the other
+    matrices of the layer that engines make of it, in order, and `place` is how many of them lie before it.
     """
 
     axis: Division = "column"
     groups: tuple[RowGroup, ...] = (RowGroup(),)
     is_vocabulary: bool = False
-    is_followed: bool = False
+    place: int = 0
     fused_with: tuple[Neighbour, ...] = ()
 
     def part(self, shape: Shape, num_ranks: int) -> "RankPart":
@@ -74,9 +77,38 @@ class Sharding:
 
         None where one of them cannot be split evenly.
         """
-        matrices = [(num_n, self.groups), *((num_n * it.num_n // it.own_n, it.groups) for it in self.fused_with)]
-        parts = [replace(self, groups=groups).part((rows, 1), num_ranks).num_n for rows, groups in matrices]
+        parts = [how.part((rows, 1), num_ranks).num_n for rows, how in self._matrices(num_n)]
         return sum(rows for rows in parts if rows) if all(parts) else None
+
+    def fused_scales(self, num_n: int, block_n: int, num_ranks: int) -> FusedScales | None:
+        """Return which scales rows get if the matrices of a layer of several are loaded by whole blocks, rounded up.
+
+        vLLM does that (vllm/model_executor/layers/linear.py, `adjust_block_scale_shard`): each matrix begins at the next
+        whole block, in the layer on a rank and in the scales on disk. So where blocks are not whole, rows get others'
+        scales, but for one tensor that is loaded as it lies on disk. None where they cannot be loaded, or none are fused.
+        """
+        matrices = self._matrices(num_n)
+        held = [rows for size, how in matrices for rows in how.rank_rows(size, num_ranks)]
+        whole = [rows for size, how in matrices for rows in how.group_rows(size)]
+        if not 1 < len(held) == len(whole):
+            return None
+        is_one_on_disk = len(self.groups) > 1
+        has_room = (
+            _begin_at_whole_blocks(held, block_n)
+            and (not is_one_on_disk or _begin_at_whole_blocks(whole, block_n))
+            and all(
+                size // rows * num_blocks(rows, block_n) <= num_blocks(size, block_n)
+                for rows, size in zip(held, whole, strict=True)
+            )
+        )
+        if not has_room:
+            return None
+        return "right" if is_one_on_disk and num_ranks == 1 else "others'"
+
+    def _matrices(self, num_n: int) -> "list[tuple[int, Sharding]]":
+        """The N of each matrix of the layer that engines make of this one, in order, and how it is divided."""
+        others = [(num_n * it.num_n // it.own_n, replace(self, groups=it.groups)) for it in self.fused_with]
+        return [*others[: self.place], (num_n, self), *others[self.place :]]
 
     def fit(self, shape: Shape, block: Shape, alignment: Shape, num_ranks: int) -> Fit:
         """Return how a rank's part of a layer `(N, K)` fits scale blocks and kernels.
@@ -101,7 +133,8 @@ class Sharding:
     def ends_inside_block(self, part: "RankPart", block: Shape) -> bool:
         """Return whether a matrix of a rank's `part` that another follows ends inside a scale block `(n, k)`."""
         rows = part.rows or (part.num_n or 0,)
-        return any(num_n % block[0] for num_n in (rows if self.is_followed else rows[:-1]))
+        is_followed = self.place < len(self.fused_with)
+        return any(num_n % block[0] for num_n in (rows if is_followed else rows[:-1]))
 
     def is_whole_inside(self, part: "RankPart", block: Shape) -> bool:
         """Return whether the size that ranks share of a matrix is whole scale blocks `(n, k)`."""
@@ -141,6 +174,15 @@ class RankPart:
 
 
 COLUMN, ROW, REPLICATED = Sharding(), Sharding("row"), Sharding("replicated")
+
+
+def _begin_at_whole_blocks(sizes: Sequence[int], block_n: int) -> bool:
+    """Whether matrices that each begin at the next whole block of scales end within those of all rows together."""
+    begins = accumulate(sizes, initial=0)
+    return all(
+        num_blocks(begin, block_n) + num_blocks(rows, block_n) <= num_blocks(sum(sizes), block_n)
+        for begin, rows in zip(begins, sizes, strict=False)
+    )
 
 
 def _share(size: int, num_ranks: int) -> int | None:

@@ -40,6 +40,9 @@ _TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
 _KEY_VALUE_HEADS = (
     "n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups"
 )  # fmt: skip
+# Models whose ranks hold no copies of key-value heads: vllm/model_executor/models/param2moe.py:121,
+# vllm/models/inkling/nvidia/sconv_swa_attn.py:142, vllm/models/muse_spark/common/layers.py:369.
+_WITHOUT_COPIES = frozenset({"inkling_model", "inkling_text", "muse_spark_text", "musespark1x_text", "param2moe"})
 _MAMBA_HEADS = ("mamba_num_heads", "mamba_n_heads", "n_mamba_heads")
 _MAMBA_GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
 _OUTPUT_GROUPS = ("o_groups",)
@@ -82,23 +85,23 @@ def shardings(
 
 
 @cache
-def _fused(how: Sharding, is_followed: bool, others: tuple[Neighbour, ...]) -> Sharding:
-    return replace(how, is_followed=is_followed, fused_with=others) if others else how
+def _fused(how: Sharding, place: int, others: tuple[Neighbour, ...]) -> Sharding:
+    return replace(how, place=place, fused_with=others) if others else how
 
 
 def _beside(
     name: str, shapes: Mapping[str, Shape], half: Role | None, found: Mapping[str, Sharding]
-) -> tuple[bool, tuple[Neighbour, ...]]:
-    """Whether a matrix is followed by another in one layer of an engine, and all that lie in that layer with it."""
+) -> tuple[int, tuple[Neighbour, ...]]:
+    """The place of a matrix in the layer that an engine makes of several, and the others that lie in it."""
     if half:
-        return half == "gate", _OTHER_HALF
+        return ("gate", "up").index(half), _OTHER_HALF
     parent, dot, last = name.rpartition(".")
     if last not in _FUSED:
-        return False, ()
+        return 0, ()
     names = [other for part in _FUSED[last] if (other := f"{parent}{dot}{part}") in shapes]
     own_n = shapes[name][0]
     others = (Neighbour(shapes[other][0], own_n, found[other].groups) for other in names if other != name)
-    return name != names[-1], tuple(others)
+    return names.index(name), tuple(others)
 
 
 def _sharding(name: str, num_n: int, part: Part | None, sections: Sequence[Section]) -> Sharding:
@@ -152,10 +155,10 @@ def shared_counts(config: Json) -> tuple[SharedCount, ...]:
     text = next((part for part in parts if isinstance(part, Mapping)), None)
     if text is not None:
         return shared_counts(text)
-    groups = _first_count(config, _MAMBA_GROUPS)
+    groups, are_copied = _first_count(config, _MAMBA_GROUPS), config.get("model_type") not in _WITHOUT_COPIES
     found = [
         (_first_count(config, _HEADS), "attention heads", False),
-        (None if config.get("kv_lora_rank") else _key_value_heads(config), "key-value heads", True),
+        (None if config.get("kv_lora_rank") else _key_value_heads(config), "key-value heads", are_copied),
         (_first_count(config, _MAMBA_HEADS), "Mamba heads", False),
         (groups if groups != 1 else None, "groups of Mamba heads", False),
         (_first_count(config, _OUTPUT_GROUPS), "groups of attention outputs", False),

@@ -132,7 +132,7 @@ class Judge:
     def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
         """The rule for a layer `(N, K)` that the engine loads as it is; None where it merely serves it."""
         part, kernel = layer.sharding.part(shape, num_ranks), _kernel_shape(layer, shape, num_ranks)
-        return self._rule(layer, part, kernel, self._stock_fit(layer, part, kernel))
+        return self._rule(layer, shape, part, kernel, self._stock_fit(layer, part, kernel))
 
     def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
         """The rule for a layer of a checkpoint that fp8pad's runtime loads, if it takes this layer at all."""
@@ -144,10 +144,10 @@ class Judge:
             return outcome
         part, (num_n, num_k) = layer.sharding.part(shape, num_ranks), _kernel_shape(layer, shape, num_ranks)
         padded = round_up(num_n, layer.alignment[0]), round_up(num_k, layer.alignment[1])
-        return self._rule(layer, part, padded, "aligned")
+        return self._rule(layer, shape, part, padded, "aligned")
 
-    def _rule(self, layer: LayerPlan, part: RankPart, kernel: Shape, fit: Fit) -> Rule | None:
-        return next((rule for rule in self._rules if _holds(rule, layer, part, kernel, fit)), None)
+    def _rule(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> Rule | None:
+        return next((rule for rule in self._rules if _holds(rule, layer, shape, part, kernel, fit)), None)
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart, kernel: Shape) -> Fit:
         if layer.granularity is None:
@@ -214,13 +214,19 @@ def _is_weight_only(quantization: Json) -> bool:
     return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
 
 
-def _holds(rule: Rule, layer: LayerPlan, part: RankPart, kernel: Shape, fit: Fit) -> bool:
+def _holds(rule: Rule, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> bool:
     granularity = layer.granularity.name if layer.granularity else None
+    (block_n, block_k), is_whole_k = layer.block, part.num_k is not None and part.num_k % layer.block[1] == 0
     return (
         fit in rule.fits
         and ("expert" if layer.is_expert else "dense") in (rule.kinds or ("dense", "expert"))
         and granularity in (rule.scales or (granularity,))
         and (not rule.modules or matches((layer.name,), rule.modules))
+        and not matches((f"{block_n}x{block_k}",), rule.unless_blocks)
+        and (
+            not rule.fused_scales
+            or (is_whole_k and layer.sharding.fused_scales(shape[0], block_n, part.num_ranks) == rule.fused_scales)
+        )
         and gcd(*layer.block, *(part.rows or (part.num_n or 0,)), part.num_k or 0) >= (rule.finest_block or 0)
         and not any(is_aligned(kernel, multiples) for multiples in rule.unless_multiples)
     )

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import torch
 from absorb_models import block_scaled
+from plans import FP8, headers
 
 from fp8pad.geometry import padded_shape
-from fp8pad.record import ModuleRecord
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import find_engine
+from fp8pad.planning.verdict import Judge
+from fp8pad.record import ModuleRecord, Policy
 from fp8pad.runtime.linear import padded_linear_method
 from fp8pad.runtime.parts import LayerParts
 
@@ -113,6 +117,78 @@ def _pretend_rank(monkeypatch: pytest.MonkeyPatch, num_ranks: int, rank: int) ->
     for module in (distributed, parameter, linear):
         monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: num_ranks)
         monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: rank)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+@pytest.mark.parametrize("is_fused", [False, True])
+@pytest.mark.parametrize("names", [("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj")])
+def test_the_plan_says_what_becomes_of_scales_of_matrices_that_are_fused(
+    names: tuple[str, ...], is_fused: bool, num_ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any size, in one tensor on disk or apart: the scales are right, others', or cannot be loaded.
+
+    What is one tensor and not divided has the right ones, if any.
+    """
+    seen = set()
+    for size in range(8, 400, 8):
+        shares, whole = (4 // num_ranks, 4), (max(2 // num_ranks, 1), 2)
+        parts = [whole, whole] if len(names) == 2 else [shares, whole, whole]
+        matrices = [(size * held, size * all_of_it) for held, all_of_it in parts]
+        expected = {_fate(names, matrices, is_fused, num_ranks, rank, monkeypatch) for rank in range(num_ranks)}
+        said = _planned_fate(names, [rows for _, rows in matrices], is_fused, num_ranks)
+        assert said == max(expected, key=("serves", "answers wrongly", "refuses").index), size
+        seen.add(said)
+    wrong = set() if is_fused and num_ranks == 1 else {"answers wrongly"}
+    assert seen == {"serves", "refuses"} | wrong
+
+
+def _fate(
+    names: Sequence[str],
+    matrices: Sequence[tuple[int, int]],
+    is_fused: bool,
+    num_ranks: int,
+    rank: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """What becomes of the scales of matrices with so many rows on a rank and in all, in blocks of 128."""
+    from vllm.model_executor.layers import linear
+
+    _pretend_rank(monkeypatch, num_ranks, rank)
+    config, whole = _Config(None, weight_block_size=[128, 128]), [rows for _, rows in matrices]
+    if len(names) == 2:
+        held = [rows // num_ranks for rows in whole]
+        layer: Any = linear.MergedColumnParallelLinear(256, whole, bias=False, quant_config=config)
+    else:
+        held = [rows for rows, _ in matrices]
+        layer = linear.QKVParallelLinear(256, whole[0] // 4, 4, 2, bias=False, quant_config=config)
+    rows_before = [sum(whole[:place]) for place in range(len(whole))] if is_fused else [0] * len(whole)
+    num_scales = [-(-sum(whole) // 128)] if is_fused else [-(-rows // 128) for rows in whole]
+    scales = [1000 * place + torch.arange(float(num)).repeat(2, 1).T for place, num in enumerate(num_scales)]
+    parameter, shards = layer.weight_scale_inv, ("q", "k", "v") if len(names) == 3 else (0, 1)
+    try:
+        for scale, shard in zip(scales, [()] if is_fused else [(shard,) for shard in shards], strict=True):
+            parameter.weight_loader(parameter, scale.contiguous(), *shard)
+    except (RuntimeError, IndexError):
+        return "refuses"
+    begins = [
+        before + rank * (all_of_it // rows) // num_ranks * rows
+        for before, rows, all_of_it in zip(rows_before, held, whole, strict=True)
+    ]
+    wanted = [
+        scales[0 if is_fused else place][(begin + torch.arange(rows)) // 128]
+        for place, (begin, rows) in enumerate(zip(begins, held, strict=True))
+    ]
+    found = parameter.data[torch.arange(sum(held)) // 128]
+    return "serves" if torch.equal(found, torch.cat(wanted)) else "answers wrongly"
+
+
+def _planned_fate(names: Sequence[str], whole: Sequence[int], is_fused: bool, num_ranks: int) -> str:
+    """What a plan says of the worst of these matrices."""
+    parent, on_disk = ("mlp", "gate_up_proj") if len(names) == 2 else ("self_attn", "qkv_proj")
+    rows = {on_disk: sum(whole)} if is_fused else dict(zip(names, whole, strict=True))
+    shapes = {f"model.layers.0.{parent}.{name}": (num_n, 256) for name, num_n in rows.items()}
+    config = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2}
+    return Judge(plan_checkpoint(*headers(config, FP8, shapes), Policy()), find_engine()).original(num_ranks).outcome
 
 
 Matrix = tuple[torch.Tensor, torch.Tensor]

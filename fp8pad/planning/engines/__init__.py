@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Literal, get_args
 
 from fp8pad.errors import PlanError, UsageError
-from fp8pad.planning.sharding import Fit
+from fp8pad.planning.sharding import Fit, FusedScales
 from fp8pad.reading import PositiveSize, Reader
 from fp8pad.scales import GranularityName
 
@@ -26,8 +26,10 @@ class Rule:
     """What an engine does with layers of a kind, scaled so, whose parts on a rank fit so; what is not said is any.
 
     In `architectures` and `modules`, `*` stands for anything. `weight_only` asks for activations that are quantized, or
-    that are not. `finest_block` is the smallest block that must divide scale blocks and sizes. `source` is where the
-    rule is read in the engine, and `known` says whether it was only read, or seen on what device and when. What is
+    that are not. `finest_block` is the smallest block that must divide scale blocks and sizes. Scale blocks like one of
+    `unless_blocks`, as "128x*", are not meant. `fused_scales` asks for layers of several matrices whose scales can be
+    loaded by whole blocks, and are then the right ones or others' (`Sharding.fused_scales`). `source` is where the rule
+    is read in the engine, and `known` says whether it was only read, or seen on what device and when. What is
     `padded_by_model` is padded by the engine's own code of the model, which leaves no room for fp8pad's plugin.
     """
 
@@ -42,6 +44,8 @@ class Rule:
     architectures: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     finest_block: PositiveSize | None = None
+    unless_blocks: tuple[str, ...] = ()
+    fused_scales: FusedScales | None = None
     unless_multiples: tuple[tuple[PositiveSize, PositiveSize], ...] = ()
     weight_only: bool | None = None
     padded_by_model: bool = False
