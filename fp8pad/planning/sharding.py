@@ -83,9 +83,10 @@ class Sharding:
     def fused_scales(self, num_n: int, block_n: int, num_ranks: int) -> FusedScales | None:
         """Return which scales rows get if the matrices of a layer of several are loaded by whole blocks, rounded up.
 
-        vLLM does that (vllm/model_executor/layers/linear.py, `adjust_block_scale_shard`): each matrix begins at the next
-        whole block, in the layer on a rank and in the scales on disk. So where blocks are not whole, rows get others'
-        scales, but for one tensor that is loaded as it lies on disk. None where they cannot be loaded, or none are fused.
+        vLLM does that (vllm/model_executor/layers/linear.py, `adjust_block_scale_shard`): each matrix begins at the
+        next whole block, in the layer on a rank and in the scales on disk. So where blocks are not whole, rows get
+        others' scales, but for one tensor that is loaded as it lies on disk. None where they cannot be loaded, or where
+        nothing is fused.
         """
         matrices = self._matrices(num_n)
         held = [rows for size, how in matrices for rows in how.rank_rows(size, num_ranks)]

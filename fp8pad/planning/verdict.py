@@ -147,7 +147,8 @@ class Judge:
         return self._rule(layer, shape, part, padded, "aligned")
 
     def _rule(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> Rule | None:
-        return next((rule for rule in self._rules if _holds(rule, layer, shape, part, kernel, fit)), None)
+        found = (rule for rule in self._rules if _holds(rule, layer, part, kernel, fit))
+        return next((rule for rule in found if not rule.fused_scales or _gets_scales(rule, layer, shape, part)), None)
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart, kernel: Shape) -> Fit:
         if layer.granularity is None:
@@ -214,19 +215,22 @@ def _is_weight_only(quantization: Json) -> bool:
     return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
 
 
-def _holds(rule: Rule, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> bool:
+def _holds(rule: Rule, layer: LayerPlan, part: RankPart, kernel: Shape, fit: Fit) -> bool:
     granularity = layer.granularity.name if layer.granularity else None
-    (block_n, block_k), is_whole_k = layer.block, part.num_k is not None and part.num_k % layer.block[1] == 0
+    block_n, block_k = layer.block
     return (
         fit in rule.fits
         and ("expert" if layer.is_expert else "dense") in (rule.kinds or ("dense", "expert"))
         and granularity in (rule.scales or (granularity,))
         and (not rule.modules or matches((layer.name,), rule.modules))
         and not matches((f"{block_n}x{block_k}",), rule.unless_blocks)
-        and (
-            not rule.fused_scales
-            or (is_whole_k and layer.sharding.fused_scales(shape[0], block_n, part.num_ranks) == rule.fused_scales)
-        )
         and gcd(*layer.block, *(part.rows or (part.num_n or 0,)), part.num_k or 0) >= (rule.finest_block or 0)
         and not any(is_aligned(kernel, multiples) for multiples in rule.unless_multiples)
     )
+
+
+def _gets_scales(rule: Rule, layer: LayerPlan, shape: Shape, part: RankPart) -> bool:
+    """Whether the rows of a layer get the scales that a rule is about, and its columns are whole blocks to run with."""
+    block_n, block_k = layer.block
+    scales = layer.sharding.fused_scales(shape[0], block_n, part.num_ranks)
+    return scales == rule.fused_scales and (part.num_k or 0) % block_k == 0

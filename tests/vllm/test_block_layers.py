@@ -134,7 +134,10 @@ def test_the_plan_says_what_becomes_of_scales_of_matrices_that_are_fused(
         shares, whole = (4 // num_ranks, 4), (max(2 // num_ranks, 1), 2)
         parts = [whole, whole] if len(names) == 2 else [shares, whole, whole]
         matrices = [(size * held, size * all_of_it) for held, all_of_it in parts]
-        expected = {_fate(names, matrices, is_fused, num_ranks, rank, monkeypatch) for rank in range(num_ranks)}
+        expected = set()
+        for rank in range(num_ranks):
+            _pretend_rank(monkeypatch, num_ranks, rank)
+            expected.add(_fate(names, matrices, is_fused, num_ranks, rank))
         said = _planned_fate(names, [rows for _, rows in matrices], is_fused, num_ranks)
         assert said == max(expected, key=("serves", "answers wrongly", "refuses").index), size
         seen.add(said)
@@ -142,18 +145,10 @@ def test_the_plan_says_what_becomes_of_scales_of_matrices_that_are_fused(
     assert seen == {"serves", "refuses"} | wrong
 
 
-def _fate(
-    names: Sequence[str],
-    matrices: Sequence[tuple[int, int]],
-    is_fused: bool,
-    num_ranks: int,
-    rank: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> str:
+def _fate(names: Sequence[str], matrices: Sequence[tuple[int, int]], is_fused: bool, num_ranks: int, rank: int) -> str:
     """What becomes of the scales of matrices with so many rows on a rank and in all, in blocks of 128."""
     from vllm.model_executor.layers import linear
 
-    _pretend_rank(monkeypatch, num_ranks, rank)
     config, whole = _Config(None, weight_block_size=[128, 128]), [rows for _, rows in matrices]
     if len(names) == 2:
         held = [rows // num_ranks for rows in whole]
