@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import copy_case, files_of, llama, write_checkpoint
+from helpers import files_of, llama, write_checkpoint
 
 from fp8pad import __version__
 from fp8pad.checkpoint import writer
@@ -263,7 +263,7 @@ def test_a_mistyped_path_gets_a_suggestion(
 
 def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path: Path) -> None:
     """Where nothing needs padding at one size, both say at which it does."""
-    model = copy_case("good/llama_tf_block4", tmp_path)
+    model = llama(tmp_path / "model", n=32, k=16)
     planned, done = fp8pad("plan", model).stdout, fp8pad("convert", model, tmp_path / "out").stdout
     hint = planned[planned.index("\nNext\n") :]
     assert "--tensor-parallel-size 2" in hint
