@@ -27,8 +27,8 @@ def make_checkpoints(model: str, folder: Path, *, tiny: bool = False, num_ranks:
         _run(str(script), model, str(unfinished), *(["--tiny"] if tiny else []))
         unfinished.rename(paths["stock"])
     for kind, options in (("runtime", []), ("absorbed", ["--absorb"])):
-        command = ["convert", str(paths["stock"]), str(paths[kind]), "--overwrite", "-tp", str(num_ranks), *options]
-        _run("-m", "fp8pad", *command)
+        size = ["--overwrite", "--force", "-tp", str(num_ranks)]
+        _run("-m", "fp8pad", "convert", str(paths["stock"]), str(paths[kind]), *size, *options)
     return paths
 
 
