@@ -38,6 +38,8 @@ def page(readme: str, repository: str, version: str) -> str:
         image, text, target = link.groups()
         if not repository:
             return "" if image else text
+        if target == ".":
+            return f"[{text}]({repository})"
         return f"{image}[{text}]({repository}/{'raw' if image else 'blob'}/v{version}/{target})"
 
     return LINK.sub(absolute, readme)

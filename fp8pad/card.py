@@ -1,5 +1,6 @@
 """The model card of a converted checkpoint: README.md with metadata and a section of fp8pad's."""
 
+import importlib.metadata
 import re
 from collections.abc import Iterator
 
@@ -116,7 +117,7 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
     yield ""
     yield "```sh"
     if plan.needs_runtime:
-        yield "pip install .                  # in a clone of fp8pad, into the environment of vLLM"
+        yield f"pip install .                  # in a clone of {_repository()}, into the environment of vLLM"
         yield "vllm serve DIR"
     if repo := hub_repo(source):
         yield f"fp8pad verify {repo} DIR   # compares every byte with the original"
@@ -125,6 +126,15 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield "fp8pad verify ORIGINAL DIR     # compares every byte with the original"
     yield "fp8pad unpad DIR RESTORED_DIR  # gives the original back"
     yield "```"
+
+
+def _repository() -> str:
+    """Return the repository's address, which the metadata of a released package has, or else the project's name."""
+    try:
+        urls = importlib.metadata.metadata("fp8pad").get_all("Project-URL") or ()
+    except importlib.metadata.PackageNotFoundError:
+        urls = ()
+    return next((url.partition(", ")[2] for url in urls if url.startswith("Repository, ")), "fp8pad")
 
 
 def _can_share(plan: CheckpointPlan, num_ranks: int) -> bool:

@@ -1,7 +1,9 @@
 """The model card: metadata in whatever style it is written, a section of fp8pad's, and the old card given back."""
 
+import importlib.metadata
 import json
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,14 @@ def test_no_card_is_written_where_none_is_wanted(model: Path, tmp_path: Path) ->
         (model / "README.md").write_bytes(content)
         fp8pad.convert(model, tmp_path / f"other{number}")
         assert (tmp_path / f"other{number}" / "README.md").read_bytes() == content
+
+
+def test_a_released_package_names_its_repository(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address in the package's metadata, for whoever has the card alone; without one, the project's name."""
+    released, installed = Message(), importlib.metadata.metadata
+    released["Project-URL"] = "Changelog, https://forge.example/fp8pad/blob/main/CHANGELOG.md"
+    released["Project-URL"] = "Repository, https://forge.example/fp8pad"
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: released if name == "fp8pad" else installed(name))
+    assert "in a clone of https://forge.example/fp8pad, into" in section_on("", read_unconverted(model))[1]
+    del released["Project-URL"]
+    assert "in a clone of fp8pad, into" in section_on("", read_unconverted(model))[1]

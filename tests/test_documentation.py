@@ -43,6 +43,7 @@ def test_the_package_page_has_no_relative_links() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     with_address = page(readme, "https://forge.example/fp8pad", "1.2.3")
     links = [target for target, _ in LINK.findall(with_address)]
+    assert "clone of [this repository](https://forge.example/fp8pad):" in with_address
     assert all(target.startswith("https://") for target in links)
     prefix = "https://forge.example/fp8pad/blob/v1.2.3/"
     ours = [target.removeprefix(prefix) for target in links if target.startswith(prefix)]
