@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,9 @@ def tensor_rows(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
 class Counter(Progress):
     """Adds up what it is told, of the last step."""
 
-    num_bytes = 0
-    total_bytes = 0
+    def __init__(self) -> None:
+        self.num_bytes = self.total_bytes = 0
+        self._lock = threading.Lock()
 
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
         """Begin anew."""
@@ -138,7 +140,8 @@ class Counter(Progress):
 
     def advance(self, num_bytes: int) -> None:
         """Add."""
-        self.num_bytes += num_bytes
+        with self._lock:
+            self.num_bytes += num_bytes
 
 
 def files_of(root: Path) -> dict[str, bytes]:

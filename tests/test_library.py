@@ -6,7 +6,10 @@ import pydoc
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from test_cli import Fp8pad, fp8pad  # noqa: F401  a fixture
 
 import fp8pad as library
 from fp8pad import errors
+from fp8pad.checkpoint.progress import progress_of
 from fp8pad.cli import checkpoints
 from fp8pad.errors import CheckpointError, Fp8padError, HeaderError, OutputError, PlanError, UsageError
 
@@ -203,15 +207,34 @@ def test_progress_is_told_to_a_function(model: Path, tmp_path: Path) -> None:
     assert [step[1] for step in told] == sorted(step[1] for step in told)
 
 
+def test_a_function_is_told_of_progress_by_one_thread_at_a_time() -> None:
+    """It need not be safe for threads, and what is done never becomes less."""
+    told: list[int] = []
+    running = threading.Lock()
+
+    def tell(_label: str, done: int, _total: int) -> None:
+        assert running.acquire(blocking=False)
+        time.sleep(0.001)
+        told.append(done)
+        running.release()
+
+    progress = progress_of(tell)
+    progress.start("padding", 40)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(progress.advance, [1] * 40))
+    assert told == list(range(41))
+
+
 def test_progress_is_a_bar_if_tqdm_is_there(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On stderr, one for each step, full at its end; without tqdm nothing, and no error."""
+    """On stderr, a line for each step, full at its end; without tqdm nothing, and no error."""
     pytest.importorskip("tqdm", reason="needs tqdm")
     library.convert(model, tmp_path / "out", progress=True)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.count("100%") == 1
+    assert shown.err.count("\n") == 1
+    assert "100%" in shown.err.splitlines()[-1]
     monkeypatch.setitem(sys.modules, "fp8pad.integrations.tqdm", None)
     library.convert(model, tmp_path / "again", progress=True)
     assert capsys.readouterr() == ("", "")

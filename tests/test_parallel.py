@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 import pytest
-from helpers import files_of, llama
+from helpers import Counter, files_of, llama
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import Workers, WriteOptions
@@ -33,18 +34,6 @@ sys.path.append(str(Path(__file__).parent / "cluster"))
 from ray_work import Fails, Square, run_sent
 
 WORKERS = Workers(1, "ray", "auto")
-
-
-class Counter(Progress):
-    """Adds up what it is told."""
-
-    def __init__(self) -> None:
-        self.num_bytes, self._lock = 0, threading.Lock()
-
-    def advance(self, num_bytes: int) -> None:
-        """Add."""
-        with self._lock:
-            self.num_bytes += num_bytes
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 8])
@@ -78,6 +67,20 @@ def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
     with pytest.raises(type(error)):
         run_all(work, range(50), 2, Progress())
     assert len(begun) < 10
+
+
+def test_of_several_errors_that_of_the_first_item_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late they are looked at."""
+
+    def late(futures: set[Future[None]], **_: object) -> tuple[set[Future[None]], set[Future[None]]]:
+        return wait(futures)
+
+    def work(item: int, advance: Callable[[int], None]) -> None:
+        raise OutputError(f"item {item}")
+
+    monkeypatch.setattr("fp8pad.parallel.wait", late)
+    with pytest.raises(OutputError, match=r"^item 0$"):
+        run_all(work, range(50), 1, Progress())
 
 
 def test_a_limit_of_threads_is_a_line_and_stops_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
 """How long-running work reports its progress."""
 
+import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
-# Told what is being done, how many bytes of it are done, and how many there are; from several threads at once.
+# Told what is being done, how many bytes of it are done, and how many there are; from several threads, one at a time.
 ProgressCallback: TypeAlias = Callable[[str, int, int], object]
 
 
@@ -30,7 +31,7 @@ class _Callback(Progress):
     """Tells a function; lines for people are not told."""
 
     def __init__(self, callback: ProgressCallback) -> None:
-        self._callback = callback
+        self._callback, self._lock = callback, threading.Lock()
         self._label, self._done, self._total = "", 0, 0
 
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:  # noqa: ARG002
@@ -38,8 +39,9 @@ class _Callback(Progress):
         self._callback(label, 0, total_bytes)
 
     def advance(self, num_bytes: int) -> None:
-        self._done += num_bytes
-        self._callback(self._label, self._done, self._total)
+        with self._lock:
+            self._done += num_bytes
+            self._callback(self._label, self._done, self._total)
 
 
 def progress_of(told: Progress | ProgressCallback | None) -> Progress:

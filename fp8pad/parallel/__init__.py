@@ -52,8 +52,9 @@ def run_all(
             waiting = set(futures)
             while waiting:
                 finished, waiting = wait(waiting, timeout=SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
-                for future in finished:
-                    future.result()
+                for future in futures:  # of several errors, that of the first item
+                    if future in finished:
+                        future.result()
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
