@@ -3,6 +3,7 @@
 import pytest
 
 from fp8pad.planning.layers import recognise
+from fp8pad.planning.left_alone import left_alone
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import kind_of
 from fp8pad.planning.quantization import find_quantization
@@ -30,7 +31,9 @@ def recognised(
     if quantization is not None:
         config["quantization_config"] = quantization
     headers = {name: header(name, dtype, shape) for name, dtype, shape in tensors}
-    linears, untouched = recognise(headers, find_quantization({"config.json": config}), config)
+    found = find_quantization({"config.json": config})
+    linears, untouched = recognise(headers, found, config)
+    linears = tuple(left_alone(linears, (), found, ()))
     return linears, {tensor.name: tensor.reason for tensor in untouched}
 
 
@@ -242,7 +245,8 @@ def test_modules_that_the_user_names_are_carried() -> None:
     tensors = *attention("m.0.up_proj", 100, 50), *attention("m.1.up_proj", 100, 50), *attention("lm_head", 50, 100)[:1]
     headers = {name: header(name, dtype, shape) for name, dtype, shape in tensors}
     config = {"model_type": "llama", "quantization_config": FP8}
-    linears, _ = recognise(headers, find_quantization({"config.json": config}), config, skip=["lm_*", "*.1.*"])
+    quantization = find_quantization({"config.json": config})
+    linears = list(left_alone(recognise(headers, quantization, config)[0], ["lm_*", "*.1.*"], quantization, ()))
     assert [linear.skip_reason for linear in linears] == [None, "--skip *.1.*", "--skip lm_*"]
     assert all(linear.is_understood for linear in linears)
 

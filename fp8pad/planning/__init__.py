@@ -11,7 +11,8 @@ from fp8pad.planning.absorb.inner import inner_axes
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
-from fp8pad.planning.layers import left_to_engine, recognise
+from fp8pad.planning.layers import recognise
+from fp8pad.planning.left_alone import left_alone
 from fp8pad.planning.linear import Fp8Linear, LayerPlan
 from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.padding import padded_tensors, plan_layers, runtime_layers
@@ -48,10 +49,8 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     quantization = find_quantization(configs)
     sections = sections_of(config)
     governed = find_governed(sections, tensors)
-    linears, untouched = recognise(
-        tensors, quantization, config, governed.routed_experts, skip=policy.skip, described=governed.roles
-    )
-    linears = left_to_engine(linears, quantization, _architectures(config))
+    recognised, untouched = recognise(tensors, quantization, config, governed.routed_experts, governed.roles)
+    linears = tuple(left_alone(recognised, policy.skip, quantization, _architectures(config)))
     check_consistent(tensors, linears, quantization)
     _check_skip(tensors, policy)
     absorption = absorb(governed, sections, linears, policy)

@@ -4,11 +4,10 @@ What is not understood is carried, with the reason; planning/contradictions.py r
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from types import MappingProxyType
 
-from fp8pad.planning.engines import find_engine, matches
 from fp8pad.planning.linear import CONV1D, Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, kind_of, module_name, own_name, scale_names
 from fp8pad.planning.plan import UntouchedTensor
@@ -24,9 +23,6 @@ _EXPERTS = re.compile(r"(^|[._])(experts|moe)([._]|$)")
 # Families whose Linears are transformers' `Conv1D`, which keeps its weight as `[K, N]`, and the modules that are.
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
-
-NO_EXPERTS: Mapping[str, Order | None] = {}
-
 
 _ROUTED = "a routed expert: fused MoE kernels bypass the runtime"
 
@@ -51,45 +47,23 @@ def recognise(
     tensors: Mapping[str, TensorHeader],
     quantization: Quantization | None,
     config: Json,
-    experts: Mapping[str, Order | None] = NO_EXPERTS,
-    *,
-    skip: Sequence[str] = (),
+    experts: Mapping[str, Order | None] = MappingProxyType({}),
     described: Collection[str] = (),
 ) -> tuple[tuple[Fp8Linear, ...], tuple[UntouchedTensor, ...]]:
     """Split a checkpoint's weights into FP8 Linears and those that are not, each of these with its reason.
 
     `experts` are the modules that the model's family file says are routed experts, with the order of the axes of those
-    that are stacked. `skip` are globs of module names that the user wants carried unchanged, `described` modules that a
-    family file says are Linears, whatever they are called.
+    that are stacked. `described` are modules that a family file says are Linears, whatever they are called.
     """
     linears, untouched = [], []
     has_conv1d = not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config))
     model = _Model(tensors, quantization, experts, described, has_conv1d)
     for tensor in tensors.values():
         if _is_weight(tensor):
-            linears.append(_skipped(_linear(tensor, model), skip))
+            linears.append(_linear(tensor, model))
         elif found := _untouched(tensor):
             untouched.append(found)
-    return _with_one_input(linears), tuple(untouched)
-
-
-def left_to_engine(
-    linears: Sequence[Fp8Linear], quantization: Quantization | None, architectures: Sequence[str]
-) -> tuple[Fp8Linear, ...]:
-    """Return the layers; those that the engine's own code of the model pads at load are left to it."""
-    method = quantization.method if quantization else None
-    rules = [rule for rule in find_engine().rule if rule.padded_by_model and rule.is_about(method, architectures)]
-    if not rules:
-        return tuple(linears)
-    reason = "not padded here: vLLM's code of this model fits it to whole scale blocks itself"
-    return tuple(
-        linear._replace(skip_reason=linear.skip_reason or reason)
-        if any(matches((linear.name,), rule.modules) for rule in rules)
-        and isinstance(linear.granularity, PerBlock)
-        and not linear.is_expert
-        else linear
-        for linear in linears
-    )
+    return tuple(linears), tuple(untouched)
 
 
 def _is_weight(tensor: TensorHeader) -> bool:
@@ -177,34 +151,6 @@ def _has_inputs(name: str, weight: TensorHeader, tensors: Mapping[str, TensorHea
     bias = tensors.get(f"{name}.bias")
     return (bias is not None and bias.shape == weight.shape[:1]) or any(
         f"{name}.{key}" in tensors for key in INPUT_SCALES
-    )
-
-
-def _skipped(linear: Fp8Linear, patterns: Sequence[str]) -> Fp8Linear:
-    """Return a layer that the user wants carried unchanged as one that is."""
-    for pattern in patterns:
-        if fnmatchcase(linear.name, pattern):
-            return linear._replace(skip_reason=f"--skip {pattern}", is_understood=True)
-    return linear
-
-
-def _with_one_input(linears: Sequence[Fp8Linear]) -> tuple[Fp8Linear, ...]:
-    """Return the layers; queries, keys and values of different K are not fused in a way that is known."""
-    inputs: dict[str, dict[str, Fp8Linear]] = {}
-    for linear in linears:
-        parent, _, last = linear.name.rpartition(".")
-        if last in ("q_proj", "k_proj", "v_proj"):
-            inputs.setdefault(parent, {})[last] = linear
-    reasons: dict[str, str] = {}
-    for fused in inputs.values():
-        if len({linear.weight.shape[-1] for linear in fused.values()}) > 1:
-            sizes = " and ".join(f"{last} of {linear.weight.shape[-1]}" for last, linear in fused.items())
-            reasons |= {linear.name: f"attention with different inputs: {sizes}" for linear in fused.values()}
-    return tuple(
-        linear._replace(skip_reason=reasons[linear.name], is_understood=False)
-        if linear.name in reasons and linear.skip_reason is None
-        else linear
-        for linear in linears
     )
 
 

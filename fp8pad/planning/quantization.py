@@ -96,6 +96,25 @@ def _read(document: Json, source: BaseSource) -> Quantization:
     return Quantization(source, document, method, formats, tuple(_notes(document, source, method, where)))
 
 
+def method_of_rules(config: Json | None) -> str | None:
+    """Return the method of a quantization config as rules of engines name it.
+
+    ModelOpt's mixed precision is a method of its own in vLLM.
+    """
+    if config is None:
+        return None
+    inner = config.get("quantization", config)
+    algorithm = str(inner.get("quant_algo")).upper() if isinstance(inner, Mapping) else ""
+    return "modelopt_mixed" if algorithm == "MIXED_PRECISION" else quantization_method(config)
+
+
+def is_weight_only(config: Json | None) -> bool:
+    """Return whether a config of compressed-tensors leaves the activations of its FP8 layers as they are."""
+    groups = config.get("config_groups") if config else None
+    groups = list(groups.values()) if isinstance(groups, Mapping) else []
+    return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
+
+
 def _notes(document: Json, source: BaseSource, method: str, where: str) -> Iterator[str]:
     if source.file == CONFIG_FILE and "quant_method" not in document:
         yield f"{where} names no quant_method; it is read as {method}"

@@ -1,17 +1,17 @@
 """What an engine does with a checkpoint at a tensor-parallel size, as it is and as it will be converted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import gcd
 from types import MappingProxyType
 
 from fp8pad.errors import NotServedError
 from fp8pad.geometry import is_aligned, round_up
-from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule, matches
+from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule, Said, matches
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
+from fp8pad.planning.quantization import is_weight_only, method_of_rules
 from fp8pad.planning.sharding import Fit, RankPart, Shape
-from fp8pad.record import Json, quantization_method
 from fp8pad.scales import PerBlock
 from fp8pad.text import counted
 
@@ -64,15 +64,12 @@ class Judge:
 
     def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
         self._plan, self._engine = plan, engine
-        method = _method(plan.base) if plan.base is not None else None
-        weight_only = _is_weight_only(plan.base or {})
+        method, weight_only = method_of_rules(plan.base), is_weight_only(plan.base)
         self._rules = [
             rule
             for rule in engine.rule
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
-        # The rule for sizes that ranks cannot share applies to heads and the like too, FP8 or not.
-        self._indivisible = next((rule for rule in self._rules if rule.fits == ("indivisible",)), None)
         by_name = any(rule.modules for rule in self._rules)
         one_by_one = (
             replace(group, example=plan.layers[place], places=[place]) for group in plan.alike for place in group.places
@@ -81,26 +78,20 @@ class Judge:
 
     def original(self, num_ranks: int) -> Verdict:
         """What the engine does with the checkpoint as it is."""
-        found = ((group, self._stock(group.example, group.example.logical_matrix, num_ranks)) for group in self._groups)
-        return self._verdict(found, num_ranks)
+        return self._verdict(lambda group: group.example.logical_matrix, num_ranks, needs_runtime=False)
 
     def converted(self) -> Verdict:
         """What the engine does with the checkpoint that the plan makes, at the plan's tensor-parallel size."""
-        rule_of = self._padded if self._plan.needs_runtime else self._stock
-        ranks = self._plan.policy.tensor_parallel_size
-        found = ((group, rule_of(group.example, group.example.matrix_shape, ranks)) for group in self._groups)
-        return self._verdict(found, ranks)
+        ranks, needs_runtime = self._plan.policy.tensor_parallel_size, self._plan.needs_runtime
+        return self._verdict(lambda group: group.example.matrix_shape, ranks, needs_runtime)
 
     def padded(self, num_ranks: int, sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Verdict, bool]:
         """What the engine does with what converting for `num_ranks` makes, and whether that needs the plugin.
 
         `sizes` are the absorbable sizes of the plan that are absorbed, by their place, and what they become.
         """
-        shapes = [(group, _grown(group, sizes)) for group in self._groups]
-        needs_runtime = any(_is_padded(group.example, shape, num_ranks) for group, shape in shapes)
-        rule_of = self._padded if needs_runtime else self._stock
-        found = ((group, rule_of(group.example, shape, num_ranks)) for group, shape in shapes)
-        return self._verdict(found, num_ranks), needs_runtime
+        needs_runtime = any(_is_padded(group.example, _grown(group, sizes), num_ranks) for group in self._groups)
+        return self._verdict(lambda group: _grown(group, sizes), num_ranks, needs_runtime), needs_runtime
 
     def added_bytes(self, sizes: Mapping[int, int]) -> int:
         """How many bytes of tensors converting adds, by padding and by absorbing `sizes`, as in `padded`."""
@@ -113,42 +104,46 @@ class Judge:
             total += len(group.places) * (layer.bytes_at((num_n, num_k)) - layer.bytes_at(layer.logical_matrix))
         return total
 
-    def _verdict(self, rules: Iterable[tuple[AlikeLayers, Rule | None]], num_ranks: int) -> Verdict:
-        rules = list(rules)
-        indivisible = self._indivisible
-        said = any(rule in (indivisible, _RUNTIME["indivisible"]) for _, rule in rules)
+    def _verdict(self, shape_of: Callable[[AlikeLayers], Shape], num_ranks: int, needs_runtime: bool) -> Verdict:
+        """The verdict on layers of these shapes, in a checkpoint that fp8pad's plugin loads or the engine alone."""
+        said_of = self._padded if needs_runtime else self._stock
+        groups = [(group, said_of(group.example, shape_of(group), num_ranks)) for group in self._groups]
+        # The rule for sizes that ranks cannot share applies to heads and the like too, FP8 or not.
+        indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
+        is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
         uneven = next((count for count in self._plan.shared_counts if not count.is_shared_by(num_ranks)), None)
-        if uneven and indivisible and not said:
+        if uneven and indivisible and not is_said:
             why = f"{uneven.number} {uneven.what}, which {num_ranks} ranks cannot share evenly"
-            rules = [(group, replace(indivisible, why=why)) for group, _ in rules]
-        places: dict[tuple[Outcome, str], list[int]] = {}
-        for group, rule in rules:
-            if rule:
-                places.setdefault((rule.outcome, rule.why), []).extend(group.places)
+            groups = [(group, (indivisible[0], why)) for group, _ in groups]
+        places: dict[Said, list[int]] = {}
+        for group, said in groups:
+            if said:
+                places.setdefault(said, []).extend(group.places)
         found = sorted((sorted(where), said) for said, where in places.items())
         layers = self._plan.layers
         return Verdict(tuple(Finding(*said, tuple(layers[place].name for place in where)) for where, said in found))
 
-    def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
-        """The rule for a layer `(N, K)` that the engine loads as it is; None where it merely serves it."""
+    def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
+        """What is said of a layer `(N, K)` that the engine loads as it is; None where it merely serves it."""
         part, kernel = layer.sharding.part(shape, num_ranks), _kernel_shape(layer, shape, num_ranks)
-        return self._rule(layer, shape, part, kernel, self._stock_fit(layer, part, kernel))
+        return self._said(layer, shape, part, kernel, self._stock_fit(layer, part, kernel))
 
-    def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Rule | None:
-        """The rule for a layer of a checkpoint that fp8pad's runtime loads, if it takes this layer at all."""
+    def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
+        """What is said of a layer of a checkpoint that fp8pad's plugin loads, if it takes this layer at all."""
         if not layer.is_for_runtime:
             return self._stock(layer, shape, num_ranks)
         if not self._engine.has_runtime:
             return NO_RUNTIME
-        if outcome := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
-            return outcome
+        if said := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
+            return said
         part, (num_n, num_k) = layer.sharding.part(shape, num_ranks), _kernel_shape(layer, shape, num_ranks)
         padded = round_up(num_n, layer.alignment[0]), round_up(num_k, layer.alignment[1])
-        return self._rule(layer, shape, part, padded, "aligned")
+        return self._said(layer, shape, part, padded, "aligned")
 
-    def _rule(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> Rule | None:
+    def _said(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> Said | None:
         found = (rule for rule in self._rules if _holds(rule, layer, part, kernel, fit))
-        return next((rule for rule in found if not rule.fused_scales or _gets_scales(rule, layer, shape, part)), None)
+        fitting = (rule.said for rule in found if not rule.fused_scales or _gets_scales(rule, layer, shape, part))
+        return next(fitting, None)
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart, kernel: Shape) -> Fit:
         if layer.granularity is None:
@@ -167,11 +162,11 @@ class Judge:
         return "aligned" if is_aligned(kernel, (self._engine.multiple, self._engine.multiple)) else "unaligned"
 
 
-NO_RUNTIME = Rule("refuses", "fp8pad has no plugin for this engine", "", "", ())
-# What the runtime cannot fix, wherever vLLM would split a layer.
-_RUNTIME: dict[Fit, Rule] = {
-    "indivisible": Rule("refuses", "a size that ranks cannot share evenly", "", "", ()),
-    "inside block": Rule("refuses", "a rank's share begins inside a scale block", "", "", ()),
+NO_RUNTIME: Said = ("refuses", "fp8pad has no plugin for this engine")
+# What the plugin cannot fix, wherever vLLM would split a layer.
+_RUNTIME: Mapping[Fit, Said] = {
+    "indivisible": ("refuses", "a size that ranks cannot share evenly"),
+    "inside block": ("refuses", "a rank's share begins inside a scale block"),
 }
 
 
@@ -199,20 +194,6 @@ def _is_padded(layer: LayerPlan, shape: Shape, num_ranks: int) -> bool:
     if not layer.is_for_runtime:
         return False
     return not is_aligned(shape, layer.alignment) or layer.fit_at(num_ranks, shape) == "unaligned"
-
-
-def _method(quantization: Json) -> str | None:
-    """The quantization method as rules name it: ModelOpt's mixed precision is a method of its own in vLLM."""
-    inner = quantization.get("quantization", quantization)
-    algorithm = str(inner.get("quant_algo")).upper() if isinstance(inner, Mapping) else ""
-    return "modelopt_mixed" if algorithm == "MIXED_PRECISION" else quantization_method(quantization)
-
-
-def _is_weight_only(quantization: Json) -> bool:
-    """Whether a config of compressed-tensors leaves the activations of its FP8 layers as they are."""
-    groups = quantization.get("config_groups")
-    groups = list(groups.values()) if isinstance(groups, Mapping) else []
-    return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
 
 
 def _holds(rule: Rule, layer: LayerPlan, part: RankPart, kernel: Shape, fit: Fit) -> bool:

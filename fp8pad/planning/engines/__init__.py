@@ -17,6 +17,7 @@ from fp8pad.scales import GranularityName
 
 Kind = Literal["dense", "expert"]
 Outcome = Literal["serves", "pads in every forward", "Triton only", "not known", "answers wrongly", "refuses"]
+Said = tuple[Outcome, str]  # what an engine does, and why
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # from best to worst
 
@@ -49,6 +50,11 @@ class Rule:
     unless_multiples: tuple[tuple[PositiveSize, PositiveSize], ...] = ()
     weight_only: bool | None = None
     padded_by_model: bool = False
+
+    @property
+    def said(self) -> Said:
+        """What it comes to."""
+        return self.outcome, self.why
 
     def is_about(self, method: str | None, architectures: Iterable[str]) -> bool:
         """Return whether it holds for a quantization method, in a model of one of these classes."""
