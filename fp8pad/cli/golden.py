@@ -12,6 +12,9 @@ from fp8pad.golden.request import CheckOptions, RecordOptions
 from fp8pad.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fp8pad.checkpoint.progress import Progress
     from fp8pad.golden.compare import Comparison
 
 
@@ -41,14 +44,9 @@ def check(
 ) -> None:
     """Compare outputs of a model with a file."""
     from fp8pad.golden import runs
-    from fp8pad.render.progress import shown_progress
 
-    if junit:
-        check_writable(junit)
-    golden = runs.read_golden(file)
-    with shown_progress() as progress:
-        comparison = runs.check(model, golden, CheckOptions(**asked), progress)
-    _finish(comparison, as_json, junit)
+    checking = CheckOptions(**asked)
+    _compared(lambda progress: runs.check(model, runs.read_golden(file), checking, progress), as_json, junit)
 
 
 @takes(RecordOptions, options.RECORD)
@@ -63,23 +61,23 @@ def compare(
 ) -> None:
     """Compare outputs of two models."""
     from fp8pad.golden import runs
+
+    recording = RecordOptions(**those_of(RecordOptions, asked))
+    checking = CheckOptions(**those_of(CheckOptions, asked))
+    _compared(lambda progress: runs.compare(model_a, model_b, recording, checking, progress), as_json, junit)
+
+
+def _compared(run: "Callable[[Progress], Comparison]", as_json: bool, junit: Path | None) -> None:
+    """Compare, show the result, write it for CI, and set the exit status."""
+    from fp8pad.golden.junit import to_junit
+    from fp8pad.render.golden import comparison_screen
     from fp8pad.render.progress import shown_progress
+    from fp8pad.render.screen import show
 
     if junit:
         check_writable(junit)
-    recording = RecordOptions(**those_of(RecordOptions, asked))
-    checking = CheckOptions(**those_of(CheckOptions, asked))
     with shown_progress() as progress:
-        comparison = runs.compare(model_a, model_b, recording, checking, progress)
-    _finish(comparison, as_json, junit)
-
-
-def _finish(comparison: "Comparison", as_json: bool, junit: Path | None) -> None:
-    """Show the result, write it for CI, and set the exit status."""
-    from fp8pad.golden.junit import to_junit
-    from fp8pad.render.golden import comparison_screen
-    from fp8pad.render.screen import show
-
+        comparison = run(progress)
     for warning in comparison.warnings:
         typer.echo(f"warning: {printable(warning)}", err=True)
     show(comparison, comparison_screen, as_json)

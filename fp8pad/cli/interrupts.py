@@ -2,11 +2,9 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
 from types import FrameType
-from typing import Any
 
 import typer
 
@@ -17,21 +15,9 @@ class Terminated(KeyboardInterrupt):
     """A signal other than SIGINT asked the process to end."""
 
 
-def interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that undoes half-done work when a signal asks to end, says so, and exits with 128 plus its
-    number, as shells report it.
-    """
-
-    @wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        with _interruptible():
-            command(*arguments, **options)
-
-    return run
-
-
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
+    """Undo half-done work when a signal asks to end, say so, and exit with 128 plus its number, as shells report it."""
     received = [signal.SIGINT]
 
     def terminate(number: int, _frame: FrameType | None) -> None:

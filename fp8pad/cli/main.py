@@ -71,7 +71,7 @@ def _add(group: typer.Typer, commands: Iterable[tuple[Callable[..., None], *tupl
     for command, *examples in commands:
         # \b: the lines are kept as they are
         epilog = "\n".join(["\b", "Examples:", *(f"  {each}" for each in examples)])
-        group.command(cls=_Command, epilog=epilog)(interruptible(command))
+        group.command(cls=_Command, epilog=epilog)(interruptible()(command))
 
 
 _add(app, COMMANDS)

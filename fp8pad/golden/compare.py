@@ -1,6 +1,6 @@
 """Comparing answers: pure, prompt by prompt, up to the first token that differs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -91,13 +91,14 @@ def compare_answers(
 def _compare(number: int, expected: Answer, got: Answer, atol: float, allow_ties: bool) -> PromptResult:
     num_compared = _num_comparable(expected, got)
     steps = zip(expected.logprobs[:num_compared], got.logprobs[:num_compared], strict=True)
+    deltas = [logprob_deltas(*step) for step in steps]
     return PromptResult(
         prompt=number,
         num_prompt_tokens=len(expected.prompt_token_ids),
         num_compared=num_compared,
         identical=expected.digest() == got.digest(),
-        max_abs_difference=max(max(logprob_deltas(*step).values()) for step in steps),
-        difference=_first_difference(expected, got, num_compared, atol, allow_ties),
+        max_abs_difference=max(max(of_step.values()) for of_step in deltas),
+        difference=_first_difference(expected, got, deltas, atol, allow_ties),
     )
 
 
@@ -121,19 +122,16 @@ def logprob_deltas(expected: Step, got: Step) -> dict[int, float]:
 
 
 def _first_difference(
-    expected: Answer, got: Answer, num_compared: int, atol: float, allow_ties: bool
+    expected: Answer, got: Answer, deltas: Sequence[Mapping[int, float]], atol: float, allow_ties: bool
 ) -> Difference | None:
-    for step in range(num_compared):
+    for step, of_step in enumerate(deltas):
         recorded, found = expected.logprobs[step], got.logprobs[step]
-        tokens = expected.token_ids[step], got.token_ids[step]
-        deltas = logprob_deltas(recorded, found)
-        is_tie = (
-            allow_ties and max(deltas.values()) <= atol and set(tokens) <= dict(recorded).keys() & dict(found).keys()
-        )
+        tokens, largest = (expected.token_ids[step], got.token_ids[step]), max(of_step.values())
+        is_tie = allow_ties and largest <= atol and set(tokens) <= dict(recorded).keys() & dict(found).keys()
         if tokens[0] != tokens[1] and not is_tie:
             return Difference(step, "token", _chosen(recorded, *tokens), _chosen(found, *reversed(tokens)))
-        if max(deltas.values()) > atol:
-            token_id = max(deltas, key=lambda token_id: (deltas[token_id], token_id))
+        if largest > atol:
+            token_id = max(token_id for token_id, delta in of_step.items() if delta == largest)
             return Difference(step, "logprob", _logprob(recorded, token_id), _logprob(found, token_id))
     return None
 

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,16 +53,9 @@ def settings_to_record(config: Mapping[str, Any], prompts: tuple[Prompt, ...], o
     """Return the settings for running `prompts` on the model that `config` describes."""
     longest = max(map(len, prompts)) + options.max_tokens
     limit = model_length(config) or longest
-    return Settings(
-        engine=options.engine,
-        mode=options.mode,
-        dtype=options.dtype,
-        seed=options.seed,
-        tensor_parallel_size=options.tensor_parallel_size,
-        max_model_len=min(longest, limit) if options.max_model_len is None else options.max_model_len,
-        max_tokens=options.max_tokens,
-        top_k=options.top_k,
-    )
+    asked = {field.name: getattr(options, field.name) for field in fields(Settings)}
+    length = min(longest, limit) if options.max_model_len is None else options.max_model_len
+    return Settings(**asked | {"max_model_len": length})
 
 
 def settings_to_check(recorded: Settings, options: CheckOptions) -> Settings:

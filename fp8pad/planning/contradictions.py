@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from fp8pad.errors import PlanError
-from fp8pad.planning.linear import Fp8Linear
+from fp8pad.planning.linear import CONV1D, Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import Granularity, PerChannel, PerTensor, stored_scale_shapes
@@ -78,7 +78,7 @@ def _check_bias(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -> None:
     bias = tensors.get(f"{linear.name}.bias")
     if bias is None or linear.granularity is None or len(linear.shape) != 2:
         return
-    num_n = linear.shape[1 if linear.is_conv1d else 0]
+    num_n = linear.shape[1 if linear.skip_reason == CONV1D else 0]
     if bias.shape != (num_n,):
         shape = list(linear.weight.shape)
         raise PlanError(f"{bias.name}: expected [{num_n}], as {linear.weight.name} is {shape}, got {list(bias.shape)}")

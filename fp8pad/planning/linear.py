@@ -41,11 +41,6 @@ class Fp8Linear(NamedTuple):
         """Everything but the names: Linears of one kind are treated alike."""
         return self.shape, self.granularity, self.skip_reason, self.is_understood, self.is_expert, self.order
 
-    @property
-    def is_conv1d(self) -> bool:
-        """Whether its weight is stored as `[K, N]`, as in transformers' Conv1D."""
-        return self.skip_reason == CONV1D
-
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:

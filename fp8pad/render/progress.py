@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -50,21 +51,16 @@ def _bar() -> Bar:
 
 def _measured(width: int) -> tuple[ProgressColumn, ...]:
     """Return the columns of a step whose bytes are known: as many as fit on one line of `width`."""
-    label, files = (
-        TextColumn(text, markup=False, table_column=_one_line())
-        for text in ("{task.description}", "{task.fields[files]}")
-    )
-    bar, bytes_done = BarColumn(bar_width=None), DownloadColumn(table_column=_one_line())
-    speed, left = TransferSpeedColumn(table_column=_one_line()), TimeRemainingColumn(table_column=_one_line())
+    one_line: dict[str, Any] = {"table_column": Column(no_wrap=True, overflow="ellipsis")}
+    label = TextColumn("{task.description}", markup=False, **one_line)
+    bytes_done, left = DownloadColumn(**one_line), TimeRemainingColumn(**one_line)
     if width < MEDIUM:
         return label, bytes_done, left
+    bar, speed = BarColumn(bar_width=None), TransferSpeedColumn(**one_line)
     if width < WIDE:
         return label, bar, bytes_done, speed, left
-    return label, bar, files, bytes_done, speed, TimeElapsedColumn(table_column=_one_line()), left
-
-
-def _one_line() -> Column:
-    return Column(no_wrap=True, overflow="ellipsis")
+    files = TextColumn("{task.fields[files]}", markup=False, **one_line)
+    return label, bar, files, bytes_done, speed, TimeElapsedColumn(**one_line), left
 
 
 def _unmeasured() -> tuple[ProgressColumn, ...]:

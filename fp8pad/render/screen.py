@@ -3,7 +3,6 @@
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from rich.cells import cell_len, chop_cells
@@ -48,11 +47,11 @@ class Screen:
     """What goes to stdout, block by block, laid out when its width is known; nothing in it is read as markup."""
 
     def __init__(self) -> None:
-        self._blocks: list[_Paragraph | _Rows | _Command] = []
+        self._blocks: list[Callable[[Console], Iterable[Text]]] = []
 
     def paragraph(self, text: Cell, indent: int = 0, hang: int = 0) -> None:
         """Add a text, to be wrapped; all but its first line are `hang` columns further in."""
-        self._blocks.append(_Paragraph(text, indent, hang))
+        self._blocks.append(lambda console: _paragraph(console, text, indent, hang))
 
     def section(self, title: str) -> None:
         """Add a blank line and a title."""
@@ -61,72 +60,54 @@ class Screen:
 
     def command(self, command: str) -> None:
         """Add a command on a line of its own, which is never broken: it can be pasted."""
-        self._blocks.append(_Command(command))
+        self._blocks.append(lambda _: [Text(f"  {command}", style="bold green")])
 
     def rows(self, rows: Iterable[Row], header: Row = ()) -> None:
         """Add rows of cells, the last of which may be wrapped; where they are too wide, a paragraph each."""
         if rows := tuple(rows):
-            self._blocks.append(_Rows(rows, header))
+            self._blocks.append(lambda console: _rows(console, rows, header))
 
     def show(self, console: Console) -> None:
         """Write everything to stdout, as wide as `console`."""
         with console.capture() as capture:
-            lines = (line for block in self._blocks for line in block.lines(console))
+            lines = (line for block in self._blocks for line in block(console))
             console.print(Text("\n").join(lines), soft_wrap=True)
         sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Paragraph:
-    text: Cell
-    indent: int
-    hang: int
-
-    def lines(self, console: Console) -> Iterator[Text]:
-        first, *others = _wrapped(console, self.text, console.width - self.indent - self.hang)
-        yield from _indented([first], self.indent)
-        yield from _indented(others, self.indent + self.hang)
+def _paragraph(console: Console, text: Cell, indent: int, hang: int = 0) -> Iterator[Text]:
+    first, *others = _wrapped(console, text, console.width - indent - hang)
+    yield from _indented([first], indent)
+    yield from _indented(others, indent + hang)
 
 
-@dataclass(frozen=True, slots=True)
-class _Command:
-    command: str
+def _rows(console: Console, rows: Sequence[Row], header: Row) -> Iterator[Text]:
+    columns = zip(*rows, *([header] if header else []), strict=True)
+    widths = [max(map(_length, column)) for column in columns]
+    room = console.width - GAP - sum(width + GAP for width in widths[:-1])
+    if room < min(NARROWEST, widths[-1]):
+        for row in rows:
+            yield from _stacked(console, row, header)
+        return
+    if header:
+        yield from _columns(console, [Text(str(cell), style="dim") for cell in header], widths, room)
+    for row in rows:
+        yield from _columns(console, row, widths, room)
 
-    def lines(self, _: Console) -> Iterator[Text]:
-        yield Text(f"  {self.command}", style="bold green")
 
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    rows: tuple[Row, ...]
-    header: Row
-
-    def lines(self, console: Console) -> Iterator[Text]:
-        columns = zip(*self.rows, *([self.header] if self.header else []), strict=True)
-        widths = [max(map(_length, column)) for column in columns]
-        room = console.width - GAP - sum(width + GAP for width in widths[:-1])
-        if room < min(NARROWEST, widths[-1]):
-            for row in self.rows:
-                yield from self._paragraphs(console, row)
-            return
-        if self.header:
-            yield from _columns(console, [Text(str(cell), style="dim") for cell in self.header], widths, room)
-        for row in self.rows:
-            yield from _columns(console, row, widths, room)
-
-    def _paragraphs(self, console: Console, row: Row) -> Iterator[Text]:
-        """Lay out a cell under another, each of the others with its label, as many to a line as fit."""
-        head, *details = row
-        labels = [Text(f"{label}: ", style="dim") for label in self.header[1:]] or [Text()] * len(details)
-        yield from _indented(_wrapped(console, head, console.width - GAP), GAP)
-        room, line = console.width - 2 * GAP, Text()
-        for label, cell in zip(labels, details, strict=True):
-            labelled = label.copy().append_text(_text(cell))
-            if line and line.cell_len + GAP + labelled.cell_len > room:
-                yield from _indented(_wrapped(console, line, room), 2 * GAP)
-                line = Text()
-            line = Text(" " * GAP).join([line, labelled]) if line else labelled
-        yield from _indented(_wrapped(console, line, room), 2 * GAP)
+def _stacked(console: Console, row: Row, header: Row) -> Iterator[Text]:
+    """Lay out the first cell of a row, and below it the others, each with its label, as many to a line as fit."""
+    head, *details = row
+    yield from _paragraph(console, head, GAP)
+    labels = [Text(f"{label}: ", style="dim") for label in header[1:]] or [Text()] * len(details)
+    line = Text()
+    for label, cell in zip(labels, details, strict=True):
+        labelled = label.append_text(_text(cell)) if header else _text(cell)
+        if line and line.cell_len + GAP + labelled.cell_len > console.width - 2 * GAP:
+            yield from _paragraph(console, line, 2 * GAP)
+            line = Text()
+        line = Text(" " * GAP).join([line, labelled]) if line else labelled
+    yield from _paragraph(console, line, 2 * GAP)
 
 
 def _columns(console: Console, row: Row, widths: Sequence[int], room: int) -> Iterator[Text]:
