@@ -1,11 +1,12 @@
 """What a benchmark makes of its samples, on any machine: timings, ratios, groups, JSON and charts."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 
-from fp8pad.bench.report import Case, Machine, Report, Timing, report_from_json
+from fp8pad.bench.report import Case, Machine, Report, Timing
 from fp8pad.bench.shapes import REAL_SHAPES, LayerShape
 
 DOWN = LayerShape("down", 1280, 3420)
@@ -54,7 +55,9 @@ def test_summaries_part_unaligned_k_from_unaligned_n() -> None:
 
 def test_report_comes_back_from_its_json() -> None:
     """A chart drawn on another machine sees the report that was written."""
-    assert report_from_json(json.loads(json.dumps(REPORT.to_json()))) == REPORT
+    pytest.importorskip("matplotlib")
+    read_report = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "gpu" / "report.py"))["read_report"]
+    assert read_report(json.loads(json.dumps(REPORT.to_json()))) == REPORT
 
 
 def test_chart(tmp_path: Path) -> None:

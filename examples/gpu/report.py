@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.bench.chart import COLORS, draw_layers, draw_range, new_figure, save
-from fp8pad.bench.report import Machine, report_from_json
+from fp8pad.bench.report import Case, Machine, Report, Timing
+from fp8pad.bench.shapes import LayerShape
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOWN_TOKENS = (1, 64, 1024, 16384)
@@ -56,9 +57,22 @@ def machine_line(document: dict[str, Any]) -> str:
     return f"{machine['device']}; {versions}; {machine['date']}."
 
 
+def read_report(document: dict[str, Any]) -> Report:
+    """Read what `fp8pad bench --json` wrote."""
+    cases = (
+        Case(
+            LayerShape(case["layer"], *case["logical_shape"], case.get("num_matrices", 1)),
+            case["num_tokens"],
+            {name: Timing(**timing) for name, timing in case["timings"].items()},
+        )
+        for case in document["cases"]
+    )
+    return Report(Machine(**document["machine"]), document["dtype"], tuple(cases))
+
+
 def layers(document: dict[str, Any], chart: Path) -> str:
     """Show each layer at a few numbers of tokens, and the summary of all."""
-    report = report_from_json(document)
+    report = read_report(document)
     draw_layers(report, chart)
     kinds = [kind for kind in CANDIDATES[1:] if kind in report.cases[0].timings]
     summary = table(

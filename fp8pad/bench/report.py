@@ -1,6 +1,6 @@
 """Results of a benchmark, the machine they belong to, and their summary relative to the aligned layer."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import median, quantiles
@@ -127,17 +127,3 @@ class Report:
             "cases": [case.to_json() for case in self.cases],
             "summaries": {name: asdict(summary) for name, summary in self.summaries().items()},
         }
-
-
-def report_from_json(document: Mapping[str, Any]) -> Report:
-    """Read what `Report.to_json` wrote; for charts, which are drawn on machines without a GPU."""
-    return Report(Machine(**document["machine"]), document["dtype"], tuple(_cases(document["cases"])))
-
-
-def _cases(documents: Iterable[Mapping[str, Any]]) -> Iterable[Case]:
-    for document in documents:
-        n, k = document["logical_shape"]
-        timings = {name: Timing(**timing) for name, timing in document["timings"].items()}
-        yield Case(
-            LayerShape(document["layer"], n, k, document.get("num_matrices", 1)), document["num_tokens"], timings
-        )

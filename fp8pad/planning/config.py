@@ -1,11 +1,11 @@
 """config.json as the converted checkpoint will carry it."""
 
 import json
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from typing import Any
 
 from fp8pad.errors import ConfigError
-from fp8pad.planning.quantization import record_key
+from fp8pad.planning.quantization import record_key, value_at
 from fp8pad.record import CONFIG_FILE, BaseSource, ConfigEdit, Json, QuantizationRecord
 
 
@@ -29,11 +29,9 @@ def edited_config(
     return edited
 
 
-def _replace(document: MutableMapping[str, Any], key: str, value: Any, must_exist: bool = True) -> None:
-    *sections, last = key.split(".")
-    found: Any = document
-    for section in sections:
-        found = found.get(section) if isinstance(found, MutableMapping) else None
-    if not isinstance(found, MutableMapping) or (must_exist and last not in found):
+def _replace(document: dict[str, Any], key: str, value: Any, must_exist: bool = True) -> None:
+    section, _, last = key.rpartition(".")
+    found = value_at(document, section) if section else document
+    if not isinstance(found, dict) or (must_exist and last not in found):
         raise ConfigError(f"{CONFIG_FILE}: {key}: no such key")
     found[last] = value

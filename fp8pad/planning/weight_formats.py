@@ -108,10 +108,6 @@ def _fine_grained(document: Json, where: str) -> Iterator[WeightFormats]:
         yield _fp8(_block(document["weight_block_size"], f"{where}: weight_block_size"))
 
 
-def _fbgemm(document: Json, where: str) -> Iterator[WeightFormats]:  # noqa: ARG001 (every method is read the same way)
-    yield _fp8(PerChannel())
-
-
 def _modelopt(document: Json, where: str) -> Iterator[WeightFormats]:
     quantization = read_object(document.get("quantization", document), where, "quantization")
     algorithm = str(quantization.get("quant_algo")).upper()
@@ -158,11 +154,8 @@ def _quark_weights(document: Json, where: str) -> Iterator[Json]:
 
 
 def _auto_round(document: Json, where: str) -> Iterator[WeightFormats]:
-    data_type, bits, group_size = (
-        str(document.get("data_type", "int")),
-        document.get("bits"),
-        document.get("group_size"),
-    )
+    data_type = str(document.get("data_type", "int"))
+    bits, group_size = document.get("bits"), document.get("group_size")
     if data_type in {"fp", "fp8"} and isinstance(group_size, list):
         yield _fp8(_block(group_size, f"{where}: group_size"))
     elif "fp" in data_type and bits != 4:
@@ -176,7 +169,7 @@ def _auto_round(document: Json, where: str) -> Iterator[WeightFormats]:
 _READERS: Mapping[str, Callable[[Json, str], Iterator[WeightFormats]]] = {
     "compressed-tensors": _compressed_tensors,
     "fp8": _fine_grained,
-    "fbgemm_fp8": _fbgemm,
+    "fbgemm_fp8": lambda *_: iter([_fp8(PerChannel())]),
     "modelopt": _modelopt,
     "modelopt_fp4": _modelopt,
     "modelopt_mixed": _modelopt,

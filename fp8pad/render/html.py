@@ -52,8 +52,9 @@ _CLASSES = {"serves": "good", "refuses": "bad", "answers wrongly": "bad"}
 def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
     """Return the page: the verdict, sizes by group of layers, what absorbing costs, and the next command."""
     sizes = list(compare_sizes(plan, engine))
+    name = _text(source.name if source.remote else source.root.resolve().name)
     body = [
-        f"<h1>{_text(source.name if source.remote else source.root.resolve().name)}</h1>",
+        f"<h1>{name}</h1>",
         f"<p>{_text(headline(plan))}</p>",
         *_verdict(sizes, plan, engine),
         *_sizes(plan),
@@ -62,11 +63,12 @@ def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
         *_next(source, plan, engine),
         f'<p class="soft">fp8pad {__version__}; from headers and config.json alone</p>',
     ]
-    title = _text(f"fp8pad plan: {source.name if source.remote else source.root.resolve().name}")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+        f"<title>fp8pad plan: {name}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
     )
 
 
