@@ -10,10 +10,6 @@ import typer
 from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE
 
 
-def _alignment(name: str) -> str | int:
-    return int(name) if name.isdecimal() else name
-
-
 def _engine_names() -> list[str]:
     """Return the names of the files that describe engines; to import their reader takes longer than showing help."""
     described = files("fp8pad").joinpath("planning", "engines").iterdir()
@@ -24,10 +20,6 @@ def _engines_like(incomplete: str) -> list[str]:
     """Return what completes the name of an engine: each as it is described, and without its version."""
     names = {form for name in _engine_names() for form in (name, name.rpartition("-")[0])}
     return sorted(name for name in names if name.startswith(incomplete))
-
-
-def _names(names: list[str] | None) -> tuple[str, ...]:
-    return tuple(names or ())
 
 
 def _shards(argument: str | range) -> range:
@@ -108,7 +100,8 @@ BenchRanksOption = Annotated[int, _ranks("Time what one of N ranks of MODEL does
 CHECKPOINT: Mapping[str, Any] = {
     "tensor_parallel_size": _ranks("Plan for N tensor-parallel ranks.", MAX_TENSOR_PARALLEL_SIZE),
     "alignment": typer.Option(
-        callback=_alignment, help="Pad to multiples of this, or of what a kernel wants; auto: 16 or the scale block."
+        callback=lambda name: int(name) if name.isdecimal() else name,
+        help="Pad to multiples of this, or of what a kernel wants; auto: 16 or the scale block.",
     ),
     "absorb": typer.Option(
         help="Make padding inside MLPs permanent in config.json; needs no plugin if nothing else is left to pad."
@@ -117,7 +110,9 @@ CHECKPOINT: Mapping[str, Any] = {
         "--absorb-experts", help="Absorb the routed experts of MoE layers too; this can cost a lot."
     ),
     "skip": typer.Option(
-        callback=_names, metavar="PATTERN", help="Leave modules of these names as they are; can be repeated."
+        callback=lambda names: tuple(names or ()),
+        metavar="PATTERN",
+        help="Leave modules of these names as they are; can be repeated.",
     ),
     "strict": typer.Option("--strict", help="Fail if an FP8 layer is not understood."),
     "follow_links": typer.Option(

@@ -70,13 +70,9 @@ def _started(command: list[str], environment: dict[str, str], log: Path) -> Iter
     try:
         yield process
     finally:
-        _end_group(process)
-
-
-def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _watch(process: "subprocess.Popen[bytes]", reply_file: Path, log: Path, progress: Progress) -> None:

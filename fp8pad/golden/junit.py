@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree
 
-from fp8pad.golden.compare import Comparison, PromptResult
+from fp8pad.golden.compare import Comparison
 
 _SUITE = "fp8pad golden"
 
@@ -13,20 +13,14 @@ def to_junit(comparison: Comparison) -> str:
     suites = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(suites, "testsuite", {"name": _SUITE, **counts})
     for result in comparison.prompts:
-        _add_case(suite, comparison, result)
+        name = f"prompt {result.prompt} ({result.num_prompt_tokens} tokens)"
+        case = ElementTree.SubElement(suite, "testcase", {"classname": f"{_SUITE}.{comparison.model}", "name": name})
+        if difference := result.difference:
+            found = f"step {difference.step}: {difference.kind}: expected {difference.expected}, got {difference.got}"
+            failure = ElementTree.SubElement(case, "failure", {"type": difference.kind, "message": found})
+            delta = f"largest difference of logprobs {result.max_abs_difference:.6g}"
+            failure.text = f"{found}\n{delta}, allowed {comparison.atol:.6g}"
     if comparison.warnings:
         ElementTree.SubElement(suite, "system-out").text = "\n".join(comparison.warnings)
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
-
-
-def _add_case(suite: ElementTree.Element, comparison: Comparison, result: PromptResult) -> None:
-    name = f"prompt {result.prompt} ({result.num_prompt_tokens} tokens)"
-    case = ElementTree.SubElement(suite, "testcase", {"classname": f"{_SUITE}.{comparison.model}", "name": name})
-    if difference := result.difference:
-        message = f"step {difference.step}: {difference.kind}: expected {difference.expected}, got {difference.got}"
-        ElementTree.SubElement(
-            case, "failure", {"type": difference.kind, "message": message}
-        ).text = (
-            f"{message}\nlargest difference of logprobs {result.max_abs_difference:.6g}, allowed {comparison.atol:.6g}"
-        )

@@ -42,14 +42,14 @@ def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
     Blank lines are skipped. Raises `GoldenError` naming the line if the file cannot be read, is not UTF-8, holds
     no prompt, or holds one that has no tokens.
     """
-    parse = _parse_json_line if file.suffix == ".jsonl" else _parse_text_line
-    prompts = []
-    for number, line in enumerate(_read_lines(file), start=1):
-        if line.strip():
-            prompts.append(parse(line, f"{file.name}: line {number}", tokenize))
+    lines = [(f"{file.name}: line {number}", line) for number, line in enumerate(_read_lines(file), start=1)]
+    prompts = {where: _prompt(line, where, file.suffix == ".jsonl", tokenize) for where, line in lines if line.strip()}
+    for where, prompt in prompts.items():
+        if not prompt:
+            raise GoldenError(f"{where}: a prompt without tokens")
     if not prompts:
         raise GoldenError(f"{file.name}: expected one prompt per line, found none")
-    return tuple(prompts)
+    return tuple(prompts.values())
 
 
 def check_prompts(prompts: Sequence[Prompt], config: Mapping[str, Any], max_tokens: int, max_model_len: int) -> None:
@@ -76,11 +76,7 @@ def tokenizer(model: Path, trust_remote_code: bool) -> Tokenize:
     It is loaded at the first text, so that token ids need none. Raises `GoldenError` if transformers is not installed
     or the tokenizer cannot be loaded.
     """
-
-    def tokenize(text: str) -> list[int]:
-        return list(_load_tokenizer(model, trust_remote_code)(text)["input_ids"])
-
-    return tokenize
+    return lambda text: list(_load_tokenizer(model, trust_remote_code)(text)["input_ids"])
 
 
 @cache
@@ -124,20 +120,12 @@ def _read_lines(file: Path) -> list[str]:
         raise GoldenError(f"{file.name}: not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
 
 
-def _parse_text_line(line: str, where: str, tokenize: Tokenize) -> Prompt:
-    return _not_empty(tuple(tokenize(line)), where)
-
-
-def _parse_json_line(line: str, where: str, tokenize: Tokenize) -> Prompt:
+def _prompt(line: str, where: str, is_json: bool, tokenize: Tokenize) -> Prompt:
+    if not is_json:
+        return tuple(tokenize(line))
     document = READER.parse_json(line, where)
     if isinstance(document, dict) and "prompt_token_ids" in document:
-        return _not_empty(READER.read(Prompt, document["prompt_token_ids"], f"{where}: prompt_token_ids"), where)
+        return READER.read(Prompt, document["prompt_token_ids"], f"{where}: prompt_token_ids")
     if isinstance(document, dict) and "prompt" in document:
-        return _parse_text_line(READER.read(str, document["prompt"], f"{where}: prompt"), where, tokenize)
+        return tuple(tokenize(READER.read(str, document["prompt"], f"{where}: prompt")))
     raise GoldenError(f'{where}: expected {{"prompt": TEXT}} or {{"prompt_token_ids": [IDS]}}')
-
-
-def _not_empty(prompt: Prompt, where: str) -> Prompt:
-    if not prompt:
-        raise GoldenError(f"{where}: a prompt without tokens")
-    return prompt

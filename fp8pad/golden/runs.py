@@ -91,17 +91,13 @@ def read_golden(file: Path) -> GoldenDocument:
         raise GoldenError(f"{file.name}: not a golden file: not UTF-8") from error
 
 
-def _check_engine(source: Checkpoint, engine: str) -> None:
-    if engine != "vllm" and plugin_config(source.configs[CONFIG_FILE]):
-        raise GoldenError(
-            f"{source.root}: padded, so only vLLM with the fp8pad plugin can run it, not {engine};"
-            " a checkpoint that --absorb leaves without padding runs in any engine"
-        )
-
-
 def _run(source: Checkpoint, request: Request, progress: Progress) -> Reply:
     settings = request.settings
-    _check_engine(source, settings.engine)
+    if settings.engine != "vllm" and plugin_config(source.configs[CONFIG_FILE]):
+        raise GoldenError(
+            f"{source.root}: padded, so only vLLM with the fp8pad plugin can run it, not {settings.engine};"
+            " a checkpoint that --absorb leaves without padding runs in any engine"
+        )
     progress.say(f"{source.root.name}: {counted(len(request.prompts), 'prompt')} to {settings.engine}, {settings.mode}")
     reply = run_engine(request, progress)
     where = f"{settings.engine} {reply.environment.engine_version} on {reply.environment.device}"
