@@ -1,6 +1,6 @@
 """What is refused: tensors and configs that contradict each other, so that engines fail or produce wrong outputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from fp8pad.errors import PlanError
@@ -125,17 +125,11 @@ def _check_siblings(linears: Sequence[Fp8Linear]) -> None:
     """Refuse matrices that are multiplied with each other or fused, and whose sizes do not match."""
     shapes = {linear.name: linear.weight.shape for linear in linears if len(linear.weight.shape) == 2}
     for name, shape in shapes.items():
-        for other, other_shape, axis, other_axis in _siblings(name, shapes):
-            if shape[axis] != other_shape[other_axis]:
+        parent, dot, last = name.rpartition(".")
+        for sibling, axis, other_axis in _EQUAL_SIZES.get(last, ()):
+            other = shapes.get(f"{parent}{dot}{sibling}")
+            if other and shape[axis] != other[other_axis]:
                 raise PlanError(
-                    f"{name}.weight: expected {other_shape[other_axis]} {'rows' if axis == 0 else 'columns'}"
-                    f" as {other}.weight {list(other_shape)} asks for, got {list(shape)}"
+                    f"{name}.weight: expected {other[other_axis]} {'rows' if axis == 0 else 'columns'}"
+                    f" as {parent}{dot}{sibling}.weight {list(other)} asks for, got {list(shape)}"
                 )
-
-
-def _siblings(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
-    parent, dot, last = name.rpartition(".")
-    for sibling, axis, other_axis in _EQUAL_SIZES.get(last, ()):
-        other = f"{parent}{dot}{sibling}"
-        if other in shapes:
-            yield other, shapes[other], axis, other_axis

@@ -128,12 +128,12 @@ def _size_row(layers: Sequence[LayerPlan], widest: int) -> Sequence[str]:
 def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan) -> Iterator[str]:
     yield "<h2>What it costs</h2>"
     yield f"<p>Tensors, by this plan: {_text(growth(plan.bytes_before, plan.bytes_after))}</p>"
-    absorbed = [(at.num_ranks, at.absorbed) for at in sizes if at.absorbed]
-    if absorbed:
-        cells = [
-            ("<br>".join(_growths(found.growths)), added(found.added_bytes, plan.bytes_before)) for _, found in absorbed
-        ]
-        rows = [(f"TP {num_ranks}", *cell) for (num_ranks, _), cell in zip(absorbed, cells, strict=True)]
+    rows = [
+        (f"TP {at.num_ranks}", "<br>".join(_growths(found.growths)), added(found.added_bytes, plan.bytes_before))
+        for at in sizes
+        if (found := at.absorbed)
+    ]
+    if rows:
         yield _table(("absorbed for", "config.json", "added in all"), rows)
 
 

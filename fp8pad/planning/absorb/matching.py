@@ -8,7 +8,7 @@ from itertools import chain
 
 from fp8pad.errors import PlanError
 from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize, inner_sizes
-from fp8pad.planning.families import Mlp, Section
+from fp8pad.planning.families import Description, Mlp, Section
 from fp8pad.planning.linear_names import Division
 from fp8pad.record import Axis
 from fp8pad.tensors import TensorHeader
@@ -20,9 +20,10 @@ _WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
 def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> GovernedAxes:
     """Match every section's family against the tensors; `PlanError` where one axis of a tensor is governed twice."""
     index = NameIndex(tensors)
+    described = [(section, section.family) for section in sections if section.family]
     sizes: dict[object, GovernedSize] = {}
     owners: Mapping[Axis, dict[str, str]] = {"n": {}, "k": {}}
-    for section, mlp in _rules(sections, index):
+    for section, mlp in _rules(described, index):
         key = _key(section, mlp)
         path = section.dotted(key or mlp.down)
         axes = _in_order(section, mlp, tuple(_matches(section, mlp, tensors, index)))
@@ -34,13 +35,18 @@ def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeade
                 )
         size = sizes.setdefault(path, GovernedSize(section, key, ()))
         sizes[path] = replace(size, axes=size.axes + axes)
-    unabsorbable = _unabsorbable(sections, index)
-    known = owners["n"].keys() | owners["k"].keys() | _ignored(sections, tensors, index)
-    unclaimed = [
-        tensor for name, tensor in tensors.items() if name not in known and name.rpartition(".")[0] not in unabsorbable
-    ]
+    unabsorbable = {
+        module: rule.reason
+        for section, family in described
+        for rule in family.unabsorbable
+        for module in index.modules(section.prefixes, rule.modules)
+    }
+    ignored = {module for section, family in described for module in index.modules(section.prefixes, family.ignore)}
+    others = unabsorbable.keys() | ignored
+    owned = owners["n"].keys() | owners["k"].keys()
+    unclaimed = [t for name, t in tensors.items() if name not in owned and name.rpartition(".")[0] not in others]
     with_unclaimed = tuple(_with_unclaimed(size, unclaimed) for size in sizes.values() if size.axes)
-    return GovernedAxes(with_unclaimed, unabsorbable, dict(_divided(sections, index)))
+    return GovernedAxes(with_unclaimed, unabsorbable, dict(_divided(described, index)))
 
 
 class NameIndex:
@@ -80,14 +86,14 @@ class NameIndex:
                     yield module
 
 
-def _divided(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[str, Division]]:
-    for section in sections:
-        if family := section.family:
-            divisions: dict[Division, tuple[str, ...]] = {
-                "column": family.column, "row": family.row, "replicated": family.replicated
-            }  # fmt: skip
-            for division, patterns in divisions.items():
-                yield from ((module, division) for module in index.modules(section.prefixes, patterns))
+def _divided(described: Sequence[tuple[Section, Description]], index: NameIndex) -> Iterator[tuple[str, Division]]:
+    """Yield the modules outside MLPs of which families say how ranks divide them."""
+    for section, family in described:
+        divisions: dict[Division, tuple[str, ...]] = {
+            "column": family.column, "row": family.row, "replicated": family.replicated
+        }  # fmt: skip
+        for division, patterns in divisions.items():
+            yield from ((module, division) for module in index.modules(section.prefixes, patterns))
 
 
 def _key(section: Section, mlp: Mlp) -> str | None:
@@ -96,9 +102,9 @@ def _key(section: Section, mlp: Mlp) -> str | None:
     return next((key for key in keys if section.config.get(key) is not None), mlp.size_key)
 
 
-def _rules(sections: Sequence[Section], index: NameIndex) -> Iterator[tuple[Section, Mlp]]:
-    for section in sections:
-        for mlp in section.family.mlp if section.family else ():
+def _rules(described: Sequence[tuple[Section, Description]], index: NameIndex) -> Iterator[tuple[Section, Mlp]]:
+    for section, family in described:
+        for mlp in family.mlp:
             yield section, mlp
             if mlp.experts and not mlp.stacked:
                 yield section, _stacked_form(section, mlp, index)
@@ -148,24 +154,6 @@ def _in_order(section: Section, mlp: Mlp, axes: tuple[GovernedAxis, ...]) -> tup
         order for order, sizes in orders if len(sizes) == 1
     ]
     return fitting[0] if fitting else axes
-
-
-def _unabsorbable(sections: Sequence[Section], index: NameIndex) -> dict[str, str]:
-    return {
-        module: rule.reason
-        for section in sections
-        for rule in (section.family.unabsorbable if section.family else ())
-        for module in index.modules(section.prefixes, rule.modules)
-    }
-
-
-def _ignored(sections: Sequence[Section], tensors: Mapping[str, TensorHeader], index: NameIndex) -> set[str]:
-    modules = {
-        module
-        for section in sections
-        for module in index.modules(section.prefixes, section.family.ignore if section.family else ())
-    }
-    return {name for name in tensors if name.rpartition(".")[0] in modules} if modules else set()
 
 
 def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> GovernedSize:
