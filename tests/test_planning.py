@@ -2,18 +2,20 @@
 
 import json
 from math import lcm
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fp8pad.planning import padding, plan_checkpoint
+from fp8pad.planning.alignment import KERNEL_MULTIPLES
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.sharding import Sharding
 from fp8pad.record import (
+    Alignment,
     AxisActions,
     BaseSource,
     ConfigEdit,
@@ -528,3 +530,9 @@ def test_an_edit_changes_one_of_two_sections_that_are_alike() -> None:
     edited = edited_config(config, [edit], None, None)
     assert edited == {"text_config": {"intermediate_size": 112}, "vision_config": {"intermediate_size": 100}}
     assert section == {"intermediate_size": 100}
+
+
+def test_every_preset_of_alignment_has_its_multiples() -> None:
+    """A name that a policy may have is `auto`, or a kernel's whose multiples are known."""
+    names = {name for name in get_args(Alignment) if isinstance(name, str)}
+    assert names == {"auto", *KERNEL_MULTIPLES}
