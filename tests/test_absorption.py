@@ -578,6 +578,20 @@ def test_a_size_that_another_key_repeats() -> None:
     )
 
 
+@pytest.mark.parametrize("repeated", [213, [213, 213], 214])
+def test_a_size_that_the_engine_takes_from_another_key(repeated: object) -> None:
+    """vLLM makes Hunyuan's experts of moe_intermediate_size where a config has it: one number is edited along."""
+    config = llama(model_type="hunyuan_v1_moe", intermediate_size=213, moe_intermediate_size=repeated)
+    mlp = "model.layers.0.mlp.experts.0"
+    tensors = channel(f"{mlp}.gate_proj", 213, 64) | channel(f"{mlp}.up_proj", 213, 64)
+    found = plan_layer(config, tensors | channel(f"{mlp}.down_proj", 64, 213), EXPERTS)
+    edits = {edit.key: edit.new for edit in found.edits}
+    assert edits == ({"intermediate_size": 224, "moe_intermediate_size": 224} if repeated == 213 else {})
+    if repeated != 213:
+        reason = f"moe_intermediate_size is {repeated!r}, where intermediate_size is 213"
+        assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
+
+
 def gemma4(**vision: Any) -> dict[str, Any]:
     """A Gemma 4 config."""
     return {

@@ -522,6 +522,23 @@ def test_adapters_that_no_longer_fit_are_named() -> None:
     assert plan_checkpoint([header], {"config.json": config}, Policy()).notes == ()
 
 
+@pytest.mark.parametrize("suffix", ["", ".weight"])
+def test_adapters_of_stacked_experts_are_named_too(suffix: str) -> None:
+    """PEFT adapts a bare parameter as well; scales and biases are not modules."""
+    experts = "model.layers.0.mlp.experts"
+    header = shard(
+        "m.safetensors",
+        (f"{experts}.gate_up_proj{suffix}", "F8_E4M3", (4, 426, 64)),
+        (f"{experts}.gate_up_proj{suffix}_scale", "F32", (4, 426, 1)),
+        (f"{experts}.down_proj{suffix}", "F8_E4M3", (4, 64, 213)),
+        (f"{experts}.down_proj{suffix}_scale", "F32", (4, 64, 1)),
+    )
+    config = {**CONFIG, "model_type": "qwen3_moe", "moe_intermediate_size": 213, "hidden_act": "silu"}
+    plan = plan_checkpoint([header], {"config.json": config}, Policy(absorb_experts=True))
+    names = "model.layers.*.mlp.experts.gate_up_proj, model.layers.*.mlp.experts.down_proj"
+    assert plan.notes == (f"LoRA adapters trained on the original do not fit what is absorbed: {names}",)
+
+
 def test_an_edit_changes_one_of_two_sections_that_are_alike() -> None:
     """Parsed JSON may hold them as one object."""
     section = {"intermediate_size": 100}

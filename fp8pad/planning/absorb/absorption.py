@@ -15,7 +15,7 @@ from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes
 from fp8pad.planning.families import Section
 from fp8pad.planning.linear import Fp8Linear
-from fp8pad.planning.linear_names import module_name
+from fp8pad.planning.linear_names import is_scale_name, module_name
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, Axis, AxisActions, ConfigEdit, PaddedTensor, Policy
 
@@ -158,7 +158,7 @@ def _edits(assessment: Assessment, old: int, new: int) -> Iterator[ConfigEdit]:
 
 def _lora_notes(padded: Iterable[str]) -> Iterator[str]:
     """Say which LoRA adapters no longer fit: those of modules whose sizes change in the config."""
-    weights = (module_name(name) for name in padded if name.endswith(".weight"))
+    weights = (module_name(name) for name in padded if not is_scale_name(name) and not name.endswith("bias"))
     if patterns := dict.fromkeys(_NUMBER.sub("*", module) for module in weights):
         yield f"LoRA adapters trained on the original do not fit what is absorbed: {', '.join(patterns)}"
 
