@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from fp8pad.checkpoint.headers import header_bytes
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.comparison import Absorbed, compare_sizes
+from fp8pad.planning.comparison import AtSize, compare_sizes
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Verdict
@@ -31,7 +31,8 @@ Scheme = Literal["tensor", "channel", "block"]
 Shape = tuple[int, int]
 Linears = Iterator[tuple[str, Shape]]
 
-EXPERTS = 2  # of each layer, to stand for all: what is told does not depend on their number
+EXPERTS = 2  # of each layer, to stand for all in the table: what it tells does not depend on their number
+EXPERT_COUNTS = ("num_experts", "n_routed_experts", "moe_num_experts", "num_local_experts")
 CHANNEL = {
     "weights": {"type": "float", "num_bits": 8, "strategy": "channel"},
     "input_activations": {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True},
@@ -205,7 +206,8 @@ def main() -> None:
 def write(name: str, folder: Path) -> None:
     """Write a checkpoint without weights: what `fp8pad plan` reads of it, and a hole in place of what it does not."""
     (model,) = (model for model in MODELS if model.name == name)
-    header = header_of(model)
+    config = text_config(model)
+    header = header_of(model, next((config[key] for key in EXPERT_COUNTS if key in config), 0))
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config_of(model), indent=2))
     with (folder / header.file).open("wb") as file:
@@ -220,7 +222,7 @@ def print_table() -> None:
     for model in MODELS:
         rows: dict[tuple[str, ...], list[str]] = {}
         for at in compare_sizes(planned(model), find_engine()):
-            row = cells(at.original), at.padded.outcome, absorbed(at.absorbed)
+            row = cells(at.original), at.padded.outcome, absorbed(at)
             rows.setdefault(row, []).append(str(at.num_ranks))
         for row, sizes in rows.items():
             print(f"| {model.name}, per {model.scheme} | {', '.join(sizes)} | {' | '.join(row)} |")
@@ -238,17 +240,19 @@ def cells(verdict: Verdict) -> str:
     return "<br>".join(lines) or "serves"
 
 
-def absorbed(form: Absorbed | None) -> str:
-    """What becomes of the absorbed form, and which sizes grow by how much."""
+def absorbed(at: AtSize) -> str:
+    """What becomes of the absorbed form, and which sizes grow by how much; or why there is none, as `plan` says it."""
+    form = at.absorbed
     if form is None:
-        return "-"
+        nothing = "nothing to absorb" if at.original.findings else "no need"
+        return at.refused.outcome if at.refused else nothing
     sizes = [f"{size.key} {size.old} -> {size.new} ({size.new / size.old - 1:+.1%})" for size in form.growths]
     return "<br>".join([f"{form.verdict.outcome}{', with the plugin' if form.needs_runtime else ''}", *sizes])
 
 
 def planned(model: Model) -> CheckpointPlan:
     """Plan a model from generated headers."""
-    return plan_checkpoint([header_of(model)], {"config.json": config_of(model)}, Policy())
+    return plan_checkpoint([header_of(model, EXPERTS)], {"config.json": config_of(model)}, Policy())
 
 
 def config_of(model: Model) -> Mapping[str, Any]:
@@ -256,7 +260,13 @@ def config_of(model: Model) -> Mapping[str, Any]:
     return {**model.config, "quantization_config": QUANTIZATION[model.scheme]}
 
 
-def header_of(model: Model) -> ShardHeader:
+def text_config(model: Model) -> Mapping[str, Any]:
+    """The config of a model's text part."""
+    config: Mapping[str, Any] = model.config.get("text_config", model.config)
+    return config
+
+
+def header_of(model: Model, num_experts: int) -> ShardHeader:
     """The header of one file with every FP8 Linear of a model and its scale, and what is known of its embeddings."""
     tensors: list[TensorHeader] = []
 
@@ -264,7 +274,7 @@ def header_of(model: Model) -> ShardHeader:
         begin = tensors[-1].end if tensors else 0
         tensors.append(TensorHeader(name, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
 
-    for name, (num_n, num_k) in linears(model):
+    for name, (num_n, num_k) in linears(model, num_experts):
         scale = {"tensor": (), "channel": (num_n, 1), "block": (-(-num_n // 128), -(-num_k // 128))}[model.scheme]
         add(name, "F8_E4M3", num_n, num_k)
         add(f"{name}_scale{'_inv' if model.scheme == 'block' else ''}", "F32", *scale)
@@ -274,15 +284,15 @@ def header_of(model: Model) -> ShardHeader:
     return ShardHeader("model.safetensors", tensors[-1].end, 0, tuple(tensors))
 
 
-def linears(model: Model) -> Linears:
-    """Every Linear of a model, `[N, K]`, under the names of its checkpoints."""
-    config = model.config.get("text_config", model.config)
+def linears(model: Model, num_experts: int) -> Linears:
+    """Every Linear of a model, `[N, K]`, under the names of its checkpoints, with so many experts in a layer."""
+    config = text_config(model)
     for layer in range(config["num_hidden_layers"]):
         block = f"{model.layers}.{layer}"
         yield from MIXERS.get(config["model_type"], attention)(config, block, layer)
         for mlp in model.mlps:
             if mlp.first <= layer < mlp.last and is_mlp(config, layer):
-                yield from linears_of(mlp, block, config)
+                yield from linears_of(mlp, block, config, num_experts)
     if "vision_config" in config:
         yield from vision(config["vision_config"])
 
@@ -292,10 +302,10 @@ def is_mlp(config: Mapping[str, Any], layer: int) -> bool:
     return config.get("hybrid_override_pattern", "E" * (layer + 1))[layer] == "E"
 
 
-def linears_of(mlp: Mlp, block: str, config: Mapping[str, Any]) -> Linears:
+def linears_of(mlp: Mlp, block: str, config: Mapping[str, Any], num_experts: int = 0) -> Linears:
     """The Linears of an MLP, or of each of its experts: all but the last are `[inner, hidden]`."""
     inner_size, hidden_size = config[mlp.key] * mlp.times, config["hidden_size"]
-    for expert in range(EXPERTS if "{expert}" in mlp.name else 1):
+    for expert in range(num_experts if "{expert}" in mlp.name else 1):
         prefix = f"{block}.{mlp.name.format(expert=expert)}"
         for part in mlp.parts[:-1]:
             yield f"{prefix}.{part}.weight", (inner_size, hidden_size)

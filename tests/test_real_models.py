@@ -1,8 +1,11 @@
 """The table of real models in docs/absorb.md is what the example prints today."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import fp8pad
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,3 +16,13 @@ def test_the_documentation_shows_what_the_example_prints() -> None:
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert len(table.splitlines()) == 29
     assert table in (ROOT / "docs" / "absorb.md").read_text("utf-8")
+
+
+def test_what_is_written_is_as_large_as_the_model(tmp_path: Path) -> None:
+    """With all its 64 experts in each of 26 layers, 3 matrices each; then what `plan` says of costs is true of it."""
+    write = runpy.run_path(str(ROOT / "examples" / "real_models.py"))["write"]
+    write("DeepSeek-Coder-V2-Lite", tmp_path / "model")
+    document = fp8pad.plan(tmp_path / "model").to_json()
+    experts = [layer for layer in document["layers"] if ".experts." in layer["name"]]
+    assert len(experts) == 26 * 64 * 3
+    assert 15e9 < document["bytes_before"] < 16e9
