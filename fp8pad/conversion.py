@@ -4,16 +4,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.converted import converted_files, record_with, source_texts
+from fp8pad.converted import converted_files, record_with
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import FORMAT_VERSION
 from fp8pad.staged import staged, write_slice
-from fp8pad.summary import plan_document
+from fp8pad.summary import output_files, plan_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +87,23 @@ def convert(
     written, and `VerifyError` if what was read back is wrong.
     """
     contents = converted_files(source, plan, with_card=options.card)
-    rewritten = {layout.file for layout in contents.layouts if not layout.is_untouched}
-    rewritten |= {file for file, text in source_texts(contents).items() if text != contents.texts.get(file, text)}
+    files = output_files(source, plan, with_card=CARD_FILE in contents.texts)
     with staged(contents, out_dir, options) as out:
         hashes = out.write_files(progress)
         out.write_texts(record_with(contents, hashes))
         replaced = out.publish()
     for note in out.notes:
         progress.say(note)
-    files = contents.files
     return ConvertReport(
         source=contents.source,
         plan=plan,
         out_dir=out_dir,
         tensors_padded=len(contents.record.tensors) if contents.record else 0,
-        source_bytes=sum(sizes.source_size for sizes in files.values()),
+        source_bytes=sum(sizes.source_size for sizes in contents.files.values()),
         written_bytes=out.written_bytes,
-        rewritten=tuple(sorted(rewritten)),
-        kept=tuple(sorted(files.keys() - rewritten)),
-        excluded=contents.source.excluded,
+        rewritten=files.rewritten,
+        kept=files.kept,
+        excluded=files.excluded,
         resumed=out.resumed,
         verified=options.verify,
         replaced=replaced,

@@ -9,9 +9,9 @@ from fp8pad.card import CARD_FILE, read_card, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.files import text_sha256
-from fp8pad.checkpoint.folder import INDEX_FILE
+from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES
 from fp8pad.checkpoint.headers import framed
-from fp8pad.checkpoint.json_text import dumps_like, index_text, parse_object
+from fp8pad.checkpoint.json_text import dumps_like, index_text, parse_object, states_total
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import CheckpointError, PlanError
@@ -32,9 +32,10 @@ def converted_files(
         source = source.with_edited_config()
     layouts = tuple(shard_layout(shard, plan.tensors) for shard in source.shards)
     _check_complete(source, plan, layouts)
-    texts, unusual = _index(source, plan, layouts)
     before = source.text(CONFIG_FILE)
-    texts[CONFIG_FILE] = _config(source, plan, before, fp8pad_version)
+    config = _config(source, plan, before, fp8pad_version)
+    texts, unusual = _index(source, plan, layouts)
+    texts[CONFIG_FILE] = config
     if plan.changes_nothing:
         return Contents(source, layouts, texts)
     originals = {CONFIG_FILE: before, **unusual, **dict(_unusual_headers(source, layouts))}
@@ -53,6 +54,7 @@ def converted_files(
         originals=originals,
         files=contents.files,
     )
+    _check_readable(record, texts)
     return replace(contents, record=record)
 
 
@@ -85,6 +87,17 @@ def check_folders(source: Checkpoint, written: Container[str]) -> None:
             raise CheckpointError(f"{source}: {folder} is a folder; a file of that name is to be written")
 
 
+def _check_readable(record: CheckpointRecord, texts: Iterable[str]) -> None:
+    """Raise `PlanError` for a text that would be too long to be read again, hashes of all files included."""
+    digest = "0" * 64
+    files = {file: replace(sizes, sha256=digest, source_sha256=digest) for file, sizes in record.files.items()}
+    sizes = {file: record.files[file].size for file in texts}
+    sizes[RECORD_FILE] = sum(len(part.encode()) for part in replace(record, files=files).text_parts())
+    for file, size in sizes.items():
+        if size > MAX_TEXT_BYTES:
+            raise PlanError(f"{file}: would have {size} bytes, more than the {MAX_TEXT_BYTES} that are read again")
+
+
 def _check_complete(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]) -> None:
     if sum(len(layout.tensors) for layout in layouts) < len(plan.tensors):
         names = {tensor.name for shard in source.shards for tensor in shard.tensors}
@@ -99,8 +112,8 @@ def _index(
         return {}, {}
     before = source.text(INDEX_FILE)
     after = index_text(before, sum(layout.data_bytes() for layout in layouts)) if plan.tensors else before
-    logical_bytes = sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors)
-    return {INDEX_FILE: after}, {} if index_text(after, logical_bytes) == before else {INDEX_FILE: before}
+    is_usual = states_total(before, sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors))
+    return {INDEX_FILE: after}, {} if is_usual else {INDEX_FILE: before}
 
 
 def _config(source: Checkpoint, plan: CheckpointPlan, before: str, fp8pad_version: str) -> str:

@@ -122,7 +122,7 @@ def _check_finished(out: Output) -> None:
 
 def _end_early(out: Output, error: BaseException) -> str | None:
     """Leave what the next run can use, and nothing else; return what there is to say about it."""
-    staging = out.writer.staging
+    staging, left = out.writer.staging, ""
     try:
         recover(staging)
         out.is_published = out.is_published or (is_published(staging) and not out.is_there)
@@ -133,9 +133,10 @@ def _end_early(out: Output, error: BaseException) -> str | None:
                 return _resumable(out, error)
         staging.remove()
     except (OSError, OutputError) as failure:
-        left = f"{staging.root.path} could not be removed: {failure}"
-        return f"{out.out_dir} is complete; {left}" if out.is_published else left
-    return f"{out.out_dir} is complete" if out.is_published else None
+        if str(failure) != str(error):  # of two runs without a lock, both may say what to move away
+            left = f"{staging.root.path} could not be removed: {failure}"
+    done = f"{out.out_dir} is complete" if out.is_published else ""
+    return "; ".join(filter(None, (done, left))) or None
 
 
 def _fails_again(out: Output, error: BaseException) -> bool:

@@ -41,7 +41,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.conversion import ConvertReport, convert
-from fp8pad.errors import CheckpointError, OutputError
+from fp8pad.errors import CheckpointError, OutputError, PlanError
 from fp8pad.output import Output
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy, parse_record
@@ -129,6 +129,26 @@ def test_the_three_records_are_written(tmp_path: Path) -> None:
         for file, content in files_of(model).items()
     }
     assert record["files"] == sizes
+
+
+@pytest.mark.parametrize("file", ["fp8pad.json", "config.json", INDEX])
+def test_a_text_that_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """There is a limit for reading: it is found before anything is written, hashes of all files included."""
+    model = llama(tmp_path / "model", num_shards=2)
+    converted(model, tmp_path / "out", WriteOptions(hash=True))
+    files = files_of(tmp_path / "out")
+    longer = {name for name, data in files.items() if len(data) > len(files[file])}
+    before = files_of(tmp_path)
+    monkeypatch.setattr("fp8pad.converted.MAX_TEXT_BYTES", len(files[file]))
+    if not longer & {"fp8pad.json", "config.json", INDEX}:
+        converted(model, tmp_path / "again", WriteOptions(hash=True))
+        monkeypatch.setattr("fp8pad.converted.MAX_TEXT_BYTES", len(files[file]) - 1)
+        shutil.rmtree(tmp_path / "again")
+    with pytest.raises(PlanError, match=r"would have \d+ bytes, more than the \d+ that are read again"):
+        converted(model, tmp_path / "again", WriteOptions(hash=True))
+    assert files_of(tmp_path) == before
 
 
 def test_the_index_tells_the_true_size_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -634,7 +654,7 @@ def test_any_other_error_keeps_what_is_finished(
     """It says how much that is, where it lies, and how to go on."""
     model = llama(tmp_path / "model", num_shards=3)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", failing_with(errno.EIO, after=6))
+        patch.setattr(os, "pwrite", failing_with(errno.EIO, after=4))
         with pytest.raises(OutputError, match="Input/output error") as raised:
             converted(model, tmp_path / "a" / "out", options)
     command = "the same command" if options.resume else "the same command without --no-resume"

@@ -92,7 +92,7 @@ def test_a_shard_without_padded_tensors_stays_as_it_is(tmp_path: Path) -> None:
 def chunks(grid: Grid, limit: int) -> list[tuple[int, int, int, int, int]]:
     """Return source, target, rows and row bytes on both sides of the chunks of a grid."""
     found = grid.chunks(0, 0, limit)
-    return [(c.source, c.target, c.num_rows, c.columns.source_size, c.columns.target_size) for c in found]
+    return [(c.source, c.target, c.rows.target_size, c.columns.source_size, c.columns.target_size) for c in found]
 
 
 def test_no_chunk_holds_rows_of_two_runs() -> None:
@@ -117,6 +117,22 @@ def test_a_row_longer_than_the_buffer_is_moved_in_parts() -> None:
         *[(12, 20, 1, 10, 10), (22, 30, 1, 2, 2), (0, 32, 1, 0, 8)],
         *[(0, 40, 1, 0, 8), (0, 48, 1, 0, 8), (0, 56, 1, 0, 4)],
     ]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        padded((1_000_000, 1, 1), (1_000_000, 2, 2)),
+        padded((500_000, 2, 1), (500_000, 4, 2), segments=Segments((1, 1), (2, 2))),
+    ],
+)
+def test_work_on_a_stack_is_bounded_by_its_bytes(tensor: PaddedTensor) -> None:
+    """A file of a few megabytes can hold a million matrices: they are moved, and looked at, many at a time."""
+    grid = tensor_grid("U8", tensor)
+    for way in (grid, grid.inverse()):
+        found = list(way.chunks(0, 0, 1 << 20))
+        assert sum(chunk.target_bytes for chunk in found) == (4_000_000 if way is grid else 1_000_000)
+        assert sum(len(list(chunk.pieces())) for chunk in found) < 50
 
 
 @pytest.mark.parametrize("shape", [(2**50 + 1, 0), (2**40, 2**20, 0)])

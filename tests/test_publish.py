@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers import files_of
+from helpers import files_of, llama
 from test_staging import HIDDEN, names, stage
 
+import fp8pad
 from fp8pad.checkpoint.directory import Directory
 from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.publish import is_published, publish, recover
@@ -204,6 +205,17 @@ def test_of_two_folders_that_were_replaced_one_is_named(tmp_path: Path) -> None:
         recover(staging)
         staging.remove()
     assert sorted(names(tmp_path)) == ["mine", "out"]
+
+
+def test_the_folder_to_move_away_is_named_once(tmp_path: Path) -> None:
+    """A run that finds it cannot clean up either, for the same reason."""
+    hidden = published_without_a_lock(tmp_path)
+    fill(hidden / "files.a", "config.json")
+    before = files_of(tmp_path)
+    with pytest.raises(OutputError, match=r"lies in .*files\.a: move it away first") as caught:
+        fp8pad.convert(llama(tmp_path.with_name("model")), tmp_path / "out", overwrite=True)
+    assert getattr(caught.value, "__notes__", []) == []
+    assert {file: data for file, data in files_of(tmp_path).items() if not file.endswith("lock")} == before
 
 
 def test_a_folder_that_another_run_was_removing_is_in_nobodys_way(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from fp8pad.checkpoint.files import Advance, FileIdentity, check_identity, copied_mode, open_file
+from fp8pad.checkpoint.files import Advance, FileIdentity, check_identity, copied_mode, encoded, open_file
 from fp8pad.checkpoint.folder import INDEX_FILE, list_folder, read_text, read_text_and_identity
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header, read_prefix
 from fp8pad.checkpoint.json_text import parse_object
@@ -136,6 +136,16 @@ class Checkpoint:
         check_identity(file, self.identities[file], identity)
         return text
 
+    def has_text(self, file: str, text: str) -> bool:
+        """Return whether a file holds this text; raises as `text` does, and has less of it in memory."""
+        with open_file(self.root / file, file, self.identities[file]) as opened:
+            offset, size = 0, self.identities[file].size
+            for part in encoded(text):
+                if offset + len(part) > size or opened.read(offset, len(part)) != part:
+                    return False
+                offset += len(part)
+            return offset == size
+
     def header_text(self, file: str) -> bytes:
         """Read the header of a shard as it lies on disk; `CheckpointError` if the shard was changed meanwhile."""
         with open_file(self.root / file, file, self.identities[file]) as shard:
@@ -174,9 +184,10 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
     if (modelopt_text := reader.optional_text(MODELOPT_FILE)) is not None:
         configs[MODELOPT_FILE] = parse_object(MODELOPT_FILE, modelopt_text)
     weight_map = parse_index(reader.optional_text(INDEX_FILE))
+    has_index = bool(weight_map)
     shards = tuple(reader.header(file) for file in shard_files(root, weight_map))
     check_tensors(shards, weight_map)
-    own_files = {CONFIG_FILE, *([INDEX_FILE] if weight_map else []), *(shard.file for shard in shards)}
+    own_files = {CONFIG_FILE, *([INDEX_FILE] if has_index else []), *(shard.file for shard in shards)}
     found, excluded = list_folder(root, own_files, follow_links)
     if MODELOPT_FILE in excluded:  # a link that leads out is followed, as that of config.json is: plans are made by it
         found[MODELOPT_FILE] = reader.identities[MODELOPT_FILE]
@@ -186,7 +197,7 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
         root=root,
         shards=shards,
         configs=configs,
-        has_index=bool(weight_map),
+        has_index=has_index,
         other_files=tuple(file for file in found if file not in copies),
         excluded=tuple(sorted((*excluded, *copies))),
         identities={file: each for file, each in (found | reader.identities).items() if file not in copies},
@@ -217,8 +228,9 @@ class _FolderReader:
 def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:
     """Return safetensors files beside the shards that hold tensors of the same names, and so the same weights again."""
     copies: set[str] = set()
-    names = {tensor.name for shard in shards for tensor in shard.tensors}
-    for file in filter(is_shard, files):
+    others = list(filter(is_shard, files))
+    names = {tensor.name for shard in shards for tensor in shard.tensors} if others else ()
+    for file in others:
         with suppress(HeaderError):  # no checkpoint of ours, so it is copied along
             copies |= {file for tensor in reader.header(file).tensors if tensor.name in names}
     return copies

@@ -82,7 +82,7 @@ def compare_data(
         advance(done)
 
 
-def compare_texts(file: str, expected: str, found: str) -> Iterator[Mismatch]:
+def text_differences(file: str, expected: str, found: str) -> Iterator[Mismatch]:
     """Compare two JSON texts; the first difference is yielded."""
     if difference := first_difference(expected, found):
         yield Mismatch(file, *difference)
@@ -137,21 +137,23 @@ def _wrong_padding(layout: ShardLayout, step: Step, target: OpenFile, advance: A
         if chunk.is_copy:
             continue
         found = np.frombuffer(target.read(chunk.target, chunk.target_bytes), np.uint8)
-        rows = found.reshape(chunk.num_rows, chunk.columns.target_size)
-        gaps = (run for run in chunk.columns.pieces() if run.source is None)
-        if wrong := [first for gap in gaps if (first := _first_wrong(rows, gap, fill)) is not None]:
+        stack = found.reshape(chunk.target_shape)
+        gaps = (gap for gap in chunk.pieces() if None in (gap[0].source, gap[1].source))
+        if wrong := [first for gap in gaps if (first := _first_wrong(stack, *gap, fill)) is not None]:
             first = min(wrong)
             yield _differing(layout, step, chunk.target + first, fill[first % fill.size], found[first])
             return
 
 
-def _first_wrong(rows: Bytes, gap: Run, fill: Bytes) -> int | None:
-    """Return the first byte of `rows`, `[n, bytes of a row]`, that lies in a gap of each and is not what fills it."""
-    differing = rows[:, gap.target : gap.target + gap.size] != np.tile(fill, gap.size // fill.size)
+def _first_wrong(stack: Bytes, rows: Run, columns: Run, fill: Bytes) -> int | None:
+    """Return the first byte of `stack`, `[matrices, rows, bytes]`, that lies in a gap and is not what fills it."""
+    gap = stack[:, rows.target : rows.target + rows.size, columns.target : columns.target + columns.size]
+    differing = gap != np.tile(fill, columns.size // fill.size)
     if not differing.any():
         return None
-    row, column = divmod(int(np.argmax(differing)), gap.size)
-    return row * int(rows.shape[1]) + gap.target + column
+    matrix, row, column = np.unravel_index(int(np.argmax(differing)), differing.shape)
+    place = matrix, row + rows.target, column + columns.target
+    return int(np.ravel_multi_index(place, stack.shape))
 
 
 def _differing(layout: ShardLayout, step: Step, offset: int, expected: int, found: int) -> Mismatch:

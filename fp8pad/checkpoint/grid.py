@@ -5,6 +5,8 @@ It works in both directions: from the logical tensor to the padded one, which ha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 
 from fp8pad.geometry import as_matrices
 from fp8pad.record import PaddedTensor, Segments
@@ -59,32 +61,54 @@ class AxisMap:
         return AxisMap(self.target_size, self.source_size, tuple(runs))
 
 
+def _whole(size: int) -> AxisMap:
+    return AxisMap(size, size, (Run(0, 0, size),))
+
+
+ONE = _whole(1)
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Whole rows of a tensor, or a part of one: `num_rows` that are neighbours at byte `source` and at byte `target`.
+    """Whole matrices of a stack, rows of one, or a part of a row, which begin at byte `source` and at byte `target`.
 
-    `columns` are the bytes of each row. What lies in no run of them is filled.
+    `rows` are those of each matrix, `columns` the bytes of each row. What lies in no run of both is filled.
     """
 
     source: int
     target: int
-    num_rows: int
     columns: AxisMap
+    rows: AxisMap = ONE
+    num_matrices: int = 1
+
+    @property
+    def source_shape(self) -> tuple[int, int, int]:
+        """Matrices, rows, and bytes of a row, to read."""
+        return self.num_matrices, self.rows.source_size, self.columns.source_size
+
+    @property
+    def target_shape(self) -> tuple[int, int, int]:
+        """Matrices, rows, and bytes of a row, to write."""
+        return self.num_matrices, self.rows.target_size, self.columns.target_size
 
     @property
     def source_bytes(self) -> int:
         """Bytes to read."""
-        return self.num_rows * self.columns.source_size
+        return prod(self.source_shape)
 
     @property
     def target_bytes(self) -> int:
         """Bytes to write."""
-        return self.num_rows * self.columns.target_size
+        return prod(self.target_shape)
 
     @property
     def is_copy(self) -> bool:
         """Whether the bytes to write are those that are read."""
-        return self.columns.is_same
+        return self.columns.is_same and self.rows.is_same
+
+    def pieces(self) -> Iterator[tuple[Run, Run]]:
+        """Yield what each matrix of the target consists of, as rows and columns: it is filled if either is a gap."""
+        return product(self.rows.pieces(), self.columns.pieces())
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +130,18 @@ class Grid:
     def chunks(self, source: int, target: int, limit: int) -> Iterator[Chunk]:
         """Yield all bytes of the target, in order, in chunks of at most `limit` bytes on either side.
 
-        `source` and `target` are where the tensor begins. No chunk holds rows of two runs.
+        `source` and `target` are where the tensor begins. As many matrices as fit are one chunk: a stack may have as
+        many as it has bytes. Of one that does not fit, no chunk holds rows of two runs.
         """
-        rows, columns = self.rows, self.columns
-        source_bytes, target_bytes = rows.source_size * columns.source_size, rows.target_size * columns.target_size
-        for matrix in range(self.num_matrices):
-            begin = source + matrix * source_bytes, target + matrix * target_bytes
-            for run in rows.pieces():
-                yield from self._rows(run, *begin, limit)
+        whole = Chunk(source, target, self.columns, self.rows)
+        height = limit // max(whole.source_bytes, whole.target_bytes)
+        for matrix in range(0, self.num_matrices, max(1, height)):
+            begin = source + matrix * whole.source_bytes, target + matrix * whole.target_bytes
+            if height:
+                yield Chunk(*begin, self.columns, self.rows, min(height, self.num_matrices - matrix))
+            else:
+                for run in self.rows.pieces():
+                    yield from self._rows(run, *begin, limit)
 
     def _rows(self, run: Run, source: int, target: int, limit: int) -> Iterator[Chunk]:
         columns, unit = self.columns, len(self.fill)
@@ -131,7 +159,7 @@ class Grid:
         height = limit // widest
         for row in range(0, run.size, height):
             begin = source + row * columns.source_size, target + row * columns.target_size
-            yield Chunk(*begin, min(height, run.size - row), columns)
+            yield Chunk(*begin, columns, _whole(min(height, run.size - row)))
 
     def _parts_of_row(self, source: int, target: int, limit: int) -> Iterator[Chunk]:
         for run in self.columns.pieces():
@@ -145,14 +173,14 @@ def copy_chunks(source: int, target: int, num_bytes: int, limit: int) -> Iterato
     """Yield chunks of bytes that are the same on both sides."""
     for begin in range(0, num_bytes, limit):
         size = min(limit, num_bytes - begin)
-        yield Chunk(source + begin, target + begin, 1, AxisMap(size, size, (Run(0, 0, size),)))
+        yield Chunk(source + begin, target + begin, _whole(size))
 
 
 def fill_chunks(target: int, num_bytes: int, limit: int, unit: int) -> Iterator[Chunk]:
     """Yield chunks of bytes that are filled, of whole elements of `unit` bytes each."""
     limit = max(unit, limit // unit * unit)
     for begin in range(0, num_bytes, limit):
-        yield Chunk(0, target + begin, 1, AxisMap(0, min(limit, num_bytes - begin), ()))
+        yield Chunk(0, target + begin, AxisMap(0, min(limit, num_bytes - begin), ()))
 
 
 def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
@@ -168,9 +196,9 @@ def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
     rows = _axis(logical_n, padded_n, on_axis[1])
     columns = _axis(logical_k, padded_k, on_axis[2]).times(element_bytes)
     if columns.is_same:  # matrices are rows without gaps
-        rows, columns = _axis(1, 1, None), rows.times(columns.source_size)
+        rows, columns = ONE, rows.times(columns.source_size)
     if rows.is_same:
-        num_matrices, rows = 1, _axis(*(num_matrices * rows.source_size,) * 2, None)
+        num_matrices, rows = 1, _whole(num_matrices * rows.source_size)
     return Grid(num_matrices, rows, columns, ONE_BYTES[dtype] if tensor.fill else bytes(element_bytes))
 
 

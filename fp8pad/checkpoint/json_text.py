@@ -42,15 +42,26 @@ def dumps_like(original: str, document: Mapping[str, Any]) -> str:
 
 def index_text(original: str, total_bytes: int) -> str:
     """Return the text of an index with the true sum of tensor bytes; everything else stays as it is in `original`."""
-    places = list(re.finditer(r'("metadata"\s*:\s*\{[^{}]*"total_size"\s*:\s*)\d+(?=\s*[,}])', original))
-    if len(places) == 1:
-        return original.replace(places[0][0], f"{places[0][1]}{total_bytes}", 1)
+    if place := _place_of_total(original):
+        return f"{original[: place.start(1)]}{total_bytes}{original[place.end(1) :]}"
     document = json.loads(original)
     metadata = document.get("metadata")
     return dumps_like(
         original,
         {**document, "metadata": {**(metadata if isinstance(metadata, dict) else {}), "total_size": total_bytes}},
     )
+
+
+def states_total(text: str, total_bytes: int) -> bool:
+    """Return whether an index states that sum: whether `index_text` leads back to it from any other."""
+    place = _place_of_total(text)
+    return place is not None and place[1] == str(total_bytes)
+
+
+def _place_of_total(text: str) -> re.Match[str] | None:
+    """Return where an index has the sum of tensor bytes, if it is plain that only one number can be it."""
+    places = list(re.finditer(r'"metadata"\s*:\s*\{[^{}]*"total_size"\s*:\s*(\d+)(?=\s*[,}])', text))
+    return places[0] if len(places) == 1 else None
 
 
 def first_difference(expected: str, found: str) -> Difference | None:

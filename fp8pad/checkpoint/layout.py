@@ -144,7 +144,8 @@ def original_layout(padded: ShardHeader, tensors: Mapping[str, PaddedTensor], or
     `original` is no header of such a shard.
     """
     own = {tensor.name: tensors[tensor.name] for tensor in padded.tensors if tensor.name in tensors}
-    return _with_digest(ShardLayout(padded, own, is_padded=True, unpads=True, original=original))
+    header = replace(padded, metadata=_foreign_metadata(padded)) if own else padded
+    return _with_digest(ShardLayout(header, own, is_padded=True, unpads=True, original=original))
 
 
 def _with_digest(layout: ShardLayout) -> ShardLayout:
@@ -159,8 +160,11 @@ def logical_shard(padded: ShardHeader, shapes: Mapping[str, tuple[int, ...]]) ->
 
     Returns its header, and what lies before its data as the safetensors library would write it.
     """
-    metadata = {key: value for key, value in (padded.metadata or {}).items() if key != METADATA_KEY}
-    return _resized(padded, shapes, metadata or None)
+    return _resized(padded, shapes, _foreign_metadata(padded))
+
+
+def _foreign_metadata(padded: ShardHeader) -> dict[str, str] | None:
+    return {key: value for key, value in (padded.metadata or {}).items() if key != METADATA_KEY} or None
 
 
 def _padded_shard(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> tuple[ShardHeader, bytes]:

@@ -1,7 +1,7 @@
 """Which files of a checkpoint folder are its shards, and whether names, index and headers agree."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, is_other_form
@@ -35,16 +35,18 @@ def check_format(root: Path) -> None:
         )
 
 
-def parse_index(text: str | None) -> Mapping[str, str]:
+def parse_index(text: str | None) -> dict[str, str]:
     """Return the shard of each tensor as the text of an index says; nothing where there is no index."""
     if text is None:
         return {}
     weight_map = parse_object(INDEX_FILE, text).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_FILE}: weight_map: expected an object that names shards")
+    files: dict[str, str] = {}  # few, for many tensors
     for name, file in weight_map.items():
         if not isinstance(file, str) or not is_shard(file):
             raise CheckpointError(f"{INDEX_FILE}: {name}: expected the name of a file in the folder, got {file!r}")
+        weight_map[name] = files.setdefault(file, file)
     return weight_map
 
 
@@ -79,20 +81,26 @@ def _check_series(names: list[str]) -> None:
                 )
 
 
-def check_tensors(shards: Iterable[ShardHeader], weight_map: Mapping[str, str]) -> None:
-    """Raise `CheckpointError` where a tensor is in two shards, or not where the index, if there is one, says."""
-    shard_of: dict[str, str] = {}
+def check_tensors(shards: Sequence[ShardHeader], weight_map: dict[str, str]) -> None:
+    """Raise `CheckpointError` where a tensor is in two shards, or not where the index, if there is one, says.
+
+    `weight_map` is empty afterwards: its names and those of the headers take as much memory.
+    """
+    if not weight_map:
+        weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
     for shard in shards:
         for tensor in shard.tensors:
-            if tensor.name in shard_of:
-                raise CheckpointError(f"{tensor.name}: lies in {shard_of[tensor.name]} and in {shard.file}")
-            shard_of[tensor.name] = shard.file
-    if not weight_map:
-        return
+            if (expected := weight_map.pop(tensor.name, None)) != shard.file:
+                raise CheckpointError(_misplaced(tensor.name, expected, shards))
     for name, file in weight_map.items():
-        if shard_of.get(name) != file:
-            found = f"it lies in {shard_of[name]}" if name in shard_of else "it is not there"
-            raise CheckpointError(f"{INDEX_FILE}: {name}: expected in {file}, but {found}")
-    for name, file in shard_of.items():
-        if name not in weight_map:
-            raise CheckpointError(f"{INDEX_FILE}: {name}: lies in {file}, but weight_map does not name it")
+        raise CheckpointError(f"{INDEX_FILE}: {name}: expected in {file}, but it is not there")
+
+
+def _misplaced(name: str, expected: str | None, shards: Iterable[ShardHeader]) -> str:
+    """Say where a tensor lies that is not where it should be, or is there once more."""
+    first, *others = [shard.file for shard in shards for tensor in shard.tensors if tensor.name == name]
+    if others:
+        return f"{name}: lies in {first} and in {others[0]}"
+    if expected is None:
+        return f"{INDEX_FILE}: {name}: lies in {first}, but weight_map does not name it"
+    return f"{INDEX_FILE}: {name}: expected in {expected}, but it lies in {first}"

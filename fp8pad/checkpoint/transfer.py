@@ -88,9 +88,9 @@ class Buffers:
         """Read exactly `num_bytes` bytes at `offset`; raises as `OpenFile.read` does."""
         return file.read_into(offset, self._side(0, num_bytes))
 
-    def rows(self, num_rows: int, row_bytes: int) -> Bytes:
-        """Return rows to write to, `[num_rows, row_bytes]`, which hold anything."""
-        return np.frombuffer(self._side(1, num_rows * row_bytes), np.uint8).reshape(num_rows, row_bytes)
+    def to_write(self, num_bytes: int) -> Bytes:
+        """Return bytes to write to, which hold anything."""
+        return np.frombuffer(self._side(1, num_bytes), np.uint8)
 
     def _side(self, number: int, num_bytes: int) -> memoryview:
         if len(self._sides[number]) < num_bytes:
@@ -181,14 +181,16 @@ def _write_chunk(step: Step, chunk: Chunk, files: tuple[OpenFile, OpenFile], sum
 
 def _placed(step: Step, chunk: Chunk, before: memoryview, buffers: Buffers) -> memoryview:
     """Return the target's bytes of a chunk, from the source's."""
-    columns, fill = chunk.columns, np.frombuffer(step.grid.fill if step.grid else b"\0", np.uint8)
-    rows = buffers.rows(chunk.num_rows, columns.target_size)
-    source = np.frombuffer(before, np.uint8).reshape(chunk.num_rows, columns.source_size)
+    fill, after = np.frombuffer(step.grid.fill if step.grid else b"\0", np.uint8), buffers.to_write(chunk.target_bytes)
+    source = np.frombuffer(before, np.uint8).reshape(chunk.source_shape)
+    target = after.reshape(chunk.target_shape)
     if fill.any():
-        rows.reshape(-1, fill.size)[:] = fill
-    for run in columns.pieces():
-        if run.source is not None:
-            rows[:, run.target : run.target + run.size] = source[:, run.source : run.source + run.size]
+        after.reshape(-1, fill.size)[:] = fill
+    for row, column in chunk.pieces():
+        piece = target[:, row.target : row.target + row.size, column.target : column.target + column.size]
+        if row.source is not None and column.source is not None:
+            from_row, from_column = row.source, column.source
+            piece[:] = source[:, from_row : from_row + row.size, from_column : from_column + column.size]
         elif not fill.any():
-            rows[:, run.target : run.target + run.size] = 0
-    return rows.reshape(-1).data
+            piece[:] = 0
+    return after.data

@@ -115,7 +115,10 @@ def _examined(out_dir: Path) -> _Examined:
     if record is None:
         return _Examined(converted, None, (), original_of(converted, None))
     faults, original = examine(converted, record)
-    return _Examined(converted, record, (*faults, *_missing_hashes(record)), original)
+    faults += _missing_hashes(record)
+    if original:  # which has less in memory
+        converted, record = original.converted, original.record or record
+    return _Examined(converted, record, tuple(faults), original)
 
 
 def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, progress: Progress) -> VerifyReport:

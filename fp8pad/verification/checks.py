@@ -15,8 +15,8 @@ from fp8pad.checkpoint.compare import (
     check_padding,
     compare_files,
     compare_shard,
-    compare_texts,
     header_differences,
+    text_differences,
 )
 from fp8pad.checkpoint.files import Advance, file_sha256
 from fp8pad.checkpoint.headers import LENGTH_BYTES
@@ -134,13 +134,13 @@ def _checks(original: Original, source: Checkpoint | None, layouts: Mapping[str,
 
 def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismatch]:
     """Compare index and config.json of the source with what unpadding would give."""
-    texts = source.texts
-    for file in sorted(original.texts.keys() | texts.keys()):
-        if file not in original.texts or file not in texts:
-            expected, got = ("a file" if file in there else "no such file" for there in (texts, original.texts))
+    before, after = source.text_files, original.converted.text_files
+    for file in sorted({*before, *after}):
+        if file not in before or file not in after:
+            expected, got = ("a file" if file in there else "no such file" for there in (before, after))
             yield Mismatch(file, "file", f"{expected}, as in {source}", got)
-        else:
-            yield from compare_texts(file, texts[file], original.texts[file])
+        elif not source.has_text(file, found := original.text(file)):
+            yield from text_differences(file, source.text(file), found)
 
 
 def _header_differences(layout: ShardLayout, converted: Checkpoint, source: Checkpoint) -> list[Mismatch]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.compare import Mismatch, compare_texts
+from fp8pad.checkpoint.compare import Mismatch, text_differences
 from fp8pad.checkpoint.folder import INDEX_FILE
-from fp8pad.checkpoint.json_text import dumps_like, index_text
+from fp8pad.checkpoint.json_text import dumps_like, index_text, states_total
 from fp8pad.errors import CheckpointError
 from fp8pad.geometry import as_matrices
 from fp8pad.planning.config import edited_config
@@ -105,7 +105,8 @@ def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
         yield Mismatch(CONFIG_FILE, "quantization_config", f"one of fp8pad, since {name} is padded", "another or none")
     if quantization or record.config_edits:
         text = dumps_like(text, edited_config(original, record.config_edits, quantization, record.base_source))
-    yield from compare_texts(CONFIG_FILE, text, converted.text(CONFIG_FILE))
+    if not converted.has_text(CONFIG_FILE, text):
+        yield from text_differences(CONFIG_FILE, text, converted.text(CONFIG_FILE))
 
 
 def _edit_faults(record: CheckpointRecord) -> Iterator[Mismatch]:
@@ -175,7 +176,9 @@ def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[M
     if converted.has_index and record.tensors:
         total_bytes = sum(tensor.num_bytes for shard in converted.shards for tensor in shard.tensors)
         found = converted.text(INDEX_FILE)
-        yield from compare_texts(INDEX_FILE, index_text(record.originals.get(INDEX_FILE, found), total_bytes), found)
+        if INDEX_FILE in record.originals or not states_total(found, total_bytes):
+            expected = index_text(record.originals.get(INDEX_FILE, found), total_bytes)
+            yield from text_differences(INDEX_FILE, expected, found)
 
 
 def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:

@@ -1,7 +1,6 @@
 """The source of a converted checkpoint, as its record describes it: `unpad` writes it, `verify` compares with it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import header_differences
@@ -18,19 +17,31 @@ from fp8pad.tensors import ShardHeader
 class Original:
     """Shards, index and config.json of the source: the layout of each shard, which leads back to it, and the texts.
 
-    `record` is that of the `converted` checkpoint; an equal copy has none.
+    `record` is that of the `converted` checkpoint; an equal copy has none. Both are without what is known from the
+    layouts as well: of a large checkpoint, that takes as much memory as all headers.
     """
 
     converted: Checkpoint
     record: CheckpointRecord | None
     layouts: tuple[ShardLayout, ...]
-    texts: Mapping[str, str]
+
+    def text(self, file: str) -> str:
+        """Work out the text of the index or of config.json; `CheckpointError` if the file was changed meanwhile."""
+        if self.record and file in self.record.originals:
+            return self.record.originals[file]
+        text = self.converted.text(file)
+        return index_text(text, sum(layout.data_bytes() for layout in self.layouts)) if self.record else text
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The index, where there is one, and config.json."""
+        return {file: self.text(file) for file in self.converted.text_files}
 
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each of these files."""
         sizes = {layout.file: layout.target_bytes for layout in self.layouts}
-        return sizes | {file: text_bytes(text) for file, text in self.texts.items()}
+        return sizes | {file: text_bytes(self.text(file)) for file in self.converted.text_files}
 
 
 def original_of(converted: Checkpoint, record: CheckpointRecord | None) -> Original:
@@ -40,15 +51,13 @@ def original_of(converted: Checkpoint, record: CheckpointRecord | None) -> Origi
     """
     if record is None:
         layouts = tuple(shard_layout(shard, {}) for shard in converted.shards)
-        return Original(converted, None, layouts, converted.texts)
+        return Original(converted, None, layouts)
     layouts = tuple(_layout(shard, record) for shard in converted.shards)
-    texts: dict[str, str] = {}
-    if converted.has_index:
-        restored = index_text(converted.text(INDEX_FILE), sum(layout.data_bytes() for layout in layouts))
-        texts[INDEX_FILE] = record.originals.get(INDEX_FILE) or restored
     original_json(record, INDEX_FILE)
     original_json(record, CONFIG_FILE)
-    return Original(converted, record, layouts, {**texts, CONFIG_FILE: record.originals[CONFIG_FILE]})
+    converted = replace(converted, shards=tuple(layout.header for layout in layouts))
+    record = replace(record, tensors={name: each for layout in layouts for name, each in layout.tensors.items()})
+    return Original(converted, record, layouts)
 
 
 def original_json(record: CheckpointRecord, file: str) -> Json:
