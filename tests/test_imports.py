@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "adapters": READING,
     "output": WRITING,
     "staged": WRITING,
-    "conversion": WRITING | {"summary"},
+    "conversion": WRITING | {"card", "summary"},
     "hub": READING | {"hub", "huggingface_hub"},
     "integrations": READING | {"__init__", "hub", "torch", "tqdm"},
     "library": READING | RESULTS | {"adapters", "hub", "integrations", "summary"},

@@ -106,7 +106,11 @@ class ShardLayout:
         source, target = (other, self.header) if self.unpads != self.is_padded else (self.header, other)
         pairs = zip(in_data_order(source.tensors), in_data_order(target.tensors), strict=True)
         starts = source.data_start, target.data_start
-        steps = (Step(t, starts[0] + s.begin, starts[1] + t.begin, self._grid(s)) for s, t in pairs)
+        grids = {key: self._grid(*key) for key in {(t.dtype, self.tensors.get(t.name)) for t in source.tensors}}  # few
+        steps = (
+            Step(t, starts[0] + s.begin, starts[1] + t.begin, grids[t.dtype, self.tensors.get(t.name)])
+            for s, t in pairs
+        )
         return Transfer(self, *starts, prefix, tuple(steps))
 
     def inverse(self) -> "ShardLayout":
@@ -118,11 +122,9 @@ class ShardLayout:
             return tensor.shape
         return resized.logical_shape if self.unpads else resized.padded_shape
 
-    def _grid(self, tensor: TensorHeader) -> Grid | None:
-        if tensor.name not in self.tensors:
-            return None
-        grid = tensor_grid(tensor.dtype, self.tensors[tensor.name])
-        return grid.inverse() if self.unpads else grid
+    def _grid(self, dtype: str, resized: PaddedTensor | None) -> Grid | None:
+        grid = tensor_grid(dtype, resized) if resized else None
+        return grid.inverse() if grid and self.unpads else grid
 
 
 def shard_layout(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> ShardLayout:

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from rich.cells import cell_len, chop_cells
@@ -15,6 +16,7 @@ _LONG_ENOUGH = re.compile(r"\S{10,}")
 
 NARROWEST = 22  # columns for the last cell of a row
 GAP = 2
+LINES = 1000  # at a time: laid out, a line of a hundred characters takes kilobytes
 
 Cell = str | Text
 Row = Sequence[Cell]
@@ -69,10 +71,11 @@ class Screen:
 
     def show(self, console: Console) -> None:
         """Write everything to stdout, as wide as `console`."""
-        with console.capture() as capture:
-            lines = (line for block in self._blocks for line in block(console))
-            console.print(Text("\n").join(lines), soft_wrap=True)
-        sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+        lines = (line for block in self._blocks for line in block(console))
+        while some := list(islice(lines, LINES)):
+            with console.capture() as capture:
+                console.print(Text("\n").join(some), soft_wrap=True)
+            sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
 
 
 def _paragraph(console: Console, text: Cell, indent: int, hang: int = 0) -> Iterator[Text]:
