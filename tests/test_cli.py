@@ -259,6 +259,12 @@ def test_a_mistyped_path_gets_a_suggestion(
     unknown = "no such folder; a model of the hub is named ORG/NAME"
     assert fp8pad("plan", "lama-fp8").stderr == f"error: lama-fp8: {unknown}; did you mean llama-fp8?\n"
     assert fp8pad("plan", "mistral").stderr == f"error: mistral: {unknown}\n"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "models").mkdir()
+    shutil.move("llama-fp8", "models/llama-fp8")
+    taken_for_a_hub_id = fp8pad("plan", "models/lama-fp8").stderr
+    assert taken_for_a_hub_id.startswith("error: models/lama-fp8: ")
+    assert taken_for_a_hub_id.endswith("; did you mean models/llama-fp8?\n")
 
 
 def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path: Path) -> None:

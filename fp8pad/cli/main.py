@@ -17,7 +17,7 @@ from fp8pad import __version__
 from fp8pad.cli import checkpoints, golden
 from fp8pad.cli.bench import bench
 from fp8pad.cli.interrupts import interruptible
-from fp8pad.errors import Fp8padError, OutputError, UsageError
+from fp8pad.errors import Fp8padError, HubError, OutputError, UsageError
 from fp8pad.text import printable
 
 COMMANDS = (
@@ -137,17 +137,17 @@ def _complete_at_the_first_tab() -> None:
 def _fail(error: Exception) -> NoReturn:
     label = "error:" if os.environ.get("NO_COLOR") else typer.style("error:", fg="red", bold=True)
     message = _message(error)
-    typer.echo(f"{label} {printable(message + _suggestion(message))}", err=True)
+    typer.echo(f"{label} {printable(message + _suggestion(error, message))}", err=True)
     for note in getattr(error, "__notes__", ()):
         typer.echo(f"  {printable(note)}", err=True)
     sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
-def _suggestion(message: str) -> str:
-    """Return the path that was probably meant, if the error is that one of the command line does not exist."""
+def _suggestion(error: Exception, message: str) -> str:
+    """Return the path that was probably meant, if one of the command line does not exist, or was taken for a hub id."""
     for argument in sys.argv[1:]:
-        path = Path(argument)
-        if message.startswith(f"{argument}: no such ") and path.parent.is_dir():
+        path, begin = Path(argument), f"{argument}: " if isinstance(error, HubError) else f"{argument}: no such "
+        if message.startswith(begin) and not path.exists() and path.parent.is_dir():
             names = [entry.name for entry in path.parent.iterdir()]
             if close := difflib.get_close_matches(path.name, names, n=1, cutoff=0.75):
                 return f"; did you mean {path.with_name(close[0])}?"

@@ -48,7 +48,7 @@ OutDirArgument = Annotated[Path, _named("OUT_DIR", "Folder of the converted chec
 RestoredDirArgument = Annotated[Path, _named("RESTORED_DIR", "Folder to restore into.")]
 ConvertedArgument = Annotated[Path, _named("DIR", "Folder of a checkpoint that fp8pad made.")]
 VerifyArguments = Annotated[
-    list[Path], _named("[MODEL] OUT_DIR", "The source, to compare with, and the converted one.")
+    list[Path], _named("[MODEL] OUT_DIR", "The source to compare with, and the converted checkpoint.")
 ]
 RepoArgument = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Name of the model on the hub.")]
 GoldenModelArgument = Annotated[Path, _named("MODEL", "Folder of a checkpoint, converted or not.")]
@@ -65,7 +65,7 @@ ShardsOption = Annotated[
     range | None,
     typer.Option(
         metavar="A-B",
-        help="Write only these shards, counted from 0, and leave them for --finish; others may run elsewhere.",
+        help="Write only these shards, counted from 0, for a later --finish; other machines can write the rest.",
         parser=_shards,
     ),
 ]
@@ -73,12 +73,10 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan an
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 if the engine would refuse the result at this TP size.")
 ]
-HtmlOption = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write the plan as a page for a browser, too.")
-]
-AllOption = Annotated[bool, typer.Option("--all", help="List aligned layers one by one, too.")]
+HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the plan as an HTML page, too.")]
+AllOption = Annotated[bool, typer.Option("--all", help="List aligned layers, too.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and nothing else.")]
 GoldenOutOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Golden file to write.")]
 JunitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit file for CI.")]
 TokensOption = Annotated[
@@ -101,7 +99,7 @@ CHECKPOINT: Mapping[str, Any] = {
     "tensor_parallel_size": _ranks("Plan for N tensor-parallel ranks.", MAX_TENSOR_PARALLEL_SIZE),
     "alignment": typer.Option(
         callback=lambda name: int(name) if name.isdecimal() else name,
-        help="Pad to multiples of this, or of what a kernel wants; auto: 16 or the scale block.",
+        help="Pad to multiples of this, or of what a kernel needs; auto: 16 or the scale block.",
     ),
     "absorb": typer.Option(
         help="Make padding inside MLPs permanent in config.json; needs no plugin if nothing else is left to pad."
@@ -112,11 +110,11 @@ CHECKPOINT: Mapping[str, Any] = {
     "skip": typer.Option(
         callback=lambda names: tuple(names or ()),
         metavar="PATTERN",
-        help="Leave modules of these names as they are; can be repeated.",
+        help="Leave modules with matching names unchanged; can be repeated.",
     ),
     "strict": typer.Option("--strict", help="Fail if an FP8 layer is not understood."),
     "follow_links": typer.Option(
-        "--follow-links", help="Copy files that links out of MODEL lead to; else they are excluded."
+        "--follow-links", help="Copy the targets of links out of MODEL; otherwise these links are excluded."
     ),
     "engine": typer.Option(
         metavar="NAME",
@@ -129,17 +127,17 @@ CHECKPOINT: Mapping[str, Any] = {
     ),
     "executor": typer.Option(help="Process shards here, or on a Ray cluster that shares the file system."),
     "ray_address": typer.Option(
-        metavar="ADDRESS", help="HOST:PORT of the cluster; auto is the one this machine is in."
+        metavar="ADDRESS", help="HOST:PORT of the cluster; auto: the one that this machine belongs to."
     ),
     "finish": typer.Option("--finish", help="Publish shards that were written with --shards; they must be complete."),
-    "link": typer.Option(help="How unchanged shards are placed; auto is reflink where possible, else copy."),
+    "link": typer.Option(help="How unchanged shards are placed; auto: reflink if possible, otherwise copy."),
     "overwrite": typer.Option("--overwrite", help="Replace the output folder if it is not empty."),
     "resume": typer.Option(help="Resume an interrupted run."),
     "verify": typer.Option(help="What is re-read before publishing: padded tensors, every byte (full), or nothing."),
-    "card": typer.Option(help="Say in README.md, the model card, what was changed and how to serve it."),
+    "card": typer.Option(help="Say in README.md, the model card, what was changed and how to serve the result."),
     "hash": typer.Option("--hash", help="Record the SHA-256 of every file, as --verify full does too."),
-    "cache": typer.Option("--cache", help="Fetch a model of the hub into huggingface_hub's cache, and leave it there."),
-    "private": typer.Option("--private", help="Make a private model, if there is none yet."),
+    "cache": typer.Option("--cache", help="Keep a model of the hub in huggingface_hub's cache."),
+    "private": typer.Option("--private", help="Make the model private, if it does not exist yet."),
 }
 PUSH: Mapping[str, Any] = {**CHECKPOINT, "card": typer.Option(help="Require that README.md says what was changed.")}
 _TRUST = typer.Option("--trust-remote-code", help="Run code that comes with the model.")
