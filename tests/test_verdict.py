@@ -477,6 +477,15 @@ def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
         assert list(advice(source, plan, VLLM, "OUT", is_written=True)) == steps[-1:]
 
 
+def test_another_size_is_named_where_padding_or_absorbing_helps_there(tmp_path: Path) -> None:
+    """Experts that are whole blocks on one rank are split inside blocks on two, where absorbing helps."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384)), Policy())
+    ((said, command),) = advice(source, plan, VLLM, "OUT")
+    assert said == "nothing to convert for TP 1: the checkpoint would stay as it is; for TP 2:"
+    assert command.endswith("--tensor-parallel-size 2")
+
+
 def test_comparing_sizes_says_what_plans_for_them_would() -> None:
     """For each size, the padded and the absorbed form are judged as the plans that make them are."""
     shapes = gated(MLP, 384) | gated("model.layers.1.mlp", 384) | attention(64)

@@ -60,6 +60,12 @@ class AtSize:
     absorbed: Absorbed | None
     refused: Verdict | None = None
 
+    @property
+    def is_helped(self) -> bool:
+        """Whether the engine does better with what converting for this size makes, padded or absorbed."""
+        made = [self.padded, *([self.absorbed.verdict] if self.absorbed else [])]
+        return min(OUTCOMES.index(verdict.outcome) for verdict in made) < OUTCOMES.index(self.original.outcome)
+
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad plan --json` says of this size."""
         return {

@@ -44,6 +44,6 @@ def advice(
         yield f"{same}; {takes}" if same else takes, convert_command(source, out_dir, policy, *options)
     elif same:
         sizes = compare_sizes(plan, engine) if plan.layers else ()
-        helped = next((at.num_ranks for at in sizes if at.original.outcome != at.padded.outcome), None)
+        helped = next((at.num_ranks for at in sizes if at.is_helped), None)
         elsewhere = command("plan", source, "--tensor-parallel-size", helped) if helped else ""
         yield f"{same}; for TP {helped}:" if helped else same, elsewhere
