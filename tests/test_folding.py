@@ -63,7 +63,7 @@ def test_layers_are_grouped_by_what_happens_to_them() -> None:
     """Layers that are padded differently are apart, whatever their names."""
     small, large = ((10, 16), (16, 16)), ((20, 16), (32, 16))
     groups = group_layers([layer("l.0.up", *small), layer("l.1.up", *large), layer("l.2.up", *small)])
-    assert [(group.pattern, group.example.padded_shape) for group in groups] == [
+    assert [(pattern, example.padded_shape) for pattern, example in groups] == [
         ("l.{0,2}.up", (16, 16)),
         ("l.1.up", (32, 16)),
     ]

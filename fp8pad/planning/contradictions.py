@@ -59,13 +59,10 @@ def _check_quantized(linear: Fp8Linear, quantization: Quantization | None) -> No
 
 
 def _check_scale(linear: Fp8Linear) -> None:
-    if 0 in linear.weight.shape:
-        raise PlanError(f"{linear.weight.name}: a size of 0 in {list(linear.weight.shape)}")
-    if linear.scale is None:
-        return
-    if 0 in linear.scale.shape:
-        raise PlanError(f"{linear.scale.name}: a size of 0 in {list(linear.scale.shape)}")
-    if linear.granularity:
+    for tensor in (linear.weight, linear.scale):
+        if tensor and 0 in tensor.shape:
+            raise PlanError(f"{tensor.name}: a size of 0 in {list(tensor.shape)}")
+    if linear.scale and linear.granularity:
         _check_dtype(linear.scale)
 
 

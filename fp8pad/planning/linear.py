@@ -81,14 +81,12 @@ class LayerPlan:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """The `(N, K)` that the edited config asks for: of one matrix, where several are stacked."""
-        num_n, num_k = self.config_shape[-2:]
-        return num_n, num_k
+        return self.config_shape[-2], self.config_shape[-1]
 
     @property
     def logical_matrix(self) -> tuple[int, int]:
         """The `(N, K)` of the source: of one matrix, where several are stacked."""
-        num_n, num_k = self.logical_shape[-2:]
-        return num_n, num_k
+        return self.logical_shape[-2], self.logical_shape[-1]
 
     @property
     def is_for_runtime(self) -> bool:

@@ -76,6 +76,14 @@ def _fp8(granularity: Granularity) -> WeightFormats:
     return WeightFormats((granularity,))
 
 
+def _scaled(strategy: str, block: Any, where: str) -> WeightFormats:
+    """Return the formats of FP8 weights with scales per tensor, channel or block, as most tools name that."""
+    if strategy == "block":
+        return _fp8(_block(block, where))
+    plain: Mapping[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
+    return _fp8(plain[strategy]) if strategy in plain else _OTHER_FP8
+
+
 def _not_fp8(name: str) -> WeightFormats:
     return WeightFormats(others=(name,))
 
@@ -89,16 +97,8 @@ def _compressed_tensors(document: Json, where: str) -> Iterator[WeightFormats]:
         if (kind, bits) != ("float", 8):
             yield _not_fp8(f"{bits}-bit {kind}")
             continue
-        match weights.get("strategy"):
-            case "tensor":
-                yield _fp8(PerTensor())
-            case "channel":
-                yield _fp8(PerChannel())
-            case "block":
-                key = f"config_groups.{name}.weights.block_structure"
-                yield _fp8(_block(weights.get("block_structure"), f"{where}: {key}"))
-            case _:
-                yield _OTHER_FP8
+        key = f"config_groups.{name}.weights.block_structure"
+        yield _scaled(str(weights.get("strategy")), weights.get("block_structure"), f"{where}: {key}")
 
 
 def _fine_grained(document: Json, where: str) -> Iterator[WeightFormats]:
@@ -130,17 +130,12 @@ def _modelopt_algorithm(algorithm: str) -> WeightFormats:
 
 def _quark(document: Json, where: str) -> Iterator[WeightFormats]:
     for weight in _quark_weights(document, where):
-        dtype, scheme = str(weight.get("dtype")), weight.get("qscheme")
-        if not dtype.startswith("fp8"):
-            yield _not_fp8(dtype)
-        elif scheme == "per_tensor":
-            yield _fp8(PerTensor())
-        elif scheme == "per_channel":
-            yield _fp8(PerChannel())
-        elif scheme == "per_block":
-            yield _fp8(_block(weight.get("block_size"), f"{where}: block_size"))
-        else:
-            yield _OTHER_FP8
+        dtype, scheme = str(weight.get("dtype")), str(weight.get("qscheme")).partition("per_")[2]
+        yield (
+            _scaled(scheme, weight.get("block_size"), f"{where}: block_size")
+            if dtype.startswith("fp8")
+            else _not_fp8(dtype)
+        )
 
 
 def _quark_weights(document: Json, where: str) -> Iterator[Json]:

@@ -1,7 +1,6 @@
 """Folding many names into few patterns: `model.layers.{0-31}.mlp.{gate_proj,up_proj}`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -11,14 +10,6 @@ from fp8pad.planning.linear import LayerPlan
 Choices: TypeAlias = tuple[str, ...]
 # Each part of a name, or the several that it may be. (A string keeps its hash, a tuple is hashed again each time.)
 Pattern: TypeAlias = tuple[str | Choices, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerGroup:
-    """Layers that share everything but their names, which `pattern` holds, and one of them as the example."""
-
-    pattern: str
-    example: LayerPlan
 
 
 def name_patterns(names: Iterable[str]) -> list[str]:
@@ -38,17 +29,16 @@ def _patterns(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(".".join(map(_written, pattern)) for pattern in patterns)
 
 
-def group_layers(layers: Iterable[LayerPlan]) -> list[LayerGroup]:
-    """Group layers that are treated alike, in the order in which the checkpoint first names them."""
+def group_layers(layers: Iterable[LayerPlan]) -> list[tuple[str, LayerPlan]]:
+    """Group layers that share everything but their names: a pattern of these, and one of the layers as the example.
+
+    They come in the order in which the checkpoint first names them.
+    """
     alike: dict[tuple[object, ...], list[LayerPlan]] = {}
     for layer in layers:
         key = (layer.granularity, layer.logical_shape, layer.padded_shape, layer.alignment, layer.axes, layer.reason)
         alike.setdefault(key, []).append(layer)
-    return [
-        LayerGroup(pattern, group[0])
-        for group in alike.values()
-        for pattern in name_patterns(layer.name for layer in group)
-    ]
+    return [(pattern, group[0]) for group in alike.values() for pattern in name_patterns(layer.name for layer in group)]
 
 
 def _fold(patterns: Sequence[Pattern], position: int) -> Sequence[Pattern]:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from fp8pad.golden.compare import Comparison
 from fp8pad.golden.document import GoldenDocument
-from fp8pad.render.console import Fact, command
+from fp8pad.render.console import command
 from fp8pad.render.screen import Row, Screen
 from fp8pad.text import counted, printable
 
@@ -28,31 +28,20 @@ def recording_screen(golden: GoldenDocument, file: Path) -> Screen:
 
 def comparison_screen(comparison: Comparison) -> Screen:
     """Lay out the result, and a table of the first differences."""
-    total = len(comparison.prompts)
-    verdict = (
-        "the same outputs as recorded" if comparison.ok else f"{len(comparison.differing)} of {total} outputs differ"
-    )
-    screen = Screen()
-    screen.paragraph(
-        Text(printable(f"{comparison.model}: {verdict}"), style="bold green" if comparison.ok else "bold red")
-    )
-    screen.rows(_facts(comparison))
-    screen.rows(_differences(comparison), header=("prompt", "its tokens", "step", "what", "expected", "got"))
-    if len(comparison.differing) > MOST_DIFFERENCES:
-        screen.paragraph(f"and {len(comparison.differing) - MOST_DIFFERENCES} more", 2)
-    return screen
-
-
-def _facts(comparison: Comparison) -> list[Fact]:
+    total, num_differing = len(comparison.prompts), len(comparison.differing)
+    said = "the same outputs as recorded" if comparison.ok else f"{num_differing} of {total} outputs differ"
     num_compared = sum(result.num_compared for result in comparison.prompts)
-    return [
-        ("equal", f"{comparison.num_identical} of {len(comparison.prompts)} outputs are bitwise equal"),
-        (
-            "tokens",
-            f"{num_compared} of {comparison.num_tokens} compared: those up to the first difference in each output",
-        ),
-        ("logprobs", f"differ by {comparison.max_abs_difference:.3g} at most; {comparison.atol:.3g} is allowed"),
-    ]
+    compared = f"{num_compared} of {comparison.num_tokens} compared: those up to the first difference in each output"
+    deltas = f"differ by {comparison.max_abs_difference:.3g} at most; {comparison.atol:.3g} is allowed"
+    screen = Screen()
+    style = "bold green" if comparison.ok else "bold red"
+    screen.paragraph(Text(printable(f"{comparison.model}: {said}"), style=style))
+    equal = f"{comparison.num_identical} of {total} outputs are bitwise equal"
+    screen.rows([("equal", equal), ("tokens", compared), ("logprobs", deltas)])
+    screen.rows(_differences(comparison), header=("prompt", "its tokens", "step", "what", "expected", "got"))
+    if num_differing > MOST_DIFFERENCES:
+        screen.paragraph(f"and {num_differing - MOST_DIFFERENCES} more", 2)
+    return screen
 
 
 def _differences(comparison: Comparison) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.record import AxisActions
 from fp8pad.render.advice import advice
 from fp8pad.render.console import Fact, edit_facts, growth, shortened
-from fp8pad.render.folding import LayerGroup, group_layers
+from fp8pad.render.folding import group_layers
 from fp8pad.render.screen import Row, Screen
 from fp8pad.render.verdict import patterns, show_advice, show_refusal, show_verdicts
 from fp8pad.summary import ACTIONS, OutputFiles, action, flops_added_share, headline, output_files
@@ -77,18 +77,17 @@ def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
     if plan.layers or plan.untouched:
         screen.section("What converting changes" if plan.tensors or plan.modules else "What is in it")
     header = ("layers", "scales", "[N, K]", "padded", "how", "why")
-    screen.rows([_row(group) for group in group_layers(listed)], header)
+    screen.rows([_row(pattern, layer) for pattern, layer in group_layers(listed)], header)
     folded = [("aligned", f"{counted(len(aligned), 'layer')}, unchanged (--all lists them)")] if aligned else []
     untouched = [tensor for tensor in plan.untouched if tensor.is_understood]
     screen.rows([*folded, *not_understood_facts(plan), *_by_reason("not FP8 layers", untouched)])
 
 
-def _row(group: LayerGroup) -> Row:
-    layer = group.example
+def _row(pattern: str, layer: LayerPlan) -> Row:
     padded = "same" if layer.padded_shape == layer.logical_shape else str(list(layer.padded_shape))
     scales = f"per {layer.granularity.name}" if layer.granularity else "other"
     style = _STYLES[action(layer)]
-    cells = printable(group.pattern), scales, str(list(layer.logical_shape)), padded
+    cells = printable(pattern), scales, str(list(layer.logical_shape)), padded
     return *cells, Text(layer_how(layer), style=style), printable(layer.reason)
 
 
