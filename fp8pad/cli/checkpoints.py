@@ -31,25 +31,13 @@ def plan(
     show_all: options.AllOption = False,
     html: options.HtmlOption = None,
     as_json: options.JsonOption = False,
+    _out_dir: Path | None = None,
     **asked: Any,
 ) -> None:
     """Show what converting would change, and the cost.
 
     Reads headers and config.json alone, and writes nothing.
     """
-    _show_plan(model, asked, check=check, show_all=show_all, html=html, as_json=as_json)
-
-
-def _show_plan(
-    model: Path,
-    asked: Mapping[str, Any],
-    *,
-    check: bool,
-    as_json: bool,
-    show_all: bool = False,
-    html: Path | None = None,
-    out_dir: Path | None = None,
-) -> None:
     from fp8pad.planning import check_understood
     from fp8pad.planning.engines import find_engine
     from fp8pad.planning.verdict import check_served
@@ -60,11 +48,7 @@ def _show_plan(
         check_writable(html)
     engine = find_engine(asked["engine"])
     report = library.plan(model, **{**asked, "strict": False})
-    show(
-        report,
-        lambda found: plan_screen(found.source, found.plan, engine, show_all, found.card, out_dir=out_dir),
-        as_json,
-    )
+    show(report, lambda it: plan_screen(it.source, it.plan, engine, show_all, it.card, out_dir=_out_dir), as_json)
     if html:
         from fp8pad.render.html import plan_page
 
@@ -99,8 +83,7 @@ def convert(
     engine = find_engine(asked["engine"])
     if dry_run:
         for_plan = those_of(library.plan, asked)
-        _show_plan(model, for_plan, check=not asked["force"], as_json=as_json, out_dir=out_dir)
-        return
+        return plan(model, check=not asked["force"], as_json=as_json, _out_dir=out_dir, **for_plan)
     run = partial(_run, quiet=quiet, as_json=as_json)
     try:
         if shards is None:

@@ -15,11 +15,12 @@ _TYPES: Mapping[str, Any] = {"alignment": Literal[tuple(map(str, get_args(Alignm
 def takes(function: Callable[..., Any], declared: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Give a command those options of `function` that are `declared`, with the types and defaults that they have there.
 
-    The command gets them as its keywords; its own options come after them.
+    The command gets them as its keywords; its own options come after them. What begins with `_` is no option.
     """
 
     def with_options(command: Command) -> Command:
-        own = [found for found in inspect.signature(command).parameters.values() if found.kind != found.VAR_KEYWORD]
+        parameters = inspect.signature(command).parameters.values()
+        own = [found for found in parameters if found.kind != found.VAR_KEYWORD and not found.name.startswith("_")]
         taken = [
             found.replace(
                 kind=found.KEYWORD_ONLY,
