@@ -22,8 +22,6 @@ from fp8pad.planning.tensor_parallel import shardings, shared_counts
 from fp8pad.record import CONFIG_FILE, Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
-__all__ = ["check_understood", "plan_checkpoint"]
-
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:

@@ -19,8 +19,6 @@ from fp8pad.planning.linear_names import is_scale_name, module_name
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, Axis, AxisActions, ConfigEdit, PaddedTensor, Policy
 
-__all__ = ["Absorption", "absorb", "merged"]
-
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
@@ -49,7 +47,8 @@ def absorb(
     `PlanError` where tensors of one module do not fit together.
     """
     by_name = {linear.name: linear for linear in linears}
-    assessed = [assess(size, by_name, policy) for size in governed_axes.sizes if size.governs_any(by_name)]
+    sizes = [size for size in governed_axes.sizes if any(governed.module in by_name for governed in size.axes)]
+    assessed = [assess(size, by_name, policy) for size in sizes]
     absorbable = tuple(each.absorbable for each in assessed if each.absorbable)
     contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
     for contradiction in contradictions:

@@ -110,15 +110,10 @@ def _absorbable(assessment: Assessment, old: int, policy: Policy) -> AbsorbableS
         other_bytes=sum(
             len(alike.members) * alike.example.tensor.num_bytes
             for alike in assessment.tensors
-            if not _is_of_linear(alike) and alike.grown(old, 2 * old)
+            if not (alike.linear and alike.example.tensor in (alike.linear.weight, alike.linear.scale))
+            and alike.grown(old, 2 * old)
         ),
     )
-
-
-def _is_of_linear(alike: AlikeTensors) -> bool:
-    """Whether the tensors are weights or scales of FP8 Linears."""
-    linear, tensor = alike.linear, alike.example.tensor
-    return linear is not None and tensor in (linear.weight, linear.scale)
 
 
 def _check_sizes(assessment: Assessment, value: int) -> None:

@@ -1,7 +1,7 @@
 """Which tensors the inner size of an MLP governs: family files matched against the names in a checkpoint."""
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -115,10 +115,6 @@ class GovernedSize:
     def has_experts(self) -> bool:
         """Whether it sizes routed experts."""
         return any(governed.mlp.experts for governed in self.axes)
-
-    def governs_any(self, modules: Container[str]) -> bool:
-        """Return whether it sizes any of these modules."""
-        return any(governed.module in modules for governed in self.axes)
 
     @cached_property
     def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
