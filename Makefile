@@ -60,7 +60,7 @@ races: .venv/installed ## let something else happen at every file operation of c
 	PYTHONPATH=tests .venv/bin/python tests/faults/races.py $(ARGS)
 
 filesystems: .venv/installed ## convert on every kind of file system that can be mounted here; needs root
-	PYTHONPATH=tests .venv/bin/python tests/faults/filesystems.py
+	PYTHONPATH=tests .venv/bin/python tests/faults/filesystems.py $(ARGS)
 
 malformed: .venv/installed ## convert, verify and unpad hostile checkpoints of every kind, and measure time and memory
 	PYTHONPATH=tests .venv/bin/python tests/fuzz/malformed.py $(ARGS)

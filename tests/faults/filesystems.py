@@ -1,4 +1,4 @@
-"""Real file systems, mounted for the purpose: `make filesystems`, as root.
+"""Real file systems, mounted for the purpose: `make filesystems`, as root; or one that is: `ARGS=FOLDER`, such as NFS.
 
 On each, a checkpoint is converted, verified, replaced and unpadded, and a model with README.md and readme.md is
 converted. What has to hold is what holds elsewhere: the bytes are the same, nothing is left behind, no file of somebody
@@ -64,6 +64,13 @@ def mounted(kind: str, base: Path) -> Iterator[Path | None]:
         yield mount
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[Path]:
+    """Yield a new folder in one that is there."""
+    with tempfile.TemporaryDirectory(prefix="fp8pad-", dir=folder.resolve()) as name:
+        yield Path(name)
 
 
 def abilities(folder: Path) -> dict[str, bool]:
@@ -164,8 +171,12 @@ def _wrong_names(folder: Path, tells_case: bool) -> Iterator[str]:
 
 
 def main() -> int:
-    """Try every kind whose name holds the argument, print what was found, and write build/faults/filesystems.json."""
-    if os.geteuid():
+    """Try every kind whose name holds the argument, or the file system of the folder that it names; print what was
+    found, and write build/faults/filesystems.json.
+    """
+    wanted = " ".join(sys.argv[1:])
+    is_there = bool(wanted) and Path(wanted).is_dir()
+    if os.geteuid() and not is_there:
         print("filesystems: needs root, to mount")
         return 1
     report: dict[str, dict[str, object]] = {}
@@ -177,8 +188,8 @@ def main() -> int:
         (base / "model" / "sub" / "notes.txt").write_text("notes")
         fp8pad("convert", "model", "out", cwd=base)
         expected = files_of(base / "out")
-        for kind in (kind for kind in KINDS if " ".join(sys.argv[1:]) in kind):
-            with mounted(kind, base) as folder:
+        for kind in [wanted] if is_there else [kind for kind in KINDS if wanted in kind]:
+            with inside(Path(wanted)) if is_there else mounted(kind, base) as folder:
                 if folder is None:
                     continue
                 can = abilities(folder)
