@@ -474,6 +474,24 @@ def test_an_answer_of_another_kind_is_a_line(
         read_from(NAME)
 
 
+@pytest.mark.parametrize("commit", [7, ["main"], "../../secret", "\x1b[2J", "a" * 100_000])
+def test_a_forged_commit_is_a_line(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch, commit: object) -> None:
+    """It becomes a part of addresses, and of paths in the cache."""
+    hub.add(NAME, model)
+    send = _Handler._json
+    monkeypatch.setattr(_Handler, "_json", lambda handler, document, *_: send(handler, {**document, "sha": commit}))
+    with pytest.raises(HubError, match=f"^{NAME}: the hub tells no commit of it, but"):
+        read_from(NAME)
+
+
+def test_a_model_without_files_has_no_config(hub: FakeHub, tmp_path: Path) -> None:
+    """It is there all the same."""
+    (tmp_path / "empty").mkdir()
+    hub.add(NAME, tmp_path / "empty")
+    with pytest.raises(ConfigError, match=rf"^{NAME}: config\.json: is missing$"):
+        read_from(NAME)
+
+
 def test_bytes_that_were_not_asked_for_are_not_stored(hub: FakeHub, model: Path, tmp_path: Path) -> None:
     """A server that does not stop would fill the disk."""
     hub.add(NAME, model)
@@ -511,6 +529,18 @@ def test_the_cache_is_used_and_filled(hub: FakeHub, model: Path) -> None:
             assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
         assert hub.sent == outline
     assert hub.sent > sent
+
+
+@pytest.mark.parametrize("file", [FIRST, "tokenizer.json"])
+def test_what_comes_into_the_cache_is_compared_with_the_hubs_hash(hub: FakeHub, model: Path, file: str) -> None:
+    """What is wrong does not stay there, where the next run would trust it."""
+    hub.add(NAME, model)
+    with opened(NAME, read_unconverted, use_cache=True) as checkpoint:
+        hub.faults += ["wrong"]
+        with pytest.raises(HubError, match=f"^{NAME}: {file}: sha.*: expected"), checkpoint.fetched(file):
+            pytest.fail("it was taken for right")
+        with checkpoint.fetched(file):
+            assert (checkpoint.root / file).read_bytes() == (model / file).read_bytes()
 
 
 def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

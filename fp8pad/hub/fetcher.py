@@ -65,7 +65,7 @@ class Fetcher:
             return
         part = self.parts / part_name(file)
         with hub_errors(self.files.repo.hub_id):
-            cached = self._cached(name)
+            cached = self._cached(file)
             if cached is None:
                 self._download(file, part, (lambda _: None) if is_text(name) else advance)
             else:
@@ -80,16 +80,26 @@ class Fetcher:
         path.unlink()
         make_hole(path, file.size)
 
-    def _cached(self, name: str) -> Path | None:
+    def _cached(self, file: HubFile) -> Path | None:
+        """Return where the hub's cache has a file; what it had before is trusted, what comes into it now is not."""
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         repo, commit = self.files.repo.hub_id.repo, self.files.repo.commit
-        found = try_to_load_from_cache(repo, name, revision=commit)
+        found = try_to_load_from_cache(repo, file.name, revision=commit)
         if isinstance(found, str):
             return Path(found).resolve()
         if not self.files.use_cache:
             return None
-        return Path(hf_hub_download(repo, name, revision=commit)).resolve()
+        link = Path(hf_hub_download(repo, file.name, revision=commit))
+        blob, digest = link.resolve(), file.digest()
+        with blob.open("rb") as fetched:
+            while chunk := fetched.read(CHUNK_BYTES):
+                digest.update(chunk)
+        if digest.hexdigest() != file.hash:
+            link.unlink()
+            blob.unlink(missing_ok=True)
+        self.files.repo.check(file, digest.hexdigest())
+        return blob
 
     def _download(self, file: HubFile, part: Path, advance: Advance) -> None:
         """Fetch what is missing of a file, and check the hub's own hash of all of it.

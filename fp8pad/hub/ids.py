@@ -54,7 +54,7 @@ def hub_errors(hub_id: HubId) -> Iterator[None]:
         hint = "if it is private, `hf auth login`"
         raise HubError(f"{hub_id}: no such folder, and no such model on {constants.ENDPOINT}; {hint}") from error
     except errors.RevisionNotFoundError as error:
-        raise HubError(f"{hub_id}: there is no revision {hub_id.revision}") from error
+        raise HubError(f"{hub_id}: there is no revision {hub_id.revision or 'main'}") from error
     except errors.LocalEntryNotFoundError as error:
         cause = "offline mode is on" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise HubError(f"{hub_id}: {cause}, and not all of it is in the cache") from error

@@ -79,16 +79,19 @@ class Repo:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # the client takes any answer for right
             raise HubError(f"{hub_id}: what the hub tells of it cannot be read: {shown(error)}") from error
+        commit = info.sha or hub_id.revision or "main"
+        if info.sha and not _is_hash(info.sha):
+            raise HubError(f"{hub_id}: the hub tells no commit of it, but {shown(info.sha)}")
         files: dict[str, HubFile] = {}
         for sibling in info.siblings or ():
             name = _safe_name(sibling.rfilename, hub_id)
             digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
             has_size = type(sibling.size) is int and 0 <= sibling.size < MAX_FILE_BYTES
-            if not has_size or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{40,64}", digest):
+            if not has_size or not _is_hash(digest):
                 raise HubError(f"{hub_id}: {name}: the hub tells no size or no hash of it")
             files[name] = HubFile(name, sibling.size, digest, sibling.lfs is not None)
         _check_folders(files.keys(), hub_id)
-        return cls(hub_id, info.sha or hub_id.revision or "main", files)
+        return cls(hub_id, commit, files)
 
     def check(self, file: HubFile, found: str) -> None:
         """Raise `HubError` unless a hash of the bytes of a file is the hub's."""
@@ -100,6 +103,8 @@ class Repo:
 
         Returns with what shards begin there: the hub has hashes of whole files alone.
         """
+        with writing(root):
+            root.mkdir()
         for file in self.files.values():
             path = root / file.name
             with writing(path):
@@ -182,6 +187,10 @@ def is_text(name: str) -> bool:
 
 def _has_header(name: str) -> bool:
     return name.endswith(SHARD_SUFFIX) and not is_other_form(name)
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{40,64}", value) is not None
 
 
 def _safe_name(name: object, hub_id: HubId) -> str:
