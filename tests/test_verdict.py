@@ -363,6 +363,16 @@ def test_what_the_models_own_code_pads_is_left_to_it(inner: int, ranks: int) -> 
     assert compressed.changes_nothing == (inner == 384 and ranks == 1)
 
 
+def test_of_what_vllm_does_not_load_nothing_is_said() -> None:
+    """Qwen3-Omni's talker, of half a block on one rank: no wall, as the same sizes are in the thinker."""
+    config = {"architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe"}
+    for part, outcome in (("talker", "serves"), ("thinker", "refuses")):
+        shapes = gated("thinker.model.layers.0.mlp", 512) | gated(f"{part}.model.layers.1.mlp.shared_expert", 192)
+        plan = planned(headers(config, FP8, shapes), Policy())
+        assert Judge(plan, VLLM).original(1).outcome == outcome
+        assert Judge(plan, VLLM).padded(2)[0].outcome == outcome
+
+
 def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:
     """Four heads of 64, two keys of 64 and two values of 32 in one weight: no matrix of it is whole blocks."""
     config = {"architectures": ["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2_flash", "num_attention_heads": 4}

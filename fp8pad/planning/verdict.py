@@ -74,7 +74,9 @@ class Judge:
         one_by_one = (
             replace(group, example=plan.layers[place], places=[place]) for group in plan.alike for place in group.places
         )
-        self._groups = list(one_by_one if by_name else plan.alike)
+        unloaded = [pattern for rule in self._rules if rule.unloaded for pattern in rule.modules]
+        groups = one_by_one if by_name else plan.alike
+        self._groups = [group for group in groups if not matches((group.example.name,), unloaded)]
 
     def original(self, num_ranks: int) -> Verdict:
         """What the engine does with the checkpoint as it is."""

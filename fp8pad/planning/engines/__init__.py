@@ -31,7 +31,8 @@ class Rule:
     `unless_blocks`, as "128x*", are not meant. `fused_scales` asks for layers of several matrices whose scales can be
     loaded by whole blocks, and are then the right ones or others' (`Sharding.fused_scales`). `source` is where the rule
     is read in the engine, and `known` says whether it was only read, or seen on what device and when. What is
-    `padded_by_model` is padded by the engine's own code of the model, which leaves no room for fp8pad's plugin.
+    `padded_by_model` is padded by the engine's own code of the model, which leaves no room for fp8pad's plugin; what is
+    `unloaded` the engine does not load, and nothing else is said of it.
     """
 
     outcome: Outcome
@@ -50,6 +51,7 @@ class Rule:
     unless_multiples: tuple[tuple[PositiveSize, PositiveSize], ...] = ()
     weight_only: bool | None = None
     padded_by_model: bool = False
+    unloaded: bool = False
 
     @property
     def said(self) -> Said:
