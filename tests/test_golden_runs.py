@@ -329,18 +329,19 @@ def test_an_interrupted_run_leaves_no_engine_behind(example: Path, tmp_path: Pat
     shutil.copytree(FAKE_ENGINE, fake)
     (fake / "vllm" / "__init__.py").write_text(
         f"import os, pathlib, time\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     command = [sys.executable, "-m", "fp8pad", "golden", "record", str(example), "-o", str(tmp_path / "g.json")]
     process = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(fake), *sys.path])}, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(end)
-    process.wait(60)
+    process.wait(120)
+    deadline = time.monotonic() + 120
     engine = Path("/proc", (tmp_path / "pid").read_text())
     while engine.exists() and "Z (zombie)" not in (engine / "status").read_text():
         assert time.monotonic() < deadline

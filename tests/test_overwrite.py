@@ -186,7 +186,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount")
     (point / "config.json").write_text("mine")
     yield point
-    subprocess.run(["umount", point], check=True)
+    subprocess.run(["umount", "--lazy", point], check=True)
 
 
 @pytest.mark.parametrize("above", [0, 1, 2])

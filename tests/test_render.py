@@ -229,6 +229,7 @@ def test_colours_are_for_terminals(
     """Actions and outcomes have colours on a terminal, unless NO_COLOR is set."""
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
     plan_screen(source, LARGE, VLLM).show(stdout_console())
     assert ("\x1b[" in capsys.readouterr().out) == styled
 

@@ -342,7 +342,7 @@ def test_discarding_never_enters_another_file_system(folder: Directory, tmp_path
         assert (tmp_path / "kept" / "photo").read_text() == "mine"
     finally:
         left = next(path for path in tmp_path.rglob("photo") if path.parent.name != "kept").parent
-        subprocess.run(["umount", left], check=True)
+        subprocess.run(["umount", "--lazy", left], check=True)
 
 
 def test_without_hard_links_files_are_renamed_and_none_replaces_another(

@@ -4,8 +4,10 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -53,3 +55,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     folder = tmp_path_factory.mktemp("tiny")
     return lambda name: folder / name if (folder / name).exists() else build(name, folder / name)
+
+
+@pytest.fixture
+def standin_config() -> Iterator[Any]:
+    """Give vLLM's layers a config of bfloat16 to look at, and the stand-in kernel."""
+    import fp8pad_standins
+    import torch
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    fp8pad_standins.register()
+    config = VllmConfig()
+    config.model_config = SimpleNamespace(dtype=torch.bfloat16)
+    torch.set_default_dtype(torch.bfloat16)
+    with set_current_vllm_config(config):
+        yield config
+    torch.set_default_dtype(torch.float32)

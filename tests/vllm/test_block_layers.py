@@ -1,9 +1,8 @@
 """Block-scaled layers of vLLM's own method, padded, give the bits that vLLM's give; the stand-in's sums are exact."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from fp8pad.record import ModuleRecord, Policy
 from fp8pad.runtime.linear import padded_linear_method
 from fp8pad.runtime.parts import LayerParts
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("standin_config")]
 
 BLOCK = (32, 32)
 
@@ -47,21 +46,6 @@ class _Config:
         from vllm.model_executor.layers.quantization.inc.schemes.inc_fp8_linear import INCFp8LinearScheme
 
         return INCLinearMethod(INCFp8LinearScheme("x", BLOCK))
-
-
-@pytest.fixture(autouse=True)
-def vllm_config() -> Iterator[None]:
-    """Give vLLM's layers a config to look at, and the stand-in kernel."""
-    import fp8pad_standins
-    from vllm.config import VllmConfig, set_current_vllm_config
-
-    fp8pad_standins.register()
-    config = VllmConfig()
-    config.model_config = SimpleNamespace(dtype=torch.bfloat16)
-    torch.set_default_dtype(torch.bfloat16)
-    with set_current_vllm_config(config):
-        yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(

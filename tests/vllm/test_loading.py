@@ -45,15 +45,17 @@ def vllm_config() -> Iterator[None]:
         yield
 
 
-def _method_class() -> type:
+def _method_class(block: tuple[int, int] | None = None) -> type:
     from vllm.model_executor.layers.linear import LinearMethodBase
     from vllm.model_executor.layers.quantization.utils.fp8_utils import (
         create_fp8_scale_parameter,
         create_fp8_weight_parameter,
     )
-    from vllm.model_executor.parameter import ChannelQuantScaleParameter
+    from vllm.model_executor.parameter import BlockQuantScaleParameter, ChannelQuantScaleParameter
 
     class Fp8LinearMethod(LinearMethodBase):  # a name that vLLM gives its newer loaders to
+        weight_block_size = block
+
         def create_weights(
             self,
             layer: Any,
@@ -65,44 +67,16 @@ def _method_class() -> type:
         ) -> None:
             k, partitions, loader = input_size_per_partition, output_partition_sizes, weight_loader
             layer.input_size_per_partition, layer.logical_widths = k, partitions
+            layer.weight_block_size = block
             layer.register_parameter("weight", create_fp8_weight_parameter(sum(partitions), k, loader))
-            scale = create_fp8_scale_parameter(ChannelQuantScaleParameter, partitions, k, None, loader)
+            scale_class = BlockQuantScaleParameter if block else ChannelQuantScaleParameter
+            scale = create_fp8_scale_parameter(scale_class, partitions, k, list(block) if block else None, loader)
             layer.register_parameter("weight_scale", scale)
 
         def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-            weight = layer.weight.float() * layer.weight_scale
+            scale = layer.weight_scale
+            weight = _dequantized(layer.weight, scale) if block else layer.weight.float() * scale
             return torch.nn.functional.linear(x, weight, bias)
-
-    return Fp8LinearMethod
-
-
-def _block_method_class() -> type:
-    from vllm.model_executor.layers.quantization.utils.fp8_utils import (
-        create_fp8_scale_parameter,
-        create_fp8_weight_parameter,
-    )
-    from vllm.model_executor.parameter import BlockQuantScaleParameter
-
-    class Fp8LinearMethod(_method_class()):
-        weight_block_size = BLOCK
-
-        def create_weights(
-            self,
-            layer: Any,
-            input_size_per_partition: int,
-            output_partition_sizes: list[int],
-            *_: Any,
-            weight_loader: Any,
-            **__: Any,
-        ) -> None:
-            k, partitions, loader = input_size_per_partition, output_partition_sizes, weight_loader
-            layer.weight_block_size = BLOCK
-            layer.register_parameter("weight", create_fp8_weight_parameter(sum(partitions), k, loader))
-            scale = create_fp8_scale_parameter(BlockQuantScaleParameter, partitions, k, list(BLOCK), loader)
-            layer.register_parameter("weight_scale", scale)
-
-        def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-            return torch.nn.functional.linear(x, _dequantized(layer.weight, layer.weight_scale), bias)
 
     return Fp8LinearMethod
 
@@ -112,12 +86,11 @@ class _Config:
 
     online_quantization_config = None
 
-    def __init__(self, record: LayerParts | None, method_class: Callable[[], type] = _method_class) -> None:
-        self.record = record
-        self.method_class = method_class
+    def __init__(self, record: LayerParts | None, block: tuple[int, int] | None = None) -> None:
+        self.record, self.block = record, block
 
     def get_quant_method(self, layer: Any, prefix: str) -> Any:  # noqa: ARG002
-        method = self.method_class()()
+        method = _method_class(self.block)()
         return method if self.record is None else padded_linear_method(method, self.record)
 
 
@@ -262,7 +235,7 @@ def test_block_scales_stay_with_their_rows(name: str, monkeypatch: pytest.Monkey
     _pretend_rank(monkeypatch, 1, 0)
     make, modules = LAYERS[name]
     record = LayerParts(name, tuple(_module(*shape, BLOCK) for shape in modules.values()))
-    layer = make(_Config(record, _block_method_class))
+    layer = make(_Config(record, BLOCK))
     _poison(layer)
     weights = []
     for shard_id, shape in modules.items():
@@ -287,7 +260,7 @@ def test_a_rank_gets_whole_blocks_of_columns(index: int, monkeypatch: pytest.Mon
     _pretend_rank(monkeypatch, 2, index)
     from vllm.model_executor.layers.linear import RowParallelLinear
 
-    config = _Config(LayerParts("x", (_module(HIDDEN, 192, BLOCK),)), _block_method_class)
+    config = _Config(LayerParts("x", (_module(HIDDEN, 192, BLOCK),)), BLOCK)
     layer = RowParallelLinear(192, HIDDEN, bias=False, quant_config=config)
     weight, scale = _block_tensors((HIDDEN, 192))
     _load(layer, None, _grown(weight, 0, BLOCK), scale)
@@ -303,7 +276,7 @@ def test_a_rank_gets_whole_blocks(index: int, monkeypatch: pytest.MonkeyPatch) -
     _pretend_rank(monkeypatch, 2, index)
     from vllm.model_executor.layers.linear import ColumnParallelLinear
 
-    config = _Config(LayerParts("x", (_module(224, HIDDEN, BLOCK),)), _block_method_class)
+    config = _Config(LayerParts("x", (_module(224, HIDDEN, BLOCK),)), BLOCK)
     layer = ColumnParallelLinear(HIDDEN, 224, bias=False, quant_config=config)
     weight, scale = _block_tensors((224, HIDDEN))
     _load(layer, None, _grown(weight, 0, BLOCK), scale)
@@ -318,7 +291,7 @@ def test_a_rank_that_would_begin_inside_a_block_is_refused(monkeypatch: pytest.M
     _pretend_rank(monkeypatch, 2, 1)
     from vllm.model_executor.layers.linear import ColumnParallelLinear
 
-    config = _Config(LayerParts("x", (_module(200, HIDDEN, BLOCK),)), _block_method_class)
+    config = _Config(LayerParts("x", (_module(200, HIDDEN, BLOCK),)), BLOCK)
     with pytest.raises(UnsupportedLayerError, match=r"100.*fp8pad convert --absorb -tp 2"):
         ColumnParallelLinear(HIDDEN, 200, quant_config=config)
 

@@ -4,9 +4,8 @@ Each rank's MLP is compared with stock layers of one rank, whole, given zeros in
 the same products, and zeros. The stand-in kernel's sums are exact within a block, so nothing depends on their grouping.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,26 +20,11 @@ from fp8pad.runtime.config import padded_config
 from fp8pad.runtime.linear import PaddedLinearMethod
 from fp8pad.runtime.patches import startup_line
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("standin_config")]
 
 BLOCK = 32
 HIDDEN = 72
 NAME = "model.layers.0.mlp"
-
-
-@pytest.fixture(autouse=True)
-def vllm_config() -> Iterator[Any]:
-    """Give vLLM's layers a config to look at, and the stand-in kernel."""
-    import fp8pad_standins
-    from vllm.config import VllmConfig, set_current_vllm_config
-
-    fp8pad_standins.register()
-    config = VllmConfig()
-    config.model_config = SimpleNamespace(dtype=torch.bfloat16)
-    torch.set_default_dtype(torch.bfloat16)
-    with set_current_vllm_config(config):
-        yield config
-    torch.set_default_dtype(torch.float32)
 
 
 Matrix = tuple[torch.Tensor, torch.Tensor]
@@ -192,11 +176,11 @@ def test_every_rank_adds_what_its_share_gives(mlp: Mlp, num_ranks: int, monkeypa
         assert torch.equal(got, expected)
 
 
-def test_with_lora_outputs_are_cut_and_inputs_padded(monkeypatch: pytest.MonkeyPatch, vllm_config: Any) -> None:
+def test_with_lora_outputs_are_cut_and_inputs_padded(monkeypatch: pytest.MonkeyPatch, standin_config: Any) -> None:
     """An adapter adds to an output of logical size; shares that begin inside a block are served all the same."""
     from vllm.config import LoRAConfig
 
-    monkeypatch.setattr(vllm_config, "lora_config", LoRAConfig(max_lora_rank=8))
+    monkeypatch.setattr(standin_config, "lora_config", LoRAConfig(max_lora_rank=8))
     mlp, x = Mlp(100), torch.randn(5, HIDDEN, dtype=torch.float32).bfloat16()
     for number in range(4):
         _pretend_rank(monkeypatch, 1, 0)
