@@ -1,4 +1,4 @@
-"""Every block of code on every page: commands run in their order, Python runs, JSON and TOML can be read."""
+"""Every block of code on every page: commands run, Python runs, JSON and TOML can be read; the notebook too."""
 
 import json
 import os
@@ -154,3 +154,16 @@ def test_every_language_is_known() -> None:
     """A block without one is a drawing, or what a program prints."""
     assert {block.language for block in BLOCKS} <= {"", "sh", "dockerfile", "python", "json", "toml"}
     assert not [block for block in blocks_of("") if re.search(r"^(fp8pad|pip|vllm) ", block.text, re.MULTILINE)]
+
+
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell in its order, with what the cells before left; it has no outputs that could be stale."""
+    monkeypatch.chdir(ROOT / "examples")
+    cells = [
+        cell for cell in json.loads(Path("library.ipynb").read_text("utf-8"))["cells"] if cell["cell_type"] == "code"
+    ]
+    assert len(cells) > 4
+    names: dict[str, object] = {}
+    for cell in cells:
+        assert cell["outputs"] == []
+        exec("".join(cell["source"]), names)  # noqa: S102  our own notebook

@@ -1,4 +1,4 @@
-"""What the pages for people promise: links that lead somewhere, here and on a package index."""
+"""What the pages for people promise: links lead somewhere, tables and what programs print are those of today."""
 
 import re
 import runpy
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fp8pad.planning.families import families
 from fp8pad.runtime.contract import ENGINE_SYMBOLS
 
 ROOT = Path(__file__).parents[1]
@@ -103,3 +104,12 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     """`make docs` would refuse a page that is not; here it is seen without mkdocs."""
     nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"[\w-]+\.md", nav))
+
+
+def test_the_table_of_architectures_names_model_types_that_have_a_family() -> None:
+    """Every model type in it has a file; examples/coverage.py writes it again after files were added."""
+    table = (ROOT / "docs" / "coverage.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\w+) \| .* \| (described|cannot be absorbed) \| (.*) \| .* \|$", table, re.MULTILINE)
+    assert len(rows) > 200
+    named = {model_type for _, _, cell in rows for model_type in re.findall(r"`(.+?)`", cell)}
+    assert named <= set(families())

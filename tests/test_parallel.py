@@ -50,23 +50,37 @@ def test_results_are_in_the_order_of_the_items(jobs: int) -> None:
     assert counter.num_bytes == 10
 
 
+class UntilStopped:
+    """Works until it is stopped; an item that never is has `ended`."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+
+    def __call__(self, item: int, advance: Callable[[int], None]) -> None:
+        """Work."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.001)
+            advance(0)
+        self.ended.append(item)
+
+
 @pytest.mark.parametrize("error", [OutputError("full"), KeyboardInterrupt()])
 def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
     """Others stop the next time they report progress, and what has not begun never does."""
     begun: list[int] = []
+    others = UntilStopped()
 
     def work(item: int, advance: Callable[[int], None]) -> None:
         begun.append(item)
         if item == 1:
             raise error
-        for _ in range(3000):
-            time.sleep(0.01)
-            advance(1)
-        pytest.fail("it was not stopped")
+        others(item, advance)
 
     with pytest.raises(type(error)):
         run_all(work, range(50), 2, Progress())
     assert len(begun) < 10
+    assert not others.ended
 
 
 def test_of_several_errors_that_of_the_first_item_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,13 +99,7 @@ def test_of_several_errors_that_of_the_first_item_is_raised(monkeypatch: pytest.
 
 def test_a_limit_of_threads_is_a_line_and_stops_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that may have few processes, or little memory."""
-    ended, start = [], threading.Thread.start
-
-    def work(item: int, advance: Callable[[int], None]) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            advance(0)
-        ended.append(item)
+    work, start = UntilStopped(), threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
         if threading.active_count() > num_threads + 1:
@@ -102,18 +110,12 @@ def test_a_limit_of_threads_is_a_line_and_stops_what_runs(monkeypatch: pytest.Mo
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(OutputError, match=r"use fewer --jobs$"):
         run_all(work, range(9), 9, Progress())
-    assert ended == []
+    assert not work.ended
 
 
 def test_a_signal_while_work_is_handed_out_stops_what_runs() -> None:
     """It may come before the last item is given to a thread."""
-    ended: list[int] = []
-
-    def work(item: int, advance: Callable[[int], None]) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            advance(0)
-        ended.append(item)
+    work = UntilStopped()
 
     def items() -> Iterator[int]:
         yield 1
@@ -121,7 +123,7 @@ def test_a_signal_while_work_is_handed_out_stops_what_runs() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_all(work, items(), 1, Progress())
-    assert not ended
+    assert not work.ended
 
 
 def test_no_items_are_no_work() -> None:
