@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -243,14 +244,14 @@ def test_shard_metadata_that_is_not_as_specified_is_refused(text: str) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+        st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+        lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=9), x, max_size=4),
+        max_leaves=12,
     )
 )
 def test_no_json_raises_anything_but_a_record_error(value: Any) -> None:
     """Wherever it stands in a record."""
-    for key in json.loads("".join(RECORD.text_parts())):
-        document = json.loads("".join(RECORD.text_parts())) | {key: value}
-        try:
-            parse_record(json.dumps(document))
-        except RecordError:
-            continue
+    honest = json.loads("".join(RECORD.text_parts()))
+    for key in honest:
+        with suppress(RecordError):
+            parse_record(json.dumps(honest | {key: value}))
