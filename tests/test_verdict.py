@@ -69,8 +69,8 @@ def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed(
 
 def test_a_block_model_whose_mlp_cannot_be_taken_apart_is_served_by_fewer_ranks() -> None:
     """Gate and up that share a block on disk, and the MLP of a family that is not known."""
-    shapes = {f"{MLP}.gate_up_proj": (2 * 320, 256), f"{MLP}.down_proj": (256, 320)}
-    made = headers(LLAMA | {"model_type": "phi3", "intermediate_size": 320}, FP8, shapes)
+    shapes = {f"{MLP}.gate_up_proj": (2 * 288, 256), f"{MLP}.down_proj": (256, 288)}
+    made = headers(LLAMA | {"model_type": "phi3", "intermediate_size": 288}, FP8, shapes)
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_up_proj", "down_proj"}}
     assert nearest_served_policy(plan, VLLM) == Policy()
@@ -159,6 +159,16 @@ def test_what_shares_a_block_on_disk_is_loaded_as_it_lies() -> None:
     shapes = {f"{MLP}.gate_up_proj": (2 * 224, 256)}
     plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 224}, FP8, shapes), Policy())
     assert said(Judge(plan, VLLM).original(1)) == {"serves": {"gate_up_proj"}}
+
+
+def test_what_shares_a_block_on_disk_and_is_not_padded_is_loaded_by_vllm() -> None:
+    """Two halves of one and a half blocks are three: nothing is padded, and vLLM's loader has no room for four."""
+    shapes = {f"{MLP}.gate_up_proj": (2 * 192, 256), f"{MLP}.down_proj": (256, 192)}
+    plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 192}, FP8, shapes), Policy())
+    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_up_proj"}}
+    shapes = {f"{MLP}.gate_up_proj": (2 * 160, 256), f"{MLP}.down_proj": (256, 160)}
+    plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 160}, FP8, shapes), Policy())
+    assert converted_verdict(plan, VLLM) == Verdict()
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,12 @@ class Judge:
         return self._said(layer, shape, part, kernel, self._stock_fit(layer, part, kernel))
 
     def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
-        """What is said of a layer of a checkpoint that fp8pad's plugin loads, if it takes this layer at all."""
-        if not layer.is_for_runtime:
+        """What is said of a layer of a checkpoint that fp8pad's plugin loads, if it takes this layer at all.
+
+        The plugin leaves to the engine a tensor that is a whole layer of the engine's and has nothing to pad.
+        """
+        is_whole = len(layer.sharding.groups) > 1 and not _is_padded(layer, shape, num_ranks)
+        if not layer.is_for_runtime or (is_whole and self._engine.has_runtime):
             return self._stock(layer, shape, num_ranks)
         if not self._engine.has_runtime:
             return NO_RUNTIME

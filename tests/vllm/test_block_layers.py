@@ -103,6 +103,28 @@ def _pretend_rank(monkeypatch: pytest.MonkeyPatch, num_ranks: int, rank: int) ->
         monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: rank)
 
 
+@pytest.mark.parametrize(("half", "is_loaded"), [(56, True), (40, True), (64, True), (48, False)])
+def test_what_shares_a_block_on_disk_gives_the_bits_of_the_whole(
+    half: int, is_loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gate and up of one tensor; 96 rows are whole blocks of 32, not padded, and vLLM has no room for the scales."""
+    from vllm.model_executor.layers import linear
+
+    _pretend_rank(monkeypatch, 1, 0)
+    [(weight, scale)] = _matrices([2 * half], 64)
+    record = ModuleRecord((2 * half, 64), _padded((2 * half, 64)), BLOCK)
+    config = _Config(LayerParts("x", (record,)))
+    layer: Any = linear.MergedColumnParallelLinear(64, [half, half], bias=False, quant_config=config)
+    layer.weight.weight_loader(layer.weight, _grown(weight))
+    with contextlib.nullcontext() if is_loaded else pytest.raises(RuntimeError, match="exceeds dimension size"):
+        layer.weight_scale_inv.weight_loader(layer.weight_scale_inv, scale)
+    if is_loaded:
+        layer.quant_method.process_weights_after_loading(layer)
+        x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float32).bfloat16()
+        whole = _output("ReplicatedLinear", [(weight, scale)], is_padded=False)
+        assert torch.equal(layer.quant_method.apply(layer, x), whole)
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 @pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("names", [("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj")])
