@@ -58,21 +58,15 @@ def converted_files(
     return replace(contents, record=record)
 
 
-def source_texts(contents: Contents) -> dict[str, str]:
-    """Return the texts of the source that those of a converted checkpoint were made from, by file."""
-    originals = contents.record.originals if contents.record else {}
-    return {**originals, **contents.source.texts}
-
-
 def record_with(contents: Contents, hashes: Mapping[str, Hashes]) -> CheckpointRecord | None:
     """Return the record, with the hashes of all files if there are any; those of texts are worked out here."""
     record = contents.record
     if record is None or not hashes:
         return record
-    before = source_texts(contents)
-    known = dict(hashes) | {
-        file: Hashes(text_sha256(text), text_sha256(before[file])) for file, text in contents.texts.items()
-    }
+    known = dict(hashes)
+    for file, text in contents.texts.items():
+        before = record.originals[file] if file in record.originals else contents.source.text(file)
+        known[file] = Hashes(text_sha256(text), text_sha256(before))
     files = {
         file: replace(sizes, sha256=known[file].sha256, source_sha256=known[file].source_sha256)
         for file, sizes in record.files.items()

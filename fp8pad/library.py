@@ -6,8 +6,8 @@ paths, models also hub ids. Nothing is printed, unless `progress=True` asks for 
 """
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -72,8 +72,8 @@ def plan(
     contradicts itself, and with `strict` if an FP8 layer of it is not understood.
     """
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
-    with _opened(model, engine, follow_links) as source:
-        return _planned(source, policy, strict=strict, engine=engine, card=card)
+    with _planned(model, policy, strict=strict, follow_links=follow_links, card=card, engine=engine) as planned:
+        return planned
 
 
 def convert(
@@ -127,9 +127,9 @@ def convert(
         finishes=finish,
     )
     told, target = _told(progress), Path(out_dir)
-    with _opened(model, engine, follow_links, work_folder(target), cache=cache, progress=told) as source:
-        planned = _planned(source, policy, strict=strict, engine=engine, card=card, force=force)
-        report = convert_checkpoint(source, planned.plan, target, options, told)
+    how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
+    with _planned(model, policy, **how, engine=engine, work_dir=work_folder(target), progress=told) as planned:
+        report = convert_checkpoint(planned.source, planned.plan, target, options, told)
     return replace(report, engine=engine)
 
 
@@ -169,9 +169,9 @@ def convert_shards(
         jobs=jobs, link=link, overwrite=overwrite, verify=verify, card=card, hash=hash, shards=shards
     )
     told, target = _told(progress), Path(out_dir)
-    with _opened(model, engine, follow_links, work_folder(target, shards), cache=cache, progress=told) as source:
-        planned = _planned(source, policy, strict=strict, engine=engine, card=card, force=force)
-        return convert_slice(source, planned.plan, target, options, told)
+    how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
+    with _planned(model, policy, **how, engine=engine, work_dir=work_folder(target, shards), progress=told) as planned:
+        return convert_slice(planned.source, planned.plan, target, options, told)
 
 
 def verify(
@@ -265,61 +265,54 @@ def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
         raise UsageError(f"skip: expected a pattern, or several, got {shown(skip)}") from error
 
 
-def _opened(
+@contextmanager
+def _planned(
     model: StrPath,
-    engine: str | None,
-    follow_links: bool,
-    work_dir: Path | None = None,
+    policy: Policy,
     *,
+    strict: bool,
+    follow_links: bool,
+    card: bool,
+    engine: str | None,
+    force: bool = True,
+    work_dir: Path | None = None,
     cache: bool = False,
     progress: Progress | None = None,
-) -> AbstractContextManager["Checkpoint"]:
-    """Open a model, once it is known that there is such an engine."""
+) -> Iterator[PlanReport]:
+    """Open a model and plan; without `force`, raise `NotServedError` if the engine is known to refuse the result."""
+    from fp8pad.adapters import adapter_notes, other_weight_notes
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.hub import opened
-    from fp8pad.planning.engines import find_engine
-
-    find_engine(engine)
-    return opened(model, partial(read_unconverted, follow_links=follow_links), work_dir, cache, progress)
-
-
-def _planned(
-    source: "Checkpoint", policy: Policy, *, strict: bool, engine: str | None, card: bool, force: bool = True
-) -> PlanReport:
-    """Plan; without `force`, raise `NotServedError` if the engine is known to refuse the result."""
-    from fp8pad.adapters import adapter_notes, other_weight_notes
     from fp8pad.planning import check_understood, plan_checkpoint
     from fp8pad.planning.engines import find_engine
     from fp8pad.planning.verdict import check_served
 
     described = find_engine(engine)
-    try:
-        plan = plan_checkpoint(source.shards, source.configs, policy)
-    except CheckpointError as error:
-        raise type(error)(f"{source}: {error}") from error
-    if strict:
-        check_understood(plan)
-    notes = *plan.notes, *other_weight_notes(source, plan), *adapter_notes(source, plan)
-    planned = PlanReport(source, replace(plan, notes=notes), engine, card)
-    try:
-        if not force:
-            check_served(planned.plan, described)
-    except NotServedError as error:
-        error.report = planned
-        error.add_note("nothing was written; --force converts all the same")
-        raise
-    return planned
+    with opened(model, partial(read_unconverted, follow_links=follow_links), work_dir, cache, progress) as source:
+        try:
+            plan = plan_checkpoint(source.shards, source.configs, policy)
+        except CheckpointError as error:
+            raise type(error)(f"{source}: {error}") from error
+        if strict:
+            check_understood(plan)
+        notes = *plan.notes, *other_weight_notes(source, plan), *adapter_notes(source, plan)
+        planned = PlanReport(source, replace(plan, notes=notes), engine, card)
+        try:
+            if not force:
+                check_served(planned.plan, described)
+        except NotServedError as error:
+            error.report = planned
+            error.add_note("nothing was written; --force converts all the same")
+            raise
+        yield planned
 
 
 def _told(progress: ProgressOption) -> Progress:
-    if isinstance(progress, bool):
-        return _bars() if progress else Progress()
-    return progress_of(progress)
+    if not isinstance(progress, bool):
+        return progress_of(progress)
+    with suppress(ImportError):
+        if progress:
+            from fp8pad.integrations.tqdm import TqdmProgress
 
-
-def _bars() -> Progress:
-    try:
-        from fp8pad.integrations.tqdm import TqdmProgress
-    except ImportError:
-        return Progress()
-    return TqdmProgress()
+            return TqdmProgress()
+    return Progress()

@@ -105,12 +105,12 @@ class Output:
         return OutputError(f"{self.out_dir}: is not empty; use --overwrite to replace it")
 
     def _write_shards(self, progress: Progress) -> list[Written]:
-        workers, writer = self.options.workers, self.writer
-        if workers.executor == "local":
-            return run_all(writer.write_shard, self.contents.layouts, workers.jobs, progress)
+        options, writer = self.options, self.writer
+        if options.executor == "local":
+            return run_all(writer.write_shard, self.contents.layouts, options.jobs, progress)
         source = SentCheckpoint.of(writer.source)
-        sent = SentWriter(source, str(self.out_dir), replace(self.options, shards=None))
-        return work_on_all(sent, self.contents.layouts, workers, progress)
+        sent = SentWriter(source, str(self.out_dir), replace(options, shards=None))
+        return work_on_all(sent, self.contents.layouts, options, progress)
 
     def write_texts(self, record: CheckpointRecord | None = None) -> None:
         """Write the text files, the one without which nothing can be loaded last, and the record before them.

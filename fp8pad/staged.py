@@ -56,7 +56,8 @@ def _remove_own(out: Output) -> tuple[str, ...]:
     with writing(staging.root.path):
         folders = tuple(_folder_left(staging.root.path / name) for name in staging.root.names() if is_files(name))
     if out.options.finishes:
-        staging.keep_finished(without={out.writer.key(layout) for layout in out.contents.layouts})
+        own = {out.writer.key(layout) for layout in out.contents.layouts}
+        staging.keep_finished(lambda key: key not in own)
         if others := staging.num_finished:
             return (*folders, others_left(others, staging.root.path))
     staging.remove()
@@ -103,7 +104,8 @@ def _begin(out: Output, out_dir: Path) -> None:
         _check_finished(out)
     else:
         reused = filter(writer.is_finished, contents.layouts if options.resume else ())
-        writer.staging.keep_only({writer.key(layout) for layout in reused})
+        keys = {writer.key(layout) for layout in reused}
+        writer.staging.keep_finished(keys.__contains__)
 
 
 def _check_room(contents: Contents, target: Path, options: WriteOptions, staged_bytes: int = 0) -> None:
@@ -128,7 +130,8 @@ def _end_early(out: Output, error: BaseException) -> str | None:
         out.is_published = out.is_published or (is_published(staging) and not out.is_there)
         gives_up = not out.options.finishes and (is_disk_full(error) or _fails_again(out, error))
         if not (out.is_published or gives_up):
-            staging.keep_finished(without=set(_outdated_keys(out)))
+            outdated = set(_outdated_keys(out))
+            staging.keep_finished(lambda key: key not in outdated)
             if staging.num_finished:
                 return _resumable(out, error)
         staging.remove()

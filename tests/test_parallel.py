@@ -222,10 +222,10 @@ def test_every_command_writes_the_same_through_orders(tmp_path: Path, monkeypatc
         options = WriteOptions(verify="full", executor=executor)
         convert(source, plan, tmp_path / executor, options, Progress())
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
-    assert verify(model, tmp_path / "ray", Progress(), workers=options.workers).ok
+    assert verify(model, tmp_path / "ray", Progress(), workers=options).ok
     unpad(tmp_path / "ray", tmp_path / "restored", options, Progress())
     assert files_of(tmp_path / "restored") == files_of(model)
     shard = tmp_path / "ray" / source.shards[1].file
     shard.write_bytes(shard.read_bytes()[:-1] + b"\7")
-    (found,) = verify(model, tmp_path / "ray", Progress(), workers=options.workers).mismatches
+    (found,) = verify(model, tmp_path / "ray", Progress(), workers=options).mismatches
     assert found.file == source.shards[1].file

@@ -62,10 +62,10 @@ def test_only_finished_shards_are_kept(tmp_path: Path) -> None:
     with hold_staging(tmp_path / "out") as staging:
         for key in "abc":
             stage(staging, key, is_resumable=key != "c")
-        staging.keep_finished(without={"d"})
+        staging.keep_finished(lambda key: key != "d")
         assert names(staging.staged.path) == ["a.finished", "b.finished"]
         assert (staging.num_finished, staging.num_bytes) == (2, 8)
-        staging.keep_only({"b"})
+        staging.keep_finished(lambda key: key == "b")
         assert names(staging.staged.path) == ["b.finished"]
         staging.remove()
     assert names(tmp_path) == []

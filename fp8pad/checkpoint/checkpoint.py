@@ -8,12 +8,12 @@ from typing import Protocol
 
 from fp8pad.checkpoint.files import Advance, FileIdentity, check_identity, copied_mode, encoded, open_file
 from fp8pad.checkpoint.folder import INDEX_FILE, list_folder, read_text, read_text_and_identity
-from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header, read_prefix
+from fp8pad.checkpoint.headers import LENGTH_BYTES, header_of, read_prefix
 from fp8pad.checkpoint.json_text import parse_object
 from fp8pad.checkpoint.shards import (
     MISTRAL_CONFIG_FILE,
     check_format,
-    check_tensors,
+    checked,
     is_shard,
     parse_index,
     shard_files,
@@ -121,17 +121,12 @@ class Checkpoint:
         )
 
     @property
-    def texts(self) -> dict[str, str]:
-        """The index, where there is one, and config.json, read again: an index may be as large as all headers."""
-        return {file: self.text(file) for file in self.text_files}
-
-    @property
     def text_files(self) -> tuple[str, ...]:
         """The names of the files that are read whole and rewritten: the index, where there is one, and config.json."""
         return (INDEX_FILE, CONFIG_FILE) if self.has_index else (CONFIG_FILE,)
 
     def text(self, file: str) -> str:
-        """Read a text file as it lies on disk; `CheckpointError` if it was changed meanwhile."""
+        """Read a text file, as large as all headers perhaps; `CheckpointError` if it was changed meanwhile."""
         text, identity = read_text_and_identity(self.root, file)
         check_identity(file, self.identities[file], identity)
         return text
@@ -185,8 +180,7 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
         configs[MODELOPT_FILE] = parse_object(MODELOPT_FILE, modelopt_text)
     weight_map = parse_index(reader.optional_text(INDEX_FILE))
     has_index = bool(weight_map)
-    shards = tuple(reader.header(file) for file in shard_files(root, weight_map))
-    check_tensors(shards, weight_map)
+    shards = tuple(checked(map(reader.header, shard_files(root, weight_map)), weight_map))
     own_files = {CONFIG_FILE, *([INDEX_FILE] if has_index else []), *(shard.file for shard in shards)}
     found, excluded = list_folder(root, own_files, follow_links)
     if MODELOPT_FILE in excluded:  # a link that leads out is followed, as that of config.json is: plans are made by it
@@ -222,7 +216,7 @@ class _FolderReader:
     def header(self, file: str) -> ShardHeader:
         with open_file(self.root / file, file) as shard:
             self.identities[file] = shard.identity
-            return parse_header(read_prefix(shard, shard.identity.size), shard.identity.size, file)
+            return header_of(shard, shard.identity.size)
 
 
 def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:

@@ -26,8 +26,12 @@ def read_header(path: Path, file: str) -> ShardHeader:
     Raises `CheckpointError` if it cannot be read and `HeaderError` if its header is not what the format asks for.
     """
     with open_file(path, file) as shard:
-        file_bytes = shard.identity.size
-        return parse_header(read_prefix(shard, file_bytes), file_bytes, file)
+        return header_of(shard, shard.identity.size)
+
+
+def header_of(shard: OpenFile, file_bytes: int) -> ShardHeader:
+    """Read the header of an open safetensors file; raises as `read_header` does."""
+    return parse_header(read_prefix(shard, file_bytes), file_bytes, shard.file)
 
 
 def read_prefix(shard: OpenFile, file_bytes: int) -> bytes:
@@ -61,14 +65,15 @@ def parse_header(prefix: bytes, file_bytes: int, file: str) -> ShardHeader:
 
 def header_bytes(tensors: Iterable[TensorHeader], metadata: Mapping[str, str] | None) -> bytes:
     """Return the first bytes of a safetensors file, byte for byte as the safetensors library writes them."""
-    document: dict[str, Any] = {} if metadata is None else {METADATA: dict(metadata)}
-    for tensor in tensors:
-        document[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": tensor.shape,
-            "data_offsets": (tensor.begin, tensor.end),
-        }
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+    entries = [] if metadata is None else [f'"{METADATA}":{encode(dict(metadata))}']
+    for tensor in tensors:  # as one object, they would take several times as much memory
+        shape = ",".join(map(str, tensor.shape))
+        offsets = f"{tensor.begin},{tensor.end}"
+        entries.append(
+            f'{encode(tensor.name)}:{{"dtype":"{tensor.dtype}","shape":[{shape}],"data_offsets":[{offsets}]}}'
+        )
+    text = f"{{{','.join(entries)}}}".encode()
     return framed(text + b" " * (-len(text) % 8))
 
 

@@ -27,22 +27,19 @@ class Workers:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteOptions:
+class WriteOptions(Workers):
     """How a checkpoint is written, named as the options of the command line.
 
     `shards` are positions in the sorted names of the shards, where only some are to be written; where it `finishes`,
     all have to be written already. Raises `UsageError` for what is none of these.
     """
 
-    jobs: PositiveSize = DEFAULT_JOBS
     link: Link = "auto"
     overwrite: bool = False
     resume: bool = True
     verify: VerifyDepth = "padded"
     card: bool = False
     hash: bool = False
-    executor: Executor = "local"
-    ray_address: str = "auto"
     finishes: bool = False
     shards: range | None = None
 
@@ -50,8 +47,3 @@ class WriteOptions:
         check_fields(self, UsageError)
         if self.finishes and not self.resume:
             raise UsageError("finish: publishes the shards that no-resume would remove")
-
-    @property
-    def workers(self) -> Workers:
-        """Who writes the shards."""
-        return Workers(self.jobs, self.executor, self.ray_address)

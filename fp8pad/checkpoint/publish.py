@@ -57,7 +57,7 @@ def forget_publication(staging: Staging, keeps_shards: bool = False) -> None:
     `keeps_shards` leaves what is staged, where others may have written since.
     """
     if is_published(staging) and not keeps_shards:
-        staging.keep_only(set())
+        staging.keep_finished(lambda _: False)
     with writing(staging.root.path):
         staging.root.unlink(PUBLICATION)
 

@@ -1,7 +1,7 @@
 """Which files of a checkpoint folder are its shards, and whether names, index and headers agree."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, is_other_form
@@ -81,18 +81,21 @@ def _check_series(names: list[str]) -> None:
                 )
 
 
-def check_tensors(shards: Sequence[ShardHeader], weight_map: dict[str, str]) -> None:
-    """Raise `CheckpointError` where a tensor is in two shards, or not where the index, if there is one, says.
+def checked(shards: Iterable[ShardHeader], weight_map: dict[str, str]) -> Iterator[ShardHeader]:
+    """Yield shards; `CheckpointError` where a tensor is in two, or not where the index, if there is one, says.
 
-    `weight_map` is empty afterwards: its names and those of the headers take as much memory.
+    Names are taken from `weight_map` as they are found: those of an index take as much memory as those of the headers.
     """
-    if not weight_map:
-        weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}
+    has_index, seen = bool(weight_map), list[ShardHeader]()
     for shard in shards:
+        seen.append(shard)
         for tensor in shard.tensors:
-            if (expected := weight_map.pop(tensor.name, None)) != shard.file:
-                raise CheckpointError(_misplaced(tensor.name, expected, shards))
-    for name, file in weight_map.items():
+            name = tensor.name
+            expected = weight_map.pop(name, None) if has_index else weight_map.setdefault(name, shard.file)
+            if expected != shard.file:
+                raise CheckpointError(_misplaced(name, expected, seen))
+        yield shard
+    for name, file in weight_map.items() if has_index else ():
         raise CheckpointError(f"{INDEX_FILE}: {name}: expected in {file}, but it is not there")
 
 

@@ -16,7 +16,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,22 +141,16 @@ class Staging:
 
     def discard_unfinished(self) -> None:
         """Remove what this process has begun and not finished."""
+        self._keep(lambda name: not name.endswith(f".{self.token}{_UNFINISHED}"))
+
+    def keep_finished(self, is_kept: Callable[[str], bool]) -> None:
+        """Remove every staged file but those finished shards, with their notes, whose keys are to be kept."""
+        self._keep(lambda name: name.endswith((_FINISHED, _NOTE)) and is_kept(name.partition(".")[0]))
+
+    def _keep(self, is_kept: Callable[[str], bool]) -> None:
         with writing(self.staged.path):
             for name in self.staged.names():
-                if name.endswith(f".{self.token}{_UNFINISHED}"):
-                    self.staged.unlink(name)
-
-    def keep_only(self, keys: Set[str]) -> None:
-        """Remove every staged file but the finished shards of these keys."""
-        with writing(self.staged.path):
-            for name in set(self.staged.names()) - {key + suffix for key in keys for suffix in (_FINISHED, _NOTE)}:
-                self.staged.unlink(name)
-
-    def keep_finished(self, without: Set[str]) -> None:
-        """Remove every staged file but finished shards and notes, `without` those of these keys."""
-        with writing(self.staged.path):
-            for name in self.staged.names():
-                if not name.endswith((_FINISHED, _NOTE)) or name.partition(".")[0] in without:
+                if not is_kept(name):
                     self.staged.unlink(name)
 
     def remove(self) -> None:
