@@ -19,7 +19,8 @@ PositiveSize = Annotated[int, range(1, 2**63), "a positive size"]
 # Of a field that is in every file although it has a default: a file without it is damaged.
 ALWAYS_WRITTEN = {"always written": True}
 
-MAX_SHARED = 16  # entries of an object that may be shared: those for one tensor have six
+MAX_SHARED = 16  # entries of an object that may be shared, and of a list in it: those for one tensor have six
+_CONTAINERS = frozenset({list, dict})
 MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and writes them, stays far from its limit
 
 
@@ -200,12 +201,17 @@ def _sharing() -> Callable[[dict[str, Any]], Any]:
     known: dict[object, dict[str, Any]] = {}
 
     def share(found: dict[str, Any]) -> dict[str, Any]:
-        if len(found) > MAX_SHARED:
+        if len(found) > MAX_SHARED or any(_is_deep(value) for value in found.values() if type(value) is list):
             return found
         values = (id(value) if type(value) is dict else repr(value) for value in found.values())
         return known.setdefault((*found, *values), found)
 
     return share
+
+
+def _is_deep(values: list[Any]) -> bool:
+    """Return whether a list is long or holds others: each object around it would look at all of it once more."""
+    return len(values) > MAX_SHARED or not _CONTAINERS.isdisjoint(map(type, values))
 
 
 def _check_nesting(document: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from fp8pad.errors import GoldenError
-from fp8pad.reading import ALWAYS_WRITTEN, MAX_NESTING, PositiveSize, Reader, Size
+from fp8pad.reading import ALWAYS_WRITTEN, MAX_NESTING, MAX_SHARED, PositiveSize, Reader, Size
 
 READER = Reader(GoldenError)
 
@@ -109,3 +109,11 @@ def test_objects_that_say_the_same_are_one_object() -> None:
     assert document["a"] is document["b"]
     assert document["a"]["y"] is document["c"]["y"]
     assert len({id(document[name]) for name in "abcd"}) == 3
+
+
+@pytest.mark.parametrize("values", [[[1]], [{}], [1] * (MAX_SHARED + 1)])
+def test_objects_of_lists_that_hold_much_are_not_compared(values: list[object]) -> None:
+    """Each of the objects around them would look at all of it once more."""
+    document = READER.parse_json(json.dumps({"a": {"x": values}, "b": {"x": values}}), "file", shares=True)
+    assert document["a"] == document["b"]
+    assert document["a"] is not document["b"]

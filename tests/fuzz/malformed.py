@@ -217,6 +217,13 @@ def _(root: Path) -> None:
     (llama(root / "model") / "config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
 
 
+@attempt("a list of 5,000,000 numbers in 48 lists of objects", "plan", "model", status=0)
+def _(root: Path) -> None:
+    path = checkpoint(root, channel("a.proj", 21, 24)) / "config.json"
+    nested = '[{"a":' * 48 + "[" + "1," * 5_000_000 + "1]" + "}]" * 48
+    path.write_text(path.read_text().replace("{", '{"nested":' + nested + ",", 1))
+
+
 @attempt("patterns that take exponential time", "plan", "model", status=0)
 def _(root: Path) -> None:
     ignore = ["re:(a+)+$", "re:(.*)*x{40}$", "re:(a|a)*b"]
