@@ -5,6 +5,9 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 DEMO := build/demo/llama-fp8-padded
 
+# The tests start a hundred processes: fp8pad is compiled for the first of them alone.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-vllm test-ray test-browser test-matrix lint format faults races filesystems malformed fuzz docs pictures contract bench bench-planning bench-docs release clean
 
 help: ## list the targets
