@@ -16,13 +16,12 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.directory import Directory, is_file, open_directory
 from fp8pad.checkpoint.files import OpenFile, open_file, writing
-from fp8pad.checkpoint.folder import SHARD_SUFFIX
+from fp8pad.checkpoint.folder import MAX_TEXT_BYTES, SHARD_SUFFIX
 from fp8pad.checkpoint.staging import staging_path
 from fp8pad.errors import OutputError, RecordError
 from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
 from fp8pad.text import size
 
-MAX_RECORD_BYTES = 1 << 30  # 150,000 padded tensors are about 50 MB
 _NAMED = 3
 _MOUNTS = Path("/proc/self/mountinfo")  # proc_pid_mountinfo(5)
 
@@ -154,7 +153,7 @@ def check_replaced(old: Directory, new_files: Set[str], out_dir: Path) -> Replac
 def _record_of(folder: Directory, files: Collection[str]) -> CheckpointRecord | None:
     """Return the record of a folder, None if there is none or it describes other shards: anybody can write a record."""
     try:
-        text = folder.read(RECORD_FILE, MAX_RECORD_BYTES)
+        text = folder.read(RECORD_FILE, MAX_TEXT_BYTES)
         record = parse_record(text.decode()) if text else None
     except (RecordError, UnicodeDecodeError):
         return None
@@ -169,7 +168,7 @@ def _has_recorded_size(folder: Directory, file: str, record: CheckpointRecord) -
 
 
 def _is_recorded(folder: Directory, file: str, record: CheckpointRecord) -> bool:
-    """Return whether a file is what the record says; shards, which are large, are told by their size alone."""
+    """Return whether a file is what the record says; shards, and what else is large, are told by their size alone."""
     if file == RECORD_FILE:
         return True
     if file not in record.files or not _has_recorded_size(folder, file, record):
@@ -177,5 +176,5 @@ def _is_recorded(folder: Directory, file: str, record: CheckpointRecord) -> bool
     expected = record.files[file].sha256
     if expected is None or file.endswith(SHARD_SUFFIX):
         return True
-    content = folder.read(file, MAX_RECORD_BYTES)
-    return content is not None and hashlib.sha256(content).hexdigest() == expected
+    content = folder.read(file, MAX_TEXT_BYTES)
+    return content is None or hashlib.sha256(content).hexdigest() == expected
