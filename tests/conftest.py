@@ -47,6 +47,12 @@ def example() -> Path:
     return Path(__file__).parent.parent / "examples" / "llama-fp8"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_inherited_group(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the folders that tests make have the bits that they ask for, wherever the temporary folder lies."""
+    tmp_path_factory.getbasetemp().chmod(0o700)
+
+
 @pytest.fixture(autouse=True)
 def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for the disk, which a busy machine makes very slow; `make faults` tells what is synced when."""
