@@ -113,3 +113,10 @@ def test_the_table_of_architectures_names_model_types_that_have_a_family() -> No
     assert len(rows) > 200
     named = {model_type for _, _, cell in rows for model_type in re.findall(r"`(.+?)`", cell)}
     assert named <= set(families())
+
+
+def test_drawings_have_a_width() -> None:
+    """A figure of the site is as wide as what is in it: without a width of its own a drawing is not seen at all."""
+    drawings = [tag for page in PAGES for tag in re.findall(r"<svg[^>]*>", page.read_text("utf-8"))]
+    assert len(drawings) >= 2
+    assert all(re.search(r' width="\d+"', tag) for tag in drawings)
