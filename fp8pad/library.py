@@ -106,9 +106,10 @@ def convert(
 
     With `hash`, fp8pad.json has the SHA-256 of every file. README.md says what was changed, unless `card` is False. A
     model of the hub is fetched shard by shard, into huggingface_hub's cache with `cache`. Raises as `plan` does,
-    `NotServedError`, before anything is written, if the engine is known to refuse the result and there is no `force`,
-    `OutputError` if `out_dir` cannot be written, `VerifyError` if what was read back is wrong, and `ClusterError` if
-    the `executor` "ray" fails. With `finish`, all shards have to be written already, by `convert_shards`.
+    `NotServedError`, before anything is written, if the engine is known to refuse the result, but not the original or
+    what another option makes, and there is no `force`, `OutputError` if `out_dir` cannot be written, `VerifyError` if
+    what was read back is wrong, and `ClusterError` if the `executor` "ray" fails. With `finish`, all shards have to be
+    written already, by `convert_shards`.
     """
     from fp8pad.conversion import convert as convert_checkpoint
     from fp8pad.hub import work_folder
@@ -279,13 +280,13 @@ def _planned(
     cache: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[PlanReport]:
-    """Open a model and plan; without `force`, raise `NotServedError` if the engine is known to refuse the result."""
+    """Open a model and plan; without `force`, raise `NotServedError` if the engine refuses the result and need not."""
     from fp8pad.adapters import adapter_notes, other_weight_notes
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.hub import opened
     from fp8pad.planning import check_understood, plan_checkpoint
+    from fp8pad.planning.comparison import check_worth_converting
     from fp8pad.planning.engines import find_engine
-    from fp8pad.planning.verdict import check_served
 
     described = find_engine(engine)
     with opened(model, partial(read_unconverted, follow_links=follow_links), work_dir, cache, progress) as source:
@@ -299,7 +300,7 @@ def _planned(
         planned = PlanReport(source, replace(plan, notes=notes), engine, card)
         try:
             if not force:
-                check_served(planned.plan, described)
+                check_worth_converting(planned.plan, described)
         except NotServedError as error:
             error.report = planned
             error.add_note("nothing was written; --force converts all the same")

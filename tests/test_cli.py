@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import files_of, llama, write_checkpoint
+from helpers import copy_case, files_of, llama, write_checkpoint
 
 from fp8pad import __version__
 from fp8pad.checkpoint import writer
@@ -719,6 +719,17 @@ def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: 
     forced = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--force")
     assert (forced.status, (tmp_path / "out" / "model.safetensors").exists()) == (0, True)
     assert "Not served by vLLM 0.33 at TP 2" in forced.stdout
+
+
+def test_what_the_engine_refuses_in_every_form_is_converted(fp8pad: Fp8pad, tmp_path: Path) -> None:
+    """It may be for another engine. The summary says that this one refuses it, and so does `plan --check`."""
+    model, out_dir = copy_case("good/llama_tf_block4", tmp_path / "model"), tmp_path / "out"
+    assert fp8pad("convert", model, out_dir, "--dry-run").status == 0
+    run = fp8pad("convert", model, out_dir)
+    assert run.status == 0
+    assert "Not served by vLLM 0.33 at TP 1" in run.stdout
+    assert "vllm serve" not in run.stdout
+    assert fp8pad("plan", model, "--check").status == 1
 
 
 def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:

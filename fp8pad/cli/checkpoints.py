@@ -39,6 +39,7 @@ def plan(
     Reads headers and config.json alone, and writes nothing.
     """
     from fp8pad.planning import check_understood
+    from fp8pad.planning.comparison import check_worth_converting
     from fp8pad.planning.engines import find_engine
     from fp8pad.planning.verdict import check_served
     from fp8pad.render.plan import plan_screen
@@ -56,7 +57,7 @@ def plan(
     if asked["strict"]:
         check_understood(report.plan)
     if check:
-        check_served(report.plan, engine)
+        (check_worth_converting if _out_dir else check_served)(report.plan, engine)
 
 
 @takes(library.convert, options.CHECKPOINT)

@@ -121,7 +121,9 @@ CHECKPOINT: Mapping[str, Any] = {
         autocompletion=_engines_like,
         help=f"Engine to plan for: {', '.join(_engine_names())}; without a version, the newest; default: vllm.",
     ),
-    "force": typer.Option("--force", help="Convert even if the engine would refuse the result at this TP size."),
+    "force": typer.Option(
+        "--force", help="Convert even if the engine would refuse the result and another option helps."
+    ),
     "jobs": typer.Option(
         "--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel, on each node of a cluster."
     ),

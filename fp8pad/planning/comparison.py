@@ -6,7 +6,7 @@ from typing import Any
 
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, Verdict
+from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
 from fp8pad.record import Policy
 
 SIZES = (1, 2, 4, 8, 16)
@@ -98,6 +98,19 @@ def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None
     fewer = [replace(plan.policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
     nearest = [*_absorbing(plan.policy), *fewer, *(policy for asked in fewer for policy in _absorbing(asked))]
     return next((policy for policy in nearest if not _converted_by(policy, plan, judge).refused), None)
+
+
+def check_worth_converting(plan: CheckpointPlan, engine: Engine) -> None:
+    """Raise `NotServedError` where the engine is known to refuse what the plan makes, and not what else could be made.
+
+    That is another policy's checkpoint, or the original. Where it refuses them all, converting takes nothing from
+    anyone, and the checkpoint may be for another engine.
+    """
+    size = plan.policy.tensor_parallel_size
+    if converted_verdict(plan, engine).refused and (
+        nearest_served_policy(plan, engine) or not Judge(plan, engine).original(size).refused
+    ):
+        check_served(plan, engine)
 
 
 def _absorbing(policy: Policy) -> list[Policy]:
