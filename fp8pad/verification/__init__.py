@@ -143,7 +143,7 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
         notes.append(
             f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
         )
-    named = expected.keys() | files.keys() | (original.sizes.keys() if original else set())
+    named = {*expected, *files, *converted.text_files, *(shard.file for shard in converted.shards)}
     found = [*examined.faults, *(each for each in differences if is_wrong(each.file, named))]
     notes += [str(each) for each in differences if not is_wrong(each.file, named)]
     return VerifyReport(

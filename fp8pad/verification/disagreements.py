@@ -186,7 +186,8 @@ def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Orig
 
     Other files are copied, so that both sizes of each have to be the same.
     """
-    for file, source_size in original.sizes.items():
+    sizes = original.sizes
+    for file, source_size in sizes.items():
         if (recorded := record.files.get(file)) is None:
             yield Mismatch(RECORD_FILE, f"files: {file}", "its sizes", "no entry")
             continue
@@ -194,5 +195,5 @@ def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Orig
             if (size := getattr(recorded, key)) != found:
                 yield Mismatch(RECORD_FILE, f"files: {file}: {key}", f"{found} bytes", f"{size}")
     for file, recorded in record.files.items():
-        if file not in original.sizes and file not in record.originals and recorded.source_size != recorded.size:
+        if file not in sizes and file not in record.originals and recorded.source_size != recorded.size:
             yield Mismatch(RECORD_FILE, f"files: {file}: source_size", f"{recorded.size}", f"{recorded.source_size}")
