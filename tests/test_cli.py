@@ -401,9 +401,9 @@ def test_what_was_replaced_is_told(fp8pad: Fp8pad, example: Path, converted: Pat
     """How many files, and which were edited since fp8pad wrote them."""
     (converted / "tokenizer_config.json").write_text("edited")
     files = sorted(path.name for path in converted.iterdir())
-    assert "of an earlier output" not in fp8pad("convert", example, converted.with_name("other")).stdout
+    assert "that lay there" not in fp8pad("convert", example, converted.with_name("other")).stdout
     finished = fp8pad("convert", example, converted, "--overwrite")
-    assert f"{len(files)} files of an earlier output" in finished.stdout
+    assert f"{len(files)} files that lay there" in finished.stdout
     (converted / "tokenizer_config.json").write_text("edited again")
     document = json.loads(fp8pad("convert", example, converted, "--overwrite", "--json").stdout)
     assert document["files_replaced"] == files

@@ -3,7 +3,7 @@
 #
 #   golden.sh MODEL OUT_DIR [GOLDEN_FILE]
 #
-# Can be run again and again: OUT_DIR is replaced if fp8pad made it, and a GOLDEN_FILE that exists is used, so that CI
+# Can be run again and again: OUT_DIR is replaced (convert --overwrite), and a GOLDEN_FILE that exists is used, so that CI
 # can keep it and the original is not started again.
 # Environment: REPORTS (folder for verify.json and golden.xml, default ./reports), CONVERT_OPTIONS (such as --absorb),
 # RECORD_OPTIONS (such as --prompts FILE), CHECK_OPTIONS (such as --strict). Words are split at blanks.

@@ -73,7 +73,9 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan an
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 if the engine would refuse the result at this TP size.")
 ]
-HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the plan as an HTML page, too.")]
+HtmlOption = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the main tables of the plan as an HTML page, too.")
+]
 AllOption = Annotated[bool, typer.Option("--all", help="List aligned layers, too.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and nothing else.")]
@@ -133,7 +135,9 @@ CHECKPOINT: Mapping[str, Any] = {
     ),
     "finish": typer.Option("--finish", help="Publish shards that were written with --shards; they must be complete."),
     "link": typer.Option(help="How unchanged shards are placed; auto: reflink if possible, otherwise copy."),
-    "overwrite": typer.Option("--overwrite", help="Replace the output folder if it is not empty."),
+    "overwrite": typer.Option(
+        "--overwrite", help="Replace OUT_DIR if each of its files is fp8pad's, or has the name of one of the new files."
+    ),
     "resume": typer.Option(help="Resume an interrupted run."),
     "verify": typer.Option(help="What is re-read before publishing: padded tensors, every byte (full), or nothing."),
     "card": typer.Option(help="Say in README.md, the model card, what was changed and how to serve the result."),

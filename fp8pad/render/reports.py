@@ -115,10 +115,10 @@ def restoration_screen(report: UnpadReport) -> Screen:
 
 
 def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
-    """Tell how many files of an earlier output were replaced, and which of them were edited since."""
+    """Tell how many files that lay there were replaced, and which of them were edited since."""
     if not replaced:
         return []
-    facts = [("replaced", f"{counted(len(replaced.files), 'file')} of an earlier output")]
+    facts = [("replaced", f"{counted(len(replaced.files), 'file')} that lay there")]
     return facts + ([("", f"edited since: {shortened(replaced.edited)}")] if replaced.edited else [])
 
 
