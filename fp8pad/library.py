@@ -280,7 +280,11 @@ def _planned(
     cache: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[PlanReport]:
-    """Open a model and plan; without `force`, raise `NotServedError` if the engine refuses the result and need not."""
+    """Open a model and plan.
+
+    Without `force`, raise `NotServedError` if the engine refuses the result, though it serves the original or what
+    another option makes.
+    """
     from fp8pad.adapters import adapter_notes, other_weight_notes
     from fp8pad.checkpoint.checkpoint import read_unconverted
     from fp8pad.hub import opened

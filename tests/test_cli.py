@@ -732,6 +732,22 @@ def test_what_the_engine_refuses_in_every_form_is_converted(fp8pad: Fp8pad, tmp_
     assert fp8pad("plan", model, "--check").status == 1
 
 
+@pytest.mark.parametrize("engine", ["sglang-0.5.23", "transformers-5.24"])
+def test_what_the_engine_serves_only_as_it_is_is_not_converted(fp8pad: Fp8pad, tmp_path: Path, engine: str) -> None:
+    """There is no plugin for it, and no family describes an MLP to absorb: exit status 1, nothing written."""
+    name, quantization = "model.layers.0.mlp.down_proj.weight", {"quant_method": "fbgemm_fp8"}
+    config = {"model_type": "unknown", "quantization_config": quantization}
+    shard = {name: ("F8_E4M3", (216, 200)), f"{name}_scale": ("F32", (216, 1))}
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": shard}, config)
+    run = fp8pad("convert", model, tmp_path / "out", "--engine", engine)
+    assert run.status == 1
+    assert "nothing was written" in run.stderr
+    assert "do not convert it for this engine" in run.stdout
+    assert "fp8pad convert" not in run.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert fp8pad("convert", model, tmp_path / "out", "--engine", engine, "--force").status == 0
+
+
 def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
     """It says for how many ranks it converts, and takes the place of what was forced."""
     for options, more in ([], []), (["--overwrite"], ["--overwrite"]), (["--force", "--overwrite"], ["--overwrite"]):

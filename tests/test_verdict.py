@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import copy_case
-from plans import CHANNELS, COMPRESSED, FP8, Headers, attention, gated, headers
+from plans import CHANNELS, COMPRESSED, FP8, Headers, Shapes, attention, gated, headers
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.errors import UsageError
@@ -20,8 +20,10 @@ from fp8pad.planning.comparison import (
     compare_sizes,
     nearest_served_policy,
 )
-from fp8pad.planning.engines import Engine, engines, find_engine
+from fp8pad.planning.engines import Engine, Said, engines, find_engine
+from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.planning.sharding import Shape
 from fp8pad.planning.verdict import Judge, Verdict, converted_verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
@@ -190,6 +192,16 @@ def test_blocks_of_other_sizes_are_known(block: tuple[int, int], prefix: str, ou
         assert converted_verdict(plan, VLLM).outcome == outcome
 
 
+def test_deepseek_v41s_layers_that_are_not_whole_blocks_are_not_known() -> None:
+    """What the model's own method makes of them was not read; the rule for other models' blocks is not about them."""
+    quantization = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    for inner in (336, 320):
+        config = LLAMA | {"architectures": ["DeepseekV41ForCausalLM"], "intermediate_size": inner}
+        verdict = Judge(planned(headers(config, quantization, gated(MLP, inner)), Policy()), VLLM).original(4)
+        assert said(verdict)["not known"] == {"gate_proj", "up_proj", "down_proj"}
+        assert [finding.why[:23] for finding in verdict.findings] == ["not whole scale blocks:"]
+
+
 def test_deepseek_v41s_blocks_of_32_are_its_own_methods() -> None:
     """Its file gives them to MXFP8's kernels; the same blocks in another model are refused."""
     quantization = {"quant_method": "fp8", "weight_block_size": [32, 32]}
@@ -296,7 +308,9 @@ def test_an_expert_is_one_layer() -> None:
     """At TP 1, too, what is said of an expert is said of its three matrices."""
     for quantization, outcome in ((FP8, "Triton only"), (COMPRESSED, "refuses")):
         plan = planned(headers(MOE | {"moe_intermediate_size": 192}, quantization, gated(EXPERT, 192)), Policy())
-        assert said(Judge(plan, VLLM).original(1)) == {outcome: {"gate_proj", "up_proj", "down_proj"}}
+        original = Judge(plan, VLLM).original(1)
+        assert said(original) == {outcome: {"gate_proj", "up_proj", "down_proj"}}
+        assert original.findings[0].why.startswith("experts, or a rank's share of them, are not whole scale blocks")
 
 
 AUTO_ROUND = {"quant_method": "auto-round", "data_type": "fp", "bits": 8, "group_size": [128, 128]}
@@ -383,6 +397,38 @@ def test_of_what_vllm_does_not_load_nothing_is_said() -> None:
         assert Judge(plan, VLLM).padded(2)[0].outcome == outcome
 
 
+@pytest.mark.parametrize("part", ["talker", "thinker"])
+def test_the_plugin_is_needed_for_a_part_that_vllm_does_not_load(part: str) -> None:
+    """config.json names the plugin for whatever is padded: stock vLLM refuses that, loaded or not."""
+    config = {"architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe"}
+    shapes = gated("thinker.model.layers.0.mlp", 512) | gated(f"{part}.model.layers.1.mlp.shared_expert", 192)
+    plan = planned(headers(config, FP8, shapes), Policy())
+    assert plan.needs_runtime
+    assert Judge(plan, VLLM).padded(1) == (converted_verdict(plan, VLLM), True)
+
+
+def test_layers_are_looked_at_in_groups_that_a_rule_may_tell_apart_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule for DeepSeek-V4's shared experts does not make each of its thousands of experts a case of its own."""
+    shapes: Shapes = {}
+    for number in range(200):
+        shapes |= gated(f"layers.{number}.mlp.experts.0", 320) | gated(f"layers.{number}.mlp.shared_experts", 320)
+    config = MOE | {"architectures": ["DeepseekV4ForCausalLM"], "moe_intermediate_size": 320}
+    plan = planned(headers(config, FP8, shapes), Policy())
+    looked_at: list[str] = []
+
+    def count(judge: Judge, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
+        looked_at.append(layer.name)
+        return stock(judge, layer, shape, num_ranks)
+
+    stock = Judge._stock
+    monkeypatch.setattr(Judge, "_stock", count)
+    findings = Judge(plan, VLLM).original(1).findings
+    assert len(looked_at) <= 12
+    by_outcome = {finding.outcome: finding.layers for finding in findings}
+    assert {outcome: len(layers) for outcome, layers in by_outcome.items()} == {"Triton only": 600, "serves": 400}
+    assert all("shared_experts" in name for name in by_outcome["serves"])  # gate and down: up's end is the layer's
+
+
 def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:
     """Four heads of 64, two keys of 64 and two values of 32 in one weight: no matrix of it is whole blocks."""
     config = {"architectures": ["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2_flash", "num_attention_heads": 4}
@@ -457,6 +503,18 @@ def test_an_engine_without_a_plugin_refuses_what_is_padded_and_serves_what_is_ab
     assert table(planned(made, Policy()), sglang)[0] == (1, "Triton only", "refuses", "serves", [224])
 
 
+def test_the_document_of_a_size_says_why_what_is_absorbed_is_refused() -> None:
+    """As the table does; the key is there only where there is such a verdict."""
+    shapes = gated(MLP, 384) | attention(64)
+    plan = planned(headers(LLAMA | {"intermediate_size": 384}, FP8, shapes), Policy())
+    one, two = (at.to_json() for at in compare_sizes(plan, VLLM, (1, 2)))
+    assert "absorbed_refused" not in one
+    assert two["absorbed"] is None
+    refused = two["absorbed_refused"]
+    assert refused["outcome"] == refused["findings"][0]["outcome"] == "refuses"
+    assert refused["findings"][0]["first"].startswith("model.layers.0.self_attn.")
+
+
 def test_experts_are_absorbed_only_where_that_is_better() -> None:
     """Left to Triton at 384 / 2 and 384 / 4; at 512 any kernel takes them."""
     made = headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384))
@@ -504,6 +562,39 @@ def test_another_size_is_named_where_padding_or_absorbing_helps_there(tmp_path: 
     ((said, command),) = advice(source, plan, VLLM, "OUT")
     assert said == "nothing to convert for TP 1: the checkpoint would stay as it is; for TP 2:"
     assert command.endswith("--tensor-parallel-size 2")
+
+
+def test_advice_is_the_same_from_a_table_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The screen and the page have it already: sizes are not compared a second time."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    for inner, ranks in ((384, 1), (384, 2), (320, 2)):
+        made = headers(MOE | {"moe_intermediate_size": inner}, FP8, gated(EXPERT, inner))
+        plan = planned(made, Policy(tensor_parallel_size=ranks))
+        sizes, steps = list(compare_sizes(plan, VLLM)), list(advice(source, plan, VLLM, "OUT"))
+        with monkeypatch.context() as patch:
+            for module in ("planning.comparison", "render.advice"):
+                patch.delattr(f"fp8pad.{module}.compare_sizes")
+            assert list(advice(source, plan, VLLM, "OUT", sizes=sizes)) == steps
+
+
+def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
+    """Fewer ranks are no help where nothing is wrong; absorbing may be, where that does better than the original."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    made = headers(LLAMA | {"intermediate_size": 384}, COMPRESSED, {f"{MLP}.down_proj": (200, 384)})
+    steps = list(advice(source, planned(made, Policy()), find_engine("transformers-5.24"), "OUT"))
+    assert steps == [("transformers 5.24 serves the original as it is: do not convert it for this engine", "")]
+    made = headers(LLAMA, CHANNELS, {f"{MLP}.down_proj": (200, 216)})
+    ((said, _),) = advice(source, planned(made, Policy()), find_engine("transformers-5.24"), "OUT")
+    assert said == "transformers 5.24 is not known to refuse the original: do not convert it for this engine"
+    keeps = "SGLang 0.5.23 serves the original ('Triton only'): do not convert it"
+    for model_type in ("llama", "unknown"):
+        config = LLAMA | {"model_type": model_type, "intermediate_size": 216}
+        plan = planned(headers(config, CHANNELS, gated(MLP, 216)), Policy())
+        first, *rest = advice(source, plan, find_engine("sglang-0.5.23"), "OUT")
+        assert first == (f"{keeps} {'like this ' if rest else ''}for this engine", "")
+        assert [said for said, _ in rest] == (["'serves' instead of 'Triton only' takes:"] if plan.absorbable else [])
+        assert bool(rest) == (model_type == "llama")
+        assert all(command.endswith(" OUT --absorb") for _, command in rest)
 
 
 def test_comparing_sizes_says_what_plans_for_them_would() -> None:

@@ -124,7 +124,9 @@ CHECKPOINT: Mapping[str, Any] = {
         help=f"Engine to plan for: {', '.join(_engine_names())}; without a version, the newest; default: vllm.",
     ),
     "force": typer.Option(
-        "--force", help="Convert even if the engine would refuse the result and another option helps."
+        "--force",
+        help="Convert even if the engine would refuse the result although it serves the original, or another option "
+        "helps.",
     ),
     "jobs": typer.Option(
         "--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel, on each node of a cluster."

@@ -1,6 +1,6 @@
 """What an engine does with each form of a checkpoint at other tensor-parallel sizes, and what helps."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -67,12 +67,13 @@ class AtSize:
         return min(OUTCOMES.index(verdict.outcome) for verdict in made) < OUTCOMES.index(self.original.outcome)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `fp8pad plan --json` says of this size."""
+        """Return what `fp8pad plan --json` says of this size; `absorbed_refused` is there only where it has a value."""
         return {
             "tensor_parallel_size": self.num_ranks,
             "original": _verdict_document(self.original),
             "padded": _verdict_document(self.padded),
             "absorbed": self.absorbed.to_json() if self.absorbed else None,
+            **({"absorbed_refused": _verdict_document(self.refused)} if self.refused else {}),
         }
 
 
@@ -103,8 +104,8 @@ def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None
 def check_worth_converting(plan: CheckpointPlan, engine: Engine) -> None:
     """Raise `NotServedError` where the engine is known to refuse what the plan makes, and not what else could be made.
 
-    That is another policy's checkpoint, or the original. Where it refuses them all, converting takes nothing from
-    anyone, and the checkpoint may be for another engine.
+    That is another policy's checkpoint, or the original. Where it refuses them all, converting makes nothing worse, and
+    the checkpoint may be for another engine.
     """
     size = plan.policy.tensor_parallel_size
     if converted_verdict(plan, engine).refused and (
@@ -124,12 +125,16 @@ def _converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict
     return judge.padded(ranks)[0]
 
 
-def better_absorbed(plan: CheckpointPlan, engine: Engine, made: Outcome) -> tuple[Outcome, Policy] | None:
+def better_absorbed(
+    plan: CheckpointPlan, engine: Engine, made: Outcome, sizes: Sequence[AtSize] = ()
+) -> tuple[Outcome, Policy] | None:
     """Return what `engine` does if more is absorbed at the plan's size, and that policy, where that is better.
 
-    `made` is what it does with the checkpoint that the plan makes.
+    `made` is what it does with the checkpoint that the plan makes, or with the original. `sizes` is what
+    `compare_sizes` found, if that is known already.
     """
-    (at,) = compare_sizes(plan, engine, [plan.policy.tensor_parallel_size])
+    own = plan.policy.tensor_parallel_size
+    at = next(at for at in sizes or compare_sizes(plan, engine, [own]) if at.num_ranks == own)
     if at.absorbed is None or OUTCOMES.index(at.absorbed.verdict.outcome) >= OUTCOMES.index(made):
         return None
     policy = replace(plan.policy, absorb=True, absorb_experts=at.absorbed.experts)

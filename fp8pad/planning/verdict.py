@@ -1,6 +1,6 @@
 """What an engine does with a checkpoint at a tensor-parallel size, as it is and as it will be converted."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 from types import MappingProxyType
@@ -70,12 +70,10 @@ class Judge:
             for rule in engine.rule
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
-        by_name = any(rule.modules for rule in self._rules)
-        one_by_one = (
-            replace(group, example=plan.layers[place], places=[place]) for group in plan.alike for place in group.places
-        )
+        patterns = sorted({pattern for rule in self._rules for pattern in rule.modules})
         unloaded = [pattern for rule in self._rules if rule.unloaded for pattern in rule.modules]
-        groups = one_by_one if by_name else plan.alike
+        groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
+        # What findings are about. What is padded is a matter of the whole checkpoint, loaded or not.
         self._groups = [group for group in groups if not matches((group.example.name,), unloaded)]
 
     def original(self, num_ranks: int) -> Verdict:
@@ -92,7 +90,7 @@ class Judge:
 
         `sizes` are the absorbable sizes of the plan that are absorbed, by their place, and what they become.
         """
-        needs_runtime = any(_is_padded(group.example, _grown(group, sizes), num_ranks) for group in self._groups)
+        needs_runtime = any(_is_padded(group.example, _grown(group, sizes), num_ranks) for group in self._plan.alike)
         return self._verdict(lambda group: _grown(group, sizes), num_ranks, needs_runtime), needs_runtime
 
     def added_bytes(self, sizes: Mapping[int, int]) -> int:
@@ -174,6 +172,17 @@ _RUNTIME: Mapping[Fit, Said] = {
     "indivisible": ("refuses", "a size that ranks cannot share evenly"),
     "inside block": ("refuses", "a rank's share begins inside a scale block"),
 }
+
+
+def _by_name(group: AlikeLayers, plan: CheckpointPlan, patterns: Sequence[str]) -> list[AlikeLayers]:
+    """Split layers that are alike by the patterns that match their names, which is all that a rule asks of a name."""
+    if not patterns:
+        return [group]
+    places: dict[tuple[bool, ...], list[int]] = {}
+    for place in group.places:
+        name = plan.layers[place].name
+        places.setdefault(tuple(matches((name,), (pattern,)) for pattern in patterns), []).append(place)
+    return [replace(group, example=plan.layers[where[0]], places=where) for where in places.values()]
 
 
 def _kernel_shape(layer: LayerPlan, shape: Shape, num_ranks: int) -> Shape:

@@ -60,7 +60,7 @@ def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
         *_sizes(plan),
         *_costs(sizes, plan),
         *_notes(plan),
-        *_next(source, plan, engine),
+        *_next(source, plan, engine, sizes),
         f'<p class="soft">fp8pad {__version__}; from headers and config.json alone</p>',
     ]
     return (
@@ -142,9 +142,9 @@ def _growths(growths: Iterable[Growth]) -> Iterator[str]:
         yield f"<code>{_text(grown.key)}</code> {grown.old} &rarr; {grown.new}: +{size(grown.added_bytes)}"
 
 
-def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
+def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine, sizes: Sequence[AtSize]) -> Iterator[str]:
     yield "<h2>Next</h2>"
-    for said, command in advice(source, plan, engine, proposed_out_dir(source)):
+    for said, command in advice(source, plan, engine, proposed_out_dir(source), sizes=sizes):
         yield (f"<p>{_text(said)}</p>" if said else "") + (
             f"<pre><code>{_text(command)}</code></pre>" if command else ""
         )

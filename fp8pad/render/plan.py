@@ -40,13 +40,14 @@ def plan_screen(
     """
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
-    if plan.layers:
-        show_verdicts(screen, list(compare_sizes(plan, engine)), plan, engine)
+    sizes = list(compare_sizes(plan, engine)) if plan.layers else []
+    if sizes:
+        show_verdicts(screen, sizes, plan, engine)
     _show_layers(screen, plan, show_all)
     _show_costs(screen, source, plan, with_card)
     if not show_refusal(screen, plan, engine):
         screen.section("Next")
-    show_advice(screen, advice(source, plan, engine, out_dir or proposed_out_dir(source)))
+    show_advice(screen, advice(source, plan, engine, out_dir or proposed_out_dir(source), sizes=sizes))
     return screen
 
 
