@@ -133,7 +133,7 @@ def test_convert_says_what_it_wrote_and_what_is_next(fp8pad: Fp8pad, example: Pa
     finished = fp8pad("convert", model, out_dir)
     assert finished.status == 0
     assert "  padded     22 tensors" in finished.stdout
-    assert "  excluded   pytorch_model.bin" in finished.stdout
+    assert "  excluded   other forms of the weights: pytorch_model.bin" in finished.stdout
     assert f"fp8pad verify '{model}' {out_dir}" in finished.stdout
     assert f"vllm serve {out_dir}" in finished.stdout
     assert finished.stderr.startswith("padding and reading back: ")
@@ -265,6 +265,61 @@ def test_a_mistyped_path_gets_a_suggestion(
     taken_for_a_hub_id = fp8pad("plan", "models/lama-fp8").stderr
     assert taken_for_a_hub_id.startswith("error: models/lama-fp8: ")
     assert taken_for_a_hub_id.endswith("; did you mean models/llama-fp8?\n")
+
+
+@pytest.mark.parametrize("form", ["./{}", "../work/{}", "{}/", "./{}/", "~/{}", "/none/{}"])
+@pytest.mark.parametrize("command", [("plan",), ("convert", "--dry-run"), ("verify",)])
+def test_what_is_clearly_a_path_is_never_asked_of_the_hub(
+    fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, command: tuple[str, ...]
+) -> None:
+    """Nor is it called a hub id; what could be either is said to be no folder, and what the hub says."""
+    (tmp_path / "work" / "models" / "opt-dyn").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr("fp8pad.hub._found", lambda _: pytest.fail("it was asked"))
+    model = form.format("models/opt_dyn")
+    name, *options = command
+    if name == "verify":
+        llama(tmp_path / "out")
+    arguments = [name, model, *(["../out"] if name in {"convert", "verify"} else []), *options]
+    finished = fp8pad(*arguments)
+    meant = "" if form[0] in "~" or "none" in form else f"; did you mean {Path(model).with_name('opt-dyn')}?"
+    assert finished.stderr == f"error: {model}: no such folder{meant}\n"
+
+
+def test_what_may_be_a_folder_or_a_hub_id_is_said_to_be_neither(
+    fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped folder comes before what the hub says, unless the hub was named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    said = fp8pad("plan", "god/opt_dyn").stderr
+    assert said.startswith("error: god/opt_dyn: no such folder, and on the hub: offline mode is on")
+    assert fp8pad("plan", "hf://god/opt_dyn").stderr.startswith("error: god/opt_dyn: offline mode is on")
+
+
+def test_a_linked_folder_says_how_its_links_come_along(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
+    """A checkpoint of links is missing its tokenizer otherwise, without a reason; other forms have one of their own."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in example.iterdir():
+        (model / file.name).symlink_to(file)
+    (model / "pytorch_model.bin").symlink_to(example / "config.json")
+    (model / "folder").symlink_to(example)
+    link_row = "  excluded   links out of MODEL, which --follow-links copies: "
+    for command in (("plan", model), ("convert", model, tmp_path / "out")):
+        rows = [line for line in fp8pad(*command).stdout.splitlines() if line.startswith("  excluded")]
+        assert [row.split(": ")[0] for row in rows] == [
+            "  excluded   folder",
+            link_row.removesuffix(": "),
+            "  excluded   other forms of the weights",
+        ]
+        assert "tokenizer.json" in rows[1]
+        assert rows[2].endswith(": pytorch_model.bin")
+    left_out = json.loads(fp8pad("plan", model, "--json").stdout)["files_left_out"]
+    assert {"folder", "pytorch_model.bin", "tokenizer.json"} <= {*left_out}
+    followed = fp8pad("plan", model, "--follow-links").stdout
+    assert "links out" not in followed
+    assert "other forms of the weights: pytorch_model.bin" in followed
 
 
 def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path: Path) -> None:

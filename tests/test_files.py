@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import llama
@@ -95,3 +96,18 @@ def test_what_is_no_file_is_refused_and_not_opened(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(CheckpointError, match=r"config\.json: expected a regular file"), open_file(path, path.name):
         pytest.fail("it was opened")
+
+
+def test_what_became_a_device_before_it_was_open_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody may replace the file between the look at it and its opening."""
+    path, open_path = tmp_path / "config.json", os.open
+    path.write_text("{}")
+
+    def swap_then_open(*arguments: Any) -> int:
+        path.unlink()
+        path.symlink_to("/dev/zero")
+        return open_path(*arguments)
+
+    monkeypatch.setattr(os, "open", swap_then_open)
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a regular file"), open_file(path, path.name):
+        pytest.fail("it was taken for a file")

@@ -13,7 +13,7 @@ os.environ.setdefault("FUZZ_CASES", "4")
 sys.path.append(str(Path(__file__).parent / "fuzz"))
 
 from edits import Choices
-from malformed import judge
+from malformed import judge, run
 from targets import TARGETS
 
 UNIQUE = dict(TARGETS)
@@ -60,6 +60,17 @@ def test_the_memory_of_an_attempt_is_its_own(tmp_path: Path) -> None:
     """Not that of the process that started it, which may be large."""
     held = b"held" * (1 << 25)
     assert judge("terminal escapes in the folder's name", tmp_path).mebibytes < len(held) >> 20
+
+
+def test_what_an_earlier_attempt_told_is_not_taken_for_one_that_a_signal_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a process tells nothing, and the kernel's number is taken."""
+    monkeypatch.setattr("malformed.PROGRAM", "import os; os.kill(os.getpid(), 9)")
+    (tmp_path / "status").write_text(f"VmHWM:\t{1 << 40} kB\n")
+    ending = run((), tmp_path)
+    assert ending.status == -9
+    assert 0 < ending.mebibytes < 1 << 20
 
 
 @pytest.mark.parametrize("name", UNIQUE)

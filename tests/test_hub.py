@@ -358,7 +358,7 @@ def test_a_folder_that_others_could_write_to_is_refused(
     [
         ("org/other", r"org/other: no such folder, and no such model on http://\S+; if it is private, `hf auth login`"),
         ("org/name@v9", r"org/name@v9: there is no revision v9"),
-        ("org/na..me", r"org/na\.\.me: is no name of a model: .*"),
+        ("org/na..me", r"org/na\.\.me: no such folder, and on the hub: is no name of a model: .*"),
         ("org/gated", r"org/gated: is gated; accept its terms on http://\S+, and `hf auth login`"),
         ("org/private", r"org/private: no such folder, and no such model .*"),
     ],
@@ -387,8 +387,12 @@ def test_a_hub_that_fails_or_is_not_there_is_a_line(hub: FakeHub, model: Path, m
     with pytest.raises(HubError, match=f"^{NAME}: .*500"):
         fetch(NAME, FIRST, hub, None, [500] * 100)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(HubError, match=f"^{NAME}: http://127.0.0.1:9 cannot be reached: "):
+    with pytest.raises(
+        HubError, match=f"^{NAME}: no such folder, and on the hub: http://127.0.0.1:9 cannot be reached: "
+    ):
         read_from(NAME)
+    with pytest.raises(HubError, match=f"^{NAME}: http://127.0.0.1:9 cannot be reached: "):
+        read_from(f"hf://{NAME}")
 
 
 def test_a_hub_that_goes_away_while_the_cache_is_filled_is_not_offline_mode(
@@ -544,6 +548,22 @@ def test_what_comes_into_the_cache_is_compared_with_the_hubs_hash(hub: FakeHub, 
             assert (checkpoint.root / file).read_bytes() == (model / file).read_bytes()
 
 
+def test_a_run_that_is_stopped_stops_while_the_cache_is_compared(hub: FakeHub, model: Path) -> None:
+    """A shard takes a while; what was not compared to its end does not stay, since the next run would trust it."""
+    hub.add(NAME, model)
+    told: list[int] = []
+
+    def stop(num_bytes: int) -> None:
+        told.append(num_bytes)
+        raise KeyboardInterrupt
+
+    with opened(NAME, read_unconverted, use_cache=True) as checkpoint:
+        with pytest.raises(KeyboardInterrupt), checkpoint.fetched(FIRST, stop):
+            pytest.fail("it went on")
+        assert told == [0]
+        assert huggingface_hub.try_to_load_from_cache(NAME, FIRST) is None
+
+
 def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A snapshot that is there is read as a folder; without one, a line says what is missing."""
     hub.add(NAME, model)
@@ -553,7 +573,10 @@ def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypat
     with opened(NAME, read_unconverted) as checkpoint, checkpoint.fetched(FIRST):
         assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
         assert str(checkpoint) == NAME
-    with pytest.raises(HubError, match="org/other: offline mode is on, and not all of it is in the cache"):
+    with pytest.raises(
+        HubError,
+        match="org/other: no such folder, and on the hub: offline mode is on, and not all of it is in the cache",
+    ):
         read_from("org/other")
     assert hub.requests == {}
 
@@ -899,7 +922,7 @@ def test_what_is_not_fit_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path
     for folder, name, message in (
         (tmp_path / "bare", "org/padded", r"README\.md does not say what fp8pad changed"),
         (tmp_path / "out", "org/padded", rf"is not pushed: {FIRST}: sha256"),
-        (model, "org/padded", r"has no fp8pad\.json"),
+        (model, "org/padded", r"has no fp8pad\.json, so it is not a converted checkpoint; `fp8pad convert .*` first$"),
         (tmp_path / "bare", "padded", "expected the name of a model on the hub"),
     ):
         with pytest.raises(Fp8padError, match=message):

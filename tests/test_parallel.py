@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -166,14 +166,20 @@ def test_a_signal_while_a_cluster_works_is_handled_soon(monkeypatch: pytest.Monk
     began, ended, in_time = threading.Event(), threading.Event(), []
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
 
-    def begin() -> AbstractContextManager[tuple[TextIO, TextIO]]:
-        began.set()
-        return pipes(reading)
+    class Answers(io.TextIOWrapper):
+        def fileno(self) -> int:  # asked for just before it sleeps, until which no other thread runs, most probably
+            began.set()
+            return super().fileno()
+
+    @contextmanager
+    def begin() -> Iterator[tuple[TextIO, TextIO]]:
+        with open(reading, "rb") as answers:  # noqa: PTH123  a descriptor, not a path
+            yield io.StringIO(), Answers(answers)
 
     def send() -> None:
         began.wait()
-        time.sleep(0.3)  # by then it sleeps, most probably; if not, it has less to do
-        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        if not ended.is_set():
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
         in_time.append(ended.wait(60))
         os.close(writing)
 
@@ -185,6 +191,7 @@ def test_a_signal_while_a_cluster_works_is_handled_soon(monkeypatch: pytest.Monk
             run_on_cluster(Square(""), [1], WORKERS, Progress())
     finally:
         ended.set()
+        began.set()  # it has not, if an error came before
         sender.join()
         signal.signal(signal.SIGUSR1, before)
     assert in_time == [True]

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
 from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
 from fp8pad.render.plan import how, plan_screen, skipped_facts
 from fp8pad.render.progress import BarProgress, LineProgress
-from fp8pad.render.screen import Screen
+from fp8pad.render.screen import Screen, _joints, _wrapped
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.text import printable
 
@@ -384,3 +384,10 @@ def test_commands_can_be_pasted_whatever_a_path_holds(name: bytes) -> None:
     command = shell_command("printf", "%s", os.fsdecode(name))
     assert command.isprintable()
     assert subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout == name
+
+
+def test_wide_letters_are_broken_on_a_screen_of_one_column() -> None:
+    """Each takes two columns, and none fits: rich writes a space for it, but it ends."""
+    assert list(islice(_joints("汉" * 12, 1), 20)) == list(range(1, 13))
+    assert len(_wrapped(Console(width=1), "汉" * 12, 1)) >= 12
+    assert [line.plain for line in _wrapped(Console(width=2), "汉" * 12, 2)] == ["汉"] * 12

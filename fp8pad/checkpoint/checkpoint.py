@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fp8pad.checkpoint.files import Advance, FileIdentity, check_identity, copied_mode, encoded, open_file
-from fp8pad.checkpoint.folder import INDEX_FILE, list_folder, read_text, read_text_and_identity
+from fp8pad.checkpoint.folder import INDEX_FILE, is_excluded_link, list_folder, read_text, read_text_and_identity
 from fp8pad.checkpoint.headers import LENGTH_BYTES, header_of, read_prefix
 from fp8pad.checkpoint.json_text import parse_object
 from fp8pad.checkpoint.shards import (
@@ -52,7 +52,7 @@ class Checkpoint:
     """A checkpoint folder; file names are relative to `root`.
 
     `configs` holds config.json, and hf_quant_config.json where there is one. `other_files` are copied along unchanged,
-    `excluded` are not.
+    `excluded` are not; `links_out` are those of them that would be if links out of the folder were followed.
     `identities` are those of every file at the moment when it was read. A checkpoint on the hub has its id as `name`,
     and data of a file only inside of `with fetched(file)`.
     """
@@ -66,6 +66,7 @@ class Checkpoint:
     identities: Mapping[str, FileIdentity]
     name: str = ""
     remote: Remote | None = None
+    links_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """What the user calls it: a folder or a hub id."""
@@ -186,6 +187,7 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
     if MODELOPT_FILE in excluded:  # a link that leads out is followed, as that of config.json is: plans are made by it
         found[MODELOPT_FILE] = reader.identities[MODELOPT_FILE]
         excluded.remove(MODELOPT_FILE)
+    links_out = tuple(sorted(file for file in excluded if is_excluded_link(root, file)))
     copies = _other_copies(reader, found, shards)
     return Checkpoint(
         root=root,
@@ -195,6 +197,7 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
         other_files=tuple(file for file in found if file not in copies),
         excluded=tuple(sorted((*excluded, *copies))),
         identities={file: each for file, each in (found | reader.identities).items() if file not in copies},
+        links_out=links_out,
     )
 
 

@@ -147,7 +147,7 @@ def open_file(path: Path, file: str, expected: FileIdentity | None = None) -> It
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a device may set it off
             raise CheckpointError(f"{file}: expected a regular file")
-        # Opening a pipe, if it has become one, would wait for a writer.
+        # It may become another one before it is open, and opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         cause = "is a dangling symbolic link" if path.is_symlink() else "is missing"
@@ -155,6 +155,8 @@ def open_file(path: Path, file: str, expected: FileIdentity | None = None) -> It
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError(f"{file}: expected a regular file")
         opened = OpenFile(descriptor, file)
         if expected:
             check_identity(file, expected, opened.identity)

@@ -63,6 +63,11 @@ def is_other_form(name: str) -> bool:
     return any(fnmatchcase(name.lower(), pattern) for pattern in OTHER_FORMS)
 
 
+def is_excluded_link(root: Path, name: str) -> bool:
+    """Return whether a file that is excluded is so for this alone, that it is a link out of the folder `root`."""
+    return not is_other_form(name) and (root / name).is_file() and leads_out(root, name)
+
+
 def leads_out(root: Path, name: str) -> bool:
     """Return whether a file of the folder `root` is a link out of it, or out of the cache that it is a snapshot in."""
     path = root / name

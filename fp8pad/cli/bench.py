@@ -1,6 +1,6 @@
 """`fp8pad bench`: time the runtime's layer on this GPU against vLLM's own."""
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from fp8pad.cli import options
@@ -43,7 +43,7 @@ def bench(
         draw_layers(report, chart)
 
 
-def _shapes(model: Path, tensor_parallel_size: int) -> "tuple[LayerShape, ...]":
+def _shapes(model: str | os.PathLike[str], tensor_parallel_size: int) -> "tuple[LayerShape, ...]":
     """Return the unaligned shapes of a checkpoint's FP8 layers, as a rank holds them, each once.
 
     Raises `PlanError` if there is none.

@@ -1,6 +1,6 @@
 """Every argument and option, declared once; see `signatures.takes` for how a command gets them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,16 +39,22 @@ def _path(argument: str | Path) -> Path:
     return Path(argument)
 
 
-def _named(metavar: str, help: str) -> Any:  # noqa: A002  typer's word
-    return typer.Argument(metavar=metavar, help=help, parser=_path)
+def _model(argument: str) -> str:
+    """Return a folder or hub id as it was typed: `./a/b` and `a/b/` are folders, and `Path` makes `a/b` of both."""
+    _path(argument)
+    return argument
 
 
-ModelArgument = Annotated[Path, _named("MODEL", "Folder or hub id of an FP8 checkpoint.")]
+def _named(metavar: str, help: str, parser: Callable[..., object] = _path) -> Any:  # noqa: A002  typer's word
+    return typer.Argument(metavar=metavar, help=help, parser=parser)
+
+
+ModelArgument = Annotated[str, _named("MODEL", "Folder or hub id of an FP8 checkpoint.", _model)]
 OutDirArgument = Annotated[Path, _named("OUT_DIR", "Folder of the converted checkpoint.")]
 RestoredDirArgument = Annotated[Path, _named("RESTORED_DIR", "Folder to restore into.")]
 ConvertedArgument = Annotated[Path, _named("DIR", "Folder of a checkpoint that fp8pad made.")]
 VerifyArguments = Annotated[
-    list[Path], _named("[MODEL] OUT_DIR", "The source to compare with, and the converted checkpoint.")
+    list[str], _named("[MODEL] OUT_DIR", "The source to compare with, and the converted checkpoint.", _model)
 ]
 RepoArgument = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Name of the model on the hub.")]
 GoldenModelArgument = Annotated[Path, _named("MODEL", "Folder of a checkpoint, converted or not.")]
@@ -56,7 +62,7 @@ RecordedModelArgument = Annotated[Path, _named("MODEL_A", "Folder of the checkpo
 CheckedModelArgument = Annotated[Path, _named("MODEL_B", "Folder of the checkpoint to check.")]
 GoldenArgument = Annotated[Path, _named("FILE", "Golden file to check against.")]
 BenchModelArgument = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(metavar="MODEL", help="Time this checkpoint's unaligned layers instead of the built-in shapes."),
 ]
 

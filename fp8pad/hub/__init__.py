@@ -48,7 +48,7 @@ def opened(
         check_path(model)
         yield read(Path(model))
         return
-    with hub_errors(hub_id):
+    with hub_errors(hub_id, or_folder=not os.fspath(model).startswith("hf:")):
         found = _found(hub_id)
     if isinstance(found, Path):
         yield replace(read(found), name=str(hub_id))

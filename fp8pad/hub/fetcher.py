@@ -65,7 +65,7 @@ class Fetcher:
             return
         part = self.parts / part_name(file)
         with hub_errors(self.files.repo.hub_id):
-            cached = self._cached(file)
+            cached = self._cached(file, advance)
             if cached is None:
                 self._download(file, part, (lambda _: None) if is_text(name) else advance)
             else:
@@ -80,8 +80,11 @@ class Fetcher:
         path.unlink()
         make_hole(path, file.size)
 
-    def _cached(self, file: HubFile) -> Path | None:
-        """Return where the hub's cache has a file; what it had before is trusted, what comes into it now is not."""
+    def _cached(self, file: HubFile, advance: Advance) -> Path | None:
+        """Return where the hub's cache has a file; what it had before is trusted, what comes into it now is not.
+
+        What was not seen to be right, as when `advance` ends this, does not stay there.
+        """
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
         repo, commit = self.files.repo.hub_id.repo, self.files.repo.commit
@@ -91,13 +94,17 @@ class Fetcher:
         if not self.files.use_cache:
             return None
         link = Path(hf_hub_download(repo, file.name, revision=commit))
-        blob, digest = link.resolve(), file.digest()
-        with blob.open("rb") as fetched:
-            while chunk := fetched.read(CHUNK_BYTES):
-                digest.update(chunk)
-        if digest.hexdigest() != file.hash:
-            link.unlink()
-            blob.unlink(missing_ok=True)
+        blob, digest, is_right = link.resolve(), file.digest(), False
+        try:
+            with blob.open("rb") as fetched:
+                while chunk := fetched.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    advance(0)  # which stops it if another shard has failed, or on Ctrl-C
+            is_right = digest.hexdigest() == file.hash
+        finally:
+            if not is_right:
+                link.unlink()
+                blob.unlink(missing_ok=True)
         self.files.repo.check(file, digest.hexdigest())
         return blob
 

@@ -32,38 +32,43 @@ class HubId:
 
 
 def check_path(model: str | os.PathLike[str]) -> None:
-    """Raise `CheckpointError` for what is neither a folder nor the form of a hub id: a URL, or a name alone."""
+    """Raise `CheckpointError` for what is neither there nor a hub id: `./a/b`, a URL, or a name alone."""
     text = re.sub(r"^(\w+):/+", r"\1://", os.fspath(model))  # pathlib takes a slash away
-    if not text.startswith((".", "/")) and not Path(model).exists():
-        raise CheckpointError(f"{text}: no such folder; a model of the hub is named ORG/NAME")
+    if not Path(model).exists():
+        is_path = text.startswith((".", "/", "~")) or (text.endswith("/") and "://" not in text)
+        hint = "" if is_path else "; a model of the hub is named ORG/NAME"
+        raise CheckpointError(f"{text}: no such folder{hint}")
 
 
 @contextmanager
-def hub_errors(hub_id: HubId) -> Iterator[None]:
-    """Say in a line what the hub answered, or that it did not."""
+def hub_errors(hub_id: HubId, or_folder: bool = False) -> Iterator[None]:
+    """Say in a line what the hub answered, or that it did not; `or_folder` if a folder may have been meant."""
+    begin = f"{hub_id}: no such folder, and on the hub: " if or_folder else f"{hub_id}: "
     try:
         from huggingface_hub import constants, errors
     except ImportError as error:
         hint = "models of the hub need huggingface_hub: pip install 'fp8pad[hub]'"
-        raise HubError(f"{hub_id}: no such folder; {hint}") from error
+        no_folder = "no such folder; " if or_folder else ""
+        raise HubError(f"{hub_id}: {no_folder}{hint}") from error
     try:
         yield
     except errors.GatedRepoError as error:
         raise HubError(f"{hub_id}: is gated; accept its terms on {constants.ENDPOINT}, and `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
         hint = "if it is private, `hf auth login`"
-        raise HubError(f"{hub_id}: no such folder, and no such model on {constants.ENDPOINT}; {hint}") from error
+        no_folder = "no such folder, and " if or_folder else ""
+        raise HubError(f"{hub_id}: {no_folder}no such model on {constants.ENDPOINT}; {hint}") from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{hub_id}: there is no revision {hub_id.revision or 'main'}") from error
     except errors.LocalEntryNotFoundError as error:
         cause = "offline mode is on" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-        raise HubError(f"{hub_id}: {cause}, and not all of it is in the cache") from error
+        raise HubError(f"{begin}{cause}, and not all of it is in the cache") from error
     except errors.HfHubHTTPError as error:
-        raise HubError(f"{hub_id}: {_first_line(error)}") from error
+        raise HubError(f"{begin}{_first_line(error)}") from error
     except errors.HFValidationError as error:
-        raise HubError(f"{hub_id}: is no name of a model: {_first_line(error)}") from error
+        raise HubError(f"{begin}is no name of a model: {_first_line(error)}") from error
     except (errors.HTTPError, ConnectionError) as error:
-        raise HubError(f"{hub_id}: {constants.ENDPOINT} cannot be reached: {_first_line(error)}") from error
+        raise HubError(f"{begin}{constants.ENDPOINT} cannot be reached: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

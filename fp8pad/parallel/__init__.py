@@ -52,7 +52,7 @@ def run_all(
             waiting = set(futures)
             while waiting:
                 finished, waiting = wait(waiting, timeout=SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
-                for future in futures:  # of several errors, that of the first item
+                for future in futures:  # of errors that are there at the same moment, that of the first item
                     if future in finished:
                         future.result()
         except BaseException:

@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.folder import is_other_form
+from fp8pad.checkpoint.shards import MISTRAL_CONFIG_FILE, is_shard
 from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.linear import LayerPlan
@@ -129,9 +131,25 @@ def _show_costs(screen: Screen, source: Checkpoint, plan: CheckpointPlan, with_c
 
 def _file_facts(source: Checkpoint, files: OutputFiles) -> Iterator[Fact]:
     shards = {shard.file for shard in source.shards}
-    for label, names in (("rewritten", files.rewritten), ("kept", files.kept), ("excluded", files.excluded)):
+    for label, names in (("rewritten", files.rewritten), ("kept", files.kept)):
         if names:
             yield label, _files(names, shards)
+    yield from excluded_facts(source, files.excluded)
+
+
+def excluded_facts(source: Checkpoint, names: Iterable[str]) -> Iterator[Fact]:
+    """Yield a row for each reason for which files are excluded, and for those that are never copied."""
+    why: dict[str, list[str]] = {}
+    for name in names:
+        if name in source.links_out:
+            reason = "links out of MODEL, which --follow-links copies: "
+        elif is_other_form(name) or is_shard(name) or name == MISTRAL_CONFIG_FILE:
+            reason = "other forms of the weights: "
+        else:
+            reason = ""
+        why.setdefault(reason, []).append(name)
+    for reason, alike in sorted(why.items()):
+        yield "excluded", f"{reason}{shortened(alike)}"
 
 
 def _files(names: Sequence[str], shards: Container[str]) -> str:

@@ -12,7 +12,7 @@ from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.render.advice import advice
 from fp8pad.render.console import Fact, command, growth, shell_command, shortened
-from fp8pad.render.plan import not_understood_facts, note_facts, skipped_facts
+from fp8pad.render.plan import excluded_facts, not_understood_facts, note_facts, skipped_facts
 from fp8pad.render.screen import Screen
 from fp8pad.render.verdict import show_advice, show_refusal
 from fp8pad.text import counted, printable
@@ -39,8 +39,9 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     facts = [("padded", counted(report.tensors_padded, "tensor"))] if report.tensors_padded else []
     facts += [*not_understood_facts(plan), *skipped_facts(plan)]
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
-    named = ("rewritten", report.rewritten), ("resumed", report.resumed), ("excluded", report.excluded)
+    named = ("rewritten", report.rewritten), ("resumed", report.resumed)
     facts += [(label, shortened(names)) for label, names in named if names]
+    facts += excluded_facts(source, report.excluded)
     screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced), *note_facts(plan)])
     steps = list(advice(source, plan, engine, out_dir, "--overwrite", is_written=True)) if plan.layers else []
     if not show_refusal(screen, plan, engine):

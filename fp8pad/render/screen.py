@@ -131,14 +131,14 @@ def _wrapped(console: Console, text: Cell, width: int) -> list[Text]:
 
 def _joints(text: str, width: int) -> Iterator[int]:
     """Yield where the words of a text that are longer than a line are broken: behind the last dot, comma or the like
-    that fits.
+    that fits, or behind its first letter where that alone is too wide.
     """
     for word in _LONG_ENOUGH.finditer(text):
         begin, end = word.span()
         while cell_len(text[begin:end]) > width:
             fitting = chop_cells(text[begin:end], width)[0]
             length = max(map(fitting.rfind, ".,/")) + 1 or max(map(fitting.rfind, "_-")) + 1 or len(fitting)
-            begin += length
+            begin += max(length, 1)
             yield begin
 
 

@@ -380,6 +380,8 @@ def run(command: tuple[str, ...], root: Path) -> Ending:
         if mebibytes:
             resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
 
+    told = root / "status"
+    told.unlink(missing_ok=True)
     with (root / "said").open("wb") as said:
         child = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, *command],
@@ -395,8 +397,10 @@ def run(command: tuple[str, ...], root: Path) -> Ending:
     lines = text.splitlines() or [""]
     line = next((line for line in lines if line.startswith("error")), lines[-1])
     wrong = "".join(_faults(text))
-    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", (root / "status").read_text())
-    return Ending(child.returncode, used.ru_utime + used.ru_stime, int(peak) >> 10, line[:150], wrong)
+    peak = used.ru_maxrss  # all there is of a child that a signal has ended
+    if told.exists():
+        (peak,) = map(int, re.findall(r"VmHWM:\s*(\d+) kB", told.read_text()))
+    return Ending(child.returncode, used.ru_utime + used.ru_stime, peak >> 10, line[:150], wrong)
 
 
 def _faults(text: str) -> Iterator[str]:
