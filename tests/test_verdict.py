@@ -407,6 +407,15 @@ def test_the_plugin_is_needed_for_a_part_that_vllm_does_not_load(part: str) -> N
     assert Judge(plan, VLLM).padded(1) == (converted_verdict(plan, VLLM), True)
 
 
+def test_layers_that_are_alike_are_told_apart_by_name_where_a_rule_asks_for_it() -> None:
+    """The same sizes in the talker and in the thinker are one group, of which only the thinker's are loaded."""
+    config = {"architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe"}
+    shapes = {f"{part}.model.layers.0.self_attn.o_proj": (256, 320) for part in ("talker", "thinker")}
+    plan = planned(headers(config, FP8, shapes), Policy())
+    assert [len(group.places) for group in plan.alike] == [2]
+    assert Judge(plan, VLLM).original(1).refused == ("thinker.model.layers.0.self_attn.o_proj",)
+
+
 def test_layers_are_looked_at_in_groups_that_a_rule_may_tell_apart_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule for DeepSeek-V4's shared experts does not make each of its thousands of experts a case of its own."""
     shapes: Shapes = {}
