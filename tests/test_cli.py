@@ -776,6 +776,18 @@ def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: 
     assert "Not served by vLLM 0.33 at TP 2" in forced.stdout
 
 
+def test_a_line_that_quotes_a_million_sizes_is_cut(fp8pad: Fp8pad, tmp_path: Path) -> None:
+    """Words are cut where they are long; here they are many."""
+    shard = {"a": ("U8", (1,) * 20_000)}
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": shard}, {"model_type": "llama"})
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"[0,1]", b"[0,2]").replace(b"[0, 1]", b"[0, 2]") + b"\0")
+    run = fp8pad("plan", model)
+    assert run.status == 1
+    assert " ... " in run.stderr
+    assert len(run.stderr) < 5000
+
+
 def test_what_the_engine_refuses_in_every_form_is_converted(fp8pad: Fp8pad, tmp_path: Path) -> None:
     """It may be for another engine. The summary says that this one refuses it, and so does `plan --check`."""
     model, out_dir = copy_case("good/llama_tf_block4", tmp_path / "model"), tmp_path / "out"

@@ -104,6 +104,7 @@ def test_what_the_format_forbids_is_refused(document: Any, data_bytes: int, mess
         b'{"a":{"dtype":"U8","dtype":"I8","shape":[0],"data_offsets":[0,0]}}',
         b'{"__metadata__":{"k":"1","k":"2"}}',
         b'{"a":{"dtype":"U8","shape":[NaN],"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}}',
         b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,0]}}',
         b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
         b'{"\xff":1}',

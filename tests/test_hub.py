@@ -428,9 +428,13 @@ def test_names_that_lead_elsewhere_are_refused(hub: FakeHub, model: Path) -> Non
 
 FORGED: dict[str, tuple[dict[str, object], str]] = {
     "a file in a file": ({"rfilename": "config.json/x"}, "as a file, and as the folder of"),
-    "a file far down in a file": ({"rfilename": "config.json/" + "a/" * 999}, "as a file, and as the folder of"),
+    "a file far down in a file": ({"rfilename": "config.json/" + "a/" * 90 + "b"}, "as a file, and as the folder of"),
     "a name that is no UTF-8": ({"rfilename": "\ud800"}, "not UTF-8"),
     "a name of 300 bytes": ({"rfilename": "a" * 300}, "too long"),
+    "a name twice": ({"rfilename": "config.json"}, "twice"),
+    "a name in other words": ({"rfilename": "./config.json"}, "in other words"),
+    "a name that huggingface_hub refuses": ({"rfilename": "a\\..\\b"}, "outside"),
+    "1,400 folders in each other": ({"rfilename": "a/" * 1400 + "b"}, "too long"),
     "a path of 10,000 bytes": ({"rfilename": "a/" * 5000 + "b"}, "too long"),
     "an absolute name": ({"rfilename": "/etc/passwd"}, "outside"),
     "a name of a zero byte": ({"rfilename": "a\0b"}, "outside"),
@@ -479,7 +483,7 @@ def test_an_answer_of_another_kind_is_a_line(
         read_from(NAME)
 
 
-@pytest.mark.parametrize("commit", [7, ["main"], "../../secret", "\x1b[2J", "a" * 100_000])
+@pytest.mark.parametrize("commit", [7, ["main"], None, "", "main", "../../secret", "\x1b[2J", "a" * 100_000])
 def test_a_forged_commit_is_a_line(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch, commit: object) -> None:
     """It becomes a part of addresses, and of paths in the cache."""
     hub.add(NAME, model)

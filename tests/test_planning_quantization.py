@@ -1,5 +1,6 @@
 """Reading quantization configs: where they stand, and what they say of the weights."""
 
+import warnings
 from time import process_time
 
 import pytest
@@ -206,6 +207,13 @@ def test_no_pattern_takes_long() -> None:
     started = process_time()
     assert found(compressed(FP8_CHANNEL) | {"ignore": patterns}).notes == ()
     assert process_time() - started < 10
+
+
+def test_a_pattern_that_python_warns_of_prints_nothing() -> None:
+    """The warning would name a line of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found(compressed(FP8_CHANNEL) | {"ignore": ["re:[[a]b||x]"]}).notes == ()
 
 
 def test_no_quantization_config_is_none() -> None:

@@ -194,6 +194,18 @@ def published_without_a_lock(tmp_path: Path) -> Path:
     return tmp_path / HIDDEN
 
 
+def test_what_was_put_into_the_new_folder_since_is_kept(tmp_path: Path) -> None:
+    """After a kill before the old folder was removed. It has files that the new one has not any more: neither goes."""
+    hidden = published_without_a_lock(tmp_path)
+    fill(hidden / "replaced", "config.json", "tokenizer.json")
+    fill(tmp_path / "out", "thesis.tex")
+    before = files_of(tmp_path)
+    with hold_staging(tmp_path / "out") as staging, pytest.raises(OutputError, match=r"lies in .*replaced: move it"):
+        recover(staging)
+    after = files_of(tmp_path)
+    assert before.items() <= after.items()
+
+
 def test_of_two_folders_that_were_replaced_one_is_named(tmp_path: Path) -> None:
     """There is one name for what was replaced; once the folder is moved away, the next run goes on."""
     hidden = published_without_a_lock(tmp_path)

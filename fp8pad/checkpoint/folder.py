@@ -28,7 +28,8 @@ OTHER_FORM_FOLDERS = frozenset({"original", "onnx"})
 # A clone's history holds the original weights once more, and the other folder is huggingface_hub's own.
 NEVER_COPIED = frozenset({".git", ".cache"})
 
-# An index of a million tensors takes about 100 MB, and parsed JSON ten times as much memory as its text.
+# An index of a million tensors takes about 100 MB, and parsed JSON ten times as much memory as its text; of many small
+# lists and objects, a hundred times.
 MAX_TEXT_BYTES = 256_000_000
 
 

@@ -87,6 +87,12 @@ def in_data_order(tensors: Iterable[TensorHeader]) -> list[TensorHeader]:
     return sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
 
 
+def _whole_number(digits: str) -> int:
+    if digits == "-0":
+        raise ValueError("-0 is no whole number to the safetensors library")
+    return int(digits)
+
+
 def _parse_json(text: bytes, file: str) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise HeaderError(f"{file}: header: expected JSON that begins with '{{', got {text[:8]!r}")
@@ -103,7 +109,10 @@ def _parse_json(text: bytes, file: str) -> dict[str, Any]:
         return document
 
     try:
-        document = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=refuse_constant)
+        parse_int = _whole_number if b"-0" in text else None  # Python's own is faster
+        document = json.loads(
+            text.decode(), object_pairs_hook=unique, parse_constant=refuse_constant, parse_int=parse_int
+        )
         if b"\\u" in text:
             json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate could not be written again
     except (ValueError, RecursionError) as error:

@@ -26,7 +26,7 @@ def parse_object(file: str, text: str) -> Json:
 def dumps_like(original: str, document: Mapping[str, Any]) -> str:
     """Return `document` as JSON text with the indentation, separators, escapes and ending of the text `original`."""
     indent = re.match(rf"\s*\{{\s*?\n([ \t]{{1,{MAX_INDENT}}})(?![ \t])", original)
-    colon = re.match(r'^\s*\{\s*"(?:[^"\\]|\\.)*"(\s{0,16}:\s{0,16})(?!\s)', original)
+    colon = re.match(r'^\s*\{\s*"(?:[^"\\]++|\\.)*+"(\s{0,16}:\s{0,16})(?!\s)', original)
     separator = colon[1] if colon else ": "
     encoder = json.JSONEncoder(
         indent=indent[1] if indent else None,

@@ -171,7 +171,11 @@ def _put_back(staging: Staging) -> None:
 
 def _finish_replacing(staging: Staging) -> None:
     if is_published(staging):
-        _check_replaced(staging, staging.parent, staging.out_dir.name)
+        try:
+            with staging.root.open(REPLACED) as old, staging.parent.open(staging.out_dir.name) as new:
+                check_replaced(old, set(new.files()), staging.out_dir)
+        except OutputError as error:  # what is published may have been worked on since: both stay
+            raise OutputError(_move_away(staging, REPLACED)) from error
         _discard(staging, REPLACED)
         return
     try:

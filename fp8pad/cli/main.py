@@ -137,10 +137,15 @@ def _complete_at_the_first_tab() -> None:
 def _fail(error: Exception) -> NoReturn:
     label = "error:" if os.environ.get("NO_COLOR") else typer.style("error:", fg="red", bold=True)
     message = _message(error)
-    typer.echo(f"{label} {printable(message + _suggestion(error, message))}", err=True)
+    typer.echo(f"{label} {_cut(printable(message + _suggestion(error, message)))}", err=True)
     for note in getattr(error, "__notes__", ()):
-        typer.echo(f"  {printable(note)}", err=True)
+        typer.echo(f"  {_cut(printable(note))}", err=True)
     sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _cut(line: str) -> str:
+    """Leave out the middle of a line that is longer than anyone reads, as one that quotes a list of a million sizes."""
+    return line if len(line) <= 4000 else f"{line[:3000]} ... {line[-500:]}"
 
 
 def _suggestion(error: Exception, message: str) -> str:

@@ -89,7 +89,7 @@ class Fetcher:
 
         repo, commit = self.files.repo.hub_id.repo, self.files.repo.commit
         found = try_to_load_from_cache(repo, file.name, revision=commit)
-        if isinstance(found, str):
+        if isinstance(found, str) and Path(found).stat().st_size == file.size:  # else it was cut short
             return Path(found).resolve()
         if not self.files.use_cache:
             return None

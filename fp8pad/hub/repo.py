@@ -23,6 +23,7 @@ REQUESTS = 8  # at a time, while headers are fetched
 RETRIED = (408, 429, 500, 502, 503, 504)  # what huggingface_hub retries by itself; its 1.0 retried 503 alone
 MAX_FILE_BYTES = 1 << 60  # more than a file system takes
 MAX_PATH_BYTES = 3000  # of 4,095 that the kernel takes, with the folder in which it lies
+MAX_FOLDERS = 100  # in each other; Python's makedirs goes from one into the next by a call of its own
 ATTEMPTS = 5  # of fetching a file, without a byte more than before
 
 
@@ -79,19 +80,20 @@ class Repo:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # the client takes any answer for right
             raise HubError(f"{hub_id}: what the hub tells of it cannot be read: {shown(error)}") from error
-        commit = info.sha or hub_id.revision or "main"
-        if info.sha and not _is_hash(info.sha):
+        if not _is_hash(info.sha):
             raise HubError(f"{hub_id}: the hub tells no commit of it, but {shown(info.sha)}")
         files: dict[str, HubFile] = {}
         for sibling in info.siblings or ():
             name = _safe_name(sibling.rfilename, hub_id)
+            if name in files or name != sibling.rfilename:
+                raise HubError(f"{hub_id}: lists {shown(name)} twice, or in other words: {shown(sibling.rfilename)}")
             digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
             has_size = type(sibling.size) is int and 0 <= sibling.size < MAX_FILE_BYTES
             if not has_size or not _is_hash(digest):
                 raise HubError(f"{hub_id}: {name}: the hub tells no size or no hash of it")
             files[name] = HubFile(name, sibling.size, digest, sibling.lfs is not None)
         _check_folders(files.keys(), hub_id)
-        return cls(hub_id, commit, files)
+        return cls(hub_id, info.sha, files)
 
     def check(self, file: HubFile, found: str) -> None:
         """Raise `HubError` unless a hash of the bytes of a file is the hub's."""
@@ -196,13 +198,18 @@ def _is_hash(value: object) -> bool:
 def _safe_name(name: object, hub_id: HubId) -> str:
     """Return the name of a file in the folder of a model, below it and one that a file system takes."""
     path = PurePosixPath(name if isinstance(name, str) else "")
-    if path.is_absolute() or ".." in path.parts or "\0" in str(path) or not path.parts:
+    parts = str(path).replace("\\", "/").split("/")  # huggingface_hub minds Windows
+    if path.is_absolute() or ".." in parts or "\0" in str(path) or not path.parts:
         raise HubError(f"{hub_id}: lists a file that lies outside of it: {shown(name)}")
     try:
         encoded = str(path).encode()
     except UnicodeEncodeError as error:
         raise HubError(f"{hub_id}: lists a file whose name is not UTF-8: {shown(name)}") from error
-    if len(encoded) > MAX_PATH_BYTES or any(len(part) > MAX_NAME_BYTES for part in encoded.split(b"/")):
+    if (
+        len(encoded) > MAX_PATH_BYTES
+        or len(parts) > MAX_FOLDERS
+        or any(len(part) > MAX_NAME_BYTES for part in encoded.split(b"/"))
+    ):
         raise HubError(f"{hub_id}: lists a file whose name is too long: {shown(name)}")
     return str(path)
 
