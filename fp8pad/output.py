@@ -69,7 +69,7 @@ class Output:
     def _compare_files(self, progress: Progress) -> dict[str, Hashes]:
         """Return the hashes that are asked for or recorded; `OutputError` if a file is not what would be written."""
         source, target, record = self.contents.source, self.out_dir, self._record_there()
-        progress.say(f"{target}: is complete as it seems; comparing its bytes")
+        progress.say(f"{target}: seems complete; comparing its bytes")
         is_recorded = record is not None and any(entry.sha256 for entry in record.files.values())
         is_hashed = self.writer.is_hashed or is_recorded
 

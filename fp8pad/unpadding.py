@@ -65,12 +65,12 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; only a checkpoint that fp8pad padded can be unpadded")
     faults, original = examine(converted, record)
     if faults or original is None:
-        raise RecordError(str(faults[0]))
+        raise RecordError(f"{out_dir}: {faults[0]}")
     contents, restored = _contents(original, record), {CARD_FILE} & record.originals.keys()
     changed = [found for found in changed_files(converted, record.files) if found.file not in restored]
     for found in changed:
         if found.file in record.files and found.file not in converted.identities and is_dangerous(found.file):
-            raise RecordError(str(found))
+            raise RecordError(f"{out_dir}: {found}")
     shards = {layout.file for layout in original.layouts}
     is_recorded = any(record.files[file].source_sha256 for file in shards & record.files.keys())
     is_hashed = is_recorded and options.verify == "padded"
@@ -78,7 +78,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         hashes = out.write_files(progress)
         # Other files may have been edited since: they are compared only on request.
         known = {file: each for file, each in hashes.items() if file in shards or options.verify == "full"}
-        _check_hashes(record, contents.texts, known)
+        _check_hashes(out_dir, record, contents.texts, known)
         out.write_texts()
         replaced = out.publish()
     changed += _edited(record, contents.source.other_files, hashes)
@@ -126,10 +126,12 @@ def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
         yield f"{CARD_FILE}: was edited since it was converted; the card from before converting was restored"
 
 
-def _check_hashes(record: CheckpointRecord, texts: Mapping[str, str], hashes: Mapping[str, Hashes]) -> None:
+def _check_hashes(
+    out_dir: Path, record: CheckpointRecord, texts: Mapping[str, str], hashes: Mapping[str, Hashes]
+) -> None:
     found = {file: entry.sha256 for file, entry in hashes.items()}
     found |= {file: text_sha256(text) for file, text in texts.items()}
     for file, digest in found.items():
         expected = record.files[file].source_sha256 if file in record.files else None
         if expected and digest != expected:
-            raise VerifyError(f"{file}: sha256: expected {expected}, got {digest}")
+            raise VerifyError(f"{out_dir}: {file}: sha256: expected {expected}, got {digest}")

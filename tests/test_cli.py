@@ -776,6 +776,12 @@ def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: 
     assert "Not served by vLLM 0.33 at TP 2" in forced.stdout
 
 
+def test_of_a_folder_of_models_one_is_named(fp8pad: Fp8pad, example: Path) -> None:
+    """It has no config.json itself."""
+    run = fp8pad("plan", example.parent)
+    assert run.stderr == f"error: {example.parent}: config.json: is missing; did you mean {example}?\n"
+
+
 def test_a_line_that_quotes_a_million_sizes_is_cut(fp8pad: Fp8pad, tmp_path: Path) -> None:
     """Words are cut where they are long; here they are many."""
     shard = {"a": ("U8", (1,) * 20_000)}

@@ -201,7 +201,7 @@ def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> 
     assert (eight.tensors, eight.layers[0].axes) == ({}, AxisActions("aligned", "aligned"))
     assert eight.modules == {"mlp.down_proj": ModuleRecord((2048, 10944), (2048, 10944), (16, 16))}
     assert eight.layers[0].reason == (
-        "N and K are multiples of 16; K = 10944 / 8 = 1368 is not a multiple of 16: the runtime pads it at load"
+        "N and K are multiples of 16; K = 10944 / 8 = 1368 is not a multiple of 16: the plugin pads it at load"
     )
 
 
@@ -256,7 +256,7 @@ def test_inside_an_mlp_a_share_may_begin_inside_a_block() -> None:
         "down_proj": "k",
     }
     assert all(
-        layer.reason.endswith("= 14784 is not a multiple of 128: the runtime pads it at load") for layer in plan.layers
+        layer.reason.endswith("= 14784 is not a multiple of 128: the plugin pads it at load") for layer in plan.layers
     )
     alone = plan_checkpoint([header], {"config.json": config}, Policy())
     assert alone.changes_nothing
@@ -323,7 +323,7 @@ def test_a_share_of_copied_heads_is_not_called_a_quotient() -> None:
         [header], {"config.json": {**CONFIG, "num_key_value_heads": 2}}, Policy(tensor_parallel_size=4)
     )
     assert plan.layers[0].reason == (
-        "N and K are multiples of 16; N = 24 on each of 4 ranks is not a multiple of 16: the runtime pads it at load"
+        "N and K are multiples of 16; N = 24 on each of 4 ranks is not a multiple of 16: the plugin pads it at load"
     )
 
 
@@ -333,7 +333,7 @@ def test_a_share_of_whole_blocks_is_padded_at_load() -> None:
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(alignment=128, tensor_parallel_size=4))
     assert (plan.tensors, list(plan.modules)) == ({}, ["mlp.up_proj"])
     assert plan.layers[0].reason == (
-        "N and K are multiples of 128; N = 384 / 4 = 96 is not a multiple of 128: the runtime pads it at load"
+        "N and K are multiples of 128; N = 384 / 4 = 96 is not a multiple of 128: the plugin pads it at load"
     )
 
 

@@ -329,7 +329,7 @@ def test_hashes_are_compared_where_nothing_is_written(tmp_path: Path, depth: Ver
     out_dir, restored = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True), tmp_path / "restored"
     alter(out_dir / "model.safetensors", WEIGHT, 0, 0)
     restore(out_dir, restored, WriteOptions(verify="none"))
-    with pytest.raises(VerifyError, match=r"^model\.safetensors: sha256: expected"):
+    with pytest.raises(VerifyError, match=r"out: model\.safetensors: sha256: expected"):
         restore(out_dir, restored, WriteOptions(verify=depth))
     assert restore(out_dir, restored, WriteOptions(verify="none")).resumed == ("model.safetensors",)
 
@@ -386,7 +386,7 @@ WEIGHT = "model.layers.0.mlp.down_proj.weight"
         ),
         (
             lambda d: d["files"].update({"x.py": {"source_size": 1, "size": 1}}),
-            r"^x\.py is missing \(1 bytes\)",
+            r"out: x\.py is missing \(1 bytes\)",
         ),
         (
             lambda d: d["files"]["model.safetensors"].update(source_size=1),
@@ -435,7 +435,7 @@ def test_a_missing_file_that_no_engine_obeys_is_a_note(tmp_path: Path) -> None:
     assert report.notes == ("LICENSE is missing (4 bytes): it is not restored",)
     assert not (tmp_path / "restored" / "LICENSE").exists()
     (out_dir / "modeling_x.py").unlink()
-    with pytest.raises(RecordError, match=r"^modeling_x\.py is missing \(5 bytes\)$"):
+    with pytest.raises(RecordError, match=r"out: modeling_x\.py is missing \(5 bytes\)$"):
         restore(out_dir, tmp_path / "other")
 
 

@@ -149,8 +149,14 @@ def _cut(line: str) -> str:
 
 
 def _suggestion(error: Exception, message: str) -> str:
-    """Return the path that was probably meant, if one of the command line does not exist, or was taken for a hub id."""
+    """Return the path that was probably meant, if one of the command line does not exist, or was taken for a hub id.
+
+    Of a folder of models, that is the first of them.
+    """
     for argument in sys.argv[1:]:
+        if message == f"{argument}: config.json: is missing":
+            models = sorted(str(folder.parent) for folder in Path(argument).glob("*/config.json"))
+            return f"; did you mean {models[0]}?" if models else ""
         path, begin = Path(argument), f"{argument}: " if isinstance(error, HubError) else f"{argument}: no such "
         if message.startswith(begin) and not path.exists() and path.parent.is_dir():
             names = [entry.name for entry in path.parent.iterdir()]

@@ -24,7 +24,7 @@ _EXPERTS = re.compile(r"(^|[._])(experts|moe)([._]|$)")
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 
-_ROUTED = "a routed expert: fused MoE kernels bypass the runtime"
+_ROUTED = "a routed expert: fused MoE kernels bypass the plugin"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def _on_rank(layer: LayerPlan, num_ranks: int) -> str:
     match layer.rank_fit:
         case "unaligned":
             broken = list(_broken(layer, part, layer.alignment)) or [_broken_rows(layer, part)]
-            return f"{' and '.join(broken)}: the runtime pads it at load"
+            return f"{' and '.join(broken)}: the plugin pads it at load"
         case "inside block":
             broken = list(_broken(layer, part, layer.block)) or [_broken_rows(layer, part)]
             return f"{' and '.join(broken)}: a rank's share begins inside a scale block"

@@ -39,7 +39,7 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     facts = [("padded", counted(report.tensors_padded, "tensor"))] if report.tensors_padded else []
     facts += [*not_understood_facts(plan), *skipped_facts(plan)]
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
-    named = ("rewritten", report.rewritten), ("resumed", report.resumed)
+    named = ("rewritten", report.rewritten), ("resumed", () if report.was_complete else report.resumed)
     facts += [(label, shortened(names)) for label, names in named if names]
     facts += excluded_facts(source, report.excluded)
     screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced), *note_facts(plan)])
