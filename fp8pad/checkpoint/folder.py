@@ -29,7 +29,7 @@ OTHER_FORM_FOLDERS = frozenset({"original", "onnx"})
 NEVER_COPIED = frozenset({".git", ".cache"})
 
 # An index of a million tensors takes about 100 MB, and parsed JSON ten times as much memory as its text; of many small
-# lists and objects, a hundred times.
+# lists and objects, many times more.
 MAX_TEXT_BYTES = 256_000_000
 
 
