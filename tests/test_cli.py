@@ -267,14 +267,14 @@ def test_a_mistyped_path_gets_a_suggestion(
     assert taken_for_a_hub_id.endswith("; did you mean models/llama-fp8?\n")
 
 
-@pytest.mark.parametrize("form", ["./{}", "../work/{}", "{}/", "./{}/", "~/{}", "/none/{}"])
+@pytest.mark.parametrize("form", ["./{}", "../here/{}", "{}/", "./{}/", "~/{}", "/none/{}"])
 @pytest.mark.parametrize("command", [("plan",), ("convert", "--dry-run"), ("verify",)])
 def test_what_is_clearly_a_path_is_never_asked_of_the_hub(
     fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, command: tuple[str, ...]
 ) -> None:
     """Nor is it called a hub id; what could be either is said to be no folder, and what the hub says."""
-    (tmp_path / "work" / "models" / "opt-dyn").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "here" / "models" / "opt-dyn").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr("fp8pad.hub._found", lambda _: pytest.fail("it was asked"))
     model = form.format("models/opt_dyn")
     name, *options = command
