@@ -141,18 +141,23 @@ def _replace(staging: Staging) -> Replaced:
     root, parent, name = staging.root, staging.parent, staging.out_dir.name
     if root.exchange(staging.files, parent, name):
         root.rename(staging.files, root, REPLACED)
-        return _check_replaced(staging, parent, name)
+        return _check_or_put_back(staging, parent, name)
     parent.rename(name, root, REPLACED)
-    replaced = _check_replaced(staging, root, staging.files)
+    replaced = _check_or_put_back(staging, root, staging.files)
     root.rename(staging.files, parent, name)
     return replaced
 
 
 def _check_replaced(staging: Staging, place: Directory, name: str) -> Replaced:
-    """Put back what was replaced, unless `check_replaced` finds nothing against it; the new folder is at `place`."""
+    """Return what was replaced, if nothing is found against it; the new folder is at `place`."""
+    with staging.root.open(REPLACED) as old, place.open(name) as new:
+        return check_replaced(old, set(new.files()), staging.out_dir)
+
+
+def _check_or_put_back(staging: Staging, place: Directory, name: str) -> Replaced:
+    """Return as `_check_replaced` does; put back what was replaced if that finds something against it."""
     try:
-        with staging.root.open(REPLACED) as old, place.open(name) as new:
-            return check_replaced(old, set(new.files()), staging.out_dir)
+        return _check_replaced(staging, place, name)
     except BaseException:
         _put_back(staging)
         raise
@@ -172,8 +177,7 @@ def _put_back(staging: Staging) -> None:
 def _finish_replacing(staging: Staging) -> None:
     if is_published(staging):
         try:
-            with staging.root.open(REPLACED) as old, staging.parent.open(staging.out_dir.name) as new:
-                check_replaced(old, set(new.files()), staging.out_dir)
+            _check_replaced(staging, staging.parent, staging.out_dir.name)
         except OutputError as error:  # what is published may have been worked on since: both stay
             raise OutputError(_move_away(staging, REPLACED)) from error
         _discard(staging, REPLACED)

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fp8pad.errors import NotServedError
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
+from fp8pad.planning.verdict import Judge, Verdict, check_served
 from fp8pad.record import Policy
 
 SIZES = (1, 2, 4, 8, 16)
@@ -107,11 +108,12 @@ def check_worth_converting(plan: CheckpointPlan, engine: Engine) -> None:
     That is another policy's checkpoint, or the original. Where it refuses them all, converting makes nothing worse, and
     the checkpoint may be for another engine.
     """
-    size = plan.policy.tensor_parallel_size
-    if converted_verdict(plan, engine).refused and (
-        nearest_served_policy(plan, engine) or not Judge(plan, engine).original(size).refused
-    ):
+    try:
         check_served(plan, engine)
+    except NotServedError:
+        original = Judge(plan, engine).original(plan.policy.tensor_parallel_size)
+        if not original.refused or nearest_served_policy(plan, engine):
+            raise
 
 
 def _absorbing(policy: Policy) -> list[Policy]:
