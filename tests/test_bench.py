@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from fp8pad.bench.report import Case, Machine, Report, Timing
 from fp8pad.bench.shapes import REAL_SHAPES, LayerShape
 
+CHART = Path(__file__).parents[1] / "examples" / "gpu" / "chart.py"
 DOWN = LayerShape("down", 1280, 3420)
 GATE_UP = LayerShape("gate_up", 6840, 1280, 2)
 MACHINE = Machine("a device", "2026-11-23", {"vllm": "0.33.0"})
@@ -56,17 +59,16 @@ def test_summaries_part_unaligned_k_from_unaligned_n() -> None:
 def test_report_comes_back_from_its_json() -> None:
     """A chart drawn on another machine sees the report that was written."""
     pytest.importorskip("matplotlib")
-    read_report = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "gpu" / "report.py"))["read_report"]
+    read_report = runpy.run_path(str(CHART))["read_report"]
     assert read_report(json.loads(json.dumps(REPORT.to_json()))) == REPORT
 
 
 def test_chart(tmp_path: Path) -> None:
     """The chart names its device, and the same report gives the same file."""
     pytest.importorskip("matplotlib")
-    from fp8pad.bench.chart import draw_layers
-
+    (tmp_path / "report.json").write_text(json.dumps(REPORT.to_json()))
     for name in ("one.svg", "two.svg"):
-        draw_layers(REPORT, tmp_path / name)
+        subprocess.run([sys.executable, CHART, tmp_path / "report.json", tmp_path / name], check=True)
     drawn = (tmp_path / "one.svg").read_text()
     assert "a device, vLLM 0.33.0, 2026-11-23" in drawn
     assert drawn == (tmp_path / "two.svg").read_text()

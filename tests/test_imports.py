@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "unpadding": JUDGING,
     "inspection": JUDGING | {"summary"},
     "golden": READING | {"__init__", "golden", "torch", "transformers", "vllm"},
-    "bench": PURE | {"__init__", "bench", "matplotlib", "runtime", "torch", "triton", "vllm"},
+    "bench": PURE | {"__init__", "bench", "runtime", "torch", "triton", "vllm"},
     "runtime": {
         "__init__",
         "errors",

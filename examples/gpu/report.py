@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fp8pad.bench.chart import COLORS, draw_layers, draw_range, new_figure, save
-from fp8pad.bench.report import Case, Machine, Report, Timing
-from fp8pad.bench.shapes import LayerShape
+from chart import COLORS, draw_layers, draw_range, new_figure, read_report, save
+
+from fp8pad.bench.report import Machine
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOWN_TOKENS = (1, 64, 1024, 16384)
@@ -55,19 +55,6 @@ def machine_line(document: dict[str, Any]) -> str:
     machine = document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return f"{machine['device']}; {versions}; {machine['date']}."
-
-
-def read_report(document: dict[str, Any]) -> Report:
-    """Read what `fp8pad bench --json` wrote."""
-    cases = (
-        Case(
-            LayerShape(case["layer"], *case["logical_shape"], case.get("num_matrices", 1)),
-            case["num_tokens"],
-            {name: Timing(**timing) for name, timing in case["timings"].items()},
-        )
-        for case in document["cases"]
-    )
-    return Report(Machine(**document["machine"]), document["dtype"], tuple(cases))
 
 
 def layers(document: dict[str, Any], chart: Path) -> str:

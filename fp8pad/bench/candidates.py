@@ -16,6 +16,7 @@ import torch
 from fp8pad.bench.shapes import LayerShape
 from fp8pad.runtime.activations import cut_output, pad_where_quantized, takes_strided_rows
 
+DTYPE = torch.bfloat16
 CANDIDATES = ("aligned", "vllm", "runtime", "kept", "absorbed")
 _PARAMETERS = ("weight", "weight_scale", "input_scale", "input_scale_ub")
 
@@ -31,25 +32,25 @@ def vllm_operators() -> Iterator[None]:
         yield
 
 
-def make_forward(candidate: str, shape: LayerShape, dtype: torch.dtype) -> tuple[Forward, int]:
+def make_forward(candidate: str, shape: LayerShape) -> tuple[Forward, int]:
     """Return one layer of random weights as a function of its activation `[M, K]`, and the K it takes."""
     if candidate in ("aligned", "absorbed"):
-        return _forward(shape.padded_shape, dtype), shape.padded_shape[1]
+        return _forward(shape.padded_shape), shape.padded_shape[1]
     if candidate == "kept":
-        return _forward(shape.kept_shape, dtype), shape.kept_shape[1]
+        return _forward(shape.kept_shape), shape.kept_shape[1]
     if candidate == "vllm":
-        return _forward(shape.logical_shape, dtype), shape.k
-    return _runtime_forward(shape, dtype), shape.k
+        return _forward(shape.logical_shape), shape.k
+    return _runtime_forward(shape), shape.k
 
 
-def _forward(weight_shape: tuple[int, int], dtype: torch.dtype) -> Forward:
-    layer, kernel = _layer(weight_shape, dtype)
+def _forward(weight_shape: tuple[int, int]) -> Forward:
+    layer, kernel = _layer(weight_shape)
     return lambda x: kernel.apply_weights(layer, x)
 
 
-def _runtime_forward(shape: LayerShape, dtype: torch.dtype) -> Forward:
+def _runtime_forward(shape: LayerShape) -> Forward:
     """Do what runtime.linear does: pad along K where the activation is quantized, cut the output along N."""
-    layer, kernel = _layer(shape.padded_shape, dtype)
+    layer, kernel = _layer(shape.padded_shape)
     padded_n, padded_k = shape.padded_shape
     if padded_k > shape.k and not pad_where_quantized(kernel, padded_k):
         raise TypeError(f"the runtime does not pad in {type(kernel).__name__}")
@@ -59,9 +60,9 @@ def _runtime_forward(shape: LayerShape, dtype: torch.dtype) -> Forward:
     return lambda x: cut_output(kernel.apply_weights(layer, x), shape.n, strided=strided)
 
 
-def _layer(weight_shape: tuple[int, int], dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+def _layer(weight_shape: tuple[int, int]) -> tuple[torch.nn.Module, Any]:
     """Return a layer as vLLM holds it once loaded, with its CUTLASS kernel."""
-    kernel = _cutlass_kernel(weight_shape, dtype)
+    kernel = _cutlass_kernel(weight_shape, DTYPE)
     layer = torch.nn.Module()
     weight = torch.randn(weight_shape, device="cuda", dtype=torch.bfloat16).to(torch.float8_e4m3fn)
     weight_scale = torch.rand(weight_shape[0], 1, device="cuda") / weight_shape[1] + 1e-4

@@ -89,13 +89,9 @@ class Summary:
     @classmethod
     def of(cls, cases: Sequence[Case]) -> "Summary":
         """Summarize at least one case."""
-        names = [name for name in cases[0].timings if name != "aligned"]
-        ratios = {name: [case.ratio(name) for case in cases] for name in names}
-        return cls(
-            len(cases),
-            {name: round(median(values), 4) for name, values in ratios.items()},
-            {name: round(max(values), 4) for name, values in ratios.items()},
-        )
+        ratios = {name: [case.ratio(name) for case in cases] for name in cases[0].timings if name != "aligned"}
+        medians = {name: round(median(values), 4) for name, values in ratios.items()}
+        return cls(len(cases), medians, {name: round(max(values), 4) for name, values in ratios.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ def bench(
     tokens: options.TokensOption = None,
     tensor_parallel_size: options.BenchRanksOption = 1,
     replays: options.ReplaysOption = 21,
-    chart: options.ChartOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Time FP8 layers on this GPU.
@@ -25,13 +24,8 @@ def bench(
     """
     try:
         from fp8pad.bench.run import bench as run_bench
-
-        if chart:
-            from fp8pad.bench.chart import draw_layers
     except ImportError as error:
-        raise EngineError(
-            f"fp8pad bench: {error}; it needs torch and vLLM with a GPU, and matplotlib for --chart"
-        ) from error
+        raise EngineError(f"fp8pad bench: {error}; it needs torch and vLLM with a GPU") from error
     from fp8pad.bench.shapes import REAL_SHAPES, TOKEN_COUNTS
     from fp8pad.render.bench import bench_screen, tell_case
     from fp8pad.render.screen import show
@@ -39,8 +33,6 @@ def bench(
     shapes = _shapes(model, tensor_parallel_size) if model else REAL_SHAPES
     report = run_bench(shapes, tokens or TOKEN_COUNTS, tell_case, replays)
     show(report, bench_screen, as_json)
-    if chart:
-        draw_layers(report, chart)
 
 
 def _shapes(model: str | os.PathLike[str], tensor_parallel_size: int) -> "tuple[LayerShape, ...]":

@@ -91,9 +91,6 @@ TokensOption = Annotated[
     list[int] | None, typer.Option("--tokens", "-m", metavar="M", min=1, help="Tokens per call; can be repeated.")
 ]
 ReplaysOption = Annotated[int, typer.Option("--replays", metavar="N", min=2, help="Replays of each CUDA graph.")]
-ChartOption = Annotated[
-    Path | None, typer.Option("--chart", metavar="FILE", help="Draw a chart too (.svg, .png, .pdf); needs matplotlib.")
-]
 
 
 def _ranks(help: str, most: int | None = None) -> Any:  # noqa: A002  typer's word

@@ -1,5 +1,12 @@
-"""Draw a benchmark: the time of each form relative to an aligned layer. Needs matplotlib."""
+"""Draw what `fp8pad bench --json` printed: the time of each form relative to an aligned layer.
 
+    python examples/gpu/chart.py REPORT.json CHART.svg
+
+Needs matplotlib, no GPU. The chart's format is that of its ending (svg, png, pdf).
+"""
+
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -8,11 +15,25 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from fp8pad.bench.report import Case, Machine, Report
+from fp8pad.bench.report import Case, Machine, Report, Timing
+from fp8pad.bench.shapes import LayerShape
 
 COLORS = {"vllm": "#c2543d", "runtime": "#2f6db3"}
 LABELS = {"vllm": "vLLM's own path", "runtime": "fp8pad's runtime"}
 TITLES = {"K": "K unaligned", "N": "only N unaligned"}
+
+
+def read_report(document: dict[str, Any]) -> Report:
+    """Read what `fp8pad bench --json` wrote."""
+    cases = (
+        Case(
+            LayerShape(case["layer"], *case["logical_shape"], case.get("num_matrices", 1)),
+            case["num_tokens"],
+            {name: Timing(**timing) for name, timing in case["timings"].items()},
+        )
+        for case in document["cases"]
+    )
+    return Report(Machine(**document["machine"]), document["dtype"], tuple(cases))
 
 
 def draw_layers(report: Report, path: Path) -> None:
@@ -68,3 +89,7 @@ def save(figure: Any, machine: Machine, path: Path) -> None:
     caption = f"{machine.device}, vLLM {machine.versions['vllm']}, {machine.date}"
     figure.supxlabel(caption, fontsize=8, color="#555")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+if __name__ == "__main__":
+    draw_layers(read_report(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
