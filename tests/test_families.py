@@ -6,7 +6,7 @@ from importlib.resources import files
 import pytest
 
 from fp8pad.errors import PlanError
-from fp8pad.planning.families import families, find_family, index_families, sections_of
+from fp8pad.planning.families import families, index_families, sections_of
 
 MLP = """
 model_types = ["toy"]
@@ -32,12 +32,6 @@ activation = "silu"
 def test_the_family_is_known(model_type: str) -> None:
     """Every family that fp8pad promises has a file."""
     assert model_type in families()
-
-
-def test_one_family_is_found_as_all_of_them_are() -> None:
-    """A plan reads the file of its model type alone: it is the one that names the type."""
-    assert all(find_family(model_type) is family for model_type, family in families().items())
-    assert find_family("blob") is find_family('llama", "mistral') is None
 
 
 def test_every_file_names_what_it_was_read_from() -> None:

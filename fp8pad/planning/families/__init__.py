@@ -1,8 +1,7 @@
 """The families that fp8pad knows: one TOML file each, next to this one. README.md says how to add one."""
 
-import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -11,10 +10,7 @@ from fp8pad.errors import PlanError
 from fp8pad.planning.families.family import Description, Family, Mlp, read_family
 from fp8pad.record import Json
 
-__all__ = ["Description", "Family", "Mlp", "Section", "families", "find_family", "index_families", "sections_of"]
-
-
-_MODEL_TYPES = re.compile(r"^model_types = \[(.*?)\]", re.MULTILINE | re.DOTALL)
+__all__ = ["Description", "Family", "Mlp", "Section", "families", "index_families", "sections_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,38 +38,28 @@ def sections_of(config: Json, known: Mapping[str, Family] | None = None) -> tupl
 
     `known` maps model types to families; the default is every file here. Raises `PlanError` for a malformed file.
     """
-    find = find_family if known is None else known.get
+    known = families() if known is None else known
     model_type = str(config.get("model_type"))
-    family = find(model_type)
+    family = known.get(model_type)
     root = Section(model_type, family, "", config, family.prefixes if family else ("",))
-    return (root, *_parts(root, ("",), find))
+    return (root, *_parts(root, ("",), known))
 
 
 @cache
 def families() -> Mapping[str, Family]:
     """Read every family file; `PlanError` if one is malformed or two describe one model type."""
-    return index_families(_texts())
-
-
-def find_family(model_type: str) -> Family | None:
-    """Read the file of a model type, if there is one; to parse all of them takes as long as planning most models."""
-    for file, text in _texts().items():
-        if (types := _MODEL_TYPES.search(text)) and model_type in re.findall(r'"(.*?)"', types[1]):
-            return _parsed(text, file)
-    return None
-
-
-@cache
-def _texts() -> Mapping[str, str]:
     entries = sorted(files(__package__).iterdir(), key=lambda entry: entry.name)
-    return {entry.name: entry.read_text("utf-8") for entry in entries if entry.name.endswith(".toml")}
+    return index_families({entry.name: entry.read_text("utf-8") for entry in entries if entry.name.endswith(".toml")})
 
 
 def index_families(texts: Mapping[str, str]) -> Mapping[str, Family]:
     """Parse family files, given by name, into a map from model type to family."""
     known: dict[str, Family] = {}
     for file, text in texts.items():
-        family = _parsed(text, file)
+        try:
+            family = read_family(tomllib.loads(text), file)
+        except tomllib.TOMLDecodeError as error:
+            raise PlanError(f"{file}: not TOML: {error}") from error
         for model_type in family.model_types:
             if model_type in known:
                 raise PlanError(f"{file}: model_types: {model_type} is in another file too")
@@ -81,15 +67,7 @@ def index_families(texts: Mapping[str, str]) -> Mapping[str, Family]:
     return known
 
 
-@cache
-def _parsed(text: str, file: str) -> Family:
-    try:
-        return read_family(tomllib.loads(text), file)
-    except tomllib.TOMLDecodeError as error:
-        raise PlanError(f"{file}: not TOML: {error}") from error
-
-
-def _parts(parent: Section, places: Sequence[str], find: Callable[[str], Family | None]) -> Iterator[Section]:
+def _parts(parent: Section, places: Sequence[str], known: Mapping[str, Family]) -> Iterator[Section]:
     """Yield the sections inside `parent`, whose own tensors hang under each of `places`."""
     for rule in parent.family.section if parent.family else ():
         found = [(key, config) for key in rule.keys if (config := _lookup(parent.config, key)) is not None]
@@ -99,7 +77,7 @@ def _parts(parent: Section, places: Sequence[str], find: Callable[[str], Family 
         model_type = rule.like or str(config.get("model_type"))
         section = Section(
             model_type=model_type,
-            family=rule if rule.is_described else find(model_type),
+            family=rule if rule.is_described else known.get(model_type),
             path=parent.dotted(key) if key else parent.path,
             config=config,
             prefixes=tuple(place + prefix for place in places for prefix in rule.prefixes),
@@ -108,7 +86,7 @@ def _parts(parent: Section, places: Sequence[str], find: Callable[[str], Family 
         if not key and section.family and section.family.section:
             raise PlanError(f"{model_type}: the whole config cannot be a part that has parts itself")
         yield section
-        yield from _parts(section, section.prefixes, find)
+        yield from _parts(section, section.prefixes, known)
 
 
 def _lookup(config: Json, key: str) -> Json | None:
