@@ -140,7 +140,7 @@ def _repository() -> str:
 def _can_share(plan: CheckpointPlan, num_ranks: int) -> bool:
     """Whether so many ranks can share every layer, FP8 or not, as far as the plan knows them."""
     fits = {alike.example.fit_at(num_ranks) for alike in plan.alike}
-    counts = all(count.is_shared_by(num_ranks) for count in plan.shared_counts)
+    counts = all(count.is_shared_by(num_ranks, plan.grown) for count in plan.shared_counts)
     return counts and fits.isdisjoint({"indivisible", "inside block"})
 
 

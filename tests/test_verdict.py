@@ -1,6 +1,7 @@
 """What vLLM does with a checkpoint at a tensor-parallel size, on headers alone; each rule's source is in its file."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from fp8pad.planning.sharding import Shape
 from fp8pad.planning.verdict import Judge, Verdict, converted_verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
+from fp8pad.tensors import TensorHeader, tensor_bytes
 
 VLLM = find_engine()
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu"}
@@ -631,6 +633,100 @@ def test_transformers_spreads_scales_over_rows_that_are_not_whole_blocks() -> No
         shards, {"config.json": {**configs["config.json"], "quantization_config": modelopt}}, Policy()
     )
     assert Judge(plan, transformers).original(1).outcome == "refuses"
+
+
+def beside_fp8(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    quantization: Mapping[str, Any] = CHANNELS,
+) -> Headers:
+    """Attention in FP8, and these tensors besides."""
+    (shard,), configs = headers(config, quantization, attention(128 if quantization == CHANNELS else 256))
+    tensors = list(shard.tensors)
+    for name, (dtype, shape) in shapes.items():
+        begin = tensors[-1].end
+        tensors.append(TensorHeader(name, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+    return (replace(shard, tensors=tuple(tensors), file_bytes=tensors[-1].end),), configs
+
+
+def plain(prefix: str, inner: int, dtype: str = "BF16", leaf: str = "weight") -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Gate, up and down, of another dtype than FP8."""
+    return {f"{name}.{leaf}": (dtype, shape) for name, shape in gated(prefix, inner).items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "leaf"), [("BF16", "weight"), ("F16", "weight"), ("I8", "weight"), ("I32", "weight_packed")]
+)
+def test_mlps_that_are_not_fp8_are_refused_where_ranks_cannot_share_them(dtype: str, leaf: str) -> None:
+    """vLLM divides gate, up and down of any dtype: 214 neurons go on two ranks and not on four, 213 on neither."""
+    for inner, served in ((213, {1}), (214, {1, 2}), (216, {1, 2, 4})):
+        made = beside_fp8(LLAMA | {"intermediate_size": inner}, plain(MLP, inner, dtype, leaf))
+        judge = Judge(planned(made, Policy()), VLLM)
+        for ranks in (1, 2, 4):
+            for verdict in (judge.original(ranks), judge.padded(ranks)[0]):
+                found = {finding.why for finding in verdict.findings if finding.outcome == "refuses"}
+                why = f"{inner} neurons of {MLP} ({dtype}), which {ranks} ranks cannot share evenly"
+                assert found == (set() if ranks in served else {why})
+
+
+def test_absorbing_grows_mlps_that_are_not_fp8_where_ranks_cannot_share_them_and_only_there() -> None:
+    """BF16 grows to what ranks can share, and no more; INT8 does not, and the plan says why."""
+    for ranks, grown in ((1, ()), (2, (214,)), (4, (216,))):
+        made = beside_fp8(LLAMA | {"intermediate_size": 213}, plain(MLP, 213))
+        plan = planned(made, Policy(tensor_parallel_size=ranks, absorb=True))
+        assert tuple(edit.new for edit in plan.config_edits) == grown
+        assert {tensor.padded_shape for tensor in plan.tensors.values()} == {
+            shape for new in grown for shape in ((new, 256), (256, new))
+        }
+        assert converted_verdict(plan, VLLM) == Verdict()
+        as_it_is = planned(made, Policy())
+        claimed = absorbed_at(as_it_is, Judge(as_it_is, VLLM), ranks, experts=False)
+        assert claimed.verdict == Verdict()
+        assert claimed.added_bytes == plan.bytes_after - plan.bytes_before
+    refused = planned(made, Policy(tensor_parallel_size=2))
+    assert nearest_served_policy(refused, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+    int8 = beside_fp8(LLAMA | {"intermediate_size": 213}, plain(MLP, 213, "I8"))
+    plan = planned(int8, Policy(tensor_parallel_size=2, absorb=True))
+    assert not plan.config_edits
+    assert any("is I8 [213, 256], a layout that is not padded" in note for note in plan.notes)
+    assert converted_verdict(plan, VLLM).outcome == "refuses"
+
+
+def test_a_config_that_contradicts_an_mlp_that_is_not_fp8_is_no_concern_of_the_plan() -> None:
+    """It is carried as it is, unread."""
+    made = beside_fp8(LLAMA | {"intermediate_size": 999}, plain(MLP, 213))
+    for policy in (Policy(tensor_parallel_size=2), Policy(tensor_parallel_size=2, absorb=True)):
+        plan = planned(made, policy)
+        assert not plan.notes
+        assert not plan.config_edits
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "ranks", "outcome"),
+    [
+        # vLLM replicates the tower of Gemma 4, and divides that of Qwen2.5-VL.
+        ("gemma4", plain("model.vision_tower.encoder.layers.0.mlp", 213, leaf="linear.weight"), 2, "serves"),
+        ("qwen2_5_vl", plain("visual.blocks.0.mlp", 213), 2, "refuses"),
+        # Heads that ranks cannot share: towers of some models are replicated then.
+        ("qwen2_5_vl", plain("visual.blocks.0.mlp", 212), 8, "serves"),
+    ],
+)
+def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
+    config: str, shapes: dict[str, tuple[str, tuple[int, ...]]], ranks: int, outcome: str
+) -> None:
+    """What is not divided can have any size, and what may not be is not claimed to be."""
+    text = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 8}
+    tower = {"model_type": config, "num_attention_heads": 4, "intermediate_size": 213, "hidden_act": "silu"}
+    made = beside_fp8({"model_type": config, "text_config": text, "vision_config": tower}, shapes)
+    assert Judge(planned(made, Policy()), VLLM).original(ranks).outcome == outcome
+
+
+def test_an_mlp_that_the_models_own_file_pads_is_not_refused() -> None:
+    """Shared experts of DeepSeek-V4, of whatever dtype: the rule for method fp8 names them by module."""
+    shared = {f"layers.0.ffn.shared_experts.{name}.weight": ("BF16", (213, 256)) for name in ("w1", "w3")}
+    for quantization, outcome in ((FP8, "serves"), (COMPRESSED, "refuses")):
+        made = beside_fp8(V4 | {"moe_intermediate_size": 213}, shared, quantization)
+        assert Judge(planned(made, Policy()), VLLM).original(2).outcome == outcome
 
 
 def test_an_engine_that_is_not_described_is_refused_with_those_that_are() -> None:

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 from fp8pad.errors import PlanError
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
-from fp8pad.planning.absorb.inner import inner_axes
+from fp8pad.planning.absorb.inner import inner_axes, shared_neurons
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
@@ -51,7 +51,8 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
     linears = tuple(left_alone(recognised, policy.skip, quantization, _architectures(config)))
     check_consistent(tensors, linears, quantization)
     _check_skip(tensors, policy)
-    absorption = absorb(governed, sections, linears, policy)
+    neurons = tuple(shared_neurons(governed, {linear.name for linear in linears}))
+    absorption = absorb(governed, sections, linears, policy, neurons)
     shapes = {linear.name: (linear.shape[-2], linear.shape[-1]) for linear in linears}
     how = shardings(shapes, sections, governed.roles, governed.divided, governed.gated)
     layers = tuple(plan_layers(linears, policy, how, absorption, inner_axes(governed, linears)))
@@ -76,7 +77,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         notes=(*(quantization.notes if quantization else ()), *absorption.notes),
         architectures=_architectures(config),
         absorbable=absorption.absorbable,
-        shared_counts=shared_counts(config),
+        shared_counts=(*shared_counts(config), *neurons),
     )
 
 

@@ -7,7 +7,7 @@ from math import gcd, lcm
 
 from fp8pad.geometry import round_up
 from fp8pad.planning.linear import LayerPlan
-from fp8pad.planning.tensor_parallel import SharedCount
+from fp8pad.planning.tensor_parallel import SharedCount, Sizes
 from fp8pad.record import Axis, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
 
 
@@ -69,7 +69,7 @@ class CheckpointPlan:
     empty where no runtime is needed. `base` is the original quantization config and `base_source` where it stood; both
     are None in a checkpoint without one. `notes` are sentences for the user that belong to no layer.
     `architectures` are the classes that config.json names. `absorbable` are the inner sizes that can be absorbed,
-    `shared_counts` the heads and groups of the text model, which ranks must share evenly.
+    `shared_counts` what ranks must share evenly besides FP8 layers: heads, groups, neurons of other MLPs.
     `bytes_before` and `bytes_after` count tensor data.
     """
 
@@ -120,6 +120,11 @@ class CheckpointPlan:
         """The FP8 weights that are carried unchanged because fp8pad cannot tell what they are, each with a reason."""
         layers = (layer for layer in self.layers if not layer.is_understood)
         return (*layers, *(tensor for tensor in self.untouched if not tensor.is_understood))
+
+    @property
+    def grown(self) -> Sizes:
+        """The config keys that absorbing changes, by path: old and new value."""
+        return {edit.key: (edit.old, edit.new) for edit in self.config_edits}
 
     @property
     def edits_config(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import itemgetter
+from types import MappingProxyType
 
 from fp8pad.planning.families import Section
 from fp8pad.planning.families.family import Role
@@ -46,21 +47,36 @@ _WITHOUT_COPIES = frozenset({"inkling_model", "inkling_text", "muse_spark_text",
 _MAMBA_HEADS = ("mamba_num_heads", "mamba_n_heads", "n_mamba_heads")
 _MAMBA_GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
 _OUTPUT_GROUPS = ("o_groups",)
+Sizes = Mapping[str, tuple[int, int]]
 # Of gate and up, where an MLP has both, each is as large as the other, absorbed or not.
 _OTHER_HALF = (Neighbour(1, 1, COLUMN.groups),)
 
 
 @dataclass(frozen=True, slots=True)
 class SharedCount:
-    """How many of some things a model has that ranks must share evenly; of what is copied, fewer than ranks will do."""
+    """How many of some things a model has that ranks must share evenly; of what is copied, fewer than ranks will do.
+
+    The neurons of an MLP lie in a `module`, the config key at `path` sizes them, and nothing is known of them where
+    ranks cannot share the `heads` of their part of the model: some models then give each rank the whole of it.
+    """
 
     number: int
     what: str
     is_copied: bool = False
+    module: str = ""
+    path: str = ""
+    heads: int = 0
 
-    def is_shared_by(self, num_ranks: int) -> bool:
-        """Return whether so many ranks can share them."""
-        return RowGroup(is_copied=self.is_copied).rank_rows(self.number, num_ranks) is not None
+    def is_shared_by(self, num_ranks: int, grown: Sizes = MappingProxyType({})) -> bool:
+        """Return whether so many ranks can share them, as far as is known; see `number_of`."""
+        if self.heads % num_ranks:
+            return True
+        return RowGroup(is_copied=self.is_copied).rank_rows(self.number_of(grown), num_ranks) is not None
+
+    def number_of(self, grown: Sizes) -> int:
+        """Return how many there are where the values of config keys have grown, by path: `(old, new)`."""
+        old, new = grown.get(self.path, (1, 1))
+        return self.number * new // old
 
 
 def shardings(
@@ -80,7 +96,12 @@ def shardings(
         name: _sharding(name, num_n, described[name] if name in described else part_by_name(name), sections)
         for name, (num_n, _) in shapes.items()
     }
-    halves = {name: role for name, role in roles.items() if role in ("gate", "up") and name in gated}
+    replicated = {name for name, division in divided.items() if division == "replicated"}
+    halves = {
+        name: role
+        for name, role in roles.items()
+        if role in ("gate", "up") and name in gated and name not in replicated
+    }
     return {name: _fused(how, *_beside(name, shapes, halves.get(name), found)) for name, how in found.items()}
 
 

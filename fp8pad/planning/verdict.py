@@ -12,6 +12,7 @@ from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
 from fp8pad.planning.quantization import is_weight_only, method_of_rules
 from fp8pad.planning.sharding import Fit, RankPart, Shape
+from fp8pad.planning.tensor_parallel import Sizes
 from fp8pad.scales import PerBlock
 from fp8pad.text import counted
 
@@ -75,6 +76,9 @@ class Judge:
         groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
         # What findings are about. What is padded is a matter of the whole checkpoint, loaded or not.
         self._groups = [group for group in groups if not matches((group.example.name,), unloaded)]
+        by_model = [pattern for rule in self._rules if rule.padded_by_model for pattern in rule.modules]
+        counts = plan.shared_counts
+        self._counts = [count for count in counts if not matches((count.module,), [*unloaded, *by_model])]
 
     def original(self, num_ranks: int) -> Verdict:
         """What the engine does with the checkpoint as it is."""
@@ -83,7 +87,7 @@ class Judge:
     def converted(self) -> Verdict:
         """What the engine does with the checkpoint that the plan makes, at the plan's tensor-parallel size."""
         ranks, needs_runtime = self._plan.policy.tensor_parallel_size, self._plan.needs_runtime
-        return self._verdict(lambda group: group.example.matrix_shape, ranks, needs_runtime)
+        return self._verdict(lambda group: group.example.matrix_shape, ranks, needs_runtime, self._plan.grown)
 
     def padded(self, num_ranks: int, sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Verdict, bool]:
         """What the engine does with what converting for `num_ranks` makes, and whether that needs the plugin.
@@ -91,7 +95,8 @@ class Judge:
         `sizes` are the absorbable sizes of the plan that are absorbed, by their place, and what they become.
         """
         needs_runtime = any(_is_padded(group.example, _grown(group, sizes), num_ranks) for group in self._plan.alike)
-        return self._verdict(lambda group: _grown(group, sizes), num_ranks, needs_runtime), needs_runtime
+        absorbed = {(size := self._plan.absorbable[place]).path: (size.old, new) for place, new in sizes.items()}
+        return self._verdict(lambda group: _grown(group, sizes), num_ranks, needs_runtime, absorbed), needs_runtime
 
     def added_bytes(self, sizes: Mapping[int, int]) -> int:
         """How many bytes of tensors converting adds, by padding and by absorbing `sizes`, as in `padded`."""
@@ -104,16 +109,22 @@ class Judge:
             total += len(group.places) * (layer.bytes_at((num_n, num_k)) - layer.bytes_at(layer.logical_matrix))
         return total
 
-    def _verdict(self, shape_of: Callable[[AlikeLayers], Shape], num_ranks: int, needs_runtime: bool) -> Verdict:
+    def _verdict(
+        self,
+        shape_of: Callable[[AlikeLayers], Shape],
+        num_ranks: int,
+        needs_runtime: bool,
+        grown: Sizes = MappingProxyType({}),
+    ) -> Verdict:
         """The verdict on layers of these shapes, in a checkpoint that fp8pad's plugin loads or the engine alone."""
         said_of = self._padded if needs_runtime else self._stock
         groups = [(group, said_of(group.example, shape_of(group), num_ranks)) for group in self._groups]
-        # The rule for sizes that ranks cannot share applies to heads and the like too, FP8 or not.
+        # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
         indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
         is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
-        uneven = next((count for count in self._plan.shared_counts if not count.is_shared_by(num_ranks)), None)
+        uneven = next((count for count in self._counts if not count.is_shared_by(num_ranks, grown)), None)
         if uneven and indivisible and not is_said:
-            why = f"{uneven.number} {uneven.what}, which {num_ranks} ranks cannot share evenly"
+            why = f"{uneven.number_of(grown)} {uneven.what}, which {num_ranks} ranks cannot share evenly"
             groups = [(group, (indivisible[0], why)) for group, _ in groups]
         places: dict[Said, list[int]] = {}
         for group, said in groups:

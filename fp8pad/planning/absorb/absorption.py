@@ -17,6 +17,7 @@ from fp8pad.planning.families import Section
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import is_scale_name, module_name
 from fp8pad.planning.plan import AbsorbableSize
+from fp8pad.planning.tensor_parallel import SharedCount
 from fp8pad.record import CONFIG_FILE, Axis, AxisActions, ConfigEdit, PaddedTensor, Policy
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -39,16 +40,27 @@ class Absorption:
 
 
 def absorb(
-    governed_axes: GovernedAxes, sections: Sequence[Section], linears: Sequence[Fp8Linear], policy: Policy
+    governed_axes: GovernedAxes,
+    sections: Sequence[Section],
+    linears: Sequence[Fp8Linear],
+    policy: Policy,
+    neurons: Sequence[SharedCount] = (),
 ) -> Absorption:
     """Decide what to absorb in a checkpoint, given all inner sizes that its `sections` have.
 
+    `neurons` are those of MLPs that are not FP8: their sizes are absorbed only where ranks cannot share them.
     Raises `ConfigError` where a size that was to be absorbed is not that of the tensors, which otherwise is a note, and
     `PlanError` where tensors of one module do not fit together.
     """
     by_name = {linear.name: linear for linear in linears}
-    sizes = [size for size in governed_axes.sizes if any(governed.module in by_name for governed in size.axes)]
-    assessed = [assess(size, by_name, policy) for size in sizes]
+    others = {count.path for count in neurons}
+    assessed = [
+        assess(size, by_name, policy)
+        for size in governed_axes.sizes
+        if size.path in others or any(governed.module in by_name for governed in size.axes)
+    ]
+    # What is not FP8 is no concern of fp8pad's where it contradicts its config.
+    assessed = [each for each in assessed if each.has_fp8 or not isinstance(each.obstacle, CheckpointError)]
     absorbable = tuple(each.absorbable for each in assessed if each.absorbable)
     contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
     for contradiction in contradictions:
@@ -62,7 +74,7 @@ def absorb(
     notes: list[str] = []
     refused: list[tuple[Assessment, str]] = []
     for each in assessed:
-        if not _is_asked_for(each, policy):
+        if not _is_asked_for(each, policy, neurons):
             continue
         reason = _why_not(each, policy)
         if reason or each.absorbable is None:
@@ -97,13 +109,16 @@ def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
     )
 
 
-def _is_asked_for(assessment: Assessment, policy: Policy) -> bool:
+def _is_asked_for(assessment: Assessment, policy: Policy, neurons: Sequence[SharedCount]) -> bool:
     """Whether a policy wants a size absorbed; a size that is not that of the tensors is an error then."""
     if not policy.absorb and not assessment.size.has_experts:
         return False
     if isinstance(assessment.obstacle, CheckpointError):
         raise assessment.obstacle
-    return any(_is_unaligned(alike, policy) for alike in assessment.weights)
+    own = [count for count in neurons if count.path == assessment.size.path]
+    return any(_is_unaligned(alike, policy) for alike in assessment.weights) or not all(
+        count.is_shared_by(policy.tensor_parallel_size) for count in own
+    )
 
 
 def _is_unaligned(alike: AlikeTensors, policy: Policy) -> bool:
@@ -140,8 +155,9 @@ def _notes(assessment: Assessment, old: int) -> Iterator[str]:
     alike = [each for each in assessment.weights if each.example.tensor.dtype in FLOAT_DTYPES]
     names = [governed.tensor.name for each in alike for governed in each.members]
     if names:  # libraries choose by size how to group a sum
+        also = "also " if assessment.has_fp8 else ""
         yield (
-            f"{size.path} also sizes {len(names)} weights that are not FP8, {names[0]} among them: "
+            f"{size.path} {also}sizes {len(names)} weights that are not FP8, {names[0]} among them: "
             "a GPU may add their products in another order, which can change an answer's last digits"
         )
 

@@ -51,6 +51,11 @@ class Assessment:
     obstacle: NotAbsorbableError | CheckpointError | None = None
 
     @property
+    def has_fp8(self) -> bool:
+        """Whether it sizes an FP8 Linear."""
+        return any(alike.linear for alike in self.tensors)
+
+    @property
     def weights(self) -> list[AlikeTensors]:
         """The weights among the tensors."""
         return [alike for alike in self.tensors if alike.example.leaf == "weight"]
@@ -95,18 +100,18 @@ def _alike(
 
 
 def _absorbable(assessment: Assessment, old: int, policy: Policy) -> AbsorbableSize:
-    size, weights = assessment.size, [alike for alike in assessment.weights if alike.linear]
+    size, fp8 = assessment.size, [alike for alike in assessment.weights if alike.linear]
     return AbsorbableSize(
         path=size.path,
         old=old,
         is_expert=size.has_experts,
         governed={
             governed.module: (governed.axis, alike.times * governed.width)
-            for alike in weights
+            for alike in fp8
             for governed in alike.members
         },
-        alignments=frozenset((alike.multiple(policy), alike.times) for alike in weights),
-        weight_bytes=sum(len(alike.members) * alike.example.tensor.num_bytes for alike in weights),
+        alignments=frozenset((alike.multiple(policy), alike.times) for alike in assessment.weights),
+        weight_bytes=sum(len(alike.members) * alike.example.tensor.num_bytes for alike in fp8),
         other_bytes=sum(
             len(alike.members) * alike.example.tensor.num_bytes
             for alike in assessment.tensors

@@ -1,11 +1,12 @@
 """Which axes of Linears lie inside an MLP, whose order and number of neurons matter to nothing else."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from fp8pad.planning.absorb.assessment import check_activation
-from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize
+from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes, GovernedAxis, GovernedSize
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
 from fp8pad.planning.linear import Fp8Linear
+from fp8pad.planning.tensor_parallel import SharedCount, num_heads
 from fp8pad.record import Axis
 
 
@@ -43,3 +44,31 @@ def _is_whole(size: GovernedSize, mlp: Sequence[GovernedAxis], linears: Mapping[
     except NotAbsorbableError:
         return False
     return True
+
+
+def shared_neurons(governed_axes: GovernedAxes, fp8: Collection[str]) -> Iterator[SharedCount]:
+    """Yield the inner sizes that ranks must share of MLPs that are not FP8: `fp8` are the modules that are.
+
+    vLLM divides gate, up and down of any dtype (layers/linear.py, `divide`), unless the family file says that it
+    replicates them. Routed experts are not looked at.
+    """
+    known: set[object] = set()
+    for size in governed_axes.sizes:
+        for governed in size.axes:
+            what = governed.mlp, governed.tensor.dtype, governed.tensor.shape
+            if what in known or governed.module in fp8 or not _has_rows(governed):
+                continue
+            known.add(what)
+            heads = num_heads(governed.module, (size.section,))[0]
+            if heads and governed_axes.divided.get(governed.module) != "replicated":
+                number = governed.tensor.shape[0] // governed.width
+                what_and_where = f"neurons of {governed.block.rstrip('.')} ({governed.tensor.dtype})"
+                yield SharedCount(number, what_and_where, module=governed.module, path=size.path, heads=heads)
+
+
+def _has_rows(governed: GovernedAxis) -> bool:
+    """Whether the rows of a tensor are neurons, quantized in other ways or not: packing is along columns."""
+    is_weight = governed.leaf == "weight_packed" or (
+        governed.leaf == "weight" and governed.tensor.dtype in FLOAT_DTYPES | {"I8"}
+    )
+    return is_weight and governed.axis == "n" and not governed.mlp.experts and len(governed.tensor.shape) == 2
