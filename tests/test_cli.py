@@ -355,6 +355,7 @@ def test_other_systems_get_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
 
 def test_quiet_prints_errors_only(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
     """No progress, no summary; a failure is still one line, and --json still a document."""
+    assert fp8pad("convert", example, tmp_path / "out", "--dry-run", "-q") == Finished(0, "", "")
     assert fp8pad("convert", example, tmp_path / "out", "--quiet") == Finished(0, "", "")
     assert fp8pad("verify", example, tmp_path / "out", "-q") == Finished(0, "", "")
     assert fp8pad("unpad", tmp_path / "out", tmp_path / "restored", "-q") == Finished(0, "", "")
@@ -510,7 +511,9 @@ def test_a_page_is_written_through_no_link_that_somebody_put_in_its_way(
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages" / planted).symlink_to(tmp_path / "precious")
-    assert fp8pad("plan", example, "--html", tmp_path / "pages" / "plan.html").status == 0
+    page = tmp_path / "pages" / "plan.html"
+    run = fp8pad("plan", example, "--html", page)
+    assert (run.status, run.stderr) == (0, f"{page}: written\n")
     is_page = planted == "plan.html"
     assert ((tmp_path / "precious").read_text() == "mine") != is_page
     assert [path.name for path in (tmp_path / "pages").iterdir()] == ["plan.html"]
@@ -821,11 +824,20 @@ def test_what_the_engine_serves_only_as_it_is_is_not_converted(fp8pad: Fp8pad, t
     assert fp8pad("convert", model, tmp_path / "out", "--engine", engine, "--force").status == 0
 
 
-def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
+def test_fewer_ranks_that_serve_the_original_need_no_command(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
+    """Where one rank serves it, nothing has to be converted for one rank."""
+    run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
+    assert run.stdout.endswith("\nNext\n  TP 1 works with the original as it is\n")
+
+
+def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, tmp_path: Path) -> None:
     """It says for how many ranks it converts, and takes the place of what was forced."""
+    name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
+    shard = {name: ("F8_E4M3", (128, 320)), f"{name}_scale_inv": ("F32", (1, 3))}
+    refused = write_checkpoint(tmp_path / "refused", {"model.safetensors": shard}, config)
     for options, more in ([], []), (["--overwrite"], ["--overwrite"]), (["--force", "--overwrite"], ["--overwrite"]):
         run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", *options)
-        _, _, after = run.stdout.partition("TP 1 works with:\n")
+        _, _, after = run.stdout.partition("\nNext\n  TP 1 works with:\n")
         helps = shlex.split(after.splitlines()[0])
         assert helps == ["fp8pad", "convert", str(refused), str(tmp_path / "out"), *more]
         assert fp8pad(*helps[1:]).status == 0

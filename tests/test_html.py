@@ -64,6 +64,7 @@ def test_the_page_stands_alone(planned: tuple[Checkpoint, CheckpointPlan]) -> No
     assert "26 FP8 layers: 12 to pad, 14 aligned already" in text
     assert "visual.blocks.{0-1}.mlp.down_proj" in text
     assert "vision_config.intermediate_size 100 → 112" in text
+    assert re.search(r"TP 1(\+\d+\.\d kB \(\+\d+\.\d%\)){2}text_config\.intermediate_size", text)  # padded, absorbed
     assert "fp8pad convert" in text
     assert "converted for the size of the row, with -tp TP" in text
     assert "(as it is, padded): a size that ranks cannot share evenly: model.layers.{0-1}.mlp." in text

@@ -19,6 +19,7 @@ from fp8pad.planning.engines import find_engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.sharding import Sharding
+from fp8pad.planning.tensor_parallel import SharedCount
 from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
 from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
 from fp8pad.render.plan import how, plan_screen, skipped_facts
@@ -176,6 +177,7 @@ def test_no_text_is_lost_at_any_width(name: str, tmp_path: Path, capsys: pytest.
         pairs = [(line.split()[-1], after.split()[0]) for line, after in pairwise(lines) if line and after]
         broken = [end for end, begin in pairs if any(word.startswith(end + begin) for word in long_words)]
         assert [end for end in broken if end[-1] not in ".,/_-"] == []  # elsewhere, lines end between words
+        assert not [pair for pair in pairs if re.search(r"\d \(?([kMGTPE]?B|bytes?)\b|^TP \d", " ".join(pair))]
 
 
 @pytest.mark.parametrize("name", SIX)
@@ -244,6 +246,22 @@ def test_only_the_outcome_is_bold(source: Checkpoint, capsys: pytest.CaptureFixt
     assert re.fullmatch(
         rf"    {outcome} \(as it is, padded\): a size that ranks cannot share evenly: a\.gate_proj", line
     )
+
+
+def test_only_labels_are_dim(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a row is laid out as a paragraph, what stands behind its labels is plain text."""
+    plan_screen(source, LARGE, VLLM).show(Console(width=60, color_system="standard", force_terminal=True))
+    assert "\x1b[2mscales: \x1b[0mper channel  \x1b[2m[N, K]: \x1b[0m[8192, 13653]" in capsys.readouterr().out
+
+
+def test_what_is_said_of_the_whole_model_names_no_layers(
+    source: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ranks that cannot share heads are no matter of the MLPs."""
+    plan = replace(plan_of(layer("a.gate_proj", 16, 16)), shared_counts=(SharedCount(12, "attention heads"),))
+    plan_screen(source, plan, VLLM).show(stdout_console())
+    said = "    refuses (as it is, padded): 12 attention heads, which 16 ranks cannot share evenly"
+    assert said in capsys.readouterr().out.splitlines()
 
 
 def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,6 +257,7 @@ def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(pa
     assert [at.original.outcome for at in compare_sizes(plan, VLLM, (1, 2, 4, 8))] == [*["serves"] * 3, "refuses"]
     (finding,) = Judge(plan, VLLM).original(8).findings
     assert finding.why == "12 attention heads, which 8 ranks cannot share evenly"
+    assert finding.of_whole_model
     assert nearest_served_policy(
         planned(headers(config, FP8, gated(MLP, 512)), Policy(tensor_parallel_size=8)), VLLM
     ) == (Policy(tensor_parallel_size=4))
@@ -543,35 +544,54 @@ def test_the_size_asked_for_is_compared_too_and_what_is_better_there() -> None:
     assert [at.num_ranks for at in compare_sizes(plan, VLLM)] == [1, 2, 3, 4, 8, 16]
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
-    found = better_absorbed(plan, VLLM, "Triton only")
-    assert found == ("serves", Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True))
+    one, two = compare_sizes(plan, VLLM, (1, 2))
+    found = better_absorbed(plan, two, "Triton only")
+    assert found == (two.absorbed, Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True))
     assert converted_verdict(planned(made, found[1]), VLLM) == Verdict()
-    assert better_absorbed(plan, VLLM, "serves") is None
-    assert better_absorbed(planned(made, Policy()), VLLM, "refuses") is None
+    assert better_absorbed(plan, two, "serves") is None
+    assert better_absorbed(planned(made, Policy()), one, "refuses") is None
 
 
 def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
     """The rule is one, whether anything is padded or not: after the plan's own command, if there is one."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     shapes = gated(EXPERT, 384) | {"model.layers.0.self_attn.o_proj": (256, 256)}
-    for num_n, own in ((256, ()), (200, ("",))):
+    same = "nothing to convert for TP 2: the checkpoint would stay as it is", ""
+    for num_n in (256, 200):
         shapes["model.layers.0.self_attn.o_proj"] = (num_n, 256)
         plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, shapes), Policy(tensor_parallel_size=2))
-        assert plan.changes_nothing == (not own)
-        steps = list(advice(source, plan, VLLM, "OUT"))
-        assert [said for said, _ in steps[:-1]] == list(own)
-        said, command = steps[-1]
-        assert said.endswith("'serves' instead of 'Triton only' takes:")
+        first, (said, command) = advice(source, plan, VLLM, "OUT")
+        own = "", f"fp8pad convert {source} OUT --tensor-parallel-size 2"
+        assert first == (same if plan.changes_nothing else own)
+        assert said == "'serves' instead of 'Triton only' takes:"
         assert command.endswith("OUT --tensor-parallel-size 2 --absorb --absorb-experts")
-        assert list(advice(source, plan, VLLM, "OUT", is_written=True)) == steps[-1:]
+        written = list(advice(source, plan, VLLM, "OUT", is_written=True))
+        assert written == [*([same] if plan.changes_nothing else []), (said, command)]
+
+
+@pytest.mark.parametrize("aligned", [216, 20_000])
+def test_absorbing_is_advised_where_it_spares_the_plugin_at_the_same_cost(tmp_path: Path, aligned: int) -> None:
+    """Biases, which padding leaves alone, do not make it dearer; what ranks need together does, in a small model."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    shapes = gated(MLP, 216) | {"model.layers.0.self_attn.o_proj": (aligned // 16 * 16, 8192)}
+    made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, shapes)
+    ((said, command),) = advice(source, planned(made, Policy()), VLLM, "OUT")
+    assert said == "absorbed for TP 1, it needs no plugin and costs no more:"
+    assert command.endswith("OUT --absorb")
+    ((said, command),) = advice(source, planned(made, Policy(tensor_parallel_size=4)), VLLM, "OUT")
+    assert command.endswith("OUT --tensor-parallel-size 4" + (" --absorb" if aligned > 216 else ""))
+    assert list(advice(source, planned(made, Policy()), VLLM, "OUT", is_written=True)) == []
+    ((said, _),) = advice(source, planned(made, Policy(absorb=True)), VLLM, "OUT")
+    assert not said
 
 
 def test_another_size_is_named_where_padding_or_absorbing_helps_there(tmp_path: Path) -> None:
     """Experts that are whole blocks on one rank are split inside blocks on two, where absorbing helps."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384)), Policy())
-    ((said, command),) = advice(source, plan, VLLM, "OUT")
-    assert said == "nothing to convert for TP 1: the checkpoint would stay as it is; for TP 2:"
+    same, (said, command) = advice(source, plan, VLLM, "OUT")
+    assert same == ("nothing to convert for TP 1: the checkpoint would stay as it is", "")
+    assert said == "converting helps at TP 2:"
     assert command.endswith("--tensor-parallel-size 2")
 
 

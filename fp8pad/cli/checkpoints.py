@@ -16,6 +16,7 @@ from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
 from fp8pad.cli.signatures import takes, those_of
 from fp8pad.errors import NotServedError, RecordError, VerifyError
+from fp8pad.text import printable
 
 if TYPE_CHECKING:
     from fp8pad.render.screen import Report, Screen
@@ -32,6 +33,7 @@ def plan(
     html: options.HtmlOption = None,
     as_json: options.JsonOption = False,
     _out_dir: Path | None = None,
+    _quiet: bool = False,
     **asked: Any,
 ) -> None:
     """Show what converting would change, and the cost.
@@ -49,11 +51,16 @@ def plan(
         check_writable(html)
     engine = find_engine(asked["engine"])
     report = library.plan(model, **{**asked, "strict": False})
-    show(report, lambda it: plan_screen(it.source, it.plan, engine, show_all, it.card, out_dir=_out_dir), as_json)
+
+    def screen(found: library.PlanReport) -> "Screen":
+        return plan_screen(found.source, found.plan, engine, show_all, found.card, out_dir=_out_dir)
+
+    show(report, screen, as_json, _quiet)
     if html:
         from fp8pad.render.html import plan_page
 
         write_text(html, plan_page(report.source, report.plan, engine))
+        typer.echo(f"{printable(str(html))}: written", err=True)
     if asked["strict"]:
         check_understood(report.plan)
     if check:
@@ -84,7 +91,7 @@ def convert(
     engine = find_engine(asked["engine"])
     if dry_run:
         for_plan = those_of(library.plan, asked)
-        return plan(model, check=not asked["force"], as_json=as_json, _out_dir=out_dir, **for_plan)
+        return plan(model, check=not asked["force"], as_json=as_json, _out_dir=out_dir, _quiet=quiet, **for_plan)
     run = partial(_run, quiet=quiet, as_json=as_json)
     try:
         if shards is None:

@@ -1,6 +1,6 @@
 """What an engine does with each form of a checkpoint at other tensor-parallel sizes, and what helps."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -127,20 +127,24 @@ def _converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict
     return judge.padded(ranks)[0]
 
 
-def better_absorbed(
-    plan: CheckpointPlan, engine: Engine, made: Outcome, sizes: Sequence[AtSize] = ()
-) -> tuple[Outcome, Policy] | None:
-    """Return what `engine` does if more is absorbed at the plan's size, and that policy, where that is better.
+def better_absorbed(plan: CheckpointPlan, at: AtSize, made: Outcome) -> tuple[Absorbed, Policy] | None:
+    """Return what absorbing more for the plan's size, which `at` is about, makes, and the policy, where that is better.
 
-    `made` is what it does with the checkpoint that the plan makes, or with the original. `sizes` is what
-    `compare_sizes` found, if that is known already.
+    `made` is what the engine does with the checkpoint that the plan makes, or with the original. Doing the same without
+    the plugin is better where it costs the same.
     """
-    own = plan.policy.tensor_parallel_size
-    at = next(at for at in sizes or compare_sizes(plan, engine, [own]) if at.num_ranks == own)
-    if at.absorbed is None or OUTCOMES.index(at.absorbed.verdict.outcome) >= OUTCOMES.index(made):
+    if (absorbed := at.absorbed) is None:
         return None
-    policy = replace(plan.policy, absorb=True, absorb_experts=at.absorbed.experts)
-    return (at.absorbed.verdict.outcome, policy) if policy != plan.policy else None
+    policy = replace(plan.policy, absorb=True, absorb_experts=absorbed.experts)
+    gained = OUTCOMES.index(made) - OUTCOMES.index(absorbed.verdict.outcome)
+    spares_plugin = plan.needs_runtime and not absorbed.needs_runtime and costs_the_same(plan, absorbed)
+    is_better = gained > 0 or (gained == 0 and spares_plugin)
+    return (absorbed, policy) if is_better and policy != plan.policy else None
+
+
+def costs_the_same(plan: CheckpointPlan, absorbed: Absorbed) -> bool:
+    """Whether absorbing adds as much to a checkpoint as the plan does, or less; a thousandth of it does not count."""
+    return absorbed.added_bytes - (plan.bytes_after - plan.bytes_before) <= plan.bytes_before // 1000
 
 
 def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None:

@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes, nearest_served_policy
+from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes, costs_the_same, nearest_served_policy
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, Verdict, converted_verdict
+from fp8pad.planning.verdict import Judge, converted_verdict
+from fp8pad.record import Policy
 from fp8pad.render.console import command, convert_command
+
+Step = tuple[str, str]
 
 
 def advice(
@@ -19,45 +22,51 @@ def advice(
     *options: str,
     is_written: bool = False,
     sizes: Sequence[AtSize] = (),
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Step]:
     """Yield what to do next: a sentence and a command, one of which may be empty. `options` are for a conversion.
 
-    Where the engine refuses what the plan makes, that is to keep the original, or to absorb if the engine then does
-    better; if it refuses the original too, it is the nearest policy whose checkpoint it does not refuse. Otherwise it
-    is the plan's own conversion, if that changes anything and is not written yet; and absorbing, if the engine then
-    does better than with what the plan makes. If it is neither, another size at which converting helps is named.
-    `sizes` is what `compare_sizes` found, if that is known already.
+    Where the engine refuses what the plan makes and the original, that is the nearest policy whose checkpoint it does
+    not refuse. Otherwise it is to keep the original, if only that is served, or the plan's own conversion, if that
+    changes anything and is not written yet; and to absorb, if the engine then does better. Where absorbing costs the
+    same as the plan, it alone is named, also if all that it spares is the plugin. If there is nothing to do, another
+    size at which converting helps is named. `sizes` is what `compare_sizes` found, if that is known already.
     """
+
+    def converting(policy: Policy) -> str:
+        return convert_command(source, out_dir, policy, *options)
+
+    sizes = sizes or list(compare_sizes(plan, engine))
     made, ranks = converted_verdict(plan, engine), plan.policy.tensor_parallel_size
-    original = Judge(plan, engine).original(ranks) if made.refused else Verdict()
-    if made.refused and not original.refused:
-        better = better_absorbed(plan, engine, original.outcome, sizes)
-        how = "like this for" if better else "for"
-        yield f"{engine.title} {_does(original.outcome)}: do not convert it {how} this engine", ""
-        if better:
-            yield _takes(better[0], original.outcome), convert_command(source, out_dir, better[1], *options)
+    at = next(at for at in sizes if at.num_ranks == ranks)
+    if made.refused and at.original.refused:
+        said, nearest = _nearest(plan, engine)
+        yield said, converting(nearest) if nearest else ""
         return
+    outcome = (at.original if made.refused else made).outcome
+    absorbed, policy = better_absorbed(plan, at, outcome) or (None, plan.policy)
     if made.refused:
-        policy = nearest_served_policy(plan, engine)
-        if policy is None:
-            yield f"no option makes it work in {engine.title}, nor do fewer ranks", ""
-        else:
-            works = f"TP {policy.tensor_parallel_size} works with:"
-            yield works, convert_command(source, out_dir, policy, *options)
-        return
-    if not (plan.changes_nothing or is_written):
-        yield "", convert_command(source, out_dir, plan.policy, *options)
-    better = better_absorbed(plan, engine, made.outcome, sizes) if made.findings else None
-    same = f"nothing to convert for TP {ranks}: the checkpoint would stay as it is" if plan.changes_nothing else ""
-    if better:
-        outcome, policy = better
-        takes = _takes(outcome, made.outcome)
-        yield f"{same}; {takes}" if same else takes, convert_command(source, out_dir, policy, *options)
-    elif same:
-        known = sizes or (compare_sizes(plan, engine) if plan.layers else ())
-        helped = next((at.num_ranks for at in known if at.is_helped), None)
-        elsewhere = command("plan", source, "--tensor-parallel-size", helped) if helped else ""
-        yield f"{same}; for TP {helped}:" if helped else same, elsewhere
+        how = "like this for" if absorbed else "for"
+        yield f"{engine.title} {_does(outcome)}: do not convert it {how} this engine", ""
+    elif plan.changes_nothing:
+        yield f"nothing to convert for TP {ranks}: the checkpoint would stay as it is", ""
+    elif not is_written and not (absorbed and costs_the_same(plan, absorbed)):
+        yield "", converting(plan.policy)
+    if absorbed and absorbed.verdict.outcome != outcome:
+        yield f"'{absorbed.verdict.outcome}' instead of '{outcome}' takes:", converting(policy)
+    elif absorbed and not is_written:
+        yield f"absorbed for TP {ranks}, it needs no plugin and costs no more:", converting(policy)
+    elif plan.changes_nothing and (helped := next((at.num_ranks for at in sizes if at.is_helped), None)):
+        yield f"converting helps at TP {helped}:", command("plan", source, "--tensor-parallel-size", helped)
+
+
+def _nearest(plan: CheckpointPlan, engine: Engine) -> tuple[str, Policy | None]:
+    """What works though the plan does not, and the policy, if something has to be converted for it."""
+    policy = nearest_served_policy(plan, engine)
+    if policy is None:
+        return f"no option makes it work in {engine.title}, nor do fewer ranks", None
+    if not Judge(plan, engine).original(policy.tensor_parallel_size).findings:
+        return f"TP {policy.tensor_parallel_size} works with the original as it is", None
+    return f"TP {policy.tensor_parallel_size} works with:", policy
 
 
 def _does(outcome: Outcome) -> str:
@@ -67,7 +76,3 @@ def _does(outcome: Outcome) -> str:
     if outcome == "not known":
         return "is not known to refuse the original"
     return f"serves the original ('{outcome}')"
-
-
-def _takes(better: Outcome, than: Outcome) -> str:
-    return f"'{better}' instead of '{than}' takes:"

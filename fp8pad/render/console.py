@@ -86,7 +86,7 @@ def growth(bytes_before: int, bytes_after: int) -> str:
 
 def added(num_bytes: int, bytes_before: int) -> str:
     """Write how many bytes are added to others."""
-    return f"+{size(num_bytes)} ({share_of(num_bytes, bytes_before):+.1%})"
+    return f"+{size(num_bytes)} ({share_of(num_bytes, bytes_before):+.1%})" if num_bytes else "nothing"
 
 
 def share_of(part: int, whole: int) -> float:

@@ -10,11 +10,12 @@ from fp8pad.planning.comparison import AtSize, Growth, compare_sizes
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.planning.verdict import Judge
 from fp8pad.render.advice import advice
 from fp8pad.render.console import added, growth
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import layer_how, proposed_out_dir
-from fp8pad.render.verdict import CONVERTED_FOR, FORMS, cells, reasons
+from fp8pad.render.verdict import CONVERTED_FOR, FORMS, cells, reasons, where
 from fp8pad.summary import action, headline
 from fp8pad.text import printable, size
 
@@ -58,7 +59,7 @@ def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
         f"<p>{_text(headline(plan))}</p>",
         *_verdict(sizes, plan, engine),
         *_sizes(plan),
-        *_costs(sizes, plan),
+        *_costs(sizes, plan, engine),
         *_notes(plan),
         *_next(source, plan, engine, sizes),
         f'<p class="soft">fp8pad {__version__}; from headers and config.json alone</p>',
@@ -80,12 +81,13 @@ def _verdict(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> I
     for at_sizes, found in reasons(sizes):
         yield f"<h3>{_text(at_sizes)}</h3>"
         for finding, forms in found:
-            said = f"{_text(f'({forms}): {finding.why}:')} {_code(finding.layers)}"
-            yield f'<p class="soft">{_outcome(finding.outcome)} {said}</p>'
+            layers = _code(where(finding))
+            why = _text(f"({forms}): {finding.why}") + (f": {layers}" if layers else "")
+            yield f'<p class="soft">{_outcome(finding.outcome)} {why}</p>'
 
 
 def _cell(outcome: Outcome | None, more: str) -> str:
-    return f"{_outcome(outcome)} {_text(more)}".rstrip() if outcome else f'<span class="soft">{_text(more)}</span>'
+    return f"{_outcome(outcome)}{_text(more)}" if outcome else f'<span class="soft">{_text(more)}</span>'
 
 
 def _outcome(outcome: Outcome) -> str:
@@ -122,19 +124,26 @@ def _size_row(layers: Sequence[LayerPlan], widest: int) -> Sequence[str]:
     added = f'<i class="added" style="width:{(after - before) / widest:.2%}"></i>' if after != before else ""
     bar = f'<div class="bar"><i class="logical" style="width:{before / widest:.2%}"></i>{added}</div>'
     total = growth(before, after) if after != before else size(before)
-    return _code(layer.name for layer in layers), shapes, _text(layer_how(first)), f"{bar}{_text(total)}"
+    patterns = name_patterns(layer.name for layer in layers)
+    return _code(patterns), shapes, _text(layer_how(first)), f"{bar}{_text(total)}"
 
 
-def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan) -> Iterator[str]:
+def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
     yield "<h2>What it costs</h2>"
     yield f"<p>Tensors, by this plan: {_text(growth(plan.bytes_before, plan.bytes_after))}</p>"
+    padded = added(Judge(plan, engine).added_bytes({}), plan.bytes_before)
     rows = [
-        (f"TP {at.num_ranks}", "<br>".join(_growths(found.growths)), added(found.added_bytes, plan.bytes_before))
+        (
+            f"TP {at.num_ranks}",
+            padded,
+            added(found.added_bytes, plan.bytes_before),
+            "<br>".join(_growths(found.growths)),
+        )
         for at in sizes
         if (found := at.absorbed)
     ]
     if rows:
-        yield _table(("absorbed for", "config.json", "added in all"), rows)
+        yield _table(("", "padded, on disk", "absorbed", "absorbed weights by config key"), rows)
 
 
 def _growths(growths: Iterable[Growth]) -> Iterator[str]:
@@ -161,8 +170,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def _code(names: Iterable[str]) -> str:
-    return ", ".join(f"<code>{_text(pattern)}</code>" for pattern in name_patterns(names))
+def _code(patterns: Iterable[str]) -> str:
+    return ", ".join(f"<code>{_text(pattern)}</code>" for pattern in patterns)
 
 
 def _text(text: str) -> str:

@@ -47,8 +47,7 @@ def plan_screen(
         show_verdicts(screen, sizes, plan, engine)
     _show_layers(screen, plan, show_all)
     _show_costs(screen, source, plan, with_card)
-    if not show_refusal(screen, plan, engine):
-        screen.section("Next")
+    show_refusal(screen, plan, engine)
     show_advice(screen, advice(source, plan, engine, out_dir or proposed_out_dir(source), sizes=sizes))
     return screen
 

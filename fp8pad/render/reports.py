@@ -43,12 +43,9 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     facts += [(label, shortened(names)) for label, names in named if names]
     facts += excluded_facts(source, report.excluded)
     screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced), *note_facts(plan)])
-    steps = list(advice(source, plan, engine, out_dir, "--overwrite", is_written=True)) if plan.layers else []
     if not show_refusal(screen, plan, engine):
         _show_serving(screen, plan, out_dir)
-        if steps:
-            screen.section("Next")
-    show_advice(screen, steps)
+    show_advice(screen, advice(source, plan, engine, out_dir, "--overwrite", is_written=True) if plan.layers else ())
     screen.section("How to check it")
     screen.command(command("verify", source, out_dir))
     return screen

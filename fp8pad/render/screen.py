@@ -13,6 +13,9 @@ from rich.text import Text
 from fp8pad.render.console import print_json, stdout_console
 
 _LONG_ENOUGH = re.compile(r"\S{10,}")
+# Where a line is not broken: between a number and its unit. Meanwhile, a letter stands there that no text has.
+_UNIT = re.compile(r"(?<=\d) (?=(?:[kMGTPE]?B|bytes?)\b)|(?<=\bTP) (?=\d)")
+_NO_BREAK = "\ue000"
 
 NARROWEST = 22  # columns for the last cell of a row
 GAP = 2
@@ -102,10 +105,10 @@ def _stacked(console: Console, row: Row, header: Row) -> Iterator[Text]:
     """Lay out the first cell of a row, and below it the others, each with its label, as many to a line as fit."""
     head, *details = row
     yield from _paragraph(console, head, GAP)
-    labels = [Text(f"{label}: ", style="dim") for label in header[1:]] or [Text()] * len(details)
+    labels = [f"{label}: " for label in header[1:]] or [""] * len(details)
     line = Text()
     for label, cell in zip(labels, details, strict=True):
-        labelled = label.append_text(_text(cell)) if header else _text(cell)
+        labelled = Text.assemble((label, "dim"), _text(cell))
         if line and line.cell_len + GAP + labelled.cell_len > console.width - 2 * GAP:
             yield from _paragraph(console, line, 2 * GAP)
             line = Text()
@@ -125,8 +128,13 @@ def _columns(console: Console, row: Row, widths: Sequence[int], room: int) -> It
 
 def _wrapped(console: Console, text: Cell, width: int) -> list[Text]:
     """Break a text between words, and a name that is too long for a line where its parts meet."""
-    pieces = _text(text).divide(_joints(_text(text).plain, max(width, 1)))
-    return [line for piece in pieces for line in piece.wrap(console, max(width, 1), overflow="fold")] or [Text()]
+    width, whole = max(width, 1), _text(text).copy()
+    whole.plain = _UNIT.sub(_NO_BREAK, whole.plain)
+    pieces = whole.divide(_joints(whole.plain, width))
+    lines = [line for piece in pieces for line in piece.wrap(console, width, overflow="fold")] or [Text()]
+    for line in lines:
+        line.plain = line.plain.replace(_NO_BREAK, " ")
+    return lines
 
 
 def _joints(text: str, width: int) -> Iterator[int]:

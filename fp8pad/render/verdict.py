@@ -42,8 +42,7 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
     for at_sizes, found in reasons(sizes):
         screen.paragraph(at_sizes, 2)
         for finding, forms in found:
-            why = f" ({forms}): {printable(finding.why)}: {patterns(finding.layers)}"
-            screen.paragraph(_outcome(finding).append(why), 4, hang=2)
+            screen.paragraph(_outcome(finding).append(f" ({forms}): {_why(finding)}"), 4, hang=2)
 
 
 def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
@@ -59,13 +58,14 @@ def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
     plugin = "with the plugin" if at.absorbed.needs_runtime else "without a plugin"
     experts = ", experts too" if at.absorbed.experts else ""
     costs = added(at.absorbed.added_bytes, plan.bytes_before)
-    return original, padded, (at.absorbed.verdict.outcome, f"{plugin}{experts}, {costs}")
+    outcome = at.absorbed.verdict.outcome
+    return original, padded, (outcome, f"{' ' if outcome == 'serves' else ', '}{plugin}{experts}, {costs}")
 
 
 def _cell(outcome: Outcome | None, more: str) -> Text:
     if outcome is None:
         return Text(more, style="dim")
-    return Text.assemble((outcome, STYLES[outcome]), f" {more}" if more else "")
+    return Text.assemble((outcome, STYLES[outcome]), more)
 
 
 def reasons(sizes: Iterable[AtSize]) -> Iterator[tuple[str, Sequence[tuple[Finding, str]]]]:
@@ -96,7 +96,7 @@ def show_refusal(screen: Screen, plan: CheckpointPlan, engine: Engine) -> bool:
     if refusals:
         screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
     for refusal in refusals:
-        screen.paragraph(_outcome(refusal).append(f": {refusal.why}: {patterns(refusal.layers)}"), 2)
+        screen.paragraph(_outcome(refusal).append(f": {_why(refusal)}"), 2)
     return bool(refusals)
 
 
@@ -105,12 +105,25 @@ def _outcome(finding: Finding) -> Text:
 
 
 def show_advice(screen: Screen, steps: Iterable[tuple[str, str]]) -> None:
-    """Show what to do next."""
+    """Show what to do next, if there is anything."""
+    steps = list(steps)
+    if steps:
+        screen.section("Next")
     for said, command in steps:
         if said:
             screen.paragraph(said, 2)
         if command:
             screen.command(command)
+
+
+def where(finding: Finding) -> list[str]:
+    """Return the layers that a finding is about as patterns; none if it is about the whole model."""
+    return [] if finding.of_whole_model else name_patterns(finding.layers)
+
+
+def _why(finding: Finding) -> str:
+    layers = shortened(where(finding))
+    return printable(finding.why) + (f": {layers}" if layers else "")
 
 
 def patterns(names: Iterable[str]) -> str:
