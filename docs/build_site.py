@@ -79,7 +79,7 @@ def help_of(name: str) -> str:
 
 def library() -> str:
     """Return the page of the library: functions, then what they return, then what they raise, as `fp8pad` has them."""
-    offered = [getattr(fp8pad, name) for name in fp8pad.__all__ if not name.startswith("_")]
+    offered = [getattr(fp8pad, name) for name in dir(fp8pad) if not name.startswith("_")]
     errors = [found for found in offered if inspect.isclass(found) and issubclass(found, Exception)]
     others = sorted((found for found in offered if found not in errors), key=inspect.isclass)
     rows = (

@@ -6,16 +6,15 @@ Needs transformers of the version that vLLM asks for, which tells the model type
 is imported: its registry is read as text.
 """
 
+import argparse
 import ast
 import re
-import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from fp8pad.planning.families import Description, families
 
@@ -194,13 +193,15 @@ def table(vllm: Path, version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: Sequence[str]) -> Any:
+def main() -> None:
     """Write the table for the vLLM in a folder."""
-    vllm = Path(arguments[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vllm", type=Path, help="vLLM's folder in site-packages")
+    vllm = parser.parse_args().vllm
     version = next(vllm.parent.glob("vllm-*.dist-info")).name.split("-")[1].removesuffix(".dist")
     DOCS.write_text(table(vllm, version))
     print(DOCS.read_text().split("\n")[6])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -13,11 +13,14 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-from llmcompressor import oneshot
-from llmcompressor.modifiers.quantization import QuantizationModifier
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+try:
+    import torch
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+except ImportError as error:
+    raise SystemExit(f"{__file__}: {error}; it needs llm-compressor, as its first lines say") from error
 
 BEGIN, END = "<s>", "</s>"
 

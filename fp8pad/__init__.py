@@ -1,88 +1,114 @@
 """fp8pad pads FP8 checkpoints ahead of time, so that inference engines never have to.
 
-`fp8pad.plan`, `convert`, `verify`, `unpad`, `inspect` and `push` are the commands of the command line, and
-`convert_shards` is `convert --shards`; see `fp8pad.library`. What goes wrong is an `Fp8padError`; the other errors say
-what kind. All are loaded when they are first used, since a vLLM process imports this.
+Functions for the commands; `help(fp8pad.convert)` describes one. They print nothing, and return what the arrow names.
+
+    plan            -> PlanReport     what converting would change, and the cost
+    convert         -> ConvertReport  pad a checkpoint, and verify the result
+    convert_shards  -> SliceReport    write some of its shards, as `convert --shards` does
+    verify          -> VerifyReport   compare a converted checkpoint with its records and its source
+    unpad           -> UnpadReport    restore the original, byte for byte
+    inspect         -> Inspection     what was done to a checkpoint, by its records
+    push            -> PushReport     upload a converted checkpoint to the hub
+
+What goes wrong is an `Fp8padError` of one of these kinds, those that are indented kinds of the one above.
+
+    UsageError               an argument or option that fp8pad does not take
+    CheckpointError          files are missing, damaged, or disagree with each other
+        HeaderError          a safetensors file whose header is not what the format asks for
+        ConfigError          a config file that is missing, not JSON, or contradicts the tensors
+        PlanError            tensors whose shapes cannot belong together
+        RecordError          a record of fp8pad's is missing, malformed, or of an unknown version
+        AlreadyPaddedError   the checkpoint to convert was made by fp8pad
+        HubError             a model of the hub that cannot be read
+    VerifyError              what was read back is not what the plan says
+        AlteredPaddingError  padding holds something, which unpadding would lose
+    NotServedError           the engine would refuse the result at this tensor-parallel size
+    OutputError              the output folder cannot be used, or writing to it failed
+    ClusterError             a Ray cluster that is not there, or went away
+
+All are loaded when they are first used, since a vLLM process imports this.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fp8pad.conversion import ConvertReport, SliceReport
-    from fp8pad.errors import (
-        AlreadyPaddedError,
-        AlteredPaddingError,
-        CheckpointError,
-        ClusterError,
-        ConfigError,
-        Fp8padError,
-        HeaderError,
-        HubError,
-        NotServedError,
-        OutputError,
-        PlanError,
-        RecordError,
-        UsageError,
-        VerifyError,
-    )
-    from fp8pad.inspection import Inspection
-    from fp8pad.library import PlanReport, convert, convert_shards, inspect, plan, push, unpad, verify
-    from fp8pad.unpadding import UnpadReport
-    from fp8pad.upload import PushReport
-    from fp8pad.verification import VerifyReport
+if TYPE_CHECKING:  # by their own names: offered to type checkers
+    from fp8pad.conversion import ConvertReport as ConvertReport
+    from fp8pad.conversion import SliceReport as SliceReport
+    from fp8pad.errors import AlreadyPaddedError as AlreadyPaddedError
+    from fp8pad.errors import AlteredPaddingError as AlteredPaddingError
+    from fp8pad.errors import CheckpointError as CheckpointError
+    from fp8pad.errors import ClusterError as ClusterError
+    from fp8pad.errors import ConfigError as ConfigError
+    from fp8pad.errors import Fp8padError as Fp8padError
+    from fp8pad.errors import HeaderError as HeaderError
+    from fp8pad.errors import HubError as HubError
+    from fp8pad.errors import NotServedError as NotServedError
+    from fp8pad.errors import OutputError as OutputError
+    from fp8pad.errors import PlanError as PlanError
+    from fp8pad.errors import RecordError as RecordError
+    from fp8pad.errors import UsageError as UsageError
+    from fp8pad.errors import VerifyError as VerifyError
+    from fp8pad.inspection import Inspection as Inspection
+    from fp8pad.library import PlanReport as PlanReport
+    from fp8pad.library import convert as convert
+    from fp8pad.library import convert_shards as convert_shards
+    from fp8pad.library import inspect as inspect
+    from fp8pad.library import plan as plan
+    from fp8pad.library import push as push
+    from fp8pad.library import unpad as unpad
+    from fp8pad.library import verify as verify
+    from fp8pad.unpadding import UnpadReport as UnpadReport
+    from fp8pad.upload import PushReport as PushReport
+    from fp8pad.verification import VerifyReport as VerifyReport
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AlreadyPaddedError",
-    "AlteredPaddingError",
-    "CheckpointError",
-    "ClusterError",
-    "ConfigError",
-    "ConvertReport",
-    "Fp8padError",
-    "HeaderError",
-    "HubError",
-    "Inspection",
-    "NotServedError",
-    "OutputError",
-    "PlanError",
-    "PlanReport",
-    "PushReport",
-    "RecordError",
-    "SliceReport",
-    "UnpadReport",
-    "UsageError",
-    "VerifyError",
-    "VerifyReport",
-    "__version__",
-    "convert",
-    "convert_shards",
-    "inspect",
-    "plan",
-    "push",
-    "unpad",
-    "verify",
-]
-
-
-_MODULES = {
-    "ConvertReport": "conversion",
-    "Inspection": "inspection",
-    "PushReport": "upload",
-    "SliceReport": "conversion",
-    "UnpadReport": "unpadding",
-    "VerifyReport": "verification",
+# Not `__all__`: `help(fp8pad)` would print all that is in it at length.
+_OFFERED = {
+    "conversion": (
+        "ConvertReport",
+        "SliceReport",
+    ),
+    "errors": (
+        "AlreadyPaddedError",
+        "AlteredPaddingError",
+        "CheckpointError",
+        "ClusterError",
+        "ConfigError",
+        "Fp8padError",
+        "HeaderError",
+        "HubError",
+        "NotServedError",
+        "OutputError",
+        "PlanError",
+        "RecordError",
+        "UsageError",
+        "VerifyError",
+    ),
+    "inspection": ("Inspection",),
+    "library": (
+        "PlanReport",
+        "convert",
+        "convert_shards",
+        "inspect",
+        "plan",
+        "push",
+        "unpad",
+        "verify",
+    ),
+    "unpadding": ("UnpadReport",),
+    "upload": ("PushReport",),
+    "verification": ("VerifyReport",),
 }
+_MODULES = {name: module for module, names in _OFFERED.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = _MODULES.get(name, "errors" if name.endswith("Error") else "library")
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*_MODULES, "__version__"]

@@ -1,5 +1,6 @@
 """What the pages for people promise: links lead somewhere, tables and what programs print are those of today."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -120,3 +121,13 @@ def test_drawings_have_a_width() -> None:
     drawings = [tag for page in PAGES for tag in re.findall(r"<svg[^>]*>", page.read_text("utf-8"))]
     assert len(drawings) >= 2
     assert all(re.search(r' width="\d+"', tag) for tag in drawings)
+
+
+@pytest.mark.parametrize("script", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/**/*.py")))
+def test_help_of_an_example_is_help_or_one_line(script: str) -> None:
+    """Whatever is not installed: a line names it, and what the script needs."""
+    command, env = [sys.executable, script, "--help"], os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=env, check=False
+    )
+    assert run.returncode == 0 or re.fullmatch(r"\S+\.py: No module named '\S+'; it needs .*\n", run.stderr)

@@ -109,12 +109,20 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
 
 
 def test_errors_can_be_caught_by_what_fp8pad_offers() -> None:
-    """Every kind that a function of the library raises, with its description in `help(fp8pad)`."""
+    """Every kind that a function of the library raises."""
     elsewhere = {"GoldenError", "EngineError", "UnsupportedLayerError"}  # of the command line, and inside vLLM
     kinds = {name for name, found in vars(errors).items() if inspect.isclass(found) and issubclass(found, Fp8padError)}
-    assert {name for name in library.__all__ if name.endswith("Error")} == kinds - elsewhere
+    assert {name for name in dir(library) if name.endswith("Error")} == kinds - elsewhere
     assert all(getattr(library, name) is getattr(errors, name) for name in kinds - elsewhere)
-    assert "class NotServedError" in re.sub(".\x08", "", pydoc.render_doc(library))
+
+
+def test_help_is_one_screen_that_names_everything_once() -> None:
+    """A line for each function, with what it returns, and for each error; then, as pydoc has it, a list of modules."""
+    said, _, modules = re.sub(".\x08", "", pydoc.render_doc(library)).partition("PACKAGE CONTENTS")
+    assert len(said.splitlines()) <= 40
+    named = re.findall(r"^ {8,}([A-Za-z_]+)(?= )", re.sub(r" -> ", "\n        ", said), re.MULTILINE)
+    assert sorted([*named, "Fp8padError", "__version__"]) == sorted(dir(library))
+    assert "CLASSES" not in modules
 
 
 def test_what_a_notebook_shows_of_a_report_is_short(model: Path, tmp_path: Path) -> None:
@@ -274,11 +282,10 @@ def test_importing_loads_next_to_nothing() -> None:
         "heavy = ('numpy', 'rich', 'typer', 'huggingface_hub', 'fp8pad.library')\n"
         "print(*(name for name in heavy if name in sys.modules))\n"
         "import fp8pad.conversion, fp8pad.verification, fp8pad.unpadding, fp8pad.inspection, fp8pad.upload\n"
-        "print(*(callable(getattr(fp8pad, name)) for name in fp8pad.__all__ if name != '__version__'))\n"
+        "print(*(callable(getattr(fp8pad, name)) for name in dir(fp8pad) if name != '__version__'))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["", " ".join(["True"] * (len(library.__all__) - 1))]
-    assert library.__dir__() == library.__all__
+    assert run.stdout.splitlines() == ["", " ".join(["True"] * (len(dir(library)) - 1))]
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         library.nothing  # noqa: B018
 

@@ -5,6 +5,7 @@
 Needs matplotlib, no GPU. The chart's format is that of its ending (svg, png, pdf).
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+try:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise SystemExit(f"{sys.argv[0]}: {error}; it needs matplotlib") from error
 
 from fp8pad.bench.report import Case, Machine, Report, Timing
 from fp8pad.bench.shapes import LayerShape
@@ -91,5 +95,14 @@ def save(figure: Any, machine: Machine, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
+def main() -> None:
+    """Parse, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("chart", type=Path)
+    arguments = parser.parse_args()
+    draw_layers(read_report(json.loads(arguments.report.read_text())), arguments.chart)
+
+
 if __name__ == "__main__":
-    draw_layers(read_report(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
+    main()

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
+from needed import torch
 
 from fp8pad.bench.report import Machine
 from fp8pad.bench.shapes import REAL_SHAPES, LayerShape

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from fp8_schemes import SCHEMES, Fp8Scheme, Tensors, normal
+from needed import torch
 
 
 @dataclass(frozen=True, slots=True)

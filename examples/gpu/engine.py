@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from needed import torch
 
 # What an engine is given besides a model. KV_CACHE_BYTES is room for one longest prompt of the largest model here.
 MAX_MODEL_LEN = 9216

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from needed import torch
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 

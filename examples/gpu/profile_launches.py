@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
+from needed import torch
 from torch.nn.functional import pad
 from vllm import _custom_ops as vllm_ops
 

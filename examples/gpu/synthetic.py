@@ -13,9 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from decoders import Decoder, GatedDeltaDecoder, LatentDecoder, SharedExpertDecoder, StepDecoder, gated_mlp, ones
 from fp8_schemes import SCHEMES, Fp8Scheme, Tensors, normal
+from needed import torch
 from safetensors.torch import save_file
 
 

@@ -127,17 +127,22 @@ class Judge:
         indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
         is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
         uneven = next((count for count in self._counts if not count.is_shared_by(num_ranks, grown)), None)
-        of_model = uneven is not None and indivisible is not None and not is_said
-        if uneven and indivisible and of_model:
+        of_model: Said | None = None
+        if uneven and indivisible and not is_said:
             why = f"{uneven.number_of(grown)} {uneven.what}, which {num_ranks} ranks cannot share evenly"
-            groups = [(group, (indivisible[0], why)) for group, _ in groups]
+            of_model = indivisible[0], why
+            groups = [(group, of_model) for group, _ in groups]
         places: dict[Said, list[int]] = {}
         for group, said in groups:
             if said:
                 places.setdefault(said, []).extend(group.places)
         found = sorted((sorted(where), said) for said, where in places.items())
-        names = [layer.name for layer in self._plan.layers]
-        return Verdict(tuple(Finding(*said, tuple(names[place] for place in where), of_model) for where, said in found))
+        layers = self._plan.layers
+        return Verdict(
+            tuple(
+                Finding(*said, tuple(layers[place].name for place in where), said == of_model) for where, said in found
+            )
+        )
 
     def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
         """What is said of a layer `(N, K)` that the engine loads as it is; None where it merely serves it."""
