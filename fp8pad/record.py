@@ -44,6 +44,12 @@ class AxisActions:
     n: Disposition
     k: Disposition
 
+    @classmethod
+    def where_larger(cls, done: Disposition, old: Shape, new: Shape) -> "AxisActions":
+        """Return what was `done` to each axis along which a tensor of `old` shape has become larger."""
+        sizes = zip(as_matrices(old)[1:], as_matrices(new)[1:], strict=True)
+        return cls(*(done if size != new_size else "aligned" for size, new_size in sizes))
+
     @property
     def both(self) -> tuple[Disposition, Disposition]:
         """What is done to N, and to K."""

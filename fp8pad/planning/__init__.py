@@ -1,9 +1,10 @@
 """Headers, config and policy in, a `CheckpointPlan` out: pure, without torch, files or tensor bytes."""
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from fp8pad.errors import PlanError
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
@@ -21,6 +22,8 @@ from fp8pad.planning.quantization import find_quantization
 from fp8pad.planning.tensor_parallel import shardings, shared_counts
 from fp8pad.record import CONFIG_FILE, Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+
+_module = lru_cache(ModuleRecord)  # many layers are alike
 
 
 @contextmanager
@@ -67,7 +70,10 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         layers=layers,
         untouched=untouched,
         tensors=padded,
-        modules=_modules(runtime_layers(layers)),
+        modules={
+            layer.name: _module(layer.config_shape, layer.padded_shape, layer.alignment, layer.inner)
+            for layer in runtime_layers(layers)
+        },
         config_edits=absorption.edits,
         base=quantization.config if quantization else None,
         base_source=quantization.source if quantization else None,
@@ -113,13 +119,3 @@ def _all_tensors(
 def _architectures(config: Json) -> tuple[str, ...]:
     names = config.get("architectures")
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
-
-
-def _modules(layers: Iterable[LayerPlan]) -> dict[str, ModuleRecord]:
-    modules: dict[str, ModuleRecord] = {}
-    shared: dict[ModuleRecord, ModuleRecord] = {}
-    for layer in layers:
-        (logical_n, logical_k), (padded_n, padded_k) = layer.config_shape, layer.padded_shape
-        found = ModuleRecord((logical_n, logical_k), (padded_n, padded_k), layer.alignment, layer.inner)
-        modules[layer.name] = shared.setdefault(found, found)
-    return modules

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from math import prod
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fp8pad.planning.sharding import COLUMN, Fit, RankPart, Sharding
 from fp8pad.record import Axis, AxisActions
@@ -69,9 +69,14 @@ class LayerPlan:
     is_understood: bool = True
     scale_bytes: int = 0
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Everything but the name: layers of one kind are treated alike."""
+        return _ALL_BUT_NAME(self)
+
     def named(self, name: str) -> "LayerPlan":
-        """Return the plan of another layer, which is like this one in all but its name."""
-        return LayerPlan(name, *_ALL_BUT_NAME(self))
+        """Return the plan of another layer of the same kind."""
+        return LayerPlan(name, *self.kind)
 
     @property
     def block(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from fp8pad.geometry import padded_shape
 from fp8pad.planning.absorb.absorption import Absorption
@@ -9,7 +10,7 @@ from fp8pad.planning.alignment import alignment_of
 from fp8pad.planning.linear import Fp8Linear, LayerPlan
 from fp8pad.planning.reasons import reason_of
 from fp8pad.planning.sharding import Sharding
-from fp8pad.record import Axis, AxisActions, Disposition, PaddedTensor, Policy
+from fp8pad.record import Axis, AxisActions, Disposition, PaddedTensor, Policy, Shape
 from fp8pad.scales import PerBlock, in_order, resized_scale
 from fp8pad.tensors import tensor_bytes
 
@@ -100,17 +101,19 @@ def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, P
     """Yield what the disposition `pad` does to a layer's weight and to its scale, by name, where it does anything."""
     if "pad" not in layer.axes.both:
         return
-    pads = AxisActions(*("pad" if axis == "pad" else "aligned" for axis in layer.axes.both))
-    (num_n, num_k), (padded_n, padded_k) = layer.logical_shape, layer.padded_shape
-    shape = (padded_n if pads.n == "pad" else num_n, padded_k if pads.k == "pad" else num_k)
-    yield linear.weight.name, PaddedTensor(layer.logical_shape, shape, 0, pads)
+    sizes = zip(layer.axes.both, layer.logical_shape, layer.padded_shape, strict=True)
+    shape = tuple(padded if done == "pad" else logical for done, logical, padded in sizes)
+    yield linear.weight.name, _padded(layer.logical_shape, shape, 0)
     if linear.scale is None or linear.granularity is None:
         return
     old = linear.scale.shape
     new = resized_scale(linear.granularity, old, linear.weight.shape, shape)
     if new != old:
-        scale_axes = AxisActions("pad" if new[0] > old[0] else "aligned", "pad" if new[1:] > old[1:] else "aligned")
-        yield linear.scale.name, PaddedTensor(old, new, 1, scale_axes)
+        yield linear.scale.name, _padded(old, new, 1)
+
+
+def _padded(old: Shape, new: Shape, fill: Literal[0, 1]) -> PaddedTensor:
+    return PaddedTensor(old, new, fill, AxisActions.where_larger("pad", old, new))
 
 
 def _has_blocks(layer: LayerPlan) -> bool:

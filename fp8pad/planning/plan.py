@@ -103,11 +103,7 @@ class CheckpointPlan:
         groups: dict[object, AlikeLayers] = {}
         for place, layer in enumerate(self.layers):
             sizes = tuple(grows.get(layer.name, ()))
-            shapes = layer.logical_shape, layer.config_shape, layer.alignment, layer.scale_bytes
-            key = shapes, layer.granularity, layer.sharding, layer.axes, layer.is_expert, layer.inner, sizes
-            if key not in groups:
-                groups[key] = AlikeLayers(layer, [], sizes)
-            groups[key].places.append(place)
+            groups.setdefault((layer.kind, sizes), AlikeLayers(layer, [], sizes)).places.append(place)
         return tuple(groups.values())
 
     @property

@@ -71,7 +71,7 @@ def _padded(governed: GovernedAxis, shape: Shape, fill: Literal[0, 1]) -> Padded
     """Return the tensor with its new shape: gate and up in one grow each at their own tail."""
     old, count = governed.tensor.shape, governed.num_segments
     index = next(index for index, (size, new) in enumerate(zip(old, shape, strict=True)) if size != new)
-    is_n = index == {1: 0, 2: 0, 3: 1, 4: 0}[len(old)]
-    axes = AxisActions("absorb", "aligned") if is_n else AxisActions("aligned", "absorb")
-    segments = Segments((old[index] // count,) * count, (shape[index] // count,) * count, None if is_n else -1)
+    axes = AxisActions.where_larger("absorb", old, shape)
+    axis = -1 if axes.n == "aligned" else None
+    segments = Segments((old[index] // count,) * count, (shape[index] // count,) * count, axis)
     return PaddedTensor(old, shape, fill, axes, segments if count > 1 else None)
