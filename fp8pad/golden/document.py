@@ -6,6 +6,7 @@ Specified field by field in docs/equality.md.
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from fp8pad.errors import GoldenError
@@ -84,6 +85,16 @@ class GoldenDocument:
         del head["answers"]
         answers = ",\n".join("  " + json.dumps(answer.to_json()) for answer in self.answers)
         return json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "answers": [\n{answers}\n ]\n}}\n'
+
+
+def read_text(file: Path, where: str) -> str:
+    """Return the text of a file; `GoldenError` if it cannot be read, or `where` it is not UTF-8."""
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise GoldenError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise GoldenError(f"{where}: not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
 
 
 def parse_document(text: str, file: str) -> GoldenDocument:

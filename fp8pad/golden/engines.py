@@ -49,7 +49,7 @@ def run_engine(request: Request, progress: Progress) -> Reply:
         command = [sys.executable, "-m", "fp8pad.golden.worker", str(request_file), str(reply_file)]
         with _started(command, {**defaults, **os.environ}, log) as process:
             _watch(process, reply_file, log, progress)
-        document = _read_reply(reply_file)
+        document = json.loads(reply_file.read_text(encoding="utf-8")) if reply_file.exists() else {}
         if "reply" not in document:
             raise _failure(request, process.returncode, document, _telling_lines(log))
     return _checked(READER.read(Reply, document["reply"], f"{engine}'s reply"), request)
@@ -99,14 +99,6 @@ def _telling_lines(log: Path) -> list[str]:
     earlier, last = lines[:-_NUM_LAST_LINES], lines[-_NUM_LAST_LINES:]
     named = dict.fromkeys(line for line in earlier if _EXCEPTION.search(line))
     return [*list(named)[-_NUM_CAUSES:], *last]
-
-
-def _read_reply(reply_file: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(reply_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document
 
 
 def _failure(request: Request, status: int, document: dict[str, Any], last_lines: list[str]) -> GoldenError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.errors import GoldenError
-from fp8pad.golden.document import READER
+from fp8pad.golden.document import READER, read_text
 
 Prompt = tuple[int, ...]
 Tokenize = Callable[[str], Sequence[int]]
@@ -42,7 +42,8 @@ def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
     Blank lines are skipped. Raises `GoldenError` naming the line if the file cannot be read, is not UTF-8, holds
     no prompt, or holds one that has no tokens.
     """
-    lines = [(f"{file.name}: line {number}", line) for number, line in enumerate(_read_lines(file), start=1)]
+    text = read_text(file, file.name)
+    lines = [(f"{file.name}: line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
     prompts = {where: _prompt(line, where, file.suffix == ".jsonl", tokenize) for where, line in lines if line.strip()}
     for where, prompt in prompts.items():
         if not prompt:
@@ -109,15 +110,6 @@ def _special_token_ids(node: Any, is_special: bool = False) -> Iterator[int]:
             yield from _special_token_ids(value, is_special)
     elif is_special and type(node) is int:
         yield node
-
-
-def _read_lines(file: Path) -> list[str]:
-    try:
-        return file.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise GoldenError(f"{file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise GoldenError(f"{file.name}: not UTF-8: byte {error.object[error.start]:#04x} at {error.start}") from error
 
 
 def _prompt(line: str, where: str, is_json: bool, tokenize: Tokenize) -> Prompt:

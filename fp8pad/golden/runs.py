@@ -8,7 +8,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import GoldenError
 from fp8pad.golden.compare import Comparison, compare_answers
-from fp8pad.golden.document import GoldenDocument, parse_document
+from fp8pad.golden.document import GoldenDocument, parse_document, read_text
 from fp8pad.golden.engines import run_engine
 from fp8pad.golden.fingerprint import fingerprint
 from fp8pad.golden.prompts import Prompt, built_in_prompts, check_prompts, read_prompts, tokenizer
@@ -83,12 +83,7 @@ def compare(
 
 def read_golden(file: Path) -> GoldenDocument:
     """Read a golden file; `GoldenError` if it cannot be read or is not one."""
-    try:
-        return parse_document(file.read_bytes().decode(), file.name)
-    except OSError as error:
-        raise GoldenError(f"{file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise GoldenError(f"{file.name}: not a golden file: not UTF-8") from error
+    return parse_document(read_text(file, f"{file.name}: not a golden file"), file.name)
 
 
 def _run(source: Checkpoint, request: Request, progress: Progress) -> Reply:
