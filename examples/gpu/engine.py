@@ -156,7 +156,7 @@ class Server:
         """
         from vllm import LLM
 
-        from fp8pad.runtime.linear import kernel_of
+        from fp8pad.runtime.layer import kernel_of
 
         self.llm = None
         gc.collect()

@@ -8,7 +8,7 @@ what `tests/contract/describe.py` wrote down of other versions.
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,14 +47,15 @@ class EngineSymbol:
         return tuple(self.signature.rstrip(")").partition("(")[2].split(", ")) if "(" in self.signature else ()
 
 
-_LAYERS = "vllm.model_executor.layers"
-_LINEAR = f"{_LAYERS}.linear"
-_QUANTIZATION = f"{_LAYERS}.quantization"
+_LINEAR = "vllm.model_executor.layers.linear"
+_QUANTIZATION = "vllm.model_executor.layers.quantization"
 _CONFIG = f"{_QUANTIZATION}.base_config"
 _SCHEMES = f"{_QUANTIZATION}.compressed_tensors.schemes"
 _QUANT_FP8 = f"{_QUANTIZATION}.input_quant_fp8"
 _KERNELS = "vllm.model_executor.kernels.linear.scaled_mm"
 _LOADER = "vllm.model_executor.model_loader.default_loader"
+_MODELS = "vllm.model_executor.models.utils"
+_PARAMETER = "vllm.model_executor.parameter"
 _UTILS = f"{_QUANTIZATION}.utils.quant_utils"
 
 _SIZES = "input_size_per_partition, output_partition_sizes, input_size, output_size"
@@ -93,35 +94,22 @@ _NEEDED = (
     (_LINEAR, "UnquantizedLinearMethod", "tells layers that the original leaves unquantized"),
     (_LINEAR, "LinearBase.tp_rank", "says which share of a layer a rank loads"),
     (_LINEAR, "LinearBase.tp_size", "says how many ranks share a layer"),
-    (
-        "vllm.model_executor.parameter",
-        "BasevLLMParameter.weight_loader",
-        "is the property through which every loader of a parameter is reached",
-    ),
+    (_PARAMETER, "BasevLLMParameter.weight_loader", "is the property by which every loader of a parameter is reached"),
     (_UTILS, "get_and_maybe_dequant_weights(layer, out_dtype)", "reads MLA's `kv_b_proj` past its linear method"),
-    (
-        _LOADER,
-        "DefaultModelLoader.load_weights(self, model, model_config)",
-        "is where a model is whole",
-    ),
-    (
-        "vllm.model_executor.models.utils",
-        "WeightsMapper.apply_list(self, values)",
-        "maps a weight's name to the model's",
-    ),
+    (_LOADER, "DefaultModelLoader.load_weights(self, model, model_config)", "is where a model is whole"),
+    (_MODELS, "WeightsMapper.apply_list(self, values)", "maps a weight's name to the model's"),
     (f"{_KERNELS}.marlin", "MarlinFP8ScaledMMLinearKernel", "is told padded sizes by its name"),
 )
 
-# Where the kernel of a layer is, by the class that has it.
+# Where the kernel of a layer is, by the class that has it, and where it was in some versions.
 _KERNEL_PLACES = (
     (f"{_QUANTIZATION}.fp8", "Fp8LinearMethod.fp8_linear"),
     (f"{_QUANTIZATION}.fbgemm_fp8", "FBGEMMFp8LinearMethod.fp8_linear"),
     (f"{_QUANTIZATION}.quark.schemes.quark_w8a8_fp8", "QuarkW8A8Fp8.fp8_linear"),
     (f"{_SCHEMES}.compressed_tensors_w8a8_fp8", "CompressedTensorsW8A8Fp8.fp8_linear"),
     (f"{_SCHEMES}.compressed_tensors_w8a16_fp8", "CompressedTensorsW8A16Fp8.linear_kernel"),
-    (f"{_QUANTIZATION}.modelopt", "ModelOptLinearMethod.kernel"),
+    (f"{_QUANTIZATION}.modelopt", "ModelOptLinearMethod.kernel", "ModelOptFp8LinearMethod.fp8_linear"),
 )
-_OLDER = {"ModelOptLinearMethod.kernel": "ModelOptFp8LinearMethod.fp8_linear"}
 
 # What padding where an activation is quantized needs, to take the place of the kernel's `QuantFP8` and do as that one.
 # `enabled()` says whether it calls vLLM's CUDA operator, or native operations.
@@ -138,13 +126,12 @@ _QUANTIZER = (
 _FAST = (
     (_LINEAR, "ColumnParallelLinear.gather_output", "says whether an output stays on its rank", _COPIED),
     (_LINEAR, "RowParallelLinear.input_is_parallel", "says whether an input is a rank's own share", _COPIED),
-    *((module, name, "is where a layer's kernel is found", _SLOWER) for module, name in _KERNEL_PLACES),
+    *((module, name, "is where a layer's kernel is found", _SLOWER, *older) for module, name, *older in _KERNEL_PLACES),
 )
 
 QUANTIZER = tuple(EngineSymbol(*symbol) for symbol in _QUANTIZER)
 ENGINE_SYMBOLS = (
-    *(EngineSymbol(*symbol) for symbol in _NEEDED),
-    *(EngineSymbol(*symbol, older=_OLDER.get(symbol[1])) for symbol in _FAST),
+    *(EngineSymbol(*symbol) for symbol in (*_NEEDED, *_FAST)),
     *QUANTIZER,
     QUANTIZE,
 )
@@ -172,11 +159,14 @@ def slower(version: str, lookup: Lookup | None = None) -> list[str]:
 
     Raises `EngineError` if a symbol that right answers need is not. By default `lookup` asks the installed vLLM.
     """
-    faults = list(_faults(version, lookup or installed))
-    for symbol, fault in faults:
-        if symbol.without is None:
-            raise EngineError(f"{fault}; serve the original, or what `fp8pad unpad` makes, with this vLLM")
-    return [f"{fault}: {symbol.without}" for symbol, fault in faults]
+    remarks = []
+    for symbol in ENGINE_SYMBOLS:
+        if fault := _fault(symbol, lookup or installed):
+            said = f"vLLM {version}: {symbol.module}.{symbol.name}, which {symbol.why}{fault}"
+            if symbol.without is None:
+                raise EngineError(f"{said}; serve the original, or what `fp8pad unpad` makes, with this vLLM")
+            remarks.append(f"{said}: {symbol.without}")
+    return remarks
 
 
 @functools.cache
@@ -185,18 +175,11 @@ def is_as_expected(symbol: EngineSymbol) -> bool:
     return _fault(symbol, installed) is None
 
 
-def _faults(version: str, lookup: Lookup) -> Iterator[tuple[EngineSymbol, str]]:
-    for symbol in ENGINE_SYMBOLS:
-        if fault := _fault(symbol, lookup):
-            yield symbol, f"vLLM {version}: {symbol.module}.{symbol.name}, which {symbol.why}{fault}"
-
-
 def _fault(symbol: EngineSymbol, lookup: Lookup) -> str | None:
     try:
-        parameters = _found(symbol, lookup)
+        expected, got = symbol.parameters, _found(symbol, lookup) or ()
     except LookupError as error:
         return f", is missing ({error})"
-    expected, got = symbol.parameters, parameters or ()
     # A class method's parameters are compared without the class.
     if expected not in (got[: len(expected)], got[1 : 1 + len(expected)]):
         return f": expected parameters ({', '.join(expected)}), got ({', '.join(got)})"
@@ -220,10 +203,8 @@ def installed(module: str, name: str) -> tuple[str, ...] | None:
         for part in owners:
             owner = getattr(owner, part)
         found = getattr(owner, last)
-    except ImportError as error:
-        raise LookupError(str(error)) from error
-    except AttributeError as error:
-        if isinstance(owner, type) and _sets(owner, last):
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, AttributeError) and isinstance(owner, type) and _sets(owner, last):
             return None
         raise LookupError(str(error)) from error
     if not callable(found) or isinstance(found, type):

@@ -10,7 +10,8 @@ import torch
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.runtime.activations import cut_output, has_lora, pad_where_quantized, takes_strided_rows
-from fp8pad.runtime.loading import block_of, delegates_of, hide_view, rank_of, show_views
+from fp8pad.runtime.layer import block_of, kernel_of, rank_of
+from fp8pad.runtime.loading import hide_view, show_views
 from fp8pad.runtime.parts import LayerParts
 from fp8pad.runtime.sizes import RankSizes, Span
 
@@ -25,14 +26,6 @@ _PADDED_BIAS = "fp8pad_bias"
 
 # Kernels that take N and K from the layer in every forward, not from the weight.
 _KERNELS_THAT_READ_SIZES = ("Marlin", "XPU")
-
-
-def is_quantized_linear(method: Any) -> bool:
-    """Return whether `method` is a linear method of a layer whose weights are quantized."""
-    from vllm.model_executor.layers.linear import LinearMethodBase as Base
-    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-
-    return isinstance(method, Base) and not isinstance(method, UnquantizedLinearMethod)
 
 
 def padded_linear_method(method: Any, record: LayerParts, inner_tails: "InnerTails | None" = None) -> Any:
@@ -82,9 +75,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
     ) -> None:
         """Ask the base for parameters of padded sizes, which show only their logical part to loaders."""
         block = block_of(self, layer)
-        sizes = RankSizes.of(
-            output_partition_sizes, input_size_per_partition, self.record, block or (1, 1), rank_of(layer)
-        )
+        sizes = RankSizes.of(output_partition_sizes, input_size_per_partition, self.record, block, rank_of(layer))
         super().create_weights(layer, sizes.padded_k, list(sizes.padded_partitions), *args, **kwargs)
         _write_sizes(layer, sizes.k, sizes.partitions)
         if sizes.is_padded or self.record.is_padded:
@@ -193,15 +184,6 @@ class _PaddedLayer:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
-
-
-def kernel_of(method: Any, layer: torch.nn.Module) -> Any:
-    """Return the vLLM kernel of a layer, whatever object has it."""
-    for owner in delegates_of(method, layer):
-        for name in ("fp8_linear", "linear_kernel", "kernel"):
-            if (kernel := getattr(owner, name, None)) is not None:
-                return kernel
-    return None
 
 
 def _write_sizes(layer: torch.nn.Module, k: int, partitions: Sequence[int]) -> None:

@@ -8,7 +8,6 @@ place of its own, with padding around it, fp8pad loads the rank's share itself.
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import torch
 
 from fp8pad.errors import UnsupportedLayerError
+from fp8pad.runtime.layer import block_of, rank_of
 from fp8pad.runtime.parts import WEIGHT, LayerParts, ShardId, leading_sizes
-from fp8pad.runtime.sizes import Rank, RankSizes
+from fp8pad.runtime.sizes import RankSizes, Span
 from fp8pad.scales import Granularity, PerBlock, PerChannel
 
 Loader = Callable[..., Any]
@@ -43,8 +43,12 @@ class LogicalView:
         """Let `loader` fill the view from `tensor`, as it lies in the checkpoint, without its padding."""
         sizes = self.record.logical_shape(tensor.shape, self.granularity, _shard_id(args, kwargs))
         self.fill_tails(parameter)
-        with self._shown(parameter):
+        whole = parameter.data
+        parameter.data = _leading(whole, self.logical_shape)  # what is written there is written into the whole
+        try:
             return loader(parameter, _leading(tensor, sizes), *args, **kwargs)
+        finally:
+            parameter.data = whole
 
     def fill_tails(self, parameter: torch.Tensor) -> None:
         """Set what lies outside the view: zeros in a weight, ones in a scale."""
@@ -55,16 +59,6 @@ class LogicalView:
     def num_elements(self, parameter: torch.Tensor) -> int:
         """Return how many elements loaders fill."""
         return int(_leading(parameter.data, self.logical_shape).numel())
-
-    @contextmanager
-    def _shown(self, parameter: torch.Tensor) -> Iterator[None]:
-        """Let `parameter` be its logical view; what is written there is written into the whole."""
-        whole = parameter.data
-        parameter.data = _leading(whole, self.logical_shape)
-        try:
-            yield
-        finally:
-            parameter.data = whole
 
 
 @dataclass(frozen=True)
@@ -88,10 +82,9 @@ class PlacedMatrices:
         """
         block_n, _ = self.granularity.block
         for position, first_row in self._matrices(tensor, _shard_id(args, kwargs)):
-            room = self.sizes.rooms[position]
+            room, (source, target) = self.sizes.rooms[position], self._places(position)
             parameter.data[room.start // block_n : room.stop // block_n].fill_(self.fill)
-            source, target = self._source(position, first_row), self._target(position)
-            parameter.data[target].copy_(tensor[source])
+            parameter.data[target].copy_(tensor[first_row // block_n :][source])
 
     def fill_tails(self, parameter: torch.Tensor) -> None:
         """Set every element: those of the matrices are loaded later."""
@@ -99,7 +92,8 @@ class PlacedMatrices:
 
     def num_elements(self, parameter: torch.Tensor) -> int:
         """Return how many elements loads fill."""
-        return sum(int(parameter.data[self._target(position)].numel()) for position in range(len(self.sizes.rows)))
+        targets = (self._places(position)[1] for position in range(len(self.sizes.rows)))
+        return sum(int(parameter.data[target].numel()) for target in targets)
 
     def _matrices(self, tensor: torch.Tensor, shard_id: ShardId) -> Iterator[tuple[int, int]]:
         """Yield which matrices a tensor holds, and the row at which each begins in it."""
@@ -110,60 +104,27 @@ class PlacedMatrices:
         wholes = [span.size * self.num_ranks for span in self.sizes.rows]  # fused on disk
         yield from enumerate(accumulate(wholes[:-1], initial=0))
 
-    def _source(self, position: int, first_row: int) -> tuple[slice, ...]:
-        """Return where a matrix's share lies in a tensor in which the matrix begins at `first_row`."""
+    def _places(self, position: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """Return where the share of a matrix lies in the matrix, and where in the parameter, axis by axis."""
         block_n, block_k = self.granularity.block
-        rows, columns = self.sizes.rows[position].source(block_n), self.sizes.columns.source(block_k)
-        offset = first_row // block_n
-        return self._axes(slice(rows.start + offset, rows.stop + offset), columns)
-
-    def _target(self, position: int) -> tuple[slice, ...]:
-        """Return where a matrix's share lies in the parameter."""
-        block_n, block_k = self.granularity.block
-        begin = self.sizes.slices[position].start // block_n
-        rows, columns = self.sizes.rows[position].source(block_n), self.sizes.columns.source(block_k)
-        first_column = self.sizes.columns.head // block_k
-        return self._axes(
-            slice(begin, begin + rows.stop - rows.start),
-            slice(first_column, first_column + columns.stop - columns.start),
-        )
-
-    def _axes(self, rows: slice, columns: slice) -> tuple[slice, ...]:
-        return (rows,) if isinstance(self.granularity, PerChannel) else (rows, columns)
+        begins = self.sizes.slices[position].start // block_n, self.sizes.columns.head // block_k
+        source = self.sizes.rows[position].source(block_n), self.sizes.columns.source(block_k)
+        target = tuple(slice(at, at + part.stop - part.start) for at, part in zip(begins, source, strict=True))
+        num_axes = 1 if isinstance(self.granularity, PerChannel) else 2
+        return source[:num_axes], target[:num_axes]
 
 
 View = LogicalView | PlacedMatrices
 
 
-def block_of(method: Any, layer: Any) -> tuple[int, int] | None:
-    """Return the `(block_n, block_k)` that a scale belongs to, or None if it belongs to a channel or to all."""
-    for owner in delegates_of(method, layer):
-        if (block := getattr(owner, "weight_block_size", None)) is not None:
-            return int(block[0]), int(block[1])
-    return None
-
-
-def delegates_of(method: Any, layer: Any) -> list[Any]:
-    """Return what may know a layer's block and kernel: its method, its scheme, or the method that a scheme calls.
-
-    compressed-tensors and Quark give the layer a scheme; AutoRound's is the method's own, and calls one of `fp8`.
-    """
-    schemes = [getattr(owner, "scheme", None) for owner in (layer, method)]
-    return [method, *schemes, *(getattr(scheme, "linear_method", None) for scheme in schemes)]
-
-
-def rank_of(layer: Any) -> Rank:
-    """Return which rank this is of those that share a layer."""
-    return Rank(getattr(layer, "tp_rank", 0), getattr(layer, "tp_size", 1))
-
-
 def show_logical(layer: Any, record: LayerParts) -> None:
     """Let a layer that is not padded load the padded tensors of `record` without their padding."""
     n, k = layer.weight.shape
-    show_views(layer, record, RankSizes.unpadded(n, k), block_of(layer.quant_method, layer))
+    sizes = RankSizes((n,), (Span(0, n, n),), Span(0, k, k))
+    show_views(layer, record, sizes, block_of(layer.quant_method, layer))
 
 
-def show_views(layer: Any, record: LayerParts, sizes: RankSizes, block: tuple[int, int] | None) -> None:
+def show_views(layer: Any, record: LayerParts, sizes: RankSizes, block: tuple[int, int]) -> None:
     """Make every loader of a layer's parameters, whichever is set later, work inside their logical part.
 
     Raises `UnsupportedLayerError` if a parameter has not the padded sizes that were asked for.
@@ -187,13 +148,13 @@ def show_views(layer: Any, record: LayerParts, sizes: RankSizes, block: tuple[in
         parameter.__class__ = _viewed_class(type(parameter))  # type: ignore[arg-type]
 
 
-def _granularity(parameter: torch.nn.Parameter, block: tuple[int, int] | None) -> Granularity | None:
+def _granularity(parameter: torch.nn.Parameter, block: tuple[int, int]) -> Granularity | None:
     """Return what `parameter` is, by the axes that vLLM gives it: a scale per tensor, with none, is never padded."""
     if not hasattr(parameter, "output_dim"):
         return None
     if not hasattr(parameter, "input_dim"):
         return PerChannel()
-    return PerBlock(*block) if block and parameter.dtype != torch.float8_e4m3fn else WEIGHT
+    return WEIGHT if parameter.dtype == torch.float8_e4m3fn else PerBlock(*block)
 
 
 def hide_view(parameter: torch.nn.Parameter) -> None:

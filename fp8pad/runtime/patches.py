@@ -21,7 +21,8 @@ import torch
 
 from fp8pad.errors import EngineError
 from fp8pad.runtime.contract import slower, untried
-from fp8pad.runtime.linear import PaddedLinearMethod, is_quantized_linear, kernel_of
+from fp8pad.runtime.layer import is_quantized_linear, kernel_of
+from fp8pad.runtime.linear import PaddedLinearMethod
 from fp8pad.runtime.loading import show_logical
 from fp8pad.runtime.parts import find_layer
 

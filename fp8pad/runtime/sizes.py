@@ -87,11 +87,6 @@ class RankSizes:
         return cls._padded(partitions, (sum(partitions),), k, record.alignment)
 
     @classmethod
-    def unpadded(cls, n: int, k: int) -> "RankSizes":
-        """Return the sizes of a layer that is as the engine made it."""
-        return cls._padded((n,), (n,), k, (1, 1))
-
-    @classmethod
     def _padded(
         cls,
         partitions: Sequence[int],
