@@ -25,7 +25,7 @@ from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Verdict
 from fp8pad.record import Policy
 from fp8pad.render.folding import name_patterns
-from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+from fp8pad.tensors import ShardHeader, TensorHeader
 
 Scheme = Literal["tensor", "channel", "block"]
 Shape = tuple[int, int]
@@ -272,7 +272,7 @@ def header_of(model: Model, num_experts: int) -> ShardHeader:
 
     def add(name: str, dtype: str, *shape: int) -> None:
         begin = tensors[-1].end if tensors else 0
-        tensors.append(TensorHeader(name, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+        tensors.append(TensorHeader(name, dtype, shape, begin))
 
     for name, (num_n, num_k) in linears(model, num_experts):
         scale = {"tensor": (), "channel": (num_n, 1), "block": (-(-num_n // 128), -(-num_k // 128))}[model.scheme]

@@ -1,13 +1,14 @@
 """What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it again and compares."""
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from fp8pad import __version__
 from fp8pad.card import CARD_FILE, read_card, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.contents import Contents
+from fp8pad.checkpoint.contents import Contents, contents_of
 from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES
 from fp8pad.checkpoint.headers import framed
@@ -20,10 +21,8 @@ from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, QuantizationRecord
 
 
-def converted_files(
-    source: Checkpoint, plan: CheckpointPlan, fp8pad_version: str = __version__, with_card: bool = False
-) -> Contents:
-    """Derive the checkpoint that `plan` makes of `source`, as the fp8pad of that version writes it.
+def converted_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = False) -> Contents:
+    """Derive the checkpoint that `plan` makes of `source`.
 
     `with_card` has the model card say what was changed, unless nothing is; then there is no record either. Raises
     `PlanError` if the plan does not fit the source.
@@ -32,21 +31,24 @@ def converted_files(
         source = source.with_edited_config()
     layouts = tuple(shard_layout(shard, plan.tensors) for shard in source.shards)
     _check_complete(source, plan, layouts)
-    before = source.text(CONFIG_FILE)
-    config = _config(source, plan, before, fp8pad_version)
-    texts, unusual = _index(source, plan, layouts)
-    texts[CONFIG_FILE] = config
+    texts: dict[str, Callable[[], str]] = {CONFIG_FILE: partial(_config, source, plan)}
+    if source.has_index:
+        texts = {INDEX_FILE: partial(_index, source, plan, layouts), **texts}
     if plan.changes_nothing:
-        return Contents(source, layouts, texts)
-    originals = {CONFIG_FILE: before, **unusual, **dict(_unusual_headers(source, layouts))}
+        return contents_of(source, layouts, texts)
+    originals = {
+        CONFIG_FILE: source.text(CONFIG_FILE),
+        **_unusual_index(source),
+        **dict(_unusual_headers(source, layouts)),
+    }
     if with_card and (card := read_card(source)) is not None:
         originals[CARD_FILE] = card
-        texts = {CARD_FILE: with_section(card, source, plan), **texts}
+        texts = {CARD_FILE: partial(with_section, card, source, plan), **texts}
         source = replace(source, other_files=tuple(file for file in source.other_files if file != CARD_FILE))
     check_folders(source, {RECORD_FILE, *texts})
-    contents = Contents(source, layouts, texts)
+    contents = contents_of(source, layouts, texts)
     record = CheckpointRecord(
-        fp8pad_version=fp8pad_version,
+        fp8pad_version=__version__,
         policy=plan.policy,
         tensors=plan.tensors,
         config_edits=plan.config_edits,
@@ -66,7 +68,7 @@ def record_with(contents: Contents, hashes: Mapping[str, Hashes]) -> CheckpointR
     known = dict(hashes)
     for file, text in contents.texts.items():
         before = record.originals[file] if file in record.originals else contents.source.text(file)
-        known[file] = Hashes(text_sha256(text), text_sha256(before))
+        known[file] = Hashes(text_sha256(text()), text_sha256(before))
     files = {
         file: replace(sizes, sha256=known[file].sha256, source_sha256=known[file].source_sha256)
         for file, sizes in record.files.items()
@@ -98,22 +100,23 @@ def _check_complete(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[
         raise PlanError(f"{min(plan.tensors.keys() - names)}: is in the plan, but in no shard of {source}")
 
 
-def _index(
-    source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the index, and that of the source if unpadding could not work it out; neither where there is none."""
-    if not source.has_index:
-        return {}, {}
+def _index(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]) -> str:
     before = source.text(INDEX_FILE)
-    after = index_text(before, sum(layout.data_bytes() for layout in layouts)) if plan.tensors else before
-    is_usual = states_total(before, sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors))
-    return {INDEX_FILE: after}, {} if is_usual else {INDEX_FILE: before}
+    return index_text(before, sum(layout.data_bytes() for layout in layouts)) if plan.tensors else before
 
 
-def _config(source: Checkpoint, plan: CheckpointPlan, before: str, fp8pad_version: str) -> str:
+def _unusual_index(source: Checkpoint) -> dict[str, str]:
+    """Return the index of the source if unpadding could not work it out."""
+    before = source.text(INDEX_FILE) if source.has_index else None
+    total_bytes = sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors)
+    return {} if before is None or states_total(before, total_bytes) else {INDEX_FILE: before}
+
+
+def _config(source: Checkpoint, plan: CheckpointPlan) -> str:
+    before = source.text(CONFIG_FILE)
     if not plan.edits_config:
         return before
-    quantization = QuantizationRecord(plan.modules, plan.base or {}, fp8pad_version) if plan.needs_runtime else None
+    quantization = QuantizationRecord(plan.modules, plan.base or {}, __version__) if plan.needs_runtime else None
     edited = edited_config(source.configs[CONFIG_FILE], plan.config_edits, quantization, plan.base_source)
     if quantization:  # inside of its `base` the config of before may nest too deep to be read
         nested = edited_config(source.configs[CONFIG_FILE], (), replace(quantization, modules={}), plan.base_source)

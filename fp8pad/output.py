@@ -126,7 +126,7 @@ class Output:
                 RECORD_FILE, (part.encode() for part in record.text_parts()), record.originals
             )
         for file, text in self.contents.texts.items():
-            self.writer.write_text(file, encoded(text))
+            self.writer.write_text(file, encoded(text()))
 
     def publish(self) -> Replaced | None:
         """Put what was written in the place of `out_dir`; return what was replaced."""

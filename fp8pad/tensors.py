@@ -47,18 +47,22 @@ ONE_BYTES: Mapping[str, bytes] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """One tensor as its shard's header describes it; `begin` and `end` are byte offsets into the shard's data."""
+    """One tensor as its shard's header describes it; it begins at byte `begin` of the shard's data."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     begin: int
-    end: int
 
     @property
     def num_bytes(self) -> int:
         """Bytes that the tensor's data takes."""
-        return self.end - self.begin
+        return tensor_bytes(self.dtype, self.shape)
+
+    @property
+    def end(self) -> int:
+        """The byte of the shard's data behind it."""
+        return self.begin + self.num_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,15 @@
 """Unpad a checkpoint: the exact inverse of converting, from what fp8pad.json says."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
 from fp8pad.checkpoint.compare import Mismatch
-from fp8pad.checkpoint.contents import Contents
+from fp8pad.checkpoint.contents import Contents, contents_of
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import file_sha256, text_sha256
 from fp8pad.checkpoint.options import WriteOptions
@@ -78,7 +79,8 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         hashes = out.write_files(progress)
         # Other files may have been edited since: they are compared only on request.
         known = {file: each for file, each in hashes.items() if file in shards or options.verify == "full"}
-        _check_hashes(out_dir, record, contents.texts, known)
+        known |= {file: Hashes(text_sha256(text()), "") for file, text in contents.texts.items()}
+        _check_hashes(out_dir, record, known)
         out.write_texts()
         replaced = out.publish()
     changed += _edited(record, contents.source.other_files, hashes)
@@ -91,10 +93,11 @@ def _contents(original: Original, record: CheckpointRecord) -> Contents:
     card = record.originals.get(CARD_FILE)
     without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
     other_files = tuple(file for file in original.converted.other_files if file not in without)
-    texts = {**({CARD_FILE: card} if card else {}), **original.texts}
+    texts: dict[str, Callable[[], str]] = {CARD_FILE: lambda: record.originals[CARD_FILE]} if card else {}
+    texts |= {file: partial(original.text, file) for file in original.converted.text_files}
     source = replace(original.converted, other_files=other_files)
     check_folders(source, texts)
-    return Contents(source, original.layouts, texts)
+    return contents_of(source, original.layouts, texts)
 
 
 def _edited(record: CheckpointRecord, files: Iterable[str], hashes: Mapping[str, Hashes]) -> Iterator[Mismatch]:
@@ -126,12 +129,8 @@ def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
         yield f"{CARD_FILE}: was edited since it was converted; the card from before converting was restored"
 
 
-def _check_hashes(
-    out_dir: Path, record: CheckpointRecord, texts: Mapping[str, str], hashes: Mapping[str, Hashes]
-) -> None:
-    found = {file: entry.sha256 for file, entry in hashes.items()}
-    found |= {file: text_sha256(text) for file, text in texts.items()}
-    for file, digest in found.items():
+def _check_hashes(out_dir: Path, record: CheckpointRecord, restored: Mapping[str, Hashes]) -> None:
+    for file, hashes in restored.items():
         expected = record.files[file].source_sha256 if file in record.files else None
-        if expected and digest != expected:
-            raise VerifyError(f"{out_dir}: {file}: sha256: expected {expected}, got {digest}")
+        if expected and hashes.sha256 != expected:
+            raise VerifyError(f"{out_dir}: {file}: sha256: expected {expected}, got {hashes.sha256}")

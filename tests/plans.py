@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+from fp8pad.tensors import ShardHeader, TensorHeader
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 BLOCKS = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]}
@@ -29,7 +29,7 @@ def headers(
         scale_name = f"{name}.weight_scale{'_inv' if method == 'fp8' else ''}"
         for tensor, dtype, shape in ((f"{name}.weight", "F8_E4M3", (num_n, num_k)), (scale_name, "F32", scale_shape)):
             begin = tensors[-1].end if tensors else 0
-            tensors.append(TensorHeader(tensor, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+            tensors.append(TensorHeader(tensor, dtype, shape, begin))
     shard = ShardHeader("model.safetensors", tensors[-1].end, 0, tuple(tensors))
     return (shard,), {"config.json": {**config, "quantization_config": quantization}}
 

@@ -14,7 +14,7 @@ from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments
-from fp8pad.tensors import TensorHeader, tensor_bytes
+from fp8pad.tensors import TensorHeader
 
 CHANNEL = {
     "quant_method": "compressed-tensors",
@@ -42,10 +42,7 @@ def block(module: str, num_n: int, num_k: int) -> Tensors:
 
 def plan_layer(config: Mapping[str, Any], tensors: Tensors, policy: Policy = ABSORB) -> Absorption:
     """Absorb as the planner does, from headers and config alone."""
-    headers = {
-        name: TensorHeader(name, dtype, shape, 0, tensor_bytes(dtype, shape))
-        for name, (dtype, shape) in tensors.items()
-    }
+    headers = {name: TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items()}
     quantization = find_quantization({"config.json": config})
     sections = sections_of(config)
     governed = find_governed(sections, headers)
@@ -359,7 +356,7 @@ def test_a_key_that_stands_in_for_another(sizes: dict[str, Any]) -> None:
     sections = sections_of(config, index_families({"toy.toml": STAND_IN}))
     tensors = channel("layers.0.up", 74, 64) | channel("layers.0.down", 64, 74)
     tensors |= channel("layers.0.shared.up", shared, 64) | channel("layers.0.shared.down", 64, shared)
-    headers = {name: TensorHeader(name, dtype, shape, 0, 0) for name, (dtype, shape) in tensors.items()}
+    headers = {name: TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items()}
     found = {size.key: {governed.module for governed in size.axes} for size in find_governed(sections, headers).sizes}
     one, other = {"layers.0.up", "layers.0.down"}, {"layers.0.shared.up", "layers.0.shared.down"}
     assert found == ({"inner": one, "shared_size": other} if shared == 150 else {"inner": one | other})
@@ -530,7 +527,7 @@ activation = "relu"
 def test_two_keys_that_govern_one_axis() -> None:
     """A family file that gives one axis to two keys is an error that names both."""
     sections = sections_of({"model_type": "toy"}, index_families({"toy.toml": TWO_KEYS}))
-    tensors = {"layers.0.down.weight": TensorHeader("layers.0.down.weight", "F8_E4M3", (32, 213), 0, 32 * 213)}
+    tensors = {"layers.0.down.weight": TensorHeader("layers.0.down.weight", "F8_E4M3", (32, 213), 0)}
     with pytest.raises(PlanError, match=r"^layers\.0\.down\.weight: both a and b govern its axis K$"):
         find_governed(sections, tensors)
 

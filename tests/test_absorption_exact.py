@@ -21,7 +21,7 @@ from fp8pad.planning.families import Description, Mlp, Section, families, sectio
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import PaddedTensor, Policy
-from fp8pad.tensors import TensorHeader, tensor_bytes
+from fp8pad.tensors import TensorHeader
 
 Array = NDArray[np.int64]
 Arrays = dict[str, Array]
@@ -167,10 +167,7 @@ def scale_shape(shape: tuple[int, ...], case: Case) -> tuple[int, ...]:
 
 def plan_layer(config: Mapping[str, Any], arrays: Arrays, dtypes: Mapping[str, str], case: Case) -> Absorption:
     """Absorb everything, experts too, and check that nothing is refused but blocks that straddle gate and up."""
-    headers = {
-        name: TensorHeader(name, dtypes[name], array.shape, 0, tensor_bytes(dtypes[name], array.shape))
-        for name, array in arrays.items()
-    }
+    headers = {name: TensorHeader(name, dtypes[name], array.shape, 0) for name, array in arrays.items()}
     quantization = find_quantization({"config.json": config})
     sections = sections_of(config)
     governed = find_governed(sections, headers)

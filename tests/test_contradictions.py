@@ -6,7 +6,7 @@ from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import Json, Policy
-from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+from fp8pad.tensors import ShardHeader, TensorHeader
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "static"}
 FP8_BLOCK = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -26,7 +26,7 @@ def planned(
     tensors: Tensors, quantization: Json | None = FP8, policy: Policy = PAD, model_type: str = "llama"
 ) -> CheckpointPlan:
     """The plan of one shard of these tensors."""
-    headers = tuple(TensorHeader(name, dtype, shape, 0, tensor_bytes(dtype, shape)) for name, dtype, shape in tensors)
+    headers = tuple(TensorHeader(name, dtype, shape, 0) for name, dtype, shape in tensors)
     config = {"model_type": model_type} | ({"quantization_config": quantization} if quantization else {})
     return plan_checkpoint([ShardHeader("model.safetensors", 0, 0, headers)], {"config.json": config}, policy)
 

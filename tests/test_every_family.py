@@ -17,7 +17,7 @@ from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge, converted_verdict
 from fp8pad.record import Policy
-from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+from fp8pad.tensors import ShardHeader, TensorHeader
 from fp8pad.unpadding import unpad
 from fp8pad.verification import verify
 
@@ -35,7 +35,7 @@ def header_of(model: TinyModel) -> ShardHeader:
     tensors: list[TensorHeader] = []
     for name, (dtype, shape) in model.tensors.items():
         begin = tensors[-1].end if tensors else 0
-        tensors.append(TensorHeader(name, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+        tensors.append(TensorHeader(name, dtype, shape, begin))
     return ShardHeader(FILE, tensors[-1].end, 0, tuple(tensors))
 
 

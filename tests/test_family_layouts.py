@@ -351,7 +351,7 @@ def test_a_layout_of_vllm_is_described(model_type: str, sizes: Mapping[str, Any]
     """Every tensor with an inner size is governed by the key that has it, and by no other; the sizes fit."""
     config = {"model_type": model_type, **sizes}
     governed = find_governed(
-        sections_of(config), {name: TensorHeader(name, "BF16", shape, 0, 0) for name, shape in shapes.items()}
+        sections_of(config), {name: TensorHeader(name, "BF16", shape, 0) for name, shape in shapes.items()}
     )
     found: set[str] = set()
     for size in governed.sizes:

@@ -58,6 +58,12 @@ def test_a_shard_without_tensors_is_legal() -> None:
     assert parse(b"{}", 0).tensors == ()
 
 
+def test_metadata_may_have_the_keys_of_a_tensor() -> None:
+    """A tensor is told by where it stands: `__metadata__` takes any strings."""
+    metadata = {"dtype": "U8", "shape": "[2]", "data_offsets": "[0, 2]"}
+    assert parse_json({"__metadata__": metadata}, 0).metadata == metadata
+
+
 @pytest.mark.parametrize(
     ("document", "data_bytes", "message"),
     [
@@ -193,5 +199,5 @@ def test_one_damaged_byte_never_goes_unnoticed_as_another_error(data: st.DataObj
 
 def test_empty_tensors_sort_before_what_begins_at_the_same_place() -> None:
     """A tensor without bytes leaves no hole wherever it stands in the header."""
-    big, empty = TensorHeader("big", "U8", (4,), 0, 4), TensorHeader("empty", "U8", (0,), 0, 0)
+    big, empty = TensorHeader("big", "U8", (4,), 0), TensorHeader("empty", "U8", (0,), 0)
     assert in_data_order([big, empty]) == [empty, big]

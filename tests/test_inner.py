@@ -23,7 +23,7 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 
 def inner_of(config: Mapping[str, Any], tensors: Tensors, text: str | None = None) -> Mapping[str, str]:
     """The inner axes of a checkpoint of these tensors; `text` is a family file to read in place of all."""
-    headers = {name: TensorHeader(name, dtype, shape, 0, 0) for name, (dtype, shape) in tensors.items()}
+    headers = {name: TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items()}
     sections = sections_of(config, index_families({"toy.toml": text}) if text else None)
     governed = find_governed(sections, headers)
     linears, _ = recognise(headers, find_quantization({"config.json": config}), config, governed.routed_experts)

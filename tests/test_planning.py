@@ -37,7 +37,7 @@ def shard(file: str, *tensors: tuple[str, str, tuple[int, ...]]) -> ShardHeader:
     headers, end = [], 0
     for name, dtype, shape in tensors:
         begin, end = end, end + tensor_bytes(dtype, shape)
-        headers.append(TensorHeader(name, dtype, shape, begin, end))
+        headers.append(TensorHeader(name, dtype, shape, begin))
     return ShardHeader(file, 1000 + end, 1000, tuple(headers), {"format": "pt"})
 
 

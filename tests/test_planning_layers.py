@@ -9,7 +9,7 @@ from fp8pad.planning.linear_names import kind_of
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import Json
 from fp8pad.scales import PerBlock, PerChannel, PerTensor
-from fp8pad.tensors import TensorHeader, tensor_bytes
+from fp8pad.tensors import TensorHeader
 
 FP8 = {"quant_method": "fp8"}
 FP8_BLOCK = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -20,7 +20,7 @@ NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 
 def header(name: str, dtype: str, shape: tuple[int, ...]) -> TensorHeader:
     """A tensor's header; where its data lies does not matter here."""
-    return TensorHeader(name, dtype, shape, 0, tensor_bytes(dtype, shape))
+    return TensorHeader(name, dtype, shape, 0)
 
 
 def recognised(

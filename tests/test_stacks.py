@@ -13,7 +13,7 @@ from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.scale_layouts import granularity_of
 from fp8pad.record import AxisActions, Policy
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
-from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+from fp8pad.tensors import ShardHeader, TensorHeader
 
 CHANNEL = {
     "quant_method": "compressed-tensors",
@@ -35,9 +35,7 @@ def planned(
     config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]], policy: Policy
 ) -> CheckpointPlan:
     """Plan a checkpoint of these tensors."""
-    headers = tuple(
-        TensorHeader(name, dtype, shape, 0, tensor_bytes(dtype, shape)) for name, (dtype, shape) in tensors.items()
-    )
+    headers = tuple(TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items())
     return plan_checkpoint([ShardHeader("model.safetensors", 0, 0, headers)], {"config.json": config}, policy)
 
 
@@ -117,7 +115,7 @@ def test_a_size_that_both_orders_could_have() -> None:
     for order in ("nk", "kn"):
         tensors = stack(folder + "gate_up_proj", 400, 200, order, "channel")
         tensors |= stack(folder + "down_proj", 200, 200, order, "channel")
-        headers = {name: TensorHeader(name, dtype, shape, 0, 0) for name, (dtype, shape) in tensors.items()}
+        headers = {name: TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items()}
         assert set(find_governed(sections_of(config), headers).routed_experts.values()) == {order}
 
 

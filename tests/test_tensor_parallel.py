@@ -207,9 +207,7 @@ def test_the_family_knows_its_mlps_by_whatever_name() -> None:
     known = index_families({"toy.toml": TOY})
     shapes = {"model.layers.7.ff.out": (256, 384), "model.layers.7.ff.in": (768, 256), "model.ff.out": (256, 384)}
     sections = sections_of(config, known)
-    weights = {
-        f"{name}.weight": TensorHeader(f"{name}.weight", "F8_E4M3", shape, 0, 0) for name, shape in shapes.items()
-    }
+    weights = {f"{name}.weight": TensorHeader(f"{name}.weight", "F8_E4M3", shape, 0) for name, shape in shapes.items()}
     found = shardings(shapes, sections, find_governed(sections, weights).roles)
     assert [each.axis for each in found.values()] == ["row", "column", "column"]
     assert found["model.layers.7.ff.in"].rank_rows(768, 2) == (192, 192)

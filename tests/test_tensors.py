@@ -50,6 +50,6 @@ def test_weights_take_one_byte_an_element() -> None:
 
 def test_headers_know_their_bytes() -> None:
     """A tensor's bytes lie between its offsets; a shard has no metadata unless told."""
-    tensor = TensorHeader("a", "BF16", (3,), 10, 16)
+    tensor = TensorHeader("a", "BF16", (3,), 10)
     assert tensor.num_bytes == tensor_bytes("BF16", (3,)) == 6
     assert ShardHeader("x", 100, 84, (tensor,)).metadata is None

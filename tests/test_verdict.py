@@ -28,7 +28,7 @@ from fp8pad.planning.sharding import Shape
 from fp8pad.planning.verdict import Judge, Verdict, converted_verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
-from fp8pad.tensors import TensorHeader, tensor_bytes
+from fp8pad.tensors import TensorHeader
 
 VLLM = find_engine()
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu"}
@@ -664,8 +664,7 @@ def beside_fp8(
     (shard,), configs = headers(config, quantization, attention(128 if quantization == CHANNELS else 256))
     tensors = list(shard.tensors)
     for name, (dtype, shape) in shapes.items():
-        begin = tensors[-1].end
-        tensors.append(TensorHeader(name, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+        tensors.append(TensorHeader(name, dtype, shape, tensors[-1].end))
     return (replace(shard, tensors=tuple(tensors), file_bytes=tensors[-1].end),), configs
 
 

@@ -1,6 +1,6 @@
 """The files of a checkpoint that is to be written: their names, the room that they take, and whether they are there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,31 +20,21 @@ from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, parse_recor
 class Contents:
     """The files of a checkpoint that is to be written from `source`, whose other files are copied as they are.
 
-    `layouts` are its shards, `texts` its text files; the one without which nothing can be loaded is the last. A
-    `record` is written too, once the hashes of all files are known: here it has none.
+    `layouts` are its shards. `texts` work out its text files, when they are needed: an index can be as large as all
+    headers; the one without which nothing can be loaded is the last. `files` are the sizes of all of these. A `record`
+    is written too, once the hashes of all files are known: here it has none.
     """
 
     source: Checkpoint
     layouts: tuple[ShardLayout, ...]
-    texts: Mapping[str, str]
+    texts: Mapping[str, Callable[[], str]]
+    files: Mapping[str, FileRecord]
     record: CheckpointRecord | None = None
 
     @property
     def names(self) -> set[str]:
         """The names of all files."""
-        names = {*(layout.file for layout in self.layouts), *self.source.other_files, *self.texts}
-        return names | {RECORD_FILE} if self.record else names
-
-    @property
-    def files(self) -> dict[str, FileRecord]:
-        """The sizes of all files but the record, in the source, where a new file has none, and here."""
-        before = self.source.identities
-        sizes = {layout.file: layout.target_bytes for layout in self.layouts}
-        sizes |= {file: text_bytes(text) for file, text in self.texts.items()}
-        sizes |= {file: before[file].size for file in self.source.other_files}
-        return {
-            file: FileRecord(before[file].size if file in before else 0, size) for file, size in sorted(sizes.items())
-        }
+        return {*self.files, RECORD_FILE} if self.record else {*self.files}
 
     @property
     def other_bytes(self) -> int:
@@ -87,10 +77,22 @@ class Contents:
                     return False
             return (
                 all((target / file).lstat().st_size == sizes.size for file, sizes in self.files.items())
-                and all(read_text(target, file) == text for file, text in self.texts.items())
+                and all(read_text(target, file) == text() for file, text in self.texts.items())
                 and (self.record is None or _is_recorded(self.record, target, needs_hashes))
             )
         return False
+
+
+def contents_of(
+    source: Checkpoint, layouts: tuple[ShardLayout, ...], texts: Mapping[str, Callable[[], str]]
+) -> Contents:
+    """Return what is made of `source`, without a record; a file that is new has no bytes in it."""
+    before = source.identities
+    sizes = {layout.file: layout.target_bytes for layout in layouts}
+    sizes |= {file: text_bytes(text()) for file, text in texts.items()}
+    sizes |= {file: before[file].size for file in source.other_files}
+    files = {file: FileRecord(before[file].size if file in before else 0, size) for file, size in sorted(sizes.items())}
+    return Contents(source, layouts, texts, files)
 
 
 def _is_recorded(record: CheckpointRecord, target: Path, needs_hashes: bool) -> bool:

@@ -6,6 +6,7 @@ https://github.com/huggingface/safetensors#format, and `Metadata::validate` in i
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,9 +57,7 @@ def parse_header(prefix: bytes, file_bytes: int, file: str) -> ShardHeader:
     """
     document = _parse_json(prefix[LENGTH_BYTES:], file)
     metadata = _metadata(document.pop(METADATA, None), file)
-    # Few, for many tensors; by their text, since whoever wrote the file could choose numbers with equal hashes.
-    shapes: dict[str, tuple[int, ...]] = {}
-    tensors = tuple(_tensor(name, entry, file, shapes) for name, entry in document.items())
+    tensors = tuple(_tensor(name, entry, file) for name, entry in document.items())
     _check_dense(tensors, file_bytes - len(prefix), file)
     return ShardHeader(file, file_bytes, len(prefix), tensors, metadata)
 
@@ -100,18 +99,25 @@ def _parse_json(text: bytes, file: str) -> dict[str, Any]:
     def refuse_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        document: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in document:
-                raise ValueError(f"{name} is there twice")
-            document[name] = value
-        return document
+    # Few, for many tensors; by their text, since whoever wrote the file could choose numbers with equal hashes.
+    shapes: dict[str, tuple[object, ...]] = {}
+
+    def compact(pairs: list[tuple[str, Any]]) -> dict[str, Any] | tuple[object, ...]:
+        """Return what is known of a tensor as a tuple, which takes a third of the memory."""
+        document = dict(pairs)
+        if len(document) < len(pairs):
+            ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"{name} is there twice")
+        if document.keys() != {"dtype", "shape", "data_offsets"} or isinstance(shape := document["shape"], str):
+            return document
+        if isinstance(shape, list):
+            shape = shapes.setdefault(repr(shape), tuple(shape))
+        return document["dtype"], shape, document["data_offsets"]
 
     try:
         parse_int = _whole_number if b"-0" in text else None  # Python's own is faster
         document = json.loads(
-            text.decode(), object_pairs_hook=unique, parse_constant=refuse_constant, parse_int=parse_int
+            text.decode(), object_pairs_hook=compact, parse_constant=refuse_constant, parse_int=parse_int
         )
         if b"\\u" in text:
             json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate could not be written again
@@ -130,20 +136,19 @@ def _metadata(entry: object, file: str) -> dict[str, str] | None:
     return entry
 
 
-def _tensor(name: str, entry: object, file: str, shapes: dict[str, tuple[int, ...]]) -> TensorHeader:
+def _tensor(name: str, entry: object, file: str) -> TensorHeader:
     where = f"{file}: {name}"
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, tuple):
         raise HeaderError(f"{where}: expected dtype, shape and data_offsets, got {shown(entry)}")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, offsets = entry
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise HeaderError(f"{where}: dtype: expected one of {', '.join(DTYPE_BITS)}, got {shown(dtype)}")
     if not _are_sizes(shape):
         raise HeaderError(f"{where}: shape: expected a list of sizes, got {shown(shape)}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise HeaderError(f"{where}: data_offsets: expected [begin, end], got {shown(offsets)}")
-    shape = shapes.setdefault(repr(shape), tuple(shape))
     _check_size(where, dtype, shape, offsets[1] - offsets[0])
-    return TensorHeader(name, sys.intern(dtype), shape, *offsets)
+    return TensorHeader(name, sys.intern(dtype), shape, offsets[0])
 
 
 def _check_size(where: str, dtype: str, shape: tuple[int, ...], num_bytes: int) -> None:
@@ -171,7 +176,7 @@ def _check_dense(tensors: Iterable[TensorHeader], data_bytes: int, file: str) ->
 
 
 def _are_sizes(value: object) -> bool:
-    if not isinstance(value, list):
+    if not isinstance(value, (tuple, list)):
         return False
     for size in value:  # noqa: SIM110  `all` takes twice as long, for every tensor
         if type(size) is not int or not 0 <= size < 2**63:

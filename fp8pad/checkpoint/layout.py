@@ -187,9 +187,8 @@ def _resized(
     position = 0
     for tensor in in_data_order(shard.tensors):
         shape = shapes.get(tensor.name, tensor.shape)
-        end = position + tensor_bytes(tensor.dtype, shape)
-        placed[tensor.name] = TensorHeader(tensor.name, tensor.dtype, shape, position, end)
-        position = end
+        placed[tensor.name] = TensorHeader(tensor.name, tensor.dtype, shape, position)
+        position = placed[tensor.name].end
     tensors = tuple(placed[tensor.name] for tensor in shard.tensors)
     prefix = header_bytes(tensors, metadata)
     return ShardHeader(shard.file, len(prefix) + position, len(prefix), tensors, metadata), prefix

@@ -33,11 +33,6 @@ class Original:
         return index_text(text, sum(layout.data_bytes() for layout in self.layouts)) if self.record else text
 
     @property
-    def texts(self) -> dict[str, str]:
-        """The index, where there is one, and config.json."""
-        return {file: self.text(file) for file in self.converted.text_files}
-
-    @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each of these files."""
         sizes = {layout.file: layout.target_bytes for layout in self.layouts}

@@ -22,7 +22,7 @@ from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.families import families, sections_of
 from fp8pad.record import PaddedTensor, Policy
-from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+from fp8pad.tensors import ShardHeader, TensorHeader
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (make test-vllm)")
 torch = pytest.importorskip("torch")
@@ -307,7 +307,7 @@ def test_a_family_is_what_transformers_saves_and_loads(model_type: str, tmp_path
     """Keys and tensors match a file in both directions; absorbed, they load, and text models answer as before."""
     model = saved_model(model_type, tmp_path / "model")
     config, arrays = read(tmp_path / "model")
-    tensors = {name: TensorHeader(name, "BF16", array.shape, 0, 0) for name, array in arrays.items()}
+    tensors = {name: TensorHeader(name, "BF16", array.shape, 0) for name, array in arrays.items()}
     found = find_governed(sections_of(config), tensors)
     for key in found.sizes:
         assert not key.unclaimed_tensors, key.path
@@ -404,7 +404,7 @@ def fp8_header(tensors: Mapping[str, TensorHeader], governed: set[str]) -> Shard
         dtypes = {name: ("F8_E4M3" if is_weight else "F32", tensor.shape)}
         for each, (dtype, shape) in (dtypes | ({f"{name}_scale": ("F32", ())} if is_weight else {})).items():
             begin = made[-1].end if made else 0
-            made.append(TensorHeader(each, dtype, shape, begin, begin + tensor_bytes(dtype, shape)))
+            made.append(TensorHeader(each, dtype, shape, begin))
     return ShardHeader(FILE, made[-1].end, 0, tuple(made))
 
 
