@@ -194,23 +194,37 @@ def test_blocks_of_other_sizes_are_known(block: tuple[int, int], prefix: str, ou
         assert converted_verdict(plan, VLLM).outcome == outcome
 
 
+BLOCKS_OF_32 = {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}
+
+
 def test_deepseek_v41s_layers_that_are_not_whole_blocks_are_not_known() -> None:
-    """What the model's own method makes of them was not read; the rule for other models' blocks is not about them."""
-    quantization = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    """Its own method has scales for every row, and refuses columns that are not whole blocks."""
     for inner in (336, 320):
         config = LLAMA | {"architectures": ["DeepseekV41ForCausalLM"], "intermediate_size": inner}
-        verdict = Judge(planned(headers(config, quantization, gated(MLP, inner)), Policy()), VLLM).original(4)
+        verdict = Judge(planned(headers(config, BLOCKS_OF_32, gated(MLP, inner)), Policy()), VLLM).original(4)
         assert said(verdict)["not known"] == {"gate_proj", "up_proj", "down_proj"}
         assert [finding.why[:23] for finding in verdict.findings] == ["not whole scale blocks:"]
 
 
 def test_deepseek_v41s_blocks_of_32_are_its_own_methods() -> None:
     """Its file gives them to MXFP8's kernels; the same blocks in another model are refused."""
-    quantization = {"quant_method": "fp8", "weight_block_size": [32, 32]}
     for architecture, outcome in (("DeepseekV41ForCausalLM", "serves"), ("LlamaForCausalLM", "refuses")):
         config = LLAMA | {"architectures": [architecture]}
-        plan = planned(headers(config, quantization, {f"{MLP}.down_proj": (256, 320)}), Policy())
+        plan = planned(headers(config, BLOCKS_OF_32, {f"{MLP}.down_proj": (256, 320)}), Policy())
         assert Judge(plan, VLLM).original(1).outcome == outcome
+
+
+@pytest.mark.parametrize(("inner", "outcome"), [(320, "serves"), (336, "refuses")])
+def test_what_deepseek_v41s_own_method_takes_is_not_padded(inner: int, outcome: str) -> None:
+    """The plugin does not know that method: it would refuse a scale of `[N, K / 32]`. Absorbing needs no plugin."""
+    config = V4 | {"architectures": ["DeepseekV41ForCausalLM"], "moe_intermediate_size": inner, "hidden_act": "silu"}
+    shapes = {"layers.0.attn.wo_b": (256, inner)}
+    plan = planned(headers(config, BLOCKS_OF_32, shapes), Policy())
+    assert plan.changes_nothing
+    assert "which the model's own method gives to MXFP8's kernels" in plan.layers[0].reason
+    assert converted_verdict(plan, VLLM).outcome == Judge(plan, VLLM).original(1).outcome == outcome
+    padded = planned(headers(config, FP8, shapes), Policy())
+    assert padded.modules
 
 
 def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> None:

@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from fp8pad.planning.engines import find_engine, matches
+from fp8pad.planning.engines import Rule, find_engine
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import PerBlock
-
-_BY_MODEL = "not padded here: vLLM's code of this model fits it to whole scale blocks itself"
 
 
 def left_alone(
@@ -17,21 +15,22 @@ def left_alone(
     """Yield the layers, with a reason where one is carried unchanged; `skip` are globs of module names."""
     unlike = _unlike_inputs(linears)
     method = quantization.method if quantization else None
-    rules = (rule for rule in find_engine().rule if rule.padded_by_model and rule.is_about(method, architectures))
-    by_model = [pattern for rule in rules for pattern in rule.modules]
+    by_model = [rule for rule in find_engine().rule if rule.left_to_model and rule.is_about(method, architectures)]
     for linear in linears:
         if pattern := next((pattern for pattern in skip if fnmatchcase(linear.name, pattern)), None):
             yield linear._replace(skip_reason=f"--skip {pattern}", is_understood=True)
         elif linear.skip_reason is None and linear.name in unlike:
             yield linear._replace(skip_reason=unlike[linear.name], is_understood=False)
-        elif linear.skip_reason is None and _is_left_to_model(linear, by_model):
-            yield linear._replace(skip_reason=_BY_MODEL)
+        elif linear.skip_reason is None and (rule := next((it for it in by_model if _is_of(it, linear)), None)):
+            yield linear._replace(skip_reason=f"not padded here: {rule.why}")
         else:
             yield linear
 
 
-def _is_left_to_model(linear: Fp8Linear, patterns: Sequence[str]) -> bool:
-    return isinstance(linear.granularity, PerBlock) and not linear.is_expert and matches((linear.name,), patterns)
+def _is_of(rule: Rule, linear: Fp8Linear) -> bool:
+    if not isinstance(linear.granularity, PerBlock) or linear.is_expert:
+        return False
+    return rule.is_about_layer(linear.name, linear.granularity.block)
 
 
 def _unlike_inputs(linears: Sequence[Fp8Linear]) -> dict[str, str]:

@@ -80,7 +80,7 @@ class Judge:
         groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
         # What findings are about. What is padded is a matter of the whole checkpoint, loaded or not.
         self._groups = [group for group in groups if not matches((group.example.name,), unloaded)]
-        by_model = [pattern for rule in self._rules if rule.padded_by_model for pattern in rule.modules]
+        by_model = [pattern for rule in self._rules if rule.left_to_model for pattern in rule.modules]
         counts = plan.shared_counts
         self._counts = [count for count in counts if not matches((count.module,), [*unloaded, *by_model])]
 
@@ -234,13 +234,11 @@ def _is_padded(layer: LayerPlan, shape: Shape, num_ranks: int) -> bool:
 
 def _holds(rule: Rule, layer: LayerPlan, part: RankPart, kernel: Shape, fit: Fit) -> bool:
     granularity = layer.granularity.name if layer.granularity else None
-    block_n, block_k = layer.block
     return (
         fit in rule.fits
         and ("expert" if layer.is_expert else "dense") in (rule.kinds or ("dense", "expert"))
         and granularity in (rule.scales or (granularity,))
-        and (not rule.modules or matches((layer.name,), rule.modules))
-        and not matches((f"{block_n}x{block_k}",), rule.unless_blocks)
+        and rule.is_about_layer(layer.name, layer.block)
         and gcd(*layer.block, *(part.rows or (part.num_n or 0,)), part.num_k or 0) >= (rule.finest_block or 0)
         and not any(is_aligned(kernel, multiples) for multiples in rule.unless_multiples)
     )

@@ -124,3 +124,23 @@ def test_method_fp8_has_no_place_for_a_scale_of_each_channel() -> None:
     for shard in ({}, {"shard_id": 1}):
         with pytest.raises(AssertionError):
             load(torch.ones(32, 1), **shard)
+
+
+@pytest.mark.parametrize(("num_k", "is_taken"), [(320, True), (336, False)])
+def test_deepseek_v41s_method_takes_columns_in_whole_blocks(num_k: int, is_taken: bool) -> None:
+    """Blocks of 32 by 32 become a scale for each row and 32 columns; the rule is about K alone."""
+    import torch
+    from vllm.model_executor.layers.quantization.modelopt import WEIGHT, CkptCtx, KMxfp8Static, Shapes
+
+    layer, shapes = torch.nn.Module(), Shapes([48], num_k, torch.bfloat16)
+    try:
+        KMxfp8Static().create_weights(layer, WEIGHT, CkptCtx(scale_block_size=(32, 32)), shapes, lambda *_: None)
+    except ValueError:
+        assert not is_taken
+    else:
+        assert is_taken
+        assert layer.weight_scale.shape == (48, num_k // 32)
+    config = LLAMA | {"architectures": ["DeepseekV41ForCausalLM"]}
+    blocks = {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}
+    said = outcomes(config, blocks, {f"{MLP}.down_proj": (64, num_k)}, 1)
+    assert said == {"down_proj": "serves" if is_taken else "refuses"}

@@ -31,7 +31,7 @@ class Rule:
     `unless_blocks`, as "128x*", are not meant. `fused_scales` asks for layers of several matrices whose scales can be
     loaded by whole blocks, and are then the right ones or others' (`Sharding.fused_scales`). `source` is where the rule
     is read in the engine, and `known` says whether it was only read, or seen on what device and when. What is
-    `padded_by_model` is padded by the engine's own code of the model, which leaves no room for fp8pad's plugin; what is
+    `left_to_model` is in the hands of the engine's own code of the model, with no room for fp8pad's plugin; what is
     `unloaded` the engine does not load, and nothing else is said of it.
     """
 
@@ -50,7 +50,7 @@ class Rule:
     fused_scales: FusedScales | None = None
     unless_multiples: tuple[tuple[PositiveSize, PositiveSize], ...] = ()
     weight_only: bool | None = None
-    padded_by_model: bool = False
+    left_to_model: bool = False
     unloaded: bool = False
 
     @property
@@ -63,6 +63,12 @@ class Rule:
         return (not self.methods or method in self.methods) and (
             not self.architectures or matches(architectures, self.architectures)
         )
+
+    def is_about_layer(self, name: str, block: tuple[int, int]) -> bool:
+        """Return whether it holds for a layer of this name with scale blocks `(n, k)`."""
+        block_n, block_k = block
+        is_named = not self.modules or matches((name,), self.modules)
+        return is_named and not matches((f"{block_n}x{block_k}",), self.unless_blocks)
 
 
 @dataclass(frozen=True, slots=True)
