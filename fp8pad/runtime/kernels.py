@@ -88,7 +88,7 @@ def _quantize_per_token(
     x = _checked_rows(x, padded_k)
     x_fp8, scale = _empty_fp8(x, padded_k), _empty_scale(x, x.shape[0], 1)
     if x.shape[0]:
-        block = _block(padded_k, LONGEST_BLOCK)
+        block = _block(padded_k)
         triton_kernels.per_token_kernel[(x.shape[0],)](
             x, x_fp8, scale, scale_ub, *_layout(x), padded_k, block, num_warps=_num_warps(block)
         )
@@ -116,7 +116,7 @@ def _quantize_per_tensor(x: torch.Tensor, padded_k: int) -> tuple[torch.Tensor, 
     if not x.shape[0]:
         return x_fp8, scale.zero_()
     maxima = _empty_scale(x, NUM_MAXIMA)
-    block = _block(x.shape[1], LONGEST_BLOCK)
+    block = _block(x.shape[1])
     triton_kernels.maxima_kernel[maxima.shape](x, maxima, x.shape[0], *_layout(x), block, num_warps=_num_warps(block))
     _quantize_tiles(x, x_fp8, scale, maxima)
     return x_fp8, scale
@@ -131,7 +131,7 @@ def cut_columns(x: torch.Tensor, n: int) -> torch.Tensor:
         return x[:, :n].clone(memory_format=torch.contiguous_format)
     out = x.new_empty((x.shape[0], n))
     if x.shape[0]:
-        tile = _block(n, LONGEST_BLOCK)
+        tile = _block(n)
         triton_kernels.cut_kernel[(x.shape[0], num_blocks(n, tile))](
             x, out, x.shape[1], gcd(n, 16), n, tile, num_warps=_num_warps(tile)
         )
@@ -142,7 +142,7 @@ def _quantize_tiles(x: torch.Tensor, x_fp8: torch.Tensor, scale: torch.Tensor, m
     if not x.shape[0]:
         return
     padded_k = x_fp8.shape[1]
-    tile = _block(padded_k, LONGEST_BLOCK)
+    tile = _block(padded_k)
     num_maxima = 0 if maxima is None else maxima.numel()
     triton_kernels.per_tensor_kernel[(x.shape[0], num_blocks(padded_k, tile))](
         x, x_fp8, scale, maxima, *_layout(x), padded_k, tile, num_maxima, num_warps=_num_warps(tile)
@@ -163,8 +163,8 @@ def _layout(x: torch.Tensor) -> tuple[int, int, int]:
     return x.stride(0), gcd(x.stride(0), 16), x.shape[1]
 
 
-def _block(size: int, longest: int) -> int:
-    return int(min(triton.next_power_of_2(size), longest))
+def _block(size: int) -> int:
+    return int(min(triton.next_power_of_2(size), LONGEST_BLOCK))
 
 
 def _num_warps(block: int) -> int:

@@ -154,9 +154,8 @@ def startup_line(model: torch.nn.Module) -> str | None:
 
     A layer counts once, by what is done in each of its forwards.
     """
-    methods = [(layer, getattr(layer, "quant_method", None)) for layer in model.modules()]
-    padded = [(layer, found) for layer, found in methods if isinstance(found, PaddedLinearMethod)]
-    padded = [(layer, method) for layer, method in padded if method.sizes.is_padded]
+    methods = ((layer, getattr(layer, "quant_method", None)) for layer in model.modules())
+    padded = [(layer, it) for layer, it in methods if isinstance(it, PaddedLinearMethod) and it.sizes.is_padded]
     if not padded:
         return None
     ways = Counter(_way(method) for _, method in padded)

@@ -75,28 +75,19 @@ class RankSizes:
         `block` is `(1, 1)` where a scale belongs to a channel or to all. Raises `UnsupportedLayerError` where the
         rank's share begins inside a block, and is not the inside of an MLP: no scale would be right.
         """
-        inside = _inside_mlp(partitions, k, record, block, rank)
-        if inside:
+        if inside := _inside_mlp(partitions, k, record, block, rank):
             return inside
+        matrices: Sequence[int] = (sum(partitions),)
+        is_placed = False
         if block != (1, 1):
             _check_shares(partitions, k, record, block, rank.num_ranks)
-            wholes = tuple(part.logical_shape[0] for part in record.known)
+            wholes = [part.logical_shape[0] for part in record.known]
             ends_inside = any(n % block[0] for n in (*wholes[:-1], *partitions[:-1]))
             if ends_inside and _has_all_rows(partitions, record):
-                return cls._padded(partitions, wholes, k, record.alignment, is_placed=True)
-        return cls._padded(partitions, (sum(partitions),), k, record.alignment)
-
-    @classmethod
-    def _padded(
-        cls,
-        partitions: Sequence[int],
-        segments: Sequence[int],
-        k: int,
-        alignment: tuple[int, int],
-        is_placed: bool = False,
-    ) -> "RankSizes":
-        rows = tuple(Span.whole(segment, alignment[0]) for segment in segments)
-        return cls(tuple(partitions), rows, Span.whole(k, alignment[1]), is_placed)
+                matrices, is_placed = wholes, True
+        multiple_n, multiple_k = record.alignment
+        rows = tuple(Span.whole(n, multiple_n) for n in matrices)
+        return cls(tuple(partitions), rows, Span.whole(k, multiple_k), is_placed)
 
     @property
     def n(self) -> int:
@@ -166,12 +157,13 @@ def _inside_mlp(
         return None
     multiple_n, multiple_k = record.alignment
     if record.inner == "n":
-        rows = tuple(Span.share(n, multiple_n, block[0], rank) for n in partitions)
-        sizes = RankSizes(tuple(partitions), rows, Span.whole(k, multiple_k), is_placed=True)
-        return sizes if sizes.padded_n > sizes.n else None
-    columns = Span.share(k, multiple_k, block[1], rank)
-    sizes = RankSizes(tuple(partitions), (Span.whole(sum(partitions), multiple_n),), columns, is_placed=True)
-    return sizes if sizes.padded_k > sizes.k else None
+        inner = rows = tuple(Span.share(n, multiple_n, block[0], rank) for n in partitions)
+        columns = Span.whole(k, multiple_k)
+    else:
+        rows, columns = (Span.whole(sum(partitions), multiple_n),), Span.share(k, multiple_k, block[1], rank)
+        inner = (columns,)
+    is_padded = any(span.padded_size > span.size for span in inner)
+    return RankSizes(tuple(partitions), rows, columns, is_placed=True) if is_padded else None
 
 
 def _is_divided(partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], num_ranks: int) -> bool:
