@@ -131,11 +131,8 @@ def _modelopt_algorithm(algorithm: str) -> WeightFormats:
 def _quark(document: Json, where: str) -> Iterator[WeightFormats]:
     for weight in _quark_weights(document, where):
         dtype, scheme = str(weight.get("dtype")), str(weight.get("qscheme")).partition("per_")[2]
-        yield (
-            _scaled(scheme, weight.get("block_size"), f"{where}: block_size")
-            if dtype.startswith("fp8")
-            else _not_fp8(dtype)
-        )
+        is_fp8 = dtype.startswith("fp8")
+        yield _scaled(scheme, weight.get("block_size"), f"{where}: block_size") if is_fp8 else _not_fp8(dtype)
 
 
 def _quark_weights(document: Json, where: str) -> Iterator[Json]:

@@ -96,15 +96,11 @@ def absorb(
 
 def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
     """Return one tensor that grows along one axis as `first` does and along the other as `second` does."""
-    grown_first = [padded > logical for logical, padded in zip(first.logical_shape, first.padded_shape, strict=True)]
-    shapes = zip(grown_first, first.padded_shape, second.padded_shape, strict=True)
+    axes = zip(first.axes.both, second.axes.both, strict=True)
     return replace(
         first,
-        padded_shape=tuple(one if grows else other for grows, one, other in shapes),
-        axes=AxisActions(
-            second.axes.n if first.axes.n == "aligned" else first.axes.n,
-            second.axes.k if first.axes.k == "aligned" else first.axes.k,
-        ),
+        padded_shape=tuple(map(max, first.padded_shape, second.padded_shape)),
+        axes=AxisActions(*(other if one == "aligned" else one for one, other in axes)),
         segments=first.segments or second.segments,
     )
 

@@ -154,18 +154,10 @@ def check_activation(mlp: Mlp, section: Section) -> None:
 def _check_complete(size: GovernedSize) -> None:
     """Refuse what has parts missing, tied weights for one, or tensors that look governed but are not described."""
     for mlp in size.mlps:
-        parts: dict[str, GovernedAxis] = {}
-        for governed in mlp:
-            if governed.leaf == "weight" or governed.role not in parts:
-                parts[governed.role] = governed
-        some = next(iter(parts.values()))
-        for role in some.mlp.parts:
-            if role not in parts:
-                raise NotAbsorbableError(f"{some.block.rstrip('.')} has no {role} weight: it may be tied to another")
-            if parts[role].leaf != "weight":
-                raise NotAbsorbableError(f"{parts[role].tensor.name} has no weight: a layout that is not padded")
-    if size.unclaimed_tensors:
-        unclaimed_tensor = size.unclaimed_tensors[0]
-        raise NotAbsorbableError(
-            f"{unclaimed_tensor.name} {list(unclaimed_tensor.shape)} has that size too and is not described"
-        )
+        with_weight = {governed.role for governed in mlp if governed.leaf == "weight"}
+        if role := next((role for role in mlp[0].mlp.parts if role not in with_weight), None):
+            if other := next((governed.tensor.name for governed in mlp if governed.role == role), None):
+                raise NotAbsorbableError(f"{other} has no weight: a layout that is not padded")
+            raise NotAbsorbableError(f"{mlp[0].block.rstrip('.')} has no {role} weight: it may be tied to another")
+    for tensor in size.unclaimed_tensors:
+        raise NotAbsorbableError(f"{tensor.name} {list(tensor.shape)} has that size too and is not described")

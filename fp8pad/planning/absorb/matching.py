@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 from fp8pad.errors import PlanError
 from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize, inner_sizes
@@ -113,16 +114,11 @@ def _rules(described: Sequence[tuple[Section, Description]], index: NameIndex) -
 def _stacked_form(section: Section, mlp: Mlp, index: NameIndex) -> Mlp:
     """Experts that the family has one by one as tools stack them: gate and up in one weight, or apart."""
     folder = mlp.down.partition("{expert}")[0]
-    if mlp.is_gated and any(index.find(section.prefixes, f"{folder}gate_up_proj")):
-        parts: dict[str, str | None] = {
-            "gate": None,
-            "up": None,
-            "gate_up": f"{folder}gate_up_proj",
-            "down": f"{folder}down_proj",
-        }
-    else:
-        parts = {str(role): pattern.replace("{expert}.", "") for role, pattern in mlp.parts.items()}
-    return replace(mlp, stacked=True, **parts)  # type: ignore[arg-type]
+    gate_up, down = f"{folder}gate_up_proj", f"{folder}down_proj"
+    if mlp.is_gated and any(index.find(section.prefixes, gate_up)):
+        return replace(mlp, stacked=True, gate=None, up=None, gate_up=gate_up, down=down)
+    parts: dict[str, Any] = {role: pattern.replace("{expert}.", "") for role, pattern in mlp.parts.items()}
+    return replace(mlp, stacked=True, **parts)
 
 
 def _matches(
