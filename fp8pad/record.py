@@ -50,6 +50,11 @@ class AxisActions:
         sizes = zip(as_matrices(old)[1:], as_matrices(new)[1:], strict=True)
         return cls(*(done if size != new_size else "aligned" for size, new_size in sizes))
 
+    def and_then(self, other: "AxisActions") -> "AxisActions":
+        """Return what is done where this is done to one axis, and `other` to the other."""
+        pairs = zip(self.both, other.both, strict=True)
+        return AxisActions(*(second if first == "aligned" else first for first, second in pairs))
+
     @property
     def both(self) -> tuple[Disposition, Disposition]:
         """What is done to N, and to K."""

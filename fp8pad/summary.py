@@ -33,14 +33,13 @@ class OutputFiles:
 
 def action(layer: LayerPlan) -> str:
     """Return what is done to a layer: one of `ACTIONS`, so that counts of layers add up."""
-    axes = layer.axes.both
-    if "absorb" in axes:
-        return "to absorb and pad" if "pad" in axes else "to absorb"
-    if "pad" in axes:
+    if layer.is_absorbed:
+        return "to absorb and pad" if layer.is_padded else "to absorb"
+    if layer.is_padded:
         return "to pad"
     if layer.is_padded_at_load:
         return "to pad at load"
-    if "skip" in axes and not (layer.granularity and is_aligned(layer.logical_shape[-2:], layer.alignment)):
+    if layer.is_skipped and not (layer.granularity and is_aligned(layer.logical_shape[-2:], layer.alignment)):
         return "carried unchanged"
     return "aligned already"
 

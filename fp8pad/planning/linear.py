@@ -94,9 +94,24 @@ class LayerPlan:
         return self.logical_shape[-2], self.logical_shape[-1]
 
     @property
+    def is_absorbed(self) -> bool:
+        """Whether the edited config asks for another size of it."""
+        return "absorb" in self.axes.both
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether it is larger on disk than the edited config asks for."""
+        return "pad" in self.axes.both
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether an axis of it is left as it is, aligned or not."""
+        return "skip" in self.axes.both
+
+    @property
     def is_for_runtime(self) -> bool:
         """Whether the runtime takes the layer, where the checkpoint asks for it at all."""
-        return not self.is_expert and "skip" not in self.axes.both
+        return not (self.is_expert or self.is_skipped)
 
     @property
     def is_padded_at_load(self) -> bool:

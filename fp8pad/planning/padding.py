@@ -88,7 +88,7 @@ def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
 
     With a block-scaled one go its siblings: where an engine fuses them, all their places in the grid of scales shift.
     """
-    needed = {layer.name for layer in layers if layer.is_padded_at_load or "pad" in layer.axes.both}
+    needed = {layer.name for layer in layers if layer.is_padded_at_load or layer.is_padded}
     fused = {_input(layer) for layer in layers if _has_blocks(layer) and layer.name in needed}
     return [
         layer
@@ -99,7 +99,7 @@ def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
 
 def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, PaddedTensor]]:
     """Yield what the disposition `pad` does to a layer's weight and to its scale, by name, where it does anything."""
-    if "pad" not in layer.axes.both:
+    if not layer.is_padded:
         return
     sizes = zip(layer.axes.both, layer.logical_shape, layer.padded_shape, strict=True)
     shape = tuple(padded if done == "pad" else logical for done, logical, padded in sizes)

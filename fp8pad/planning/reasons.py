@@ -21,15 +21,14 @@ def _absorbed(layer: LayerPlan) -> str:
 
 def _own(layer: LayerPlan, skip_reason: str | None) -> str:
     """Why the axes that are not absorbed are treated as they are; nothing where there is nothing left to say."""
-    axes = layer.axes.both
-    if skip_reason and "skip" in axes:
+    if skip_reason and layer.is_skipped:
         return skip_reason
     broken = [
         f"{axis} = {size} is not a multiple of {multiple}"
         for axis, size, multiple in zip("NK", layer.matrix_shape, layer.alignment, strict=True)
         if size % multiple
     ]
-    if broken or "absorb" in axes:
+    if broken or layer.is_absorbed:
         return " and ".join(broken)
     return "N and K are multiples of " + " and ".join(map(str, dict.fromkeys(layer.alignment)))
 

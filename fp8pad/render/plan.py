@@ -102,7 +102,7 @@ def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
 
 def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     """Yield a row for each reason why FP8 layers that are understood are left as they are."""
-    left = (layer for layer in plan.layers if "skip" in layer.axes.both and "absorb" not in layer.axes.both)
+    left = (layer for layer in plan.layers if layer.is_skipped and not layer.is_absorbed)
     yield from _by_reason("skipped", [layer for layer in left if layer.is_understood])
 
 

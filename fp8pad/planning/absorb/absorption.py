@@ -18,7 +18,7 @@ from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import is_scale_name, module_name
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.planning.tensor_parallel import SharedCount
-from fp8pad.record import CONFIG_FILE, Axis, AxisActions, ConfigEdit, PaddedTensor, Policy
+from fp8pad.record import CONFIG_FILE, Axis, ConfigEdit, PaddedTensor, Policy
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -96,11 +96,10 @@ def absorb(
 
 def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
     """Return one tensor that grows along one axis as `first` does and along the other as `second` does."""
-    axes = zip(first.axes.both, second.axes.both, strict=True)
     return replace(
         first,
         padded_shape=tuple(map(max, first.padded_shape, second.padded_shape)),
-        axes=AxisActions(*(other if one == "aligned" else one for one, other in axes)),
+        axes=first.axes.and_then(second.axes),
         segments=first.segments or second.segments,
     )
 
