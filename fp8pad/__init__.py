@@ -1,38 +1,38 @@
 """fp8pad pads FP8 checkpoints ahead of time, so that inference engines never have to.
 
-Functions for the commands; `help(fp8pad.convert)` describes one. They print nothing, and return what the arrow names.
+One function for each command; see `help(fp8pad.convert)`. They print nothing, and return the report after the arrow.
 
     plan            -> PlanReport     what converting would change, and the cost
     convert         -> ConvertReport  pad a checkpoint, and verify the result
     convert_shards  -> SliceReport    write some of its shards, as `convert --shards` does
     verify          -> VerifyReport   compare a converted checkpoint with its records and its source
     unpad           -> UnpadReport    restore the original, byte for byte
-    inspect         -> Inspection     what was done to a checkpoint, by its records
+    inspect         -> Inspection     what was done to a checkpoint, according to its records
     push            -> PushReport     upload a converted checkpoint to the hub
 
-What goes wrong is an `Fp8padError` of one of these kinds, those that are indented kinds of the one above.
+Every error is an `Fp8padError`, of one of these kinds; indented ones are subclasses of the one above.
 
-    UsageError               an argument or option that fp8pad does not take
+    UsageError               an invalid argument or option
     CheckpointError          files are missing, damaged, or disagree with each other
-        HeaderError          a safetensors file whose header is not what the format asks for
+        HeaderError          a safetensors file with an invalid header
         ConfigError          a config file that is missing, not JSON, or contradicts the tensors
-        PlanError            tensors whose shapes cannot belong together
-        RecordError          a record of fp8pad's is missing, malformed, or of an unknown version
+        PlanError            tensors whose shapes contradict each other
+        RecordError          one of fp8pad's records is missing, malformed, or of an unknown version
         AlreadyPaddedError   the checkpoint to convert was made by fp8pad
-        HubError             a model of the hub that cannot be read
-    VerifyError              what was read back is not what the plan says
-        AlteredPaddingError  padding holds something, which unpadding would lose
+        HubError             a model on the hub that cannot be read
+    VerifyError              what was read back does not match the plan
+        AlteredPaddingError  padding that holds data, which unpadding would lose
     NotServedError           the engine would refuse the result at this tensor-parallel size
     OutputError              the output folder cannot be used, or writing to it failed
-    ClusterError             a Ray cluster that is not there, or went away
+    ClusterError             a Ray cluster that cannot be reached, or was lost
 
-All are loaded when they are first used, since a vLLM process imports this.
+All of them are imported on first use, since vLLM processes import this package.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # by their own names: offered to type checkers
+if TYPE_CHECKING:  # `as` marks re-exports for type checkers
     from fp8pad.conversion import ConvertReport as ConvertReport
     from fp8pad.conversion import SliceReport as SliceReport
     from fp8pad.errors import AlreadyPaddedError as AlreadyPaddedError
@@ -64,7 +64,7 @@ if TYPE_CHECKING:  # by their own names: offered to type checkers
 
 __version__ = "0.1.0"
 
-# Not `__all__`: `help(fp8pad)` would print all that is in it at length.
+# Not `__all__`, since `help(fp8pad)` would print the full help of everything in it.
 _OFFERED = {
     "conversion": (
         "ConvertReport",

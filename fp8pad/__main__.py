@@ -1,4 +1,4 @@
-"""Where the command `fp8pad` and `python -m fp8pad` begin: Ctrl-C is one line, also while modules are imported."""
+"""Entry point of `fp8pad` and `python -m fp8pad`; Ctrl-C prints one line, even while modules are being imported."""
 
 import sys
 

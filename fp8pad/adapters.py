@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's folder beside its shards and no longer fits: LoRA adapters and other weights."""
+"""Notes on files next to the shards that no longer fit after converting: LoRA adapters and other weights."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,7 +19,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
-    """Return a sentence for each adapter of PEFT that touches an absorbed module: its matrices have the old sizes.
+    """Return a sentence for each PEFT adapter that targets an absorbed module: its matrices have the old sizes.
 
     An adapter of a padded module still fits, since the runtime gives a padded module its logical sizes.
     """
@@ -36,9 +36,9 @@ def adapter_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
 
 
 def other_weight_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
-    """Return a sentence for each file of FP8 Linears beside a single shard without an index, which engines load too.
+    """Return a sentence for each file of FP8 Linears next to a single shard without an index: engines load it too.
 
-    It is copied as it is. Raises `PlanError` if sizes are absorbed, which would no longer be those of its tensors.
+    Such a file is copied unchanged. Raises `PlanError` if sizes are absorbed, since its tensors keep the old ones.
     """
     if source.has_index:
         return ()
@@ -54,7 +54,7 @@ def other_weight_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, .
 
 
 def _holds_linears(source: Checkpoint, file: str) -> bool:
-    """Return whether a file in the root is no adapter and holds FP8 weights with their scales."""
+    """Return whether a file is in the root folder, is not an adapter, and holds FP8 weights with their scales."""
     if "/" in file or not file.endswith(SHARD_SUFFIX) or file.startswith("adapter_"):
         return False
     with suppress(CheckpointError):
@@ -71,13 +71,13 @@ def _adapter_folders(source: Checkpoint) -> list[str]:
 
 
 def _touched(source: Checkpoint, folder: str, modules: list[str]) -> list[str]:
-    """Return those of `modules` that an adapter touches, by the names of its tensors, else by its config."""
+    """Return the `modules` that an adapter targets, by its tensor names or, if those cannot be read, its config."""
     root = source.root / folder
     with suppress(CheckpointError):
         names = {f".{tensor.name}." for tensor in read_header(root / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS).tensors}
         paths = {path for name in names for path in _paths_in(name)}
         return [module for module in modules if module in paths]
-    with suppress(CheckpointError):  # the names in a pickle are not read
+    with suppress(CheckpointError):  # tensor names in a pickle are not read
         targets = parse_object(ADAPTER_CONFIG, read_text(root, ADAPTER_CONFIG)).get("target_modules")
         if isinstance(targets, list):
             named = {target for target in targets if isinstance(target, str)}
@@ -87,12 +87,12 @@ def _touched(source: Checkpoint, folder: str, modules: list[str]) -> list[str]:
 
 
 def _paths_in(name: str) -> Iterator[str]:
-    """Return the runs of parts of a dotted name that may be a module: before `.lora_`, from any part on."""
+    """Return possible module names for a tensor: what precedes `.lora_`, without its first 0 to 5 parts."""
     module, _, _ = name.strip(".").partition(".lora_")
     return islice(_suffixes(module), 6)
 
 
 def _suffixes(name: str) -> Iterator[str]:
-    """Return what a dotted name ends with, from any of its parts on."""
+    """Return the suffixes of a dotted name that begin at one of its parts, the longest first."""
     parts = name.split(".")
     return (".".join(parts[begin:]) for begin in range(len(parts)))

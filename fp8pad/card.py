@@ -1,4 +1,4 @@
-"""The model card of a converted checkpoint: README.md with metadata and a section of fp8pad's."""
+"""The model card of a converted checkpoint: README.md with metadata and a section by fp8pad."""
 
 import importlib.metadata
 import re
@@ -15,9 +15,9 @@ BEGIN, END = "<!-- fp8pad -->", "<!-- /fp8pad -->"
 
 
 def with_section(card: str, source: Checkpoint, plan: CheckpointPlan) -> str:
-    """Return a model card, empty where there is none, with what was changed, and with the hub's metadata for that.
+    """Return a model card with a section on what was changed, and with metadata for the hub.
 
-    The rest of the card stays as it is, apart from a `base_model` that is the model that was converted now.
+    `card` is empty if the source has none. The rest is kept, except that `base_model` becomes the converted model.
     """
     metadata, body = _split(card)
     front, lines = "\n".join(metadata), [*_section(source, plan)]
@@ -30,7 +30,7 @@ def with_section(card: str, source: Checkpoint, plan: CheckpointPlan) -> str:
 
 
 def hub_repo(source: Checkpoint) -> str | None:
-    """Return the model's name on the hub, if it comes from there or lies in the cache of its files."""
+    """Return the model's name on the hub, if it was read from there or from the hub's local cache."""
     if source.name:
         return source.name.partition("@")[0]
     root = source.root.resolve()
@@ -40,16 +40,16 @@ def hub_repo(source: Checkpoint) -> str | None:
 
 
 def _split(card: str) -> tuple[list[str], str]:
-    """Return the lines of a card's metadata, between two lines of dashes, and the rest."""
+    """Split a card into the lines of its metadata, which are between two lines of dashes, and the rest."""
     card = card.removeprefix("\ufeff")
     match = re.match(r"---[ \t]*\r?\n(.*?\r?\n)?---[ \t]*(\r?\n|$)", card, re.DOTALL)
     return (re.findall(r"(.*?)\r?\n", match[1] or ""), card[match.end() :]) if match else ([], card)
 
 
 def _blocks(metadata: list[str]) -> dict[str, list[str]]:
-    """Group lines of YAML by the key at the top under which they stand; what stands before the first has none.
+    """Group lines of YAML by their top-level key; lines before the first key have the key "".
 
-    A line that cannot go on with what stands above it begins a block, whatever its key looks like.
+    A line that cannot continue the one above begins a block, whatever its key looks like.
     """
     blocks: dict[str, list[str]] = {}
     key = ""
@@ -63,7 +63,7 @@ def _blocks(metadata: list[str]) -> dict[str, list[str]]:
 
 
 def _can_be_edited(metadata: list[str]) -> bool:
-    """Whether keys stand in lines of their own, and what is replaced has no anchor that may be referred to."""
+    """Return whether each key is on its own line, and no value to replace has an anchor that may be referred to."""
     blocks = _blocks(metadata)
     replaced = [*blocks.get("base_model", ()), *blocks.get("base_model_relation", ())]
     is_flow = any(line.lstrip().startswith("{") for line in blocks.get("", ())) or any(
@@ -73,7 +73,7 @@ def _can_be_edited(metadata: list[str]) -> bool:
 
 
 def _edited(metadata: list[str], repo: str | None) -> list[str]:
-    """Return the lines of metadata with what the hub is to know."""
+    """Return the lines of metadata with the base model, its relation to this one, and the tag of fp8pad."""
     blocks = _blocks(metadata)
     if repo:
         blocks["base_model"] = [f"base_model: {repo}"]
@@ -83,7 +83,7 @@ def _edited(metadata: list[str], repo: str | None) -> list[str]:
 
 
 def _with_tag(block: list[str]) -> list[str]:
-    """Add fp8pad to a list of tags, in the style in which it is written; one in a style that is not known stays."""
+    """Add fp8pad to a list of tags in the list's own YAML style; in an unknown style the list stays unchanged."""
     if any(re.search(r"(^|[\s\[,\"'-])fp8pad\b", line) for line in block):
         return block
     first, items = block[0], [line for line in block[1:] if not re.fullmatch(r"\s*(#.*)?", line)]
@@ -129,7 +129,7 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
 
 
 def _repository() -> str:
-    """Return the repository's address, which the metadata of a released package has, or else the project's name."""
+    """Return the repository's URL from the package metadata, or the project's name if it has none."""
     try:
         urls = importlib.metadata.metadata("fp8pad").get_all("Project-URL") or ()
     except importlib.metadata.PackageNotFoundError:
@@ -138,14 +138,14 @@ def _repository() -> str:
 
 
 def _can_share(plan: CheckpointPlan, num_ranks: int) -> bool:
-    """Whether so many ranks can share every layer, FP8 or not, as far as the plan knows them."""
+    """Return whether `num_ranks` ranks can share every layer that the plan knows, FP8 or not."""
     fits = {alike.example.fit_at(num_ranks) for alike in plan.alike}
     counts = all(count.is_shared_by(num_ranks, plan.grown) for count in plan.shared_counts)
     return counts and fits.isdisjoint({"indivisible", "inside block"})
 
 
 def read_card(source: Checkpoint) -> str | None:
-    """Return the model card of a checkpoint, empty if there is none, None if it is no text that could be given back."""
+    """Return a checkpoint's model card: "" if it has none, None if the file is empty or cannot be read as text."""
     if CARD_FILE not in source.other_files:
         return ""
     try:

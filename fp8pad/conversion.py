@@ -19,11 +19,11 @@ from fp8pad.summary import output_files, plan_document
 
 @dataclass(frozen=True, slots=True)
 class ConvertReport:
-    """What was written: counts of tensors and of bytes, over all files, and the names of files.
+    """What was written: counts of tensors and bytes over all files, and file names.
 
-    `rewritten` files differ from the source's, `kept` ones do not, `excluded` ones did not come along, `resumed` shards
-    had been finished by an earlier run. `replaced` is what stood at `out_dir` before, `engine` the one
-    that is planned for. Where `was_complete`, nothing was written: every byte was compared.
+    `rewritten` files differ from the source's, `kept` ones do not, `excluded` ones were not copied, and `resumed`
+    shards were finished by an earlier run. `replaced` is what was at `out_dir` before, and `engine` the engine that
+    was planned for. If `was_complete`, nothing was written: every byte was compared.
     """
 
     source: Checkpoint
@@ -61,7 +61,7 @@ class ConvertReport:
 
 @dataclass(frozen=True, slots=True)
 class SliceReport:
-    """The names of the shards that are finished by now, whoever wrote them, and how many there are."""
+    """The names of the shards that are finished by now, whichever run wrote them, and the number of all shards."""
 
     out_dir: Path
     finished: tuple[str, ...]
@@ -82,9 +82,9 @@ def convert(
 ) -> ConvertReport:
     """Write the checkpoint that `plan` makes of `source` to `out_dir`, which appears when it is complete and verified.
 
-    A plan that changes nothing gives an equal checkpoint without records. Raises `PlanError` if plan and source do not
-    fit, `CheckpointError` if the source cannot be read or changes meanwhile, `OutputError` if `out_dir` cannot be
-    written, and `VerifyError` if what was read back is wrong.
+    A plan that changes nothing gives an equal checkpoint without records. Raises `PlanError` if the plan does not fit
+    the source, `CheckpointError` if the source cannot be read or changes meanwhile, `OutputError` if `out_dir` cannot
+    be written, and `VerifyError` if what was read back is wrong.
     """
     contents = converted_files(source, plan, with_card=options.card)
     files = output_files(source, plan, with_card=CARD_FILE in contents.texts)
@@ -114,6 +114,6 @@ def convert(
 def convert_slice(
     source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: WriteOptions, progress: Progress
 ) -> SliceReport:
-    """Write those shards that `options` name, and leave them for a run that `finishes`; see `write_slice`."""
+    """Write the shards that `options` name, and leave them staged for a run that `finishes`; see `write_slice`."""
     contents = converted_files(source, plan, with_card=options.card)
     return SliceReport(out_dir, write_slice(contents, out_dir, options, progress), len(contents.layouts))

@@ -1,4 +1,4 @@
-"""What a converted checkpoint is, file by file: `convert` writes it, `verify` derives it again and compares."""
+"""The files of a converted checkpoint, derived from source and plan: `convert` writes them, `verify` compares."""
 
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -24,8 +24,8 @@ from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, Quantizati
 def converted_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = False) -> Contents:
     """Derive the checkpoint that `plan` makes of `source`.
 
-    `with_card` has the model card say what was changed, unless nothing is; then there is no record either. Raises
-    `PlanError` if the plan does not fit the source.
+    `with_card` adds what was changed to the model card. If nothing is changed, the card stays as it is and there is no
+    record. Raises `PlanError` if the plan does not fit the source.
     """
     if plan.edits_config:
         source = source.with_edited_config()
@@ -61,7 +61,7 @@ def converted_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = 
 
 
 def record_with(contents: Contents, hashes: Mapping[str, Hashes]) -> CheckpointRecord | None:
-    """Return the record, with the hashes of all files if there are any; those of texts are worked out here."""
+    """Return the record, with the hashes of all files if `hashes` has any; those of text files are computed here."""
     record = contents.record
     if record is None or not hashes:
         return record
@@ -84,7 +84,7 @@ def check_folders(source: Checkpoint, written: Container[str]) -> None:
 
 
 def _check_readable(record: CheckpointRecord, texts: Iterable[str]) -> None:
-    """Raise `PlanError` for a text that would be too long to be read again, hashes of all files included."""
+    """Raise `PlanError` if a text file, the record with all hashes included, would be too long to be read again."""
     digest = "0" * 64
     files = {file: replace(sizes, sha256=digest, source_sha256=digest) for file, sizes in record.files.items()}
     sizes = {file: record.files[file].size for file in texts}
@@ -106,7 +106,7 @@ def _index(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayo
 
 
 def _unusual_index(source: Checkpoint) -> dict[str, str]:
-    """Return the index of the source if unpadding could not work it out."""
+    """Return the index of the source if unpadding could not reconstruct it."""
     before = source.text(INDEX_FILE) if source.has_index else None
     total_bytes = sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors)
     return {} if before is None or states_total(before, total_bytes) else {INDEX_FILE: before}
@@ -118,14 +118,14 @@ def _config(source: Checkpoint, plan: CheckpointPlan) -> str:
         return before
     quantization = QuantizationRecord(plan.modules, plan.base or {}, __version__) if plan.needs_runtime else None
     edited = edited_config(source.configs[CONFIG_FILE], plan.config_edits, quantization, plan.base_source)
-    if quantization:  # inside of its `base` the config of before may nest too deep to be read
+    if quantization:  # nested inside `base`, the original config may be too deep to be read
         nested = edited_config(source.configs[CONFIG_FILE], (), replace(quantization, modules={}), plan.base_source)
         parse_object(f"{CONFIG_FILE}, as it would be written", json.dumps(nested))
     return dumps_like(before, edited)
 
 
 def _unusual_headers(source: Checkpoint, layouts: Iterable[ShardLayout]) -> Iterator[tuple[str, str]]:
-    """Yield the headers of shards that unpadding would spell otherwise."""
+    """Yield the headers of shards that unpadding would not reproduce byte for byte."""
     for layout in layouts:
         if not layout.is_untouched:
             shapes = {tensor.name: tensor.shape for tensor in layout.header.tensors}

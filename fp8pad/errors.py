@@ -11,9 +11,9 @@ MAX_SHOWN = 60  # characters
 
 
 def shown(value: object) -> str:
-    """Return a value of a JSON document as a message shows it: as JSON, on one line, cut where it is long.
+    """Return a value of a JSON document for a message: as JSON, on one line, cut to `MAX_SHOWN` characters.
 
-    No more of it is looked at than is shown, however long or deep it is.
+    Only the part that is shown is encoded, however long or deep the value is.
     """
     encoder = json.JSONEncoder(ensure_ascii=False, default=repr, skipkeys=True)
     text = "".join(islice(encoder.iterencode(value), MAX_SHOWN + 1))
@@ -25,7 +25,7 @@ class Fp8padError(Exception):
 
 
 class UsageError(Fp8padError):
-    """An argument or option that fp8pad does not take; the command line ends with exit status 2."""
+    """An invalid argument or option; the command line ends with exit status 2."""
 
 
 class CheckpointError(Fp8padError):
@@ -33,19 +33,19 @@ class CheckpointError(Fp8padError):
 
 
 class HeaderError(CheckpointError):
-    """A safetensors file whose header is not what the format asks for."""
+    """A safetensors file with an invalid header."""
 
 
 class ConfigError(CheckpointError):
-    """A config file that is missing, not JSON, or says what the tensors do not."""
+    """A config file that is missing, not JSON, or contradicts the tensors."""
 
 
 class PlanError(CheckpointError):
-    """Tensors whose shapes cannot belong together, so that no plan can be made."""
+    """Tensors whose shapes contradict each other, so that no plan can be made."""
 
 
 class RecordError(CheckpointError):
-    """One of fp8pad's own records is missing, malformed, or of a version that is not known."""
+    """One of fp8pad's own records is missing, malformed, or of an unknown version."""
 
 
 class AlreadyPaddedError(CheckpointError):
@@ -53,21 +53,21 @@ class AlreadyPaddedError(CheckpointError):
 
 
 class HubError(CheckpointError):
-    """A model of the hub that cannot be read: there is none, it is not open to us, or the hub does not answer."""
+    """A model on the hub that cannot be read: it does not exist, access is denied, or the hub does not answer."""
 
 
 class VerifyError(Fp8padError):
-    """What was read back is not what the plan says."""
+    """What was read back does not match the plan."""
 
 
 class AlteredPaddingError(VerifyError):
-    """Padding holds something, which unpadding would lose."""
+    """Padding that holds data, which unpadding would lose."""
 
 
 class NotServedError(Fp8padError):
-    """The converted checkpoint is one that the engine refuses at the tensor-parallel size that it is meant for.
+    """The engine would refuse the converted checkpoint at the tensor-parallel size that it is planned for.
 
-    `report` is the `library.PlanReport` on a conversion that was not begun for that reason.
+    `report` is the `library.PlanReport` of the conversion, which was not started.
     """
 
     report: Any = None
@@ -78,7 +78,7 @@ class OutputError(Fp8padError):
 
 
 class ClusterError(Fp8padError):
-    """A Ray cluster that is not there, that went away, or whose nodes cannot do the work."""
+    """A Ray cluster that cannot be reached, was lost, or whose nodes cannot do the work."""
 
 
 class GoldenError(Fp8padError):
@@ -86,8 +86,8 @@ class GoldenError(Fp8padError):
 
 
 class EngineError(Fp8padError):
-    """The installed vLLM does not hold a contract that the runtime relies on."""
+    """The installed vLLM breaks a contract that the runtime relies on."""
 
 
 class UnsupportedLayerError(Fp8padError):
-    """A layer that the runtime cannot serve right, so that it refuses to serve it at all."""
+    """A layer that the runtime refuses to serve, because it cannot serve it correctly."""

@@ -9,7 +9,7 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def num_blocks(size: int, block: int) -> int:
-    """Return how many blocks of `block` elements cover `size` elements, the last one perhaps in part."""
+    """Return the number of blocks of `block` elements that cover `size` elements; the last one may be partial."""
     return -(-size // block)
 
 
@@ -26,7 +26,7 @@ def padded_shape(logical_shape: Sequence[int], alignment: Sequence[int]) -> tupl
 def as_matrices(shape: Sequence[int]) -> tuple[int, int, int]:
     """View a tensor of `shape` as `(num_matrices, N, K)`; a vector is one matrix of a single column.
 
-    Four sizes `[R, 1, C, 1]` are a grid of block scales as NVIDIA ModelOpt writes it. Raises `ValueError` for others.
+    `[R, 1, C, 1]` is a grid of block scales as NVIDIA ModelOpt writes it. Raises `ValueError` for any other shape.
     """
     match tuple(shape):
         case ():

@@ -1,4 +1,4 @@
-"""What fp8pad did to a checkpoint, told from its records, its headers and its texts alone."""
+"""What fp8pad did to a checkpoint, according to its records, headers and text files alone."""
 
 import shlex
 from collections.abc import Callable
@@ -29,11 +29,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The records of a checkpoint, None where one is missing or cannot be read, and where they disagree.
+    """The records of a checkpoint, None if one is missing or cannot be read, and where they disagree.
 
-    `record` is fp8pad.json, `quantization` what config.json tells the runtime (a checkpoint that is only absorbed has
-    none). `size_bytes` counts every file that came along, fp8pad.json included. `disagreements` and `notes` are
-    sentences; a note is no fault.
+    `record` is fp8pad.json, `quantization` is what config.json tells the runtime (None if the checkpoint is only
+    absorbed). `size_bytes` counts all files that are not excluded, fp8pad.json included. `disagreements` and `notes`
+    are sentences; a note is not a fault.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Inspection:
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of the source's files, by the record."""
+        """Bytes of the source's files, according to the record; 0 without one."""
         return sum(file.source_size for file in self.record.files.values()) if self.record else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -73,8 +73,8 @@ class Inspection:
 def inspect_checkpoint(path: Path) -> Inspection:
     """Read the records of the checkpoint folder `path`.
 
-    Raises `RecordError`, with what a plan would say, if nothing marks it as fp8pad's, and `CheckpointError` if it
-    cannot be read as a checkpoint.
+    Raises `RecordError`, with what `plan` would find, if nothing marks it as written by fp8pad, and `CheckpointError`
+    if it cannot be read as a checkpoint.
     """
     converted = read_checkpoint(path)
     if padding_mark(converted) is None:

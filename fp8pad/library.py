@@ -1,8 +1,8 @@
-"""fp8pad for Python: the commands for checkpoints as functions, with their options as keywords.
+"""The Python API: the commands for checkpoints as functions, with their options as keywords.
 
-`convert_shards` is `convert --shards`; `golden` and `bench` are for the command line alone. Folders are strings or
-paths, models also hub ids. Nothing is printed, unless `progress=True` asks for tqdm's bar; what goes wrong is an
-`fp8pad.Fp8padError`. Results are frozen; `to_json()` is what the command prints with `--json`.
+`convert_shards` is `convert --shards`; `golden` and `bench` exist on the command line only. Folders are strings or
+paths; models may also be hub ids. Nothing is printed, unless `progress=True` asks for a tqdm bar. Every error is an
+`fp8pad.Fp8padError`. Results are frozen; `to_json()` returns what the command prints with `--json`.
 """
 
 import os
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from fp8pad.upload import PushReport
     from fp8pad.verification import VerifyReport
 
-# The rest is imported by the function that needs it: a plan needs no numpy.
+# Everything else is imported in the function that needs it: planning needs no numpy.
 
 StrPath: TypeAlias = str | os.PathLike[str]
-# True is a bar of tqdm, in a notebook its widget, if tqdm is installed.
+# True shows a tqdm bar, or tqdm's widget in a notebook, if tqdm is installed.
 ProgressOption: TypeAlias = Progress | ProgressCallback | bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """What converting `source` would do, with the model card or without, and for which engine that is looked at."""
+    """What converting `source` would do, with or without the model card, and the engine that it is meant for."""
 
     source: "Checkpoint"
     plan: "CheckpointPlan"
@@ -66,10 +66,10 @@ def plan(
 ) -> PlanReport:
     """Plan what converting `model` would change; only headers and config.json are read.
 
-    `skip` is a pattern of module names, or several. With `follow_links`, links out of the folder count as the files
-    that they lead to; otherwise those are left out. README.md is among the files that are rewritten, unless `card` is
-    False. Raises `UsageError` for an option that cannot be had, `CheckpointError` if `model` cannot be read or
-    contradicts itself, and with `strict` if an FP8 layer of it is not understood.
+    `skip` is a pattern of module names, or several. With `follow_links`, symbolic links out of the folder are followed;
+    otherwise they are excluded. README.md counts as rewritten unless `card` is False. Raises `UsageError` for an
+    invalid option, and `CheckpointError` if `model` cannot be read or contradicts itself, or, with `strict`, if one of
+    its FP8 layers is not understood.
     """
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     with _planned(model, policy, strict=strict, follow_links=follow_links, card=card, engine=engine) as planned:
@@ -105,11 +105,11 @@ def convert(
     """Convert `model` to `out_dir`, which appears when it is complete and verified.
 
     With `hash`, fp8pad.json has the SHA-256 of every file. README.md says what was changed, unless `card` is False. A
-    model of the hub is fetched shard by shard, into huggingface_hub's cache with `cache`. Raises as `plan` does,
-    `NotServedError`, before anything is written, if the engine is known to refuse the result, but not the original or
-    what another option makes, and there is no `force`, `OutputError` if `out_dir` cannot be written, `VerifyError` if
-    what was read back is wrong, and `ClusterError` if the `executor` "ray" fails. With `finish`, all shards have to be
-    written already, by `convert_shards`.
+    model on the hub is fetched shard by shard, with `cache` into huggingface_hub's cache. With `finish`,
+    `convert_shards` must have written all shards. Raises what `plan` raises; without `force`, `NotServedError` before
+    anything is written if the engine is known to refuse the result, but serves the original or what another option
+    makes; `OutputError` if `out_dir` cannot be written, `VerifyError` if what was read back is wrong, and
+    `ClusterError` if the `executor` "ray" fails.
     """
     from fp8pad.conversion import convert as convert_checkpoint
     from fp8pad.hub import work_folder
@@ -157,10 +157,10 @@ def convert_shards(
     force: bool = False,
     progress: ProgressOption = None,
 ) -> "SliceReport":
-    """Write some shards of what converting `model` gives, on any machine, for a last `convert` that has to `finish`.
+    """Write some shards of a converted `model`, on any machine; a last `convert` with `finish` publishes the result.
 
-    `shards` are positions in the sorted names. Options have to be those of the last run; what is finished already is
-    kept. Raises as `convert` does.
+    `shards` are positions in the sorted names. All runs, the last included, need the same options; finished shards are
+    kept. Raises what `convert` raises.
     """
     from fp8pad.conversion import convert_slice
     from fp8pad.hub import work_folder
@@ -187,7 +187,7 @@ def verify(
 ) -> "VerifyReport":
     """Compare the converted checkpoint `out_dir` with its records, and with the `model` that it was made from.
 
-    One argument alone is `out_dir`. Raises `CheckpointError` if either cannot be read as a checkpoint; what differs is
+    A single argument is `out_dir`. Raises `CheckpointError` if either cannot be read as a checkpoint; differences are
     in the report.
     """
     from fp8pad.verification import verify as verify_checkpoint
@@ -211,9 +211,9 @@ def unpad(
     verify: VerifyDepth = "padded",
     progress: ProgressOption = None,
 ) -> "UnpadReport":
-    """Restore the checkpoint that `out_dir` was converted from to `restored_dir`.
+    """Restore to `restored_dir` the checkpoint that `out_dir` was converted from.
 
-    Raises `RecordError` if there is no record or it does not fit, and otherwise as `convert` does.
+    Raises `RecordError` if there is no record or it does not fit the files, and otherwise what `convert` raises.
     """
     from fp8pad.unpadding import unpad as unpad_checkpoint
 
@@ -230,9 +230,9 @@ def unpad(
 
 
 def inspect(path: StrPath) -> "Inspection":
-    """Read what fp8pad did to a checkpoint from its records; where they disagree is in the result.
+    """Read from its records what fp8pad did to a checkpoint; the result says where they disagree.
 
-    Raises `RecordError` if nothing marks it as fp8pad's, and `CheckpointError` if it cannot be read as a checkpoint.
+    Raises `RecordError` if nothing marks it as written by fp8pad, and `CheckpointError` if it is not a checkpoint.
     """
     from fp8pad.inspection import inspect_checkpoint
 
@@ -247,11 +247,11 @@ def push(
     card: bool = True,
     progress: ProgressOption = None,
 ) -> "PushReport":
-    """Upload what fp8pad wrote to `out_dir` to the model `repo` of the hub, if it verifies.
+    """Upload what fp8pad wrote to `out_dir` to the model repository `repo` on the hub, if it verifies.
 
-    Files that fp8pad.json does not name stay behind; the report names them. README.md has to say what was changed,
-    unless `card` is False. Raises `VerifyError` or `RecordError` if it is not fit, and `HubError` if the hub does not
-    take it.
+    Files that fp8pad.json does not name are not uploaded; the report names them. README.md must say what was changed,
+    unless `card` is False. Raises `UsageError` if `repo` is not a name, `VerifyError` or `RecordError` if a check
+    fails, and `HubError` if the upload does.
     """
     from fp8pad.upload import push as upload
 
@@ -259,7 +259,7 @@ def push(
 
 
 def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
-    """Return patterns of names, of which one may be given as it is; `UsageError` for anything else."""
+    """Return `skip`, which is one pattern or several, as a tuple; `UsageError` for anything else."""
     try:
         return (skip,) if isinstance(skip, str) else tuple(skip)
     except TypeError as error:
@@ -282,8 +282,8 @@ def _planned(
 ) -> Iterator[PlanReport]:
     """Open a model and plan.
 
-    Without `force`, raise `NotServedError` if the engine refuses the result, though it serves the original or what
-    another option makes.
+    Without `force`, raise `NotServedError` if the engine refuses the result, but serves the original or what another
+    option makes.
     """
     from fp8pad.adapters import adapter_notes, other_weight_notes
     from fp8pad.checkpoint.checkpoint import read_unconverted
