@@ -10,7 +10,7 @@ from fp8pad.card import CARD_FILE, read_card, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.contents import Contents, contents_of
 from fp8pad.checkpoint.files import text_sha256
-from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES
+from fp8pad.checkpoint.folder import INDEX_FILE, max_text_bytes
 from fp8pad.checkpoint.headers import framed
 from fp8pad.checkpoint.json_text import dumps_like, index_text, parse_object, states_total
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
@@ -18,6 +18,7 @@ from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import CheckpointError, PlanError
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.reading import check_density
 from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, QuantizationRecord
 
 
@@ -84,14 +85,18 @@ def check_folders(source: Checkpoint, written: Container[str]) -> None:
 
 
 def _check_readable(record: CheckpointRecord, texts: Iterable[str]) -> None:
-    """Raise `PlanError` if a text file, the record with all hashes included, would be too long to be read again."""
+    """Raise `PlanError` for a text that could not be read again, by its size with hashes of all files or its lists."""
     digest = "0" * 64
     files = {file: replace(sizes, sha256=digest, source_sha256=digest) for file, sizes in record.files.items()}
     sizes = {file: record.files[file].size for file in texts}
     sizes[RECORD_FILE] = sum(len(part.encode()) for part in replace(record, files=files).text_parts())
     for file, size in sizes.items():
-        if size > MAX_TEXT_BYTES:
-            raise PlanError(f"{file}: would have {size} bytes, more than the {MAX_TEXT_BYTES} that are read again")
+        if size > (limit := max_text_bytes(file)):
+            raise PlanError(f"{file}: would have {size} bytes, more than the {limit} that are read again")
+    try:
+        check_density(record.text_parts())  # originals have brackets of their own
+    except ValueError as error:
+        raise PlanError(f"{RECORD_FILE}: would not be read again: {error}") from error
 
 
 def _check_complete(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]) -> None:
@@ -121,7 +126,7 @@ def _config(source: Checkpoint, plan: CheckpointPlan) -> str:
     if quantization:  # nested inside `base`, the original config may be too deep to be read
         nested = edited_config(source.configs[CONFIG_FILE], (), replace(quantization, modules={}), plan.base_source)
         parse_object(f"{CONFIG_FILE}, as it would be written", json.dumps(nested))
-    return dumps_like(before, edited)
+    return dumps_like(before, edited, CONFIG_FILE)
 
 
 def _unusual_headers(source: Checkpoint, layouts: Iterable[ShardLayout]) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,10 @@ MAX_SHARED = 16  # entries of an object that may be shared, and of a list in it:
 _CONTAINERS = frozenset({list, dict})
 MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and writes them, stays far from its limit
 
+# Lists and objects take up to 90 bytes of memory each, and two characters of text: beyond the first, each has to have
+# some text of its own. In headers and records of the shortest names, each has 13 characters; in real ones, 28 and more.
+_FREE_CONTAINERS, _CONTAINER_CHARACTERS = 100_000, 12
+
 
 @dataclass(frozen=True, slots=True)
 class Reader:
@@ -38,7 +42,7 @@ class Reader:
         """Return what JSON text says; if it `shares`, small objects that say the same are one object.
 
         What could not be written again is refused, too: what nests deeper than `MAX_NESTING`, has an escape of half a
-        surrogate pair, which no UTF-8 stands for, or a number such as 1e999.
+        surrogate pair, which no UTF-8 stands for, or a number such as 1e999. See `check_density` for what else.
         """
         try:
             return _parsed(text, _sharing() if shares else None)
@@ -64,6 +68,16 @@ class Reader:
             return cast("T", _read(kind, value, self.is_by_hand))
         except _MalformedError as error:
             raise self.error(f"{where}{error.place}: {error}") from None
+
+
+def check_density(parts: Iterable[str]) -> None:
+    """Raise `ValueError` for JSON of so many lists and objects that the size of its text does not bound its memory."""
+    length = count = 0
+    for part in parts:
+        length += len(part)
+        count += part.count("[") + part.count("{")
+    if (count - _FREE_CONTAINERS) * _CONTAINER_CHARACTERS > length:
+        raise ValueError(f"expected fewer lists and objects than {count} in {length} characters")
 
 
 def check_fields(found: object, error: type[Fp8padError]) -> None:
@@ -179,6 +193,7 @@ def _expect(holds: bool, wanted: str, value: Any) -> Any:
 
 
 def _parsed(text: str, object_hook: Callable[[dict[str, Any]], Any] | None) -> Any:
+    check_density((text,))
     try:
         document = json.loads(text, object_hook=object_hook, parse_float=_float)
     except RecursionError as error:

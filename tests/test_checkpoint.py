@@ -327,7 +327,7 @@ def test_a_text_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
     """Work is bounded before anything is read."""
     root = llama(tmp_path / "model")
     os.truncate(root / "config.json", 1 << 40)
-    with pytest.raises(ConfigError, match=r"config.json: expected at most 256000000 bytes of JSON, got 1099511627776"):
+    with pytest.raises(ConfigError, match=r"config.json: expected at most 32000000 bytes of text, got 1099511627776"):
         read_unconverted(root)
 
 

@@ -41,6 +41,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.transfer import Sums
 from fp8pad.conversion import ConvertReport, convert
+from fp8pad.converted import converted_files
 from fp8pad.errors import CheckpointError, OutputError, PlanError
 from fp8pad.output import Output
 from fp8pad.planning import plan_checkpoint
@@ -141,14 +142,24 @@ def test_a_text_that_could_not_be_read_again_is_not_written(
     files = files_of(tmp_path / "out")
     longer = {name for name, data in files.items() if len(data) > len(files[file])}
     before = files_of(tmp_path)
-    monkeypatch.setattr("fp8pad.converted.MAX_TEXT_BYTES", len(files[file]))
+    monkeypatch.setattr("fp8pad.converted.max_text_bytes", lambda _: len(files[file]))
     if not longer & {"fp8pad.json", "config.json", INDEX}:
         converted(model, tmp_path / "again", WriteOptions(hash=True))
-        monkeypatch.setattr("fp8pad.converted.MAX_TEXT_BYTES", len(files[file]) - 1)
+        monkeypatch.setattr("fp8pad.converted.max_text_bytes", lambda _: len(files[file]) - 1)
         shutil.rmtree(tmp_path / "again")
     with pytest.raises(PlanError, match=r"would have \d+ bytes, more than the \d+ that are read again"):
         converted(model, tmp_path / "again", WriteOptions(hash=True))
     assert files_of(tmp_path) == before
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    """It holds what the model card was, whose brackets count as lists."""
+    model = llama(tmp_path / "model")
+    (model / "README.md").write_text("[" * 150_000)
+    source = read_unconverted(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    with pytest.raises(PlanError, match=r"fp8pad\.json: would not be read again: expected fewer lists and objects"):
+        converted_files(source, plan, with_card=True)
 
 
 def test_the_index_tells_the_true_size_and_keeps_the_rest(tmp_path: Path) -> None:

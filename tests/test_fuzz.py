@@ -43,6 +43,8 @@ class Bytes:
 
 SAMPLE = (
     "a stack of 2^50 experts of size 0",
+    "the largest config.json, of empty lists, convert",
+    "numbers in 90 lists that get an indent of 16",
     "3 GiB of fp8pad.json, unpad",
     "a name of a megabyte in an error",
     "code that became a link, verify",

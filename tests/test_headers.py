@@ -113,6 +113,7 @@ def test_what_the_format_forbids_is_refused(document: Any, data_bytes: int, mess
         b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}}',
         b'{"a":{"dtype":"U8","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,0]}}',
         b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        b'{"a":[' + b"[]," * 200_000 + b"0]}",
         b'{"\xff":1}',
         b'{"\\ud800":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}',
         b"{} {}",

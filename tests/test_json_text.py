@@ -1,6 +1,7 @@
 """JSON files as text: written again in the manner in which they were found, and compared down to the key."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp8pad.checkpoint.json_text import dumps_like, first_difference, index_text
+from fp8pad.errors import ConfigError
 
 DOCUMENT: dict[str, object] = {"b": [1, {"c": 1e-05}], "é": "ü", "a": {}, "n": None}
 
@@ -28,7 +30,31 @@ DOCUMENT: dict[str, object] = {"b": [1, {"c": 1e-05}], "é": "ü", "a": {}, "n":
 def test_documents_are_written_as_they_were_found(style: dict[str, Any], ending: str) -> None:
     """Indentation, separators, escapes and the end of the file; order of keys is that of the document."""
     original = json.dumps(DOCUMENT, **style) + ending
-    assert dumps_like(original, DOCUMENT) == original
+    assert dumps_like(original, DOCUMENT, "x") == original
+
+
+def test_a_text_that_indentation_makes_too_long_is_not_made() -> None:
+    """Each number of a list in 90 lists would get a line of its own, of a thousand and a half characters."""
+    nested: Any = list(range(100_000))
+    for _ in range(90):
+        nested = [nested]
+    assert len(dumps_like('{"a": 1}', {"a": nested}, "x")) < 1_000_000
+    with pytest.raises(ConfigError, match=r"^x: would have more than the 32000000 bytes that are read again"):
+        dumps_like('{\n                "a": 1}', {"a": nested}, "x")
+
+
+@pytest.mark.parametrize("part", ["a", '\\"'])
+def test_a_long_first_key_costs_a_few_times_its_size(part: str) -> None:
+    """Looking for the colon behind it, a regular expression that could go back kept 120 bytes for each character."""
+    original = f'{{"{part * 500_000}" : 1}}'
+    tracemalloc.start()
+    try:
+        text = dumps_like(original, {"a": 1}, "x")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert text == '{"a" : 1}'
+    assert peak < 8 * len(original)
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=9)
@@ -39,7 +65,7 @@ def test_whatever_the_style_the_document_is_the_same(value: Any) -> None:
     """Guessing the style wrongly never changes what is said."""
     document = {"key": value}
     for original in ("{}", "{\n}", '{ "a" : 1 ,\r\n "b":2}\r\n', json.dumps(document, indent=3)):
-        assert json.loads(dumps_like(original, document)) == document
+        assert json.loads(dumps_like(original, document, "x")) == document
 
 
 @pytest.mark.parametrize(
@@ -94,6 +120,6 @@ def test_what_is_no_json_differs_as_text() -> None:
 def test_blanks_without_end_are_not_copied_to_every_line(original: str) -> None:
     """A small file would become a very large one."""
     document = {str(number): number for number in range(300)}
-    text = dumps_like(original, document)
+    text = dumps_like(original, document, "x")
     assert json.loads(text) == document
     assert len(text) < 10_000

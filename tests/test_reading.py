@@ -101,6 +101,17 @@ def test_json_that_is_none_or_could_not_be_written_again_is_refused(text: str) -
     assert READER.parse_json("[" * MAX_NESTING + "]" * MAX_NESTING, "x")
 
 
+@pytest.mark.parametrize("container", ["[],", "{},", '{"a":0},', "[[[]]],"])
+def test_json_of_lists_and_objects_alone_is_refused(container: str) -> None:
+    """They take many times more memory than text; a hundred thousand may, and more that have text of their own."""
+    some = 90_000 // (container.count("[") + container.count("{"))
+    assert READER.parse_json(f"[{container * some}0]", "x")
+    with pytest.raises(GoldenError, match=r"^x: not JSON: expected fewer lists and objects than \d+ in \d+ characters"):
+        READER.parse_json(f"[{container * some * 6}0]", "x")
+    with_text = container + '"a name as long as that of a tensor",'
+    assert READER.parse_json(f"[{with_text * some * 6}0]", "x")
+
+
 def test_objects_that_say_the_same_are_one_object() -> None:
     """A record has an entry for each of a hundred thousand tensors; what differs in type or order stays apart."""
     text = '{"a": {"x": [1], "y": {}}, "b": {"x": [1], "y": {}}, "c": {"x": [true], "y": {}}, "d": {"y": {}, "x": [1]}}'

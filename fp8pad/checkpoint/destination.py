@@ -16,7 +16,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.directory import Directory, is_file, open_directory
 from fp8pad.checkpoint.files import OpenFile, open_file, writing
-from fp8pad.checkpoint.folder import MAX_TEXT_BYTES, SHARD_SUFFIX
+from fp8pad.checkpoint.folder import SHARD_SUFFIX, max_text_bytes
 from fp8pad.checkpoint.staging import staging_path
 from fp8pad.errors import OutputError, RecordError
 from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
@@ -153,7 +153,7 @@ def check_replaced(old: Directory, new_files: Set[str], out_dir: Path) -> Replac
 def _record_of(folder: Directory, files: Collection[str]) -> CheckpointRecord | None:
     """Return the record of a folder, None if there is none or it describes other shards: anybody can write a record."""
     try:
-        text = folder.read(RECORD_FILE, MAX_TEXT_BYTES)
+        text = folder.read(RECORD_FILE, max_text_bytes(RECORD_FILE))
         record = parse_record(text.decode()) if text else None
     except (RecordError, UnicodeDecodeError):
         return None
@@ -176,5 +176,5 @@ def _is_recorded(folder: Directory, file: str, record: CheckpointRecord) -> bool
     expected = record.files[file].sha256
     if expected is None or file.endswith(SHARD_SUFFIX):
         return True
-    content = folder.read(file, MAX_TEXT_BYTES)
+    content = folder.read(file, max_text_bytes(file))
     return content is None or hashlib.sha256(content).hexdigest() == expected

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fp8pad.checkpoint.files import FileIdentity, open_file
 from fp8pad.errors import CheckpointError, ConfigError
+from fp8pad.record import RECORD_FILE
 
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_SUFFIX = ".safetensors"
@@ -28,9 +29,9 @@ OTHER_FORM_FOLDERS = frozenset({"original", "onnx"})
 # A clone's history holds the original weights once more, and the other folder is huggingface_hub's own.
 NEVER_COPIED = frozenset({".git", ".cache"})
 
-# An index of a million tensors takes about 100 MB, and parsed JSON ten times as much memory as its text; of many small
-# lists and objects, many times more.
-MAX_TEXT_BYTES = 256_000_000
+# Bytes of texts that are read whole; parsed, they take up to 20 times as much memory. An index of 200,000 tensors has
+# 20 MB, and where 60,000 Linears are padded, config.json has 7 MB and fp8pad.json 40 MB.
+_MAX_TEXT_BYTES, _MAX_LIST_BYTES = 32_000_000, {INDEX_FILE: 64_000_000, RECORD_FILE: 128_000_000}
 
 
 def list_folder(
@@ -87,6 +88,11 @@ def leads_to_blob(root: Path, name: str) -> bool:
     return (root / name).resolve().is_relative_to(blobs)
 
 
+def max_text_bytes(file: str) -> int:
+    """Return how many bytes a text may have that is read whole, by the name of its file."""
+    return _MAX_LIST_BYTES.get(file, _MAX_TEXT_BYTES)
+
+
 def read_text(root: Path, file: str) -> str:
     """Return the text of a file of the folder `root`; `ConfigError` if it cannot be read, is too large or not UTF-8."""
     return read_text_and_identity(root, file)[0]
@@ -97,8 +103,8 @@ def read_text_and_identity(root: Path, file: str) -> tuple[str, FileIdentity]:
     try:
         with open_file(root / file, file) as opened:
             identity = opened.identity
-            if identity.size > MAX_TEXT_BYTES:
-                raise ConfigError(f"{file}: expected at most {MAX_TEXT_BYTES} bytes of JSON, got {identity.size}")
+            if identity.size > (limit := max_text_bytes(file)):
+                raise ConfigError(f"{file}: expected at most {limit} bytes of text, got {identity.size}")
             return str(opened.read(0, identity.size), "utf-8"), identity
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: expected UTF-8: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from fp8pad.checkpoint.files import OpenFile, open_file
 from fp8pad.errors import HeaderError, shown
+from fp8pad.reading import check_density
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
 METADATA = "__metadata__"
@@ -115,10 +116,10 @@ def _parse_json(text: bytes, file: str) -> dict[str, Any]:
         return document["dtype"], shape, document["data_offsets"]
 
     try:
-        parse_int = _whole_number if b"-0" in text else None  # Python's own is faster
-        document = json.loads(
-            text.decode(), object_pairs_hook=compact, parse_constant=refuse_constant, parse_int=parse_int
-        )
+        decoded = text.decode()
+        check_density((decoded,))
+        parse_int = _whole_number if "-0" in decoded else None  # Python's own is faster
+        document = json.loads(decoded, object_pairs_hook=compact, parse_constant=refuse_constant, parse_int=parse_int)
         if b"\\u" in text:
             json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate could not be written again
     except (ValueError, RecursionError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from io import StringIO
 from typing import Any, TypeAlias
 
+from fp8pad.checkpoint.folder import INDEX_FILE, max_text_bytes
 from fp8pad.errors import ConfigError, shown
 from fp8pad.reading import Reader
 from fp8pad.record import Json
@@ -23,8 +24,11 @@ def parse_object(file: str, text: str) -> Json:
     return document
 
 
-def dumps_like(original: str, document: Mapping[str, Any]) -> str:
-    """Return `document` as JSON text with the indentation, separators, escapes and ending of the text `original`."""
+def dumps_like(original: str, document: Mapping[str, Any], file: str) -> str:
+    """Return `document` as JSON text with the indentation, separators, escapes and ending of the text `original`.
+
+    `ConfigError` names it as `file` if that is too long to be read again, as deeply nested lists are once indented.
+    """
     indent = re.match(rf"\s*\{{\s*?\n([ \t]{{1,{MAX_INDENT}}})(?![ \t])", original)
     colon = re.match(r'^\s*\{\s*"(?:[^"\\]++|\\.)*+"(\s{0,16}:\s{0,16})(?!\s)', original)
     separator = colon[1] if colon else ": "
@@ -33,9 +37,13 @@ def dumps_like(original: str, document: Mapping[str, Any]) -> str:
         separators=("," if indent or separator == ":" else ", ", separator),
         ensure_ascii=original.isascii(),
     )
-    text = StringIO()
-    for part in encoder.iterencode(document):  # a list of millions of parts takes ten times as much memory
+    # In C, where nothing is indented; else part by part, since a list of millions takes ten times as much memory.
+    parts = encoder.iterencode(document) if indent else (encoder.encode(document),)
+    text, limit = StringIO(), max_text_bytes(file)
+    for part in parts:
         text.write(part)
+        if text.tell() > limit:
+            raise ConfigError(f"{file}: would have more than the {limit} bytes that are read again")
     text.write(original[len(original.rstrip()) :])
     return text.getvalue()
 
@@ -49,6 +57,7 @@ def index_text(original: str, total_bytes: int) -> str:
     return dumps_like(
         original,
         {**document, "metadata": {**(metadata if isinstance(metadata, dict) else {}), "total_size": total_bytes}},
+        INDEX_FILE,
     )
 
 

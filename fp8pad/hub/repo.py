@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fp8pad.checkpoint.files import FileIdentity, writing
-from fp8pad.checkpoint.folder import INDEX_FILE, MAX_TEXT_BYTES, SHARD_SUFFIX, is_other_form
+from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, is_other_form, max_text_bytes
 from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES
 from fp8pad.checkpoint.staging import MAX_NAME_BYTES
 from fp8pad.errors import HubError, shown
@@ -119,7 +119,7 @@ class Repo:
 
     def _fill(self, path: Path, file: HubFile) -> Beginning:
         if is_text(file.name):
-            data = self.read(file.name, 0, min(file.size, MAX_TEXT_BYTES))
+            data = self.read(file.name, 0, min(file.size, max_text_bytes(file.name)))
         else:
             data = self.read(file.name, 0, min(file.size, FIRST_BYTES))
             end = min(LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little"), file.size)

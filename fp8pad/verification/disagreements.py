@@ -104,7 +104,8 @@ def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
         name = next(name for name, tensor in record.tensors.items() if tensor is padded)
         yield Mismatch(CONFIG_FILE, "quantization_config", f"one of fp8pad, since {name} is padded", "another or none")
     if quantization or record.config_edits:
-        text = dumps_like(text, edited_config(original, record.config_edits, quantization, record.base_source))
+        edited = edited_config(original, record.config_edits, quantization, record.base_source)
+        text = dumps_like(text, edited, CONFIG_FILE)
     if not converted.has_text(CONFIG_FILE, text):
         yield from text_differences(CONFIG_FILE, text, converted.text(CONFIG_FILE))
 

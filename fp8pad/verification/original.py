@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import header_differences
 from fp8pad.checkpoint.files import text_bytes
-from fp8pad.checkpoint.folder import INDEX_FILE
+from fp8pad.checkpoint.folder import INDEX_FILE, max_text_bytes
 from fp8pad.checkpoint.json_text import index_text, parse_object
 from fp8pad.checkpoint.layout import ShardLayout, original_layout, shard_layout
 from fp8pad.errors import CheckpointError, RecordError
@@ -59,7 +59,10 @@ def original_json(record: CheckpointRecord, file: str) -> Json:
     """Parse a file's original text in fp8pad.json; config.json has to be there. Raises `CheckpointError`."""
     if file == CONFIG_FILE and file not in record.originals:
         raise RecordError(f"{RECORD_FILE}: originals: {file} is missing")
-    return parse_object(f"{RECORD_FILE}: originals: {file}", record.originals.get(file, "{}"))
+    where, text = f"{RECORD_FILE}: originals: {file}", record.originals.get(file, "{}")
+    if len(text) > max_text_bytes(file):
+        raise RecordError(f"{where}: expected at most {max_text_bytes(file)} characters, got {len(text)}")
+    return parse_object(where, text)
 
 
 def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:

@@ -22,13 +22,17 @@ from typing import Any
 
 from helpers import INDEX, framed, llama
 
+from fp8pad.checkpoint.folder import max_text_bytes
+from fp8pad.checkpoint.headers import MAX_HEADER_BYTES
+
 # The row of 2^30 elements becomes 16 GiB, which take 18 s, and on a busy machine nearly twice as long. A header of
 # 120,000 tensors takes about 2.5 KB for each, with a plan and a record, beside the 50 MiB that any command takes.
 SECONDS, MEBIBYTES, CHARACTERS = 60.0, 360, 4000
+LARGEST_MEBIBYTES = 2400  # of the largest text of a kind that is read, filled with what takes the most memory
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 CHANNEL = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
 Prepare = Callable[[Path], object]
-ATTEMPTS: dict[str, tuple[Prepare, tuple[str, ...], int, str]] = {}
+ATTEMPTS: dict[str, tuple[Prepare, tuple[str, ...], int, str, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,13 @@ class Ending:
     wrong: str = ""
 
 
-def attempt(name: str, *command: str, status: int, says: str = "") -> Callable[[Prepare], Prepare]:
+def attempt(
+    name: str, *command: str, status: int, says: str = "", mebibytes: int = MEBIBYTES
+) -> Callable[[Prepare], Prepare]:
     """Add what prepares a folder; the `command` then runs in it and has to end with that status, and say that."""
 
     def add(prepare: Prepare) -> Prepare:
-        ATTEMPTS[name] = prepare, command or ("convert", "model", "out"), status, says
+        ATTEMPTS[name] = prepare, command or ("convert", "model", "out"), status, says, mebibytes
         return prepare
 
     return add
@@ -152,6 +158,55 @@ def _(root: Path) -> None:
     config = json.loads(path.read_text()) | {str(number): number for number in range(300)}
     text = json.dumps(config, indent=1)
     path.write_text(text.replace("\n ", "\n" + " " * 1_000_000, 1))
+
+
+def _filled(file: str, part: str) -> Prepare:
+    """Fill a text up to the size that is read with the same `part`, or with names, where `%x` stands for a number."""
+
+    def prepare(root: Path) -> None:
+        folder = converted(root) if file == "fp8pad.json" else llama(root / "model", num_shards=2)
+        text = (folder / file).read_text()
+        size = max_text_bytes(file) - len(text) - 1000  # config.json grows by what was padded
+        if "%x" in part:
+            numbers = range(1 << 24, (1 << 24) + size // len(part % (1 << 24)))
+            filling = "{" + ", ".join(part[:-2] % number for number in numbers) + "}"
+        else:
+            filling = "[" + part * (size // len(part)) + "0]"
+        (folder / file).write_text(text.replace("{", '{"filling":' + filling + ",", 1))
+
+    return prepare
+
+
+for _file, _of_file in (
+    ("config.json", ("convert", "model", "out")),
+    (INDEX, ("plan", "model")),
+    ("fp8pad.json", ("verify", "out")),
+):
+    for _what, _part in (("texts", '"ab", '), ("names", '"%x": 0, '), ("lists and texts", '[], "ab", "c", ')):
+        _name = f"the largest {_file}, of {_what}, {_of_file[0]}"
+        attempt(_name, *_of_file, status=0, mebibytes=LARGEST_MEBIBYTES)(_filled(_file, _part))
+    _name = f"the largest {_file}, of empty lists, {_of_file[0]}"
+    attempt(_name, *_of_file, status=1, says="fewer lists and objects")(_filled(_file, "[],"))
+
+
+@attempt("numbers in 90 lists that get an indent of 16", status=1, says="would have more than the 32000000 bytes")
+def _(root: Path) -> None:
+    path = checkpoint(root, channel("a.proj", 21, 24)) / "config.json"
+    nested = "[" * 90 + "1," * 3_000_000 + "1" + "]" * 90
+    path.write_text(path.read_text().replace("{", '{\n                "nested":' + nested + ",", 1))
+
+
+def _header_of(part: str) -> Prepare:
+    def prepare(root: Path) -> None:
+        header = '{"a":[' + part * ((MAX_HEADER_BYTES - 100) // len(part)) + "0]}"
+        (llama(root / "model") / "model.safetensors").write_bytes(framed(header.encode()))
+
+    return prepare
+
+
+for _what, _part, _most in (("texts", '"ab",', LARGEST_MEBIBYTES), ("empty lists", "[],", MEBIBYTES)):
+    _name = f"the largest header, of {_what}"
+    attempt(_name, "plan", "model", status=1, says="model.safetensors", mebibytes=_most)(_header_of(_part))
 
 
 # Names and numbers.
@@ -414,7 +469,7 @@ def _faults(text: str) -> Iterator[str]:
 
 def judge(name: str, root: Path) -> Ending:
     """Make one attempt, and say what is wrong with how it ended."""
-    prepare, command, status, says = ATTEMPTS[name]
+    prepare, command, status, says, mebibytes = ATTEMPTS[name]
     prepare(root)
     ending = run(command, root)
     wrong = ending.wrong
@@ -423,7 +478,7 @@ def judge(name: str, root: Path) -> Ending:
     said = " ".join((root / "said").read_text(errors="replace").split())
     if says not in said:
         wrong += f"does not say {says!r}; "
-    if ending.seconds > SECONDS or ending.mebibytes > MEBIBYTES:
+    if ending.seconds > SECONDS or ending.mebibytes > mebibytes:
         wrong += "too long or too large; "
     is_refused = status == 1 and command[0] in {"convert", "unpad"}
     if is_refused and os.path.exists(root / command[2]):

@@ -41,6 +41,7 @@ POLICIES = [
 STRICTER = re.compile(
     r"is there twice|expected dtype, shape and data_offsets|surrogate|nest|recursion|too deep|levels|expected one of"
     r"|expected a list of sizes|expected \[begin, end\]|expected an object of strings|digit|NaN|Infinity|duplicate"
+    r"|fewer lists and objects"
 )
 
 
