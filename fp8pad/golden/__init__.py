@@ -1,1 +1,1 @@
-"""Golden outputs: what a served model answers, recorded and compared, so that CI can prove that nothing changed."""
+"""Golden outputs: the outputs of a model, recorded and compared, so that CI can prove that nothing changed."""

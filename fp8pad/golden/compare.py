@@ -1,4 +1,4 @@
-"""Comparing answers: pure, prompt by prompt, up to the first token that differs."""
+"""Compare answers prompt by prompt, up to the first token that differs; nothing is read or run here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from fp8pad.golden.document import FORMAT_VERSION, Answer, Step
 
-# How far logprobs may differ where bits may: another device, version or TP size, or compiled. docs/equality.md
-# says what was measured and why this much.
+# How far logprobs may differ where bitwise equality is not expected: another device, version or TP size, or compiled.
+# docs/equality.md says what was measured and why this much.
 LOOSE_ATOL = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first thing in an answer that is not as recorded; `step` counts the answer's tokens from 0."""
+    """The first difference between an answer and the recorded one; `step` counts the answer's tokens from 0."""
 
     step: int
     kind: Literal["token", "logprob"]
@@ -23,10 +23,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class PromptResult:
-    """One prompt compared; `prompt` counts from 1.
+    """The comparison of one prompt; `prompt` counts from 1.
 
-    `num_compared` tokens of the answer were compared: those up to the first that differs, it included, because after it
-    the models were asked different things. `max_abs_difference` is that of their logprobs.
+    `num_compared` tokens of the answer were compared: up to and including the first that differs, because after it the
+    models continue different texts. `max_abs_difference` is the largest difference of their logprobs.
     """
 
     prompt: int
@@ -39,9 +39,9 @@ class PromptResult:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A check's result. `warnings` are sentences on what was not as recorded; `atol` is in nats.
+    """A check's result. `warnings` are sentences about what differs from the recorded run; `atol` is in nats.
 
-    `num_tokens` is the length of all answers together.
+    `num_tokens` is the total length of all answers.
     """
 
     model: str
@@ -57,12 +57,12 @@ class Comparison:
 
     @property
     def differing(self) -> tuple[PromptResult, ...]:
-        """The prompts whose answers are not as recorded."""
+        """The prompts whose answers differ from the recorded ones."""
         return tuple(result for result in self.prompts if result.difference)
 
     @property
     def num_identical(self) -> int:
-        """How many answers are equal to the last bit of their logprobs."""
+        """The number of answers that are bitwise equal, logprobs included."""
         return sum(result.identical for result in self.prompts)
 
     @property
@@ -79,10 +79,10 @@ class Comparison:
 def compare_answers(
     expected: Sequence[Answer], got: Sequence[Answer], atol: float, allow_ties: bool = False
 ) -> tuple[PromptResult, ...]:
-    """Compare answers to the same prompts, in the same order; `ValueError` if there are not as many.
+    """Compare answers to the same prompts, in the same order; raises `ValueError` if their numbers differ.
 
-    With `allow_ties`, another token is no difference where both tokens are among the top k of both sides and no logprob
-    of the step moved by more than `atol`: then the two were at most `2 * atol` apart.
+    With `allow_ties`, a different token is accepted if both tokens are in the top k of both sides and no logprob of the
+    step moved by more than `atol`: then the two were at most `2 * atol` apart.
     """
     pairs = zip(expected, got, strict=True)
     return tuple(_compare(number, *pair, atol, allow_ties) for number, pair in enumerate(pairs, start=1))
@@ -103,15 +103,15 @@ def _compare(number: int, expected: Answer, got: Answer, atol: float, allow_ties
 
 
 def _num_comparable(expected: Answer, got: Answer) -> int:
-    """Count the tokens up to the first that differs, it included."""
+    """Count the tokens up to and including the first that differs."""
     pairs = zip(expected.token_ids, got.token_ids, strict=True)
     return next((step + 1 for step, (one, other) in enumerate(pairs) if one != other), len(expected.token_ids))
 
 
 def logprob_deltas(expected: Step, got: Step) -> dict[int, float]:
-    """Return by how much, at least, the logprob of each token of either side differs.
+    """Return, for each token of either side, by how much its logprob differs, at least.
 
-    A token that is not in the other side's top k is there at most as likely as the least likely that is.
+    A token outside the other side's top k is at most as likely there as the least likely token inside.
     """
     expected_of, got_of = dict(expected), dict(got)
     least_expected, least_got = min(expected_of.values()), min(got_of.values())
@@ -137,7 +137,7 @@ def _first_difference(
 
 
 def _chosen(step: Step, token_id: int, other_id: int) -> str:
-    """Say which token was chosen, how likely it was, and how likely the other side's choice."""
+    """Return the chosen token with its logprob, and that of the other side's choice, as text."""
     return f"{_logprob(step, token_id)} over {_logprob(step, other_id)}"
 
 

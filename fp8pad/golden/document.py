@@ -1,4 +1,4 @@
-"""The golden file: what a model answered, and everything that is needed to run it again. Plain data, strictly parsed.
+"""The golden file: a model's answers, and everything that is needed to run it again. Plain data, strictly parsed.
 
 Specified field by field in docs/equality.md.
 """
@@ -22,7 +22,7 @@ Step = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is asked of an engine. Lengths are in tokens; `dtype` "auto" is the model's own."""
+    """How an engine is to run. Lengths are in tokens; `dtype` "auto" is the model's own."""
 
     engine: EngineName
     mode: Mode
@@ -36,7 +36,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Where an engine ran: what else decides the last bits of an answer."""
+    """Where an engine ran, which also decides the last bits of an answer."""
 
     engine_version: str
     torch_version: str
@@ -45,9 +45,9 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answers to one prompt, greedily: a token a step, and the top-k logprobs that it was chosen from.
+    """A model's greedy answer to one prompt: a token per step, and the top-k logprobs that it was chosen from.
 
-    A step of `logprobs` holds `(token id, logprob)` pairs, the likeliest first, the chosen token among them.
+    A step of `logprobs` holds `(token id, logprob)` pairs, the most likely first, including the chosen token.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -68,7 +68,7 @@ class Answer:
 class GoldenDocument:
     """A golden file. `model` is the name of a folder, for people; `fingerprint` identifies the model.
 
-    `prompts_from` says where the prompts came from, for people too; what was asked is in the answers.
+    `prompts_from` says where the prompts came from, also for people; the prompts themselves are in the answers.
     """
 
     fp8pad_version: str
@@ -80,7 +80,7 @@ class GoldenDocument:
     answers: tuple[Answer, ...]
 
     def to_text(self) -> str:
-        """Return the text of the file, a line a prompt, so that a diff shows which answers changed."""
+        """Return the text of the file, one line per prompt, so that a diff shows which answers changed."""
         head = {"format_version": FORMAT_VERSION, **asdict(self)}
         del head["answers"]
         answers = ",\n".join("  " + json.dumps(answer.to_json()) for answer in self.answers)
@@ -88,7 +88,7 @@ class GoldenDocument:
 
 
 def read_text(file: Path, where: str) -> str:
-    """Return the text of a file; `GoldenError` if it cannot be read, or `where` it is not UTF-8."""
+    """Return the text of a file; raises `GoldenError` if it cannot be read, or, beginning with `where`, is not UTF-8."""
     try:
         return file.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -98,7 +98,7 @@ def read_text(file: Path, where: str) -> str:
 
 
 def parse_document(text: str, file: str) -> GoldenDocument:
-    """Read the text of a golden file; `GoldenError` if it is not one, has another version, or was edited."""
+    """Parse the text of a golden file; raises `GoldenError` if it is not one, has another version, or was edited."""
     document = READER.parse_json(text, f"{file}: not a golden file")
     if not isinstance(document, dict) or "answers" not in document or "format_version" not in document:
         raise GoldenError(f"{file}: not a golden file: expected an object with format_version and answers")
@@ -114,7 +114,7 @@ def parse_document(text: str, file: str) -> GoldenDocument:
 
 
 def check_answer(answer: Answer, settings: Settings, where: str) -> None:
-    """Raise `GoldenError` unless an answer has a prompt, as many tokens as were asked for, and a step for each."""
+    """Raise `GoldenError` unless an answer has a prompt, the requested number of tokens, and a step for each."""
     if not answer.prompt_token_ids:
         raise GoldenError(f"{where}: a prompt without tokens")
     if len(answer.token_ids) != settings.max_tokens or len(answer.logprobs) != settings.max_tokens:

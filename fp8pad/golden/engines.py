@@ -1,4 +1,4 @@
-"""Running an engine: one process for one model, watched until it has answered or failed."""
+"""Run an engine: one process for one model, watched until it has answered or failed."""
 
 import importlib.util
 import json
@@ -19,10 +19,10 @@ from fp8pad.errors import GoldenError
 from fp8pad.golden.document import READER, check_answer
 from fp8pad.golden.request import Reply, Request
 
-# Set only where the user has not. Without its own process for the scheduler vLLM forms the same batches every time
+# Set unless the user has set them. Without a process for the scheduler, vLLM forms the same batches every time
 # (vLLM's documentation, "Reproducibility"); the CPU build otherwise claims most of the machine's memory for its cache.
 ENGINE_DEFAULTS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONUNBUFFERED": "1"}
-# The CPU build wants a memory node for each rank, or this.
+# The CPU build needs a NUMA node for each rank, or this.
 SEVERAL_RANKS_DEFAULTS = {"VLLM_CPU_SIM_MULTI_NUMA": "1"}
 
 _LOOK_EVERY_SECONDS = 0.5
@@ -36,8 +36,8 @@ _INSTALL_HINTS = {"vllm": "pip install vllm", "transformers": "pip install torch
 def run_engine(request: Request, progress: Progress) -> Reply:
     """Start the engine that `request` names, in a process of its own, and return its reply.
 
-    Raises `GoldenError` if the engine is not installed, refuses, fails or answers with something that is no answer;
-    where it fails, the last lines that it wrote are the error's notes (PEP 678).
+    Raises `GoldenError` if the engine is not installed, refuses, fails or returns an invalid answer; if it fails, the
+    last lines of its log are the error's notes (PEP 678).
     """
     engine = request.settings.engine
     if importlib.util.find_spec(engine) is None:
@@ -57,7 +57,7 @@ def run_engine(request: Request, progress: Progress) -> Reply:
 
 @contextmanager
 def _started(command: list[str], environment: dict[str, str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run the worker in a process group of its own, and leave none of it behind."""
+    """Run the worker in a process group of its own, and kill the whole group at the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, our own module
             command,
@@ -85,7 +85,7 @@ def _watch(process: "subprocess.Popen[bytes]", reply_file: Path, log: Path, prog
 
 
 def _last_lines(log: Path) -> list[str]:
-    """Return the last lines that say something; a progress bar's returns of the carriage end a line too."""
+    """Return the last lines that are not blank or only carets; a progress bar's carriage returns end a line too."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_END_BYTES))
         text = file.read().decode(errors="replace")
@@ -94,7 +94,7 @@ def _last_lines(log: Path) -> list[str]:
 
 
 def _telling_lines(log: Path) -> list[str]:
-    """Return the log's last lines, and before them those that name an earlier exception, which may be the cause."""
+    """Return the log's last lines, after those that name an earlier exception, which may be the cause."""
     lines = _last_lines(log)
     earlier, last = lines[:-_NUM_LAST_LINES], lines[-_NUM_LAST_LINES:]
     named = dict.fromkeys(line for line in earlier if _EXCEPTION.search(line))

@@ -1,7 +1,7 @@
 """What identifies a model before and after padding: its tensors' names, dtypes and source shapes, and its config.
 
-No tensor bytes are read, so that a fingerprint takes milliseconds. It tells models apart, not weights: that a padded
-checkpoint holds the weights of its source is for `fp8pad verify` to say.
+No tensor bytes are read, so a fingerprint takes milliseconds. It tells models apart, not weights: `fp8pad verify`
+checks that a padded checkpoint holds the weights of its source.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ _QUANTIZATION_KEYS = frozenset({"quantization_config", "compression_config"})
 def fingerprint(source: Checkpoint) -> str:
     """Return the SHA-256 that a model and its fp8pad checkpoints share.
 
-    Hashed, as JSON: `[name, dtype, source shape]` of every tensor, sorted, and config.json without quantization
-    config, in which the sizes that absorbing edited have their old values. Raises `RecordError` for an fp8pad
-    checkpoint whose fp8pad.json is missing or malformed, or contradicts config.json.
+    It hashes, as JSON, `[name, dtype, source shape]` of every tensor, sorted, and config.json without its quantization
+    config and with the old values of the sizes that absorbing edited. Raises `RecordError` for an fp8pad checkpoint
+    whose fp8pad.json is missing or malformed, or contradicts config.json.
     """
     record = read_record(source)
     shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()} if record else {}
@@ -39,7 +39,7 @@ def fingerprint(source: Checkpoint) -> str:
 
 
 def source_config(config: Mapping[str, Any], edits: tuple[ConfigEdit, ...]) -> dict[str, Any]:
-    """Return `config` with the old value of every edited key; `RecordError` where a key has not its edited value."""
+    """Return `config` with the old value of every edited key; raises `RecordError` if one lacks its edited value."""
     for edit in edits:
         if edit.file == CONFIG_FILE and (found := value_at(config, edit.key)) != edit.new:
             raise RecordError(f"{CONFIG_FILE}: {edit.key}: expected {edit.new}, as {RECORD_FILE} says, got {found}")

@@ -8,7 +8,7 @@ _SUITE = "fp8pad golden"
 
 
 def to_junit(comparison: Comparison) -> str:
-    """Return a test case for each prompt as XML; what was not as recorded goes into `system-out`."""
+    """Return XML with a test case for each prompt; the warnings go into `system-out`."""
     counts = {"tests": str(len(comparison.prompts)), "failures": str(len(comparison.differing)), "errors": "0"}
     suites = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(suites, "testsuite", {"name": _SUITE, **counts})

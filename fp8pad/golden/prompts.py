@@ -15,15 +15,15 @@ Tokenize = Callable[[str], Sequence[int]]
 # One token alone, lengths around the multiples of 16 that kernels prefer, and a longer one.
 BUILT_IN_LENGTHS = (1, 2, 3, 5, 8, 13, 15, 16, 17, 21, 31, 32, 33, 48, 63, 65)
 
-# Where model families keep the longest sequence that their positions allow.
+# The config keys in which model families keep the longest sequence that their positions allow.
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
 
 def built_in_prompts(config: Mapping[str, Any], max_tokens: int, seed: int) -> tuple[Prompt, ...]:
     """Return 16 prompts of seeded random tokens for the model of `config`; no tokenizer is needed.
 
-    Tokens that the config gives a role (end of text, image placeholders, ...) are not used. Prompts are cut to what
-    the model's positions allow in addition to `max_tokens`. Raises `GoldenError` if the config names no vocabulary.
+    Tokens that the config gives a role (end of text, image placeholders, ...) are not used. Prompts are cut so that the
+    model's positions allow `max_tokens` more. Raises `GoldenError` if the config has no vocabulary size.
     """
     vocab_size = _text_value(config, "vocab_size")
     if vocab_size is None:
@@ -36,11 +36,11 @@ def built_in_prompts(config: Mapping[str, Any], max_tokens: int, seed: int) -> t
 
 
 def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
-    """Read one prompt per line: plain text, or, where the name ends in `.jsonl`, `{"prompt": TEXT}` or
+    """Read one prompt per line: plain text, or, if the name ends in `.jsonl`, `{"prompt": TEXT}` or
     `{"prompt_token_ids": [IDS]}`.
 
-    Blank lines are skipped. Raises `GoldenError` naming the line if the file cannot be read, is not UTF-8, holds
-    no prompt, or holds one that has no tokens.
+    Blank lines are skipped. Raises `GoldenError` if the file cannot be read, is not UTF-8 or has no prompt, and, with
+    the line's number, for a malformed line or a prompt without tokens.
     """
     text = read_text(file, file.name)
     lines = [(f"{file.name}: line {number}", line) for number, line in enumerate(text.split("\n"), start=1)]
@@ -54,7 +54,7 @@ def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
 
 
 def check_prompts(prompts: Sequence[Prompt], config: Mapping[str, Any], max_tokens: int, max_model_len: int) -> None:
-    """Raise `GoldenError` for a prompt that is too long with its answer, or a token that the model does not have."""
+    """Raise `GoldenError` for a prompt that is too long with its answer, or a token outside the vocabulary."""
     vocab_size = _text_value(config, "vocab_size")
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) + max_tokens > max_model_len:
@@ -67,15 +67,15 @@ def check_prompts(prompts: Sequence[Prompt], config: Mapping[str, Any], max_toke
 
 
 def model_length(config: Mapping[str, Any]) -> int | None:
-    """Return the most tokens that the model's positions allow, if its config says so."""
+    """Return the largest number of tokens that the model's positions allow, or None if its config does not say."""
     return next((length for key in _LENGTH_KEYS if (length := _text_value(config, key))), None)
 
 
 def tokenizer(model: Path, trust_remote_code: bool) -> Tokenize:
     """Return a function from a text to its token ids, with what the model's tokenizer adds (a begin-of-text token).
 
-    It is loaded at the first text, so that token ids need none. Raises `GoldenError` if transformers is not installed
-    or the tokenizer cannot be loaded.
+    The tokenizer is loaded at the first text; prompts of token ids need none. The function raises `GoldenError` if
+    transformers is not installed or the tokenizer cannot be loaded.
     """
     return lambda text: list(_load_tokenizer(model, trust_remote_code)(text)["input_ids"])
 
@@ -88,13 +88,13 @@ def _load_tokenizer(model: Path, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except ImportError as error:
         raise GoldenError(f"prompts of text need transformers, which cannot be imported: {error}") from error
-    except Exception as error:  # a tokenizer may be code of its own, and raise anything
+    except Exception as error:  # a tokenizer may come with its own code, and raise anything
         cause = str(error).strip().partition("\n")[0]
         raise GoldenError(f"{model}: prompts of text need its tokenizer, which cannot be loaded: {cause}") from error
 
 
 def _text_value(config: Mapping[str, Any], key: str) -> int | None:
-    """A size of the language model, which may have a section of its own."""
+    """Return a size of the language model, which may have a section of its own in the config."""
     for section in (config.get("text_config"), config.get("llm_config"), config):
         if isinstance(section, Mapping) and type(value := section.get(key)) is int and value > 0:
             return value

@@ -1,4 +1,4 @@
-"""What a golden run asks for: the user's options, the settings they lead to, and the request to the engine."""
+"""The input of a golden run: the user's options, the resulting settings, and the request to the engine."""
 
 import os
 import platform
@@ -14,9 +14,9 @@ from fp8pad.golden.prompts import Prompt, model_length
 
 @dataclass(frozen=True, slots=True)
 class RecordOptions:
-    """How a golden file is recorded. Lengths are in tokens; without `prompts` the built-in ones of `seed` are asked.
+    """How a golden file is recorded. Lengths are in tokens; without `prompts`, the built-in ones of `seed` are used.
 
-    `max_model_len` None is what the longest prompt and its answer take, so that an engine reserves no more.
+    `max_model_len` None is the length of the longest prompt and its answer, so that an engine reserves no more.
     """
 
     prompts: Path | None = None
@@ -33,11 +33,11 @@ class RecordOptions:
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """How a golden file is checked; None is as recorded, and for `atol`, in nats, what `default_atol` says.
+    """How a golden file is checked; None means as recorded, and for `atol`, in nats, `default_atol`.
 
-    `allow_ties` accepts another token where, within `atol`, the two may have been equally likely. With `strict`,
-    anything that is not as recorded is an error. Code that comes with the model runs only where `trust_remote_code`
-    says so here: a golden file cannot ask for it.
+    `allow_ties` accepts another token if, within `atol`, the two may have been equally likely. With `strict`, other
+    settings or another environment than recorded are an error. Code that comes with the model runs only if
+    `trust_remote_code` is set here: a golden file cannot enable it.
     """
 
     atol: float | None = None
@@ -69,13 +69,13 @@ def settings_to_check(recorded: Settings, options: CheckOptions) -> Settings:
 
 
 def default_atol(settings: Settings, warnings: Sequence[str]) -> float:
-    """Return 0 where equal bits are promised: eager, and nothing that is not as recorded. Else `LOOSE_ATOL`."""
+    """Return 0 when bitwise equality is expected: eager, and everything as recorded. Otherwise return `LOOSE_ATOL`."""
     return LOOSE_ATOL if warnings or settings.mode != "eager" else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Prompts for a model in a local folder. Where `required` is set, any other environment is refused."""
+    """Prompts for a model in a local folder. If `required` is set, any other environment is refused."""
 
     model: str
     settings: Settings
@@ -97,7 +97,7 @@ Described = TypeVar("Described", Settings, Environment)
 
 
 def differences(recorded: Described, here: Described) -> tuple[str, ...]:
-    """Return a sentence for each thing that is not as it was recorded."""
+    """Return a sentence for each field that differs from the recorded one."""
     found = asdict(here)
     return tuple(
         f"{name.replace('_', ' ')}: recorded with {value}, here {found[name]}"
@@ -112,7 +112,7 @@ def likeliest_first(logprobs: dict[int, float]) -> Step:
 
 
 def cpu_name(capability: str) -> str:
-    """Name the processor and what decides how sums are split on it: vector `capability` and number of cores."""
+    """Return the processor's name and what decides how it splits sums: vector `capability` and number of cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

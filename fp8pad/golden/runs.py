@@ -29,8 +29,8 @@ from fp8pad.text import counted, printable
 def record(model: Path, options: RecordOptions, progress: Progress) -> GoldenDocument:
     """Run a model on prompts and return its answers.
 
-    Raises `CheckpointError` for a folder that is no checkpoint, `GoldenError` for prompts that cannot be used and for
-    an engine that fails.
+    Raises `CheckpointError` for a folder that is not a checkpoint, `GoldenError` for prompts that cannot be used and
+    for an engine that fails.
     """
     source = read_checkpoint(model)
     config = source.configs[CONFIG_FILE]
@@ -53,7 +53,7 @@ def check(model: Path, golden: GoldenDocument, options: CheckOptions, progress: 
     """Run a model on the prompts of a golden file, and compare its answers.
 
     Raises as `record` does, and `GoldenError` if the file was recorded with another model, or, with
-    `options.strict`, in another way or place.
+    `options.strict`, with other settings or in another environment.
     """
     source = read_checkpoint(model)
     _check_model(source, golden)
@@ -82,7 +82,7 @@ def compare(
 
 
 def read_golden(file: Path) -> GoldenDocument:
-    """Read a golden file; `GoldenError` if it cannot be read or is not one."""
+    """Read a golden file; raises `GoldenError` if it cannot be read or is not one."""
     return parse_document(read_text(file, f"{file.name}: not a golden file"), file.name)
 
 

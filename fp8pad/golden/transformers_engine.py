@@ -52,7 +52,7 @@ def _answer(model: Any, prompt: Prompt, request: Request) -> Answer:
     import torch
     import transformers
 
-    # The end-of-text token does not end an answer, as with vLLM; nothing of the model's own sampling is kept.
+    # As with vLLM, the end-of-text token does not end an answer; the model's own sampling settings are not used.
     model.generation_config = transformers.GenerationConfig(
         do_sample=False,
         max_new_tokens=request.settings.max_tokens,
@@ -71,7 +71,7 @@ def _answer(model: Any, prompt: Prompt, request: Request) -> Answer:
 
 
 def _step(logits: Any, token_id: int, top_k: int) -> Any:
-    """Turn logits `[vocab]` into the top-k logprobs and that of the chosen token."""
+    """Return the top-k logprobs of logits `[vocab]`, and that of the chosen token."""
     logprobs = logits.float().log_softmax(dim=-1)
     top = logprobs.topk(min(top_k, logprobs.numel()))
     pairs = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""vLLM as the engine, GPU or CPU build as installed. Only the worker process imports vLLM, and only when asked."""
+"""vLLM as the engine, whichever build, GPU or CPU, is installed. Only the worker process imports vLLM, when needed."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def environment() -> Environment:
 
 
 def answer(request: Request) -> tuple[str, tuple[Answer, ...]]:
-    """Start one engine and return its dtype and its greedy answers to all prompts, given to it as one batch.
+    """Start one engine and return its dtype and its greedy answers to all prompts, which it gets as one batch.
 
     Prefix caching is off, so that no answer depends on another's; the end-of-text token does not end an answer.
     """

@@ -1,7 +1,7 @@
-"""`python -m fp8pad.golden.worker REQUEST REPLY`: the process that runs one engine on one request, and ends.
+"""`python -m fp8pad.golden.worker REQUEST REPLY`: the process that runs one engine on one request, then exits.
 
-A process of its own, because an engine keeps its device until its process ends, may take the process down with it, and
-writes to stdout and stderr as it likes.
+It is a separate process because an engine keeps its device until its process ends, may crash the process, and writes
+to stdout and stderr as it likes.
 """
 
 import json
@@ -43,7 +43,7 @@ def main(request_file: str, reply_file: str) -> int:
 
 
 def _publish(document: dict[str, Any], file: Path) -> None:
-    """Write the whole file before it appears under its name: the parent process reads it as soon as it is there."""
+    """Write the whole file before it gets its name: the parent process reads it as soon as it exists."""
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(document), encoding="utf-8")
     unfinished.rename(file)
@@ -59,7 +59,7 @@ def _reply(request: Request) -> Reply:
 
 
 def _end_with(parent: int) -> None:
-    """End the whole process group when the parent process is gone, for whatever reason."""
+    """Kill the whole process group when the parent process is gone, for whatever reason."""
     while os.getppid() == parent:
         time.sleep(_LOOK_EVERY_SECONDS)
     os.killpg(0, signal.SIGKILL)

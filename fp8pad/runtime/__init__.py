@@ -1,7 +1,7 @@
-"""The vLLM plugin: serves padded checkpoints with activations padded, and nothing else, in a forward.
+"""The vLLM plugin: serves padded checkpoints. A forward only pads activations and cuts outputs, never weights.
 
-Nothing of vLLM or torch is imported before `register()` is called, and nothing of vLLM is changed or checked before a
-padded checkpoint is claimed: vLLM calls `register()` unguarded before it starts any model, padded or not.
+vLLM and torch are not imported before `register()` is called, and vLLM is neither changed nor checked before a padded
+checkpoint is claimed: vLLM calls `register()`, and catches no errors, before it starts any model, padded or not.
 """
 
 import logging
@@ -10,8 +10,8 @@ import logging
 def register() -> None:
     """Register the quantization method `fp8pad` with vLLM; it does nothing for checkpoints that fp8pad did not make.
 
-    vLLM calls it in each of its processes, through the entry point group `vllm.general_plugins`. It never raises: where
-    it cannot register, vLLM itself refuses padded checkpoints by the name of their method, and serves all others.
+    vLLM calls it in each of its processes, through the entry point group `vllm.general_plugins`. It never raises: if it
+    cannot register, vLLM refuses padded checkpoints because it does not know their method, and serves all others.
     """
     try:
         from vllm.model_executor.layers.quantization import register_quantization_config
@@ -20,7 +20,7 @@ def register() -> None:
         from fp8pad.runtime.config import make_config_class
 
         register_quantization_config(QUANT_METHOD)(make_config_class())
-    except Exception as error:  # whatever this vLLM lacks, it is to start other models
+    except Exception as error:  # whatever this vLLM lacks, it must still start other models
         logging.getLogger("vllm.fp8pad").warning(
             "fp8pad: cannot register with this vLLM, which will refuse padded checkpoints: %s: %s",
             type(error).__name__,

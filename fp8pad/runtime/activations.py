@@ -1,11 +1,11 @@
-"""On both sides of vLLM's kernel: pad an activation where it is quantized, and cut the output.
+"""Around vLLM's kernel: pad an activation while it is quantized, and cut the output.
 
-CUTLASS's kernel calls its attribute `quant_fp8(x, scale, scale_ub)` and gives the result to the GEMM (kernels/linear/
-scaled_mm/ScaledMMLinearKernel.py, vLLM 0.26 to 0.33). So the attribute is what is replaced, on one layer's kernel: the
-GEMM gets an activation of the weight's own K, and nothing before or after it has to know.
+CUTLASS's kernel calls its attribute `quant_fp8(x, scale, scale_ub)` and passes the result to the GEMM (kernels/linear/
+scaled_mm/ScaledMMLinearKernel.py, vLLM 0.26 to 0.33). So only this attribute of one layer's kernel is replaced: the
+GEMM gets an activation with the weight's padded K, and no other code has to know.
 
-There are two ways to pad and two to cut, of the same bits. vLLM's and torch's own operators keep Python for a shorter
-time, and a launch of ours the device (docs/benchmarks.md), so the number of values decides.
+There are two ways to pad and two to cut, with bitwise equal results. vLLM's and torch's own operators take less host
+time, our kernels less device time (docs/benchmarks.md), so the number of values decides.
 """
 
 import functools
@@ -19,20 +19,20 @@ from fp8pad.runtime.contract import QUANTIZE, QUANTIZER, is_as_expected
 
 _CUTLASS_KERNEL = "CutlassFP8ScaledMMLinearKernel"
 
-# From this number of values on the device, not Python, is what an eager layer waits for: their quantization takes it
-# about 20 us, and a launch of ours takes Python 20 us longer than vLLM's operator.
+# From this number of values on, an eager layer waits for the device, not for Python: quantizing them takes the device
+# about 20 us, and launching our kernel takes Python 20 us longer than calling vLLM's operator.
 MANY_VALUES = 1 << 24
 
-# The end of the names of layers whose output is only ever seen in parts along N, by all models of vLLM 0.26 to 0.33:
-# gate, x B C and dt (layers/mamba/mamba_mixer2.py). The rows of a part lie further apart than they are long anyhow.
+# The suffix of layers whose output is only read in parts along N, by all models of vLLM 0.26 to 0.33: gate, x B C and
+# dt (layers/mamba/mamba_mixer2.py). The rows of such a part are strided anyway.
 _SEEN_IN_PARTS = ".mixer.in_proj"
 
 
 def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
     """Let `kernel`, a layer's vLLM kernel, pad activations to `padded_k` as it quantizes them; return whether it does.
 
-    It does not where it is another kernel than CUTLASS's, one of a vLLM that has changed it, or one that has scales for
-    groups of values or also pads the number of tokens; the caller then pads the activation before it.
+    It does not if the kernel is not CUTLASS's, if this vLLM has changed that kernel, or if it has scales for groups of
+    values or also pads the number of tokens; the caller then pads the activation before the kernel.
     """
     if type(kernel).__name__ != _CUTLASS_KERNEL or not all(map(is_as_expected, QUANTIZER)):
         return False
@@ -46,11 +46,11 @@ def pad_where_quantized(kernel: Any, padded_k: int) -> bool:
 class PaddedQuantization:
     """Quantizes as the vLLM `QuantFP8` in `quantize` does, and appends zeros along K.
 
-    Where vLLM calls its CUDA operator, as eager layers do, bits and scales are that operator's: by itself, writing into
-    a tensor of zeros, or by one launch of ours where there are many values. Where vLLM quantizes with native operations
-    instead, for Inductor to fuse, a layer padded so takes up to 1.5 times as long as with our launch, which is slower
-    only for static scales and a handful of tokens (docs/benchmarks.md). So it is made there too, and quantizes as eager
-    vLLM does. An activation that has its padding already, as it has inside an MLP, is then vLLM's own to quantize.
+    Where vLLM calls its CUDA operator, as in eager layers, bits and scales equal that operator's: it writes into a
+    tensor of zeros itself, or, for many values, our kernel is launched. Where vLLM quantizes with native operations
+    instead, for Inductor to fuse, padding with them takes up to 1.5 times as long as our kernel, which is slower only
+    for static scales and a handful of tokens (docs/benchmarks.md). So our kernel is launched there too, and quantizes
+    as eager vLLM does; an activation that is padded already, as inside an MLP, is quantized by vLLM itself.
     """
 
     def __init__(self, quantize: Any, padded_k: int) -> None:
@@ -81,10 +81,10 @@ class PaddedQuantization:
 
 
 def _operator() -> Any:
-    """Return vLLM's function over its CUDA operators, which write rows as far apart as those of their output lie.
+    """Return vLLM's function over its CUDA operators if these can write into an output with strided rows, or None.
 
-    So csrc/quantization/w8a8/fp8/common.cu does for each way to quantize, from `output.stride(-2)`. None if this vLLM's
-    function is another, or does not on this device.
+    csrc/quantization/w8a8/fp8/common.cu uses `output.stride(-2)` for each way to quantize. None if this vLLM's function
+    is a different one, or ignores the stride on this device.
     """
     if not is_as_expected(QUANTIZE):
         return None
@@ -97,11 +97,11 @@ def _operator() -> Any:
 
 @functools.cache
 def _keeps_rows_apart(operator: Any, device: torch.device) -> bool:
-    """Return whether vLLM's function, tried once in a process, gives the same bits in rows of a wider tensor of zeros.
+    """Return whether vLLM's function, tried once per process, writes the same bits into rows of a wider tensor.
 
-    A compiled operator cannot be read as a Python function can, and bits that are wrong would not be noticed.
+    A compiled operator cannot be inspected like a Python function, and wrong bits would go unnoticed.
     """
-    # Layers are made with the model's dtype as the default; scales are FP32 all the same.
+    # While layers are made, the model's dtype is the default; scales are FP32 regardless.
     schemes = (True, None), (False, None), (False, torch.ones(1, dtype=torch.float32, device=device))
     for k, (per_token, scale) in itertools.product((20, 32), schemes):
         x = torch.linspace(-900, 900, 5 * k, device=device).to(torch.bfloat16).view(5, k)
@@ -118,20 +118,20 @@ def _keeps_rows_apart(operator: Any, device: torch.device) -> bool:
 
 
 def _waits_for_device(x: torch.Tensor) -> bool:
-    """Return whether the device's time is what counts: there are many values, or a CUDA graph is captured."""
+    """Return whether device time is what counts: there are many values, or a CUDA graph is being captured."""
     return x.numel() >= MANY_VALUES or bool(x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def takes_strided_rows(prefix: str) -> bool:
-    """Return whether what follows the layer `prefix` takes output rows that lie further apart than they are long.
+    """Return whether the consumer of layer `prefix` accepts an output with strided rows.
 
-    It does not with LoRA, whose kernel wants the whole output contiguous (lora/ops/triton_ops/lora_expand_op.py).
+    It does not with LoRA, whose kernel needs the whole output contiguous (lora/ops/triton_ops/lora_expand_op.py).
     """
     return prefix.endswith(_SEEN_IN_PARTS) and not has_lora()
 
 
 def has_lora() -> bool:
-    """Return whether adapters may be added to layers: they take inputs and give outputs of logical sizes."""
+    """Return whether LoRA adapters may be added to layers: they take inputs and return outputs of logical sizes."""
     from vllm.config import get_current_vllm_config
 
     has: bool = get_current_vllm_config().lora_config is not None
@@ -141,8 +141,8 @@ def has_lora() -> bool:
 def cut_output(output: torch.Tensor, n: int, *, strided: bool = False) -> torch.Tensor:
     """Return the first `n` of the last axis of `output` `[..., padded_n]`: contiguous, or as a view if `strided`.
 
-    vLLM's own operators take the rows that follow as contiguous (`silu_and_mul` and the norms compute row * size), so
-    an eager layer makes one copy. Under torch.compile it is left to Inductor, which fuses it with what follows.
+    vLLM's own operators expect contiguous rows (`silu_and_mul` and the norms compute row * size), so an eager layer
+    makes one copy. Under torch.compile the copy is left to Inductor, which fuses it with the next operations.
     """
     logical = output[..., :n]
     if is_compiling():

@@ -1,4 +1,4 @@
-"""How a padded checkpoint is claimed, and the original's quantization config put back, whose linear methods then pad.
+"""Claim a padded checkpoint, and restore the original quantization config, with linear methods that pad.
 
 The rest of vLLM must see the original config: it decides by `quant_method` (KV-cache dtype, head counts) and by class.
 """
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 else:
     QuantizationConfig = object
 
-# Where our own record goes when the base is put back in its place.
+# The key of our own record once the original config is restored.
 RECORD_KEY = "fp8pad"
 
 
 def make_config_class() -> type:
     """Return the class to register with vLLM as the quantization method `fp8pad`.
 
-    It is never instantiated: `from_config` answers with the base's config.
+    It is never instantiated: `from_config` returns the base's config.
     """
     from vllm.model_executor.layers.quantization.base_config import QuantizationConfig as Base
 
@@ -34,14 +34,14 @@ def make_config_class() -> type:
 
 
 class Fp8padConfigMethods:
-    """What vLLM asks of a registered quantization method before it has a config."""
+    """What vLLM calls on a registered quantization method before it has a config."""
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: dict[str, Any], *_: Any, **others: Any) -> str | None:
-        """Claim fp8pad's checkpoints, and put the original config back in place before the rest of vLLM reads it.
+        """Claim fp8pad's checkpoints, and restore the original config in place before the rest of vLLM reads it.
 
-        vLLM asks it of every quantized checkpoint, so what else it is given, and whether this vLLM is one that padded
-        checkpoints can be served with, matters only once one is seen. Raises `EngineError` if it is not.
+        vLLM calls this for every quantized checkpoint, so the other arguments, and whether this vLLM can serve padded
+        checkpoints, matter only once one is seen. Raises `EngineError` if it cannot.
         """
         if hf_quant_cfg.get("quant_method") == QUANT_METHOD:
             activate()
@@ -52,7 +52,7 @@ class Fp8padConfigMethods:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        """Return the base's config, made by the base's class, as one that pads."""
+        """Return the base's config, made by the base's class, with linear methods that pad."""
         from vllm.model_executor.layers.quantization import get_quantization_config
 
         base = {key: value for key, value in config.items() if key != RECORD_KEY}
@@ -62,12 +62,12 @@ class Fp8padConfigMethods:
 
     @staticmethod
     def get_config_filenames() -> list[str]:
-        """The config is in config.json, always."""
+        """Return no file names: the config is always in config.json."""
         return []
 
 
 def restore_base(quantization_config: dict[str, Any], hf_config: Any) -> None:
-    """Put the original quantization config back, in place, with our record under a key of its own.
+    """Restore the original quantization config in place, with our record under a key of its own.
 
     Raises `RecordError` if the record is malformed or does not say what the original was.
     """
@@ -81,7 +81,7 @@ def restore_base(quantization_config: dict[str, Any], hf_config: Any) -> None:
 
 
 def _padded_configs(hf_config: Any) -> list[dict[str, Any]]:
-    """Return fp8pad's configs in a Hugging Face config: vLLM reads these places, and a copy of the one it finds."""
+    """Return fp8pad's configs in a Hugging Face config; vLLM reads all these places, and copies the one it finds."""
     places = [
         getattr(holder, name, None)
         for holder in (hf_config, getattr(hf_config, "text_config", None))
@@ -111,12 +111,12 @@ def _engine_method(base: dict[str, Any], hf_config: Any) -> str:
 
 
 def padded_config(base_config: Any, modules: Mapping[str, ModuleRecord]) -> Any:
-    """Return a vLLM config as one whose linear methods pad `modules`, which have the checkpoint's names."""
+    """Return a copy of a vLLM config whose linear methods pad `modules`, which have the checkpoint's names."""
     return _rebuild(type(base_config), vars(base_config) | {"fp8pad_modules": dict(modules)})
 
 
 def _rebuild(base_class: type, state: dict[str, Any]) -> Any:
-    activate()  # in a worker process nothing was claimed before
+    activate()  # a worker process unpickles the config and never claims the checkpoint
     config: Any = object.__new__(padded_config_class(base_class))
     vars(config).update(state, inner_tails=InnerTails())
     return config
@@ -129,13 +129,13 @@ def padded_config_class(base_class: Any) -> type:
 
 
 class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
-    """Stands before a vLLM quantization config; `fp8pad_modules` are the records of the modules, by vLLM's names."""
+    """Extends a vLLM quantization config; `fp8pad_modules` are the records of the modules, by vLLM's names."""
 
     fp8pad_modules: dict[str, ModuleRecord]
     inner_tails: InnerTails
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # vLLM sends configs to its worker processes; a class made at run time has no name to be found by there.
+        # vLLM pickles configs for its worker processes; a class made at run time cannot be found by name there.
         state = {name: value for name, value in vars(self).items() if name != "inner_tails"}
         return _rebuild, (type(self).__mro__[2], state)
 
@@ -149,7 +149,7 @@ class PaddedConfig(QuantizationConfig):  # type: ignore[misc]
         self.fp8pad_modules = renamed
 
     def get_quant_method(self, layer: Any, prefix: str) -> Any:
-        """Return the base's method; one that pads for a Linear that fp8pad knows, untouched for all else."""
+        """Return the base's method: one that pads for a Linear that fp8pad knows, unchanged for all other layers."""
         method = super().get_quant_method(layer, prefix)
         if not is_quantized_linear(method) or isinstance(method, PaddedLinearMethod):
             return method

@@ -1,8 +1,8 @@
-"""What the runtime relies on in vLLM: the versions it was tried with, and the symbols that it takes for granted.
+"""What the runtime relies on in vLLM: the versions it was tested with, and the symbols that it uses.
 
-Where a symbol that right answers need is not as expected, padded checkpoints are refused with its name. Where one that
-only speed needs is not, they are served, slower, with a warning. The same comparison runs on the installed vLLM and on
-what `tests/contract/describe.py` wrote down of other versions.
+If a symbol that correct outputs depend on is not as expected, padded checkpoints are refused with its name. If only
+speed depends on it, they are served, slower, with a warning. The same check runs on the installed vLLM and on the
+descriptions of other versions that `tests/contract/describe.py` writes.
 """
 
 import functools
@@ -16,18 +16,18 @@ from packaging.version import InvalidVersion, Version
 
 from fp8pad.errors import EngineError
 
-# The first and the last vLLM that was tried, as (major, minor); pyproject.toml says the same.
+# The oldest and the newest vLLM that were tested, as (major, minor); pyproject.toml says the same.
 FIRST_VERSION = (0, 26)
 LAST_VERSION = (0, 33)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSymbol:
-    """A symbol of vLLM: where it is, what for, and, of a function, the parameters that it must take.
+    """A symbol of vLLM: where it is, what it is used for, and, for a function, the parameters that it must take.
 
-    `signature` is the name of a function or class in `module`, or `CLASS.NAME` for a method or an attribute, also one
-    that only instances have; with parameters, `NAME(FIRST, SECOND)`, a function must begin with these. `older` is what
-    it was called in some versions. `without` says what is lost without the symbol; None: right answers are.
+    `signature` is the name of a function or class in `module`, or `CLASS.NAME` for a method or an attribute, including
+    instance attributes. With `NAME(FIRST, SECOND)`, the function's parameters must begin with these. `older` is its
+    name in some versions. `without` says what is lost without the symbol; None means correct outputs.
     """
 
     module: str
@@ -69,7 +69,7 @@ QUANTIZE = EngineSymbol(
     without="Python takes longer over few tokens",
 )
 
-# What right answers need: where, what, and what for.
+# What correct outputs depend on: module, signature and purpose.
 _NEEDED = (
     (_QUANTIZATION, "register_quantization_config(quantization)", "makes `fp8pad` a method that vLLM knows"),
     (_QUANTIZATION, "get_quantization_config(quantization)", "finds the class of the original's method"),
@@ -101,7 +101,7 @@ _NEEDED = (
     (f"{_KERNELS}.marlin", "MarlinFP8ScaledMMLinearKernel", "is told padded sizes by its name"),
 )
 
-# Where the kernel of a layer is, by the class that has it, and where it was in some versions.
+# The attributes that hold a layer's kernel, and where it was in some versions.
 _KERNEL_PLACES = (
     (f"{_QUANTIZATION}.fp8", "Fp8LinearMethod.fp8_linear"),
     (f"{_QUANTIZATION}.fbgemm_fp8", "FBGEMMFp8LinearMethod.fp8_linear"),
@@ -111,7 +111,7 @@ _KERNEL_PLACES = (
     (f"{_QUANTIZATION}.modelopt", "ModelOptLinearMethod.kernel", "ModelOptFp8LinearMethod.fp8_linear"),
 )
 
-# What padding where an activation is quantized needs, to take the place of the kernel's `QuantFP8` and do as that one.
+# What padding during quantization depends on, to replace the kernel's `QuantFP8` and do the same.
 # `enabled()` says whether it calls vLLM's CUDA operator, or native operations.
 _QUANTIZER = (
     (f"{_KERNELS}.cutlass", "CutlassFP8ScaledMMLinearKernel.quant_fp8", "quantizes an activation for CUTLASS", _SLOWER),
@@ -122,7 +122,7 @@ _QUANTIZER = (
     (_QUANT_FP8, "QuantFP8.enabled", "tells vLLM's operator from native operations", _SLOWER),
 )
 
-# What else only speed needs: where, what, what for, and what is lost without it.
+# What else only speed depends on: module, signature, purpose, and what is lost without it.
 _FAST = (
     (_LINEAR, "ColumnParallelLinear.gather_output", "says whether an output stays on its rank", _COPIED),
     (_LINEAR, "RowParallelLinear.input_is_parallel", "says whether an input is a rank's own share", _COPIED),
@@ -136,12 +136,12 @@ ENGINE_SYMBOLS = (
     QUANTIZE,
 )
 
-# Returns the parameters of a name in a module, or None if it is no function; raises `LookupError` where there is none.
+# Returns the parameters of a name in a module, or None if it is not a function; raises `LookupError` if it is missing.
 Lookup = Callable[[str, str], tuple[str, ...] | None]
 
 
 def untried(version: str) -> str | None:
-    """Return why vLLM `version` may differ from those that were tried, or None; raises `EngineError` if it is older."""
+    """Return why vLLM `version` may differ from the tested ones, or None; raises `EngineError` if it is older."""
     first, last = (".".join(map(str, bound)) for bound in (FIRST_VERSION, LAST_VERSION))
     try:
         found = Version(version).release[:2]
@@ -157,7 +157,7 @@ def untried(version: str) -> str | None:
 def slower(version: str, lookup: Lookup | None = None) -> list[str]:
     """Return what makes padded checkpoints slower with vLLM `version`, a line for each symbol that is not as expected.
 
-    Raises `EngineError` if a symbol that right answers need is not. By default `lookup` asks the installed vLLM.
+    Raises `EngineError` if correct outputs depend on such a symbol. By default `lookup` reads the installed vLLM.
     """
     remarks = []
     for symbol in ENGINE_SYMBOLS:
@@ -171,7 +171,7 @@ def slower(version: str, lookup: Lookup | None = None) -> list[str]:
 
 @functools.cache
 def is_as_expected(symbol: EngineSymbol) -> bool:
-    """Return whether the installed vLLM has `symbol` as it is described."""
+    """Return whether the installed vLLM has `symbol` as described."""
     return _fault(symbol, installed) is None
 
 
@@ -196,7 +196,7 @@ def _found(symbol: EngineSymbol, lookup: Lookup) -> tuple[str, ...] | None:
 
 
 def installed(module: str, name: str) -> tuple[str, ...] | None:
-    """Look a name up in a module of the installed vLLM."""
+    """Look up a name in a module of the installed vLLM."""
     *owners, last = name.split(".")
     try:
         owner: Any = importlib.import_module(module)
@@ -213,6 +213,6 @@ def installed(module: str, name: str) -> tuple[str, ...] | None:
 
 
 def _sets(owner: type, attribute: str) -> bool:
-    """Return whether a method of a class, or of one that it inherits from, may set an attribute of its instances."""
+    """Return whether a method of a class, or of one of its bases, may set an attribute of its instances."""
     methods = (method for base in inspect.getmro(owner) for method in vars(base).values())
     return any(attribute in method.__code__.co_names for method in methods if inspect.isfunction(method))

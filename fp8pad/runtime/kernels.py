@@ -1,15 +1,15 @@
 """Quantize an activation to FP8 and pad its K in one launch, byte for byte as vLLM quantizes it; cut an output to N.
 
-`quantize_and_pad(x, padded_k, scale=..., scale_ub=..., per_token=...) -> (x_fp8, x_scale)`; a vLLM layer reaches it
-through `activations.pad_where_quantized`. Nothing here pads a weight or waits for the device, and only results are
-allocated, so that a CUDA graph can hold it; `torch.compile` sees operators with fake implementations.
+`quantize_and_pad(x, padded_k, scale=..., scale_ub=..., per_token=...) -> (x_fp8, x_scale)`; a vLLM layer calls it
+through `activations.pad_where_quantized`. Nothing here pads a weight or waits for the device, so a CUDA graph can
+capture it; `torch.compile` sees operators with fake implementations.
 
 What vLLM 0.26 to 0.33 computes (its `csrc`, `w8a8/fp8/common.cu`), with absmax over all values that share a scale:
 
 * dynamic, per token: `scale = max(min(absmax, scale_ub) / 448, 1 / (448 * 512))`, and x is *divided* by it;
 * dynamic, per tensor: `scale = absmax / 448`, and x is *multiplied by its reciprocal*, even where that is infinite;
-* static: the scale that is given, and x is multiplied by its reciprocal;
-* NaN does not count for absmax, and every NaN, also that of inf / inf, becomes the largest value, +448.
+* static: the given scale, and x is multiplied by its reciprocal;
+* NaN is ignored in absmax, and every NaN, including that of inf / inf, becomes the largest value, +448.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ import triton
 from fp8pad.geometry import num_blocks
 from fp8pad.runtime import triton_kernels
 
-# Longer rows are read block after block, and twice: the second time from the cache. Registers for a whole row would
-# leave too few programs at work (13653 wide, 16384 rows, H100: 263 us in blocks of 8192, 452 us in one block).
+# Longer rows are read block by block, and twice: the second time from the cache. Registers for a whole row would leave
+# too few programs running (13653 wide, 16384 rows, H100: 263 us in blocks of 8192, 452 us in one block).
 LONGEST_BLOCK = 8192
 VALUES_PER_WARP = 1024
 MOST_WARPS = 8
-# A tensor's absmax takes two launches: every program of the second reads all that those of the first found. A fixed
-# number of them (a power of two) makes one kernel for any number of tokens.
+# A tensor's absmax takes two launches: every program of the second reads all results of the first. With a fixed number
+# of results (a power of two), one kernel serves any number of tokens.
 NUM_MAXIMA = 512
 
 _library = torch.library.Library("fp8pad", "FRAGMENT")
@@ -44,10 +44,10 @@ def quantize_and_pad(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `x` `[M, K]`, BF16 or FP16, as FP8 e4m3fn `[M, padded_k]` with a tail of zeros, and its FP32 scale.
 
-    With `scale` (one element, FP32) the quantization is static, and that scale comes back. Otherwise it is dynamic:
+    With `scale` (one element, FP32) the quantization is static, and that scale is returned. Otherwise it is dynamic:
     one scale per token, `[M, 1]`, its absmax limited by `scale_ub` (one element, FP32) if given; or, if not
-    `per_token`, one for all, `[1]`. Rows of `x` may be strided. `padded_k` is a multiple of 16 and at least K;
-    `ValueError` if it is not, or if `x` is of another shape or dtype.
+    `per_token`, one for all, `[1]`. Rows of `x` may be strided. `padded_k` is a multiple of 16 and at least K.
+    Raises `ValueError` if it is not, or if `x` has another shape or dtype.
     """
     if scale is not None:
         return torch.ops.fp8pad.quantize_static(x, scale, padded_k), scale
@@ -59,7 +59,7 @@ def quantize_and_pad(
 
 
 def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the function that follows as `torch.ops.fp8pad.<schema>`, for any device that Triton compiles for."""
+    """Register the decorated function as `torch.ops.fp8pad.<schema>`, for any device that Triton compiles for."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = _library.define(schema)
@@ -123,7 +123,7 @@ def _quantize_per_tensor(x: torch.Tensor, padded_k: int) -> tuple[torch.Tensor, 
 
 
 def cut_columns(x: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the first `n` columns of `x` `[M, padded_n]`, rows side by side; `padded_n` is a multiple of 16.
+    """Return the first `n` columns of `x` `[M, padded_n]` as a contiguous tensor, fastest if 16 divides `padded_n`.
 
     torch's own copy of such a slice moves single values: it takes 1.6 times as long (6840 of 6848, H100).
     """
@@ -150,7 +150,7 @@ def _quantize_tiles(x: torch.Tensor, x_fp8: torch.Tensor, scale: torch.Tensor, m
 
 
 def _checked_rows(x: torch.Tensor, padded_k: int) -> torch.Tensor:
-    """Return `x` with the values of each row side by side, which is how vLLM's activations are already."""
+    """Return `x` with the values of each row contiguous, as vLLM's activations already are."""
     if x.dim() != 2 or x.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"activation: expected [M, K] of BF16 or FP16, got {list(x.shape)} of {x.dtype}")
     if padded_k < x.shape[1] or padded_k % 16:

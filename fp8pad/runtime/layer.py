@@ -1,4 +1,4 @@
-"""What a vLLM layer and its linear method tell: whether its weights are quantized, in which blocks, by which kernel."""
+"""Read a vLLM layer and its linear method: whether weights are quantized, in which blocks, and with which kernel."""
 
 from typing import Any
 
@@ -13,25 +13,25 @@ def is_quantized_linear(method: Any) -> bool:
 
 
 def rank_of(layer: Any) -> Rank:
-    """Return which rank this is of those that share a layer."""
+    """Return the number of this rank, and of the ranks that share a layer."""
     return Rank(getattr(layer, "tp_rank", 0), getattr(layer, "tp_size", 1))
 
 
 def block_of(method: Any, layer: Any) -> tuple[int, int]:
-    """Return the `(block_n, block_k)` that a scale belongs to, `(1, 1)` if it belongs to a channel or to all."""
+    """Return the `(block_n, block_k)` of a scale, `(1, 1)` for a scale per channel or per tensor."""
     block = _told(method, layer, "weight_block_size")
     return (int(block[0]), int(block[1])) if block is not None else (1, 1)
 
 
 def kernel_of(method: Any, layer: Any) -> Any:
-    """Return the vLLM kernel of a layer, whatever object has it."""
+    """Return the vLLM kernel of a layer, whichever object holds it."""
     return _told(method, layer, "fp8_linear", "linear_kernel", "kernel")
 
 
 def _told(method: Any, layer: Any, *names: str) -> Any:
-    """Return the first of these attributes that one has that may know it: the method, a scheme, or what that calls.
+    """Return the first of these attributes that is set on the method, a scheme, or the method that a scheme calls.
 
-    compressed-tensors and Quark give the layer a scheme; AutoRound's is the method's own, and calls a method of `fp8`.
+    compressed-tensors and Quark give the layer a scheme; AutoRound's is on the method, and calls a method of `fp8`.
     """
     schemes = [getattr(owner, "scheme", None) for owner in (layer, method)]
     owners = [method, *schemes, *(getattr(scheme, "linear_method", None) for scheme in schemes)]

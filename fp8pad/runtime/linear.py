@@ -1,4 +1,4 @@
-"""The linear method: the base's own, given aligned sizes, so that nothing in it has to pad weights."""
+"""The linear method: the base's own with aligned sizes, so that it never has to pad weights."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     LinearMethodBase = object
 
-# What the base's create_weights may write on a layer; its kernels want the padded sizes, everybody else the logical.
+# What the base's create_weights may set on a layer; its kernels need the padded sizes, everything else the logical.
 _SIZES = ("input_size_per_partition", "output_size_per_partition", "logical_widths")
 _PADDED_BIAS = "fp8pad_bias"
 
@@ -29,11 +29,11 @@ _KERNELS_THAT_READ_SIZES = ("Marlin", "XPU")
 
 
 def padded_linear_method(method: Any, record: LayerParts, inner_tails: "InnerTails | None" = None) -> Any:
-    """Return a vLLM linear method, just made for one layer, as one that pads as `record` says.
+    """Return a copy of a vLLM linear method, just made for one layer, that pads as `record` says.
 
-    `inner_tails` knows the other layers of its model.
+    All layers of a model share `inner_tails`.
 
-    Its class is a subclass of the method's own and has that class's name: vLLM chooses loaders by the name
+    The class is a subclass of the method's own and has that class's name: vLLM chooses loaders by the name
     (WEIGHT_LOADER_V2_SUPPORTED in layers/linear.py) and decides by class elsewhere.
     """
     padded: Any = object.__new__(_padded_class(type(method)))  # type: ignore[arg-type]
@@ -47,23 +47,23 @@ def _padded_class(method_class: Any) -> type:
 
 
 class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
-    """Stands before a vLLM linear method: weights of padded sizes, activations padded along K, outputs cut to N.
+    """Extends a vLLM linear method: weights of padded sizes, activations padded along K, outputs cut to N.
 
-    What a forward does is decided when the layer is made: it takes as long on the host as the base's own.
+    What a forward does is decided when the layer is made, so its host time is that of the base's own.
     """
 
     record: LayerParts
     inner_tails: "InnerTails"
     sizes: RankSizes
-    takes_tails: bool = False  # of K: what stands before leaves them
-    keeps_tails: bool = False  # of N: what follows takes them
+    takes_tails: bool = False  # of K: the layer before keeps them
+    keeps_tails: bool = False  # of N: the next layer takes them
     pads_where_quantized: bool
     reads_layer_sizes: bool
     leaves_rows_strided: bool
     has_padded_rows: bool
     has_padded_columns: bool
-    slices: tuple[slice, ...]  # of the output that are no padding
-    num_leading: int | None  # how many they are, if they are one slice, from the first column on
+    slices: tuple[slice, ...]  # of the output, without padding
+    num_leading: int | None  # the size of the slice, if there is only one and it begins at 0
 
     def create_weights(
         self,
@@ -73,7 +73,7 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Ask the base for parameters of padded sizes, which show only their logical part to loaders."""
+        """Let the base create parameters of padded sizes, which show only their logical part to loaders."""
         block = block_of(self, layer)
         sizes = RankSizes.of(output_partition_sizes, input_size_per_partition, self.record, block, rank_of(layer))
         super().create_weights(layer, sizes.padded_k, list(sizes.padded_partitions), *args, **kwargs)
@@ -89,10 +89,10 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         self.reads_layer_sizes = kernel is None or type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
         self.pads_where_quantized = self.has_padded_columns and pad_where_quantized(kernel, sizes.padded_k)
         if not sizes.is_padded:
-            self.apply = super().apply  # type: ignore[method-assign]  # a forward has nothing to do
+            self.apply = super().apply  # type: ignore[method-assign]  # a forward has nothing to add
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Let the base bring the padded weights into its kernel's layout; pad the bias, once."""
+        """Let the base convert the padded weights to its kernel's layout; pad the bias, once."""
         sizes = self.sizes
         if sizes.is_padded and getattr(layer, "is_bmm", False):  # DeepSeek-V4's wo_a, once the model is made
             raise UnsupportedLayerError(f"{self.record.prefix}: vLLM multiplies its weight by itself, unpadded")
@@ -108,10 +108,10 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
     def apply(self, layer: torch.nn.Module, x: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Return `[..., N]` for `x` of `[..., K]`: pad along K, run the base's kernel, cut to N.
 
-        Inside an MLP both may have their padding: an output is left as it is for a layer that takes it so.
+        Inside an MLP both may keep their padding: the output is not cut if the next layer takes it padded.
         """
         if bias is not None and self.has_padded_rows:
-            # Another bias than the layer's own could not be padded at load.
+            # A bias other than the layer's own could not be padded at load.
             bias = getattr(layer, _PADDED_BIAS) if bias is layer.bias else _spread(bias, self.sizes)
         if self.has_padded_columns:
             if not isinstance(x, torch.Tensor):  # quantized by an earlier kernel, with its scale
@@ -127,27 +127,27 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         return torch.cat([output[..., rows] for rows in self.slices], dim=-1)
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x` with zeros around its last axis, or itself if it has them."""
+        """Return `x` with zeros around its last axis, or `x` itself if it is padded already."""
         columns = self.sizes.columns
         missing = columns.padded_size - x.shape[-1]
         return torch.nn.functional.pad(x, (columns.head, missing - columns.head)) if missing else x
 
 
 class InnerTails:
-    """The layers of a model's MLPs that wait for the one that takes their output, by the name of the MLP.
+    """Layers of a model's MLPs that wait for the layer that takes their output, by the name of the MLP.
 
-    Inside an MLP nothing need be cut or padded. Zero rows of gate and up give zeros, an activation makes zeros of
-    zeros, and down multiplies them by zeros. So wherever all layers of an MLP have their padding at the same places,
-    and nothing but an activation stands between them, what the one leaves the other takes. Which layers these are is
-    recorded (`ModuleRecord.inner`); whether they agree, on this rank, is seen here, as vLLM makes them: gate and up,
-    then down.
+    Inside an MLP nothing needs to be cut or padded. Zero rows of gate and up give zeros, an activation function maps
+    zeros to zeros, and down multiplies them by zeros. So if all layers of an MLP are padded at the same places, with
+    only an activation function between them, the output of one is passed to the next with its padding. Which layers
+    these are is recorded (`ModuleRecord.inner`); whether they agree on this rank is checked here, as vLLM makes them:
+    gate and up, then down.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[str, list[tuple[PaddedLinearMethod, Span | None]]] = {}
 
     def add(self, method: PaddedLinearMethod, layer: Any) -> None:
-        """Add a layer, just made; let its MLP keep its padding if it is the last layer and all agree."""
+        """Add a layer that was just made; let its MLP keep its padding if it is the last layer and all agree."""
         name, _, _ = method.record.prefix.rpartition(".")
         if method.record.inner == "n":
             self._waiting.setdefault(name, []).append((method, _left_by(method, layer)))
@@ -161,7 +161,7 @@ class InnerTails:
 
 
 def _left_by(method: PaddedLinearMethod, layer: Any) -> Span | None:
-    """Return the span of inner rows that a layer's output has for each of its matrices, if it may be left uncut."""
+    """Return the span of inner rows that a layer's output has for each of its matrices, if it may stay uncut."""
     stays = getattr(layer, "tp_size", 1) == 1 or not getattr(layer, "gather_output", True)
     adds_its_bias = not getattr(layer, "skip_bias_add", False)
     spans = set(method.sizes.rows)
@@ -170,13 +170,13 @@ def _left_by(method: PaddedLinearMethod, layer: Any) -> Span | None:
 
 
 def _taken_by(method: PaddedLinearMethod, layer: Any) -> Span | None:
-    """Return the span of inner columns that a layer takes, if its input may come with its padding."""
+    """Return the span of inner columns that a layer takes, if its input may keep its padding."""
     is_own_share = getattr(layer, "tp_size", 1) == 1 or getattr(layer, "input_is_parallel", False)
     return method.sizes.columns if method.sizes.is_placed and is_own_share and not has_lora() else None
 
 
 class _PaddedLayer:
-    """A layer as its kernel must see it: everything as it is, but with padded sizes."""
+    """A layer as its kernel must see it: the same attributes, except for padded sizes."""
 
     def __init__(self, layer: torch.nn.Module, sizes: RankSizes) -> None:
         self._layer = layer

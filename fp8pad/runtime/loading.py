@@ -1,9 +1,9 @@
-"""How a padded parameter is filled by loaders that know nothing of padding.
+"""Fill padded parameters with loaders that know nothing about padding.
 
-For the time of a load the parameter shows only a view of its logical sizes, its first N rows and K columns, and the
-tensor from disk is cut to its logical shape. Inside that view vLLM's own loaders (column, row, merged, QKV with
-replicated heads, Mamba's, any rank of tensor parallelism) do what they always do. Where each matrix of a layer has a
-place of its own, with padding around it, fp8pad loads the rank's share itself.
+During a load the parameter shows only a view of its logical sizes, its first N rows and K columns, and the tensor from
+disk is cut to its logical shape. Inside that view vLLM's own loaders (column, row, merged, QKV with replicated heads,
+Mamba's, any rank of tensor parallelism) work as always. If each matrix of a layer has a place of its own, with padding
+around it, fp8pad loads the rank's share itself.
 """
 
 import functools
@@ -22,16 +22,16 @@ from fp8pad.scales import Granularity, PerBlock, PerChannel
 
 Loader = Callable[..., Any]
 
-# Where a parameter keeps its view, and the mark on a loader that works inside one already.
+# The attribute that holds a parameter's view, and the mark on a loader that already works inside one.
 VIEW = "fp8pad_view"
 _INSIDE = "inside_fp8pad_view"
 
 
 @dataclass(frozen=True)
 class LogicalView:
-    """The logical part of one parameter on this rank; `logical_shape` are its leading sizes without padding.
+    """The logical part of one parameter on this rank; `logical_shape` holds its leading sizes without padding.
 
-    It refers to no layer: vLLM keeps copies of a parameter's attributes for reloading, longer than the layer may live.
+    It does not refer to the layer: vLLM keeps copies of a parameter's attributes for reloading, maybe for longer.
     """
 
     record: LayerParts
@@ -40,24 +40,24 @@ class LogicalView:
     fill: int
 
     def load(self, loader: Loader, parameter: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Let `loader` fill the view from `tensor`, as it lies in the checkpoint, without its padding."""
+        """Let `loader` fill the view from `tensor`, which comes from the checkpoint, without its padding."""
         sizes = self.record.logical_shape(tensor.shape, self.granularity, _shard_id(args, kwargs))
         self.fill_tails(parameter)
         whole = parameter.data
-        parameter.data = _leading(whole, self.logical_shape)  # what is written there is written into the whole
+        parameter.data = _leading(whole, self.logical_shape)  # a view: writes go to the whole parameter
         try:
             return loader(parameter, _leading(tensor, sizes), *args, **kwargs)
         finally:
             parameter.data = whole
 
     def fill_tails(self, parameter: torch.Tensor) -> None:
-        """Set what lies outside the view: zeros in a weight, ones in a scale."""
+        """Fill everything outside the view: with zeros in a weight, ones in a scale."""
         for axis, size in enumerate(self.logical_shape):
             tail = parameter.data.narrow(axis, size, parameter.shape[axis] - size)
             tail.fill_(self.fill)
 
     def num_elements(self, parameter: torch.Tensor) -> int:
-        """Return how many elements loaders fill."""
+        """Return the number of elements that loaders fill."""
         return int(_leading(parameter.data, self.logical_shape).numel())
 
 
@@ -65,8 +65,8 @@ class LogicalView:
 class PlacedMatrices:
     """Each matrix of a layer, or the rank's share of it, at its place in one parameter.
 
-    vLLM's loaders put one matrix right behind the other, and round scale rows per rank; both tear scale blocks apart.
-    Like a view, it refers to no layer.
+    vLLM's loaders put the matrices one right after the other, and round scale rows per rank; both split scale blocks.
+    Like a `LogicalView`, it does not refer to the layer.
     """
 
     record: LayerParts
@@ -76,9 +76,9 @@ class PlacedMatrices:
     fill: int
 
     def load(self, loader: Loader, parameter: torch.Tensor, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Put this rank's share of a tensor, as it lies in the checkpoint, into its place; `loader` is not needed.
+        """Copy this rank's share of a tensor from the checkpoint to its place; `loader` is not used.
 
-        Heads and tails are set too: a reload begins with memory that nothing was written to (reload/meta.py).
+        Heads and tails are set too: a reload begins with uninitialized memory (reload/meta.py).
         """
         block_n, _ = self.granularity.block
         for position, first_row in self._matrices(tensor, _shard_id(args, kwargs)):
@@ -91,12 +91,12 @@ class PlacedMatrices:
         parameter.data.fill_(self.fill)
 
     def num_elements(self, parameter: torch.Tensor) -> int:
-        """Return how many elements loads fill."""
+        """Return the number of elements that loads fill."""
         targets = (self._places(position)[1] for position in range(len(self.sizes.rows)))
         return sum(int(parameter.data[target].numel()) for target in targets)
 
     def _matrices(self, tensor: torch.Tensor, shard_id: ShardId) -> Iterator[tuple[int, int]]:
-        """Yield which matrices a tensor holds, and the row at which each begins in it."""
+        """Yield the position of each matrix that a tensor holds, and the row at which it begins in the tensor."""
         position = self.record.position(tensor.shape, self.granularity, shard_id)
         if len(self.record.parts) == len(self.sizes.rows):
             yield position, 0
@@ -105,7 +105,7 @@ class PlacedMatrices:
         yield from enumerate(accumulate(wholes[:-1], initial=0))
 
     def _places(self, position: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """Return where the share of a matrix lies in the matrix, and where in the parameter, axis by axis."""
+        """Return the slices of a matrix's share in the matrix, and in the parameter, axis by axis."""
         block_n, block_k = self.granularity.block
         begins = self.sizes.slices[position].start // block_n, self.sizes.columns.head // block_k
         source = self.sizes.rows[position].source(block_n), self.sizes.columns.source(block_k)
@@ -125,9 +125,9 @@ def show_logical(layer: Any, record: LayerParts) -> None:
 
 
 def show_views(layer: Any, record: LayerParts, sizes: RankSizes, block: tuple[int, int]) -> None:
-    """Make every loader of a layer's parameters, whichever is set later, work inside their logical part.
+    """Make all loaders of a layer's parameters, including those that are set later, work inside the logical part.
 
-    Raises `UnsupportedLayerError` if a parameter has not the padded sizes that were asked for.
+    Raises `UnsupportedLayerError` if a parameter does not have the requested padded sizes.
     """
     for parameter in layer.parameters(recurse=False):
         granularity = _granularity(parameter, block)
@@ -149,7 +149,7 @@ def show_views(layer: Any, record: LayerParts, sizes: RankSizes, block: tuple[in
 
 
 def _granularity(parameter: torch.nn.Parameter, block: tuple[int, int]) -> Granularity | None:
-    """Return what `parameter` is, by the axes that vLLM gives it: a scale per tensor, with none, is never padded."""
+    """Return what `parameter` is, by its axes in vLLM; None for a scale per tensor, which has none and no padding."""
     if not hasattr(parameter, "output_dim"):
         return None
     if not hasattr(parameter, "input_dim"):
@@ -158,7 +158,7 @@ def _granularity(parameter: torch.nn.Parameter, block: tuple[int, int]) -> Granu
 
 
 def hide_view(parameter: torch.nn.Parameter) -> None:
-    """Give `parameter` its own class back, once it is in the kernel's layout and has no view any more."""
+    """Restore the class of `parameter` once it is in the kernel's layout and no longer has a view."""
     if hasattr(parameter, VIEW):
         delattr(parameter, VIEW)
         parameter.__class__ = type(parameter).__base__
@@ -168,8 +168,8 @@ def hide_view(parameter: torch.nn.Parameter) -> None:
 def _viewed_class(parameter_class: Any) -> type:
     """Return a subclass of a vLLM parameter class whose `weight_loader` works inside the parameter's view.
 
-    A property, because models replace loaders after the layer is made (mamba_mixer2), and because vLLM's reload knows
-    the loaders that it must keep apart from a layer by their being bound methods (reload/sanitize.py).
+    It is a property because models replace loaders after the layer is made (mamba_mixer2), and because vLLM's reload
+    recognizes the loaders that it must keep apart from a layer by their being bound methods (reload/sanitize.py).
     """
     engine: Any = parameter_class.weight_loader
     inside = property(lambda parameter: _inside_view(engine.fget(parameter)), engine.fset, engine.fdel)

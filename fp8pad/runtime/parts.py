@@ -1,6 +1,6 @@
-"""What the record says of one layer of the engine: one module, or several that the engine fuses; and how it is found.
+"""The record of one layer of the engine, which is one module or several that the engine fuses; and how to find it.
 
-Nothing here knows a tensor or vLLM. N is out_features, K is in_features.
+There are no tensors here, and no vLLM. N is out_features, K is in_features.
 """
 
 import re
@@ -14,13 +14,13 @@ from fp8pad.scales import Granularity, PerBlock, PerChannel
 
 ShardId = str | int | tuple[int, ...] | None
 
-# What every model fuses so that fuses it at all. Some tell their config too late (qwen3_moe: gate_up_proj).
+# Every model that fuses these modules does it like this. Some tell their config too late (qwen3_moe: gate_up_proj).
 FUSED_MODULES = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj", "k_proj", "v_proj")}
 
 # vLLM names the matrices of a fused QKV by letter and those of other fused layers by position.
 _QKV_POSITIONS = {"q": 0, "k": 1, "v": 2}
 
-# What vLLM 0.26 to 0.33 has in a layer's name, a pattern, and what its weights have there, with vLLM's model files.
+# A pattern in a layer's name in vLLM 0.26 to 0.33, and what its weights have instead, with vLLM's model files.
 _RENAMES = (
     (r"^language\.", "language_model."),  # deepseek_vl2, lfm2_vl
     (r"^language_model\.layers\.", "language_model.model.layers."),  # step3_text in step3_vl
@@ -32,10 +32,10 @@ _RENAMES = (
     (r"(\.\d+)\.(qkv_proj|o_proj)$", r"\1.self_attn.\2"),  # falcon_h1
 )
 
-# A mixer that is in `mamba`, some with another number than their layer's (granitemoehybrid, bamba, falcon_h1, zamba2).
+# vLLM's `mixer` is `mamba` on disk, some under another layer number (granitemoehybrid, bamba, falcon_h1, zamba2).
 _MIXER, _MAMBA = ".mixer.", ".mamba."
 
-# How a weight itself lies in its tensor: as if each element were a block of its own.
+# The granularity of a weight itself: each element is a block of its own.
 WEIGHT = PerBlock(1, 1)
 
 
@@ -50,9 +50,9 @@ def leading_sizes(granularity: Granularity, weight_shape: Sequence[int]) -> tupl
 
 @dataclass(frozen=True, slots=True)
 class LayerParts:
-    """What fp8pad wrote down of one layer of the engine: one module, or several that the engine fuses into one.
+    """The record of one layer of the engine: one module, or several that the engine fuses into one.
 
-    `parts` are in the engine's order; a module that fp8pad knows nothing of is None.
+    `parts` are in the engine's order; a module without a record is None.
     """
 
     prefix: str
@@ -60,7 +60,7 @@ class LayerParts:
 
     @property
     def known(self) -> tuple[ModuleRecord, ...]:
-        """The parts that fp8pad wrote down."""
+        """The parts that have a record."""
         return tuple(part for part in self.parts if part is not None)
 
     @property
@@ -70,20 +70,20 @@ class LayerParts:
 
     @property
     def alignment(self) -> tuple[int, int]:
-        """The multiples, `(n, k)`, that suit every part: they are powers of two, so the largest."""
+        """The multiples `(n, k)` that fit every part: the largest, since all are powers of two."""
         return max(part.alignment[0] for part in self.known), max(part.alignment[1] for part in self.known)
 
     @property
     def inner(self) -> Literal["n", "k"] | None:
-        """The axis that is the inside of an MLP, if all parts are known and agree on it."""
+        """The axis that is the inner size of an MLP, if all parts are known and agree on it."""
         axes = {part.inner if part else None for part in self.parts}
         return axes.pop() if len(axes) == 1 else None
 
     def logical_shape(self, shape: Sequence[int], granularity: Granularity, shard_id: ShardId) -> tuple[int, ...]:
         """Return the leading sizes that a tensor from the checkpoint has without its padding.
 
-        A tensor that is not padded, as a trainer sends it, is itself. Raises `UnsupportedLayerError` if no part fits,
-        or several that differ without their padding.
+        A tensor that is not padded, as a trainer sends it, keeps its sizes. Raises `UnsupportedLayerError` if no part
+        fits, or several whose logical sizes differ.
         """
         sizes = set(self._fitting(shape, granularity, shard_id).values())
         if len(sizes) == 1:
@@ -93,7 +93,7 @@ class LayerParts:
         raise self._no_part(shape, shard_id)
 
     def position(self, shape: Sequence[int], granularity: Granularity, shard_id: ShardId) -> int:
-        """Return which part a tensor from the checkpoint is; raises `UnsupportedLayerError` if it cannot be told."""
+        """Return which part a tensor from the checkpoint is; raises `UnsupportedLayerError` if none or several fit."""
         fitting = self._fitting(shape, granularity, shard_id)
         if len(fitting) > 1:
             fitting = {at: sizes for at, sizes in fitting.items() if at == _position(shard_id)}
@@ -104,8 +104,8 @@ class LayerParts:
     def _fitting(self, shape: Sequence[int], granularity: Granularity, shard_id: ShardId) -> dict[int, tuple[int, ...]]:
         """Return the positions of the parts that a tensor may be, with the leading sizes it has without padding.
 
-        A loader learns a shard id but no name, and shard ids mean what each model wants: the shape decides, and the
-        shard id only between parts that have one shape on disk but not without padding.
+        A loader gets a shard id but no name, and the meaning of shard ids depends on the model. So the shape decides,
+        and the shard id only between parts whose shapes are equal on disk but differ without padding.
         """
         fitting = {
             at: leading_sizes(granularity, part.logical_shape)
@@ -138,9 +138,9 @@ def _fits(part: ModuleRecord, shape: Sequence[int], granularity: Granularity) ->
 def find_layer(
     modules: Mapping[str, ModuleRecord], prefix: str, fused_modules: Mapping[str, Sequence[str]]
 ) -> LayerParts | None:
-    """Return the record of the engine's layer `prefix`, or None if fp8pad knows none of its modules.
+    """Return the record of the engine's layer `prefix`, or None if none of its modules has one.
 
-    `modules` are fp8pad's, by the engine's names; `fused_modules` says which modules the engine fuses into which.
+    `modules` are the records by the engine's names; `fused_modules` lists the modules of each layer that it fuses.
     """
     if prefix in modules:
         return LayerParts(prefix, (modules[prefix],))
@@ -155,8 +155,8 @@ def find_renamed(
 ) -> LayerParts | None:
     """Return the record of the layer `prefix`, which has `num_k` input features, by the name that its weights have.
 
-    None if there is none, or several that differ: what is recorded of a module is sizes and nothing else, so modules of
-    equal sizes stand for each other.
+    None if there is none, or several that differ: a module's record is its sizes and nothing else, so modules of equal
+    sizes are interchangeable.
     """
     layers = [find_layer(modules, name, fused_modules) for name in _other_names(modules, prefix)]
     found = {layer.parts for layer in layers if layer and all(part.logical_shape[1] == num_k for part in layer.known)}

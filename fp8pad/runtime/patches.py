@@ -1,11 +1,10 @@
-"""What the plugin changes in vLLM, once a padded checkpoint is claimed and not before; and what it says.
+"""What the plugin changes in vLLM, once a padded checkpoint is claimed and not before; and what it logs.
 
-* `get_and_maybe_dequant_weights`, by which MLA takes `kv_b_proj` apart after loading, past its linear method: for the
-  `fp8` method it dequantizes the weight as it lies, and would see the padding.
-* `DefaultModelLoader.load_weights`: a layer that vLLM asks for by a name that the record does not have was made without
-  padding. Here its model is whole, and the layer's place in it is its weights' name; if that is one of the record's,
-  what is loaded is cut to what the layer was made for, and it runs as in the original. Other loaders end in vLLM's own
-  error.
+* `get_and_maybe_dequant_weights`, with which MLA splits `kv_b_proj` after loading, bypassing its linear method: for the
+  `fp8` method it dequantizes the parameter as it is, padding included.
+* `DefaultModelLoader.load_weights`: a layer that vLLM made under a name that is not in the record has no padding. Here
+  the model is complete, and the layer's path in it is the name of its weights; if the record has that name, loaded
+  tensors are cut to the layer's sizes, and it runs as in the original. With other loaders, vLLM raises its own error.
 """
 
 import functools
@@ -26,29 +25,29 @@ from fp8pad.runtime.linear import PaddedLinearMethod
 from fp8pad.runtime.loading import show_logical
 from fp8pad.runtime.parts import find_layer
 
-# A logger below vLLM's own, whose handler and level it has.
+# A child of vLLM's logger, which inherits its handler and level.
 LOGGER = logging.getLogger("vllm.fp8pad")
 
-# Set to 1 to have versions of vLLM refused that were not tried.
+# Set to 1 to refuse versions of vLLM that were not tested.
 STRICT = "FP8PAD_STRICT"
 
 _DEQUANTIZE = "get_and_maybe_dequant_weights"
 _DEQUANTIZE_HOME = "vllm.model_executor.layers.quantization.utils.quant_utils"
-# Modules that hold the function under its own name, if they were imported before us.
+# Modules that hold the function under its own name, if they were imported earlier.
 _DEQUANTIZE_READERS = ("vllm.model_executor.layers.attention.mla_attention", "vllm.v1.attention.backends.mla.amx_mla")
 
-# The mark on a function that is ours already.
+# The mark on a function that is patched already.
 _PATCHED = "fp8pad_patched"
 
-# What stands for layers of other pipeline ranks, and for those that are switched off (models/utils.py).
+# The placeholder for layers of other pipeline ranks, and for those that are switched off (models/utils.py).
 _ABSENT = "MissingLayer"
 
 
 @functools.cache
 def activate() -> None:
-    """Make this process ready to serve padded checkpoints.
+    """Prepare this process to serve padded checkpoints.
 
-    Raises `EngineError` if its vLLM cannot serve them right. Warns, in one line, if it was not tried or is slower.
+    Raises `EngineError` if its vLLM cannot serve them correctly. Logs one warning if it was not tested or is slower.
     """
     import vllm
 
@@ -71,7 +70,7 @@ def _patch_dequantization() -> None:
 
 
 def cutting(dequantize: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return a function that gives the weights of padded layers, `[N, K]`, without their padding."""
+    """Wrap `dequantize` so that it returns the weights of padded layers, `[N, K]`, without their padding."""
 
     @functools.wraps(dequantize)
     def dequantize_and_cut(layer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -97,7 +96,7 @@ def _patch_loader() -> None:
 
 
 def loading_misnamed(load_weights: Callable[..., None]) -> Callable[..., None]:
-    """Return a method that loads a model whose unpadded layers may have padded weights, and says what is padded."""
+    """Wrap `load_weights` so that unpadded layers can load padded weights, and so that it logs what is padded."""
 
     @functools.wraps(load_weights)
     def cut_and_load(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +128,7 @@ def _layers(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _notes(model: torch.nn.Module) -> Iterator[str]:
-    """Yield what to think of where loading `model` failed: modules that are padded on disk and nowhere in it."""
+    """Yield notes for an error in loading `model`: modules that are padded on disk and not found in it."""
     if any(type(module).__name__.endswith(_ABSENT) for module in model.modules()):
         return
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
@@ -150,9 +149,9 @@ def _parts(name: str, fused_modules: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def startup_line(model: torch.nn.Module) -> str | None:
-    """Return how many layers of a model, on this rank, are padded, in which ways, and by which kernels; None if none.
+    """Return a line with the number of padded layers on this rank, how they are padded, and their kernels, or None.
 
-    A layer counts once, by what is done in each of its forwards.
+    Each layer is counted once, by what its forward does.
     """
     methods = ((layer, getattr(layer, "quant_method", None)) for layer in model.modules())
     padded = [(layer, it) for layer, it in methods if isinstance(it, PaddedLinearMethod) and it.sizes.is_padded]

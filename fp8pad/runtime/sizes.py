@@ -1,6 +1,6 @@
 """Integer arithmetic of one layer on one rank: where its rows and columns come from, and where the kernel gets them.
 
-Nothing here knows a tensor or vLLM. N is out_features, K is in_features.
+There are no tensors here, and no vLLM. N is out_features, K is in_features.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from fp8pad.runtime.parts import LayerParts
 
 
 class Rank(NamedTuple):
-    """One of the ranks that share a layer: which, and of how many."""
+    """One of the ranks that share a layer: its number, and how many there are."""
 
     number: int = 0
     num_ranks: int = 1
@@ -26,8 +26,8 @@ class Span:
     """Rows, or columns, of one matrix on one rank: `size` of them, from `start` on in the matrix.
 
     The kernel gets `padded_size` of them: `head` zeros, the rows or columns themselves, and zeros up to the end. A head
-    is needed where the share begins inside a scale block: a row's scale is that of its block, so it must stand as far
-    behind the block's first row as in the whole matrix.
+    is needed if the share begins inside a scale block: to stay in its block, and so keep its scale, a row must have the
+    same offset from the start of a block as in the whole matrix.
     """
 
     start: int
@@ -42,7 +42,7 @@ class Span:
 
     @classmethod
     def share(cls, size: int, multiple: int, block: int, rank: Rank) -> "Span":
-        """Return a rank's share of a matrix that is divided evenly, padded to as many on every rank."""
+        """Return a rank's share of a matrix that is divided evenly, padded to the same size on every rank."""
         starts = [size * number for number in range(rank.num_ranks)]
         padded_size = max(round_up(start % block + size, lcm(multiple, block)) for start in starts)
         return cls(starts[rank.number], size, padded_size, starts[rank.number] % block)
@@ -56,9 +56,9 @@ class Span:
 class RankSizes:
     """The sizes of one layer on one rank.
 
-    `partitions` are the N of each matrix that the engine fuses here, `rows` what is padded along N: all of them
-    together, at the tail of the last; or, if `is_placed`, each matrix by itself, which the engine's loaders, putting
-    one right behind the other, cannot load.
+    `partitions` has the N of each matrix that the engine fuses here, `rows` what is padded along N: all of them
+    together, at the tail of the last; or, if `is_placed`, each matrix by itself. The engine's loaders cannot load
+    those, because they put the matrices one right after the other.
     """
 
     partitions: tuple[int, ...]
@@ -70,10 +70,10 @@ class RankSizes:
     def of(
         cls, partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], rank: Rank
     ) -> "RankSizes":
-        """Return the sizes of a layer of which the engine asks for `partitions` and `k` on `rank`.
+        """Return the sizes of a layer for which the engine requests `partitions` and `k` on `rank`.
 
-        `block` is `(1, 1)` where a scale belongs to a channel or to all. Raises `UnsupportedLayerError` where the
-        rank's share begins inside a block, and is not the inside of an MLP: no scale would be right.
+        `block` is `(1, 1)` for a scale per channel or per tensor. Raises `UnsupportedLayerError` if the rank's share
+        begins inside a block, except along the inner size of an MLP: no scale would be correct.
         """
         if inside := _inside_mlp(partitions, k, record, block, rank):
             return inside
@@ -126,20 +126,20 @@ class RankSizes:
 
     @property
     def padded_partitions(self) -> tuple[int, ...]:
-        """What to ask the engine for: each matrix padded, or the partitions with the tail given to the last."""
+        """The partitions to request from the engine: each matrix padded, or only the last, by the whole tail."""
         if self.is_placed:
             return tuple(span.padded_size for span in self.rows)
         return (*self.partitions[:-1], self.partitions[-1] + self.padded_n - self.n)
 
     @property
     def rooms(self) -> tuple[slice, ...]:
-        """Where the rows of each span lie in the padded N, with their head and tail."""
+        """Where the rows of each span are in the padded N, with their head and tail."""
         ends = accumulate((span.padded_size for span in self.rows), initial=0)
         return tuple(slice(start, stop) for start, stop in pairwise(ends))
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """Where the rows of each span lie in the padded N, without their head and tail."""
+        """Where the rows of each span are in the padded N, without their head and tail."""
         return tuple(
             slice(room.start + span.head, room.start + span.head + span.size)
             for room, span in zip(self.rooms, self.rows, strict=True)
@@ -149,9 +149,9 @@ class RankSizes:
 def _inside_mlp(
     partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], rank: Rank
 ) -> RankSizes | None:
-    """Return the sizes of a layer whose N or K is the inside of an MLP, where padding need not stand at the end.
+    """Return the sizes of a layer whose N or K is the inner size of an MLP, where padding need not be at the end.
 
-    None if it is no such layer, needs no padding there, or is not divided evenly.
+    None if it is not such a layer, needs no padding there, or is not divided evenly.
     """
     if record.inner is None or not _is_divided(partitions, k, record, block, rank.num_ranks):
         return None
@@ -167,7 +167,7 @@ def _inside_mlp(
 
 
 def _is_divided(partitions: Sequence[int], k: int, record: LayerParts, block: tuple[int, int], num_ranks: int) -> bool:
-    """Return whether the ranks share the inner size of the recorded matrices evenly, and each has all of the other."""
+    """Return whether the ranks share the inner size of the recorded matrices evenly, and none shares the other."""
     recorded = [part.logical_shape for part in record.known]
     if record.inner == "k":
         return recorded == [(sum(partitions), k * num_ranks)]
@@ -176,7 +176,7 @@ def _is_divided(partitions: Sequence[int], k: int, record: LayerParts, block: tu
         return False
     if [n for n, _ in recorded] == wholes:
         return True
-    # Fused on disk, the matrices must begin at a block to be taken apart.
+    # Matrices that are fused on disk can be split only if each begins at a block.
     return [n for n, _ in recorded] == [sum(wholes)] and all(n % block[0] == 0 for n in wholes[:-1])
 
 

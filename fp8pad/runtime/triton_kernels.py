@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # ruff: noqa: N803, PLR0917
-"""The Triton kernels behind `kernels.quantize_and_pad`; what they compute, and why, is written there.
+"""The Triton kernels of `kernels.quantize_and_pad`; the docstrings there say what they compute, and why.
 
-One program takes one row, or one tile of a row. The sizes of a layer are compile-time constants: a model has few of
+One program handles one row, or one tile of a row. The sizes of a layer are compile-time constants: a model has few of
 them, and their common divisors tell the compiler how wide its loads and stores may be.
 """
 
@@ -23,9 +23,9 @@ def _row(ptr, row, stride, ALIGNMENT: tl.constexpr):
 def _load(x_row, begin, ALIGNMENT: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
     """Read BLOCK values from column `begin` on, zeros beyond K.
 
-    Triton gives each lane as many neighbours as one store of FP8 writes, 16; lanes that can only read one or two values
-    at a time then each fetch from a cache line of their own. The shape `[1, BLOCK]` puts them side by side instead, and
-    the values change lanes in shared memory afterwards (13653 wide, 16384 rows, H100: 279 us, not 447).
+    Triton gives each lane as many adjacent values as one FP8 store writes, 16; lanes that can only load one or two
+    values at a time then each touch a different cache line. With the shape `[1, BLOCK]` adjacent lanes load adjacent
+    values, which are then exchanged through shared memory (13653 wide, 16384 rows, H100: 279 us instead of 447).
     """
     columns = begin + tl.arange(0, BLOCK)
     if ALIGNMENT < 4:
@@ -37,8 +37,8 @@ def _load(x_row, begin, ALIGNMENT: tl.constexpr, K: tl.constexpr, BLOCK: tl.cons
 def _store(out_row, begin, quotient, K: tl.constexpr, PADDED_K: tl.constexpr, BLOCK: tl.constexpr):
     """Clamp as vLLM does (min first: it turns NaN into +448), round to FP8, and write; beyond K, write zeros.
 
-    The zeros are set in FP8, not before rounding: where the compiler knew them it rounded a constant, once, and ptxas
-    12.8 then stored two such results side by side as one that was merged with another's bits (1025 to 1040, sm_90).
+    The zeros are set in FP8, not before rounding: otherwise the compiler rounds them once, as a constant, and ptxas
+    12.8 then merged another value's bits into the store of two such adjacent results (1025 to 1040, sm_90).
     """
     columns = begin + tl.arange(0, BLOCK)
     clamped = tl.maximum(tl.minimum(quotient, FP8_MAX), -FP8_MAX)
@@ -60,10 +60,10 @@ def _divide(x, scale, LIMITED: tl.constexpr):
     """Return `x / scale` as IEEE 754 rounds it, at the cost of four operations per value.
 
     One Newton step on `x * (1 / scale)` is enough: over all 2^23 significands of an FP32 scale and all 2^10 of an FP16
-    value it never differs from a division (and BF16 has fewer), and it is less than half the time of one. Where scale
-    is infinite, finite values become 0 and infinite ones NaN. Both factors of the last product are written so that -0
-    stays -0 (Triton's `-x` is `0 - x`). LIMITED says that scale_ub may lie so far below x that the quotient overflows;
-    512 is beyond FP8 and near enough for the step to end above it.
+    value it never differs from a division (and BF16 has fewer), and it takes less than half the time. If scale is
+    infinite, finite values become 0 and infinite ones NaN. Both factors of the last product are written so that -0
+    stays -0 (Triton's `-x` is `0 - x`). LIMITED says that scale_ub may be so far below x that the quotient overflows;
+    512 is beyond FP8's range, and close enough for the step to end beyond it too.
     """
     reciprocal = tl.div_rn(1.0, scale)
     finite_scale = tl.where(scale == float("inf"), 0.0, scale)
@@ -88,7 +88,7 @@ def per_token_kernel(
 ):
     """Quantize one token per program: its absmax, its scale, its quotients and its tail.
 
-    Where one block holds the row, both loops run once and Triton's compiler merges their two equal loads into one.
+    If the row fits into one block, both loops run once and Triton's compiler merges their two equal loads into one.
     """
     row = tl.program_id(0)
     x_row = _row(x_ptr, row, x_stride, ALIGNMENT)
@@ -125,7 +125,7 @@ def per_tensor_kernel(
     BLOCK: tl.constexpr,
     NUM_MAXIMA: tl.constexpr,
 ):
-    """Quantize one tile of one row per program, with the scale at `scale_ptr`: read, or first made of the maxima."""
+    """Quantize one tile of one row per program, with the scale at `scale_ptr`: given, or computed from the maxima."""
     if NUM_MAXIMA:
         scale = tl.div_rn(tl.max(tl.load(maxima_ptr + tl.arange(0, NUM_MAXIMA))), FP8_MAX)
         tl.store(scale_ptr, scale)
