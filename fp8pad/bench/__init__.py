@@ -1,1 +1,1 @@
-"""Times one FP8 linear layer on this GPU: aligned, through vLLM's own path, through the runtime, and absorbed."""
+"""Time FP8 linear layers on this GPU: aligned, through vLLM's own path, through the runtime, and absorbed."""

@@ -1,8 +1,8 @@
 """The ways to run one FP8 layer, per-channel weights and per-token activations, each on vLLM's own kernel class.
 
-* `aligned`: the same layer with aligned sizes, as a model could have been made;
-* `vllm`: the layer as it is; vLLM pads its weight at load, and in every forward its activation, or cuts its output;
-* `runtime`: the layer of a padded checkpoint, its activation padded as it is quantized, its output cut;
+* `aligned`: the same layer with aligned sizes, as if the model had them;
+* `vllm`: the layer as it is; vLLM pads its weight at load, and in every forward pads its activation or cuts its output;
+* `runtime`: the layer of a padded checkpoint, its activation padded while it is quantized, its output cut;
 * `kept`: the same inside an MLP: the layer before it keeps the padding, and the one after it accepts it;
 * `absorbed`: the layer of an absorbed checkpoint. It is an aligned layer: any difference from `aligned` is noise.
 """
@@ -25,7 +25,7 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 @contextmanager
 def vllm_operators() -> Iterator[None]:
-    """Make layers inside as an eager vLLM does: with its own CUDA operators."""
+    """Make layers inside the context as eager vLLM does: with its own CUDA operators."""
     from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 
     with set_current_vllm_config(VllmConfig(compilation_config=CompilationConfig(mode=0, custom_ops=["all"]))):
@@ -49,7 +49,7 @@ def _forward(weight_shape: tuple[int, int]) -> Forward:
 
 
 def _runtime_forward(shape: LayerShape) -> Forward:
-    """Do what runtime.linear does: pad along K where the activation is quantized, cut the output along N."""
+    """Return a layer that does what runtime.linear does: pad along K in the quantization, cut the output along N."""
     layer, kernel = _layer(shape.padded_shape)
     padded_n, padded_k = shape.padded_shape
     if padded_k > shape.k and not pad_where_quantized(kernel, padded_k):

@@ -11,7 +11,7 @@ from fp8pad.bench.shapes import LayerShape
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The device and the versions that a figure belongs to."""
+    """The device and the versions that were measured."""
 
     device: str
     date: str
@@ -19,7 +19,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        """Describe this machine, now."""
+        """Return this machine, with today's date."""
         import torch
         import triton
         import vllm
@@ -62,7 +62,7 @@ class Case:
     timings: Mapping[str, Timing]
 
     def ratio(self, candidate: str) -> float:
-        """How many times as long as the aligned layer the candidate takes, by medians."""
+        """Return the candidate's median time divided by that of the aligned layer."""
         return self.timings[candidate].median_us / self.timings["aligned"].median_us
 
     def to_json(self) -> dict[str, Any]:

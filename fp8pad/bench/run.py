@@ -17,9 +17,9 @@ MOST_SETS = 64
 def bench(
     shapes: Sequence[LayerShape], token_counts: Sequence[int], tell: Callable[[Case], None], num_replays: int
 ) -> Report:
-    """Time `shapes` at each of `token_counts`; `tell` is called with each case as it is done.
+    """Time `shapes` at each of `token_counts`; `tell` is called with each finished case.
 
-    Raises `EngineError` where there is no CUDA device, or none whose FP8 layers vLLM gives to CUTLASS.
+    Raises `EngineError` if there is no CUDA device, or vLLM's CUTLASS kernel does not support it.
     """
     _check_device()
     cases: list[Case] = []

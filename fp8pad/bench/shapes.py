@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fp8pad.geometry import is_aligned, padded_shape
 
-# CUTLASS wants both sizes of an FP8 weight in multiples of 16 (vLLM, csrc, cutlass_scaled_mm).
+# CUTLASS needs both sizes of an FP8 weight to be multiples of 16 (vLLM, csrc, cutlass_scaled_mm).
 CUTLASS_ALIGNMENT = (16, 16)
 
 
@@ -12,8 +12,8 @@ CUTLASS_ALIGNMENT = (16, 16)
 class LayerShape:
     """One linear layer as one rank holds it, `[N, K]` = `[out_features, in_features]`.
 
-    `name` ends as the module's does where that decides what the runtime does (`takes_strided_rows`).
-    `num_matrices` lie one behind the other along N, each with a tail of its own inside an MLP.
+    `name` ends with the module's name if that decides what the runtime does (`takes_strided_rows`).
+    `num_matrices` of equal size are stacked along N; inside an MLP each has a tail of its own.
     """
 
     name: str
@@ -28,7 +28,7 @@ class LayerShape:
 
     @property
     def padded_shape(self) -> tuple[int, int]:
-        """`(N, K)` as CUTLASS wants it."""
+        """`(N, K)` as CUTLASS needs it."""
         padded_n, padded_k = padded_shape(self.logical_shape, CUTLASS_ALIGNMENT)
         return padded_n, padded_k
 
@@ -40,7 +40,7 @@ class LayerShape:
 
     @property
     def is_aligned(self) -> bool:
-        """Whether there is nothing to pad, and so nothing to compare."""
+        """Whether there is nothing to pad, and therefore nothing to compare."""
         return is_aligned(self.logical_shape, CUTLASS_ALIGNMENT)
 
 

@@ -1,4 +1,4 @@
-"""Time GPU work by replaying CUDA graphs, candidates in turn, over data that the L2 cache cannot hold."""
+"""Time GPU work by replaying CUDA graphs, candidates in turn, over more data than the L2 cache can hold."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ Call = Callable[[], Any]
 def time_in_turn(candidates: Mapping[str, Sequence[Call]], num_replays: int) -> dict[str, Timing]:
     """Time each candidate's calls, one after another in a CUDA graph, and divide by their number.
 
-    The graphs are replayed in turn, so that a change of the GPU's clock affects all candidates equally. A candidate's
-    calls should differ in their data and take, together, more memory than the cache; `num_replays` is at least 2.
+    The graphs are replayed in turn, so that clock changes affect all candidates equally. A candidate's calls should
+    differ in their data and together use more memory than the cache has; `num_replays` is at least 2.
     """
     graphs = {name: _captured(calls) for name, calls in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
@@ -48,5 +48,5 @@ def _elapsed_us(run: Call) -> float:
 
 
 def rotation(bytes_of_one: int, cache_bytes: int, most: int) -> int:
-    """Return how many sets of data to cycle through so that none is still in the cache when it is used again."""
+    """Return the number of data sets to cycle through, `most` at most, so that none is in the cache when used again."""
     return min(max(-(-4 * cache_bytes // bytes_of_one), 1), most)

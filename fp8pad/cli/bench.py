@@ -36,9 +36,9 @@ def bench(
 
 
 def _shapes(model: str | os.PathLike[str], tensor_parallel_size: int) -> "tuple[LayerShape, ...]":
-    """Return the unaligned shapes of a checkpoint's FP8 layers, as a rank holds them, each once.
+    """Return the unaligned shapes of a checkpoint's FP8 layers on one rank, each shape once.
 
-    Raises `PlanError` if there is none.
+    Raises `PlanError` if there are none.
     """
     from fp8pad.bench.shapes import LayerShape
     from fp8pad.library import plan

@@ -1,6 +1,6 @@
-"""`fp8pad plan`, `convert`, `verify`, `unpad`, `push` and `inspect`: parse, call one function, show what it found.
+"""`fp8pad plan`, `convert`, `verify`, `unpad`, `push` and `inspect`: parse, call one function, show its result.
 
-A command has the options of the library's function of its name. What it needs is imported when it runs, so that
+A command has the options of the library function with the same name. It imports what it needs when it runs, so that
 `fp8pad --help` loads neither numpy nor rich.
 """
 
@@ -107,7 +107,7 @@ def convert(
 
 
 def _check_together(shards: range | None, dry_run: bool, asked: Mapping[str, Any]) -> None:
-    """Refuse options of which one would have to be ignored."""
+    """Refuse combinations of options in which one would be ignored."""
     others = {
         "--finish": asked["finish"],
         "--executor ray": asked["executor"] != "local",
@@ -127,7 +127,7 @@ def _run(
     as_json: bool,
     **asked: Any,
 ) -> Found:
-    """Call a function of the library, show its progress, then what it found."""
+    """Call a function of the library, and show its progress and then its report."""
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.screen import show
 

@@ -1,4 +1,4 @@
-"""Files that a command writes besides its result: pages, golden files, JUnit files; written whole or not at all."""
+"""Files that a command writes in addition to its result: HTML, golden and JUnit files, written completely or not."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from fp8pad.errors import OutputError
 
 
 def check_writable(file: Path) -> None:
-    """Raise `OutputError` where `file` cannot be written, before an engine is started for it."""
+    """Raise `OutputError` if `file` cannot be written, before an engine is started for it."""
     if file.exists() and not file.is_file():  # a pipe, or /dev/stdout: it would be replaced
         raise OutputError(f"{file}: cannot be written: expected a regular file")
     if not file.parent.is_dir():
@@ -25,13 +25,13 @@ def _holds_checkpoint(folder: Path) -> bool:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write `text` next to `file`, or to what it links to, and rename it; `OutputError` if that fails."""
+    """Write `text` to `file`, or what it links to, through a new file and a rename; raises `OutputError` on failure."""
     with writing(file):
         target = file.resolve()
         unfinished = target.with_name(f".{target.name}.unfinished")
         unfinished.unlink(missing_ok=True)
         try:
-            with create_file(unfinished, str(file)) as opened:  # anew: somebody may have put a link there
+            with create_file(unfinished, str(file)) as opened:  # a new file: somebody may have put a link there
                 opened.write(0, text.encode())
             unfinished.replace(target)
         except BaseException:

@@ -68,7 +68,7 @@ def compare(
 
 
 def _compared(run: "Callable[[Progress], Comparison]", as_json: bool, junit: Path | None) -> None:
-    """Compare, show the result, write it for CI, and set the exit status."""
+    """Run a comparison, show the result, write it for CI, and set the exit status."""
     from fp8pad.golden.junit import to_junit
     from fp8pad.render.golden import comparison_screen
     from fp8pad.render.progress import shown_progress

@@ -1,4 +1,4 @@
-"""Ending early: SIGTERM and SIGHUP are handled as Ctrl-C is, and a line says what is left and how to resume."""
+"""Interrupts: SIGTERM and SIGHUP are handled like Ctrl-C, and a line says what is left and how to resume."""
 
 import signal
 import threading
@@ -17,7 +17,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Undo half-done work when a signal asks to end, say so, and exit with 128 plus its number, as shells report it."""
+    """Let a signal interrupt the work inside, print so, and exit with 128 plus its number, as shells report it."""
     received = [signal.SIGINT]
 
     def terminate(number: int, _frame: FrameType | None) -> None:

@@ -58,9 +58,9 @@ golden_app = typer.Typer(
 
 
 class _Command(TyperCommand):
-    """A command whose usage is written as it is elsewhere: `fp8pad convert [OPTIONS] MODEL OUT_DIR`.
+    """A command whose usage has the common form: `fp8pad convert [OPTIONS] MODEL OUT_DIR`.
 
-    typer puts braces around arguments, and dots behind one that is a list.
+    typer puts braces around arguments, and dots after one that is a list.
     """
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -69,7 +69,7 @@ class _Command(TyperCommand):
 
 def _add(group: typer.Typer, commands: Iterable[tuple[Callable[..., None], *tuple[str, ...]]]) -> None:
     for command, *examples in commands:
-        # \b: the lines are kept as they are
+        # \b: the lines are not re-wrapped
         epilog = "\n".join(["\b", "Examples:", *(f"  {each}" for each in examples)])
         group.command(cls=_Command, epilog=epilog)(interruptible()(command))
 
@@ -95,24 +95,24 @@ def _app(
 
 
 def main() -> None:
-    """Run the command line; an error becomes one line on stderr and an exit status here, and nowhere else.
+    """Run the command line; only here does an error become one line on stderr and an exit status.
 
     With FP8PAD_DEBUG=1 in the environment, the traceback is shown instead.
     """
-    gc.set_threshold(100_000)  # a large checkpoint is a million objects without cycles, looked through each time
+    gc.set_threshold(100_000)  # a large checkpoint is a million objects without cycles, and each collection scans them
     _complete_at_the_first_tab()
-    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  None where the caller closed it, `2>&-`
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115  None if the caller closed it, `2>&-`
     if sys.stdout is None:
         _fail(OutputError("stdout is closed; redirect it to /dev/null if the result is not wanted"))
     if not sys.platform.startswith("linux"):
         _fail(OutputError(f"fp8pad needs Linux, for its file system calls; this is {sys.platform}"))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name in letters that the locale lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the locale cannot encode
     try:
         try:
-            app([re.sub(r"^-tp(?=\d+$)", "-tp=", word) for word in sys.argv[1:]])  # typer knows no "-tp2"
+            app([re.sub(r"^-tp(?=\d+$)", "-tp=", word) for word in sys.argv[1:]])  # typer does not parse "-tp2"
         finally:
-            sys.stdout.flush()  # a reader that went away is noticed here, not by the dying interpreter
+            sys.stdout.flush()  # so that a closed pipe is noticed here, not when the interpreter exits
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def _complete_at_the_first_tab() -> None:
-    """Let typer's script for zsh complete when zsh loads it, which it does at the first TAB; it only defines itself."""
+    """Make typer's zsh script complete at the first TAB, when zsh loads it; as it is, it then only defines itself."""
     if not any(word.endswith("-completion") for word in sys.argv[1:]):
         return
     from typer import _completion_shared
@@ -144,14 +144,14 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _cut(line: str) -> str:
-    """Leave out the middle of a line that is longer than anyone reads, as one that quotes a list of a million sizes."""
+    """Leave out the middle of a line of more than 4000 characters, for example one that lists a million sizes."""
     return line if len(line) <= 4000 else f"{line[:3000]} ... {line[-500:]}"
 
 
 def _suggestion(error: Exception, message: str) -> str:
-    """Return the path that was probably meant, if one of the command line does not exist, or was taken for a hub id.
+    """Suggest a similar path for one on the command line that does not exist, or that was taken for a hub id.
 
-    Of a folder of models, that is the first of them.
+    For a folder of models, suggest the first model in it.
     """
     for argument in sys.argv[1:]:
         if message == f"{argument}: config.json: is missing":
@@ -169,7 +169,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, Fp8padError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        is_lost = isinstance(error, FileNotFoundError) and not error.filename  # getcwd(3) alone names nothing
+        is_lost = isinstance(error, FileNotFoundError) and not error.filename  # only getcwd(3) gives no file name
         place = "the current folder" if is_lost else error.filename
         return f"{place}: {error.strerror}" if place else error.strerror
     if isinstance(error, MemoryError):

@@ -11,13 +11,13 @@ from fp8pad.record import MAX_TENSOR_PARALLEL_SIZE
 
 
 def _engine_names() -> list[str]:
-    """Return the names of the files that describe engines; to import their reader takes longer than showing help."""
+    """Return the engines' names from their files' names: importing the reader takes longer than showing help."""
     described = files("fp8pad").joinpath("planning", "engines").iterdir()
     return sorted(file.name.removesuffix(".toml") for file in described if file.name.endswith(".toml"))
 
 
 def _engines_like(incomplete: str) -> list[str]:
-    """Return what completes the name of an engine: each as it is described, and without its version."""
+    """Return the completions of an engine's name: names with and without the version."""
     names = {form for name in _engine_names() for form in (name, name.rpartition("-")[0])}
     return sorted(name for name in names if name.startswith(incomplete))
 
@@ -33,14 +33,14 @@ def _shards(argument: str | range) -> range:
 
 
 def _path(argument: str | Path) -> Path:
-    """Return a path that was named: an empty one, as of a variable that is not set, would be the current folder."""
+    """Return a path; refuse an empty one, as from an unset variable, which would be the current folder."""
     if not str(argument):
         raise typer.BadParameter("an empty name")
     return Path(argument)
 
 
 def _model(argument: str) -> str:
-    """Return a folder or hub id as it was typed: `./a/b` and `a/b/` are folders, and `Path` makes `a/b` of both."""
+    """Return a folder or hub id as typed: `./a/b` and `a/b/` are folders, and `Path` would make `a/b` of both."""
     _path(argument)
     return argument
 
@@ -66,7 +66,7 @@ BenchModelArgument = Annotated[
     typer.Argument(metavar="MODEL", help="Time this checkpoint's unaligned layers instead of the built-in shapes."),
 ]
 
-# What only the command line has
+# Options that only the command line has
 ShardsOption = Annotated[
     range | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""A command has the options of the function that it calls, as that function's signature has them."""
+"""Give a command the options of the function that it calls, with the types and defaults of its signature."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -8,14 +8,14 @@ from fp8pad.record import Alignment
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-# Where typer wants another type than the function has.
+# Options for which typer needs a different type than the function's.
 _TYPES: Mapping[str, Any] = {"alignment": Literal[tuple(map(str, get_args(Alignment)))], "skip": list[str]}
 
 
 def takes(function: Callable[..., Any], declared: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Give a command those options of `function` that are `declared`, with the types and defaults that they have there.
 
-    The command gets them as its keywords; its own options come after them. What begins with `_` is no option.
+    The command gets them as keywords; its own options come after them. Names that begin with `_` are not options.
     """
 
     def with_options(command: Command) -> Command:

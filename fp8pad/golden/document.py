@@ -88,7 +88,7 @@ class GoldenDocument:
 
 
 def read_text(file: Path, where: str) -> str:
-    """Return the text of a file; raises `GoldenError` if it cannot be read, or, beginning with `where`, is not UTF-8."""
+    """Return the text of a file; raises `GoldenError` if it cannot be read, or, saying `where`, is not UTF-8."""
     try:
         return file.read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What to do after a plan: the one rule, for the screen, the HTML page and the summary of a conversion."""
+"""The recommended next steps after a plan: one rule for the screen, the HTML page and the summary of a conversion."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,13 +23,13 @@ def advice(
     is_written: bool = False,
     sizes: Sequence[AtSize] = (),
 ) -> Iterator[Step]:
-    """Yield what to do next: a sentence and a command, one of which may be empty. `options` are for a conversion.
+    """Yield next steps: a sentence and a command, one of which may be empty. `options` are added to a conversion.
 
-    Where the engine refuses what the plan makes and the original, that is the nearest policy whose checkpoint it does
-    not refuse. Otherwise it is to keep the original, if only that is served, or the plan's own conversion, if that
-    changes anything and is not written yet; and to absorb, if the engine then does better. Where absorbing costs the
-    same as the plan, it alone is named, also if all that it spares is the plugin. If there is nothing to do, another
-    size at which converting helps is named. `sizes` is what `compare_sizes` found, if that is known already.
+    If the engine refuses both the plan's result and the original, suggest the nearest policy whose result it does not
+    refuse. Otherwise suggest to keep the original, if only that is served, or the plan's own conversion, if it changes
+    anything and is not written yet; and to absorb, if the engine then does better. If absorbing costs the same as the
+    plan, suggest only that, even if it saves nothing but the plugin. If there is nothing to do, suggest another size at
+    which converting helps. `sizes` is the result of `compare_sizes`, if that is known already.
     """
 
     def converting(policy: Policy) -> str:
@@ -60,7 +60,7 @@ def advice(
 
 
 def _nearest(plan: CheckpointPlan, engine: Engine) -> tuple[str, Policy | None]:
-    """What works though the plan does not, and the policy, if something has to be converted for it."""
+    """Return what works though the plan does not, and the policy, if something has to be converted for it."""
     policy = nearest_served_policy(plan, engine)
     if policy is None:
         return f"no option makes it work in {engine.title}, nor do fewer ranks", None
@@ -70,7 +70,7 @@ def _nearest(plan: CheckpointPlan, engine: Engine) -> tuple[str, Policy | None]:
 
 
 def _does(outcome: Outcome) -> str:
-    """What an engine does with an original that it does not refuse."""
+    """Return what an engine does with an original that it does not refuse."""
     if outcome == "serves":
         return "serves the original as it is"
     if outcome == "not known":

@@ -1,4 +1,4 @@
-"""Results of a benchmark: microseconds of the aligned layer, and the ratio of the others to it."""
+"""Results of a benchmark: microseconds for the aligned layer, and the ratio of the others to it."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,13 +13,13 @@ _OTHERS = ("vllm", "runtime", "kept", "absorbed")
 
 
 def tell_case(case: Case) -> None:
-    """Say on stderr that a case is done."""
+    """Print a finished case to stderr."""
     ratios = ", ".join(f"{name} {case.ratio(name):.2f}" for name in _OTHERS)
     sys.stderr.write(f"{printable(case.shape.name)}, {case.num_tokens} tokens: {ratios}\n")
 
 
 def bench_screen(report: Report) -> Screen:
-    """Lay out a row for each layer and number of tokens, then the medians and the worst."""
+    """Lay out a row for each layer and number of tokens, then the median and worst ratios."""
     machine = report.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     facts = [

@@ -1,4 +1,4 @@
-"""Printing results to stdout: nothing that comes from a checkpoint is read as markup.
+"""Print results to stdout: nothing that comes from a checkpoint is parsed as markup.
 
 On a terminal, lines fit its width; otherwise they are as long as they need to be.
 """
@@ -17,30 +17,30 @@ from rich.console import Console
 from fp8pad.record import ConfigEdit, Policy
 from fp8pad.text import printable, size
 
-WIDE = 100_000  # columns of what is no terminal
+WIDE = 100_000  # columns if stdout is not a terminal
 MOST_FILES = 8
 
 Fact = tuple[str, str]
 
 
 def stdout_console() -> Console:
-    """Return the console of results."""
+    """Return the console that prints results."""
     width = None if sys.stdout.isatty() else WIDE
     plain = bool(os.environ.get("NO_COLOR"))
     return Console(width=width, color_system=None if plain else "auto", markup=False, highlight=False, emoji=False)
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Print a document in ASCII, which any encoding can carry."""
+    """Print a document in ASCII, which works in any encoding."""
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 
 def words_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the words of a command line that give `function` those of its options that are not the default."""
+    """Yield the command-line words for those options of `function` whose values are not the default."""
     for name, parameter in inspect.signature(function).parameters.items():
         value, option = options.get(name, parameter.default), f"--{name.replace('_', '-')}"
-        if isinstance(value, list | tuple):  # of what can be repeated; nothing by default
+        if isinstance(value, list | tuple):  # an option that can be repeated; empty by default
             for one in value:
                 yield from (option, str(one))
         elif isinstance(value, bool) and value != parameter.default:
@@ -50,17 +50,17 @@ def words_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterat
 
 
 def convert_command(source: object, out_dir: object, policy: Policy, *options: str) -> str:
-    """Return the command that converts a checkpoint as a policy asks for."""
+    """Return the command that converts a checkpoint with a policy."""
     return command("convert", source, out_dir, *words_of(Policy, asdict(policy)), *options)
 
 
 def command(name: str, *arguments: object) -> str:
-    """Return a command of fp8pad that can be pasted into a shell."""
+    """Return an fp8pad command that can be pasted into a shell."""
     return shell_command("fp8pad", name, *arguments)
 
 
 def shell_command(*arguments: object) -> str:
-    """Join arguments for a shell; bytes that are no printable text are written as bash and zsh read them."""
+    """Join arguments for a shell; unprintable ones are escaped as `$'...'`, which bash and zsh read."""
     return " ".join(map(_quoted, map(str, arguments)))
 
 
@@ -77,7 +77,7 @@ def _escaped(char: str) -> str:
 
 
 def growth(bytes_before: int, bytes_after: int) -> str:
-    """Write two sizes in bytes and the difference."""
+    """Return two sizes in bytes and their difference as text."""
     more = bytes_after - bytes_before
     if not more:
         return f"{size(bytes_before)}, unchanged"
@@ -85,12 +85,12 @@ def growth(bytes_before: int, bytes_after: int) -> str:
 
 
 def added(num_bytes: int, bytes_before: int) -> str:
-    """Write how many bytes are added to others."""
+    """Return how many bytes are added to `bytes_before`, as text."""
     return f"+{size(num_bytes)} ({share_of(num_bytes, bytes_before):+.1%})" if num_bytes else "nothing"
 
 
 def share_of(part: int, whole: int) -> float:
-    """Return the share that a part is of the whole, 0 of nothing."""
+    """Return `part / whole`, or 0 if `whole` is 0."""
     return part / whole if whole else 0.0
 
 
@@ -101,6 +101,6 @@ def edit_facts(edits: Iterable[ConfigEdit]) -> Iterator[Fact]:
 
 
 def shortened(names: Sequence[str]) -> str:
-    """List file names, the first few of many."""
+    """List file names, only the first few if there are many."""
     shown = ", ".join(map(printable, names[:MOST_FILES]))
     return f"{shown} and {len(names) - MOST_FILES} more" if len(names) > MOST_FILES else shown

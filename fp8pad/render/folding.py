@@ -1,4 +1,4 @@
-"""Folding many names into few patterns: `model.layers.{0-31}.mlp.{gate_proj,up_proj}`."""
+"""Fold many names into few patterns: `model.layers.{0-31}.mlp.{gate_proj,up_proj}`."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -8,15 +8,15 @@ from typing import Any, TypeAlias
 from fp8pad.planning.linear import LayerPlan
 
 Choices: TypeAlias = tuple[str, ...]
-# Each part of a name, or the several that it may be. (A string keeps its hash, a tuple is hashed again each time.)
+# Each part of a name, or its choices. (A string caches its hash, a tuple is hashed again each time.)
 Pattern: TypeAlias = tuple[str | Choices, ...]
 
 
 def name_patterns(names: Iterable[str]) -> list[str]:
     """Fold dotted names into patterns, so that each name is in exactly one.
 
-    At one position after the other, the first aside, patterns that differ there alone become one. The same layers are
-    told of at several tensor-parallel sizes: what was folded lately is kept.
+    Position by position, except for the first, patterns that differ only there are merged. Recent results are cached,
+    because the same layers are listed for several tensor-parallel sizes.
     """
     return list(_patterns(tuple(names)))
 
@@ -30,9 +30,9 @@ def _patterns(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def group_layers(layers: Iterable[LayerPlan]) -> list[tuple[str, LayerPlan]]:
-    """Group layers that share everything but their names: a pattern of these, and one of the layers as the example.
+    """Group layers that differ only in their names: return patterns of the names, each with one layer as the example.
 
-    They come in the order in which the checkpoint first names them.
+    Groups are in the order of their first layer in `layers`.
     """
     alike: dict[tuple[object, ...], list[LayerPlan]] = {}
     for layer in layers:
@@ -52,12 +52,12 @@ def _fold(patterns: Sequence[Pattern], position: int) -> Sequence[Pattern]:
 
 
 def _with(pattern: Pattern, position: int, part: str | Choices) -> Pattern:
-    """Return a pattern with another part at a position, if it is that long."""
+    """Return a pattern with the part at a position replaced, if it is that long."""
     return (*pattern[:position], part, *pattern[position + 1 :]) if position < len(pattern) else pattern
 
 
 def _written(choices: str | Choices) -> str:
-    """Write the choices of a position: whole numbers as ranges, then words in their order."""
+    """Return the choices of a position as text: whole numbers as ranges, then words in their order."""
     if isinstance(choices, str):
         return choices
     numbers = sorted(int(part) for part in choices if _is_number(part))
@@ -70,6 +70,6 @@ def _is_number(part: str) -> bool:
 
 
 def _ranges(numbers: Sequence[int]) -> list[str]:
-    # Consecutive numbers have the same distance from their position.
+    # Consecutive numbers have the same difference to their position.
     runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0])]
     return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]

@@ -1,4 +1,4 @@
-"""What the terminal shows of a golden run's result."""
+"""How the terminal shows the result of a golden run."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A plan as one HTML page: no scripts, nothing is fetched, and it suits print, dark mode and phones."""
+"""A plan as one HTML page, without scripts or external files; made for print, dark mode and phones too."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""What fp8pad did to a checkpoint."""
+"""How the terminal shows what fp8pad did to a checkpoint."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""A plan on one screen: what is wrong and for whom, what would be done, what it costs, and the next command."""
+"""A plan on one screen: what engines do with it, what would change, what that costs, and the next command."""
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -36,9 +36,9 @@ def plan_screen(
     *,
     out_dir: Path | None = None,
 ) -> Screen:
-    """Lay out a plan; layers that are aligned are folded into one line unless `show_all`.
+    """Lay out a plan; aligned layers are folded into one line unless `show_all`.
 
-    `out_dir` is the folder that printed commands name; the default is one next to the checkpoint.
+    `out_dir` is the folder in printed commands; the default is one next to the checkpoint.
     """
     screen = Screen()
     screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
@@ -53,7 +53,7 @@ def plan_screen(
 
 
 def how(axes: AxisActions) -> str:
-    """Write `pad N, K`, `absorb N, pad K`, `aligned` or `unchanged`."""
+    """Return text such as `pad N, K`, `absorb N, pad K`, `aligned` or `unchanged`."""
     if axes.n == axes.k == "skip":
         return "unchanged"
     if axes.n == axes.k == "aligned":
@@ -66,7 +66,7 @@ def how(axes: AxisActions) -> str:
 
 
 def layer_how(layer: LayerPlan) -> str:
-    """Write what is done to a layer, `pad at load` where that is all."""
+    """Return what is done to a layer as text, `pad at load` if that is all."""
     return "pad at load" if action(layer) == "to pad at load" else how(layer.axes)
 
 
@@ -94,14 +94,14 @@ def _row(pattern: str, layer: LayerPlan) -> Row:
 
 
 def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
-    """Yield how many FP8 layers are carried because fp8pad cannot tell what they are, and a row for each reason."""
+    """Yield the number of FP8 layers that are not understood and carried unchanged, and a row for each reason."""
     if unknown := plan.not_understood:
         yield "", f"{counted(len(unknown), 'FP8 layer')} not understood: carried unchanged"
         yield from _by_reason("not understood", unknown)
 
 
 def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
-    """Yield a row for each reason why FP8 layers that are understood are left as they are."""
+    """Yield a row for each reason why FP8 layers are left unchanged though they are understood."""
     left = (layer for layer in plan.layers if layer.is_skipped and not layer.is_absorbed)
     yield from _by_reason("skipped", [layer for layer in left if layer.is_understood])
 
@@ -137,7 +137,7 @@ def _file_facts(source: Checkpoint, files: OutputFiles) -> Iterator[Fact]:
 
 
 def excluded_facts(source: Checkpoint, names: Iterable[str]) -> Iterator[Fact]:
-    """Yield a row for each reason for which files are excluded, and for those that are never copied."""
+    """Yield a row for each reason why files are excluded, and one without a reason for files that are never copied."""
     why: dict[str, list[str]] = {}
     for name in names:
         if name in source.links_out:
@@ -152,7 +152,7 @@ def excluded_facts(source: Checkpoint, names: Iterable[str]) -> Iterator[Fact]:
 
 
 def _files(names: Sequence[str], shards: Container[str]) -> str:
-    """List files by name, but of many shards only how many they are."""
+    """List files by name, but only the number of shards if there are many."""
     listed = [name for name in names if name not in shards]
     num_shards = len(names) - len(listed)
     if num_shards <= MOST_SHARDS:
@@ -161,7 +161,7 @@ def _files(names: Sequence[str], shards: Container[str]) -> str:
 
 
 def proposed_out_dir(source: Checkpoint) -> str:
-    """Propose a folder next to the model, or in the current folder if the model is on the hub or in its cache."""
+    """Return a folder next to the model, or in the current folder if the model is on the hub or in its cache."""
     if source.remote:
         return f"{source.name.partition('@')[0].rpartition('/')[2]}-padded"
     root = source.root.resolve()

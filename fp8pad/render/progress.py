@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line now and then otherwise."""
+"""Progress on stderr: a bar on a terminal, otherwise a line every ten seconds."""
 
 import os
 import sys
@@ -27,13 +27,13 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.text import printable, size
 
 SECONDS_BETWEEN_LINES = 10.0
-# Columns of a terminal that a bar needs, and that one with files and elapsed time needs.
+# Terminal columns that a bar needs, and that a bar with files and elapsed time needs.
 MEDIUM, WIDE = 72, 110
 
 
 @contextmanager
 def shown_progress(quiet: bool = False) -> Iterator[Progress]:
-    """Yield the `Progress` that suits where stderr goes; one that says nothing if `quiet`."""
+    """Yield the `Progress` for a terminal or another stderr; a silent one if `quiet`."""
     if quiet:
         yield Progress()
     elif sys.stderr.isatty():
@@ -50,7 +50,7 @@ def _bar() -> Bar:
 
 
 def _measured(width: int) -> tuple[ProgressColumn, ...]:
-    """Return the columns of a step whose bytes are known: as many as fit on one line of `width`."""
+    """Return the columns for a step whose number of bytes is known: as many as fit into `width`."""
     one_line: dict[str, Any] = {"table_column": Column(no_wrap=True, overflow="ellipsis")}
     label = TextColumn("{task.description}", markup=False, **one_line)
     bytes_done, left = DownloadColumn(**one_line), TimeRemainingColumn(**one_line)
@@ -64,16 +64,16 @@ def _measured(width: int) -> tuple[ProgressColumn, ...]:
 
 
 def _unmeasured() -> tuple[ProgressColumn, ...]:
-    """Return the columns of a step that has only lines to show."""
+    """Return the columns for a step that has only lines to show."""
     no_wrap = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     line = TextColumn("{task.description}", style="dim", markup=False, table_column=no_wrap)
     return SpinnerColumn(), line, TimeElapsedColumn()
 
 
 class BarProgress(Progress):
-    """One bar for the step that runs: files done, bytes, bytes per second, time elapsed and time left.
+    """One bar for the current step: files done, bytes, bytes per second, elapsed and remaining time.
 
-    For a step that has only lines to show: the last one, and the time elapsed.
+    For a step that has only lines to show: the last line, and the elapsed time.
     """
 
     def __init__(self, bar: Bar) -> None:
@@ -83,7 +83,7 @@ class BarProgress(Progress):
         self._files_done = self._num_files = 0
 
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
-        """Put the bar of a step in the place of the last one's."""
+        """Replace the previous step's bar with a new one."""
         self._files_done, self._num_files = 0, num_files
         self._begin(label, total_bytes, _measured(self._bar.console.width))
 
@@ -95,7 +95,7 @@ class BarProgress(Progress):
         return self._task
 
     def advance(self, num_bytes: int) -> None:
-        """Move the bar on."""
+        """Advance the bar."""
         if self._task is not None:
             self._bar.advance(self._task, num_bytes)
 
@@ -111,7 +111,7 @@ class BarProgress(Progress):
         self._bar.console.print(printable(line))
 
     def show(self, line: str) -> None:
-        """Put a line in the place of the last one."""
+        """Replace the last line."""
         task = self._begin(line, None, _unmeasured()) if self._task is None else self._task
         self._bar.update(task, description=printable(line))
 
@@ -129,14 +129,14 @@ class LineProgress(Progress):
         self._began = self._last_line = time.monotonic()
 
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:  # noqa: ARG002
-        """Name the step and its bytes."""
+        """Print the step and its number of bytes."""
         with self._lock:
             self._label, self._total_bytes, self._done_bytes = label, total_bytes, 0
             self._began = self._last_line = time.monotonic()
         self.say(f"{label}: {size(total_bytes)}")
 
     def advance(self, num_bytes: int) -> None:
-        """Count, and print a line if the last one is ten seconds old."""
+        """Count bytes, and print a line if the last one is ten seconds old."""
         with self._lock:
             self._done_bytes += num_bytes
             is_due = self._is_due()
@@ -144,7 +144,7 @@ class LineProgress(Progress):
             self.say(self._line(self._last_line - self._began))
 
     def say(self, line: str) -> None:
-        """Print a line; where stderr leads to a full disk, nobody can read it."""
+        """Print a line; errors are ignored, since stderr may be a file on a full disk."""
         with suppress(OSError):
             sys.stderr.write(printable(line) + "\n")
 
@@ -154,7 +154,7 @@ class LineProgress(Progress):
             self.say(f"  {line}")
 
     def _is_due(self) -> bool:
-        """Return whether the last line is ten seconds old; if so, this one is the last now."""
+        """Return whether the last line is ten seconds old; if so, count the ten seconds from now."""
         now = time.monotonic()
         if now - self._last_line < SECONDS_BETWEEN_LINES:
             return False

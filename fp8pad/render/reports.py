@@ -1,4 +1,4 @@
-"""What was done, and what was found."""
+"""How the terminal shows the reports of `convert`, `verify`, `unpad` and `push`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +31,7 @@ _VERIFIED = {
 
 
 def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
-    """Lay out what was written, what was checked, what did not come along, and what to do next."""
+    """Lay out what was written, what was checked, what was excluded, and what to do next."""
     source, plan, out_dir = report.source, report.plan, report.out_dir
     copy = ", an equal copy since nothing needs padding" if plan.changes_nothing else ""
     done = "every byte compared" if report.was_complete else _VERIFIED[report.verified]
@@ -67,7 +67,7 @@ def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
 
 
 def refusal_screen(refused: "PlanReport", out_dir: Path, engine: Engine, overwrite: bool) -> Screen:
-    """Lay out why nothing was written, and what helps."""
+    """Lay out why nothing was written, and what to do about it."""
     screen = _screen(out_dir, "not written", [])
     show_refusal(screen, refused.plan, engine)
     options = ["--overwrite"] if overwrite else []
@@ -76,7 +76,7 @@ def refusal_screen(refused: "PlanReport", out_dir: Path, engine: Engine, overwri
 
 
 def slice_screen(report: SliceReport, finish: str) -> Screen:
-    """Lay out how many shards are finished, and the command that is to `finish` them when all are."""
+    """Lay out how many shards are finished, and the `finish` command to run when all are."""
     screen = _screen(report.out_dir, f"{len(report.finished)} of {report.num_shards} shards are finished", [])
     screen.section("When all are finished")
     screen.command(finish)
@@ -84,7 +84,7 @@ def slice_screen(report: SliceReport, finish: str) -> Screen:
 
 
 def verification_screen(report: VerifyReport) -> Screen:
-    """Lay out what was compared with what, and whether it is as it should be; if not, what differs."""
+    """Lay out what was compared, and whether all matches; if not, what differs."""
     facts = [("differs", printable(str(mismatch))) for mismatch in report.mismatches]
     facts += [("note", printable(note)) for note in report.notes]
     return _screen(report.out_dir, _verdict(report), facts)
@@ -104,7 +104,7 @@ def _verdict(report: VerifyReport) -> str:
 
 
 def restoration_screen(report: UnpadReport) -> Screen:
-    """Lay out what was restored and what did not come along."""
+    """Lay out what was restored and what was excluded."""
     verdict = f"restored, {counted(report.tensors_unpadded, 'tensor')} as before padding"
     named = ("resumed", report.resumed), ("excluded", report.excluded)
     facts = [(label, shortened(names)) for label, names in named if names]
@@ -113,7 +113,7 @@ def restoration_screen(report: UnpadReport) -> Screen:
 
 
 def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
-    """Tell how many files that lay there were replaced, and which of them were edited since."""
+    """Return how many existing files were replaced, and which of them had been edited."""
     if not replaced:
         return []
     facts = [("replaced", f"{counted(len(replaced.files), 'file')} that lay there")]
@@ -121,7 +121,7 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
 
 
 def push_screen(report: PushReport) -> Screen:
-    """Lay out where the checkpoint is now, and what stayed behind."""
+    """Lay out where the checkpoint is now, and what was excluded."""
     facts = [("commit", printable(report.url))]
     facts += [("excluded", shortened(report.excluded))] if report.excluded else []
     return _screen(report.out_dir, f"pushed to {report.repo}", facts)

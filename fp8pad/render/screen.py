@@ -1,4 +1,4 @@
-"""Laying out text for any width: columns where they fit, paragraphs where they do not, commands never broken."""
+"""Lay out text for any width: columns if they fit, otherwise paragraphs; commands are never broken."""
 
 import re
 import sys
@@ -13,20 +13,20 @@ from rich.text import Text
 from fp8pad.render.console import print_json, stdout_console
 
 _LONG_ENOUGH = re.compile(r"\S{10,}")
-# Where a line is not broken: between a number and its unit. Meanwhile, a letter stands there that no text has.
+# Where a line is not broken: between a number and its unit. While wrapping, a private-use character stands there.
 _UNIT = re.compile(r"(?<=\d) (?=(?:[kMGTPE]?B|bytes?)\b)|(?<=\bTP) (?=\d)")
 _NO_BREAK = "\ue000"
 
 NARROWEST = 22  # columns for the last cell of a row
 GAP = 2
-LINES = 1000  # at a time: laid out, a line of a hundred characters takes kilobytes
+LINES = 1000  # printed at a time: a laid-out line of a hundred characters takes kilobytes
 
 Cell = str | Text
 Row = Sequence[Cell]
 
 
 class Report(Protocol):
-    """What a command found."""
+    """The result of a command."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what the command prints with `--json`."""
@@ -36,7 +36,7 @@ Found = TypeVar("Found", bound=Report)
 
 
 def show(found: Found, screen_of: "Callable[[Found], Screen]", as_json: bool, quiet: bool = False) -> None:
-    """Print what a command found, as JSON or, unless `quiet`, for people; an `OSError` names stdout."""
+    """Print a command's result as JSON or, unless `quiet`, as text; an `OSError` has stdout as its file name."""
     try:
         if as_json:
             print_json(found.to_json())
@@ -49,13 +49,13 @@ def show(found: Found, screen_of: "Callable[[Found], Screen]", as_json: bool, qu
 
 
 class Screen:
-    """What goes to stdout, block by block, laid out when its width is known; nothing in it is read as markup."""
+    """Output for stdout in blocks, laid out once the width is known; nothing in it is parsed as markup."""
 
     def __init__(self) -> None:
         self._blocks: list[Callable[[Console], Iterable[Text]]] = []
 
     def paragraph(self, text: Cell, indent: int = 0, hang: int = 0) -> None:
-        """Add a text, to be wrapped; all but its first line are `hang` columns further in."""
+        """Add a text that is wrapped; all lines but the first are indented by `hang` more columns."""
         self._blocks.append(lambda console: _paragraph(console, text, indent, hang))
 
     def section(self, title: str) -> None:
@@ -64,16 +64,16 @@ class Screen:
         self.paragraph(Text(title, style="bold"))
 
     def command(self, command: str) -> None:
-        """Add a command on a line of its own, which is never broken: it can be pasted."""
+        """Add a command on a line of its own, which is never broken, so that it can be pasted."""
         self._blocks.append(lambda _: [Text(f"  {command}", style="bold green")])
 
     def rows(self, rows: Iterable[Row], header: Row = ()) -> None:
-        """Add rows of cells, the last of which may be wrapped; where they are too wide, a paragraph each."""
+        """Add rows of cells, the last of which may be wrapped; if rows are too wide, each becomes a paragraph."""
         if rows := tuple(rows):
             self._blocks.append(lambda console: _rows(console, rows, header))
 
     def show(self, console: Console) -> None:
-        """Write everything to stdout, as wide as `console`."""
+        """Write everything to stdout, in the width of `console`."""
         lines = (line for block in self._blocks for line in block(console))
         while some := list(islice(lines, LINES)):
             with console.capture() as capture:
@@ -102,7 +102,7 @@ def _rows(console: Console, rows: Sequence[Row], header: Row) -> Iterator[Text]:
 
 
 def _stacked(console: Console, row: Row, header: Row) -> Iterator[Text]:
-    """Lay out the first cell of a row, and below it the others, each with its label, as many to a line as fit."""
+    """Lay out the first cell of a row, and below it the others with their labels, as many per line as fit."""
     head, *details = row
     yield from _paragraph(console, head, GAP)
     labels = [f"{label}: " for label in header[1:]] or [""] * len(details)
@@ -127,7 +127,7 @@ def _columns(console: Console, row: Row, widths: Sequence[int], room: int) -> It
 
 
 def _wrapped(console: Console, text: Cell, width: int) -> list[Text]:
-    """Break a text between words, and a name that is too long for a line where its parts meet."""
+    """Break a text between words, and a name that is too long for a line between its parts."""
     width, whole = max(width, 1), _text(text).copy()
     whole.plain = _UNIT.sub(_NO_BREAK, whole.plain)
     pieces = whole.divide(_joints(whole.plain, width))
@@ -138,8 +138,9 @@ def _wrapped(console: Console, text: Cell, width: int) -> list[Text]:
 
 
 def _joints(text: str, width: int) -> Iterator[int]:
-    """Yield where the words of a text that are longer than a line are broken: behind the last dot, comma or the like
-    that fits, or behind its first letter where that alone is too wide.
+    """Yield where to break words that are longer than a line: after the last `.,/` that fits, else the last `_-`.
+
+    A word without these is broken at the end of the line, or after one character if even that is too wide.
     """
     for word in _LONG_ENOUGH.finditer(text):
         begin, end = word.span()

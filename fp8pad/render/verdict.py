@@ -29,7 +29,7 @@ STYLES: dict[Outcome, str] = {
 
 
 def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> None:
-    """Show what is wrong and for whom: a row for each tensor-parallel size, and below them why."""
+    """Show what the engine does: a row for each tensor-parallel size, and the reasons below."""
     screen.section(f"What {engine.title} does with it")
     if not any(at.original.findings for at in sizes):
         served = ", ".join(str(at.num_ranks) for at in sizes)
@@ -46,9 +46,9 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
 
 
 def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
-    """Return the row of a size: what the engine does with the original, and with each form that converting makes.
+    """Return the row of a size: what the engine does with the original, and with each converted form.
 
-    Behind that stands what an absorbed checkpoint needs and costs, or why there is none.
+    The text of the last cell says what an absorbed checkpoint needs and costs, or why there is none.
     """
     original, padded = (at.original.outcome, ""), (at.padded.outcome, "")
     if at.refused:
@@ -69,9 +69,9 @@ def _cell(outcome: Outcome | None, more: str) -> Text:
 
 
 def reasons(sizes: Iterable[AtSize]) -> Iterator[tuple[str, Sequence[tuple[Finding, str]]]]:
-    """Yield why the engine does not merely serve a checkpoint: for sizes at which that is the same, each finding.
+    """Yield the sizes that share the same findings, with these findings, the worst first.
 
-    With a finding come the forms that it is about. The worst is first.
+    Each finding, a reason why the engine does not simply serve a checkpoint, has the forms that it applies to.
     """
     alike: dict[tuple[tuple[Finding, str], ...], list[str]] = {}
     for at in sizes:
@@ -91,7 +91,7 @@ def _found(at: AtSize) -> list[tuple[Finding, str]]:
 
 
 def show_refusal(screen: Screen, plan: CheckpointPlan, engine: Engine) -> bool:
-    """Show for which layers the engine refuses the converted checkpoint at the plan's size; return whether it does."""
+    """Show why the engine refuses the converted checkpoint at the plan's TP size; return whether it does."""
     refusals = converted_verdict(plan, engine).refusals
     if refusals:
         screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
@@ -101,7 +101,7 @@ def show_refusal(screen: Screen, plan: CheckpointPlan, engine: Engine) -> bool:
 
 
 def _outcome(finding: Finding) -> Text:
-    return Text.assemble((finding.outcome, STYLES[finding.outcome]))  # what is appended has no style
+    return Text.assemble((finding.outcome, STYLES[finding.outcome]))  # assembled, so that appended text has no style
 
 
 def show_advice(screen: Screen, steps: Iterable[tuple[str, str]]) -> None:
@@ -127,5 +127,5 @@ def _why(finding: Finding) -> str:
 
 
 def patterns(names: Iterable[str]) -> str:
-    """Return names folded into patterns, the first few of many, safe to print."""
+    """Return names folded into patterns, only the first few if there are many, safe to print."""
     return shortened(name_patterns(names))
