@@ -1,1 +1,1 @@
-"""A checkpoint as files: read strictly, written next to its destination and published whole."""
+"""A checkpoint as files: read strictly, staged next to the destination, and published in one step."""

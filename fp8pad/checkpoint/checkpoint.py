@@ -1,4 +1,4 @@
-"""A checkpoint folder as one frozen object: shard headers, index, configs and the files beside them."""
+"""A checkpoint folder as one frozen object: shard headers, index, configs and other files."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -34,27 +34,27 @@ from fp8pad.tensors import ShardHeader
 
 
 class Remote(Protocol):
-    """Where the files of a checkpoint come from that are not here; called from several threads at once."""
+    """Fetches files of a checkpoint that are not on this machine; called from several threads at once."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes that earlier runs have fetched."""
 
     def fetched_bytes(self, name: str) -> int:
-        """Return of how many bytes `fetched` tells `advance`."""
+        """Return the number of bytes that `fetched` reports to `advance`."""
 
     def fetched(self, name: str, advance: Advance) -> AbstractContextManager[bool]:
-        """Have all bytes of a file in its place in here; whether they are gone afterwards."""
+        """Provide all bytes of a file inside the `with` block; yield whether it is a temporary copy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint folder; file names are relative to `root`.
 
-    `configs` holds config.json, and hf_quant_config.json where there is one. `other_files` are copied along unchanged,
-    `excluded` are not; `links_out` are those of them that would be if links out of the folder were followed.
-    `identities` are those of every file at the moment when it was read. A checkpoint on the hub has its id as `name`,
-    and data of a file only inside of `with fetched(file)`.
+    `configs` holds config.json and, if it exists, hf_quant_config.json. `other_files` are copied unchanged, `excluded`
+    are not copied; `links_out` are the excluded files that would be copied if links out of the folder were followed.
+    `identities` are those of every file when it was read. A checkpoint on the hub has its id as `name`, and a file's
+    data only inside `with fetched(file)`.
     """
 
     root: Path
@@ -69,28 +69,28 @@ class Checkpoint:
     links_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """What the user calls it: a folder or a hub id."""
+        """Return what the user calls it: a folder or a hub id."""
         return self.name or str(self.root)
 
     def __repr__(self) -> str:
-        """Short, for notebooks: there can be a million tensors."""
+        """Return a short form, for notebooks: there can be a million tensors."""
         return f"Checkpoint({str(self)!r})"
 
     def fetched(self, file: str, advance: Advance = lambda _: None) -> AbstractContextManager[bool]:
-        """Have all bytes of a file at `root` in here; say whether it is a copy of our own, gone afterwards.
+        """Provide all bytes of a file at `root` inside the `with` block; yield whether it is a temporary copy.
 
-        `advance` is told of as many bytes as `fetched_bytes`, as they arrive.
+        `advance` gets the bytes as they arrive, `fetched_bytes` in total.
         """
         return self.remote.fetched(file, advance) if self.remote else nullcontext(False)
 
     def fetched_bytes(self, file: str) -> int:
-        """Return how many bytes of a file are not here, but are fetched."""
+        """Return how many bytes of a file have to be fetched; 0 for a local checkpoint."""
         return self.remote.fetched_bytes(file) if self.remote else 0
 
     def copied_mode(self, file: str, group: int | None, holds: Iterable[str] = ()) -> int:
-        """Return the permissions of a copy of a file, which is as private as those whose text it `holds`.
+        """Return the permissions for a copy of a file, no wider than those of the files whose text it `holds`.
 
-        What is new is as private as config.json and fp8pad.json. Raises `CheckpointError` if a file was changed since
+        A new file gets no more than config.json and fp8pad.json have. Raises `CheckpointError` if a file changed since
         it was read.
         """
         mode = ~0
@@ -101,7 +101,7 @@ class Checkpoint:
         return mode
 
     def copied_folder_mode(self, folder: str, group: int | None) -> int:
-        """Return the permissions that a copy of a folder is made with; `CheckpointError` if it is gone."""
+        """Return the permissions for a copy of a folder; `CheckpointError` if the folder is gone."""
         try:
             return copied_mode((self.root / folder).stat(), group)
         except OSError as error:
@@ -110,7 +110,7 @@ class Checkpoint:
     def with_edited_config(self) -> "Checkpoint":
         """Return the checkpoint without params.json, which would contradict an edited config.json.
 
-        It stays where there are no weights of Mistral's own format that it belongs to.
+        It is kept if there are no weights in Mistral's own format, to which it would belong.
         """
         has_weights = any(file.startswith("consolidated") for file in self.excluded)
         if not has_weights or MISTRAL_CONFIG_FILE not in self.other_files:
@@ -123,17 +123,17 @@ class Checkpoint:
 
     @property
     def text_files(self) -> tuple[str, ...]:
-        """The names of the files that are read whole and rewritten: the index, where there is one, and config.json."""
+        """The names of the files that are read whole and rewritten: the index, if there is one, and config.json."""
         return (INDEX_FILE, CONFIG_FILE) if self.has_index else (CONFIG_FILE,)
 
     def text(self, file: str) -> str:
-        """Read a text file, as large as all headers perhaps; `CheckpointError` if it was changed meanwhile."""
+        """Read a text file, which can be as large as all headers; `CheckpointError` if it changed since it was read."""
         text, identity = read_text_and_identity(self.root, file)
         check_identity(file, self.identities[file], identity)
         return text
 
     def has_text(self, file: str, text: str) -> bool:
-        """Return whether a file holds this text; raises as `text` does, and has less of it in memory."""
+        """Return whether a file holds this text, with less memory than `text` needs; raises as `text` does."""
         with open_file(self.root / file, file, self.identities[file]) as opened:
             offset, size = 0, self.identities[file].size
             for part in encoded(text):
@@ -143,16 +143,16 @@ class Checkpoint:
             return offset == size
 
     def header_text(self, file: str) -> bytes:
-        """Read the header of a shard as it lies on disk; `CheckpointError` if the shard was changed meanwhile."""
+        """Return the bytes of a shard's header; `CheckpointError` if the shard changed since it was read."""
         with open_file(self.root / file, file, self.identities[file]) as shard:
             return read_prefix(shard, self.identities[file].size)[LENGTH_BYTES:]
 
 
 def read_unconverted(model_dir: Path, follow_links: bool = False) -> Checkpoint:
-    """Read a checkpoint that is to be converted.
+    """Read a checkpoint to be converted.
 
     Raises `CheckpointError` if its files are missing, damaged or disagree, `ConfigError` if config.json is not a JSON
-    object, and `AlreadyPaddedError` if fp8pad made it.
+    object, and `AlreadyPaddedError` if fp8pad wrote it.
     """
     source = read_checkpoint(model_dir, follow_links)
     if mark := padding_mark(source):
@@ -161,9 +161,9 @@ def read_unconverted(model_dir: Path, follow_links: bool = False) -> Checkpoint:
 
 
 def read_checkpoint(root: Path, follow_links: bool = False) -> Checkpoint:
-    """Read any checkpoint, padded or not; see `read_unconverted` for what is raised, `list_folder` for links.
+    """Read any checkpoint, padded or not; see `read_unconverted` for errors, `list_folder` for links.
 
-    Messages begin with the folder: a command may read two.
+    Messages begin with the folder, since a command may read two.
     """
     try:
         return _read_folder(root, follow_links)
@@ -184,7 +184,7 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
     shards = tuple(checked(map(reader.header, shard_files(root, weight_map)), weight_map))
     own_files = {CONFIG_FILE, *([INDEX_FILE] if has_index else []), *(shard.file for shard in shards)}
     found, excluded = list_folder(root, own_files, follow_links)
-    if MODELOPT_FILE in excluded:  # a link that leads out is followed, as that of config.json is: plans are made by it
+    if MODELOPT_FILE in excluded:  # a link out of the folder is followed, as for config.json: the plan needs it
         found[MODELOPT_FILE] = reader.identities[MODELOPT_FILE]
         excluded.remove(MODELOPT_FILE)
     links_out = tuple(sorted(file for file in excluded if is_excluded_link(root, file)))
@@ -203,7 +203,7 @@ def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class _FolderReader:
-    """Reads files of the folder `root`, and remembers the identity of each."""
+    """Reads files of the folder `root` and records the identity of each."""
 
     root: Path
     identities: dict[str, FileIdentity] = field(default_factory=dict)
@@ -223,18 +223,18 @@ class _FolderReader:
 
 
 def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:
-    """Return safetensors files beside the shards that hold tensors of the same names, and so the same weights again."""
+    """Return the other safetensors files that hold tensors of the same names: second copies of the weights."""
     copies: set[str] = set()
     others = list(filter(is_shard, files))
     names = {tensor.name for shard in shards for tensor in shard.tensors} if others else ()
     for file in others:
-        with suppress(HeaderError):  # no checkpoint of ours, so it is copied along
+        with suppress(HeaderError):  # not weights that fp8pad can read, so it is copied
             copies |= {file for tensor in reader.header(file).tensors if tensor.name in names}
     return copies
 
 
 def padding_mark(source: Checkpoint) -> str | None:
-    """Return what marks a checkpoint as fp8pad's own: any of its three records, whole or garbled."""
+    """Return what marks a checkpoint as written by fp8pad: any of the three records, valid or not; None if nothing."""
     if RECORD_FILE in source.other_files or RECORD_FILE in source.excluded:
         return RECORD_FILE
     for file, config in source.configs.items():
@@ -247,7 +247,7 @@ def padding_mark(source: Checkpoint) -> str | None:
 
 
 def read_record(converted: Checkpoint) -> CheckpointRecord | None:
-    """Return what fp8pad.json says, None if nothing marks the checkpoint as fp8pad's; else it is a `RecordError`."""
+    """Return what fp8pad.json says, None if fp8pad did not write the checkpoint; `RecordError` if it is missing."""
     if RECORD_FILE in converted.other_files:
         return parse_record(read_text(converted.root, RECORD_FILE))
     if mark := padding_mark(converted):
@@ -256,7 +256,7 @@ def read_record(converted: Checkpoint) -> CheckpointRecord | None:
 
 
 def check_unchanged(source: Checkpoint) -> None:
-    """Raise `CheckpointError` if a file of the checkpoint was written to or replaced since it was read."""
+    """Raise `CheckpointError` if a file of the checkpoint was changed or replaced since it was read."""
     for file, before in source.identities.items():
         try:
             found = FileIdentity.of((source.root / file).stat())

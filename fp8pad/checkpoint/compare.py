@@ -1,4 +1,4 @@
-"""Comparing files with what they should be, streaming, down to the element that differs."""
+"""Compare files with what they should be, streaming, down to the element that differs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MAX_MISMATCHES = 20
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One difference: `place` is a tensor with a position, or a key, of `file`; what it should be and what it is."""
+    """One difference: `place` is a tensor with an index, or a key, in `file`; `expected` and `got` are its values."""
 
     file: str
     place: str
@@ -36,9 +36,9 @@ class Mismatch:
 def compare_shard(
     layout: ShardLayout, source_root: Path, target_root: Path, advance: Advance, sums: Sums | None = None
 ) -> list[Mismatch]:
-    """Compare every byte of a shard's data with what its source gives; at most `MAX_MISMATCHES`.
+    """Compare every byte of a shard's data with what its source gives; return at most `MAX_MISMATCHES`.
 
-    The headers of both files, which were read before, have to be those of the layout.
+    The headers of both files, which were read before, must be those of the layout.
     """
     file = layout.file
     with open_file(source_root / file, file) as source, open_file(target_root / file, file) as target:
@@ -48,9 +48,9 @@ def compare_shard(
 def check_padding(
     layout: ShardLayout, target_root: Path, advance: Advance, expected: FileIdentity | None = None
 ) -> list[Mismatch]:
-    """Check what padding added to a shard, without its source; at most `MAX_MISMATCHES`.
+    """Check what padding added to a shard, without its source; return at most `MAX_MISMATCHES`.
 
-    `advance` is told the bytes of the padded tensors; `expected` is the identity of the shard when it was read before.
+    `advance` gets the bytes of the padded tensors; `expected` is the identity of the shard when it was read before.
     """
     if layout.is_untouched:
         return []
@@ -62,10 +62,10 @@ def check_padding(
 def compare_data(
     transfer: Transfer, source: OpenFile, target: OpenFile, advance: Advance, sums: Sums | None = None
 ) -> Iterator[Mismatch]:
-    """Compare every byte of a shard's data with what its source gives; the first mismatch of each tensor is yielded.
+    """Compare every byte of a shard's data with what its source gives; yield the first mismatch of each tensor.
 
-    Both files must have the sizes that the layout gives them. `advance` is told the bytes of the target compared. Where
-    nothing differs, `sums` are those of the whole shard afterwards.
+    Both files must have the sizes that the layout gives them. `advance` gets the number of target bytes compared. If
+    nothing differs, `sums` covers the whole shard afterwards.
     """
     sums = sums or Sums("none")
     sums.begin(transfer, source, target.read(0, transfer.target_start))
@@ -83,13 +83,13 @@ def compare_data(
 
 
 def text_differences(file: str, expected: str, found: str) -> Iterator[Mismatch]:
-    """Compare two JSON texts; the first difference is yielded."""
+    """Compare two JSON texts; yield the first difference."""
     if difference := first_difference(expected, found):
         yield Mismatch(file, *difference)
 
 
 def compare_files(file: str, expected: Path, found: Path) -> Iterator[Mismatch]:
-    """Compare two files byte by byte; the first difference is yielded."""
+    """Compare two files byte by byte; yield the first difference."""
     sizes = expected.stat().st_size, found.stat().st_size
     if sizes[0] != sizes[1]:
         yield Mismatch(file, "size", f"{sizes[0]} bytes", f"{sizes[1]} bytes")
@@ -104,7 +104,7 @@ def compare_files(file: str, expected: Path, found: Path) -> Iterator[Mismatch]:
 
 
 def header_differences(expected: ShardHeader, found: ShardHeader) -> Iterator[Mismatch]:
-    """Compare what two headers say; tensors that are there in another order count only where their bytes moved."""
+    """Compare two headers; a different order of tensors counts only if their bytes moved."""
     before_metadata, after_metadata = expected.metadata or {}, found.metadata or {}
     for key in sorted(before_metadata.keys() | after_metadata.keys()):
         if before_metadata.get(key) != after_metadata.get(key):
@@ -121,7 +121,7 @@ def header_differences(expected: ShardHeader, found: ShardHeader) -> Iterator[Mi
 
 
 def _first_difference(expected: Bytes, found: Bytes) -> int | None:
-    """Return where two arrays `[n]` of bytes first differ."""
+    """Return the index at which two arrays `[n]` of bytes first differ."""
     words = expected.size // 8 * 8
     equal_words = np.array_equal(expected[:words].view(np.uint64), found[:words].view(np.uint64))
     if equal_words and np.array_equal(expected[words:], found[words:]):
@@ -130,7 +130,7 @@ def _first_difference(expected: Bytes, found: Bytes) -> int | None:
 
 
 def _wrong_padding(layout: ShardLayout, step: Step, target: OpenFile, advance: Advance) -> Iterator[Mismatch]:
-    """Yield the first element of a padded tensor that is neither the source's nor what was to be filled in."""
+    """Yield the first padding element of a tensor that is not the fill value."""
     advance(step.tensor.num_bytes)
     fill = np.frombuffer(step.grid.fill if step.grid else b"\0", np.uint8)
     for chunk in step.chunks(BUFFER_BYTES):
@@ -146,7 +146,7 @@ def _wrong_padding(layout: ShardLayout, step: Step, target: OpenFile, advance: A
 
 
 def _first_wrong(stack: Bytes, rows: Run, columns: Run, fill: Bytes) -> int | None:
-    """Return the first byte of `stack`, `[matrices, rows, bytes]`, that lies in a gap and is not what fills it."""
+    """Return the offset of the first byte of a gap of `stack`, `[matrices, rows, bytes]`, that is not `fill`."""
     gap = stack[:, rows.target : rows.target + rows.size, columns.target : columns.target + columns.size]
     differing = gap != np.tile(fill, columns.size // fill.size)
     if not differing.any():

@@ -1,4 +1,4 @@
-"""The files of a checkpoint that is to be written: their names, the room that they take, and whether they are there."""
+"""The files of a checkpoint to be written: their names, the disk space they need, and whether they exist already."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,11 +18,11 @@ from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, parse_recor
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The files of a checkpoint that is to be written from `source`, whose other files are copied as they are.
+    """The files of a checkpoint to be written from `source`, whose other files are copied unchanged.
 
-    `layouts` are its shards. `texts` work out its text files, when they are needed: an index can be as large as all
-    headers; the one without which nothing can be loaded is the last. `files` are the sizes of all of these. A `record`
-    is written too, once the hashes of all files are known: here it has none.
+    `layouts` are its shards. `texts` make its text files when they are needed, since an index can be as large as all
+    headers; the last one is the file without which nothing can be loaded. `files` are the sizes of all of these. A
+    `record` is written too, once all files are hashed; it holds no hashes here.
     """
 
     source: Checkpoint
@@ -38,23 +38,23 @@ class Contents:
 
     @property
     def other_bytes(self) -> int:
-        """The bytes of the files that are copied as they are, beside the shards."""
+        """The bytes of the files that are copied unchanged, shards excluded."""
         return sum(self.source.identities[file].size for file in self.source.other_files)
 
     def _stored_bytes(self, layout: ShardLayout) -> int:
-        """Return the bytes that a shard will take: holes of its source stay holes."""
+        """Return the bytes that a shard will take on disk: holes of its source stay holes."""
         if self.source.remote:
             return layout.target_bytes
         status = (self.source.root / layout.file).stat()
-        # Some file systems count no blocks.
+        # Some file systems do not report blocks.
         holes = max(0, status.st_size - status.st_blocks * 512) if status.st_blocks else 0
         return layout.target_bytes - holes
 
     def needed_bytes(self, target: Path, options: WriteOptions) -> int:
-        """Return the bytes that are needed to write all files to `target`.
+        """Return the disk space needed to write all files to `target`, in bytes.
 
-        Shards that share their data with a source on this disk take none. Files that are fetched and become no files of
-        the output themselves are there for a while: as many as there are jobs.
+        Shards that share their data with a source on this disk need none. Fetched files that do not become output files
+        themselves need space for a while: as many at a time as there are jobs.
         """
         untouched = [layout for layout in self.layouts if layout.is_untouched]
         is_linked = not self.source.remote and (
@@ -69,7 +69,7 @@ class Contents:
     def seems_written(self, target: Path, needs_hashes: bool) -> bool:
         """Return whether `target` has these files and no others, of the same sizes, texts and record.
 
-        So a run leaves it that succeeds, or that is killed when only its own traces are left to remove.
+        This is what a run leaves that succeeds, or that is killed when it only has to remove its staging files.
         """
         with suppress(OSError, CheckpointError):
             with open_directory(target) as folder:
@@ -86,7 +86,7 @@ class Contents:
 def contents_of(
     source: Checkpoint, layouts: tuple[ShardLayout, ...], texts: Mapping[str, Callable[[], str]]
 ) -> Contents:
-    """Return what is made of `source`, without a record; a file that is new has no bytes in it."""
+    """Return what is made from `source`, without a record; a new file has a source size of 0."""
     before = source.identities
     sizes = {layout.file: layout.target_bytes for layout in layouts}
     sizes |= {file: text_bytes(text()) for file, text in texts.items()}
@@ -96,7 +96,7 @@ def contents_of(
 
 
 def _is_recorded(record: CheckpointRecord, target: Path, needs_hashes: bool) -> bool:
-    """Return whether `target` has that record, with hashes of all files if it `needs_hashes`."""
+    """Return whether `target` has this record, with hashes of all files if it `needs_hashes`."""
     found = parse_record(read_text(target, RECORD_FILE))
     has_hashes = all(entry.sha256 for entry in found.files.values())
     files = {name: FileRecord(entry.source_size, entry.size) for name, entry in found.files.items()}

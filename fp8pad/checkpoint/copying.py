@@ -1,4 +1,4 @@
-"""Copying between open files: in the kernel where it can, or by sharing the data."""
+"""Copy between open files: in the kernel if it can, or by sharing the data (reflink)."""
 
 import errno
 import fcntl
@@ -8,7 +8,7 @@ from fp8pad.checkpoint.files import BUFFER_BYTES, KERNEL_COPY_BYTES, Advance, Op
 from fp8pad.errors import OutputError
 
 FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-# What a file system, or a pair of them, answers when it cannot copy in the kernel; EIO does not tell which side failed.
+# Errors of a file system, or a pair of them, that cannot copy in the kernel; EIO does not say which side failed.
 NO_KERNEL_COPY = frozenset(
     {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EIO, errno.EINTR}
 )
@@ -17,12 +17,12 @@ NO_KERNEL_COPY = frozenset(
 def copy_range(
     source: OpenFile, target: OpenFile, offsets: tuple[int, int], num_bytes: int, advance: Advance | None = None
 ) -> None:
-    """Copy bytes from file to file, in the kernel where it can, else through a buffer; `offsets` are those in each."""
+    """Copy bytes from file to file, in the kernel if it can, else through a buffer; `offsets` are (source, target)."""
     done = 0
     while done < num_bytes:
         here = offsets[0] + done, offsets[1] + done
         count = _kernel_copy(source, target, here, min(num_bytes - done, KERNEL_COPY_BYTES))
-        if count == 0:  # not possible here, or the source ends: reading will tell
+        if count == 0:  # not supported, or the source ends: the read below tells which
             count = min(num_bytes - done, BUFFER_BYTES)
             target.write(here[1], source.read(here[0], count))
         done += count
@@ -31,7 +31,7 @@ def copy_range(
 
 
 def clone(source: OpenFile, target: OpenFile) -> bool:
-    """Make an empty file share all data of another; False where the file system cannot."""
+    """Make the empty `target` share all data of `source`; return False if the file system cannot."""
     try:
         fcntl.ioctl(target.descriptor, FICLONE, source.descriptor)
     except OSError:

@@ -1,6 +1,6 @@
-"""Whether a checkpoint can be written to a folder, checked before anything is created, and what it may replace there.
+"""Check, before anything is created, whether a checkpoint can be written to a folder, and what it may replace there.
 
-`--overwrite` replaces files that fp8pad wrote, and those that the new folder holds by the same name.
+`--overwrite` replaces files that fp8pad wrote, and files whose names the new folder has too.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _MOUNTS = Path("/proc/self/mountinfo")  # proc_pid_mountinfo(5)
 
 
 def check_destination(source: Checkpoint, out_dir: Path) -> Path:
-    """Return `out_dir` without symbolic links, or raise an `OutputError` that says why nothing can be written there."""
+    """Resolve the links in `out_dir`; raise an `OutputError` that says why if a checkpoint cannot be written there."""
     try:
         target = out_dir.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
@@ -52,27 +52,27 @@ def check_destination(source: Checkpoint, out_dir: Path) -> Path:
 
 
 def check_replaceable(target: Path, out_dir: Path, new_files: Set[str], overwrite: bool) -> None:
-    """Raise `OutputError` if a folder with `new_files` must not take the place of what stands at `target`."""
+    """Raise `OutputError` if a folder with `new_files` must not replace what is at `target`."""
     with writing(out_dir):
         if not target.exists() or not any(target.iterdir()):
             return
         if not overwrite:
             raise OutputError(f"{out_dir}: is not empty; use --overwrite to replace it")
-        if not os.access(target, os.W_OK):  # which moving it needs
+        if not os.access(target, os.W_OK):  # moving a folder needs write permission
             raise OutputError(f"{out_dir}: is read-only, and so cannot be replaced; chmod u+w it first")
         with open_directory(target) as old:
             check_replaced(old, new_files, out_dir)
 
 
 def check_space(target: Path, needed_bytes: int, reclaimed_bytes: int) -> None:
-    """Raise `OutputError` if less is free where `target` is to be, `reclaimed_bytes` of an earlier run included."""
+    """Raise `OutputError` if the disk of `target` has less free, including the `reclaimed_bytes` of an earlier run."""
     free_bytes = shutil.disk_usage(existing_parent(target)).free + reclaimed_bytes
     if needed_bytes > free_bytes:
         raise OutputError(f"{target}: not enough disk space: {size(needed_bytes)} needed, {size(free_bytes)} free")
 
 
 def can_clone(file: Path, target: Path) -> bool:
-    """Return whether `file` can be cloned to where `target` is to be, tried on a file that never gets a name."""
+    """Return whether `file` can be cloned to the file system of `target`; tried with an unnamed temporary file."""
     try:
         descriptor = os.open(existing_parent(target), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -85,12 +85,12 @@ def can_clone(file: Path, target: Path) -> bool:
 
 
 def existing_parent(target: Path) -> Path:
-    """Return the nearest folder above `target` that exists; the root stands above itself."""
+    """Return the nearest existing folder above `target`; for the root, the root itself."""
     return next((parent for parent in target.parents if parent.is_dir()), target)
 
 
 def _places() -> Iterator[tuple[Path, str]]:
-    """Yield folders that nothing takes the place of, and what they are called."""
+    """Yield folders that must never be replaced, with a description of each."""
     yield Path("/"), "the root of the file system"
     with suppress(RuntimeError, OSError):  # no such user, or a loop of links
         yield Path.home().resolve(), "the home folder"
@@ -122,21 +122,21 @@ def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A folder that was replaced: its files, and those of them that were not what its fp8pad.json says of them."""
+    """A folder that was replaced: its files, and the `edited` ones, which did not match its fp8pad.json."""
 
     files: tuple[str, ...]
     edited: tuple[str, ...]
 
     def to_json(self) -> dict[str, list[str]]:
-        """Return what a report adds where something was replaced."""
+        """Return what a report adds if a folder was replaced."""
         return {"files_replaced": list(self.files), "files_edited": list(self.edited)}
 
 
 def check_replaced(old: Directory, new_files: Set[str], out_dir: Path) -> Replaced:
-    """Return what is lost when a folder with `new_files` takes the place of `old`, which stands or stood at `out_dir`.
+    """Return what is lost when a folder with `new_files` replaces `old`, the current or former `out_dir`.
 
-    Raises `OutputError` if `old` holds files that are neither among them nor named in its own fp8pad.json; that names
-    none if the shards that it describes are not there.
+    Raises `OutputError` if `old` holds files that are neither among them nor named in its own fp8pad.json, which is
+    ignored if the shards that it describes are not there.
     """
     with writing(out_dir):
         files = sorted(old.files())
@@ -151,7 +151,7 @@ def check_replaced(old: Directory, new_files: Set[str], out_dir: Path) -> Replac
 
 
 def _record_of(folder: Directory, files: Collection[str]) -> CheckpointRecord | None:
-    """Return the record of a folder, None if there is none or it describes other shards: anybody can write a record."""
+    """Return a folder's record; None if there is none or it describes other shards, as anybody can write a record."""
     try:
         text = folder.read(RECORD_FILE, max_text_bytes(RECORD_FILE))
         record = parse_record(text.decode()) if text else None
@@ -168,7 +168,7 @@ def _has_recorded_size(folder: Directory, file: str, record: CheckpointRecord) -
 
 
 def _is_recorded(folder: Directory, file: str, record: CheckpointRecord) -> bool:
-    """Return whether a file is what the record says; shards, and what else is large, are told by their size alone."""
+    """Return whether a file is what the record says; of shards and other large files only the size is compared."""
     if file == RECORD_FILE:
         return True
     if file not in record.files or not _has_recorded_size(folder, file, record):

@@ -1,4 +1,4 @@
-"""A folder held by its descriptor: what is done in it stays in it, whatever becomes of its path, through no link."""
+"""A folder held by its descriptor: operations stay inside it even if its path is replaced, and follow no links."""
 
 import ctypes
 import errno
@@ -32,7 +32,7 @@ class Directory:
         os.close(self.descriptor)
 
     def open(self, name: str) -> "Directory":
-        """Open a folder in this one; a link is none."""
+        """Open a folder in this one; symbolic links are not followed."""
         return Directory(os.open(name, _OPEN_FOLDER, dir_fd=self.descriptor), self.path / name)
 
     def make(self, name: str, mode: int) -> None:
@@ -40,7 +40,7 @@ class Directory:
         os.mkdir(name, mode, dir_fd=self.descriptor)
 
     def status(self, name: str) -> os.stat_result | None:
-        """Return the status of an entry, of a link itself; None if there is no such entry."""
+        """Return the status of an entry (of a link, not of its target); None if there is no such entry."""
         with suppress(FileNotFoundError):
             return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         return None
@@ -50,11 +50,11 @@ class Directory:
         return sorted(os.listdir(self.descriptor))  # noqa: PTH208  a path cannot hold a descriptor
 
     def rename(self, name: str, other: "Directory", other_name: str) -> None:
-        """Move an entry to another folder; an empty folder of that name gives way to a folder."""
+        """Move an entry to another folder; a folder replaces an empty folder of that name."""
         os.rename(name, other_name, src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor)
 
     def exchange(self, name: str, other: "Directory", other_name: str) -> bool:
-        """Exchange two entries in one step; False where the C library, kernel or file system cannot."""
+        """Exchange two entries in one step; return False if the C library, kernel or file system cannot."""
         libc = ctypes.CDLL(None, use_errno=True)
         if not hasattr(libc, "renameat2"):
             return False
@@ -66,9 +66,9 @@ class Directory:
         raise OSError(code, os.strerror(code), str(other.path / other_name))
 
     def link(self, name: str, other: "Directory", other_name: str) -> None:
-        """Give a file one more name in another folder, or another one where the file system knows no hard links.
+        """Hard-link a file into another folder, or move it there if the file system has no hard links.
 
-        A name that is taken, if only in other letters of the same kind, is an error.
+        A name that is taken is an error, also if it differs only in case on a file system that ignores case.
         """
         try:
             os.link(name, other_name, src_dir_fd=self.descriptor, dst_dir_fd=other.descriptor, follow_symlinks=False)
@@ -78,12 +78,12 @@ class Directory:
             self.rename(name, other, other_name)
 
     def unlink(self, name: str) -> None:
-        """Remove a file or a link, if it is there."""
+        """Remove a file or a link, if it exists."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.descriptor)
 
     def files(self) -> Iterator[str]:
-        """Yield the relative name of everything below this folder that is no folder, links included."""
+        """Yield the relative names of all entries below this folder that are not folders, links included."""
         pending = [""]
         while pending:
             folder = pending.pop()
@@ -100,7 +100,7 @@ class Directory:
                 os.close(descriptor)
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
-        """Return what a plain file holds; None if there is none, or a larger one."""
+        """Return the content of a regular file; None if there is none, or if it is larger than `max_bytes`."""
         status = self.status(name)
         if is_file(status) and status and status.st_size <= max_bytes:
             with (
@@ -115,11 +115,11 @@ class Directory:
         os.fsync(self.descriptor)
 
     def discard(self, name: str) -> None:
-        """Remove a folder and all that it holds, if it is there.
+        """Remove a folder and everything in it, if it exists.
 
-        Its subfolders are moved into this folder before they are opened, which the kernel refuses for a mount point: so
-        nothing outside is reached, neither through a link nor in another file system, and depth is no matter. Folders
-        of ours that their permissions lock, as 0555, are unlocked.
+        Each subfolder is moved into this folder before it is opened, which the kernel refuses for a mount point. So
+        nothing outside is reached, neither through a link nor in another file system, and the depth is not limited. Our
+        own folders that are locked by their permissions, such as 0555, are unlocked.
         """
         pending = [name] if self.status(name) else []
         while pending:
@@ -135,7 +135,7 @@ class Directory:
             os.rmdir(discarded, dir_fd=self.descriptor)
 
     def _unlock(self) -> None:
-        with suppress(OSError):  # of another user: what is done with it next says so
+        with suppress(OSError):  # another user's folder: the next operation reports it
             os.fchmod(self.descriptor, stat.S_IRWXU)
 
     def _move_out(self, name: str, other: "Directory", other_name: str) -> None:
@@ -144,7 +144,7 @@ class Directory:
             self.rename(name, other, other_name)
         except PermissionError:
             with self.open(name) as folder:
-                if os.fstat(folder.descriptor).st_dev == os.fstat(self.descriptor).st_dev:  # no mount point
+                if os.fstat(folder.descriptor).st_dev == os.fstat(self.descriptor).st_dev:  # not a mount point
                     folder._unlock()
             try:
                 self.rename(name, other, other_name)
@@ -153,20 +153,20 @@ class Directory:
 
 
 def is_discarded(name: str) -> bool:
-    """Return whether a folder of that name is what a killed `Directory.discard` left."""
+    """Return whether a folder of that name was left by a killed `Directory.discard`."""
     return name.endswith(DISCARDED)
 
 
 def open_directory(path: Path) -> Directory:
-    """Open a folder; a link is none."""
+    """Open a folder; symbolic links are not followed."""
     return Directory(os.open(path, _OPEN_FOLDER), path)
 
 
 def is_folder(status: os.stat_result | None) -> bool:
-    """Return whether there is an entry, and it is a folder."""
+    """Return whether an entry exists and is a folder."""
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def is_file(status: os.stat_result | None) -> bool:
-    """Return whether there is an entry, and it is a plain file."""
+    """Return whether an entry exists and is a regular file."""
     return status is not None and stat.S_ISREG(status.st_mode)

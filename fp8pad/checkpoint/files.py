@@ -1,4 +1,4 @@
-"""Open files: exact reads and writes, copies in the kernel, and what tells that a file was changed."""
+"""Open files: exact reads and writes, the permissions of copies, and how to tell that a file was changed."""
 
 import errno
 import hashlib
@@ -16,8 +16,8 @@ Buffer: TypeAlias = bytes | memoryview
 Advance: TypeAlias = Callable[[int], None]
 
 BUFFER_BYTES = 1 << 20  # two of them fit into a core's cache
-KERNEL_COPY_BYTES = 64 << 20  # small enough for progress and for stopping soon, and below the kernel's 2 GiB
-WRITE_BACK_BYTES = 32 << 20  # how much is written before the disk is asked to begin with it
+KERNEL_COPY_BYTES = 64 << 20  # small enough to report progress and stop soon, and below the kernel's 2 GiB
+WRITE_BACK_BYTES = 32 << 20  # write-back is started each time this much was written
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class FileIdentity:
 
     size: int
     mtime_ns: int
-    inode: int  # not its device too, which has another number on each node that mounts the file system
+    inode: int  # without the device, whose number differs between nodes that mount the same file system
 
     @classmethod
     def of(cls, status: os.stat_result) -> "FileIdentity":
@@ -35,11 +35,11 @@ class FileIdentity:
 
     @classmethod
     def of_content(cls, size: int, digest: str) -> "FileIdentity":
-        """Return the identity of a file that is known by a digest of its bytes, in hexadecimal, wherever it lies."""
+        """Return the identity of a file from a hexadecimal digest of its bytes, independent of its location."""
         return cls(size, int(digest[:15], 16), 0)
 
     def is_that_of(self, found: "FileIdentity") -> bool:
-        """Return whether a file that is found may be this one."""
+        """Return whether a file that is found may be this one; without an inode, only its size is compared."""
         return self == found or (self.inode == 0 and self.size == found.size)
 
 
@@ -52,11 +52,11 @@ class OpenFile:
 
     @property
     def identity(self) -> FileIdentity:
-        """The identity of the file that is open, whatever its path leads to by now."""
+        """The identity of the open file, even if its path leads to another file by now."""
         return FileIdentity.of(os.fstat(self.descriptor))
 
     def copied_mode(self, group: int | None) -> int:
-        """Return the permissions that a copy is made with; see `copied_mode`."""
+        """Return the permissions to create a copy with; see the function `copied_mode`."""
         return copied_mode(os.fstat(self.descriptor), group)
 
     def read(self, offset: int, num_bytes: int) -> memoryview:
@@ -77,23 +77,23 @@ class OpenFile:
         return buffer
 
     def data_ranges(self, offset: int, num_bytes: int) -> Iterator[tuple[int, int]]:
-        """Yield where data is stored of these bytes, and how much: between are holes, which read as zeros.
+        """Yield the offset and size of each stored part of these bytes; the rest are holes, which read as zeros.
 
-        All of them are data where the file ends before them, so that who reads them notices.
+        Bytes beyond the end of the file count as stored, so that reading them fails.
         """
         end = offset + num_bytes
         while offset < end:
             try:
                 begin = min(os.lseek(self.descriptor, offset, os.SEEK_DATA), end)
                 stop = min(os.lseek(self.descriptor, begin, os.SEEK_HOLE), end) if begin < end else end
-            except OSError as error:  # no data from there on: a hole up to the file's end, or no support
+            except OSError as error:  # ENXIO: a hole up to the file's end; else not supported
                 begin, stop = end if error.errno == errno.ENXIO and self.identity.size >= end else offset, end
             if begin < stop:
                 yield begin, stop - begin
             offset = stop
 
     def resize(self, num_bytes: int) -> None:
-        """Give the file its final size, so that what is not written is a hole; `OutputError` if that fails."""
+        """Set the file's final size, so that whatever is not written is a hole; `OutputError` if that fails."""
         with writing(self.file):
             os.ftruncate(self.descriptor, num_bytes)
 
@@ -106,20 +106,20 @@ class OpenFile:
                 view, offset = view[count:], offset + count
 
     def start_write_back(self, begin: int, end: int) -> None:
-        """Have the disk begin with what was written from `begin` to `end`, so that the sync at the end waits for less.
+        """Start write-back of the bytes from `begin` to `end`, so that the sync at the end has less to wait for.
 
-        It is a hint: if it is ignored, or the disk fails, the sync does all of it, or says so.
+        It is only a hint: if it is ignored, the sync writes everything; if the disk fails, the sync reports it.
         """
-        with suppress(OSError):  # Linux then writes what is not written; sync_file_range would, but Python has it not
+        with suppress(OSError):  # starts write-back on Linux; Python has no sync_file_range
             os.posix_fadvise(self.descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def copied_mode(status: os.stat_result, group: int | None) -> int:
-    """Return the permissions that a copy of a file or folder is made with, of which the umask takes.
+    """Return the permissions to create a copy of a file or folder with, before the umask is applied.
 
-    They are those of the original; where the copy belongs to another `group`, the group and all others may only do what
-    both may with the original: so nothing private becomes readable by others, as far as permissions tell (an ACL
-    is not looked at). Its owner may read and write it, and not everybody may write to it.
+    They are those of the original. If the copy belongs to another `group`, the group and others get only what both have
+    on the original, so that nothing private becomes readable by others; ACLs are ignored. The owner may always read and
+    write, and others may never write.
     """
     owner = stat.S_IRWXU if stat.S_ISDIR(status.st_mode) else stat.S_IRUSR | stat.S_IWUSR
     mode = stat.S_IMODE(status.st_mode) & 0o775
@@ -140,14 +140,14 @@ def writing(file: str | Path) -> Iterator[None]:
 
 @contextmanager
 def open_file(path: Path, file: str, expected: FileIdentity | None = None) -> Iterator[OpenFile]:
-    """Open a regular file to read from; `CheckpointError` names it as `file` if that fails.
+    """Open a regular file for reading; `CheckpointError` names it as `file` if that fails.
 
-    Where it was read before, `expected` is its identity then: another one is a `CheckpointError` too.
+    If it was read before, `expected` is its identity then; a different one is a `CheckpointError` too.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a device may set it off
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a device can have side effects
             raise CheckpointError(f"{file}: expected a regular file")
-        # It may become another one before it is open, and opening a pipe would wait for a writer.
+        # It can be replaced before it is open, and opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         cause = "is a dangling symbolic link" if path.is_symlink() else "is missing"
@@ -169,7 +169,7 @@ def open_file(path: Path, file: str, expected: FileIdentity | None = None) -> It
 def create_file(path: str | Path, file: str, mode: int = 0o664, dir_fd: int | None = None) -> Iterator[OpenFile]:
     """Create a file, relative to an open folder if one is given, and sync it at the end.
 
-    `OutputError` names it as `file` if that fails, or if there is one of that name.
+    `OutputError` names it as `file` if that fails, or if the file exists.
     """
     with writing(file):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=dir_fd)
@@ -188,7 +188,7 @@ def file_sha256(path: Path, file: str) -> str:
 
 
 def text_sha256(text: str) -> str:
-    """Return the SHA-256, in hexadecimal, that a file of this text has."""
+    """Return the SHA-256, in hexadecimal, of a file with this text."""
     digest = hashlib.sha256()
     for part in encoded(text):
         digest.update(part)
@@ -196,7 +196,7 @@ def text_sha256(text: str) -> str:
 
 
 def text_bytes(text: str) -> int:
-    """Return the size that a file of this text has."""
+    """Return the size of a file with this text, in bytes."""
     return sum(map(len, encoded(text)))
 
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder: which are copied along, which are excluded, and their text."""
+"""The files of a checkpoint folder: which are copied, which are excluded, and their text."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from fp8pad.record import RECORD_FILE
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_SUFFIX = ".safetensors"
 
-# Other forms of the weights of the shards, with their indexes, as the root of a checkpoint may hold them.
+# The same weights in other formats, with their indexes, in the root of a checkpoint.
 OTHER_FORMS = (
     "pytorch_model*.bin",
     "pytorch_model*.bin.index*.json",
@@ -26,21 +26,21 @@ OTHER_FORMS = (
     "rust_model.ot",
 )
 OTHER_FORM_FOLDERS = frozenset({"original", "onnx"})
-# A clone's history holds the original weights once more, and the other folder is huggingface_hub's own.
+# A git clone's history holds the original weights again; .cache belongs to huggingface_hub.
 NEVER_COPIED = frozenset({".git", ".cache"})
 
-# Bytes of texts that are read whole; parsed, they take up to 20 times as much memory. An index of 200,000 tensors has
-# 20 MB, and where 60,000 Linears are padded, config.json has 7 MB and fp8pad.json 40 MB.
+# Limits in bytes of texts that are read whole; parsed, they take up to 20 times as much memory. An index of 200,000
+# tensors has 20 MB; if 60,000 Linears are padded, config.json has 7 MB and fp8pad.json 40 MB.
 _MAX_TEXT_BYTES, _MAX_LIST_BYTES = 32_000_000, {INDEX_FILE: 64_000_000, RECORD_FILE: 128_000_000}
 
 
 def list_folder(
     root: Path, own_files: Container[str], follow_links: bool = False
 ) -> tuple[dict[str, FileIdentity], list[str]]:
-    """List the files of `root` and its subfolders that are copied along, with their identities, and those excluded.
+    """List the files of `root` and its subfolders to be copied, with their identities, and the excluded ones.
 
-    `own_files`, which are read or rewritten, are in neither list. Excluded are other forms of the same weights, links
-    to folders, sockets, pipes, devices and, unless `follow_links`, links that lead out (`leads_out`). Raises
+    `own_files`, which are read or rewritten, are in neither list. Excluded are other formats of the same weights, links
+    to folders, sockets, pipes, devices and, unless `follow_links`, links out of the folder (`leads_out`). Raises
     `CheckpointError` for a dangling link, a name that is not UTF-8 or a folder that cannot be read.
     """
     identities: dict[str, FileIdentity] = {}
@@ -58,7 +58,7 @@ def list_folder(
 
 
 def is_other_form(name: str) -> bool:
-    """Return whether a file of a checkpoint, by its relative name, is another form of the weights of its shards."""
+    """Return whether a file, by its relative name, holds the weights of the shards in another format."""
     folder, _, _ = name.partition("/")
     if folder != name:
         return folder in OTHER_FORM_FOLDERS
@@ -66,18 +66,18 @@ def is_other_form(name: str) -> bool:
 
 
 def is_excluded_link(root: Path, name: str) -> bool:
-    """Return whether a file that is excluded is so for this alone, that it is a link out of the folder `root`."""
+    """Return whether an excluded file is excluded only because it is a link out of the folder `root`."""
     return not is_other_form(name) and (root / name).is_file() and leads_out(root, name)
 
 
 def leads_out(root: Path, name: str) -> bool:
-    """Return whether a file of the folder `root` is a link out of it, or out of the cache that it is a snapshot in."""
+    """Return whether a file is a link out of the folder `root`; links from a snapshot to its own blobs do not count."""
     path = root / name
     return path.is_symlink() and not path.resolve().is_relative_to(root.resolve()) and not leads_to_blob(root, name)
 
 
 def leads_to_blob(root: Path, name: str) -> bool:
-    """Return whether a file is a link to where huggingface_hub's cache keeps the files of the snapshot `root`.
+    """Return whether a file is a link to the folder where huggingface_hub's cache keeps files of the snapshot `root`.
 
     A snapshot is `models--org--name/snapshots/COMMIT`, and its files are links to `models--org--name/blobs`.
     """
@@ -115,9 +115,9 @@ def read_text_and_identity(root: Path, file: str) -> tuple[str, FileIdentity]:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """Yield the relative names of what lies in a folder, and in its subfolders instead of them where these are entered.
+    """Yield the relative names of everything below a folder, except the subfolders that are entered.
 
-    A loop on texts: neither recursion nor the parts of every path limit how deep folders may lie in folders.
+    It is a loop over strings: neither recursion nor splitting paths limits how deeply folders can be nested.
     """
     pending = [""]
     while pending:
@@ -130,9 +130,9 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _entries(root: Path, folder: str) -> list[tuple[str, bool]]:
-    """Return each name in a folder, and whether it is a folder itself, not a link to one."""
+    """Return each name in a folder, and whether it is a folder (not a link to one)."""
     try:
-        with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118  a Path takes itself to pieces
+        with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118  a Path would split the name
             found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error

@@ -15,7 +15,7 @@ from fp8pad.tensors import DTYPE_BITS, ONE_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`size` neighbours that begin at `source` along an axis of one file and at `target` along that of the other.
+    """`size` consecutive indices along an axis, from `source` on in one file and from `target` on in the other.
 
     Without a source they are a gap, which is filled.
     """
@@ -27,7 +27,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class AxisMap:
-    """An axis of a tensor in both files, with the runs that lie in both, in order."""
+    """An axis of a tensor in both files, with the runs that both contain, in order."""
 
     source_size: int
     target_size: int
@@ -39,7 +39,7 @@ class AxisMap:
         return self.source_size == self.target_size
 
     def pieces(self) -> Iterator[Run]:
-        """Yield the runs and, between and behind them, the gaps of the target: all of it, in order."""
+        """Yield the runs and the gaps of the target between and after them: all of the target, in order."""
         end = 0
         for run in self.runs:
             if run.target > end:
@@ -51,12 +51,12 @@ class AxisMap:
             yield Run(None, end, self.target_size - end)
 
     def times(self, number: int) -> "AxisMap":
-        """Return the axis on which each step is `number` smaller ones."""
+        """Return the axis with each index divided into `number` smaller ones."""
         runs = (Run((run.source or 0) * number, run.target * number, run.size * number) for run in self.runs)
         return AxisMap(self.source_size * number, self.target_size * number, tuple(runs))
 
     def inverse(self) -> "AxisMap":
-        """Return the axis of the way back."""
+        """Return the axis in the opposite direction."""
         runs = (Run(run.target, run.source or 0, run.size) for run in self.runs)
         return AxisMap(self.target_size, self.source_size, tuple(runs))
 
@@ -70,9 +70,9 @@ ONE = _whole(1)
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Whole matrices of a stack, rows of one, or a part of a row, which begin at byte `source` and at byte `target`.
+    """Whole matrices of a stack, rows of one, or part of a row, which begin at byte `source` and at byte `target`.
 
-    `rows` are those of each matrix, `columns` the bytes of each row. What lies in no run of both is filled.
+    `rows` are those of each matrix, `columns` the bytes of each row. Target bytes that are not in a run are filled.
     """
 
     source: int
@@ -103,11 +103,11 @@ class Chunk:
 
     @property
     def is_copy(self) -> bool:
-        """Whether the bytes to write are those that are read."""
+        """Whether the bytes to write are the bytes that are read."""
         return self.columns.is_same and self.rows.is_same
 
     def pieces(self) -> Iterator[tuple[Run, Run]]:
-        """Yield what each matrix of the target consists of, as rows and columns: it is filled if either is a gap."""
+        """Yield the pieces of each target matrix as (rows, columns); a piece is filled if either is a gap."""
         return product(self.rows.pieces(), self.columns.pieces())
 
 
@@ -115,7 +115,7 @@ class Chunk:
 class Grid:
     """A tensor as `num_matrices` stacked matrices; `rows` are those of one, `columns` the bytes of a row.
 
-    `fill` is one element of what is filled into gaps.
+    `fill` is the element that gaps are filled with, as bytes.
     """
 
     num_matrices: int
@@ -124,14 +124,14 @@ class Grid:
     fill: bytes
 
     def inverse(self) -> "Grid":
-        """Return the grid of the way back."""
+        """Return the grid in the opposite direction."""
         return Grid(self.num_matrices, self.rows.inverse(), self.columns.inverse(), self.fill)
 
     def chunks(self, source: int, target: int, limit: int) -> Iterator[Chunk]:
         """Yield all bytes of the target, in order, in chunks of at most `limit` bytes on either side.
 
-        `source` and `target` are where the tensor begins. As many matrices as fit are one chunk: a stack may have as
-        many as it has bytes. Of one that does not fit, no chunk holds rows of two runs.
+        `source` and `target` are the offsets at which the tensor begins. A chunk takes as many matrices as fit, since a
+        stack may have one per byte. If one matrix does not fit, no chunk holds rows of two runs.
         """
         whole = Chunk(source, target, self.columns, self.rows)
         height = limit // max(whole.source_bytes, whole.target_bytes)
@@ -177,14 +177,14 @@ def copy_chunks(source: int, target: int, num_bytes: int, limit: int) -> Iterato
 
 
 def fill_chunks(target: int, num_bytes: int, limit: int, unit: int) -> Iterator[Chunk]:
-    """Yield chunks of bytes that are filled, of whole elements of `unit` bytes each."""
+    """Yield chunks of bytes to be filled, in whole elements of `unit` bytes each."""
     limit = max(unit, limit // unit * unit)
     for begin in range(0, num_bytes, limit):
         yield Chunk(0, target + begin, AxisMap(0, min(limit, num_bytes - begin), ()))
 
 
 def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
-    """Return how a tensor of `dtype` is padded; `ValueError` if it is no stack of matrices of whole bytes."""
+    """Return how a tensor of `dtype` is padded; `ValueError` if its shapes, dtype or fill do not allow it."""
     num_matrices, logical_n, logical_k = as_matrices(tensor.logical_shape)
     num_padded_matrices, padded_n, padded_k = as_matrices(tensor.padded_shape)
     if num_matrices != num_padded_matrices or DTYPE_BITS[dtype] % 8:
@@ -195,7 +195,7 @@ def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
     on_axis = {1: None, 2: None} | ({tensor.segments.matrix_axis: tensor.segments} if tensor.segments else {})
     rows = _axis(logical_n, padded_n, on_axis[1])
     columns = _axis(logical_k, padded_k, on_axis[2]).times(element_bytes)
-    if columns.is_same:  # matrices are rows without gaps
+    if columns.is_same:  # without gaps in rows, each matrix is one long row
         rows, columns = ONE, rows.times(columns.source_size)
     if rows.is_same:
         num_matrices, rows = 1, _whole(num_matrices * rows.source_size)

@@ -25,7 +25,7 @@ LFS_POINTER = b"version https://git-lfs"
 def read_header(path: Path, file: str) -> ShardHeader:
     """Read and check the header of the safetensors file at `path`, called `file` in its checkpoint.
 
-    Raises `CheckpointError` if it cannot be read and `HeaderError` if its header is not what the format asks for.
+    Raises `CheckpointError` if it cannot be read and `HeaderError` if its header violates the format.
     """
     with open_file(path, file) as shard:
         return header_of(shard, shard.identity.size)
@@ -67,7 +67,7 @@ def header_bytes(tensors: Iterable[TensorHeader], metadata: Mapping[str, str] | 
     """Return the first bytes of a safetensors file, byte for byte as the safetensors library writes them."""
     encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
     entries = [] if metadata is None else [f'"{METADATA}":{encode(dict(metadata))}']
-    for tensor in tensors:  # as one object, they would take several times as much memory
+    for tensor in tensors:  # encoding them as one object would take several times as much memory
         shape = ",".join(map(str, tensor.shape))
         offsets = f"{tensor.begin},{tensor.end}"
         entries.append(
@@ -78,12 +78,12 @@ def header_bytes(tensors: Iterable[TensorHeader], metadata: Mapping[str, str] | 
 
 
 def framed(text: bytes) -> bytes:
-    """Put the length of a header before it."""
+    """Return a header with its length, 8 bytes in little-endian order, before it."""
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def in_data_order(tensors: Iterable[TensorHeader]) -> list[TensorHeader]:
-    """Sort tensors by where their bytes lie; tensors without bytes come before what begins at the same place."""
+    """Sort tensors by the position of their data; empty tensors come before one that begins at the same position."""
     return sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
 
 
@@ -100,11 +100,11 @@ def _parse_json(text: bytes, file: str) -> dict[str, Any]:
     def refuse_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
-    # Few, for many tensors; by their text, since whoever wrote the file could choose numbers with equal hashes.
+    # Many tensors share few shapes. The key is text, since a malicious file could use numbers with equal hashes.
     shapes: dict[str, tuple[object, ...]] = {}
 
     def compact(pairs: list[tuple[str, Any]]) -> dict[str, Any] | tuple[object, ...]:
-        """Return what is known of a tensor as a tuple, which takes a third of the memory."""
+        """Return the entry of a tensor as a tuple, which takes a third of the memory."""
         document = dict(pairs)
         if len(document) < len(pairs):
             ((name, _),) = Counter(name for name, _ in pairs).most_common(1)

@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint as text: written again in the manner in which they were found."""
+"""JSON files of a checkpoint as text, rewritten with their original formatting."""
 
 import json
 import re
@@ -17,7 +17,7 @@ MAX_INDENT = 16  # characters; a longer one, copied to each line, would multiply
 
 
 def parse_object(file: str, text: str) -> Json:
-    """Return the JSON object that `text` is; `ConfigError` names it as `file` if it is none."""
+    """Parse `text` as a JSON object; `ConfigError` names it as `file` if it is not one."""
     document = Reader(ConfigError).parse_json(text, file, shares=True)
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(document).__name__}")
@@ -49,7 +49,7 @@ def dumps_like(original: str, document: Mapping[str, Any], file: str) -> str:
 
 
 def index_text(original: str, total_bytes: int) -> str:
-    """Return the text of an index with the true sum of tensor bytes; everything else stays as it is in `original`."""
+    """Return the index `original` with `total_bytes` as its `total_size`; the rest of the text is unchanged."""
     if place := _place_of_total(original):
         return f"{original[: place.start(1)]}{total_bytes}{original[place.end(1) :]}"
     document = json.loads(original)
@@ -62,13 +62,13 @@ def index_text(original: str, total_bytes: int) -> str:
 
 
 def states_total(text: str, total_bytes: int) -> bool:
-    """Return whether an index states that sum: whether `index_text` leads back to it from any other."""
+    """Return whether an index has this `total_size`, in the only place where `index_text` would change it."""
     place = _place_of_total(text)
     return place is not None and place[1] == str(total_bytes)
 
 
 def _place_of_total(text: str) -> re.Match[str] | None:
-    """Return where an index has the sum of tensor bytes, if it is plain that only one number can be it."""
+    """Return where `total_size` is in the text of an index, if exactly one number can be it."""
     places = list(re.finditer(r'"metadata"\s*:\s*\{[^{}]*"total_size"\s*:\s*(\d+)(?=\s*[,}])', text))
     return places[0] if len(places) == 1 else None
 
@@ -76,7 +76,7 @@ def _place_of_total(text: str) -> re.Match[str] | None:
 def first_difference(expected: str, found: str) -> Difference | None:
     """Return the key path at which two JSON texts first differ, what is expected there and what is found.
 
-    Where they say the same in another spelling, the place is a line.
+    If only their formatting differs, the place is a line; if they are equal, the result is None.
     """
     if expected == found:
         return None

@@ -1,6 +1,6 @@
-"""Where every byte of a shard lies in its source and in its target; the writer and the comparison walk it.
+"""Where every byte of a shard is in its source and in its target; the writer and the comparison use it.
 
-Of a shard that is padded or cut, one header is read and the other is worked out of it: when it is needed and no longer,
+Of a padded or cut shard, one header is read and the other is derived from it. It is derived when needed and not kept,
 since a large checkpoint has a hundred thousand tensors.
 """
 
@@ -17,7 +17,7 @@ from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One tensor, `tensor` in the target's header; `source` and `target` are where its data begins in the files.
+    """One tensor, as in the target's header; `source` and `target` are the offsets of its data in the two files.
 
     `grid` says how it is padded or cut; without one, its bytes are the same in both.
     """
@@ -29,7 +29,7 @@ class Step:
 
     def chunks(self, limit: int) -> Iterator[Chunk]:
         """Yield the target's bytes, in order, in chunks of at most `limit` bytes on either side."""
-        if not self.tensor.num_bytes:  # however large its other sizes are
+        if not self.tensor.num_bytes:  # empty, however large its other sizes are
             return iter(())
         if self.grid:
             return self.grid.chunks(self.source, self.target, limit)
@@ -38,10 +38,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """A layout, worked out: where the data of both files begins, and a step for each tensor, in the order of data.
+    """A layout in detail: where the data of both files begins, and a step for each tensor, in the order of data.
 
-    Together the steps are all of the target's data. `other_prefix` is what lies before the data of the file whose
-    header was not read.
+    The steps cover all of the target's data. `other_prefix` holds the bytes before the data of the file whose header
+    was not read.
     """
 
     layout: "ShardLayout"
@@ -53,11 +53,11 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """How a shard is padded, or cut where it `unpads`: `tensors` are those of its tensors that are, by name.
+    """How a shard is padded, or cut if it `unpads`; `tensors` are its tensors that are padded or cut, by name.
 
-    `header` was read from the padded shard if it `is_padded`, else from the logical one; `other_bytes` is the size of
-    the other. `original` is the header of the logical one as text, if the safetensors library would spell it otherwise.
-    `digest` tells apart what is made of the same bytes.
+    `header` was read from the padded shard if `is_padded`, else from the logical one; `other_bytes` is the size of the
+    other file. `original` is the text of the logical header, if the safetensors library would write it differently.
+    `digest` distinguishes different results from the same source.
     """
 
     header: ShardHeader
@@ -80,7 +80,7 @@ class ShardLayout:
 
     @property
     def target_bytes(self) -> int:
-        """The size of the file that is made."""
+        """The size of the target file."""
         return self.header.file_bytes if self.unpads != self.is_padded else self.other_bytes
 
     def data_bytes(self, only_resized: bool = False) -> int:
@@ -89,7 +89,7 @@ class ShardLayout:
         return sum(tensor_bytes(tensor.dtype, self._target_shape(tensor)) for tensor in tensors)
 
     def other(self) -> tuple[ShardHeader, bytes]:
-        """Work out the header that was not read, and what lies before its data; nothing of an untouched shard."""
+        """Derive the header that was not read, and the bytes before its data (empty for an untouched shard)."""
         if self.is_untouched:
             return self.header, b""
         if not self.is_padded:
@@ -101,7 +101,7 @@ class ShardLayout:
         return parse_header(prefix, len(prefix) + data_bytes, self.file), prefix
 
     def transfer(self) -> "Transfer":
-        """Work out what there is to do."""
+        """Derive the offsets of the data and the step for each tensor."""
         other, prefix = self.other()
         source, target = (other, self.header) if self.unpads != self.is_padded else (self.header, other)
         pairs = zip(in_data_order(source.tensors), in_data_order(target.tensors), strict=True)
@@ -114,7 +114,7 @@ class ShardLayout:
         return Transfer(self, *starts, prefix, tuple(steps))
 
     def inverse(self) -> "ShardLayout":
-        """Return the way back."""
+        """Return the layout in the opposite direction."""
         return replace(self, unpads=not self.unpads)
 
     def _target_shape(self, tensor: TensorHeader) -> tuple[int, ...]:
@@ -130,7 +130,7 @@ class ShardLayout:
 def shard_layout(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> ShardLayout:
     """Lay out how a `logical` shard is padded; `tensors` are the padded tensors of the checkpoint, by name.
 
-    Raises `PlanError` for one that does not fit.
+    Raises `PlanError` if one does not fit.
     """
     own = {tensor.name: tensors[tensor.name] for tensor in logical.tensors if tensor.name in tensors}
     for tensor in logical.tensors:
@@ -140,10 +140,10 @@ def shard_layout(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> S
 
 
 def original_layout(padded: ShardHeader, tensors: Mapping[str, PaddedTensor], original: str | None) -> ShardLayout:
-    """Lay out how a `padded` shard is cut; `original` is the header of the logical one, if it is spelled unusually.
+    """Lay out how a `padded` shard is cut; `original` is the text of the logical header, if it is not written as usual.
 
     `tensors` are the padded tensors of the checkpoint, whose shapes must be those of the shard. Raises `HeaderError` if
-    `original` is no header of such a shard.
+    `original` is not the header of such a shard.
     """
     own = {tensor.name: tensors[tensor.name] for tensor in padded.tensors if tensor.name in tensors}
     header = replace(padded, metadata=_foreign_metadata(padded)) if own else padded
@@ -158,9 +158,9 @@ def _with_digest(layout: ShardLayout) -> ShardLayout:
 
 
 def logical_shard(padded: ShardHeader, shapes: Mapping[str, tuple[int, ...]]) -> tuple[ShardHeader, bytes]:
-    """Work out the shard that `padded` was made from; `shapes` are the logical shapes of its padded tensors, by name.
+    """Derive the shard that `padded` was made from; `shapes` are the logical shapes of its padded tensors, by name.
 
-    Returns its header, and what lies before its data as the safetensors library would write it.
+    Returns its header, and the bytes before its data as the safetensors library would write them.
     """
     return _resized(padded, shapes, _foreign_metadata(padded))
 
@@ -182,7 +182,7 @@ def _padded_shard(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> 
 def _resized(
     shard: ShardHeader, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str] | None
 ) -> tuple[ShardHeader, bytes]:
-    """Give the tensors of `shard` named in `shapes` another shape; the order of names and of data stays."""
+    """Give the tensors of `shard` named in `shapes` new shapes; the order of names and of data stays the same."""
     placed: dict[str, TensorHeader] = {}
     position = 0
     for tensor in in_data_order(shard.tensors):

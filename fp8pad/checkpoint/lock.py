@@ -1,4 +1,4 @@
-"""Holding the staging folder of a destination: one run at a time, or several that each write some of the shards."""
+"""Lock the staging folder of a destination, for one run or for several that each write some of the shards."""
 
 import errno
 import fcntl
@@ -13,19 +13,18 @@ from fp8pad.checkpoint.files import writing
 from fp8pad.checkpoint.staging import LOCK, PUBLICATION, REPLACED, STAGED, SUFFIXES, Staging, is_files, staging_path
 from fp8pad.errors import OutputError
 
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may know none
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may not support locks
 _FOR_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _EXPECTED = "expected a folder of yours that nobody else can write to; move it away"
 
 
 @contextmanager
 def hold_staging(out_dir: Path, shared: bool = False) -> Iterator[Staging]:
-    """Open the staging folder of `out_dir`, created if need be, and keep other processes out.
+    """Open the staging folder of `out_dir`, created if needed, and lock it against other processes.
 
-    Processes that each write some of the shards hold it together, `shared`.
-
-    Folders above `out_dir` are created too, and removed again if they are empty at the end. Raises `OutputError` if
-    that fails, if the folder is not fp8pad's own, or if another process holds it.
+    Processes that each write some of the shards hold the lock together (`shared`). Folders above `out_dir` are created
+    too, and removed at the end if they are empty. Raises `OutputError` if that fails, if the folder is not fp8pad's
+    own, or if another process holds the lock.
     """
     path = staging_path(out_dir)
     with ExitStack() as above:
@@ -38,13 +37,13 @@ def hold_staging(out_dir: Path, shared: bool = False) -> Iterator[Staging]:
                 if not root.status(STAGED):
                     root.make(STAGED, 0o700)
                 staged = opened.enter_context(root.open(STAGED))
-            above.callback(_remove_if_empty, path.name, parent)  # on NFS, only a lock that is closed is gone
+            above.callback(_remove_if_empty, path.name, parent)  # on NFS, a removed lock file stays until it is closed
             yield Staging(root, staged, parent, out_dir)
 
 
 @contextmanager
 def join_staging(out_dir: Path) -> Iterator[Staging]:
-    """Open the staging folder of `out_dir`, which the process that we work for holds; raises as `hold_staging`."""
+    """Open the staging folder of `out_dir` on behalf of the process that holds its lock; raises as `hold_staging`."""
     path = staging_path(out_dir)
     with ExitStack() as opened:
         with writing(path):
@@ -75,10 +74,10 @@ def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Di
         with suppress(FileExistsError):
             parent.make(name, 0o700)
             _check_kept(parent, name)
-        with suppress(FileNotFoundError):  # its holder removed it when it was done
+        with suppress(FileNotFoundError):  # its holder removed it when done
             try:
                 root = opened.enter_context(parent.open(name))
-            except NotADirectoryError as error:  # a link is no folder either
+            except NotADirectoryError as error:  # also for a symbolic link
                 raise OutputError(f"{parent.path / name}: {_EXPECTED}") from error
             _check_own(root)
             lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root.descriptor)
@@ -88,9 +87,7 @@ def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Di
 
 
 def _check_kept(parent: Directory, name: str) -> None:
-    """Refuse a file system that lets everybody write to the folder that was just made for us alone, or a umask that
-    keeps us out of it.
-    """
+    """Refuse a file system that makes the new private folder writable for others, or a umask that locks us out."""
     status = parent.status(name)
     if status and status.st_mode & _FOR_OTHERS:
         os.rmdir(name, dir_fd=parent.descriptor)
@@ -101,7 +98,7 @@ def _check_kept(parent: Directory, name: str) -> None:
 
 
 def _check_own(root: Directory) -> None:
-    """Refuse a staging folder that is not ours alone, or that somebody has put something else into."""
+    """Refuse a staging folder that others can write to, or that holds anything that fp8pad did not put there."""
     status = os.fstat(root.descriptor)
     if status.st_uid != os.geteuid() or status.st_mode & _FOR_OTHERS:
         raise OutputError(f"{root.path}: {_EXPECTED}")
@@ -118,13 +115,13 @@ def _is_known(name: str) -> bool:
 
 
 def _check_entry(folder: Directory, name: str, is_expected: Callable[[os.stat_result | None], bool] | None) -> None:
-    status = folder.status(name)  # None: its holder has removed it by now
+    status = folder.status(name)  # None: its holder has just removed it
     if status and not (is_expected and is_expected(status)):
         raise OutputError(f"{folder.path / name}: fp8pad has not put it there; move the staging folder away")
 
 
 def _lock(lock: int, root: Directory, operation: int) -> bool:
-    """Lock an open file; False if it is not the lock any more."""
+    """Lock an open file; return False if it is no longer the lock file of `root`."""
     try:
         fcntl.flock(lock, operation | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -1,4 +1,4 @@
-"""How a checkpoint is written: what `convert` and `unpad` can be asked for."""
+"""How a checkpoint is written: the options of `convert` and `unpad`."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -16,7 +16,7 @@ DEFAULT_JOBS = 2
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Who works on shards: threads of this process, or a Ray cluster; `jobs` shards at a time, on each node."""
+    """Where shards are processed: threads of this process, or a Ray cluster; `jobs` shards at a time on each node."""
 
     jobs: PositiveSize = DEFAULT_JOBS
     executor: Executor = "local"
@@ -28,10 +28,10 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions(Workers):
-    """How a checkpoint is written, named as the options of the command line.
+    """How a checkpoint is written; fields are named like the command-line options.
 
-    `shards` are positions in the sorted names of the shards, where only some are to be written; where it `finishes`,
-    all have to be written already. Raises `UsageError` for what is none of these.
+    `shards` are positions in the sorted names of the shards, if only some are to be written; if it `finishes`, all must
+    be written already. Raises `UsageError` for an invalid value.
     """
 
     link: Link = "auto"

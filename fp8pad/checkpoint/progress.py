@@ -4,31 +4,31 @@ import threading
 from collections.abc import Callable
 from typing import TypeAlias
 
-# Told what is being done, how many bytes of it are done, and how many there are; from several threads, one at a time.
+# Called with the name of the step, the bytes done and the total bytes; from several threads, one at a time.
 ProgressCallback: TypeAlias = Callable[[str, int, int], object]
 
 
 class Progress:
-    """Told of every step, by several threads at once; this one says nothing, and others say what they override."""
+    """Receives progress from several threads at once; this class ignores it, and subclasses override what they show."""
 
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
-        """A step called `label` begins, which will move or compare `total_bytes` bytes of `num_files` files."""
+        """Begin a step called `label`, which will move or compare `total_bytes` bytes of `num_files` files."""
 
     def advance(self, num_bytes: int) -> None:
-        """That many bytes more are done."""
+        """Add `num_bytes` to the bytes that are done."""
 
     def finish_file(self) -> None:
-        """One file more is done."""
+        """Count one more finished file."""
 
     def say(self, line: str) -> None:
-        """A line for the user."""
+        """Show a line to the user."""
 
     def show(self, line: str) -> None:
-        """What is being done right now, in a step whose length is not known; the next such line replaces it."""
+        """Show what is being done in a step of unknown length; the next such line replaces this one."""
 
 
 class _Callback(Progress):
-    """Tells a function; lines for people are not told."""
+    """Passes progress to a function; lines for people are dropped."""
 
     def __init__(self, callback: ProgressCallback) -> None:
         self._callback, self._lock = callback, threading.Lock()
@@ -45,7 +45,7 @@ class _Callback(Progress):
 
 
 def progress_of(told: Progress | ProgressCallback | None) -> Progress:
-    """Return what reports to a function, or to nobody; a `Progress` as it is."""
+    """Return a `Progress` that calls the given function, or ignores everything; a `Progress` is returned as it is."""
     if told is None:
         return Progress()
     return _Callback(told) if callable(told) else told

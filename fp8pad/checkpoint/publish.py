@@ -1,7 +1,7 @@
-"""Putting a complete folder in the place of the destination in one step, and removing or restoring what was replaced.
+"""Move a complete folder to the destination in one step, and remove or restore what it replaced.
 
-Whatever stands at the destination is moved, never removed, before the new folder has taken its place. A run can end
-between any two of these steps: the next one sees from the folders' inodes how far it came.
+Until the new folder is in place, whatever was at the destination is moved, never removed. A run can end between any two
+of these steps; the next one sees from the folders' inodes how far it got.
 """
 
 import json
@@ -24,19 +24,19 @@ _MAX_PUBLICATION_BYTES = 1000
 def publish(
     staging: Staging, keys: Mapping[str, str], overwrite: bool, folder_mode: Callable[[str], int]
 ) -> Replaced | None:
-    """Give staged files their names, by the key of each, then put their folder in the place of `out_dir` in one step.
+    """Give staged files their names (`keys` maps names to keys), then move their folder to `out_dir` in one step.
 
-    The file without which nothing can be loaded has to be the last of `keys`. `folder_mode` is asked for the
-    permissions of each folder, by its relative name, "" for `out_dir` itself: a folder that stands there keeps out whom
-    it keeps out. With `overwrite`, returns what was replaced; raises `OutputError`, and puts back what stood there, if
-    it holds files that are neither fp8pad's nor in the new folder.
+    The last of `keys` must be the file without which nothing can be loaded. `folder_mode` returns the permissions of a
+    folder by its relative name, "" for `out_dir` itself, which gets no wider permissions than a folder that it
+    replaces. With `overwrite`, returns what was replaced; raises `OutputError`, and puts the old folder back, if that
+    holds files that are neither fp8pad's nor in the new folder.
     """
     with writing(staging.out_dir):
         _name_files(staging, keys, folder_mode)
         if overwrite and staging.parent.status(staging.out_dir.name):
             replaced = _replace(staging)
         else:
-            staging.root.rename(staging.files, staging.parent, staging.out_dir.name)  # an empty folder may stand there
+            staging.root.rename(staging.files, staging.parent, staging.out_dir.name)  # an empty folder may be there
             replaced = None
         staging.parent.sync()
     return replaced
@@ -45,16 +45,16 @@ def publish(
 def is_published(staging: Staging) -> bool:
     """Return whether `out_dir` is the folder that was last published from here.
 
-    Only as long as `out_dir` stays: a folder that is made after it was removed may get its inode.
+    This holds only while `out_dir` exists: a folder created after it was removed may get the same inode.
     """
     status = staging.parent.status(staging.out_dir.name)
     return status is not None and is_folder(status) and status.st_ino == _publication(staging).get("folder")
 
 
 def forget_publication(staging: Staging, keeps_shards: bool = False) -> None:
-    """Remove what the run that published `out_dir` left, once `recover` has dealt with what it replaced.
+    """Remove what the run that published `out_dir` left, once `recover` has handled what it replaced.
 
-    `keeps_shards` leaves what is staged, where others may have written since.
+    `keeps_shards` keeps staged files, which other processes may have written since.
     """
     if is_published(staging) and not keeps_shards:
         staging.keep_finished(lambda _: False)
@@ -63,10 +63,10 @@ def forget_publication(staging: Staging, keeps_shards: bool = False) -> None:
 
 
 def recover(staging: Staging) -> None:
-    """Finish or undo what a run that ended between two steps of publishing left; staged files stay.
+    """Finish or undo the publication of a run that ended between two steps; staged files stay.
 
-    What stood at `out_dir` before is put back if nothing took its place, and removed only if the new folder did. Raises
-    `OutputError` if something else stands there by now.
+    The former `out_dir` is put back if nothing took its place, and removed only if the new folder did. Raises
+    `OutputError` if something else is there by now.
     """
     root, announced = staging.root, _publication(staging)
     with writing(root.path):
@@ -86,18 +86,18 @@ def recover(staging: Staging) -> None:
 
 
 def _has_config(root: Directory, name: str) -> bool:
-    """Return whether a folder is complete: if it is not announced, another run without our lock will move it."""
+    """Return whether a folder is complete; if no run announced it, a run that holds no lock will still move it."""
     with root.open(name) as folder:
         return folder.status(CONFIG_FILE) is not None
 
 
 def _discard(staging: Staging, name: str) -> None:
-    """Remove a folder that nobody moves any more, first the file without which nothing in it can be loaded.
+    """Remove a folder that no run will move any more, starting with the file without which nothing can be loaded.
 
-    It gets another name before: once a part of it is gone, it must neither be checked nor published.
+    It is renamed first: once a part of it is gone, it must be neither checked nor published.
     """
     discarded = name + DISCARDED
-    staging.root.discard(discarded)  # another run without our lock may have left one
+    staging.root.discard(discarded)  # a run that holds no lock may have left one
     staging.root.rename(name, staging.root, discarded)
     staging.root.sync()
     with staging.root.open(discarded) as folder:
@@ -149,13 +149,13 @@ def _replace(staging: Staging) -> Replaced:
 
 
 def _check_replaced(staging: Staging, place: Directory, name: str) -> Replaced:
-    """Return what was replaced, if nothing is found against it; the new folder is at `place`."""
+    """Return what was replaced; raise `OutputError` if it must not be. The new folder is `name` in `place`."""
     with staging.root.open(REPLACED) as old, place.open(name) as new:
         return check_replaced(old, set(new.files()), staging.out_dir)
 
 
 def _check_or_put_back(staging: Staging, place: Directory, name: str) -> Replaced:
-    """Return as `_check_replaced` does; put back what was replaced if that finds something against it."""
+    """Return as `_check_replaced` does; put the old folder back if that raises."""
     try:
         return _check_replaced(staging, place, name)
     except BaseException:
@@ -178,12 +178,12 @@ def _finish_replacing(staging: Staging) -> None:
     if is_published(staging):
         try:
             _check_replaced(staging, staging.parent, staging.out_dir.name)
-        except OutputError as error:  # what is published may have been worked on since: both stay
+        except OutputError as error:  # the published folder may have been edited since: both stay
             raise OutputError(_move_away(staging, REPLACED)) from error
         _discard(staging, REPLACED)
         return
     try:
-        _put_back(staging)  # nothing stands there, or an empty folder
+        _put_back(staging)  # nothing is there, or an empty folder
     except OSError as error:
         raise OutputError(_move_away(staging, REPLACED)) from error
 

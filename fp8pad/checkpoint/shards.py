@@ -15,12 +15,12 @@ MISTRAL_CONFIG_FILE = "params.json"  # the config of the weights in consolidated
 
 
 def is_shard(name: str) -> bool:
-    """Return whether a name can be that of a shard: a safetensors file in the folder itself."""
+    """Return whether a shard can have this name: a safetensors file in the folder itself."""
     return name.endswith(SHARD_SUFFIX) and "/" not in name and "\0" not in name and name != SHARD_SUFFIX
 
 
 def check_format(root: Path) -> None:
-    """Raise `CheckpointError` for a folder in Mistral's own format alone, and for one above those of a model."""
+    """Raise `CheckpointError` for a folder in Mistral's own format only, or a model's folder in the hub's cache."""
     files = {path.name for path in root.iterdir()}
     if CONFIG_FILE not in files and (root / "snapshots").is_dir():
         commits = ", ".join(sorted(path.name for path in (root / "snapshots").iterdir())[:2])
@@ -36,13 +36,13 @@ def check_format(root: Path) -> None:
 
 
 def parse_index(text: str | None) -> dict[str, str]:
-    """Return the shard of each tensor as the text of an index says; nothing where there is no index."""
+    """Return the shard of each tensor from the text of an index; empty if there is no index."""
     if text is None:
         return {}
     weight_map = parse_object(INDEX_FILE, text).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX_FILE}: weight_map: expected an object that names shards")
-    files: dict[str, str] = {}  # few, for many tensors
+    files: dict[str, str] = {}  # many tensors share one string for each file
     for name, file in weight_map.items():
         if not isinstance(file, str) or not is_shard(file):
             raise CheckpointError(f"{INDEX_FILE}: {name}: expected the name of a file in the folder, got {file!r}")
@@ -51,9 +51,9 @@ def parse_index(text: str | None) -> dict[str, str]:
 
 
 def shard_files(root: Path, weight_map: Mapping[str, str]) -> list[str]:
-    """Return the names of the shards, sorted: those of the index, else model.safetensors, else all there are.
+    """Return the sorted names of the shards: those in the index, else model.safetensors, else all that there are.
 
-    Raises `CheckpointError` if there is none.
+    Raises `CheckpointError` if there are none, or if a numbered series is incomplete.
     """
     if weight_map:
         return sorted(set(weight_map.values()))
@@ -82,9 +82,9 @@ def _check_series(names: list[str]) -> None:
 
 
 def checked(shards: Iterable[ShardHeader], weight_map: dict[str, str]) -> Iterator[ShardHeader]:
-    """Yield shards; `CheckpointError` where a tensor is in two, or not where the index, if there is one, says.
+    """Yield shards; `CheckpointError` if a tensor is in two, or not in the one that the index, if any, names.
 
-    Names are taken from `weight_map` as they are found: those of an index take as much memory as those of the headers.
+    Names are removed from `weight_map` as they are found: those of an index take as much memory as those of headers.
     """
     has_index, seen = bool(weight_map), list[ShardHeader]()
     for shard in shards:
@@ -100,7 +100,7 @@ def checked(shards: Iterable[ShardHeader], weight_map: dict[str, str]) -> Iterat
 
 
 def _misplaced(name: str, expected: str | None, shards: Iterable[ShardHeader]) -> str:
-    """Say where a tensor lies that is not where it should be, or is there once more."""
+    """Return a message about a tensor that is in the wrong shard, or in two."""
     first, *others = [shard.file for shard in shards for tensor in shard.tensors if tensor.name == name]
     if others:
         return f"{name}: lies in {first} and in {others[0]}"

@@ -1,15 +1,15 @@
-"""A hidden folder next to the destination, in which the files of a checkpoint lie until all are complete.
+"""A hidden folder next to the destination that holds the files of a checkpoint until all are complete.
 
-What a killed run leaves in it cannot be loaded: files have their names only when all are complete. The folder's name
-follows from the destination's, so that the next run finds it: a finished shard's name is a digest of what it was made
+What a killed run leaves in it cannot be loaded: files get their names only when all are complete. The folder's name is
+derived from the destination's, so that the next run finds it; a finished shard's name is a digest of what it was made
 from.
 
-    .OUT_DIR.fp8pad/    ours alone
-      lock              held by one process at a time
+    .OUT_DIR.fp8pad/    only its owner may use it
+      lock              locked by one process, or shared by several that each write some of the shards
       staged/           KEY.finished: shards that a later run can use; KEY.TOKEN.complete, .unfinished: files of one run
-      files.TOKEN/      every file under its own name, a moment before it takes the place of OUT_DIR
-      replaced/         what stood at OUT_DIR before, until it is removed
-      publication       which folder takes the place of OUT_DIR
+      files.TOKEN/      every file under its own name, just before the folder becomes OUT_DIR
+      replaced/         the former OUT_DIR, until it is removed
+      publication       which folder becomes OUT_DIR
 """
 
 import errno
@@ -35,11 +35,11 @@ SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """The staging folder `root` of `out_dir`, locked, with its subfolder `staged` and the folder above it, all open.
+    """The locked staging folder `root` of `out_dir`, its subfolder `staged` and its `parent`, all open.
 
-    A file is known by its key, which is unique in a run; the key of a shard tells what it is made from. Whatever else
-    there is has the `token` in its name: so it is kept apart from what a lost worker may still be writing, or another
-    run, where the file system knows no locks.
+    A file is identified by its key, which is unique in a run; the key of a shard depends on what it is made from. All
+    other names contain the `token`, so that they do not clash with those of a lost worker that may still be writing, or
+    of another run if the file system does not support locks.
     """
 
     root: Directory
@@ -50,43 +50,43 @@ class Staging:
 
     @property
     def files(self) -> str:
-        """The name of the folder of this run that takes the place of `out_dir`."""
+        """The name of this run's folder that becomes `out_dir`."""
         return f"{FILES}.{self.token}"
 
     @property
     def group(self) -> int:
-        """The id of the group that new files belong to, -1 where it cannot be told."""
+        """The id of the group that new files belong to, -1 if it is unknown."""
         status = os.fstat(self.root.descriptor)
         is_known = status.st_mode & stat.S_ISGID or status.st_gid == os.getegid()
         return status.st_gid if is_known else -1
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of everything that is staged."""
+        """Total size of all staged files, in bytes."""
         return sum(status.st_size for name in self.staged.names() if (status := self.staged.status(name)))
 
     @property
     def num_finished(self) -> int:
-        """How many shards are finished."""
+        """The number of finished shards."""
         return sum(name.endswith(_FINISHED) for name in self.staged.names())
 
     def finished(self, key: str) -> os.stat_result | None:
-        """Return the status of a finished shard; None if there is none, or something else than a file."""
+        """Return the status of a finished shard; None if there is none or it is not a regular file."""
         status = self.staged.status(key + _FINISHED)
         return status if is_file(status) else None
 
     @contextmanager
     def create(self, key: str, file: str, mode: int = 0o664) -> Iterator[OpenFile]:
-        """Create the file that is to be `file`, synced at the end; `OutputError` names it if that fails."""
+        """Create what becomes `file`, and sync it at the end; `OutputError` names it as `file` if that fails."""
         with writing(file):
             self.staged.unlink(self._unfinished(key))
         with create_file(self._unfinished(key), file, mode, self.staged.descriptor) as target:
             yield target
 
     def link_from(self, origin: Path, key: str, file: str) -> bool:
-        """Make the file that is to be `file` a hard link to `origin`; raises as `create` does.
+        """Create what becomes `file` as a hard link to `origin`; raises as `create` does.
 
-        False where there can be none: between file systems, or on one that knows no hard links.
+        Returns False if that is impossible: between file systems, or on one that does not support hard links.
         """
         if not origin.exists():
             raise CheckpointError(f"{file}: is missing")
@@ -101,22 +101,22 @@ class Staging:
             return True
 
     def unfinished_path(self, key: str) -> Path:
-        """Return where a file that is being written lies, to read it back."""
+        """Return the path of a file that is being written, to read it back."""
         return self.staged.path / (self._unfinished(key))
 
     def finished_path(self, key: str) -> Path:
-        """Return where a finished shard lies."""
+        """Return the path of a finished shard."""
         return self.staged.path / (key + _FINISHED)
 
     def complete(self, key: str, file: str, is_resumable: bool = False) -> None:
-        """Keep a file that is written for publication, and for later runs if it `is_resumable`; raises as `create`."""
+        """Keep a written file for publication, and for later runs if it `is_resumable`; raises as `create` does."""
         with writing(file):
             self.staged.rename(
                 self._unfinished(key), self.staged, key + _FINISHED if is_resumable else self._complete(key)
             )
 
     def link(self, key: str, folder: Directory, file: str) -> None:
-        """Give a complete file its name in `folder`; where hard links are known, it stays here too."""
+        """Give a complete file its name in `folder`; with hard links, it also stays here."""
         self.staged.link(key + _FINISHED if self.finished(key) else self._complete(key), folder, file)
 
     def _complete(self, key: str) -> str:
@@ -126,25 +126,25 @@ class Staging:
         return f"{key}.{self.token}{_UNFINISHED}"
 
     def note(self, key: str, text: str) -> None:
-        """Keep what was found out about a finished shard beside it; raises as `create` does."""
+        """Store a note about a finished shard next to it; raises as `create` does."""
         with self.create(key, key + _NOTE) as target:
             target.write(0, text.encode())
         with writing(key + _NOTE):
             self.staged.rename(self._unfinished(key), self.staged, key + _NOTE)
 
     def noted(self, key: str) -> str | None:
-        """Return what was noted about a finished shard, None if nothing was."""
+        """Return the note about a finished shard, None if there is none."""
         status = self.staged.status(key + _NOTE)
         if status is None or not is_file(status) or status.st_size > MAX_NOTE_BYTES:
             return None
         return (self.staged.path / (key + _NOTE)).read_text(errors="replace")
 
     def discard_unfinished(self) -> None:
-        """Remove what this process has begun and not finished."""
+        """Remove the files that this process began and did not finish."""
         self._keep(lambda name: not name.endswith(f".{self.token}{_UNFINISHED}"))
 
     def keep_finished(self, is_kept: Callable[[str], bool]) -> None:
-        """Remove every staged file but those finished shards, with their notes, whose keys are to be kept."""
+        """Remove all staged files except the finished shards, with their notes, whose keys are to be kept."""
         self._keep(lambda name: name.endswith((_FINISHED, _NOTE)) and is_kept(name.partition(".")[0]))
 
     def _keep(self, is_kept: Callable[[str], bool]) -> None:
@@ -154,7 +154,7 @@ class Staging:
                     self.staged.unlink(name)
 
     def remove(self) -> None:
-        """Remove everything, what tells that `out_dir` is published and the lock last."""
+        """Remove everything; the publication and the lock go last."""
         with writing(self.root.path):
             self.root.discard(STAGED)
             self.root.unlink(PUBLICATION)
@@ -162,12 +162,12 @@ class Staging:
             try:
                 os.rmdir(self.root.path.name, dir_fd=self.parent.descriptor)
             except OSError as error:
-                if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST}:  # another process came to lock it
+                if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST}:  # another process came to lock
                     raise
 
 
 def staging_path(out_dir: Path) -> Path:
-    """Return where the staging folder of `out_dir`, a resolved path, is or would be."""
+    """Return the path of the staging folder of `out_dir`, a resolved path; the folder need not exist."""
     name = f".{out_dir.name}.fp8pad"
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(out_dir.name)).hexdigest()}.fp8pad"
@@ -175,5 +175,5 @@ def staging_path(out_dir: Path) -> Path:
 
 
 def is_files(name: str) -> bool:
-    """Return whether a folder of that name is to take the place of `out_dir`, in this run or in another."""
+    """Return whether a folder of that name is one that becomes `out_dir`, in this run or in another."""
     return name.startswith(FILES) and not is_discarded(name)

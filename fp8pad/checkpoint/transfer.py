@@ -1,6 +1,6 @@
-"""Moving the bytes of a shard through one bounded buffer, or through the kernel where nothing looks at them.
+"""Move the bytes of a shard through one bounded buffer, or in the kernel if they need not be looked at.
 
-What is read back is compared with sums of the bytes that were written, so that the source is read once.
+Data that is read back is compared with checksums of the bytes that were written, so that the source is read once.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from fp8pad.checkpoint.options import VerifyDepth
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
-SECTOR_WORDS = 64  # of 8 bytes: 512 bytes, the least that a disk reads or writes
-# Odd, so that any change of one word changes the sum modulo 2^64; unlike each other, so that words in another order do.
+SECTOR_WORDS = 64  # of 8 bytes: 512 bytes, the smallest unit that a disk reads or writes
+# Odd, so that any change of one word changes the sum modulo 2^64; distinct, so that swapping two words does too.
 _WEIGHTS = np.arange(SECTOR_WORDS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
 
 
@@ -35,10 +35,10 @@ class Hashes:
 
 @dataclass(slots=True)
 class Sums:
-    """What is worked out of the bytes of a shard while they pass.
+    """Checksums and hashes that are computed from the bytes of a shard while they pass.
 
-    `checksums` are those of tensors in the target, by name, that `depth` asks to read back; hashes of both files are
-    worked out where they are `hashed`, one for both if they are the same.
+    `checksums` are those of the target's tensors, by name, that `depth` asks to read back. If `hashed`, both files are
+    hashed, and only once if they are the same.
     """
 
     depth: VerifyDepth
@@ -52,16 +52,16 @@ class Sums:
         return self.depth == "full" or (self.depth == "padded" and step.grid is not None)
 
     def looks_at(self, step: Step) -> bool:
-        """Return whether the bytes of a tensor have to pass through here."""
+        """Return whether the bytes of a tensor have to be hashed or checksummed."""
         return self.hashed or self.reads_back(step)
 
     def begin(self, transfer: Transfer, source: OpenFile, target_prefix: Buffer) -> None:
-        """Take note of what lies before the data of both files."""
+        """Hash the bytes before the data of both files."""
         self._source_sha256 = hashlib.sha256(source.read(0, transfer.source_start))
         self._target_sha256 = None if transfer.layout.is_untouched else hashlib.sha256(target_prefix)
 
     def add(self, step: Step, source: memoryview, target: memoryview) -> None:
-        """Take note of bytes that were read from one file and belong into the other."""
+        """Add bytes that were read from the source, and the bytes of the target that they become."""
         if self.reads_back(step):
             self.checksums[step.tensor.name] = checksum(target, self.checksums.get(step.tensor.name, 0))
         if self.hashed:
@@ -71,7 +71,7 @@ class Sums:
 
     @property
     def hashes(self) -> Hashes | None:
-        """The hashes of both files, None where they are not wanted."""
+        """The hashes of both files, None if they were not requested."""
         if not self.hashed:
             return None
         source = self._source_sha256.hexdigest()
@@ -79,7 +79,7 @@ class Sums:
 
 
 class Buffers:
-    """Memory for one chunk at a time on either side: what is returned is valid until the next chunk."""
+    """Memory for one chunk at a time, to read and to write; what is returned is valid until the next chunk."""
 
     def __init__(self) -> None:
         self._sides = [bytearray(), bytearray()]
@@ -89,7 +89,7 @@ class Buffers:
         return file.read_into(offset, self._side(0, num_bytes))
 
     def to_write(self, num_bytes: int) -> Bytes:
-        """Return bytes to write to, which hold anything."""
+        """Return bytes to write to, with arbitrary content."""
         return np.frombuffer(self._side(1, num_bytes), np.uint8)
 
     def _side(self, number: int, num_bytes: int) -> memoryview:
@@ -99,10 +99,10 @@ class Buffers:
 
 
 def checksum(data: memoryview, before: int = 0) -> int:
-    """Return a checksum of bytes, and of what has the checksum `before`.
+    """Return a checksum of bytes, continued from the checksum `before` of the preceding bytes.
 
     It is the CRC-32 of a weighted sum, modulo 2^64, of each 512 bytes, and of the rest: four times as fast as a CRC of
-    all bytes, and it notices what is damaged, missing, old or in another place. It keeps nobody from forging.
+    all bytes. It detects damaged, missing, stale and misplaced data, but not forged data.
     """
     num_words = len(data) // (8 * SECTOR_WORDS) * SECTOR_WORDS
     sectors = np.frombuffer(data, np.uint64, num_words).reshape(-1, SECTOR_WORDS)
@@ -110,15 +110,15 @@ def checksum(data: memoryview, before: int = 0) -> int:
 
 
 def target_prefix(transfer: Transfer, source: OpenFile) -> bytes:
-    """Return what lies before the data of a shard that is to be written."""
+    """Return the bytes before the data of a shard that is to be written."""
     is_copy = transfer.layout.is_untouched
     return source.read(0, transfer.source_start).tobytes() if is_copy else transfer.other_prefix
 
 
 def write_shard(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
-    """Write a shard from its source into an empty file; `advance` is told the bytes written.
+    """Write a shard from its source into an empty file; `advance` gets the number of bytes written.
 
-    Holes stay holes, where zeros are padded with zeros.
+    Holes stay holes, unless the fill is not zero.
     """
     prefix = target_prefix(transfer, source)
     sums.begin(transfer, source, prefix)
@@ -137,9 +137,9 @@ def write_shard(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Su
 
 
 def read_back(transfer: Transfer, target: OpenFile, prefix: bytes, sums: Sums, advance: Advance) -> Iterator[str]:
-    """Compare a shard that was written with what is known of the bytes that passed; yield the places that differ.
+    """Compare a shard that was written with the checksums of the bytes that passed; yield the places that differ.
 
-    These are its size, its header and the tensors in `sums`; the source is not read again. `advance` is told the bytes
+    It compares the size, the header and the tensors in `sums`; the source is not read again. `advance` gets the bytes
     of tensors that were read.
     """
     if target.identity.size != transfer.layout.target_bytes or target.read(0, len(prefix)) != prefix:
@@ -157,7 +157,7 @@ def read_back(transfer: Transfer, target: OpenFile, prefix: bytes, sums: Sums, a
 
 
 def passed(step: Step, chunk: Chunk, source: OpenFile, sums: Sums, buffers: Buffers) -> memoryview:
-    """Read a chunk from the source and return what belongs into the target, both noted in `sums`."""
+    """Read a chunk from the source and return its bytes in the target; both are added to `sums`."""
     before = buffers.read(source, chunk.source, chunk.source_bytes)
     after = before if chunk.is_copy else _placed(step, chunk, before, buffers)
     sums.add(step, before, after)

@@ -1,4 +1,4 @@
-"""Writing the files of one checkpoint from those of another into a staging folder, and reading them back."""
+"""Write the files of one checkpoint from those of another into a staging folder, and read them back."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from fp8pad.errors import AlteredPaddingError, OutputError, VerifyError
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A file that is complete: its hashes where they were asked for, and whether an earlier run had finished it."""
+    """A complete file: its hashes, if they were requested, and whether an earlier run had finished it."""
 
     hashes: Hashes | None
     resumed: bool = False
@@ -40,17 +40,17 @@ class Writer:
 
     @property
     def group(self) -> int | None:
-        """The id of the group that new files belong to; None for a model of the hub, which is nobody's yet."""
+        """The id of the group that new files belong to; None for a model of the hub, whose files have no owner yet."""
         return None if self.source.remote else self.staging.group
 
     def work_bytes(self, layout: ShardLayout) -> int:
-        """Return of how many bytes `write_shard` tells `advance`: those to fetch, to write and to read back."""
+        """Return the number of bytes that `write_shard` reports to `advance`: those to fetch, write and read back."""
         depth = self.options.verify
         read_back = 0 if depth == "none" else layout.data_bytes(only_resized=depth == "padded")
         return self.source.fetched_bytes(layout.file) + layout.target_bytes + read_back
 
     def key(self, layout: ShardLayout) -> str:
-        """Return the key of a shard in the staging folder, which tells what it is made from."""
+        """Return the key of a shard in the staging folder, a digest of what it is made from."""
         return _key(layout.file, self.source.identities[layout.file], layout.digest)
 
     def file_key(self, file: str) -> str:
@@ -58,10 +58,10 @@ class Writer:
         return _key(file)
 
     def is_finished(self, layout: ShardLayout) -> bool:
-        """Return whether an earlier run left what could be this very shard; its bytes are not looked at here.
+        """Return whether an earlier run left a shard that could be this one; its bytes are not compared here.
 
-        A link does not count, whoever made it: writing to the output must never change another file. Only a hard link
-        that is asked for is one.
+        A file with several hard links does not count: writing to the output must never change another file. The
+        exception is a hard link to the source, if hard links are requested.
         """
         status = self.staging.finished(self.key(layout))
         if status is None:
@@ -98,20 +98,20 @@ class Writer:
         return Written(hashes)
 
     def _restrict(self, layout: ShardLayout) -> None:
-        """Take from a shard that an earlier run finished what its source does not permit any more; a link shares it."""
+        """Remove permissions that the source no longer has from a reused shard, unless it is a hard link."""
         path = self.staging.finished_path(self.key(layout))
         status = path.stat()
         if status.st_nlink == 1 and not self.source.remote:
             beyond = status.st_mode & 0o077 & ~self.source.copied_mode(layout.file, status.st_gid)
             if beyond:
-                with writing(layout.file), suppress(PermissionError):  # some file systems have none to take
+                with writing(layout.file), suppress(PermissionError):  # some file systems have no permissions
                     path.chmod(stat.S_IMODE(status.st_mode) & ~beyond)
 
     def check_dropped(self, layout: ShardLayout, advance: Advance) -> None:
         """Raise `AlteredPaddingError` if what is cut off is not what padding added, unless nothing is to be verified.
 
-        `advance` is told of no bytes: it is asked whether to go on. What is read here is read again afterwards, from
-        the disk where the shard does not stay in memory.
+        `advance` gets no bytes; it is called because it raises if the work is to stop. The data is read again later,
+        from the disk if the shard does not stay in memory.
         """
         if layout.unpads and self.options.verify != "none":
             expected = self.source.identities[layout.file]
@@ -122,7 +122,7 @@ class Writer:
 
     @property
     def _takes_notes(self) -> bool:
-        """Whether another run relies on what was found out here: one that finishes, or that would fetch files again."""
+        """Whether a later run needs notes of this one: to finish the checkpoint, or not to fetch files again."""
         return self.options.finishes or self.options.shards is not None or self.source.remote is not None
 
     def _note(self, key: str, hashes: Hashes | None) -> dict[str, Any]:
@@ -131,9 +131,9 @@ class Writer:
         return {"identity": identity, "verify": self.options.verify, "hashes": asdict(hashes) if hashes else None}
 
     def _noted(self, layout: ShardLayout) -> Written | None:
-        """Return what was noted of a finished shard, if the file is the same, and was read back and hashed as deep.
+        """Return what was noted of a finished shard, if the file is the same and was verified and hashed as requested.
 
-        What came from elsewhere was hashed: there the hash decides.
+        Files from the hub were hashed: for them, the hash decides.
         """
         key = self.key(layout)
         try:
@@ -150,7 +150,7 @@ class Writer:
         return Written(hashes if self.is_hashed else None, resumed=True)
 
     def copy_other_file(self, file: str, advance: Advance) -> Written:
-        """Copy a file as it is. Raises as `write_shard` does."""
+        """Copy a file unchanged; raises as `write_shard` does."""
         origin, key, expected = self.source.root / file, self.file_key(file), self.source.identities[file]
         with self.source.fetched(file, advance):
             with (
@@ -167,9 +167,9 @@ class Writer:
         return Written(hashes)
 
     def write_text(self, file: str, parts: Iterable[bytes], holds: Iterable[str] = ()) -> int:
-        """Write a text file, as private as the files whose text it `holds`, and read it back; return its bytes.
+        """Write a text file and read it back; return its size in bytes. Raises as `write_shard` does.
 
-        Raises as `write_shard` does.
+        Its permissions are no wider than those of the files whose text it `holds`.
         """
         key, digest, num_bytes = self.file_key(file), hashlib.sha256(), 0
         mode = self.source.copied_mode(file, self.group, holds)
@@ -192,7 +192,7 @@ class Writer:
         return Sums(self.options.verify, hashed=self.is_hashed)
 
     def _write(self, layout: ShardLayout, key: str, advance: Advance, is_ours: bool) -> Hashes | None:
-        """Write a shard and read it back; its source may be a copy of our own, gone afterwards."""
+        """Write a shard and read it back; `is_ours` says that the source is a temporary copy."""
         sums, origin, path = self._sums(), self.source.root / layout.file, self.staging.unfinished_path(key)
         if layout.is_untouched and self._share(layout, origin, key, is_ours):
             advance(layout.target_bytes)
@@ -222,7 +222,7 @@ class Writer:
             return list(islice(compare_data(transfer, source, target, advance, sums), 1))
 
     def _share(self, layout: ShardLayout, origin: Path, key: str, is_ours: bool) -> bool:
-        """Let an untouched shard share the source's data, by a hard link or a clone; False if it is to be copied."""
+        """Let an untouched shard share the source's data, by a hard link or a clone; False if it has to be copied."""
         link, folder, expected = self.options.link, self.staging.out_dir.parent, self.source.identities[layout.file]
         if (is_ours or link == "hardlink") and self.staging.link_from(origin.resolve(), key, layout.file):
             with open_file(self.staging.unfinished_path(key), layout.file, expected):
@@ -242,7 +242,7 @@ class Writer:
 
 
 def is_hashed(source: Checkpoint, options: WriteOptions) -> bool:
-    """Return whether every file is hashed: on request, and where its bytes come from elsewhere."""
+    """Return whether every file is hashed: on request, for full verification, and if its bytes come from the hub."""
     return options.hash or options.verify == "full" or source.remote is not None
 
 
