@@ -5,7 +5,8 @@ from math import prod
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from fp8pad.planning.sharding import COLUMN, Fit, RankPart, Sharding
+from fp8pad.geometry import is_aligned, padded_shape
+from fp8pad.planning.sharding import COLUMN, Fit, RankPart, Shape, Sharding
 from fp8pad.record import Axis, AxisActions
 from fp8pad.scales import Granularity, Order, in_order
 from fp8pad.tensors import TensorHeader
@@ -79,17 +80,17 @@ class LayerPlan:
         return LayerPlan(name, *self.kind)
 
     @property
-    def block(self) -> tuple[int, int]:
+    def block(self) -> Shape:
         """The sizes `(n, k)` of a scale block, which no split may cut; `(1, 1)` where there are no blocks."""
         return self.granularity.block if self.granularity else (1, 1)
 
     @property
-    def matrix_shape(self) -> tuple[int, int]:
+    def matrix_shape(self) -> Shape:
         """The `(N, K)` that the edited config asks for: of one matrix, where several are stacked."""
         return self.config_shape[-2], self.config_shape[-1]
 
     @property
-    def logical_matrix(self) -> tuple[int, int]:
+    def logical_matrix(self) -> Shape:
         """The `(N, K)` of the source: of one matrix, where several are stacked."""
         return self.logical_shape[-2], self.logical_shape[-1]
 
@@ -118,7 +119,7 @@ class LayerPlan:
         """Whether the runtime pads a rank's part of the layer, at the policy's tensor-parallel size."""
         return self.rank_fit == "unaligned" and self.is_for_runtime
 
-    def bytes_at(self, shape: tuple[int, int]) -> int:
+    def bytes_at(self, shape: Shape) -> int:
         """Return what weight and scales take on disk if each matrix is `(N, K)`."""
         num_scales = prod(self.granularity.scale_shape(shape)) if self.granularity else 0
         return prod(self.logical_shape[:-2]) * (prod(shape) + num_scales * self.scale_bytes)
@@ -127,7 +128,7 @@ class LayerPlan:
         """Return what one of `num_ranks` ranks holds of the layer."""
         return self.sharding.part(self.matrix_shape, num_ranks)
 
-    def fit_at(self, num_ranks: int, shape: tuple[int, int] | None = None) -> Fit:
+    def fit_at(self, num_ranks: int, shape: Shape | None = None) -> Fit:
         """Return how the parts of `num_ranks` ranks fit; "not assessed" where the scales are not understood.
 
         `shape` is the `(N, K)` that is divided: `matrix_shape`, if not given.
@@ -137,6 +138,26 @@ class LayerPlan:
         shape = shape or self.matrix_shape
         fit = self.sharding.fit(shape, self.block, self.alignment, num_ranks)
         return "unaligned" if fit == "inside block" and self._may_begin_inside_block(shape[0]) else fit
+
+    def pads(self, shape: Shape, num_ranks: int) -> bool:
+        """Return whether converting pads the layer if it is `(N, K)`, on disk or on a rank at load."""
+        if not self.is_for_runtime:
+            return False
+        return not is_aligned(shape, self.alignment) or self.fit_at(num_ranks, shape) == "unaligned"
+
+    def aligned(self, shape: Shape) -> Shape:
+        """Return `(N, K)` rounded up as padding does."""
+        num_n, num_k = padded_shape(shape, self.alignment)
+        return num_n, num_k
+
+    def kernel_shape(self, shape: Shape, num_ranks: int) -> Shape:
+        """Return the `(N, K)` on a rank of the layer that an engine makes of a matrix and those fused with it.
+
+        An expert's are those of the matrix. A size that cannot be split evenly is 0.
+        """
+        part = self.sharding.part(shape, num_ranks)
+        fused_n = None if self.is_expert else self.sharding.fused_n(shape[0], num_ranks)
+        return fused_n or part.num_n or 0, part.num_k or 0
 
     def _may_begin_inside_block(self, num_n: int) -> bool:
         """Whether the runtime can serve a share that begins inside a scale block, by zeros before it as well as behind.

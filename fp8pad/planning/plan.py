@@ -60,6 +60,14 @@ class AlikeLayers:
     places: list[int]
     grows: tuple[tuple[int, Axis, int], ...]
 
+    def grown(self, sizes: Mapping[int, int]) -> tuple[int, int]:
+        """Return the `(N, K)` of one of their matrices if `sizes` are absorbed: what they become, by their places."""
+        num_n, num_k = self.example.logical_matrix
+        for place, axis, times in self.grows:
+            if place in sizes:
+                num_n, num_k = (sizes[place] * times, num_k) if axis == "n" else (num_n, sizes[place] * times)
+        return num_n, num_k
+
 
 @dataclass(frozen=True)
 class CheckpointPlan:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import gcd
 from types import MappingProxyType
 
 from fp8pad.errors import NotServedError
-from fp8pad.geometry import is_aligned, round_up
-from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Rule, Said, matches
+from fp8pad.geometry import is_aligned
+from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Said, matches
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
 from fp8pad.planning.quantization import is_weight_only, method_of_rules
@@ -98,19 +97,18 @@ class Judge:
 
         `sizes` are the absorbable sizes of the plan that are absorbed, by their place, and what they become.
         """
-        needs_runtime = any(_is_padded(group.example, _grown(group, sizes), num_ranks) for group in self._plan.alike)
+        needs_runtime = any(group.example.pads(group.grown(sizes), num_ranks) for group in self._plan.alike)
         absorbed = {(size := self._plan.absorbable[place]).path: (size.old, new) for place, new in sizes.items()}
-        return self._verdict(lambda group: _grown(group, sizes), num_ranks, needs_runtime, absorbed), needs_runtime
+        return self._verdict(lambda group: group.grown(sizes), num_ranks, needs_runtime, absorbed), needs_runtime
 
     def added_bytes(self, sizes: Mapping[int, int]) -> int:
         """How many bytes of tensors converting adds, by padding and by absorbing `sizes`, as in `padded`."""
         absorbed = ((self._plan.absorbable[place], new) for place, new in sizes.items())
         total = sum(size.other_bytes * (new - size.old) // size.old for size, new in absorbed)
         for group in self._plan.alike:
-            layer, (num_n, num_k) = group.example, _grown(group, sizes)
-            if layer.is_for_runtime:
-                num_n, num_k = round_up(num_n, layer.alignment[0]), round_up(num_k, layer.alignment[1])
-            total += len(group.places) * (layer.bytes_at((num_n, num_k)) - layer.bytes_at(layer.logical_matrix))
+            layer, shape = group.example, group.grown(sizes)
+            made = layer.aligned(shape) if layer.is_for_runtime else shape
+            total += len(group.places) * (layer.bytes_at(made) - layer.bytes_at(layer.logical_matrix))
         return total
 
     def _verdict(
@@ -146,7 +144,7 @@ class Judge:
 
     def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
         """What is said of a layer `(N, K)` that the engine loads as it is; None where it merely serves it."""
-        part, kernel = layer.sharding.part(shape, num_ranks), _kernel_shape(layer, shape, num_ranks)
+        part, kernel = layer.sharding.part(shape, num_ranks), layer.kernel_shape(shape, num_ranks)
         return self._said(layer, shape, part, kernel, self._stock_fit(layer, part, kernel))
 
     def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
@@ -154,21 +152,19 @@ class Judge:
 
         The plugin leaves to the engine a tensor that is a whole layer of the engine's and has nothing to pad.
         """
-        is_whole = len(layer.sharding.groups) > 1 and not _is_padded(layer, shape, num_ranks)
+        is_whole = len(layer.sharding.groups) > 1 and not layer.pads(shape, num_ranks)
         if not layer.is_for_runtime or (is_whole and self._engine.has_runtime):
             return self._stock(layer, shape, num_ranks)
         if not self._engine.has_runtime:
             return NO_RUNTIME
         if said := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
             return said
-        part, (num_n, num_k) = layer.sharding.part(shape, num_ranks), _kernel_shape(layer, shape, num_ranks)
-        padded = round_up(num_n, layer.alignment[0]), round_up(num_k, layer.alignment[1])
-        return self._said(layer, shape, part, padded, "aligned")
+        part, kernel = layer.sharding.part(shape, num_ranks), layer.kernel_shape(shape, num_ranks)
+        return self._said(layer, shape, part, layer.aligned(kernel), "aligned")
 
     def _said(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> Said | None:
-        found = (rule for rule in self._rules if _holds(rule, layer, part, kernel, fit))
-        fitting = (rule.said for rule in found if not rule.fused_scales or _gets_scales(rule, layer, shape, part))
-        return next(fitting, None)
+        holding = (rule.said for rule in self._rules if rule.holds(layer, shape, part, kernel, fit))
+        return next(holding, None)
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart, kernel: Shape) -> Fit:
         if layer.granularity is None:
@@ -204,48 +200,3 @@ def _by_name(group: AlikeLayers, plan: CheckpointPlan, patterns: Sequence[str]) 
         name = plan.layers[place].name
         places.setdefault(tuple(matches((name,), (pattern,)) for pattern in patterns), []).append(place)
     return [replace(group, example=plan.layers[where[0]], places=where) for where in places.values()]
-
-
-def _kernel_shape(layer: LayerPlan, shape: Shape, num_ranks: int) -> Shape:
-    """The sizes on a rank of the layer that an engine makes of a matrix `(N, K)`: of gate and up, or of all attention.
-
-    An expert's are those of the matrix. A size that cannot be split evenly is 0.
-    """
-    part = layer.sharding.part(shape, num_ranks)
-    fused_n = None if layer.is_expert else layer.sharding.fused_n(shape[0], num_ranks)
-    return fused_n or part.num_n or 0, part.num_k or 0
-
-
-def _grown(group: AlikeLayers, sizes: Mapping[int, int]) -> Shape:
-    """The `(N, K)` of layers in which some sizes are absorbed."""
-    num_n, num_k = group.example.logical_matrix
-    for place, axis, times in group.grows:
-        if place in sizes:
-            num_n, num_k = (sizes[place] * times, num_k) if axis == "n" else (num_n, sizes[place] * times)
-    return num_n, num_k
-
-
-def _is_padded(layer: LayerPlan, shape: Shape, num_ranks: int) -> bool:
-    """Whether converting pads a layer `(N, K)`, on disk or on a rank at load."""
-    if not layer.is_for_runtime:
-        return False
-    return not is_aligned(shape, layer.alignment) or layer.fit_at(num_ranks, shape) == "unaligned"
-
-
-def _holds(rule: Rule, layer: LayerPlan, part: RankPart, kernel: Shape, fit: Fit) -> bool:
-    granularity = layer.granularity.name if layer.granularity else None
-    return (
-        fit in rule.fits
-        and ("expert" if layer.is_expert else "dense") in (rule.kinds or ("dense", "expert"))
-        and granularity in (rule.scales or (granularity,))
-        and rule.is_about_layer(layer.name, layer.block)
-        and gcd(*layer.block, *(part.rows or (part.num_n or 0,)), part.num_k or 0) >= (rule.finest_block or 0)
-        and not any(is_aligned(kernel, multiples) for multiples in rule.unless_multiples)
-    )
-
-
-def _gets_scales(rule: Rule, layer: LayerPlan, shape: Shape, part: RankPart) -> bool:
-    """Whether the rows of a layer get the scales that a rule is about, and its columns are whole blocks to run with."""
-    block_n, block_k = layer.block
-    scales = layer.sharding.fused_scales(shape[0], block_n, part.num_ranks)
-    return scales == rule.fused_scales and (part.num_k or 0) % block_k == 0

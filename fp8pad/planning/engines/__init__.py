@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
+from math import gcd
 from typing import Literal, get_args
 
 from fp8pad.errors import PlanError, UsageError
-from fp8pad.planning.sharding import Fit, FusedScales
+from fp8pad.geometry import is_aligned
+from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.sharding import Fit, FusedScales, RankPart, Shape
 from fp8pad.reading import PositiveSize, Reader
 from fp8pad.scales import GranularityName
 
@@ -69,6 +72,24 @@ class Rule:
         block_n, block_k = block
         is_named = not self.modules or matches((name,), self.modules)
         return is_named and not matches((f"{block_n}x{block_k}",), self.unless_blocks)
+
+    def holds(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> bool:
+        """Return whether it holds for a layer `(N, K)` of which a rank holds `part`, and its kernel gets `kernel`.
+
+        The columns of a layer whose scales are loaded by whole blocks must be whole blocks to run with.
+        """
+        granularity = layer.granularity.name if layer.granularity else None
+        (block_n, block_k), num_k, fused_scales = layer.block, part.num_k or 0, layer.sharding.fused_scales
+        return (
+            fit in self.fits
+            and ("expert" if layer.is_expert else "dense") in (self.kinds or ("dense", "expert"))
+            and granularity in (self.scales or (granularity,))
+            and self.is_about_layer(layer.name, layer.block)
+            and gcd(block_n, block_k, *(part.rows or (part.num_n or 0,)), num_k) >= (self.finest_block or 0)
+            and not any(is_aligned(kernel, multiples) for multiples in self.unless_multiples)
+            and (not self.fused_scales or num_k % block_k == 0)
+            and (not self.fused_scales or self.fused_scales == fused_scales(shape[0], block_n, part.num_ranks))
+        )
 
 
 @dataclass(frozen=True, slots=True)
