@@ -1,9 +1,9 @@
-"""Write docs/coverage.md: what fp8pad knows of every architecture in vLLM's registry.
+"""Write docs/coverage.md: what fp8pad knows about every architecture in vLLM's registry.
 
     python examples/coverage.py path/to/site-packages/vllm
 
-Needs transformers of the version that vLLM asks for, which tells the model types of most architectures. Nothing of vLLM
-is imported: its registry is read as text.
+Needs transformers in the version that vLLM requires, which has the model types of most architectures. vLLM is not
+imported: its registry is read as text.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from fp8pad.planning.families import Description, families
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
 
-# Architectures that other ones' checkpoints hold, too (layers for multi-token prediction), or drafts beside a model.
+# Architectures inside checkpoints of other models (layers for multi-token prediction), or separate draft models.
 DRAFT = re.compile(r"MTP|Eagle|EAGLE|DFlash|DSpark|XPress|LiLiCorr|ParseAux|AssistantModel|Peagle")
-# Models without an MLP whose inner size is a size of its own.
+# Models without an MLP that has an inner size of its own.
 NOTHING = {
     "MambaForCausalLM": "Mamba mixers alone",
     "Mamba2ForCausalLM": "Mamba mixers alone",
@@ -30,7 +30,7 @@ NOTHING = {
     "ExtractHiddenStatesModel": "no weights of its own",
     "Terratorch": "models of other frameworks",
 }
-# Model types of architectures that transformers does not have, from their published configs or vLLM's config classes.
+# Model types of architectures that are not in transformers, from published configs or vLLM's config classes.
 MODEL_TYPES: Mapping[str, Sequence[str]] = {
     "AliceAIForCausalLM": ["alice_ai"], "BailingMoeForCausalLM": ["bailing_moe"],
     "BailingMoeV2ForCausalLM": ["bailing_moe_v2"], "BailingMoeV2_5ForCausalLM": ["bailing_moe_linear"],
@@ -124,7 +124,7 @@ def registry(vllm: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def model_types_by_architecture() -> dict[str, set[str]]:
-    """Return the model types of the architectures that transformers has."""
+    """Return the model types of the architectures in transformers."""
     from transformers.models.auto import modeling_auto
 
     found: dict[str, set[str]] = {}
@@ -147,14 +147,14 @@ def family_files() -> dict[str, str]:
 
 
 def has_absorbable(description: Description) -> bool:
-    """Whether some MLP of a family can be absorbed; a part that is described elsewhere counts."""
+    """Return whether any MLP of a family can be absorbed; a part that is described elsewhere counts."""
     return any(mlp.size_key for mlp in description.mlp) or any(
         has_absorbable(part) or not part.is_described for part in description.section
     )
 
 
 def row(architecture: str, group: str, types: Mapping[str, set[str]]) -> tuple[str, str, str]:
-    """Return the state of an architecture, its model types that are known, and the files that describe them."""
+    """Return the state of an architecture, its known model types, and the files that describe them."""
     known, by_file = families(), family_files()
     candidates = {*MODEL_TYPES.get(architecture, ()), *types.get(architecture, ())}
     described = sorted(model_type for model_type in candidates if model_type in known)
@@ -194,7 +194,7 @@ def table(vllm: Path, version: str) -> str:
 
 
 def main() -> None:
-    """Write the table for the vLLM in a folder."""
+    """Write the table for the vLLM in the given folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vllm", type=Path, help="vLLM's folder in site-packages")
     vllm = parser.parse_args().vllm

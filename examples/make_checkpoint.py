@@ -1,7 +1,7 @@
 """Make examples/llama-fp8: a tiny Llama with unaligned sizes, quantized to FP8 by llm-compressor.
 
-The weights are random, from a fixed seed: the checkpoint answers nonsense, but the same nonsense everywhere, and it is
-laid out exactly as llm-compressor lays out a real one. It was made with torch 2.13.0, transformers 5.17.0,
+The weights are random, from a fixed seed: the model's outputs are nonsense, but the same everywhere, and the files have
+exactly the layout that llm-compressor gives a real model. It was made with torch 2.13.0, transformers 5.17.0,
 llm-compressor 0.14.0.1 and compressed-tensors 0.19.0, in an environment of its own:
 
     python -m venv .venv-llmcompressor
@@ -35,7 +35,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
-    """Return a Llama whose hidden size (136) and intermediate size (213) are no multiples of 16."""
+    """Return a Llama whose hidden size (136) and intermediate size (213) are not multiples of 16."""
     torch.manual_seed(20240213)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -46,7 +46,7 @@ def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=256,
-        initializer_range=0.1,  # with the usual 0.02, a model this small finds every token equally likely
+        initializer_range=0.1,  # with the usual 0.02, every token is equally likely in a model this small
         bos_token_id=0,
         eos_token_id=1,
     )
@@ -54,7 +54,7 @@ def tiny_llama(vocab_size: int) -> LlamaForCausalLM:
 
 
 def main() -> None:
-    """Quantize every Linear but the head to FP8: one scale per output channel, activations dynamic per token."""
+    """Quantize every Linear except the head to FP8: a scale per output channel, dynamic per-token activations."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out_dir", type=Path)
     out_dir = parser.parse_args().out_dir

@@ -1,12 +1,11 @@
-"""What vLLM does with nine real models at tensor-parallel sizes 1 to 16, as `fp8pad plan` says, from their sizes alone.
+"""What vLLM does with nine real models at tensor-parallel sizes 1 to 16, according to `fp8pad plan`, from sizes alone.
 
-Prints the table of docs/absorb.md. No weights are needed: the headers of the safetensors files are
-generated from the sizes in the published configs, which are said below to be from where. To look at one of the models
-with `fp8pad plan`:
+Prints the table of docs/absorb.md. No weights are needed: the headers of the safetensors files are generated from the
+sizes in the published configs, whose sources are listed below. To look at one of the models with `fp8pad plan`:
 
     python examples/real_models.py --write Qwen2.5-72B Qwen2.5-72B-FP8
 
-writes a folder with its headers and config.json; instead of weights, which nothing reads, the file has a hole.
+writes a folder with its headers and config.json; the file has a hole instead of weights, which nothing reads.
 """
 
 import argparse
@@ -31,7 +30,7 @@ Scheme = Literal["tensor", "channel", "block"]
 Shape = tuple[int, int]
 Linears = Iterator[tuple[str, Shape]]
 
-EXPERTS = 2  # of each layer, to stand for all in the table: what it tells does not depend on their number
+EXPERTS = 2  # per layer, to represent all of them: the table does not depend on their number
 EXPERT_COUNTS = ("num_experts", "n_routed_experts", "moe_num_experts", "num_local_experts")
 CHANNEL = {
     "weights": {"type": "float", "num_bits": 8, "strategy": "channel"},
@@ -46,9 +45,9 @@ QUANTIZATION: Mapping[Scheme, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class Mlp:
-    """An MLP of every layer from `first` to before `last`; `{expert}` in its name stands for each expert.
+    """An MLP in every layer from `first` up to but excluding `last`; `{expert}` in its name stands for each expert.
 
-    Its inner size is what the config has under `key`, `times` over.
+    Its inner size is the config's `key`, multiplied by `times`.
     """
 
     name: str
@@ -61,7 +60,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Model:
-    """A model by its published sizes, and how its FP8 checkpoints are scaled."""
+    """A model with its published sizes, and the scales of its FP8 checkpoints."""
 
     name: str
     scheme: Scheme
@@ -71,13 +70,13 @@ class Model:
 
 
 def experts(key: str = "moe_intermediate_size", folder: str = "mlp.experts", **more: Any) -> Mlp:
-    """Routed experts."""
+    """Return the MLP of each routed expert."""
     return Mlp(f"{folder}.{{expert}}", key, **more)
 
 
-# Where sizes were looked up: copies of the models' config.json in the code, tests and documentation of public
-# repositories, not the hub itself; for Qwen3.6-35B-A3B that of 3.5, whose text model it has, and for MiniMax-M2.7 those
-# of M2 and M2.5, which are alike; for Step 3.5 its config class, and a test with the published values.
+# Sources of the sizes: copies of the models' config.json in the code, tests and documentation of public repositories,
+# not the hub itself; for Qwen3.6-35B-A3B that of 3.5, which has the same text model, and for MiniMax-M2.7 those of M2
+# and M2.5, which are equal; for Step 3.5 its config class, and a test with the published values.
 MODELS = (
     Model(
         "Qwen2.5-VL-7B",
@@ -204,7 +203,7 @@ def main() -> None:
 
 
 def write(name: str, folder: Path) -> None:
-    """Write a checkpoint without weights: what `fp8pad plan` reads of it, and a hole in place of what it does not."""
+    """Write a checkpoint without weights: what `fp8pad plan` reads, and a hole instead of the rest."""
     (model,) = (model for model in MODELS if model.name == name)
     config = text_config(model)
     header = header_of(model, next((config[key] for key in EXPERT_COUNTS if key in config), 0))
@@ -229,7 +228,7 @@ def print_table() -> None:
 
 
 def cells(verdict: Verdict) -> str:
-    """What becomes of which layers."""
+    """Return the outcomes of a verdict, each with its layers."""
     names: dict[str, list[str]] = {}
     for finding in verdict.findings:
         names.setdefault(finding.outcome, []).extend(finding.layers)
@@ -241,7 +240,7 @@ def cells(verdict: Verdict) -> str:
 
 
 def absorbed(at: AtSize) -> str:
-    """What becomes of the absorbed form, and which sizes grow by how much; or why there is none, as `plan` says it."""
+    """Return the absorbed form's outcome and the growth of sizes; or why there is none, in the words of `plan`."""
     form = at.absorbed
     if form is None:
         nothing = "nothing to absorb" if at.original.findings else "no need"
@@ -256,18 +255,18 @@ def planned(model: Model) -> CheckpointPlan:
 
 
 def config_of(model: Model) -> Mapping[str, Any]:
-    """The config.json of a model, as far as it is known."""
+    """Return the known part of a model's config.json."""
     return {**model.config, "quantization_config": QUANTIZATION[model.scheme]}
 
 
 def text_config(model: Model) -> Mapping[str, Any]:
-    """The config of a model's text part."""
+    """Return the config of a model's text part."""
     config: Mapping[str, Any] = model.config.get("text_config", model.config)
     return config
 
 
 def header_of(model: Model, num_experts: int) -> ShardHeader:
-    """The header of one file with every FP8 Linear of a model and its scale, and what is known of its embeddings."""
+    """Return the header of one file with every FP8 Linear of a model, its scale, and the embeddings if known."""
     tensors: list[TensorHeader] = []
 
     def add(name: str, dtype: str, *shape: int) -> None:
@@ -285,7 +284,7 @@ def header_of(model: Model, num_experts: int) -> ShardHeader:
 
 
 def linears(model: Model, num_experts: int) -> Linears:
-    """Every Linear of a model, `[N, K]`, under the names of its checkpoints, with so many experts in a layer."""
+    """Yield every Linear of a model, `[N, K]`, by its name in checkpoints, with `num_experts` experts per layer."""
     config = text_config(model)
     for layer in range(config["num_hidden_layers"]):
         block = f"{model.layers}.{layer}"
@@ -298,12 +297,12 @@ def linears(model: Model, num_experts: int) -> Linears:
 
 
 def is_mlp(config: Mapping[str, Any], layer: int) -> bool:
-    """Whether a layer has an MLP; in Nemotron-H, only those of kind E have."""
+    """Return whether a layer has an MLP; in Nemotron-H, only layers of kind E do."""
     return config.get("hybrid_override_pattern", "E" * (layer + 1))[layer] == "E"
 
 
 def linears_of(mlp: Mlp, block: str, config: Mapping[str, Any], num_experts: int = 0) -> Linears:
-    """The Linears of an MLP, or of each of its experts: all but the last are `[inner, hidden]`."""
+    """Yield the Linears of an MLP, or of each of its experts: all but the last are `[inner, hidden]`."""
     inner_size, hidden_size = config[mlp.key] * mlp.times, config["hidden_size"]
     for expert in range(num_experts if "{expert}" in mlp.name else 1):
         prefix = f"{block}.{mlp.name.format(expert=expert)}"
@@ -313,7 +312,7 @@ def linears_of(mlp: Mlp, block: str, config: Mapping[str, Any], num_experts: int
 
 
 def attention(config: Mapping[str, Any], block: str, layer: int, num_gates: int = 0) -> Linears:  # noqa: ARG001
-    """Grouped-query attention; gates lie beside the queries."""
+    """Yield grouped-query attention; gates are part of the query projection."""
     hidden_size, head_dim, prefix = config["hidden_size"], config["head_dim"], f"{block}.self_attn"
     queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
     yield f"{prefix}.q_proj.weight", (queries * (1 + num_gates), hidden_size)
@@ -323,7 +322,7 @@ def attention(config: Mapping[str, Any], block: str, layer: int, num_gates: int 
 
 
 def latent_attention(config: Mapping[str, Any], block: str, layer: int) -> Linears:  # noqa: ARG001
-    """DeepSeek's attention, without a low rank for the queries."""
+    """Yield DeepSeek's latent attention, whose query projection is not low-rank here."""
     heads, hidden_size, rank = config["num_attention_heads"], config["hidden_size"], config["kv_lora_rank"]
     nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
     yield f"{block}.self_attn.q_proj.weight", (heads * (nope + rope), hidden_size)
@@ -333,7 +332,7 @@ def latent_attention(config: Mapping[str, Any], block: str, layer: int) -> Linea
 
 
 def nemotron(config: Mapping[str, Any], block: str, layer: int) -> Linears:
-    """Nemotron-H: M is Mamba, * attention, and E has experts alone."""
+    """Yield a mixer of Nemotron-H: M is Mamba, * is attention, and E has only experts."""
     kind, hidden_size = config["hybrid_override_pattern"][layer], config["hidden_size"]
     if kind == "M":
         inner = config["mamba_num_heads"] * config["mamba_head_dim"]
@@ -346,7 +345,7 @@ def nemotron(config: Mapping[str, Any], block: str, layer: int) -> Linears:
 
 
 def qwen3_5(config: Mapping[str, Any], block: str, layer: int) -> Linears:
-    """Qwen3.5: three linear attentions, then one with gates."""
+    """Yield attention of Qwen3.5: three layers of linear attention, then one of gated attention."""
     hidden_size, head_dim = config["hidden_size"], config["linear_head_dim"]
     keys, values = config["linear_num_key_heads"] * head_dim, config["linear_num_value_heads"] * head_dim
     if layer % 4 == 3:
@@ -358,7 +357,7 @@ def qwen3_5(config: Mapping[str, Any], block: str, layer: int) -> Linears:
 
 
 def gemma4(config: Mapping[str, Any], block: str, layer: int) -> Linears:
-    """Gemma 4: five layers with a window, then one with larger heads, whose keys are its values too."""
+    """Yield attention of Gemma 4: five sliding-window layers, then one with larger heads and keys used as values."""
     if layer % 6 < 5:
         yield from attention(config, block, layer)
         return
@@ -370,14 +369,14 @@ def gemma4(config: Mapping[str, Any], block: str, layer: int) -> Linears:
 
 
 def step(config: Mapping[str, Any], block: str, layer: int) -> Linears:
-    """Step 3.5: in three of four layers, attention with a window and more heads. Gates of heads are not FP8."""
+    """Yield attention of Step 3.5: three of four layers have a sliding window and more heads. Gates are not FP8."""
     sizes = config if layer % 4 == 0 else config["attention_other_setting"]
     groups = {"num_key_value_heads": config["num_attention_groups"]}
     yield from attention({**config, **sizes, **groups}, block, layer)
 
 
 def vision(config: Mapping[str, Any]) -> Linears:
-    """Qwen2.5-VL's vision tower and its merger of two by two patches."""
+    """Yield Qwen2.5-VL's vision tower and its merger of two by two patches."""
     hidden_size = config["hidden_size"]
     for block in range(config["depth"]):
         yield f"visual.blocks.{block}.attn.qkv.weight", (3 * hidden_size, hidden_size)

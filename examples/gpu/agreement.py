@@ -1,4 +1,4 @@
-"""How far the answers of engines agree: by bits, by tokens, and by how much a logprob differs."""
+"""Compare the answers of engines: bitwise, by tokens, and by the largest difference of a logprob."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from engine import Engine, prompt_ids, run_all
 
 ANSWER_TOKENS = 16
-# From this number of tokens on, images are large too.
+# From this number of tokens on, larger images are used too.
 LONG_PROMPT = 2000
 
 Batch = tuple[int, int, int]
@@ -14,7 +14,7 @@ Answers = list[dict[str, Any]]
 
 
 def compare(engines: Mapping[str, Engine], batches: Sequence[Batch], *, images: bool) -> dict[str, Any]:
-    """Run every batch, `(seed, prompts, tokens in each)`, and compare the answers with those of the first engine."""
+    """Run every batch, `(seed, prompts, tokens per prompt)`, and compare the answers with the first engine's."""
     reference, *others = engines
     agreements = {kind: Agreement(reference) for kind in others}
     for seed, batch, length in batches:
@@ -25,7 +25,7 @@ def compare(engines: Mapping[str, Engine], batches: Sequence[Batch], *, images: 
 
 
 def request(seed: int, batch: int, length: int, *, images: bool = False) -> dict[str, Any]:
-    """Return what an engine is sent for a batch of prompts, with one or two images in front of each if so."""
+    """Return the request for a batch of prompts, with one or two images before each if `images`."""
     prompts = [prompt_ids(length, 100 * seed + number) for number in range(batch)]
     arguments: dict[str, Any] = {"prompts": prompts, "max_tokens": ANSWER_TOKENS, "seed": seed}
     if images:
@@ -34,7 +34,7 @@ def request(seed: int, batch: int, length: int, *, images: bool = False) -> dict
 
 
 class Agreement:
-    """Counts how far one engine's answers are those of another, `compared_with`."""
+    """Counts how many of an engine's answers equal those of another, `compared_with`."""
 
     def __init__(self, compared_with: str) -> None:
         self.compared_with = compared_with
@@ -52,7 +52,7 @@ class Agreement:
 
 
 def _largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return the largest difference of a logprob that both give, up to the first token that is not the same."""
+    """Return the largest difference of a logprob that both have, up to and including the first different token."""
     largest = 0.0
     for step, (token, other_token) in enumerate(zip(one["tokens"], other["tokens"], strict=True)):
         ours, theirs = (dict(map(tuple, answer["logprobs"][step])) for answer in (one, other))

@@ -1,8 +1,8 @@
-"""Draw what `fp8pad bench --json` printed: the time of each form relative to an aligned layer.
+"""Draw the output of `fp8pad bench --json`: the time of each form relative to an aligned layer.
 
     python examples/gpu/chart.py REPORT.json CHART.svg
 
-Needs matplotlib, no GPU. The chart's format is that of its ending (svg, png, pdf).
+Needs matplotlib, no GPU. The suffix of CHART decides the format (svg, png, pdf).
 """
 
 import argparse
@@ -28,7 +28,7 @@ TITLES = {"K": "K unaligned", "N": "only N unaligned"}
 
 
 def read_report(document: dict[str, Any]) -> Report:
-    """Read what `fp8pad bench --json` wrote."""
+    """Return the report in the output of `fp8pad bench --json`."""
     cases = (
         Case(
             LayerShape(case["layer"], *case["logical_shape"], case.get("num_matrices", 1)),
@@ -41,9 +41,9 @@ def read_report(document: dict[str, Any]) -> Report:
 
 
 def draw_layers(report: Report, path: Path) -> None:
-    """Write a chart of all cases to `path`, in the format of its ending (svg, png, pdf).
+    """Write a chart of all cases to `path`, in the format of its suffix (svg, png, pdf).
 
-    A line is the median over the layers, and the band around it their range.
+    A line is the median over the layers, and the band around it is their range.
     """
     groups = report.groups()
     figure, panels = new_figure(len(groups))
@@ -67,8 +67,8 @@ def _ratios(cases: Sequence[Case], candidate: str) -> dict[int, list[float]]:
 
 
 def new_figure(num_panels: int) -> tuple[Any, Sequence[Any]]:
-    """Return a figure of panels side by side that share their vertical axis, over numbers of tokens."""
-    mpl.rcParams["svg.hashsalt"] = "fp8pad"  # the same figures give the same file
+    """Return a figure of panels side by side that share their vertical axis; the other is the number of tokens."""
+    mpl.rcParams["svg.hashsalt"] = "fp8pad"  # the same data give the same file
     mpl.rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(4.2 * num_panels, 3.4), layout="constrained")
     panels = figure.subplots(1, num_panels, sharey=True, squeeze=False)[0]
@@ -80,7 +80,7 @@ def new_figure(num_panels: int) -> tuple[Any, Sequence[Any]]:
 
 
 def draw_range(panel: Any, values: Mapping[int, Sequence[float]], color: str, label: str) -> None:
-    """Draw the median of the values at each number of tokens, and their range."""
+    """Draw the median and the range of the values at each number of tokens."""
     tokens = sorted(values)
     panel.plot(tokens, [median(values[m]) for m in tokens], marker="o", markersize=4, color=color, label=label)
     lowest, highest = [min(values[m]) for m in tokens], [max(values[m]) for m in tokens]
@@ -96,7 +96,7 @@ def save(figure: Any, machine: Machine, path: Path) -> None:
 
 
 def main() -> None:
-    """Parse, draw."""
+    """Draw the chart of a report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
     parser.add_argument("chart", type=Path)

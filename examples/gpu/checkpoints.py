@@ -1,4 +1,4 @@
-"""The three forms of one model that are compared: the original, the padded one, and the absorbed one."""
+"""The three forms of a model that are compared: original, padded and absorbed."""
 
 import argparse
 import json
@@ -13,9 +13,9 @@ KINDS = ("stock", "runtime", "absorbed")
 
 
 def make_checkpoints(model: str, folder: Path, *, tiny: bool = False, num_ranks: int = 1) -> dict[str, Path]:
-    """Return where the forms of `model` are: a name of `synthetic.MODELS`, which is written first, or a checkpoint.
+    """Make the forms of `model`, a checkpoint or a name in `synthetic.MODELS`, and return their paths.
 
-    `num_ranks` is the tensor-parallel size that the converted ones are for.
+    `num_ranks` is the tensor-parallel size of the converted ones.
     """
     name = Path(model).name + ("-tiny" if tiny and model in MODELS else "")
     paths = {kind: folder / f"{name}-{kind}" for kind in KINDS}
@@ -33,7 +33,7 @@ def make_checkpoints(model: str, folder: Path, *, tiny: bool = False, num_ranks:
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add what is common to the scripts that serve `models`, and parse; end with a message where two have one name."""
+    """Add the options shared by the scripts that serve `models`, and parse; exit if two models have the same name."""
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1, help="ranks that share each layer")
     parser.add_argument("--pipeline-parallel-size", "-pp", type=int, default=1, help="ranks that share the layers out")
@@ -48,7 +48,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def served_by(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what is written down of how the models were served."""
+    """Return how the models were served, for the results."""
     names = ("tensor_parallel_size", "pipeline_parallel_size", "share_gpu", "tiny")
     return {name: getattr(arguments, name) for name in names}
 
@@ -62,5 +62,5 @@ def needs_plugin(model: Path) -> bool:
 
 
 def _run(*arguments: str) -> None:
-    # What it prints belongs to the log: standard output is for the results.
+    # Its output goes to the log: standard output is for results.
     subprocess.run([sys.executable, *arguments], check=True, stdout=sys.stderr)

@@ -2,9 +2,9 @@
 
     python examples/gpu/compiled_forms.py -o docs/benchmarks/compiled-forms-h100.json
 
-Times SiLU, multiplication, quantization and GEMM, compiled as one function for any number of tokens, as they follow
-each other in an MLP. vLLM's compiled mode quantizes with native operations: `native` is its own path for an unaligned
-layer, and `aligned` the same with nothing to pad.
+Times SiLU, multiplication, quantization and GEMM, in the order of an MLP, compiled as one function for any number of
+tokens. vLLM's compiled mode quantizes with native operations: `native` is its own path for an unaligned layer, and
+`aligned` the same with nothing to pad.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TOKEN_COUNTS = (1, 16, 256, 1024, 4096, 16384)
 
 
 def native_quantize(static_scale: torch.Tensor | None) -> Quantize:
-    """Return vLLM's own quantization in native operations: with a scale for each token, or with a static one."""
+    """Return vLLM's own quantization with native operations: with a scale per token, or with a static one."""
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
     from vllm.model_executor.layers.quantization.utils.quant_utils import GroupShape
@@ -90,7 +90,7 @@ def _gate_up(num_tokens: int, k: int) -> torch.Tensor:
 
 
 def main() -> None:
-    """Parse, time, write."""
+    """Time all layers and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--layers", nargs="+", default=["Qwen2.5-VL vision down", "jais-13b fc2"])

@@ -1,4 +1,4 @@
-"""Decoders of real sizes: what tensors they have under which names, and what config.json says of them."""
+"""Decoders of real sizes: their tensors by name, and their config.json."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from needed import torch
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """The sizes of a Llama-like decoder, and how its weights are scaled."""
+    """The sizes of a Llama-like decoder, and the scheme of its weights."""
 
     hidden: int
     intermediate: int
@@ -41,7 +41,7 @@ class Decoder:
         yield from self.scheme.linear(f"{name}.self_attn.o_proj", self.hidden, queries)
 
     def mlp(self, name: str) -> Tensors:
-        """Yield what follows the attention of the layer `name`."""
+        """Yield the MLP of the layer `name`."""
         yield from gated_mlp(self.scheme, f"{name}.mlp", self.hidden, self.intermediate)
 
     def not_converted(self) -> list[str]:
@@ -49,7 +49,7 @@ class Decoder:
         return []
 
     def config(self) -> dict[str, Any]:
-        """Return its sizes as a Hugging Face config names them."""
+        """Return its sizes under the names that Hugging Face configs use."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -90,7 +90,7 @@ class LatentDecoder(Decoder):
         yield from linear(f"{name}.o_proj", self.hidden, self.heads * self.v_dim)
 
     def config(self) -> dict[str, Any]:
-        """Return its sizes as a Hugging Face config names them: every layer is dense."""
+        """Return its sizes under the names that Hugging Face configs use: every layer is dense."""
         return {
             **Decoder.config(self),
             "architectures": ["DeepseekV2ForCausalLM"],
@@ -107,7 +107,7 @@ class LatentDecoder(Decoder):
 
 @dataclass(frozen=True, slots=True)
 class SharedExpertDecoder(Decoder):
-    """A Qwen2-MoE-like decoder: `intermediate` is the size of its shared expert, `routed` that of each routed one."""
+    """A Qwen2-MoE-like decoder: `intermediate` is the size of the shared expert, `routed` that of a routed one."""
 
     routed: int = 1536
     experts: int = 8
@@ -123,7 +123,7 @@ class SharedExpertDecoder(Decoder):
             yield from gated_mlp(self.scheme, f"{mlp}.experts.{expert}", self.hidden, self.routed)
 
     def config(self) -> dict[str, Any]:
-        """Return its sizes as a Hugging Face config names them: every layer has experts."""
+        """Return its sizes under the names that Hugging Face configs use: every layer has experts."""
         return {
             **Decoder.config(self),
             "architectures": ["Qwen2MoeForCausalLM"],
@@ -140,14 +140,14 @@ class SharedExpertDecoder(Decoder):
 
 @dataclass(frozen=True, slots=True)
 class GatedDeltaDecoder(SharedExpertDecoder):
-    """The text part of Qwen3.5 and 3.6 MoE: every other layer's attention is a gated delta net, the rest has a gate."""
+    """The text part of Qwen3.5 and 3.6 MoE: gated delta nets alternate with gated attention."""
 
     linear_keys: int = 16
     linear_values: int = 32
     linear_dim: int = 128
 
     def attention(self, name: str) -> Tensors:
-        """Yield the projections of the layer `name`, and what is not quantized between them."""
+        """Yield the projections of the layer `name`, and the unquantized tensors between them."""
         linear = self.scheme.linear
         if int(name.rpartition(".")[2]) % 2:
             queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -176,7 +176,7 @@ class GatedDeltaDecoder(SharedExpertDecoder):
         ]
 
     def config(self) -> dict[str, Any]:
-        """Return its sizes as a Hugging Face config names them."""
+        """Return its sizes under the names that Hugging Face configs use."""
         kinds = ["full_attention" if layer % 2 else "linear_attention" for layer in range(self.layers)]
         return {
             **SharedExpertDecoder.config(self),
@@ -193,12 +193,12 @@ class GatedDeltaDecoder(SharedExpertDecoder):
 
 @dataclass(frozen=True, slots=True)
 class StepDecoder(SharedExpertDecoder):
-    """Step-3.5 without a gate in its attention: the first layer is dense, routed experts lie in 3-D weights."""
+    """Step-3.5 without a gate in its attention: the first layer is dense, routed experts are stacked in 3-D weights."""
 
     dense: int = 11264
 
     def attention(self, name: str) -> Tensors:
-        """Yield the projections of the layer `name` and its norms of heads."""
+        """Yield the projections of the layer `name` and its per-head norms."""
         yield from Decoder.attention(self, name)
         for part in "qk":
             yield f"{name}.self_attn.{part}_norm.weight", ones(self.head_dim)
@@ -216,7 +216,7 @@ class StepDecoder(SharedExpertDecoder):
             yield tensor, torch.stack([expert[tensor] for expert in experts])
 
     def config(self) -> dict[str, Any]:
-        """Return its sizes as the config of Step-3.5 names them."""
+        """Return its sizes under the names that Step-3.5's config uses."""
         return {
             **Decoder.config(self),
             "architectures": ["Step3p5ForCausalLM"],

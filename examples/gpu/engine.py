@@ -1,7 +1,7 @@
-"""One vLLM engine in a process of its own that reads requests from its standard input: a line of JSON in, one out.
+"""A vLLM engine in a process of its own that reads requests from standard input: a line of JSON in, one out.
 
-`Engine` is the side that sends requests. Run as a script, this file is the side that answers. Engines of several
-checkpoints live side by side on one GPU, and only one works at a time, so that measurements of them can be interleaved.
+`Engine` sends the requests. Run as a script, this file answers them. Engines for several checkpoints share one GPU, and
+only one works at a time, so that measurements of them can be interleaved.
 """
 
 import gc
@@ -18,34 +18,33 @@ from typing import Any
 
 from needed import torch
 
-# What an engine is given besides a model. KV_CACHE_BYTES is room for one longest prompt of the largest model here.
+# Options of every engine. KV_CACHE_BYTES has room for one prompt of maximum length of the largest model here.
 MAX_MODEL_LEN = 9216
 KV_CACHE_BYTES = 1536 << 20
 OPTIONS: dict[str, Any] = {
     "max_model_len": MAX_MODEL_LEN,
     "max_num_batched_tokens": MAX_MODEL_LEN,
     "max_num_seqs": 64,
-    "gpu_memory_utilization": 0.05,  # what must be free at the start: several engines share the GPU
+    "gpu_memory_utilization": 0.05,  # must be free at the start: several engines share the GPU
     "kv_cache_memory_bytes": KV_CACHE_BYTES,
     "enable_prefix_caching": False,
     "skip_tokenizer_init": True,
     "disable_log_stats": True,
     "seed": 0,
 }
-# What an image prompt holds around its images, as synthetic.SPECIAL_TOKENS has them: start, image, end.
+# The tokens for an image in a prompt, as in synthetic.SPECIAL_TOKENS: start, image, end.
 IMAGE_TOKENS = (3, 6, 4)
 
 
 class EngineError(Exception):
-    """What an engine answered instead of an answer, or that it ended."""
+    """An engine's error, or that it ended."""
 
 
 class Engine:
-    """A process that serves one checkpoint after another. `stock` leaves out every plugin, fp8pad's too.
+    """A process that serves one checkpoint after another. `stock` disables all plugins, including fp8pad's.
 
-    Several ranks are a process each. With `share_gpu` they share the GPUs that there are: NCCL, told that they are on
-    different hosts, sends everything through the loopback device. That is slow, and computes what ranks on GPUs of
-    their own do.
+    Each rank is a process. With `share_gpu` the ranks share the available GPUs: NCCL, told that they are on different
+    hosts, sends everything through the loopback device. That is slow, but computes the same as ranks on separate GPUs.
     """
 
     def __init__(self, *, stock: bool, num_ranks: int = 1, share_gpu: bool = False) -> None:
@@ -66,12 +65,12 @@ class Engine:
         ]
 
     def run(self, request: str, **arguments: Any) -> Any:
-        """Send a request and wait for its answer; `EngineError` if there is none."""
+        """Send a request and return its answer; raises `EngineError` if there is none."""
         self.send(request, **arguments)
         return self.receive()
 
     def send(self, request: str, **arguments: Any) -> None:
-        """Send a request to every rank; its answer is to be received before the next."""
+        """Send a request to every rank; receive its answer before sending the next."""
         line = json.dumps({"request": request, **arguments}) + "\n"
         try:
             for process in self._processes:
@@ -81,12 +80,12 @@ class Engine:
             raise EngineError(f"the engine ended with status {process.wait()}") from error
 
     def receive(self) -> Any:
-        """Wait for every rank and return what the first one answers to the request that was sent."""
+        """Wait for every rank and return the first one's answer to the request that was sent."""
         first, *_ = [_answer(process) for process in self._processes]
         return first
 
     def close(self) -> None:
-        """End the engine."""
+        """Kill the engine's processes."""
         for process in self._processes:
             process.kill()
             process.wait()
@@ -121,7 +120,7 @@ def _pipe(stream: Any) -> Any:
 
 
 def _answer(process: "subprocess.Popen[str]") -> Any:
-    """Return the next answer of a process; what else it prints goes to standard error."""
+    """Return the next answer of a process; everything else that it prints goes to standard error."""
     for line in _pipe(process.stdout):
         if line.startswith('{"answer":'):
             return json.loads(line)["answer"]
@@ -132,7 +131,7 @@ def _answer(process: "subprocess.Popen[str]") -> Any:
 
 
 def prompt_ids(num_tokens: int, seed: int) -> list[int]:
-    """Return token ids without a library's random numbers; no two seeds share a prefix worth caching."""
+    """Return pseudorandom token ids that depend on no library; no two seeds share a prefix worth caching."""
     state = (seed * 1_000_003 + num_tokens) % 2_147_483_647 or 1
     ids = []
     for _ in range(num_tokens):
@@ -142,7 +141,7 @@ def prompt_ids(num_tokens: int, seed: int) -> list[int]:
 
 
 class Server:
-    """Answers each request by a method of its name."""
+    """Answers each request with the method of the same name."""
 
     def __init__(self) -> None:
         import vllm  # noqa: F401 (this takes long, and an engine may get its first request late)
@@ -150,9 +149,9 @@ class Server:
         self.llm: Any = None
 
     def start(self, model: str, **options: Any) -> dict[str, Any]:
-        """Serve `model` from now on, in place of what was served before, and say how many layers fp8pad pads.
+        """Serve `model` instead of the previous one, and return how many layers fp8pad pads.
 
-        By these numbers a measurement of the runtime is known to be one.
+        These numbers prove that a measurement of the runtime is one.
         """
         from vllm import LLM
 
@@ -177,7 +176,7 @@ class Server:
     def answers(
         self, prompts: list[list[int]], max_tokens: int, images: int = 0, size: int = 448, seed: int = 0
     ) -> list[dict[str, Any]]:
-        """Return greedy tokens and their five likeliest, with logprobs as they are, for one batch of prompts."""
+        """Return greedy tokens and the top five with exact logprobs, for one batch of prompts."""
         requests = [_request(ids, images, size, seed + number) for number, ids in enumerate(prompts)]
         outputs = self._generate(requests, max_tokens, logprobs=5)
         return [
@@ -192,13 +191,13 @@ class Server:
         ]
 
     def seconds(self, prompts: list[list[int]], max_tokens: int) -> float:
-        """Return how long one batch takes from request to last token."""
+        """Return the time of one batch from request to last token, in seconds."""
         start = time.perf_counter()
         self._generate([{"prompt_token_ids": ids} for ids in prompts], max_tokens)
         return time.perf_counter() - start
 
     def kernel_us(self, prompts: list[list[int]], max_tokens: int, times: int) -> dict[str, float]:
-        """Return the GPU time of one batch by kernel, the mean of `times`, as the PyTorch profiler sees it."""
+        """Return the GPU time of one batch by kernel, the mean of `times` runs, from the PyTorch profiler."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             for _ in range(times):
                 self.seconds(prompts, max_tokens)
@@ -209,7 +208,7 @@ class Server:
         return {name: round(us, 2) for name, us in totals.most_common()}
 
     def encoder_seconds(self, images: int, size: int) -> float:
-        """Return how long the vision tower takes for `images` squares of `size` pixels."""
+        """Return the time of the vision tower for `images` squares of `size` pixels, in seconds."""
         from vllm.forward_context import set_forward_context
 
         patches = size // 14
@@ -239,7 +238,7 @@ class Server:
 
 
 def _request(ids: list[int], images: int, size: int, seed: int) -> dict[str, Any]:
-    """Return a prompt, with `images` squares of noise before its text if there are to be any."""
+    """Return a prompt, with `images` squares of noise before its text if there are any."""
     if not images:
         return {"prompt_token_ids": ids}
     import numpy as np
@@ -251,13 +250,13 @@ def _request(ids: list[int], images: int, size: int, seed: int) -> dict[str, Any
 
 
 def options_for(model: Path) -> dict[str, Any]:
-    """Return what a checkpoint asks of an engine besides `OPTIONS`: one with a vision tower needs its processor."""
+    """Return what a checkpoint needs in addition to `OPTIONS`, such as a processor for a vision tower."""
     config = json.loads((model / "config.json").read_text())
     options: dict[str, Any] = {}
     if config.get("quantization_config", {}).get("quant_method") == "fbgemm_fp8":
         options["allow_deprecated_quantization"] = True
     if "linear_attention" in config.get("layer_types", ()):
-        options["gdn_prefill_backend"] = "triton"  # on every machine, with FlashInfer or not
+        options["gdn_prefill_backend"] = "triton"  # on every machine, with or without FlashInfer
     if "vision_config" in config:
         options |= {"skip_tokenizer_init": False, "limit_mm_per_prompt": {"image": 4, "video": 0}}
     return options
@@ -270,7 +269,7 @@ def main() -> None:
         arguments = json.loads(line)
         try:
             result = {"answer": getattr(server, arguments.pop("request"))(**arguments)}
-        except Exception as error:  # whatever it is, the other side is to hear of it
+        except Exception as error:  # whatever it is, send it to the other side
             result = {"error": f"{type(error).__name__}: {error}"[:500]}
         print(json.dumps(result), flush=True)
 

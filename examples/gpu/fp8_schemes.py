@@ -1,6 +1,6 @@
-"""How FP8 checkpoints lay out a quantized Linear: the tensors beside each weight, and config.json's part.
+"""How FP8 checkpoints store a quantized Linear: the tensors next to each weight, and the part of config.json.
 
-Weights are random, their scales such that outputs are about as large as inputs.
+Weights are random, with scales that make outputs about as large as inputs.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,13 +20,13 @@ _WEIGHTS = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
 
 @dataclass(frozen=True, slots=True)
 class Fp8Scheme:
-    """A layout: what config.json says of it, and the scales that lie beside a weight `[N, K]`."""
+    """A layout: its quantization config, and the scales of a weight `[N, K]`."""
 
     quantization_config: dict[str, Any]
     scales: Callable[[str, int, int], Tensors]
 
     def linear(self, name: str, n: int, k: int, *, bias: bool = False) -> Tensors:
-        """Yield an FP8 weight `[N, K]`, its scales, and perhaps its bias `[N]`."""
+        """Yield an FP8 weight `[N, K]`, its scales, and its bias `[N]` if `bias`."""
         weight = torch.randn(n, k, device=device()) * SPREAD
         yield f"{name}.weight", weight.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
         yield from self.scales(name, n, k)
@@ -35,7 +35,7 @@ class Fp8Scheme:
 
 
 def device() -> str:
-    """Return where tensors are made."""
+    """Return the device on which tensors are made."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -45,7 +45,7 @@ def normal(*shape: int) -> torch.Tensor:
 
 
 def _scale(k: int, *shape: int) -> torch.Tensor:
-    """Return FP32 scales around the one by which sums of K products are as large as one factor."""
+    """Return FP32 scales around the value that makes sums of K products about as large as the inputs."""
     return (0.5 + torch.rand(shape, device=device())) * k**-0.5 / SPREAD
 
 
@@ -74,7 +74,7 @@ def _fp8_block(block: int) -> dict[str, Any]:
 
 
 def _compressed_tensors(weights: str, activations: str | None, *, dynamic: bool = True) -> dict[str, Any]:
-    """Return the part of config.json for weights and activations of these strategies."""
+    """Return the quantization config for weights and activations of these strategies."""
     group = {
         "targets": ["Linear"],
         "weights": {**_WEIGHTS, "strategy": weights},

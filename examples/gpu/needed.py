@@ -1,4 +1,4 @@
-"""torch, for the scripts here; without it, they say so in one line."""
+"""Check that torch is installed, which the scripts here need; if not, exit with one line that says so."""
 
 import sys
 

@@ -1,11 +1,10 @@
-"""Which kernels one quantized and padded activation takes, how long each runs, and at what share of the bandwidth.
+"""List the kernels that quantize and pad one activation, with their times and shares of the bandwidth.
 
     python examples/gpu/profile_launches.py -o docs/benchmarks/launches-h100.json
 
-The PyTorch profiler lists the kernels of vLLM's own path and of fp8pad's, both of which start from the same unaligned
-activation; and of both where the activation has its padding already, as it has inside an MLP. The limit is each value
-read once and each result written once, at the speed of a large copy on this device. Beside it, for how long an eager
-call keeps the host, which is what counts where the device waits for work.
+The PyTorch profiler lists the kernels of vLLM's own path and of fp8pad's, for one unaligned activation and for one that
+is padded already, as inside an MLP. The limit is each value read once and each result written once, at the speed of a
+large copy on this device. The host time of an eager call is what counts when the device waits for work.
 """
 
 import argparse
@@ -34,7 +33,7 @@ CALLS_IN_A_ROW = 20
 
 
 def kernels_of(run: Callable[[], Any]) -> list[dict[str, Any]]:
-    """Return the device's work for one call of `run`: names in order, and the shortest time each took in `REPEATS`."""
+    """Return the kernels of one call of `run`, in order, each with its shortest time in `REPEATS` calls."""
     run()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -56,7 +55,7 @@ def kernels_of(run: Callable[[], Any]) -> list[dict[str, Any]]:
 
 
 def host_us(run: Callable[[], Any]) -> float:
-    """Return for how long one call keeps the host, eager: the median over `HOST_REPEATS` of a few calls in a row."""
+    """Return the host time of one eager call: the median over `HOST_REPEATS` of the mean of a few calls in a row."""
     samples = []
     for _ in range(HOST_REPEATS):
         start = time.perf_counter()
@@ -99,14 +98,14 @@ def profile_shape(num_tokens: int, k: int, limit_gb_per_s: float) -> dict[str, A
 
 
 def into_zeros(x: torch.Tensor, padded_k: int) -> torch.Tensor:
-    """Quantize as the runtime does with few values: by vLLM's operator, into a tensor of zeros."""
+    """Quantize as the runtime does for few values: with vLLM's operator, into a tensor of zeros."""
     x_fp8 = x.new_zeros((x.shape[0], padded_k), dtype=torch.float8_e4m3fn)
     vllm_ops.scaled_fp8_quant(x, use_per_token_if_dynamic=True, output=x_fp8[:, : x.shape[1]])
     return x_fp8
 
 
 def main() -> None:
-    """Parse, profile, write."""
+    """Profile all shapes and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Draw the charts of docs/benchmarks and fill the tables of the pages in docs from the results beside them.
+"""Draw the charts of docs/benchmarks and fill the tables of the pages in docs from the results in that folder.
 
     python examples/gpu/report.py
 
 Needs matplotlib, no GPU. Text between `<!-- NAME -->` and `<!-- end -->` in a page is replaced by the table of the
-results in `docs/benchmarks/NAME.json`; everything else there is written by hand.
+results in `docs/benchmarks/NAME.json`; everything else is written by hand.
 """
 
 import json
@@ -22,7 +22,7 @@ SHOWN_TOKENS = (1, 64, 1024, 16384)
 FORMS = ("stock", "runtime", "absorbed")
 ALONE = ("stock, one rank", "runtime, one rank")
 CANDIDATES = ("aligned", "vllm", "runtime", "kept", "absorbed")
-# Ways to quantize an activation: one that is unaligned, and one that has its padding already.
+# Ways to quantize an activation that is unaligned, and one that is padded already ("kept").
 LAUNCH_PATHS = {
     "vllm": "vLLM",
     "fp8pad": "fp8pad",
@@ -30,7 +30,7 @@ LAUNCH_PATHS = {
     "vllm_kept": "vLLM, padding kept",
     "fp8pad_kept": "fp8pad, padding kept",
 }
-# What kernels do, by a pattern in their names; the first that fits.
+# What kernels do, by the first pattern that matches their names.
 KERNEL_GROUPS = (
     ("fused by Inductor", "^triton_"),
     ("between ranks", "(?i)nccl|all_reduce"),
@@ -51,14 +51,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def machine_line(document: dict[str, Any]) -> str:
-    """Say on what, with what and when."""
+    """Return the device, the versions and the date as one line."""
     machine = document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return f"{machine['device']}; {versions}; {machine['date']}."
 
 
 def layers(document: dict[str, Any], chart: Path) -> str:
-    """Show each layer at a few numbers of tokens, and the summary of all."""
+    """Return a table of each layer at a few numbers of tokens, after a summary of all; draw the chart."""
     report = read_report(document)
     draw_layers(report, chart)
     kinds = [kind for kind in CANDIDATES[1:] if kind in report.cases[0].timings]
@@ -86,7 +86,7 @@ def layers(document: dict[str, Any], chart: Path) -> str:
 
 
 def launches(document: dict[str, Any], _: Path) -> str:
-    """Show kernels, time and bandwidth of quantizing and padding."""
+    """Return a table of the kernels, time and bandwidth of quantizing and padding."""
     rows = []
     for row in document["rows"]:
         cells: list[object] = [row["num_tokens"], f"{row['k']} -> {row['padded_k']}"]
@@ -105,7 +105,7 @@ def launches(document: dict[str, Any], _: Path) -> str:
 
 
 def compiled_forms(document: dict[str, Any], chart: Path) -> str:
-    """Show the compiled tail of an MLP in its three forms."""
+    """Return a table of the compiled tail of an MLP in its three forms; draw the chart."""
     rows = []
     for case in document["cases"]:
         aligned, native, operator = (case["timings"][name]["median_us"] for name in ("aligned", "native", "operator"))
@@ -143,7 +143,7 @@ def _draw_forms(document: dict[str, Any], chart: Path) -> None:
 
 
 def schemes(document: dict[str, Any], _: Path) -> str:
-    """Show how each checkpoint's forms answer: as the original to the last bit, nearly so, or not at all."""
+    """Return a table of how far the answers of each checkpoint's forms equal the original's, or that it is refused."""
     rows = []
     for row in document["models"]:
         scales = ", ".join([f"per {scheme}" for scheme in row["scales"]] + ["static"] * row["static"])
@@ -173,7 +173,7 @@ def _form(form: dict[str, Any]) -> str:
 
 
 def whole_models(document: dict[str, Any], _: Path) -> str:
-    """Show how far answers agree, then how long they take."""
+    """Return tables of how far answers agree, then of how long they take."""
     agreement = [
         (
             run["model"],
@@ -246,7 +246,7 @@ def _figure_name(row: dict[str, Any]) -> str:
 
 
 def _timed(timings: dict[str, Any], kind: str) -> str:
-    """Show a median, its quartiles, and how far it is from stock's where the quartiles of both lie apart."""
+    """Return a median with its quartiles, and the change from stock's if their quartile ranges do not overlap."""
     if kind not in timings:
         return "-"
     this = timings[kind]
@@ -266,7 +266,7 @@ TABLES: dict[str, Callable[[dict[str, Any], Path], str]] = {
 
 
 def main() -> None:
-    """Replace every marked part of each page whose results are there."""
+    """Replace every marked part of each page for which there are results."""
 
     def filled(match: re.Match[str]) -> str:
         results = DOCS / "benchmarks" / f"{match[1]}.json"

@@ -1,12 +1,12 @@
-"""Serves many FP8 checkpoints three ways, original, padded and absorbed, and compares what each answers, bit by bit.
+"""Serve many FP8 checkpoints in three forms, original, padded and absorbed, and compare their answers bit by bit.
 
     python examples/gpu/schemes.py MODEL... -o docs/benchmarks/schemes-h200.json
 
 A MODEL is a checkpoint, or the name of a synthetic one (see synthetic.py). The original and the absorbed form are
-served without fp8pad's plugin. Where vLLM refuses the original there is nothing to compare with, and the forms that it
-serves are compared with each other; if it is several ranks that refuse it, with the original on one rank, where equal
-bits are not to be expected, and the padded form on one rank, where they are. Exit status 1 if an eager answer differs
-that should not. Needs fp8pad installed next to vLLM.
+served without fp8pad's plugin. If vLLM refuses the original, the forms that it serves are compared with each other; if
+it refuses it only on several ranks, with the original on one rank, where bitwise equality is not expected, and so is
+the padded form on one rank, where it is expected. Exit status 1 if an eager answer differs where bitwise equality is
+expected. Needs fp8pad installed next to vLLM.
 """
 
 import argparse
@@ -28,26 +28,26 @@ from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 
-# Batches that every form runs: seeds, prompts in the batch, tokens in each.
+# Batches that every form runs: seed, prompts in the batch, tokens per prompt.
 BATCHES = ((1, 1, 1), (2, 1, 7), (3, 5, 33), (4, 16, 100))
 # Tiny checkpoints have short position embeddings; images of real sizes take hundreds of tokens each.
 MAX_MODEL_LEN = 160
 MAX_MODEL_LEN_WITH_IMAGES = 2048
 
 
-# What a form is called where it is served on one rank beside others on several.
+# The suffix of a form that is served on one rank in addition to others on several.
 ALONE = ", one rank"
 
 
 class Servers:
-    """Engines without plugins and with, started when they are needed, each replaced after a failure."""
+    """Engines without plugins and with plugins, started when needed, each replaced after a failure."""
 
     def __init__(self, start_engine: Callable[[bool], Engine]) -> None:
         self._start_engine = start_engine
         self._engines: dict[bool, Engine] = {}
 
     def answers(self, model: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Serve a checkpoint and return its answers, or why there are none."""
+        """Serve a checkpoint and return its answers, or why it is refused."""
         stock = not needs_plugin(model)
         if stock not in self._engines:
             self._engines[stock] = self._start_engine(stock)
@@ -71,7 +71,7 @@ class Servers:
 
 
 def compared(forms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Compare the answers of each form with those of the first that has any."""
+    """Compare the answers of each form with those of the first form that has any."""
     candidates = ("stock", f"stock{ALONE}", *KINDS)
     reference = next((kind for kind in candidates if "answers" in forms.get(kind, {})), None)
     result: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def compared(forms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def compare_all(models: Sequence[str], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield the comparison of each model as it is done, `arguments.jobs` models at a time."""
+    """Yield the comparison of each model, in order, with `arguments.jobs` models at a time."""
     num_ranks = arguments.tensor_parallel_size * arguments.pipeline_parallel_size
     alone = {"enforce_eager": True, "max_model_len": MAX_MODEL_LEN, "kv_cache_memory_bytes": 256 << 20}
     sizes = {name: getattr(arguments, name) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
@@ -138,7 +138,7 @@ def _servers(number: int, start_engine: Callable[[bool], Engine]) -> Iterator["S
 
 
 def _scheme(model: Path) -> dict[str, Any]:
-    """Return how the original is quantized: its method, what its scales belong to, and whether activations have any."""
+    """Return how the original is quantized: method, granularity of scales, and whether activation scales are static."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     return {
@@ -150,7 +150,7 @@ def _scheme(model: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Parse, compare, write."""
+    """Compare all models and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--jobs", type=int, default=6, help="models at a time")
@@ -171,7 +171,7 @@ def main() -> int:
 
 
 def _is_right(kind: str, form: Mapping[str, Any]) -> bool:
-    """Return whether a form answers as it should: several ranks are not to answer as one, bit for bit."""
+    """Return whether a form's answers are right; those of several ranks need not equal those of one bitwise."""
     agreement = form.get("agreement")
     if agreement is None or agreement["compared_with"].endswith(ALONE) > kind.endswith(ALONE):
         return True

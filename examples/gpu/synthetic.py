@@ -1,8 +1,8 @@
-"""Writes FP8 checkpoints of real sizes and random weights.
+"""Write FP8 checkpoints of real sizes and random weights.
 
     python examples/gpu/synthetic.py llama-13653 /tmp/models/llama-13653
 
-What they answer means nothing, but how fast, and whether two servers agree to the last bit, does not depend on that.
+Their outputs mean nothing, but their speed, and whether two servers agree bitwise, does not depend on that.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class VisionTower:
         yield from linear("visual.merger.mlp.2", self.out_hidden, 4 * self.hidden, bias=True)
 
     def config(self) -> dict[str, Any]:
-        """Return its sizes as `vision_config` names them."""
+        """Return the `vision_config` with its sizes."""
         return {
             "model_type": "qwen2_5_vl_vision",
             "depth": self.depth,
@@ -79,7 +79,7 @@ SPECIAL_TOKENS = (
 
 
 def write_decoder(out_dir: Path, decoder: Decoder) -> None:
-    """Write a checkpoint of a decoder alone."""
+    """Write a checkpoint of a decoder without other parts."""
     scheme, exceptions = decoder.scheme, decoder.not_converted()
     if exceptions:
         scheme = replace(
@@ -154,8 +154,8 @@ _SMALL: Mapping[str, int] = {"layers": 2, "heads": 4, "kv_heads": 2, "vocabulary
 _SMALL_TOWER = VisionTower(256, 128, 172, 2, 2, (1,))
 
 
-# Each model, and the same with all but its unaligned sizes made small. transformers wants the number of heads to divide
-# the hidden size, and vLLM's Qwen2 takes hidden size / heads for the size of a head, whatever the config says.
+# Each model, and a tiny version of it with unaligned sizes too. transformers requires that the number of heads divides
+# the hidden size, and vLLM's Qwen2 uses hidden size / heads as the size of a head, whatever the config says.
 _DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
     "llama-13653": (Decoder(4096, 13653), Decoder(256, 213, **_SMALL)),
     "llama-13652": (Decoder(4096, 13652), Decoder(256, 212, **_SMALL)),
@@ -172,8 +172,8 @@ _DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
         for name in SCHEMES
         if name != "channel"
     },
-    # Scales per block: Qwen2.5-72B's sizes, half of which begin inside a block; DeepSeek-V2-Lite's dense layer; and a
-    # shared expert of Step-3.5's size, a quarter of which does.
+    # Scales per block: Qwen2.5-72B's sizes, where the second half begins inside a block; DeepSeek-V2-Lite's dense
+    # layer; and a shared expert of Step-3.5's size, where quarters begin inside a block.
     "llama-29568-block": (
         Decoder(8192, 29568, 3, heads=64, scheme=_BLOCK),
         Decoder(256, 384, **_SMALL, scheme=_BLOCK),
@@ -186,7 +186,7 @@ _DECODERS: Mapping[str, tuple[Decoder, Decoder]] = {
         SharedExpertDecoder(4096, 1280, 4, qkv_bias=True, scheme=_BLOCK),
         SharedExpertDecoder(256, 192, **_SMALL, qkv_bias=True, scheme=_BLOCK, routed=512, experts=4),
     ),
-    # Experts of Qwen3.6-35B-A3B's size, an eighth of which is half a block, and of Step-3.5-Flash's; fewer of them.
+    # Experts of the size of Qwen3.6-35B-A3B, an eighth of which is half a block, and of Step-3.5-Flash; but fewer.
     "qwen3.6-512-block": (
         GatedDeltaDecoder(
             2048, 512, 4, heads=16, kv_heads=2, head_dim=256, scheme=_BLOCK, routed=512, experts=32, experts_per_token=8
@@ -224,7 +224,7 @@ MODELS = (*_DECODERS, _VISION)
 
 
 def write_model(name: str, out_dir: Path, seed: int = 0, *, tiny: bool = False) -> None:
-    """Write one of `MODELS`; `tiny` keeps what is unaligned and makes the rest small, to try a script on a CPU."""
+    """Write one of `MODELS`, or its tiny version, which is unaligned too, to try a script on a CPU."""
     torch.manual_seed(seed)
     if name != _VISION:
         write_decoder(out_dir, _DECODERS[name][tiny])

@@ -1,10 +1,10 @@
-"""Whole models on this GPU: do stock vLLM, the runtime and an absorbed checkpoint answer alike, and how fast?
+"""Whole models on this GPU: do stock vLLM, the runtime and an absorbed checkpoint give equal answers, and how fast?
 
     python examples/gpu/whole_models.py -o docs/benchmarks/whole-models-h100.json --modes eager compiled
 
-Writes synthetic checkpoints of real sizes, converts them twice, serves all forms of all models side by side, each in a
-process of its own, and runs them in turn. Exit status 1 if an eager answer differs in a token or in any bit of a
-logprob; compiled answers are compared too, and by how much they differ is reported. Needs fp8pad and vLLM in one
+Writes synthetic checkpoints of real sizes, converts them twice, serves all forms of all models at the same time, each
+in a process of its own, and runs them in turn. Exit status 1 if an eager answer differs in a token or in any bit of a
+logprob; compiled answers are compared too, and their differences are reported. Needs fp8pad and vLLM in one
 environment.
 """
 
@@ -25,7 +25,7 @@ from checkpoints import make_checkpoints, needs_plugin, parse, served_by
 from engine import Engine, EngineError, options_for, prompt_ids
 from synthetic import MODELS
 
-# Batches that every engine runs: seeds, prompts in the batch, tokens in each.
+# Batches that every engine runs: seed, prompts in the batch, tokens per prompt.
 SHORT_BATCHES = [
     (seed, batch, length) for seed in (1, 2, 3) for batch, length in ((1, 7), (1, 512), (5, 33), (16, 130))
 ]
@@ -42,11 +42,11 @@ Engines = Mapping[str, Engine]
 
 @contextmanager
 def served(paths: Mapping[str, Mapping[str, Path]], options: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Any]]]:
-    """Start an engine for each form of each model, all at once, and yield engines and what they say of themselves.
+    """Start an engine for each form of each model, all at once, and yield the engines with their layer counts.
 
-    Only the runtime's may load plugins. A model's absorbed form is left out where it is padded too; a form that vLLM
-    refuses is, with its reason. Beside compiled engines is an eager one of the original, to show how much compiling
-    changes by itself.
+    Only the runtime's engine may load plugins. An absorbed form that is padded too is left out; a form that vLLM
+    refuses has the reason instead of an engine. For compiled engines, an eager one of the original is added, to show
+    how much compiling changes by itself.
     """
     forms = [
         (name, kind, path)
@@ -74,7 +74,7 @@ def served(paths: Mapping[str, Mapping[str, Path]], options: Mapping[str, Any]) 
 
 
 def measure(engines: Engines, samples: int, *, images: bool) -> list[dict[str, Any]]:
-    """Time every engine in turn, `samples` times, at each length of prompt and each batch."""
+    """Time every engine in turn, `samples` times, at each prompt length and batch size."""
     rows = []
     for length in TTFT_TOKENS:
         timings = _in_turn(engines, samples, "seconds", max_tokens=1, prompts=[prompt_ids(length, 1)])
@@ -89,7 +89,7 @@ def measure(engines: Engines, samples: int, *, images: bool) -> list[dict[str, A
 
 
 def _step_times(engines: Engines, samples: int, batch: int) -> dict[str, list[float]]:
-    """Return the time per token after the first: of a whole answer, less the median of one that ends there."""
+    """Return the time per token after the first: that of a whole answer, less the median of one-token answers."""
     prompts = [prompt_ids(16, number) for number in range(batch)]
     first = _in_turn(engines, samples, "seconds", max_tokens=1, prompts=prompts)
     whole = _in_turn(engines, samples, "seconds", max_tokens=1 + TPOT_STEPS, prompts=prompts)
@@ -97,7 +97,7 @@ def _step_times(engines: Engines, samples: int, batch: int) -> dict[str, list[fl
 
 
 def _in_turn(engines: Engines, samples: int, request: str, **arguments: Any) -> dict[str, list[float]]:
-    """Run a request on each engine in turn, twice for nothing, then `samples` times, and return the seconds of each."""
+    """Run a request on each engine in turn, twice to warm up, then `samples` times, and return the seconds of each."""
     for engine in engines.values():
         for _ in range(2):
             engine.run(request, **arguments)
@@ -118,13 +118,13 @@ def _summary_ms(seconds: list[float]) -> dict[str, float]:
 
 
 def profile(engines: Engines) -> dict[str, Any]:
-    """Return the GPU time of one long prompt by kernel, engine by engine."""
+    """Return the GPU time of one long prompt by kernel, for each engine."""
     arguments = {"prompts": [prompt_ids(PROFILED_TOKENS, 1)], "max_tokens": 1, "times": 3}
     return {kind: engine.run("kernel_us", **arguments) for kind, engine in engines.items()}
 
 
 def main() -> int:
-    """Parse, serve, compare, measure, write."""
+    """Serve, compare and measure all models, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--models",
@@ -187,7 +187,7 @@ def _one_run(name: str, mode: str, started: Mapping[str, Any], arguments: argpar
 
 
 def _is_equal(run: Mapping[str, Any]) -> bool:
-    """Return whether all forms answer as stock does; where it refuses, absorbed neurons may be on other ranks."""
+    """Return whether all answers equal stock's; not required if stock is refused: neurons may be on other ranks."""
     if "refused" in run["layers"]["stock"]:
         return True
     return all(agreement["num_identical"] == agreement["num_answers"] for agreement in run["agreement"].values())
