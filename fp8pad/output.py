@@ -25,11 +25,11 @@ from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
 
 @dataclass(slots=True)
 class Output:
-    """A checkpoint that is being written; `resumed` are shards that an earlier run had finished.
+    """A checkpoint that is being written; `resumed` are shards that an earlier run finished.
 
-    `notes` are sentences on what stays in the staging folder in the end; fp8pad.json has `record_bytes`. Where
-    `is_there`, an earlier run has published it already, as far as names, sizes and texts tell: its bytes are compared
-    instead of written.
+    `notes` are sentences about what is left in the staging folder at the end; `record_bytes` is the size of
+    fp8pad.json. If `is_there`, names, sizes and texts suggest that an earlier run published it already: its bytes are
+    compared instead of written.
     """
 
     contents: Contents
@@ -43,16 +43,16 @@ class Output:
 
     @property
     def out_dir(self) -> Path:
-        """The destination, without symbolic links."""
+        """The destination, with symbolic links resolved."""
         return self.writer.staging.out_dir
 
     @property
     def written_bytes(self) -> int:
-        """Bytes of all files, once they are written: none is looked at, since nothing may fail after publishing."""
+        """Bytes of all files once written; no file is looked at, since nothing may fail after publishing."""
         return sum(sizes.size for sizes in self.contents.files.values()) + self.record_bytes
 
     def write_files(self, progress: Progress) -> dict[str, Hashes]:
-        """Write shards and other files; return their hashes, or nothing where they were not asked for."""
+        """Write shards and other files; return their hashes, or nothing if hashes were not asked for."""
         if self.is_there:
             return self._compare_files(progress)
         contents, source, writer = self.contents, self.contents.source, self.writer
@@ -67,7 +67,7 @@ class Output:
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
 
     def _compare_files(self, progress: Progress) -> dict[str, Hashes]:
-        """Return the hashes that are asked for or recorded; `OutputError` if a file is not what would be written."""
+        """Return hashes if asked for or recorded; raise `OutputError` if a file differs from what would be written."""
         source, target, record = self.contents.source, self.out_dir, self._record_there()
         progress.say(f"{target}: seems complete; comparing its bytes")
         is_recorded = record is not None and any(entry.sha256 for entry in record.files.values())
@@ -113,9 +113,9 @@ class Output:
         return work_on_all(sent, self.contents.layouts, options, progress)
 
     def write_texts(self, record: CheckpointRecord | None = None) -> None:
-        """Write the text files, the one without which nothing can be loaded last, and the record before them.
+        """Write the record, then the text files, config.json last: without it nothing can be loaded.
 
-        Where the files are there, the record, with its hashes, has to be that one.
+        If the files exist already, raise `OutputError` unless their record, hashes included, equals `record`.
         """
         if self.is_there:
             if record != self._record_there():
@@ -129,7 +129,7 @@ class Output:
             self.writer.write_text(file, encoded(text()))
 
     def publish(self) -> Replaced | None:
-        """Put what was written in the place of `out_dir`; return what was replaced."""
+        """Move what was written to `out_dir`; return what was replaced."""
         contents, writer, staging, replaced = self.contents, self.writer, self.writer.staging, None
         check_unchanged(contents.source)
         if not self.is_there:
@@ -144,7 +144,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class SentWriter:
-    """Writes shards as a `Writer` does into the staging folder of `out_dir`, which another process holds."""
+    """Writes shards like a `Writer` into the staging folder of `out_dir`, which another process has locked."""
 
     source: SentCheckpoint
     out_dir: str
@@ -157,6 +157,6 @@ class SentWriter:
 
 
 def label_of(layouts: Iterable[ShardLayout], options: WriteOptions) -> str:
-    """Name the step whose bytes are counted: more than the files have, where they are read back too."""
+    """Return the name of the step whose bytes are counted; bytes that are read back are counted again."""
     label = "unpadding" if any(layout.unpads for layout in layouts) else "padding"
     return label if options.verify == "none" else f"{label} and reading back"

@@ -1,4 +1,4 @@
-"""From JSON to frozen dataclasses, by their type hints, strictly."""
+"""Strict reading of JSON into frozen dataclasses, by their type hints."""
 
 import json
 import sys
@@ -16,33 +16,33 @@ T = TypeVar("T")
 Size = Annotated[int, range(2**63), "a size"]
 PositiveSize = Annotated[int, range(1, 2**63), "a positive size"]
 
-# Of a field that is in every file although it has a default: a file without it is damaged.
+# Metadata of a field that has a default but is in every file: a file without it is damaged.
 ALWAYS_WRITTEN = {"always written": True}
 
-MAX_SHARED = 16  # entries of an object that may be shared, and of a list in it: those for one tensor have six
+MAX_SHARED = 16  # entries of an object that may be shared, or of a list in it; objects for one tensor have six
 _CONTAINERS = frozenset({list, dict})
-MAX_NESTING = 100  # levels of objects and lists; recursion, which copies and writes them, stays far from its limit
+MAX_NESTING = 100  # levels of objects and lists, far below the recursion limit of what copies and writes them
 
-# Lists and objects take up to 90 bytes of memory each, and two characters of text: beyond the first, each has to have
-# some text of its own. In headers and records of the shortest names, each has 13 characters; in real ones, 28 and more.
+# A list or object takes up to 90 bytes of memory, but only two characters of text: beyond the first 100,000, each needs
+# some text of its own. In headers and records with the shortest names, each has 13 characters; in real ones, 28 or more.
 _FREE_CONTAINERS, _CONTAINER_CHARACTERS = 100_000, 12
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads one kind of file; what is malformed raises `error`, naming the place, what was expected and what found.
+    """Reads one kind of file; malformed input raises `error`, with the place, what was expected and what was found.
 
-    In files that are written by hand, a key that is not known is an error.
+    In files that are written by hand, an unknown key is an error.
     """
 
     error: type[Fp8padError]
     is_by_hand: bool = False
 
     def parse_json(self, text: str, where: str, shares: bool = False) -> Any:
-        """Return what JSON text says; if it `shares`, small objects that say the same are one object.
+        """Parse JSON text; with `shares`, small equal objects become one object.
 
-        What could not be written again is refused, too: what nests deeper than `MAX_NESTING`, has an escape of half a
-        surrogate pair, which no UTF-8 stands for, or a number such as 1e999. See `check_density` for what else.
+        JSON that could not be written again is refused too: nesting deeper than `MAX_NESTING`, the escape of a lone
+        surrogate, which UTF-8 cannot encode, or a number such as 1e999. `check_density` refuses more.
         """
         try:
             return _parsed(text, _sharing() if shares else None)
@@ -50,7 +50,7 @@ class Reader:
             raise self.error(f"{where}: not JSON: {error}") from error
 
     def read_versioned(self, kind: type[T], value: Any, version: int, where: str) -> T:
-        """Read `kind` from an object whose `format_version` is the one that is known."""
+        """Read `kind` from an object whose `format_version` must be `version`."""
         found = value.get("format_version") if isinstance(value, dict) else version
         if type(found) is not int or found != version:
             raise self.error(f"{where}: format_version: expected {version}, got {shown(found)}")
@@ -60,9 +60,9 @@ class Reader:
         """Turn parsed JSON into `kind`, however nested: a dataclass, a mapping from strings, a tuple, `X | None`, a
         `Literal`, an `int` annotated with its range and a name for it, another scalar, or `Any`.
 
-        Every field must be there and of its type, unless it may be None or has a default and is not `ALWAYS_WRITTEN`.
-        A bool is no int, and floats must be finite. Other keys are ignored, so that later versions may add some. A
-        `ValueError` of the dataclass itself is an error of the file.
+        Every field must be present and of its type, unless it may be None or has a default and is not `ALWAYS_WRITTEN`.
+        A bool is not an int, and floats must be finite. Other keys are ignored in files that are not written by hand,
+        so that later versions may add some. A `ValueError` raised by the dataclass itself is an error in the file.
         """
         try:
             return cast("T", _read(kind, value, self.is_by_hand))
@@ -71,7 +71,7 @@ class Reader:
 
 
 def check_density(parts: Iterable[str]) -> None:
-    """Raise `ValueError` for JSON of so many lists and objects that the size of its text does not bound its memory."""
+    """Raise `ValueError` if JSON has so many lists and objects that the size of its text does not bound its memory."""
     length = count = 0
     for part in parts:
         length += len(part)
@@ -81,7 +81,7 @@ def check_density(parts: Iterable[str]) -> None:
 
 
 def check_fields(found: object, error: type[Fp8padError]) -> None:
-    """Raise `error` where a field of a dataclass is not what `Reader.read` would take for it; a tuple is a list."""
+    """Raise `error` if a field of a dataclass has a value that `Reader.read` would refuse; tuples count as lists."""
     for name, kind, _ in _fields_of(cast("Any", type(found))):
         value = getattr(found, name)
         try:
@@ -91,7 +91,7 @@ def check_fields(found: object, error: type[Fp8padError]) -> None:
 
 
 class _MalformedError(Exception):
-    """What is wrong with a value; `path` leads to it, from the inside out."""
+    """What is wrong with a value; `path` leads to it, innermost part first."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
@@ -99,7 +99,7 @@ class _MalformedError(Exception):
 
     @property
     def place(self) -> str:
-        """Where in what is read the value is."""
+        """Where in the document the value is."""
         return "".join(f"[{part}]" if isinstance(part, int) else f": {part}" for part in reversed(self.path))
 
 
@@ -162,7 +162,7 @@ def _read_mapping(inner: Any, value: Any, is_by_hand: bool) -> dict[str, Any]:
     document = _expect(isinstance(value, dict), "an object", value)
     found: dict[int, Any] = {}
     for key, item in document.items():
-        if id(item) not in found:  # what is shared, as an entry of each of a hundred thousand tensors, is read once
+        if id(item) not in found:  # an object that is shared, by the entries of many tensors for example, is read once
             found[id(item)] = _at(key, inner, item, is_by_hand)
     return {key: found[id(item)] for key, item in document.items()}
 
@@ -212,7 +212,7 @@ def _float(text: str) -> float:
 
 
 def _sharing() -> Callable[[dict[str, Any]], Any]:
-    """Return what replaces an object by an equal one that was there before; inner ones have been replaced by then."""
+    """Return an object hook that replaces an object with an equal earlier one; inner objects were replaced before."""
     known: dict[object, dict[str, Any]] = {}
 
     def share(found: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _sharing() -> Callable[[dict[str, Any]], Any]:
 
 
 def _is_deep(values: list[Any]) -> bool:
-    """Return whether a list is long or holds others: each object around it would look at all of it once more."""
+    """Return whether a list is long or has containers in it: each enclosing object would read all of it again."""
     return len(values) > MAX_SHARED or not _CONTAINERS.isdisjoint(map(type, values))
 
 

@@ -46,7 +46,7 @@ class AxisActions:
 
     @classmethod
     def where_larger(cls, done: Disposition, old: Shape, new: Shape) -> "AxisActions":
-        """Return what was `done` to each axis along which a tensor of `old` shape has become larger."""
+        """Return `done` for each axis of a matrix that is larger in `new` than in `old`, else "aligned"."""
         sizes = zip(as_matrices(old)[1:], as_matrices(new)[1:], strict=True)
         return cls(*(done if size != new_size else "aligned" for size, new_size in sizes))
 
@@ -57,7 +57,7 @@ class AxisActions:
 
     @property
     def both(self) -> tuple[Disposition, Disposition]:
-        """What is done to N, and to K."""
+        """What is done to N and to K."""
         return self.n, self.k
 
 
@@ -115,9 +115,9 @@ class PaddedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the user asked for; `alignment` "auto" is 16, or the scale block, and a name is what those kernels ask for.
+    """What the user asked for; `alignment` "auto" is 16, or the scale block; a name is what those kernels require.
 
-    `skip` are globs of module names that are carried unchanged. Raises `UsageError` for what a record cannot hold.
+    `skip` are globs of modules that are carried unchanged. Raises `UsageError` for values that a record cannot hold.
     """
 
     alignment: Alignment = field(default="auto", metadata=ALWAYS_WRITTEN)
@@ -132,7 +132,7 @@ class Policy:
         check_fields(self, UsageError)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of every document that holds a policy; `skip` is left out where it is empty."""
+        """Return the JSON object for documents that include a policy; `skip` is omitted if it is empty."""
         return _without(asdict(self), ())
 
 
@@ -148,7 +148,7 @@ class ConfigEdit:
 
 @dataclass(frozen=True, slots=True)
 class BaseSource:
-    """Where the original quantization config stood: a dotted `key` of `file`, or the whole file where it is None."""
+    """Where the original quantization config was: at a dotted `key` of `file`, or the whole file if `key` is None."""
 
     file: str
     key: str | None
@@ -156,9 +156,9 @@ class BaseSource:
 
 @dataclass(frozen=True, slots=True)
 class ModuleRecord:
-    """What the runtime knows of one Linear, `[N, K]` each: the shape the config asks for, the one on disk.
+    """What the runtime knows about one Linear, each as `[N, K]`: the config's shape, the one on disk, the alignment.
 
-    `inner` is the axis that lies inside an MLP, between up and down, if one does.
+    `inner` is the axis that is inside an MLP, between up and down, if any.
     """
 
     logical_shape: tuple[PositiveSize, PositiveSize]
@@ -190,7 +190,7 @@ class QuantizationRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that config.json carries."""
-        modules = {module: module.to_json() for module in set(self.modules.values())}  # many are alike
+        modules = {module: module.to_json() for module in set(self.modules.values())}  # many are equal
         return {
             "quant_method": QUANT_METHOD,
             "format_version": FORMAT_VERSION,
@@ -212,7 +212,7 @@ class _ShardRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """Sizes in bytes of one file before and after, and hashes where they were asked for."""
+    """Sizes in bytes of one file before and after converting, and hashes if they were asked for."""
 
     source_size: Size
     size: Size
@@ -222,7 +222,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """`fp8pad.json`: everything that verify, unpad and inspect need to know of what was done."""
+    """`fp8pad.json`: everything that verify, unpad and inspect need to know about what was done."""
 
     fp8pad_version: str
     policy: Policy
@@ -233,7 +233,7 @@ class CheckpointRecord:
     files: Mapping[str, FileRecord]
 
     def text_parts(self) -> Iterator[str]:
-        """Yield the text of `fp8pad.json` in parts: of a large checkpoint it takes more memory than all its headers."""
+        """Yield the text of `fp8pad.json` in parts: it can take more memory than all headers of a large checkpoint."""
         document: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "fp8pad_version": self.fp8pad_version,
@@ -260,9 +260,9 @@ def plugin_config(config: Json) -> Json | None:
 
 
 def quantization_method(document: Json) -> str | None:
-    """Return the method that a quantization config names, spelt as vLLM does, or implies; None if it does neither.
+    """Return the method that a quantization config names or implies, as vLLM spells it; None if it does neither.
 
-    ModelOpt's own files say which algorithm instead, and early ones of compressed-tensors nothing. Source:
+    ModelOpt's own files name an algorithm instead, and early compressed-tensors configs name nothing. Source:
     `_normalize_quantization_config` in vLLM's transformers_utils/model_arch_config_convertor.py.
     """
     if isinstance(method := document.get("quant_method"), str):
@@ -273,12 +273,12 @@ def quantization_method(document: Json) -> str | None:
 
 
 def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
-    """Return one entry of `tensors` in `fp8pad.json`; optional fields are left out where they say nothing."""
+    """Return one entry of `tensors` in `fp8pad.json`; optional fields are omitted if they are None."""
     return _without(asdict(tensor), None)
 
 
 def _tensors_parts(tensors: Mapping[str, PaddedTensor]) -> Iterator[str]:
-    """Yield what stands inside of `tensors` as JSON; many tensors have a few dozen shapes, each spelled once."""
+    """Yield the entries of `tensors` as JSON; many tensors have a few dozen shapes, each of which is encoded once."""
     distinct = set(tensors.values())
     entries = {tensor: json.dumps(tensor_to_json(tensor), indent=1).replace("\n", "\n  ") for tensor in distinct}
     lines = (f"  {json.dumps(name, ensure_ascii=False)}: {entries[tensor]}" for name, tensor in tensors.items())
@@ -297,7 +297,7 @@ def shard_metadata(logical_shapes: Mapping[str, Shape]) -> str:
 
 
 def parse_shard_metadata(text: str, file: str) -> dict[str, Shape]:
-    """Return the logical shape of each tensor named in a shard's `fp8pad` metadata; `RecordError` if it is not one."""
+    """Return the logical shape of each tensor in a shard's `fp8pad` metadata; `RecordError` if it is malformed."""
     where = f"{file}: __metadata__.{METADATA_KEY}"
     shard = _READER.read_versioned(_ShardRecord, _READER.parse_json(text, where), FORMAT_VERSION, where)
     return {name: tensor.logical_shape for name, tensor in shard.tensors.items()}
@@ -321,6 +321,6 @@ def _check_larger(logical: Shape, padded: Shape) -> None:
 
 
 def _without(document: dict[str, Any], nothing: object) -> dict[str, Any]:
-    """Leave out entries, of inner objects too, whose value says nothing."""
+    """Return `document` without the entries, of inner objects too, whose value is `nothing`."""
     kept = ((key, value) for key, value in document.items() if value != nothing)
     return {key: _without(value, nothing) if isinstance(value, dict) else value for key, value in kept}

@@ -40,7 +40,7 @@ class PerChannel:
 
 @dataclass(frozen=True, slots=True)
 class PerBlock:
-    """One scale for each block of `n` rows and `k` columns; the last ones may be filled in part."""
+    """One scale for each block of `n` rows and `k` columns; the last blocks may be partial."""
 
     name: ClassVar[GranularityName] = "block"
     n: int
@@ -71,7 +71,7 @@ def in_order(shape: Shape, order: Order | None) -> Shape:
 def stored_scale_shapes(granularity: Granularity, weight_shape: Shape, order: Order | None = None) -> tuple[Shape, ...]:
     """Return the shapes in which tools store the scales of a weight, or of a stack of them; the usual one first.
 
-    `weight_shape` is as it is stored. A grid `[R, 1, C, 1]` is NVIDIA ModelOpt's.
+    `weight_shape` is the stored shape. A grid `[R, 1, C, 1]` is NVIDIA ModelOpt's.
     """
     if order:
         return _stacked_scale_shapes(granularity, weight_shape, order)
@@ -86,7 +86,7 @@ def stored_scale_shapes(granularity: Granularity, weight_shape: Shape, order: Or
 
 
 def _stacked_scale_shapes(granularity: Granularity, weight_shape: Shape, order: Order) -> tuple[Shape, ...]:
-    """The scales of all experts together, in front of those of one."""
+    """Return the shapes for stacked experts: `num_experts` comes before the shape of one expert's scales."""
     num_experts, *matrix = in_order(weight_shape, order)
     match granularity:
         case PerTensor():
@@ -100,6 +100,6 @@ def _stacked_scale_shapes(granularity: Granularity, weight_shape: Shape, order: 
 def resized_scale(
     granularity: Granularity, scale_shape: Shape, weight_shape: Shape, resized: Shape, order: Order | None = None
 ) -> Shape:
-    """Return the shape of a scale once its weight is `resized`, in the way in which it is stored."""
+    """Return the shape of a scale after its weight is `resized`, in the layout in which it is stored."""
     stored = stored_scale_shapes(granularity, weight_shape, order).index(scale_shape)
     return stored_scale_shapes(granularity, resized, order)[stored]

@@ -1,4 +1,4 @@
-"""While a checkpoint is written: what is checked before, and what a run that ends early leaves for the next one."""
+"""Staging a checkpoint: what is checked before writing, and what a run that ends early leaves for the next one."""
 
 import errno
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from fp8pad.text import counted
 
 @contextmanager
 def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator[Output]:
-    """Hold the staging folder of `out_dir` while a checkpoint is written; `out_dir` changes when it is published.
+    """Lock the staging folder of `out_dir` while a checkpoint is written; `out_dir` changes only when it is published.
 
-    A run that ends early leaves its finished shards for the next one, unless the disk is full; a note at the error says
-    so. Raises `OutputError` if nothing can be written to `out_dir`, before anything is created where that can be known.
+    A run that ends early leaves its finished shards for the next one, unless the disk is full; a note on the error says
+    so. Raises `OutputError` if nothing can be written to `out_dir`, if possible before anything is created.
     """
     target = check_destination(contents.source, out_dir)
     is_there = not options.overwrite and contents.seems_written(target, is_hashed(contents.source, options))
@@ -48,9 +48,9 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
 
 
 def _remove_own(out: Output) -> tuple[str, ...]:
-    """Remove the staging folder at the end; return what there is to say of what stays in it.
+    """Remove the staging folder at the end; return notes about what is left in it.
 
-    That are complete folders that no run has announced, and, where this one finishes, other shards.
+    These are complete folders that no run announced and, if this run `finishes`, shards that are not its own.
     """
     staging = out.writer.staging
     with writing(staging.root.path):
@@ -67,8 +67,8 @@ def _remove_own(out: Output) -> tuple[str, ...]:
 def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progress: Progress) -> tuple[str, ...]:
     """Write some shards into the staging folder and leave them there; return the names of all that are finished.
 
-    Other processes may write others at the same time, and one has to publish them at the end. Raises as `staged` does,
-    and `OutputError` if there are not so many shards.
+    Other processes may write other shards at the same time; a last run must publish all of them. Raises what `staged`
+    raises, and `OutputError` if there are fewer shards.
     """
     shards, num_shards = options.shards or range(0), len(contents.layouts)
     if shards.stop > num_shards:
@@ -92,9 +92,9 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
 
 
 def _begin(out: Output, out_dir: Path) -> None:
-    """Check once more, now that nobody else writes there; remove what an earlier run left and this one cannot use.
+    """Check again, now under the lock; remove what an earlier run left that this one cannot use.
 
-    A run that finishes removes nothing: it might have been given other options than the slices by mistake.
+    A run that `finishes` removes no shards: its options might differ from those of the slices by mistake.
     """
     contents, options, writer, target = out.contents, out.options, out.writer, out.out_dir
     forget_publication(writer.staging, keeps_shards=options.finishes)
@@ -123,7 +123,7 @@ def _check_finished(out: Output) -> None:
 
 
 def _end_early(out: Output, error: BaseException) -> str | None:
-    """Leave what the next run can use, and nothing else; return what there is to say about it."""
+    """Leave only what the next run can use; return a note about it, if there is anything to say."""
     staging, left = out.writer.staging, ""
     try:
         recover(staging)
@@ -136,7 +136,7 @@ def _end_early(out: Output, error: BaseException) -> str | None:
                 return _resumable(out, error)
         staging.remove()
     except (OSError, OutputError) as failure:
-        if str(failure) != str(error):  # of two runs without a lock, both may say what to move away
+        if str(failure) != str(error):  # `recover` may fail twice for the same reason
             left = f"{staging.root.path} could not be removed: {failure}"
     done = f"{out.out_dir} is complete" if out.is_published else ""
     return "; ".join(filter(None, (done, left))) or None
@@ -167,12 +167,12 @@ def _folder_left(folder: Path) -> str:
 
 
 def others_left(num_finished: int, folder: Path) -> str:
-    """Say where shards lie that do not belong to this run."""
+    """Return a note on the shards in `folder` that do not belong to this run."""
     return f"{folder} holds {counted(num_finished, 'shard')} written with other options or from another source"
 
 
 def _outdated_keys(out: Output) -> Iterator[str]:
-    """Yield the keys of shards whose source was changed since it was read."""
+    """Yield the keys of shards whose source has changed since it was read."""
     source = out.contents.source
     for layout in out.contents.layouts:
         with suppress(OSError):
@@ -182,7 +182,7 @@ def _outdated_keys(out: Output) -> Iterator[str]:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether a file of ours could not be written since a disk is full or a quota used up; stderr is none."""
+    """Return whether writing an output file failed for lack of disk space or quota; stderr does not count."""
     while error:
         cause = error.__cause__
         if (

@@ -1,4 +1,4 @@
-"""What a plan says, condensed: the share of FLOPs added, the files touched; and `plan --json`."""
+"""A plan in short: the share of FLOPs added, the files that change; and the document of `plan --json`."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ ACTIONS = ("to pad", "to absorb", "to absorb and pad", "to pad at load", "carrie
 
 @dataclass(frozen=True, slots=True)
 class OutputFiles:
-    """What becomes of each file of a source; names are relative to its folder."""
+    """What happens to each file of a source; names are relative to its folder."""
 
     rewritten: tuple[str, ...]
     kept: tuple[str, ...]
@@ -54,7 +54,7 @@ def headline(plan: CheckpointPlan) -> str:
 
 
 def flops_added_share(layers: Iterable[LayerPlan]) -> float:
-    """Return the share of multiplications that padding adds to one pass of one token through every layer once.
+    """Return the share of multiplications that padding adds when one token passes once through every layer.
 
     A Linear `[N, K]` multiplies N * K times for each token, so this is also the share of weight elements added.
     """
@@ -64,9 +64,9 @@ def flops_added_share(layers: Iterable[LayerPlan]) -> float:
 
 
 def output_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = True) -> OutputFiles:
-    """Return which files converting rewrites or adds, brings along as they are, and leaves out.
+    """Return which files converting rewrites or adds, keeps as they are, and excludes.
 
-    `with_card` counts the model card, which says what was changed. It is not fetched for that.
+    `with_card` counts the model card as rewritten, without fetching it.
     """
     rewritten = {CONFIG_FILE} if plan.edits_config else set()
     source = source.with_edited_config() if plan.edits_config else source

@@ -1,4 +1,4 @@
-"""What the header of a safetensors file says of its tensors: plain data, no files, no tensor bytes.
+"""What the header of a safetensors file says about its tensors: plain data, no files, no tensor bytes.
 
 Source of the layout: the safetensors format, https://github.com/huggingface/safetensors#format
 """
@@ -33,10 +33,10 @@ DTYPE_BITS: Mapping[str, int] = {
     "U64": 64,
 }
 
-# Zero is the byte 0x00 in each of these, which is what makes padding a matter of bytes.
+# Zero is the byte 0x00 in each of these, so that padding needs no arithmetic, only bytes.
 FP8_WEIGHT_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 
-# The bytes of 1.0, little-endian, in every dtype in which a scale may be filled.
+# The bytes of 1.0, little-endian, in every dtype of scales that can be padded.
 ONE_BYTES: Mapping[str, bytes] = {
     "F32": b"\x00\x00\x80\x3f",
     "BF16": b"\x80\x3f",
@@ -61,7 +61,7 @@ class TensorHeader:
 
     @property
     def end(self) -> int:
-        """The byte of the shard's data behind it."""
+        """The byte of the shard's data at which the tensor ends, itself excluded."""
         return self.begin + self.num_bytes
 
 
@@ -69,8 +69,8 @@ class TensorHeader:
 class ShardHeader:
     """One safetensors file as its header describes it.
 
-    `file` is the name relative to the checkpoint folder. `tensors` keep the header's own order, which need not be the
-    order of their data. `metadata` is None where the header has no `__metadata__`. Data begins at byte `data_start`.
+    `file` is the name relative to the checkpoint folder. `tensors` keep the header's own order, which may differ from
+    the order of their data. `metadata` is None if the header has no `__metadata__`. Data begins at byte `data_start`.
     """
 
     file: str
@@ -81,5 +81,5 @@ class ShardHeader:
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Return the bytes of a tensor of `dtype` and `shape`; sub-byte dtypes fill whole bytes together."""
+    """Return the bytes of a tensor of `dtype` and `shape`; sub-byte dtypes are packed into whole bytes."""
     return prod(shape) * DTYPE_BITS[dtype] // 8

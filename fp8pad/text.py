@@ -2,23 +2,23 @@
 
 import re
 
-# No name that is meant for people is longer, and hardly a path.
+# No name that is meant for people is longer, and hardly any path.
 _LONG_WORD = re.compile(r"\S{1001,}")
 
 
 def printable(text: str) -> str:
-    """Return `text` with everything that could steer a terminal or break a line as an escape, and long words cut."""
+    """Return `text` with control characters and line breaks escaped and long words cut."""
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     return _LONG_WORD.sub(lambda word: f"{word[0][:700]}...{word[0][-200:]}", shown)
 
 
 def counted(count: int, noun: str) -> str:
-    """Write `1 tensor` or `2 tensors`."""
+    """Return a count with its noun: `1 tensor` or `2 tensors`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def size(num_bytes: int) -> str:
-    """Write a size as people read it: `5.4 GB`."""
+    """Return a size in readable units: `5.4 GB`."""
     if num_bytes < 1000:
         return counted(num_bytes, "byte")
     power = min((len(str(num_bytes)) - 1) // 3, 6)

@@ -1,4 +1,4 @@
-"""Unpad a checkpoint: the exact inverse of converting, from what fp8pad.json says."""
+"""Unpad a checkpoint: the exact inverse of converting, according to fp8pad.json."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,11 +26,11 @@ from fp8pad.verification.original import Original
 
 @dataclass(frozen=True, slots=True)
 class UnpadReport:
-    """What was restored: the folder, how many tensors are smaller again, the files that did not come along.
+    """What was restored: the folder, the number of tensors that were cut, and the files that were not copied.
 
-    `resumed` are shards that an earlier run had finished, `replaced` is what stood at `restored_dir` before. `notes`
-    are sentences on what was added, edited or removed since, and what becomes of it, and on
-    what is left beside `restored_dir`.
+    `resumed` are shards that an earlier run finished, `replaced` is what was at `restored_dir` before. `notes` are
+    sentences about what was added, edited or removed since the conversion and what happens to it, and about what is
+    left next to `restored_dir`.
     """
 
     restored_dir: Path
@@ -56,9 +56,9 @@ class UnpadReport:
 def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Progress) -> UnpadReport:
     """Write the checkpoint that `out_dir` was converted from to `restored_dir`.
 
-    Shards, index and config.json are those of the source byte for byte; where fp8pad.json has hashes of the source,
+    Shards, index and config.json are those of the source byte for byte; if fp8pad.json has hashes of the source,
     every byte is read back and hashed unless `options` ask for no verification. Raises `RecordError` if fp8pad.json is
-    missing, malformed or does not fit the files; see `convert` for the rest.
+    missing, malformed or does not fit the files; see `convert` for other errors.
     """
     converted = read_checkpoint(out_dir)
     record = read_record(converted)
@@ -89,7 +89,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
 
 
 def _contents(original: Original, record: CheckpointRecord) -> Contents:
-    """Return what is written: the model card as it was, or none where there was none, and other files as they are."""
+    """Return the files to write: the original model card, if there was one, and the other files as they are."""
     card = record.originals.get(CARD_FILE)
     without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
     other_files = tuple(file for file in original.converted.other_files if file not in without)
@@ -101,7 +101,7 @@ def _contents(original: Original, record: CheckpointRecord) -> Contents:
 
 
 def _edited(record: CheckpointRecord, files: Iterable[str], hashes: Mapping[str, Hashes]) -> Iterator[Mismatch]:
-    """Yield other files that have the recorded size, but not the recorded hash, if `hashes` were worked out."""
+    """Yield a mismatch for each other file whose hash, if it is in `hashes`, is not the recorded one."""
     for file in files:
         expected = record.files[file].sha256 if file in record.files and file in hashes else None
         if expected and hashes[file].sha256 != expected:
@@ -109,7 +109,7 @@ def _edited(record: CheckpointRecord, files: Iterable[str], hashes: Mapping[str,
 
 
 def _notes_on_changed(changed: Iterable[Mismatch], converted: Checkpoint, record: CheckpointRecord) -> Iterator[str]:
-    """Say of each file, once, what became of it; files that are excluded and were not recorded are listed anyway."""
+    """Yield one note per changed file; files that are excluded and not recorded are reported as excluded anyway."""
     for file, found in {found.file: found for found in changed}.items():
         if file in converted.other_files:
             yield f"{found}: it is carried as it is"
@@ -118,7 +118,7 @@ def _notes_on_changed(changed: Iterable[Mismatch], converted: Checkpoint, record
 
 
 def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[str]:
-    """Say that the model card was edited: the old one comes back. Without hashes, the size alone tells."""
+    """Yield a note if the model card was edited, since the old one is restored; without hashes, by its size alone."""
     if CARD_FILE not in record.originals or CARD_FILE not in converted.identities or CARD_FILE not in record.files:
         return
     written = record.files[CARD_FILE]

@@ -16,7 +16,7 @@ from fp8pad.verification import verify
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What was pushed, where it is now, and which files of the folder stayed behind."""
+    """What was pushed, the URL of the commit, and which files of the folder were not uploaded."""
 
     out_dir: Path
     repo: str
@@ -35,11 +35,11 @@ class PushReport:
 
 
 def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Progress) -> PushReport:
-    """Upload what fp8pad wrote to `out_dir` to the model `repo`, which is made if there is none.
+    """Upload what fp8pad wrote to `out_dir` to the model repository `repo`, which is created if it does not exist.
 
-    First it is verified by its own records, and its model card has to say what was changed if `needs_card`. Raises
-    `UsageError` for a `repo` that is no name, `VerifyError` or `RecordError` if the checkpoint is not fit, and
-    `HubError` if the hub does not take it.
+    First the checkpoint is verified against its own records; if `needs_card`, its model card must say what was changed.
+    Raises `UsageError` if `repo` is not a name, `VerifyError` or `RecordError` if a check fails, and `HubError` if the
+    upload does.
     """
     hub_id = HubId.parse(f"hf://{repo}")
     if hub_id is None or hub_id.revision:
@@ -69,7 +69,7 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
 
 
 def _files_to_push(converted: Checkpoint) -> list[str]:
-    """Return those files of the folder that fp8pad.json names, itself and the model card; `VerifyError` for a link."""
+    """Return the files fp8pad.json names, itself and the model card; `VerifyError` for a link out of the folder."""
     record = read_record(converted)
     known = {*(record.files if record else ()), RECORD_FILE, CARD_FILE}
     for file in sorted(known & {*converted.identities, *converted.excluded}):
