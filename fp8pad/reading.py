@@ -24,7 +24,7 @@ _CONTAINERS = frozenset({list, dict})
 MAX_NESTING = 100  # levels of objects and lists, far below the recursion limit of what copies and writes them
 
 # A list or object takes up to 90 bytes of memory, but only two characters of text: beyond the first 100,000, each needs
-# some text of its own. In headers and records with the shortest names, each has 13 characters; in real ones, 28 or more.
+# some text of its own. In headers and records of the shortest names, each has 13 characters; in real ones, 28 or more.
 _FREE_CONTAINERS, _CONTAINER_CHARACTERS = 100_000, 12
 
 

@@ -28,7 +28,7 @@ _module = lru_cache(ModuleRecord)  # many layers are alike
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Keep Python from looking for cycles; a plan has none, and a million objects make that half of the work."""
+    """Pause the garbage collector: a plan has no cycles, and a million objects make collecting half of the work."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -42,7 +42,7 @@ def _collector_paused() -> Iterator[None]:
 def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], policy: Policy) -> CheckpointPlan:
     """Decide what happens to every tensor of a checkpoint.
 
-    `configs` maps file names to parsed JSON: config.json, and hf_quant_config.json where there is one. Raises
+    `configs` maps file names to parsed JSON: config.json, and hf_quant_config.json if there is one. Raises
     `ConfigError` for a quantization config that cannot be read and `PlanError` for tensors that do not fit together.
     """
     config = configs[CONFIG_FILE]
@@ -88,7 +88,7 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
 
 
 def check_understood(plan: CheckpointPlan) -> None:
-    """Raise `PlanError` where FP8 weights are carried because fp8pad cannot tell what they are."""
+    """Raise `PlanError` if FP8 weights are carried unchanged because fp8pad cannot tell what they are."""
     if unknown := plan.not_understood:
         count = "1 FP8 layer is" if len(unknown) == 1 else f"{len(unknown)} FP8 layers are"
         raise PlanError(
@@ -108,7 +108,7 @@ def _all_tensors(
     linears: Sequence[Fp8Linear], layers: Sequence[LayerPlan], absorption: Absorption
 ) -> dict[str, PaddedTensor]:
     tensors = dict(absorption.tensors)
-    shared: dict[PaddedTensor, PaddedTensor] = {}  # many tensors have a few dozen shapes
+    shared: dict[PaddedTensor, PaddedTensor] = {}  # many tensors share a few dozen shapes
     for linear, layer in zip(linears, layers, strict=True):
         for name, tensor in padded_tensors(linear, layer):
             found = merged(tensors[name], tensor) if name in tensors else tensor

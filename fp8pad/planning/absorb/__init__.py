@@ -1,1 +1,1 @@
-"""Absorbing: which config keys can grow for good, and what that does to every tensor that they size."""
+"""Absorbing: which config keys can be rounded up permanently, and how every tensor that they size grows."""

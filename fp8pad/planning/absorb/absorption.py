@@ -1,9 +1,9 @@
-"""Absorbing: which config keys can be rounded up for good, and what that does to every tensor that they govern.
+"""Absorbing: which config keys can be rounded up permanently, and how every tensor that they govern grows.
 
-A key is absorbed whole or not at all. The entry is `absorb`; for what it refuses it gives the reason, and the layers
-concerned are padded as if absorbing had not been asked for. That zeros are inert is arithmetic: with zero rows of gate
-and up, and zero biases there, the added activations are act(0) * 0 = 0 or act(0) = 0, they leave the maximum of
-dynamic activation scales alone, and the zero columns of down multiply zeros.
+A key is absorbed completely or not at all. The entry point is `absorb`; it gives a reason for each key that it refuses,
+and the layers concerned are padded as if absorbing had not been asked for. Added zeros do not change outputs: with zero
+rows and zero biases in gate and up, the added activations are act(0) * 0 = 0 or act(0) = 0. They do not change the
+maximum that dynamic activation scales are made of, and zero columns of down multiply them.
 """
 
 import re
@@ -27,8 +27,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 class Absorption:
     """What absorbing changes.
 
-    `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refusals` maps the axes
-    `(module, axis)` that were to be absorbed and are not to the reason. `notes` are sentences for the plan.
+    `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refusals` maps each axis
+    `(module, axis)` that was to be absorbed, but is not, to the reason. `notes` are sentences for the plan.
     `absorbable` are the inner sizes that could be absorbed, asked for or not.
     """
 
@@ -48,9 +48,9 @@ def absorb(
 ) -> Absorption:
     """Decide what to absorb in a checkpoint, given all inner sizes that its `sections` have.
 
-    `neurons` are those of MLPs that are not FP8: their sizes are absorbed only where ranks cannot share them.
-    Raises `ConfigError` where a size that was to be absorbed is not that of the tensors, which otherwise is a note, and
-    `PlanError` where tensors of one module do not fit together.
+    `neurons` are those of MLPs that are not FP8: their sizes are absorbed only if ranks cannot share them evenly.
+    Raises `ConfigError` if a size that is to be absorbed is not that of the tensors (without absorbing, this is only a
+    note), and `PlanError` if tensors of one module contradict each other.
     """
     by_name = {linear.name: linear for linear in linears}
     others = {count.path for count in neurons}
@@ -59,7 +59,7 @@ def absorb(
         for size in governed_axes.sizes
         if size.path in others or any(governed.module in by_name for governed in size.axes)
     ]
-    # What is not FP8 is no concern of fp8pad's where it contradicts its config.
+    # MLPs that are not FP8 are ignored if they contradict the config.
     assessed = [each for each in assessed if each.has_fp8 or not isinstance(each.obstacle, CheckpointError)]
     absorbable = tuple(each.absorbable for each in assessed if each.absorbable)
     contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
@@ -105,7 +105,7 @@ def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
 
 
 def _is_asked_for(assessment: Assessment, policy: Policy, neurons: Sequence[SharedCount]) -> bool:
-    """Whether a policy wants a size absorbed; a size that is not that of the tensors is an error then."""
+    """Return whether a policy wants a size absorbed; raise an error if the size is not that of the tensors."""
     if not policy.absorb and not assessment.size.has_experts:
         return False
     if isinstance(assessment.obstacle, CheckpointError):
@@ -124,7 +124,7 @@ def _is_unaligned(alike: AlikeTensors, policy: Policy) -> bool:
 
 
 def _why_not(assessment: Assessment, policy: Policy) -> str:
-    """Why a size is not absorbed, in a sentence with its key; empty where it is."""
+    """Return why a size is not absorbed, as a sentence with its key; empty if it is absorbed."""
     size, reason = assessment.size, str(assessment.obstacle or "")
     if not reason and size.has_experts and not policy.absorb_experts:
         too = "" if all(governed.mlp.experts for governed in size.axes) else " too"
@@ -133,7 +133,7 @@ def _why_not(assessment: Assessment, policy: Policy) -> str:
 
 
 def _grown_tensors(assessment: Assessment, old: int, new: int) -> Iterator[tuple[str, PaddedTensor]]:
-    """Yield what becomes of each tensor that grows with a size, in the order of the checkpoint."""
+    """Yield each tensor that grows with a size, as it will be, in the order of the checkpoint."""
     found: dict[str, PaddedTensor] = {}
     for alike in assessment.tensors:
         if tensor := alike.grown(old, new):
@@ -143,13 +143,13 @@ def _grown_tensors(assessment: Assessment, old: int, new: int) -> Iterator[tuple
 
 
 def _notes(assessment: Assessment, old: int) -> Iterator[str]:
-    """Say where config.json gets a key that it did not have, and where weights that are not FP8 grow too."""
+    """Yield a note if a key is added to config.json, and one if weights that are not FP8 grow too."""
     size = assessment.size
     if size.section.config.get(size.key or "") is None:
         yield f"{size.path} is not in {CONFIG_FILE}, where {old} is the default; it is added"
     alike = [each for each in assessment.weights if each.example.tensor.dtype in FLOAT_DTYPES]
     names = [governed.tensor.name for each in alike for governed in each.members]
-    if names:  # libraries choose by size how to group a sum
+    if names:  # libraries choose by size in which order to add
         also = "also " if assessment.has_fp8 else ""
         yield (
             f"{size.path} {also}sizes {len(names)} weights that are not FP8, {names[0]} among them: "
@@ -167,7 +167,7 @@ def _edits(assessment: Assessment, old: int, new: int) -> Iterator[ConfigEdit]:
 
 
 def _lora_notes(padded: Iterable[str]) -> Iterator[str]:
-    """Say which LoRA adapters no longer fit: those of modules whose sizes change in the config."""
+    """Yield a note on the LoRA adapters that no longer fit: those of modules whose sizes change in the config."""
     weights = (module_name(name) for name in padded if not is_scale_name(name) and not name.endswith("bias"))
     if patterns := dict.fromkeys(_NUMBER.sub("*", module) for module in weights):
         yield f"LoRA adapters trained on the original do not fit what is absorbed: {', '.join(patterns)}"

@@ -1,4 +1,4 @@
-"""Whether an inner size can be absorbed: what the config says of it, its MLPs, and each tensor that it governs."""
+"""Whether an inner size can be absorbed, according to the config, its MLPs, and each tensor that it governs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,9 +18,9 @@ from fp8pad.record import CONFIG_FILE, PaddedTensor, Policy
 
 @dataclass(frozen=True, slots=True)
 class AlikeTensors:
-    """Tensors of one part of an MLP, in all layers and experts, that grow alike; and the Linear of the first of them.
+    """Tensors of one part of an MLP, in all layers and experts, that grow in the same way; `linear` is the first's.
 
-    `times` is how often the key's value goes into their inner size.
+    `times` is their inner size divided by the key's value.
     """
 
     members: list[GovernedAxis]
@@ -33,11 +33,11 @@ class AlikeTensors:
         return self.members[0]
 
     def grown(self, old: int, new: int) -> PaddedTensor | None:
-        """Return what becomes of each of them where the key's value `old` becomes `new`; see `growth.grown`."""
+        """Return how each of them changes if the key's value grows from `old` to `new`; see `growth.grown`."""
         return grown(self.example, self.linear, old * self.times, new * self.times)
 
     def multiple(self, policy: Policy) -> int:
-        """Return what the governed axis of an FP8 weight is to be a multiple of on a rank; 1 for other tensors."""
+        """Return the multiple that the governed axis of an FP8 weight must have on a rank; 1 for other tensors."""
         return alignment_of(self.linear, policy)[0 if self.example.axis == "n" else 1] if self.linear else 1
 
 
@@ -62,7 +62,7 @@ class Assessment:
 
 
 def assess(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> Assessment:
-    """Find out whether an inner size can be absorbed, asked for or not."""
+    """Determine whether an inner size can be absorbed, asked for or not."""
     try:
         old = config_size(size)
         times = {axes[0].mlp_id: multiplier(axes, size, old) for axes in size.mlps}
@@ -122,7 +122,7 @@ def _absorbable(assessment: Assessment, old: int, policy: Policy) -> AbsorbableS
 
 
 def _check_sizes(assessment: Assessment, value: int) -> None:
-    """Raise `ConfigError` where a weight under the key has another size."""
+    """Raise `ConfigError` if a weight that the key sizes has another size."""
     size = assessment.size
     for alike in assessment.tensors:
         governed, length = alike.example, value * alike.times * alike.example.width
@@ -140,7 +140,7 @@ def _check_skipped(size: GovernedSize, policy: Policy) -> None:
 
 
 def check_activation(mlp: Mlp, section: Section) -> None:
-    """Raise `NotAbsorbableError` where zeros behind gate and up would not stay zeros behind the activation."""
+    """Raise `NotAbsorbableError` if zero outputs of gate and up may not be zero after the activation."""
     if mlp.unless and section.config.get(mlp.unless):
         raise NotAbsorbableError(f"{section.dotted(mlp.unless)} is set")
     named = section.config.get(mlp.activation_key) if mlp.activation_key else None
@@ -152,7 +152,7 @@ def check_activation(mlp: Mlp, section: Section) -> None:
 
 
 def _check_complete(size: GovernedSize) -> None:
-    """Refuse what has parts missing, tied weights for one, or tensors that look governed but are not described."""
+    """Refuse MLPs with missing parts, such as tied weights, and tensors that look governed but are not described."""
     for mlp in size.mlps:
         with_weight = {governed.role for governed in mlp if governed.leaf == "weight"}
         if role := next((role for role in mlp[0].mlp.parts if role not in with_weight), None):

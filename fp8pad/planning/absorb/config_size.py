@@ -1,4 +1,4 @@
-"""What config.json says of an inner size, and of how often it goes into an MLP."""
+"""What config.json says about an inner size, and about the factor by which it is multiplied in an MLP."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from fp8pad.record import CONFIG_FILE
 
 
 def config_size(size: GovernedSize) -> int:
-    """Return the value of a key; `NotAbsorbableError` where it is not one size, the same wherever it is repeated.
+    """Return the value of a key; `NotAbsorbableError` if it is not a single size, or differs where it is repeated.
 
-    A key that the config does not have, or has as null, is left to a default that the tensors tell.
+    If the key is missing or null, the model's default applies, which the tensors show.
     """
     if reason := next((governed.mlp.unabsorbable for governed in size.axes if governed.mlp.unabsorbable), None):
         raise NotAbsorbableError(reason)
@@ -41,7 +41,7 @@ def _implied_size(size: GovernedSize) -> int:
 
 
 def multiplier(axes: Sequence[GovernedAxis], size: GovernedSize, value: int) -> int:
-    """Return how often the key's `value` goes into an MLP's inner size; `NotAbsorbableError` if that is not known."""
+    """Return an MLP's inner size divided by the key's `value`; `NotAbsorbableError` if that is not known."""
     times = _config_multiplier(axes, size)
     if times is not None:
         return times
@@ -56,7 +56,7 @@ def multiplier(axes: Sequence[GovernedAxis], size: GovernedSize, value: int) -> 
 
 
 def _config_multiplier(axes: Sequence[GovernedAxis], size: GovernedSize) -> int | None:
-    """How often the key's value goes into an MLP's inner size by the config; None where only the tensors tell."""
+    """Return the factor of the key's value according to the config; None if only the tensors show it."""
     rule = axes[0].mlp
     if rule.multiples:
         return None

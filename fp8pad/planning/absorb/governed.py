@@ -16,7 +16,7 @@ from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
 # Dtypes besides FP8 whose zero is all zero bytes and that hold one matrix entry per element.
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
-# Where a weight `[N, K]`, or a stack of them, has its N and its K.
+# The dimensions of N and K in a weight `[N, K]`, or in a stack of weights.
 _WEIGHT_INDEX: Mapping[Order | None, Mapping[Axis, int]] = {
     None: {"n": 0, "k": 1},
     "nk": {"n": 1, "k": 2},
@@ -24,16 +24,16 @@ _WEIGHT_INDEX: Mapping[Order | None, Mapping[Axis, int]] = {
 }
 _PLAIN = FP8_WEIGHT_DTYPES | FLOAT_DTYPES
 
-# A rule, and what tells the MLPs of one rule apart.
+# A rule, and what distinguishes the MLPs of one rule.
 MlpId = tuple[Mlp, tuple[str, ...]]
 
 
 class GovernedAxis(NamedTuple):
-    """One tensor of an MLP, whose inner size governs one of its axes.
+    """One tensor of an MLP, with an axis that the MLP's inner size governs.
 
-    `leaf` is the tensor's name inside its module: "weight", "bias", "weight_scale", ... `instance` tells the MLPs of
-    one rule apart: the prefix, then the numbers that stood for `{layer}` and `{expert}`. `order` is that of the axes
-    behind the first in a stack of experts: `[num_experts, N, K]` or `[num_experts, K, N]`.
+    `leaf` is the tensor's name inside its module: "weight", "bias", "weight_scale", ... `instance` distinguishes the
+    MLPs of one rule: the prefix, then the numbers in place of `{layer}` and `{expert}`. `order` is that of the last two
+    axes in a stack of experts: `[num_experts, N, K]` or `[num_experts, K, N]`.
     """
 
     tensor: TensorHeader
@@ -61,7 +61,7 @@ class GovernedAxis(NamedTuple):
 
     @property
     def num_segments(self) -> int:
-        """How many matrices lie behind each other along the governed axis."""
+        """How many matrices are concatenated along the governed axis."""
         return 2 if self.role == "gate_up" and not self.mlp.interleaved else 1
 
     @property
@@ -77,7 +77,7 @@ class GovernedAxis(NamedTuple):
 
     @property
     def inner_size(self) -> int:
-        """The inner size of the MLP as the shape of a plain weight has it."""
+        """The inner size of the MLP according to the shape of this plain weight."""
         return self.tensor.shape[self.dimension] // self.width
 
     @property
@@ -92,7 +92,7 @@ class GovernedAxis(NamedTuple):
 class GovernedSize:
     """An inner size and everything that it governs; `unclaimed_tensors` look governed too, but are in no family file.
 
-    `key` is None where the size is no config key of its own.
+    `key` is None if the size is not a config key of its own.
     """
 
     section: Section
@@ -107,7 +107,7 @@ class GovernedSize:
 
     @property
     def repeats(self) -> tuple[str, ...]:
-        """Other keys of the same config that say the size again."""
+        """Other keys of the same config that repeat the size."""
         keys = dict.fromkeys(key for governed in self.axes for key in governed.mlp.repeats)
         return tuple(key for key in keys if key != self.key and self.section.config.get(key) is not None)
 
@@ -118,7 +118,7 @@ class GovernedSize:
 
     @cached_property
     def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
-        """The axes by the MLP that they belong to."""
+        """The axes, grouped by MLP."""
         mlps: defaultdict[MlpId, list[GovernedAxis]] = defaultdict(list)
         for governed in self.axes:
             mlps[governed.mlp_id].append(governed)
@@ -129,7 +129,7 @@ class GovernedSize:
 class GovernedAxes:
     """All inner sizes of a model, and the modules that family files rule out, with the reason.
 
-    `divided` are modules of which they say how ranks divide them.
+    `divided` are the modules for which family files say how ranks divide them.
     """
 
     sizes: tuple[GovernedSize, ...]
@@ -138,7 +138,7 @@ class GovernedAxes:
 
     @property
     def roles(self) -> Mapping[str, Role]:
-        """What each module that is described does in its MLP."""
+        """The role of each described module in its MLP."""
         return {governed.module: governed.role for size in self.sizes for governed in size.axes}
 
     @property
@@ -148,12 +148,12 @@ class GovernedAxes:
 
     @property
     def routed_experts(self) -> Mapping[str, Order | None]:
-        """The modules of routed experts, and for those that are stacked the order of their axes."""
+        """The modules of routed experts, each with the order of its axes if it is stacked."""
         return {
             governed.module: governed.order for size in self.sizes for governed in size.axes if governed.mlp.experts
         }
 
 
 def inner_sizes(axes: Sequence[GovernedAxis]) -> set[int]:
-    """Return the inner sizes that weights have: one, if they are those of an MLP."""
+    """Return the inner sizes of the weights among `axes`: a single one if the axes belong to one MLP."""
     return {governed.inner_size for governed in axes if governed.is_plain_weight}

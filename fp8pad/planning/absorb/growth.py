@@ -1,4 +1,4 @@
-"""How one tensor grows with the inner size of its MLP: which of its dimensions, and filled with what."""
+"""How one tensor grows with the inner size of its MLP: along which dimension, and with which fill value."""
 
 from math import prod
 from typing import Literal
@@ -12,13 +12,13 @@ from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES
 
 
 class NotAbsorbableError(Exception):
-    """Why a key cannot be absorbed, in words for the plan; never leaves the planning."""
+    """Why a key cannot be absorbed, in words for the plan; always caught inside `planning`."""
 
 
 def grown(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int, new_size: int) -> PaddedTensor | None:
-    """Return a tensor of an MLP whose `inner_size` becomes `new_size`; None where it stays as it is.
+    """Return how a tensor changes if the `inner_size` of its MLP becomes `new_size`; None if it does not change.
 
-    `NotAbsorbableError` where it is not known how it grows, `PlanError` where it does not have the size.
+    Raises `NotAbsorbableError` if it is not known how it grows, and `PlanError` if it does not have the size.
     """
     tensor = governed.tensor
     fill: Literal[0, 1] = 0
@@ -49,7 +49,7 @@ def _check_weight(governed: GovernedAxis, linear: Fp8Linear | None) -> None:
 
 
 def _resized(governed: GovernedAxis, shape: Shape, index: int, inner_size: int, new_size: int) -> Shape:
-    """Return the shape of a weight or bias with another inner size in place `index`."""
+    """Return the shape of a weight or bias with another inner size in dimension `index`."""
     if shape[index] != inner_size * governed.width:
         expected = inner_size * governed.width
         raise PlanError(f"{governed.tensor.name}: expected {expected} in place {index}, got {list(shape)}")
@@ -68,7 +68,7 @@ def _scale_shape(governed: GovernedAxis, linear: Fp8Linear, inner_size: int, new
 
 
 def _padded(governed: GovernedAxis, shape: Shape, fill: Literal[0, 1]) -> PaddedTensor:
-    """Return the tensor with its new shape: gate and up in one grow each at their own tail."""
+    """Return the tensor with its new shape; gate and up in one tensor each grow at their own tail."""
     old, count = governed.tensor.shape, governed.num_segments
     index = next(index for index, (size, new) in enumerate(zip(old, shape, strict=True)) if size != new)
     axes = AxisActions.where_larger("absorb", old, shape)

@@ -1,4 +1,4 @@
-"""Which axes of Linears lie inside an MLP, whose order and number of neurons matter to nothing else."""
+"""Which axes of Linears are inside an MLP: nothing else depends on the order and number of its neurons."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -11,10 +11,10 @@ from fp8pad.record import Axis
 
 
 def inner_axes(governed_axes: GovernedAxes, linears: Iterable[Fp8Linear]) -> Mapping[str, Axis]:
-    """Return, for each Linear that has one, its axis inside an MLP: "n" for gate, up and both in one, "k" for down.
+    """Return, for each Linear that has one, its axis inside an MLP: "n" for gate, up and gate_up, "k" for down.
 
-    Whole MLPs of padded FP8 Linears count, whether absorbed or not, and whether their size is a config key or not.
-    Zeros along such an axis can be passed on from gate and up to down: they are the activation of zero, times zero.
+    Only complete MLPs of FP8 Linears that can be padded count, absorbed or not, with a config key of their own or not.
+    Zeros along such an axis can be passed on from gate and up to down: the activation of zero times zero is zero.
     """
     by_name = {linear.name: linear for linear in linears if linear.skip_reason is None}
     return {
@@ -27,7 +27,7 @@ def inner_axes(governed_axes: GovernedAxes, linears: Iterable[Fp8Linear]) -> Map
 
 
 def _is_whole(size: GovernedSize, mlp: Sequence[GovernedAxis], linears: Mapping[str, Fp8Linear]) -> bool:
-    """Whether an MLP has all its parts, each an FP8 Linear, of one inner size, and nothing else that reads it."""
+    """Return whether an MLP has all its parts, each an FP8 Linear of one inner size, and nothing else reads it."""
     rule = mlp[0].mlp
     if rule.experts:
         return False
@@ -47,10 +47,10 @@ def _is_whole(size: GovernedSize, mlp: Sequence[GovernedAxis], linears: Mapping[
 
 
 def shared_neurons(governed_axes: GovernedAxes, fp8: Collection[str]) -> Iterator[SharedCount]:
-    """Yield the inner sizes that ranks must share of MLPs that are not FP8: `fp8` are the modules that are.
+    """Yield the inner sizes of MLPs that are not FP8, which ranks must share evenly; `fp8` are the FP8 modules.
 
     vLLM divides gate, up and down of any dtype (layers/linear.py, `divide`), unless the family file says that it
-    replicates them. Routed experts are not looked at.
+    replicates them. Routed experts are ignored.
     """
     known: set[object] = set()
     for size in governed_axes.sizes:
@@ -67,7 +67,7 @@ def shared_neurons(governed_axes: GovernedAxes, fp8: Collection[str]) -> Iterato
 
 
 def _has_rows(governed: GovernedAxis) -> bool:
-    """Whether the rows of a tensor are neurons, quantized in other ways or not: packing is along columns."""
+    """Return whether the rows of a tensor are neurons; other quantization formats pack along columns."""
     is_weight = governed.leaf == "weight_packed" or (
         governed.leaf == "weight" and governed.tensor.dtype in FLOAT_DTYPES | {"I8"}
     )

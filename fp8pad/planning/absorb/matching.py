@@ -1,4 +1,4 @@
-"""Matching family files against the names in a checkpoint: whole names only, numbers left out at first."""
+"""Matching family files against the names in a checkpoint: whole names only, first compared without numbers."""
 
 import re
 from collections import defaultdict
@@ -19,7 +19,7 @@ _WITHOUT_DIGITS = str.maketrans("", "", "0123456789")
 
 
 def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeader]) -> GovernedAxes:
-    """Match every section's family against the tensors; `PlanError` where one axis of a tensor is governed twice."""
+    """Match every section's family against the tensors; `PlanError` if one axis of a tensor is governed twice."""
     index = NameIndex(tensors)
     described = [(section, section.family) for section in sections if section.family]
     sizes: dict[object, GovernedSize] = {}
@@ -53,7 +53,7 @@ def find_governed(sections: Sequence[Section], tensors: Mapping[str, TensorHeade
 class NameIndex:
     """The names in a checkpoint, looked up by a module's pattern.
 
-    A model has few kinds of names, many times each: a pattern is compared with the kinds first, numbers left out.
+    A model has few kinds of names, many times each: a pattern is first compared with the kinds, without numbers.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -64,7 +64,7 @@ class NameIndex:
     def find(self, prefixes: Sequence[str], pattern: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Yield the names that begin with a module of this pattern, in the order in which they were given.
 
-        With each comes the module, and the prefix and the numbers in it.
+        Each comes with the module, and with the prefix and the numbers in it.
         """
         starts = tuple(_WORD_IN_BRACES.sub("", prefix + pattern).translate(_WITHOUT_DIGITS) for prefix in prefixes)
         places = "|".join(map(re.escape, prefixes))
@@ -73,7 +73,7 @@ class NameIndex:
         module, start = "", "\0"
         parts: tuple[str, ...] = ()
         for _, name in alike:
-            if not name.startswith(start):  # of one module there are several tensors, one after the other
+            if not name.startswith(start):  # the tensors of one module follow each other
                 if not (found := regex.match(name)):
                     continue
                 module, start, parts = found[0], f"{found[0]}.", found.groups()
@@ -88,7 +88,7 @@ class NameIndex:
 
 
 def _divided(described: Sequence[tuple[Section, Description]], index: NameIndex) -> Iterator[tuple[str, Division]]:
-    """Yield the modules outside MLPs of which families say how ranks divide them."""
+    """Yield the modules outside MLPs for which families say how ranks divide them."""
     for section, family in described:
         divisions: dict[Division, tuple[str, ...]] = {
             "column": family.column, "row": family.row, "replicated": family.replicated
@@ -98,7 +98,7 @@ def _divided(described: Sequence[tuple[Section, Description]], index: NameIndex)
 
 
 def _key(section: Section, mlp: Mlp) -> str | None:
-    """The config key that is the size of an MLP in this model: the first that the config has a value for."""
+    """Return the config key that sizes an MLP in this model: the first one with a value in the config."""
     keys = [key for key in (mlp.size_key, *mlp.other_keys) if key]
     return next((key for key in keys if section.config.get(key) is not None), mlp.size_key)
 
@@ -112,7 +112,7 @@ def _rules(described: Sequence[tuple[Section, Description]], index: NameIndex) -
 
 
 def _stacked_form(section: Section, mlp: Mlp, index: NameIndex) -> Mlp:
-    """Experts that the family has one by one as tools stack them: gate and up in one weight, or apart."""
+    """Return the rule for stacks of experts that the family describes one by one: gate and up fused, or separate."""
     folder = mlp.down.partition("{expert}")[0]
     gate_up, down = f"{folder}gate_up_proj", f"{folder}down_proj"
     if mlp.is_gated and any(index.find(section.prefixes, gate_up)):
@@ -131,7 +131,7 @@ def _matches(
 
 
 def _leaf(rest: str, mlp: Mlp) -> str | None:
-    """The name behind the module's; stacked weights are bare parameters, and their scales are named `module_scale`."""
+    """Return the name after the module's; stacked weights are bare parameters, with scales named `module_scale`."""
     if rest.startswith("."):
         return rest[1:]
     if mlp.stacked and (not rest or rest.startswith("_")):
@@ -140,7 +140,7 @@ def _leaf(rest: str, mlp: Mlp) -> str | None:
 
 
 def _in_order(section: Section, mlp: Mlp, axes: tuple[GovernedAxis, ...]) -> tuple[GovernedAxis, ...]:
-    """Decide between the two orders of stacked axes: in one of them all weights have one inner size, the config's."""
+    """Choose the order of stacked axes in which all weights have the same inner size, preferably the config's."""
     if not mlp.stacked:
         return axes
     turned = tuple(governed._replace(order="kn") for governed in axes)
@@ -153,7 +153,7 @@ def _in_order(section: Section, mlp: Mlp, axes: tuple[GovernedAxis, ...]) -> tup
 
 
 def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> GovernedSize:
-    """Find tensors of a governed size in a governed MLP, or at its modules' names elsewhere (`mtp.layers.0.mlp`)."""
+    """Find unclaimed tensors of a governed size in its MLPs, or under their module names (`mtp.layers.0.mlp`)."""
     sizes = inner_sizes(size.axes)
     alike = [tensor for tensor in unclaimed if not sizes.isdisjoint(tensor.shape)]
     if not alike:
@@ -167,5 +167,5 @@ def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> Go
 
 
 def _any_number(pattern: str) -> str:
-    """Return a regular expression for a pattern whose numbers do not matter."""
+    """Return a regular expression that matches a pattern with any numbers."""
     return r"\d+".join(map(re.escape, _WORD_IN_BRACES.split(pattern)))
