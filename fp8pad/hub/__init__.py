@@ -1,8 +1,8 @@
-"""Checkpoints by hub id: a folder with the names and sizes of the hub's files, of which headers and texts are fetched.
+"""Checkpoints by hub id: a folder of sparse files with the hub's names and sizes, and with headers and texts.
 
-`plan` needs no more. The rest of a file is a hole until `Checkpoint.fetched` asks for it, and one again afterwards, so
-that a conversion needs the disk for its output and for the shards that it works on. The next run reuses what was
-fetched in part. Requests go through huggingface_hub, and so do tokens, HF_ENDPOINT, retries and offline mode.
+`plan` needs no more. The rest of a file is a hole until `Checkpoint.fetched` asks for it, and again afterwards, so that
+a conversion needs disk space only for its output and for the shards that it is working on. The next run reuses partial
+downloads. Requests go through huggingface_hub, which handles tokens, HF_ENDPOINT, retries and offline mode.
 """
 
 import fcntl
@@ -39,8 +39,8 @@ def opened(
 ) -> Iterator[Checkpoint]:
     """Yield the checkpoint that `model` names, a folder or a hub id, read by `read`.
 
-    Files of the hub are fetched into its cache if `use_cache`, else into `work_dir`, which is made as needed and
-    removed afterwards, unless the work in here fails after a file was begun; without one, into a temporary folder.
+    Files of the hub are fetched into its cache if `use_cache`, else into `work_dir`, or a temporary folder if there is
+    none. `work_dir` is created if needed and removed afterwards, unless the `with` block fails after a file was begun.
     Raises `HubError` if the hub cannot be reached or has no such model, and what `read` raises.
     """
     hub_id = HubId.parse(model)
@@ -74,7 +74,7 @@ def opened(
 class SentCheckpoint:
     """What another thread, process or machine needs to read a checkpoint's files: where they are, or are fetched from.
 
-    A model of the hub is fetched there by huggingface_hub, with the token that it finds there.
+    A model of the hub is fetched on that machine by huggingface_hub, with the token that it finds there.
     """
 
     root: str
@@ -83,13 +83,13 @@ class SentCheckpoint:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "SentCheckpoint":
-        """Return what is to be sent of a checkpoint."""
+        """Return what has to be sent of a checkpoint."""
         hub = checkpoint.remote.files if isinstance(checkpoint.remote, Fetcher) else None
         return cls(str(checkpoint.root.absolute()), checkpoint.identities, hub)
 
     @contextmanager
     def opened(self) -> Iterator[Checkpoint]:
-        """Yield the checkpoint, of which files can be read, and nothing else is known."""
+        """Yield the checkpoint; its files can be read, but nothing else is known about it."""
         nothing = Checkpoint(Path(self.root), (), {}, False, (), (), self.identities)
         if self.hub is None:
             yield nothing
@@ -101,7 +101,7 @@ class SentCheckpoint:
 
 @contextmanager
 def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
-    """Yield where files are fetched to; it is removed at the end, unless files that were begun help the next run."""
+    """Yield the folder for fetched files; it is removed at the end, unless the next run can reuse files in it."""
     parts = work_dir or Path(temporary, "parts")
     with _locked(parts) if work_dir else nullcontext():
         try:
@@ -120,16 +120,16 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
 
 @contextmanager
 def _locked(parts: Path) -> Iterator[None]:
-    """Have the folder for one run alone, where the file system knows locks: two would remove each other's files.
+    """Lock the folder, if the file system supports locks: two runs would remove each other's files.
 
-    It is looked at when it is open: before, somebody could still put another one in its place.
+    It is checked after it is opened: before that, somebody could still replace it.
     """
     not_ours = f"{parts}: is not a folder that only you may write to; remove it"
     with writing(parts):
         try:
             parts.mkdir(mode=0o700, exist_ok=True)
             folder = open_directory(parts)
-        except (FileExistsError, NotADirectoryError) as error:  # a link is no folder either
+        except (FileExistsError, NotADirectoryError) as error:  # also for a symbolic link
             raise OutputError(not_ours) from error
     with folder:
         status = os.fstat(folder.descriptor)
@@ -147,19 +147,19 @@ def _locked(parts: Path) -> Iterator[None]:
 
 @contextmanager
 def _temporary_folder() -> Iterator[str]:
-    """Yield a folder for what takes no room: it is no fault if it cannot be removed in the end."""
+    """Yield a temporary folder; it is not an error if it cannot be removed at the end."""
     folder = tempfile.mkdtemp(prefix="fp8pad-")
     try:
         yield folder
     finally:
-        with suppress(OSError):  # not each call in there is one whose errors it ignores
+        with suppress(OSError):  # rmtree does not ignore the errors of all its calls
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def work_folder(out_dir: Path, shards: range | None = None) -> Path:
-    """Return where files are fetched to while `out_dir` is written: on the same disk, in a folder that exists.
+    """Return the folder for fetched files while `out_dir` is written: on the same disk, in a folder that exists.
 
-    Each process that writes some of the `shards` has a folder of its own.
+    Each process that writes some of the `shards` has its own folder.
     """
     target = out_dir.absolute()
     which = f"-{shards.start}-{shards.stop - 1}" if shards is not None else ""

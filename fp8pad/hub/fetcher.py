@@ -1,4 +1,4 @@
-"""Putting whole files of the hub in the place of their outlines while they are needed."""
+"""Replace the outlines of the hub's files with the complete files while they are needed."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ CHUNK_BYTES = 1 << 20
 class HubFiles:
     """The files of a model, and where they are fetched to: `parts`, None for a temporary folder, or the hub's cache.
 
-    `beginnings` are those by which everything was planned.
+    `beginnings` are those that the plan was made from.
     """
 
     repo: Repo
@@ -35,7 +35,7 @@ class HubFiles:
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Puts whole files into the folder `root`, in the place of their outlines, and takes them away again."""
+    """Puts complete files into the folder `root`, in place of their outlines, and removes them again."""
 
     files: HubFiles
     root: Path
@@ -43,7 +43,7 @@ class Fetcher:
 
     @property
     def parts(self) -> Path:
-        """Where files are fetched to."""
+        """The folder for fetched files."""
         return Path(self.files.parts) if self.files.parts else self.root.parent / "parts"
 
     @property
@@ -52,13 +52,13 @@ class Fetcher:
         return sum(part.stat().st_size for part in self.parts.iterdir()) if self.parts.is_dir() else 0
 
     def fetched_bytes(self, name: str) -> int:
-        """Return of how many bytes `fetched` tells `advance`."""
+        """Return the number of bytes that `fetched` reports to `advance`."""
         file = self.files.repo.files.get(name)
         return 0 if file is None or is_text(name) else file.size
 
     @contextmanager
     def fetched(self, name: str, advance: Advance) -> Iterator[bool]:
-        """Have the file `name` whole in here; whether it is a copy of our own."""
+        """Provide the complete file `name` inside the `with` block; yield whether it is a temporary copy."""
         file, path = self.files.repo.files.get(name), self.root / name
         if file is None or (is_text(name) and path.exists()):
             yield False
@@ -74,16 +74,16 @@ class Fetcher:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.symlink_to(cached or part.resolve())
-        yield cached is None  # what was fetched stays for the next run if this one fails in here
+        yield cached is None  # if the block raises, the fetched file stays for the next run
         if cached is None:
             part.unlink()
         path.unlink()
         make_hole(path, file.size)
 
     def _cached(self, file: HubFile, advance: Advance) -> Path | None:
-        """Return where the hub's cache has a file; what it had before is trusted, what comes into it now is not.
+        """Return the path of a file in the hub's cache, None if it is not there and not to be fetched into it.
 
-        What was not seen to be right, as when `advance` ends this, does not stay there.
+        A file that is there already is trusted. One fetched now is hashed, and removed if wrong or if `advance` raises.
         """
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
@@ -99,7 +99,7 @@ class Fetcher:
             with blob.open("rb") as fetched:
                 while chunk := fetched.read(CHUNK_BYTES):
                     digest.update(chunk)
-                    advance(0)  # which stops it if another shard has failed, or on Ctrl-C
+                    advance(0)  # raises if another shard has failed, or on Ctrl-C
             is_right = digest.hexdigest() == file.hash
         finally:
             if not is_right:
@@ -109,9 +109,9 @@ class Fetcher:
         return blob
 
     def _download(self, file: HubFile, part: Path, advance: Advance) -> None:
-        """Fetch what is missing of a file, and check the hub's own hash of all of it.
+        """Fetch the missing part of a file, and check the whole file against the hub's hash.
 
-        What an earlier run has left may be damaged, by a power loss perhaps: then all of it is fetched once more.
+        The part that an earlier run left may be damaged, perhaps by a power loss: then the whole file is fetched again.
         """
         self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
         was_begun = part.exists()
@@ -126,7 +126,7 @@ class Fetcher:
         self.files.repo.check(file, found)
 
     def _check_beginning(self, name: str, path: Path) -> None:
-        """Raise `HubError` if a file that is whole does not begin with what was planned by."""
+        """Raise `HubError` if a complete file does not begin with the bytes that the plan was made from."""
         planned = self.files.beginnings.get(name)
         if planned:
             with open_file(path, name) as whole:
@@ -144,11 +144,11 @@ class Fetcher:
             raise OutputError(f"{place}: not enough disk space for {file.name}: {needs}")
 
     def _fetch(self, file: HubFile, part: Path, advance: Advance) -> str:
-        """Fetch what is missing of a file; return the hash of all of it, in hexadecimal."""
+        """Fetch the missing part of a file; return the hash of the whole file, in hexadecimal."""
         digest = file.digest()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(part):
-            descriptor = os.open(part, flags, 0o664)  # it may become a file of the output, by another name
+            descriptor = os.open(part, flags, 0o664)  # it may be hard-linked into the output
         with open(descriptor, "r+b", buffering=0) as opened_part:  # noqa: PTH123  a descriptor, not a path
             while chunk := opened_part.read(CHUNK_BYTES):
                 digest.update(chunk)
@@ -164,12 +164,12 @@ class Fetcher:
 
 
 def part_name(file: HubFile) -> str:
-    """Return the name under which a file is fetched."""
+    """Return the name of a fetched file in the folder `parts`."""
     return hashlib.sha256(f"{file.name} {file.hash}".encode()).hexdigest()
 
 
 def is_part(path: Path) -> bool:
-    """Return whether a path is one of files that are fetched, by its name and kind."""
+    """Return whether a path is a fetched file, by its name and file type."""
     return re.fullmatch("[0-9a-f]{64}", path.name) is not None and path.is_file() and not path.is_symlink()
 
 

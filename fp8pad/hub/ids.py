@@ -1,4 +1,4 @@
-"""Hub ids, and what the hub's errors are called for people."""
+"""Hub ids, and readable messages for the hub's errors."""
 
 import os
 import re
@@ -12,14 +12,14 @@ from fp8pad.errors import CheckpointError, HubError
 
 @dataclass(frozen=True, slots=True)
 class HubId:
-    """A model on the hub; `revision` is a branch, a tag or a commit, None the main branch."""
+    """A model on the hub; `revision` is a branch, a tag or a commit, or None for the main branch."""
 
     repo: str
     revision: str | None
 
     @classmethod
     def parse(cls, model: str | os.PathLike[str]) -> "HubId | None":
-        """Return the hub id that `model` is, None if it is a folder; a folder of that name is one."""
+        """Parse a hub id; return None if `model` is a path, or if a folder of that name exists."""
         text = os.fspath(model)
         is_url = re.match(r"hf:/+", text)
         match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text[is_url.end() :] if is_url else text)
@@ -32,8 +32,8 @@ class HubId:
 
 
 def check_path(model: str | os.PathLike[str]) -> None:
-    """Raise `CheckpointError` for what is neither there nor a hub id: `./a/b`, a URL, or a name alone."""
-    text = re.sub(r"^(\w+):/+", r"\1://", os.fspath(model))  # pathlib takes a slash away
+    """Raise `CheckpointError` if a path that is no hub id does not exist: `./a/b`, a URL, or a bare name."""
+    text = re.sub(r"^(\w+):/+", r"\1://", os.fspath(model))  # pathlib merges slashes
     if not Path(model).exists():
         is_path = text.startswith((".", "/", "~")) or (text.endswith("/") and "://" not in text)
         hint = "" if is_path else "; a model of the hub is named ORG/NAME"
@@ -42,7 +42,7 @@ def check_path(model: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def hub_errors(hub_id: HubId, or_folder: bool = False) -> Iterator[None]:
-    """Say in a line what the hub answered, or that it did not; `or_folder` if a folder may have been meant."""
+    """Turn errors of the hub's client into one-line `HubError`s; `or_folder` if a folder may have been meant."""
     begin = f"{hub_id}: no such folder, and on the hub: " if or_folder else f"{hub_id}: "
     try:
         from huggingface_hub import constants, errors

@@ -1,4 +1,4 @@
-"""A model of the hub at one commit: its list of files, and ranges of their bytes, by huggingface_hub's client."""
+"""A model of the hub at one commit: its list of files, and ranges of their bytes, through huggingface_hub's client."""
 
 import hashlib
 import re
@@ -20,16 +20,16 @@ from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, RECORD_FILE
 TEXTS = frozenset({CONFIG_FILE, INDEX_FILE, RECORD_FILE, MODELOPT_FILE, "adapter_config.json"})
 FIRST_BYTES = 1 << 17  # of a shard: nearly every header is shorter
 REQUESTS = 8  # at a time, while headers are fetched
-RETRIED = (408, 429, 500, 502, 503, 504)  # what huggingface_hub retries by itself; its 1.0 retried 503 alone
-MAX_FILE_BYTES = 1 << 60  # more than a file system takes
-MAX_PATH_BYTES = 3000  # of 4,095 that the kernel takes, with the folder in which it lies
-MAX_FOLDERS = 100  # in each other; Python's makedirs goes from one into the next by a call of its own
-ATTEMPTS = 5  # of fetching a file, without a byte more than before
+RETRIED = (408, 429, 500, 502, 503, 504)  # huggingface_hub's default; its version 1.0 retried only 503
+MAX_FILE_BYTES = 1 << 60  # more than file systems support
+MAX_PATH_BYTES = 3000  # the kernel's limit is 4,095, including the folder above
+MAX_FOLDERS = 100  # in each other; Python's makedirs calls itself for each level
+ATTEMPTS = 5  # to fetch a file without receiving a new byte
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file as the hub lists it: `hash` is its SHA-256 if the hub keeps it apart (LFS, Xet), else that of git."""
+    """A file as the hub lists it: `hash` is its SHA-256 if it is stored in LFS or Xet, else git's hash (SHA-1)."""
 
     name: str
     size: int
@@ -38,11 +38,11 @@ class HubFile:
 
     @property
     def identity(self) -> FileIdentity:
-        """The identity of the file, in this run and in the next."""
+        """The identity of the file, the same in every run."""
         return FileIdentity.of_content(self.size, self.hash)
 
     def digest(self) -> "hashlib._Hash":
-        """Return a digest that is `hash` once all bytes of the file are in it."""
+        """Return a hash object that gives `hash` once it was updated with all bytes of the file."""
         if self.is_sha256:
             return hashlib.sha256()
         return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
@@ -50,20 +50,20 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """How many bytes of a file were fetched before all of it was, and their SHA-256."""
+    """The number of first bytes of a file that were fetched to plan, and their SHA-256."""
 
     num_bytes: int
     sha256: str
 
     @classmethod
     def of(cls, data: bytes) -> "Beginning":
-        """Return what is kept of the first bytes of a file."""
+        """Return the number and the SHA-256 of the first bytes of a file."""
         return cls(len(data), hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """A model at one commit; whatever its branch becomes meanwhile, files of this commit are read."""
+    """A model at one commit; its files are read at that commit even if its branch moves."""
 
     hub_id: HubId
     commit: str
@@ -78,7 +78,7 @@ class Repo:
             info = HfApi().model_info(hub_id.repo, revision=hub_id.revision, files_metadata=True)
         except HFValidationError:
             raise
-        except (KeyError, TypeError, AttributeError, ValueError) as error:  # the client takes any answer for right
+        except (KeyError, TypeError, AttributeError, ValueError) as error:  # the client does not check answers
             raise HubError(f"{hub_id}: what the hub tells of it cannot be read: {shown(error)}") from error
         if not _is_hash(info.sha):
             raise HubError(f"{hub_id}: the hub tells no commit of it, but {shown(info.sha)}")
@@ -96,14 +96,14 @@ class Repo:
         return cls(hub_id, info.sha, files)
 
     def check(self, file: HubFile, found: str) -> None:
-        """Raise `HubError` unless a hash of the bytes of a file is the hub's."""
+        """Raise `HubError` unless the hash `found` of a file's bytes is the hub's."""
         if found != file.hash:
             raise HubError(f"{self.hub_id}: {file.name}: {file.digest().name}: expected {file.hash}, got {found}")
 
     def outline(self, root: Path) -> dict[str, Beginning]:
-        """Make a folder of the files: texts whole, headers of safetensors, and holes of the right size.
+        """Make a folder of the files: complete texts, headers of safetensors files, and holes of the right size.
 
-        Returns with what shards begin there: the hub has hashes of whole files alone.
+        Returns what texts and shards begin with: the hub has hashes only of complete files.
         """
         with writing(root):
             root.mkdir()
@@ -138,7 +138,7 @@ class Repo:
         return b"".join(self.chunks(file, begin, end))
 
     def chunks(self, file: str, begin: int, end: int) -> Iterator[bytes]:
-        """Yield bytes `[begin, end)` of a file; where the connection is cut, the rest is asked for again."""
+        """Yield bytes `[begin, end)` of a file; if the connection breaks, the rest is requested again."""
         done, attempts = begin, 0
         while done < end:
             if attempts == ATTEMPTS:
@@ -150,7 +150,7 @@ class Repo:
                 done, attempts = done + len(chunk), 0
 
     def _some_chunks(self, file: str, begin: int, end: int) -> Iterator[bytes]:
-        """Yield bytes `[begin, end)`, or less where the connection is cut, and nothing that the server adds."""
+        """Yield bytes `[begin, end)`, or fewer if the connection breaks; more bytes from the server are ignored."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -161,7 +161,7 @@ class Repo:
         options: dict[str, Any] = {"headers": headers, "follow_redirects": True, "timeout": HF_HUB_DOWNLOAD_TIMEOUT}
         with http_stream_backoff("GET", url, retry_on_status_codes=RETRIED, **options) as response:
             hf_raise_for_status(response)
-            skipped = 0 if response.status_code == 206 else begin  # a server that does not know ranges
+            skipped = 0 if response.status_code == 206 else begin  # the server ignored the range
             missing = end - begin
             try:
                 for chunk in response.iter_bytes():
@@ -177,7 +177,7 @@ class Repo:
 
 
 def make_hole(path: Path, size: int) -> None:
-    """Make a file of `size` bytes of which none is stored."""
+    """Create a sparse file of `size` bytes."""
     with writing(path), path.open("wb") as hole:
         hole.truncate(size)
 
@@ -196,9 +196,9 @@ def _is_hash(value: object) -> bool:
 
 
 def _safe_name(name: object, hub_id: HubId) -> str:
-    """Return the name of a file in the folder of a model, below it and one that a file system takes."""
+    """Return the name of a model's file; `HubError` if it leads out of the folder or a file system cannot take it."""
     path = PurePosixPath(name if isinstance(name, str) else "")
-    parts = str(path).replace("\\", "/").split("/")  # huggingface_hub minds Windows
+    parts = str(path).replace("\\", "/").split("/")  # as huggingface_hub does for Windows
     if path.is_absolute() or ".." in parts or "\0" in str(path) or not path.parts:
         raise HubError(f"{hub_id}: lists a file that lies outside of it: {shown(name)}")
     try:
@@ -215,8 +215,8 @@ def _safe_name(name: object, hub_id: HubId) -> str:
 
 
 def _check_folders(files: Collection[str], hub_id: HubId) -> None:
-    """Raise `HubError` for a file that lies in another file."""
-    in_order = sorted(files, key=lambda name: name.replace("/", "\0"))  # what lies in a folder comes right after it
+    """Raise `HubError` if a file is listed as the folder of another file."""
+    in_order = sorted(files, key=lambda name: name.replace("/", "\0"))  # a folder comes right before its files
     for folder, name in pairwise(in_order):
         if name.startswith(f"{folder}/"):
             raise HubError(f"{hub_id}: lists {shown(folder)} as a file, and as the folder of {shown(name)}")

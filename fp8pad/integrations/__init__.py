@@ -1,1 +1,1 @@
-"""fp8pad inside of other tools; each module needs the tool that it is named after."""
+"""fp8pad in other tools; each module needs the tool that it is named after."""

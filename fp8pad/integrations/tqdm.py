@@ -1,4 +1,4 @@
-"""Progress as tqdm shows it: in a notebook its widget, elsewhere a bar on stderr."""
+"""Progress with tqdm: a widget in a notebook, a bar on stderr elsewhere."""
 
 import threading
 from typing import Any
@@ -16,13 +16,13 @@ class TqdmProgress(Progress):
         self._bar: Any = None
 
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:  # noqa: ARG002
-        """Begin a bar, below that of the last step."""
+        """Start a bar, below that of the last step."""
         with self._lock:
             self._close()
             self._bar = tqdm(desc=label, total=total_bytes, unit="B", unit_scale=True)
 
     def advance(self, num_bytes: int) -> None:
-        """Move the bar on; a full one is left as it is."""
+        """Advance the bar, and close it when it is full."""
         with self._lock:
             if self._bar is not None:
                 self._bar.update(num_bytes)

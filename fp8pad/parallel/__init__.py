@@ -1,4 +1,4 @@
-"""Where shards are worked on: threads of this process, since the kernel and numpy do the work, or a Ray cluster."""
+"""Process shards in parallel: on threads of this process (the kernel and numpy do the work) or on a Ray cluster."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -17,9 +17,9 @@ R = TypeVar("R")
 def work_on_all(
     work: Callable[[T, Callable[[int], None]], R], items: Sequence[T], workers: Workers, progress: Progress
 ) -> list[R]:
-    """Return `work(item, advance)` of each item, in order, whoever does it; the first error stops the others.
+    """Return `work(item, advance)` for each item, in order; the first error stops the others.
 
-    For a cluster, `work` and items have to be such that they can be sent; see orders.py.
+    For a cluster, `work` and items must be serializable as orders.py describes.
     """
     if workers.executor == "local" or not items:
         return run_all(work, items, workers.jobs, progress)
@@ -27,13 +27,13 @@ def work_on_all(
 
 
 class _StoppedError(Exception):
-    """Another shard failed, so this one is given up."""
+    """Raised to stop the work on a shard when another one failed."""
 
 
 def run_all(
     work: Callable[[T, Callable[[int], None]], R], items: Iterable[T], jobs: int, progress: Progress
 ) -> list[R]:
-    """Return `work(item, advance)` of each item, in order, `jobs` at a time; the first error stops the others."""
+    """Return `work(item, advance)` for each item, in order, `jobs` at a time; the first error stops the others."""
     stop = Event()
 
     def advance(num_bytes: int) -> None:
@@ -52,7 +52,7 @@ def run_all(
             waiting = set(futures)
             while waiting:
                 finished, waiting = wait(waiting, timeout=SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
-                for future in futures:  # of errors that are there at the same moment, that of the first item
+                for future in futures:  # of several errors at the same time, raise that of the first item
                     if future in finished:
                         future.result()
         except BaseException:
@@ -63,8 +63,8 @@ def run_all(
 
 
 def _submitted(pool: ThreadPoolExecutor, work_on: Callable[[T], R], item: T) -> Future[R]:
-    """Hand an item to a thread, which is started for it if there are fewer than `jobs`."""
+    """Submit an item to the pool, which starts a thread for it if there are fewer than `jobs`."""
     try:
         return pool.submit(work_on, item)
-    except RuntimeError as error:  # a limit of processes, or of memory
+    except RuntimeError as error:  # too many processes, or not enough memory
         raise OutputError(f"{error}; use fewer --jobs") from error

@@ -1,7 +1,7 @@
-"""Working on shards on a Ray cluster whose nodes see the same files, through a process of its own (ray_driver.py).
+"""Process shards on a Ray cluster whose nodes see the same files, through a separate process (ray_driver.py).
 
-Ray ends a process whose cluster goes away: here that is one line, and what is finished stays. The plan is made once, in
-this process; Ray carries the work and what was found out, never a checkpoint's bytes.
+Ray ends a process whose cluster goes away; here that is only an error message, and finished shards stay. The plan is
+made once, in this process; Ray transports work and results, never a checkpoint's bytes.
 """
 
 import json
@@ -22,18 +22,18 @@ from fp8pad.parallel.orders import result_of, to_text, work_to_text
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A signal that comes just before a thread sleeps does not wake it: how long it then takes until it is handled.
+# The longest delay until a signal is handled: one that comes just before a thread sleeps does not wake it.
 SIGNAL_SECONDS = 1.0
-HEAD_SECONDS = 20  # after which Ray gives up a head that does not answer
+HEAD_SECONDS = 20  # after which Ray gives up on a head node that does not answer
 
 
 def run_on_cluster(
     work: Callable[[T, Advance], R], items: Sequence[T], workers: Workers, progress: Progress
 ) -> list[R]:
-    """Return `work(item, advance)` of each item, in order; work and items travel as JSON (see orders.py).
+    """Return `work(item, advance)` for each item, in order; work and items are sent as JSON (see orders.py).
 
-    An item whose worker is lost is worked on again. The first error of `work` stops the others. Raises `ClusterError`
-    if there is no cluster, if it goes away, if its nodes cannot work or if an item is lost time and again.
+    An item whose worker is lost is retried. The first error of `work` stops the others. Raises `ClusterError` if there
+    is no cluster, if it goes away, if its nodes cannot be used or if an item is lost repeatedly.
     """
     order = {"address": workers.ray_address, "jobs": workers.jobs, "work": work_to_text(work)}
     lost = ClusterError(f"{workers.ray_address}: the Ray cluster went away in the middle of the work")
@@ -56,7 +56,7 @@ def run_on_cluster(
 
 
 def _lines(answers: IO[str]) -> Iterator[str]:
-    """Yield lines as they come; the thread wakes up every `SIGNAL_SECONDS`."""
+    """Yield lines as they arrive; the thread wakes up every `SIGNAL_SECONDS`."""
     begun, descriptor, poll = b"", answers.fileno(), select.poll()
     poll.register(descriptor, select.POLLIN)
     while True:
@@ -70,7 +70,7 @@ def _lines(answers: IO[str]) -> Iterator[str]:
 
 @contextmanager
 def _driver() -> Iterator[tuple[IO[str], IO[str]]]:
-    """Start the process that talks to Ray; it ends with the block, and with it all its work on the cluster."""
+    """Start the process that talks to Ray; it is killed at the end of the block, which ends its work on the cluster."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_SECONDS),
@@ -82,7 +82,7 @@ def _driver() -> Iterator[tuple[IO[str], IO[str]]]:
         stderr=None if os.environ.get("FP8PAD_DEBUG") == "1" else subprocess.DEVNULL,
         env=environment,
         text=True,
-        start_new_session=True,  # Ctrl-C is for us, who then end it
+        start_new_session=True,  # Ctrl-C is sent only to this process, which then kills it
     )
     with driver:
         if driver.stdin is None or driver.stdout is None:

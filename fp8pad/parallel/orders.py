@@ -1,7 +1,7 @@
-"""What is sent to workers in other processes and what they answer: JSON, in which the work is a name and its fields.
+"""Messages to workers in other processes, and their answers: JSON, in which work is a class name and its fields.
 
-Work is a frozen dataclass whose `__call__(item, advance)` says by its type hints what an item is and what it returns;
-all of them are read strictly, by those hints.
+Work is a frozen dataclass; the type hints of its `__call__(item, advance)` are the types of items and results. All of
+them are read strictly, by their types.
 """
 
 import json
@@ -19,17 +19,17 @@ _READER = Reader(ClusterError)
 
 
 def to_text(value: object) -> str:
-    """Return dataclasses, however nested, as JSON on one line."""
+    """Return dataclasses, nested ones included, as JSON on one line."""
     return json.dumps(value, default=_plain)
 
 
 def work_to_text(work: object) -> str:
-    """Return work as its name and its fields."""
+    """Return work as its class name and its fields."""
     return to_text({"name": f"{type(work).__module__}:{type(work).__qualname__}", "fields": work})
 
 
 def perform(work_text: str, item_text: str) -> dict[str, Any]:
-    """Do work on an item; return its result and the bytes that it told of, or the error that it ended with."""
+    """Do work on an item; return its result and the bytes that it reported, or the error that it raised."""
     done = 0
 
     def advance(num_bytes: int) -> None:
@@ -48,14 +48,14 @@ def perform(work_text: str, item_text: str) -> dict[str, Any]:
 
 
 def result_of(work: object, answer: Mapping[str, Any]) -> Any:
-    """Return the result of work from its answer, or raise the error that is in it."""
+    """Return the result in an answer, or raise the error in it."""
     if "error" in answer:
         raise _error_of(answer)
     return _READER.read(_hints(type(work))["return"], answer["value"], "a worker's answer")
 
 
 def error_to_json(error: Exception) -> dict[str, Any]:
-    """Return an error by the name of its class, with the error number of its cause, where it has one."""
+    """Return an error as its class name and message, with the errno of its cause, if there is one."""
     cause = error if isinstance(error, OSError) else error.__cause__
     return {"error": type(error).__name__, "message": str(error), "errno": getattr(cause, "errno", None)}
 
@@ -73,7 +73,7 @@ def _error_of(answer: Mapping[str, Any]) -> Exception:
 
 
 def _hints(kind: type) -> dict[str, Any]:
-    """Return the types of an item and of what is returned."""
+    """Return the types of an item and of a result."""
     hints = get_type_hints(kind.__call__, include_extras=True)
     return {"item": next(iter(hints.values())), "return": hints["return"]}
 

@@ -1,4 +1,4 @@
-"""The process that talks to Ray: it places items on nodes, and those of lost workers once more."""
+"""The process that talks to Ray: it places items on nodes, and retries those whose worker is lost."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from fp8pad import __version__
 from fp8pad.errors import ClusterError, Fp8padError
 from fp8pad.parallel.orders import error_to_json
 
-MAX_ATTEMPTS = 4  # of one item; a node that goes takes every item with it that runs there
+MAX_ATTEMPTS = 4  # per item; when a node is lost, so is every item that runs on it
 POLL_SECONDS = 0.2
 CONNECT_SECONDS = 10.0
-NODE_SECONDS = 60.0  # of waiting for a node to work on
+NODE_SECONDS = 60.0  # to wait for a node that can work
 
 
 @dataclass(slots=True)
@@ -29,9 +29,9 @@ class _Task:
 
 
 def main() -> None:
-    """Read an order from stdin, a line of JSON; write a line for each item that is done, or that ended the work."""
+    """Read an order, a line of JSON, from stdin; write a line for each finished item, or for the error that ends it."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever Ray prints
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for what Ray prints
     order = json.loads(sys.stdin.readline())
     try:
         with ray_cluster(order["address"]) as ray:
@@ -43,7 +43,7 @@ def main() -> None:
 
 @contextmanager
 def ray_cluster(address: str) -> Iterator[Any]:
-    """Connect to a running Ray cluster, "auto" is the one that this machine belongs to, and yield the module `ray`.
+    """Connect to a running Ray cluster ("auto": the one that this machine belongs to), and yield the module `ray`.
 
     Raises `ClusterError` if Ray is not installed, or if no cluster answers.
     """
@@ -61,12 +61,12 @@ def ray_cluster(address: str) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        ray.shutdown()  # which ends what is still running; to cancel single tasks made Ray 2.60 abort now and then
+        ray.shutdown()  # this ends running tasks; cancelling them one by one made Ray 2.60 abort sometimes
 
 
 @dataclass(slots=True)
 class RayCluster:
-    """The nodes that do `work` on `items`, each of which is JSON, `jobs` at a time on each node."""
+    """A Ray cluster that does work on `items`, all of them JSON, with `jobs` items at a time on each node."""
 
     ray: Any
     work_text: str
@@ -75,7 +75,7 @@ class RayCluster:
     _running: dict[Any, _Task] = field(default_factory=dict)
 
     def work(self) -> Iterator[dict[str, Any]]:
-        """Yield answers, in the order in which they come, with the number of the item; raises `ClusterError`."""
+        """Yield answers as they arrive, with the number of the item; raises `ClusterError`."""
         work_on, shared = self.ray.remote(worker_function()), self.ray.put(self.work_text)
         waiting = [_Task(number) for number in reversed(range(len(self.items)))]
         worked = time.monotonic()
@@ -95,7 +95,7 @@ class RayCluster:
                 raise ClusterError(f"no node of the Ray cluster had a CPU for {NODE_SECONDS:.0f} seconds")
 
     def _placed(self, waiting: list[_Task]) -> Iterator[tuple[_Task, dict[str, Any]]]:
-        """Take tasks from those that wait for which a node has room, and say where each is to run."""
+        """Take waiting tasks for which a node has room; yield each with the Ray options for that node."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         for node in self.ray.nodes() if waiting else ():
@@ -108,7 +108,7 @@ class RayCluster:
                 yield task, {"num_cpus": 1, "max_retries": 0, "scheduling_strategy": strategy}
 
     def _finished(self) -> Iterator[tuple[_Task, dict[str, Any] | None]]:
-        """Yield the tasks that have ended, with their answers; None for those that were lost."""
+        """Yield the tasks that have ended, with their answers; None if the worker was lost."""
         if not self._running:
             time.sleep(POLL_SECONDS)
             return
@@ -117,7 +117,7 @@ class RayCluster:
             task = self._running.pop(reference)
             try:
                 yield task, self.ray.get(reference)
-            except self.ray.exceptions.RayTaskError as error:  # nothing that was foreseen
+            except self.ray.exceptions.RayTaskError as error:  # an unexpected error
                 raise ClusterError(f"a worker on node {task.host} failed: {error.cause!r}") from error
             except self.ray.exceptions.RayError as error:
                 if task.attempts >= MAX_ATTEMPTS:
@@ -127,7 +127,7 @@ class RayCluster:
 
 
 def worker_function() -> Callable[[str, str, str], dict[str, Any]]:
-    """Return what a worker runs: nested, since such a function travels whole, also to a node without fp8pad."""
+    """Return the function that a worker runs; nested, so that Ray sends its code, even to a node without fp8pad."""
 
     def work_on(version: str, work: str, item: str) -> dict[str, Any]:
         import json

@@ -1,8 +1,8 @@
 """Verify a converted checkpoint: its records, every padded byte, and, if its source is given, every other byte.
 
-What is right is what the records say. What else fp8pad would do with the source today is a note: a checkpoint that was
-published does not become wrong when a later version pads otherwise. But an edit of a key of config.json that this
-version would not edit is a mismatch: nothing else could tell whether it is harmless.
+The records say what is correct. If this version would pad the source differently, that is only a note: a published
+checkpoint does not become wrong when a later version pads differently. But if this version edits config.json too, an
+edit of a key that it would not edit is a mismatch: nothing else shows whether it is harmless.
 """
 
 import os
@@ -30,11 +30,11 @@ LOCAL_WORKERS = Workers()
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was checked, the first differences that were found, and what is worth knowing but not wrong.
+    """What was checked, the first differences that were found, and notes on what is not wrong but worth knowing.
 
-    `model` is None where there was no source to compare with. `is_complete` is False where more differences may follow
-    those in `mismatches`. `has_records` is False for an equal copy, and `files_hashed` counts files whose SHA-256 was
-    compared and held.
+    `model` is None if there was no source to compare with. `is_complete` is False if there may be more differences than
+    `mismatches`. `has_records` is False for a plain copy. `files_hashed` counts the files that were hashed and match
+    their recorded SHA-256.
     """
 
     out_dir: Path
@@ -86,7 +86,7 @@ def verify(
     with opened(model, read_checkpoint, use_cache=use_cache, progress=progress) as source:
         report = _report(examined, source, workers, progress)
         record, modules = examined.record, examined.modules
-        del examined  # all headers of `out_dir`: planning takes as much memory
+        del examined  # frees all headers of `out_dir`: planning needs as much memory
         mismatches, notes = _plan_differences(source, out_dir, record, modules)
         found = (*report.mismatches, *mismatches)[:MAX_MISMATCHES]
         files_hashed = 0 if found else report.files_hashed
@@ -95,7 +95,7 @@ def verify(
 
 @dataclass(frozen=True, slots=True)
 class _Examined:
-    """A converted checkpoint and what its records say; `original` is None where they do not say how to compare it."""
+    """A converted checkpoint and what its records say; `original` is None if they do not say how to compare it."""
 
     converted: Checkpoint
     record: CheckpointRecord | None
@@ -104,7 +104,7 @@ class _Examined:
 
     @property
     def modules(self) -> Mapping[str, ModuleRecord]:
-        """What config.json tells the runtime, if there is no fault."""
+        """The modules that config.json names to the runtime; empty if there are faults."""
         quantization = None if self.faults else quantization_of(self.converted)
         return quantization.modules if quantization else {}
 
@@ -116,7 +116,7 @@ def _examined(out_dir: Path) -> _Examined:
         return _Examined(converted, None, (), original_of(converted, None))
     faults, original = examine(converted, record)
     faults += _missing_hashes(record)
-    if original:  # which has less in memory
+    if original:  # its versions take less memory
         converted, record = original.converted, original.record or record
     return _Examined(converted, record, tuple(faults), original)
 
@@ -127,7 +127,7 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
     if record is None and source is None:
         raise RecordError(f"{converted.root}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
     _check_source(source, converted)
-    if source and not source.remote and set(source.excluded) & set(converted.other_files):  # --follow-links, perhaps
+    if source and not source.remote and set(source.excluded) & set(converted.other_files):  # perhaps by --follow-links
         source = replace(read_checkpoint(source.root, follow_links=True), name=source.name)
     edits_config = record and (record.config_edits or examined.modules)
     copies = _sizes_of_copy(source.with_edited_config() if source and edits_config else source)
@@ -169,13 +169,13 @@ def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
 
 
 def _sizes_of_copy(source: Checkpoint | None) -> dict[str, FileRecord]:
-    """Return the other files that have to be there because the source has them, whatever a record says."""
+    """Return the other files that must be there because the source has them, whatever the record says."""
     sizes = {file: source.identities[file].size for file in source.other_files} if source else {}
     return {file: FileRecord(size, size) for file, size in sizes.items()}
 
 
 def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
-    """Yield files without the hashes that others have: all files of a checkpoint are hashed, or none is."""
+    """Yield files that lack hashes while others have them: either all files of a checkpoint are hashed, or none."""
     if any(entry.sha256 or entry.source_sha256 for entry in record.files.values()):
         for file, entry in record.files.items():
             if not (entry.sha256 and entry.source_sha256):
@@ -185,9 +185,9 @@ def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
 def _plan_differences(
     source: Checkpoint, out_dir: Path, record: CheckpointRecord | None, modules: Mapping[str, ModuleRecord]
 ) -> tuple[list[Mismatch], list[str]]:
-    """Return config edits that converting the source would not make today, and notes on how else it would differ.
+    """Return recorded config edits that this version would not make, and notes on how else its plan differs.
 
-    Where this version would make none, as for a model that it cannot absorb, they are notes: it may know less of it.
+    If this version would make no edits, as for a model that it cannot absorb, they are notes: it may know less of it.
     """
     edits, notes = set[str](), list[str]()
     try:

@@ -1,7 +1,7 @@
-"""What became of the other files of a converted checkpoint since: tokenizers, licences, code, configs.
+"""Changes in the other files of a checkpoint since it was converted: tokenizers, licences, code, configs.
 
-A model card may be edited, and anything harmless added. Any other file that the record names has to be there as it was,
-and nothing may be added that an engine loads, runs or obeys: that is a mismatch.
+A model card may be edited, and harmless files may be added. It is a mismatch if another file that the record names was
+changed or removed, or if a file was added that an engine loads, runs or obeys.
 """
 
 from collections.abc import Container, Iterator, Mapping
@@ -14,8 +14,8 @@ from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import NEVER_COPIED, leads_to_blob
 from fp8pad.record import RECORD_FILE, FileRecord
 
-# What an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too. Tokenizers
-# are not among them: people do add those.
+# Files that an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too.
+# Tokenizers are not among them, since people do add those.
 DANGEROUS = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.ot"),
     *("*.pkl", "*.pickle", "*.joblib", "*.dill", "*.npy", "*.npz"),
@@ -37,9 +37,9 @@ def is_wrong(file: str, named: Container[str]) -> bool:
 
 
 def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Iterator[Mismatch]:
-    """Yield files and links that were added, that are gone, or that have another size than `files` say.
+    """Yield files and links that were added or removed, or that have a different size than `files` says.
 
-    Shards, config.json and the index, if they are there, are not among them: `examine` knows what they have to be.
+    Shards, config.json and the index are skipped if they are there: `examine` checks them.
     """
     own_files = {RECORD_FILE, *converted.text_files, *(shard.file for shard in converted.shards)}
     found = {file: converted.identities[file].size for file in converted.other_files}
@@ -60,7 +60,7 @@ def _instead(converted: Checkpoint, file: str) -> str:
 
 
 def notes_on_files(converted: Checkpoint) -> Iterator[str]:
-    """Yield what others could change behind a reader's back: links, and files that every user may write to."""
+    """Yield notes on what others could change unnoticed: links, and files that every user may write to."""
     for file in converted.identities:
         path = converted.root / file
         if path.is_symlink() and not leads_to_blob(converted.root, file):

@@ -1,6 +1,6 @@
-"""Comparing a converted checkpoint with what it has to be: texts and headers first, then every file by its bytes.
+"""Compare a converted checkpoint with what it should be: texts and headers first, then every file byte by byte.
 
-What a file has to be is known from the source, where it is there, from the record, and from the rules of padding.
+What a file should be is known from the source, if it is given, from the record, and from the rules of padding.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,9 +31,9 @@ from fp8pad.verification.original import Original
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What is known of a file: the `layout` of a shard, recorded hashes, and whether the source's is to be equal.
+    """What is known of a file: the `layout` of a shard, recorded hashes, and whether it must equal the source's.
 
-    It tells `advance` of `num_bytes`.
+    The check reports `num_bytes` to `advance`.
     """
 
     file: str
@@ -46,13 +46,13 @@ class FileCheck:
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """Checks files of `out_dir`, against those of their `source` if there is one."""
+    """Checks files of `out_dir`, against those of the `source` if there is one."""
 
     source: SentCheckpoint | None
     out_dir: str
 
     def __call__(self, check: FileCheck, advance: Advance) -> tuple[Mismatch, ...]:
-        """Return the first differences of a file, and none if there is none."""
+        """Return the first differences of a file; empty if there are none."""
         told = 0
 
         def tell(num_bytes: int) -> None:
@@ -76,7 +76,7 @@ class Checker:
             yield from _hash_differences(check, Hashes(file_sha256(Path(self.out_dir, check.file), check.file), ""))
 
     def _beside(self, check: FileCheck, source: Checkpoint, advance: Advance) -> Iterator[Mismatch]:
-        """Compare all bytes; those of shards are hashed in passing, if hashes are recorded."""
+        """Compare all bytes with the source's; shards are hashed in the same pass, if hashes are recorded."""
         before, after = source.root / check.file, Path(self.out_dir, check.file)
         if check.layout:
             sums = Sums("none", hashed=check.sha256 is not None)
@@ -93,9 +93,9 @@ class Checker:
 def byte_differences(
     original: Original, source: Checkpoint | None, workers: Workers, progress: Progress
 ) -> tuple[list[Mismatch], int]:
-    """Return where files are not what the source or the record says, and how many have the hash that is recorded.
+    """Return where files differ from what the source or the record says, and how many match their recorded hash.
 
-    `original` is the source as the record describes it, `source` the true one, if it is there. A shard whose header
+    `original` is the source as the record describes it, `source` the real one, if it is given. A shard whose header
     differs is not compared further.
     """
     found: list[Mismatch] = []
@@ -115,7 +115,7 @@ def byte_differences(
 
 
 def _checks(original: Original, source: Checkpoint | None, layouts: Mapping[str, ShardLayout]) -> Iterator[FileCheck]:
-    """Yield what is to be done for each file: shards first, which are large."""
+    """Yield the check of each file; shards come first, since they are large."""
     converted, record = original.converted, original.record
     rewritten = {CARD_FILE} & record.originals.keys() if record else set()
     copies = set(source.other_files) - rewritten if source else set()
@@ -124,7 +124,7 @@ def _checks(original: Original, source: Checkpoint | None, layouts: Mapping[str,
         layout, size = layouts.get(file), converted.identities[file].size
         entry = record.files.get(file) if record else None
         sha256, source_sha256 = (entry.sha256, entry.source_sha256) if entry and entry.size == size else (None, None)
-        if source and file not in source.identities:  # a model card may have been made
+        if source and file not in source.identities:  # a model card may have been added
             source_sha256 = None
         num_bytes = layout.data_bytes(only_resized=True) if layout and not source and not sha256 else size
         num_bytes += source.fetched_bytes(file) if source else 0
@@ -144,7 +144,7 @@ def _text_differences(original: Original, source: Checkpoint) -> Iterator[Mismat
 
 
 def _header_differences(layout: ShardLayout, converted: Checkpoint, source: Checkpoint) -> list[Mismatch]:
-    """Compare a shard of the source with what unpadding would give, by its header."""
+    """Compare the header of a shard of the source with the one that unpadding would give."""
     shard = next((shard for shard in source.shards if shard.file == layout.file), None)
     if shard is None:
         return [Mismatch(layout.file, "file", f"no such file, as in {source}", "a shard")]
@@ -157,7 +157,7 @@ def _header_differences(layout: ShardLayout, converted: Checkpoint, source: Chec
 
 
 def _hash_differences(check: FileCheck, found: Hashes | None) -> Iterator[Mismatch]:
-    """Compare hashes with those that are recorded; an empty one was not worked out."""
+    """Compare hashes with the recorded ones; an empty one was not computed."""
     if found and found.sha256 != check.sha256:
         yield Mismatch(check.file, "sha256", str(check.sha256), found.sha256)
     if found and found.source_sha256 not in ("", check.source_sha256):

@@ -1,7 +1,7 @@
 """Where the records of a converted checkpoint contradict each other, its headers, or its config.json.
 
-Headers and texts are enough for it. `inspect` lists what is found, `unpad` refuses because of the first, `verify`
-begins with it.
+Only headers and texts are read. `inspect` lists all that is found, `unpad` refuses at the first, `verify` begins with
+this check.
 """
 
 from collections.abc import Iterator
@@ -33,12 +33,12 @@ from fp8pad.verification.original import Original, original_json, original_of
 
 
 def examine(converted: Checkpoint, record: CheckpointRecord) -> tuple[list[Mismatch], Original | None]:
-    """Return what disagrees, the most fundamental first, and the source as the record describes it, if it fits."""
+    """Return contradictions, the most fundamental first, and the source as the record describes it, if it fits."""
     faults = [fault for shard in converted.shards for fault in _metadata_faults(shard, record)]
     faults += _shape_faults(converted, record)
     original: Original | None = None
     try:
-        if not faults:  # only shapes that are those of the headers are bounded by the size of a file
+        if not faults:  # shapes that differ from those of the headers could be of any size
             original = original_of(converted, record)
         faults += _config_faults(converted, record)
     except CheckpointError as error:
@@ -50,13 +50,13 @@ def examine(converted: Checkpoint, record: CheckpointRecord) -> tuple[list[Misma
 
 
 def quantization_of(converted: Checkpoint) -> QuantizationRecord | None:
-    """Return what config.json tells the runtime, None if it is not needed; `RecordError` if it is malformed."""
+    """Return the record for the runtime in config.json, None if there is none; `RecordError` if it is malformed."""
     document = plugin_config(converted.configs[CONFIG_FILE])
     return parse_quantization_config(document) if document else None
 
 
 def _metadata_faults(shard: ShardHeader, record: CheckpointRecord) -> Iterator[Mismatch]:
-    """Compare what a shard's metadata names as padded with fp8pad.json."""
+    """Compare the padded tensors that a shard's metadata names with fp8pad.json."""
     place = f"__metadata__.{METADATA_KEY}"
     recorded = {t.name: record.tensors[t.name].logical_shape for t in shard.tensors if t.name in record.tensors}
     text = (shard.metadata or {}).get(METADATA_KEY)
@@ -89,12 +89,12 @@ def _on_disk(shapes: dict[str, Shape], name: str) -> str:
 
 
 def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
-    """Compare config.json with what the original becomes by the edits and with the modules that it names."""
+    """Compare config.json with the original after the recorded edits, and with the modules that it names."""
     quantization = quantization_of(converted)
     original, text = original_json(record, CONFIG_FILE), record.originals[CONFIG_FILE]
     for edit in record.config_edits:
         old = value_at(original, edit.key)
-        if old is not None and old != edit.old:  # a size that is not there has its default value
+        if old is not None and old != edit.old:  # a missing size has its default value
             yield Mismatch(RECORD_FILE, f"config_edits: {edit.key}: old", f"{old}, as in originals", str(edit.old))
     if quantization:
         yield from _module_faults(converted, record, quantization)
@@ -111,7 +111,7 @@ def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
 
 
 def _edit_faults(record: CheckpointRecord) -> Iterator[Mismatch]:
-    """Yield edits that no absorbed axis grows with: it may hold a size several times, as gate and up in one tensor."""
+    """Yield edits that fit no absorbed axis; an axis may hold a size several times, as gate and up in one tensor do."""
     grown: set[tuple[int, int]] = set()
     if record.policy.absorb or record.policy.absorb_experts:
         for tensor in set(record.tensors.values()):
@@ -140,7 +140,7 @@ def _module_faults(
         if any(size % multiple for size, multiple in zip(module.padded_shape, module.alignment, strict=True)):
             divisors = f"divisors of {list(module.padded_shape)}"
             yield Mismatch(CONFIG_FILE, f"{place}: alignment", divisors, str(list(module.alignment)))
-    for name, tensor in record.tensors.items():  # scales have names of many forms, and go with their weights
+    for name, tensor in record.tensors.items():  # scales have various names, and follow their weights
         if _is_padded(tensor) and name.endswith(".weight") and name.removesuffix(".weight") not in quantization.modules:
             yield Mismatch(CONFIG_FILE, "modules", f"one for {name}, which is padded", "none")
 
@@ -150,7 +150,7 @@ def _is_padded(tensor: PaddedTensor) -> bool:
 
 
 def _config_shape(tensor: PaddedTensor | None, padded_shape: Shape) -> Shape:
-    """Return the shape `[N, K]` that config.json asks for: absorbed axes are as large there as on disk."""
+    """Return the shape `[N, K]` that config.json implies: absorbed axes have the same size as on disk."""
     if tensor is None or len(tensor.logical_shape) != 2:
         return padded_shape
     axes = zip(tensor.axes.both, tensor.logical_shape, padded_shape, strict=True)
@@ -158,7 +158,7 @@ def _config_shape(tensor: PaddedTensor | None, padded_shape: Shape) -> Shape:
 
 
 def _original_base(converted: Checkpoint, record: CheckpointRecord, original: Json) -> Json:
-    """Return the quantization config of the source, empty where `base_source` leads to none."""
+    """Return the quantization config of the source, empty if `base_source` leads to none."""
     if record.base_source is None:
         return {}
     file, key = record.base_source.file, record.base_source.key
@@ -183,9 +183,9 @@ def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[M
 
 
 def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:
-    """Compare the sizes that fp8pad.json gives shards, index and config.json, before and after, with the true ones.
+    """Compare the recorded sizes of shards, index and config.json, before and after, with the actual ones.
 
-    Other files are copied, so that both sizes of each have to be the same.
+    Other files are copied, so both sizes of each must be the same.
     """
     sizes = original.sizes
     for file, source_size in sizes.items():

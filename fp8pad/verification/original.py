@@ -15,10 +15,10 @@ from fp8pad.tensors import ShardHeader
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """Shards, index and config.json of the source: the layout of each shard, which leads back to it, and the texts.
+    """Shards, index and config.json of the source: the layout of each shard, which restores it, and the texts.
 
-    `record` is that of the `converted` checkpoint; an equal copy has none. Both are without what is known from the
-    layouts as well: of a large checkpoint, that takes as much memory as all headers.
+    `record` is that of the `converted` checkpoint; a plain copy has none. Both share headers and tensors with the
+    layouts: in a large checkpoint, separate copies would take as much memory as all headers.
     """
 
     converted: Checkpoint
@@ -26,7 +26,7 @@ class Original:
     layouts: tuple[ShardLayout, ...]
 
     def text(self, file: str) -> str:
-        """Work out the text of the index or of config.json; `CheckpointError` if the file was changed meanwhile."""
+        """Derive the text of the index or of config.json; `CheckpointError` if the file changed since it was read."""
         if self.record and file in self.record.originals:
             return self.record.originals[file]
         text = self.converted.text(file)
@@ -34,15 +34,15 @@ class Original:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each of these files."""
+        """The size of each of these files, in bytes."""
         sizes = {layout.file: layout.target_bytes for layout in self.layouts}
         return sizes | {file: text_bytes(self.text(file)) for file in self.converted.text_files}
 
 
 def original_of(converted: Checkpoint, record: CheckpointRecord | None) -> Original:
-    """Work out the source of `converted`; without a record, which an equal copy has not, it is the same.
+    """Derive the source of `converted`; without a record, `converted` is a plain copy of it.
 
-    The shapes of `record` must be those of the shards' tensors. Raises `CheckpointError` where it does not fit.
+    The shapes of `record` must be those of the shards' tensors. Raises `CheckpointError` if it does not fit.
     """
     if record is None:
         layouts = tuple(shard_layout(shard, {}) for shard in converted.shards)
@@ -56,7 +56,7 @@ def original_of(converted: Checkpoint, record: CheckpointRecord | None) -> Origi
 
 
 def original_json(record: CheckpointRecord, file: str) -> Json:
-    """Parse a file's original text in fp8pad.json; config.json has to be there. Raises `CheckpointError`."""
+    """Parse a file's original text in fp8pad.json; config.json's must be there. Raises `CheckpointError`."""
     if file == CONFIG_FILE and file not in record.originals:
         raise RecordError(f"{RECORD_FILE}: originals: {file} is missing")
     where, text = f"{RECORD_FILE}: originals: {file}", record.originals.get(file, "{}")
@@ -66,7 +66,7 @@ def original_json(record: CheckpointRecord, file: str) -> Json:
 
 
 def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
-    """Work out the shard that `padded` was made from, and check that padding it again would give `padded`."""
+    """Derive the shard that `padded` was made from, and check that padding it again would give `padded`."""
     layout = original_layout(padded, record.tensors, record.originals.get(padded.file))
     for difference in header_differences(shard_layout(layout.other()[0], layout.tensors).other()[0], padded):
         raise CheckpointError(f"{RECORD_FILE} does not fit its shards: {difference}")
