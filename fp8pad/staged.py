@@ -1,7 +1,7 @@
 """Staging a checkpoint: what is checked before writing, and what a run that ends early leaves for the next one."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, recover
-from fp8pad.checkpoint.staging import is_files, staging_path
+from fp8pad.checkpoint.staging import Staging, is_files, is_kept, staging_path
 from fp8pad.checkpoint.writer import Writer, is_hashed
 from fp8pad.errors import AlteredPaddingError, OutputError, VerifyError
 from fp8pad.output import Output, label_of
@@ -53,8 +53,7 @@ def _remove_own(out: Output) -> tuple[str, ...]:
     These are complete folders that no run announced and, if this run `finishes`, shards that are not its own.
     """
     staging = out.writer.staging
-    with writing(staging.root.path):
-        folders = tuple(_folder_left(staging.root.path / name) for name in staging.root.names() if is_files(name))
+    folders = tuple(_folders_left(staging, lambda name: is_files(name) or is_kept(name)))
     if out.options.finishes:
         own = {out.writer.key(layout) for layout in out.contents.layouts}
         staging.keep_finished(lambda key: key not in own)
@@ -124,22 +123,23 @@ def _check_finished(out: Output) -> None:
 
 def _end_early(out: Output, error: BaseException) -> str | None:
     """Leave only what the next run can use; return a note about it, if there is anything to say."""
-    staging, left = out.writer.staging, ""
+    staging, left = out.writer.staging, list[str]()
     try:
         recover(staging)
+        left += _folders_left(staging, is_kept)
         out.is_published = out.is_published or (is_published(staging) and not out.is_there)
         gives_up = not out.options.finishes and (is_disk_full(error) or _fails_again(out, error))
         if not (out.is_published or gives_up):
             outdated = set(_outdated_keys(out))
             staging.keep_finished(lambda key: key not in outdated)
             if staging.num_finished:
-                return _resumable(out, error)
+                return "; ".join((_resumable(out, error), *left))
         staging.remove()
     except (OSError, OutputError) as failure:
         if str(failure) != str(error):  # `recover` may fail twice for the same reason
-            left = f"{staging.root.path} could not be removed: {failure}"
-    done = f"{out.out_dir} is complete" if out.is_published else ""
-    return "; ".join(filter(None, (done, left))) or None
+            left.append(f"{staging.root.path} could not be removed: {failure}")
+    done = [f"{out.out_dir} is complete"] if out.is_published else []
+    return "; ".join((*done, *left)) or None
 
 
 def _fails_again(out: Output, error: BaseException) -> bool:
@@ -162,8 +162,11 @@ def _resumable(out: Output, error: BaseException) -> str:
     return f"run {command} to resume: {num_finished} of {num_shards} shards are finished in {staging.root.path}"
 
 
-def _folder_left(folder: Path) -> str:
-    return f"{folder} is of another run, or what stood at its OUT_DIR: move it away if you need it, else remove it"
+def _folders_left(staging: Staging, is_left: Callable[[str], bool]) -> Iterator[str]:
+    """Name complete folders in the staging folder that are not removed."""
+    with writing(staging.root.path):
+        for folder in (staging.root.path / name for name in staging.root.names() if is_left(name)):
+            yield f"{folder} is of another run, or stood at its OUT_DIR: move it away if you need it, else remove it"
 
 
 def others_left(num_finished: int, folder: Path) -> str:

@@ -1,7 +1,9 @@
 """Publication: how a complete folder takes the place of the destination, and what happens to what stood there."""
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from test_staging import HIDDEN, names, stage
 import fp8pad
 from fp8pad.checkpoint.directory import Directory
 from fp8pad.checkpoint.lock import hold_staging
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import is_published, publish, recover
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.errors import OutputError
@@ -34,6 +37,14 @@ def replacing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Let the file system exchange folders, or not."""
     if request.param != "exchanging":
         monkeypatch.setattr(Directory, "exchange", lambda *_: False)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a run says while it works."""
+    lines: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda _, line: lines.append(line))
+    return lines
 
 
 def fill(folder: Path, *files: str) -> Path:
@@ -122,6 +133,18 @@ def test_a_link_in_the_place_of_the_old_folder_is_not_replaced(staging: Staging,
     assert files_of(tmp_path / "elsewhere") == before
 
 
+LEFT = "stood at its OUT_DIR: move it away if you need it, else remove it"
+
+
+def failing(number: int) -> Callable[..., object]:
+    """Return a system call that fails with that error."""
+
+    def call(*_: object, **__: object) -> object:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
 class StoppedError(Exception):
     """The run ends here."""
 
@@ -175,14 +198,37 @@ def test_a_replacement_that_ends_anywhere_loses_neither_folder(tmp_path: Path) -
     assert number > 30
 
 
-def test_what_cannot_be_put_back_is_kept(tmp_path: Path) -> None:
-    """Something else stands there by now: neither is touched, and the error says where the old folder lies."""
+def test_what_cannot_be_put_back_is_kept(tmp_path: Path, told: list[str]) -> None:
+    """Something else stands there by now: neither is touched, and every run says where the old folder lies."""
+    model = llama(tmp_path.with_name(f"{tmp_path.name}-model"))
     fill(tmp_path / HIDDEN / "replaced", "old")
     fill(tmp_path / "out", "mine")
-    with hold_staging(tmp_path / "out") as staging, pytest.raises(OutputError, match=r"lies in .*replaced: move it"):
+    for _ in range(2):
+        with pytest.raises(OutputError, match="is not empty") as caught:
+            fp8pad.convert(model, tmp_path / "out")
+        (kept,) = (tmp_path / HIDDEN).glob("kept.*")
+        assert caught.value.__notes__ == [f"{kept} is of another run, or {LEFT}"]
+        assert names(kept) == ["old"]
+        assert files_of(tmp_path / "out") == {"mine": b"mine"}
+    shutil.rmtree(tmp_path / "out")
+    fp8pad.convert(model, tmp_path / "out")
+    assert told == [f"{kept} is of another run, or {LEFT}"]
+    assert names(kept) == ["old"]
+
+
+def test_what_could_not_be_put_back_for_another_reason_is_put_back_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails says nothing about what stands there."""
+    fill(tmp_path / HIDDEN / "replaced", "old")
+    with hold_staging(tmp_path / "out") as staging:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", failing(errno.EIO))
+            with pytest.raises(OutputError, match="Input/output error"):
+                recover(staging)
         recover(staging)
-    assert (tmp_path / HIDDEN / "replaced" / "old").exists()
-    assert files_of(tmp_path / "out") == {"mine": b"mine"}
+        staging.remove()
+    assert files_of(tmp_path) == {"out/old": b"old"}
 
 
 def published_without_a_lock(tmp_path: Path) -> Path:
@@ -195,39 +241,48 @@ def published_without_a_lock(tmp_path: Path) -> Path:
 
 
 def test_what_was_put_into_the_new_folder_since_is_kept(tmp_path: Path) -> None:
-    """After a kill before the old folder was removed. It has files that the new one has not any more: neither goes."""
+    """After a kill before the old folder was removed. It has files that the new one has not any more: neither goes.
+
+    The next run finds nothing that is in its way.
+    """
     hidden = published_without_a_lock(tmp_path)
     fill(hidden / "replaced", "config.json", "tokenizer.json")
     fill(tmp_path / "out", "thesis.tex")
-    before = files_of(tmp_path)
-    with hold_staging(tmp_path / "out") as staging, pytest.raises(OutputError, match=r"lies in .*replaced: move it"):
-        recover(staging)
-    after = files_of(tmp_path)
-    assert before.items() <= after.items()
-
-
-def test_of_two_folders_that_were_replaced_one_is_named(tmp_path: Path) -> None:
-    """There is one name for what was replaced; once the folder is moved away, the next run goes on."""
-    hidden = published_without_a_lock(tmp_path)
-    fill(hidden / "files.a", "config.json")
-    with hold_staging(tmp_path / "out") as staging:
-        with pytest.raises(OutputError, match=r"lies in .*files\.a: move it away first"):
+    old, new = files_of(hidden / "replaced"), files_of(tmp_path / "out")
+    for _ in range(2):
+        with hold_staging(tmp_path / "out") as staging:
             recover(staging)
-        (hidden / "files.a").rename(tmp_path / "mine")
+            staging.remove()
+        (kept,) = hidden.iterdir()
+        assert files_of(kept) == old
+        assert files_of(tmp_path / "out") == new
+
+
+def test_what_was_put_in_and_cannot_be_read_just_now_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails says nothing about files that nobody knows."""
+    hidden = published_without_a_lock(tmp_path)
+    with hold_staging(tmp_path / "out") as staging:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", failing(errno.EIO))
+            with pytest.raises(OutputError, match="Input/output error"):
+                recover(staging)
+        assert "replaced" in names(hidden)
         recover(staging)
         staging.remove()
-    assert sorted(names(tmp_path)) == ["mine", "out"]
+    assert names(tmp_path) == ["out"]
 
 
-def test_the_folder_to_move_away_is_named_once(tmp_path: Path) -> None:
-    """A run that finds it cannot clean up either, for the same reason."""
+def test_of_two_folders_that_were_replaced_one_is_kept_and_named(tmp_path: Path, told: list[str]) -> None:
+    """There is one name for what was replaced; the run goes on, and says where the other one is."""
     hidden = published_without_a_lock(tmp_path)
     fill(hidden / "files.a", "config.json")
-    before = files_of(tmp_path)
-    with pytest.raises(OutputError, match=r"lies in .*files\.a: move it away first") as caught:
-        fp8pad.convert(llama(tmp_path.with_name("model")), tmp_path / "out", overwrite=True)
-    assert getattr(caught.value, "__notes__", []) == []
-    assert {file: data for file, data in files_of(tmp_path).items() if not file.endswith("lock")} == before
+    old = files_of(hidden / "replaced")
+    fp8pad.convert(llama(tmp_path.with_name(f"{tmp_path.name}-model")), tmp_path / "out", overwrite=True)
+    (kept,) = hidden.iterdir()
+    assert told == [f"{kept} is of another run, or {LEFT}"]
+    assert files_of(kept) == old
 
 
 def test_a_folder_that_another_run_was_removing_is_in_nobodys_way(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 from fp8pad.checkpoint.directory import Directory, is_discarded, is_file, is_folder, open_directory
 from fp8pad.checkpoint.files import writing
-from fp8pad.checkpoint.staging import LOCK, PUBLICATION, REPLACED, STAGED, SUFFIXES, Staging, is_files, staging_path
+from fp8pad.checkpoint.staging import (
+    LOCK,
+    PUBLICATION,
+    REPLACED,
+    STAGED,
+    SUFFIXES,
+    Staging,
+    is_files,
+    is_kept,
+    staging_path,
+)
 from fp8pad.errors import OutputError
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may not support locks
@@ -111,7 +121,7 @@ def _check_own(root: Directory) -> None:
 
 
 def _is_known(name: str) -> bool:
-    return name in {STAGED, REPLACED} or is_files(name) or is_discarded(name)
+    return name in {STAGED, REPLACED} or is_files(name) or is_kept(name) or is_discarded(name)
 
 
 def _check_entry(folder: Directory, name: str, is_expected: Callable[[os.stat_result | None], bool] | None) -> None:

@@ -4,6 +4,7 @@ Until the new folder is in place, whatever was at the destination is moved, neve
 of these steps; the next one sees from the folders' inodes how far it got.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -14,11 +15,12 @@ from typing import Any
 from fp8pad.checkpoint.destination import Replaced, check_replaced
 from fp8pad.checkpoint.directory import DISCARDED, Directory, is_discarded, is_folder
 from fp8pad.checkpoint.files import copied_mode, create_file, writing
-from fp8pad.checkpoint.staging import PUBLICATION, REPLACED, Staging, is_files
+from fp8pad.checkpoint.staging import KEPT, PUBLICATION, REPLACED, Staging, is_files
 from fp8pad.errors import OutputError
 from fp8pad.record import CONFIG_FILE
 
 _MAX_PUBLICATION_BYTES = 1000
+_OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})  # of renaming a folder to where something stands
 
 
 def publish(
@@ -65,16 +67,15 @@ def forget_publication(staging: Staging, keeps_shards: bool = False) -> None:
 def recover(staging: Staging) -> None:
     """Finish or undo the publication of a run that ended between two steps; staged files stay.
 
-    The former `out_dir` is put back if nothing took its place, and removed only if the new folder did. Raises
-    `OutputError` if something else is there by now.
+    The former `out_dir` is put back if nothing took its place, and removed only if the new folder did. Where something
+    else is there by now, or either folder was edited so that files would be lost, it stays in `staging` for good.
     """
     root, announced = staging.root, _publication(staging)
     with writing(root.path):
         for name in filter(is_files, root.names()):
             status = root.status(name)
             if name == announced.get("files") and status and status.st_ino != announced.get("folder"):
-                if root.status(REPLACED):
-                    raise OutputError(_move_away(staging, name))
+                _keep(staging)
                 root.rename(name, root, REPLACED)  # it was exchanged with `out_dir`
         if root.status(REPLACED):
             _finish_replacing(staging)
@@ -179,14 +180,21 @@ def _finish_replacing(staging: Staging) -> None:
         try:
             _check_replaced(staging, staging.parent, staging.out_dir.name)
         except OutputError as error:  # the published folder may have been edited since: both stay
-            raise OutputError(_move_away(staging, REPLACED)) from error
-        _discard(staging, REPLACED)
+            if isinstance(error.__cause__, OSError):
+                raise
+            _keep(staging)
+        else:
+            _discard(staging, REPLACED)
         return
     try:
         _put_back(staging)  # nothing is there, or an empty folder
     except OSError as error:
-        raise OutputError(_move_away(staging, REPLACED)) from error
+        if error.errno not in _OCCUPIED:
+            raise
+        _keep(staging)
 
 
-def _move_away(staging: Staging, name: str) -> str:
-    return f"{staging.out_dir}: what stood there lies in {staging.root.path / name}: move it away first"
+def _keep(staging: Staging) -> None:
+    """Set what was replaced aside for good, if there is such a folder."""
+    if staging.root.status(REPLACED):
+        staging.root.rename(REPLACED, staging.root, f"{KEPT}.{os.urandom(8).hex()}")

@@ -9,6 +9,7 @@ from.
       staged/           KEY.finished: shards that a later run can use; KEY.TOKEN.complete, .unfinished: files of one run
       files.TOKEN/      every file under its own name, just before the folder becomes OUT_DIR
       replaced/         the former OUT_DIR, until it is removed
+      kept.TOKEN/       a former OUT_DIR that can be neither put back nor removed
       publication       which folder becomes OUT_DIR
 """
 
@@ -27,7 +28,7 @@ from fp8pad.errors import CheckpointError
 
 MAX_NAME_BYTES = 255
 MAX_NOTE_BYTES = 1 << 16
-FILES, REPLACED, PUBLICATION = "files", "replaced", "publication"
+FILES, REPLACED, KEPT, PUBLICATION = "files", "replaced", "kept", "publication"
 LOCK, STAGED = "lock", "staged"
 _FINISHED, _COMPLETE, _UNFINISHED, _NOTE = ".finished", ".complete", ".unfinished", ".note"
 SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
@@ -172,6 +173,11 @@ def staging_path(out_dir: Path) -> Path:
     if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = f".{hashlib.sha256(os.fsencode(out_dir.name)).hexdigest()}.fp8pad"
     return out_dir.with_name(name)
+
+
+def is_kept(name: str) -> bool:
+    """Return whether a folder of that name was set aside for good."""
+    return name.startswith(KEPT) and not is_discarded(name)
 
 
 def is_files(name: str) -> bool:
