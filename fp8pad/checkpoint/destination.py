@@ -65,7 +65,7 @@ def check_replaceable(target: Path, out_dir: Path, new_files: Set[str], overwrit
 
 
 def check_space(target: Path, needed_bytes: int, reclaimed_bytes: int) -> None:
-    """Raise `OutputError` if the disk of `target` has less free, including the `reclaimed_bytes` of an earlier run."""
+    """Raise `OutputError` if the disk of `target` has too little room, even with an earlier run's `reclaimed_bytes`."""
     free_bytes = shutil.disk_usage(existing_parent(target)).free + reclaimed_bytes
     if needed_bytes > free_bytes:
         raise OutputError(f"{target}: not enough disk space: {size(needed_bytes)} needed, {size(free_bytes)} free")

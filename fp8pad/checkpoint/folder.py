@@ -89,7 +89,7 @@ def leads_to_blob(root: Path, name: str) -> bool:
 
 
 def max_text_bytes(file: str) -> int:
-    """Return how many bytes a text may have that is read whole, by the name of its file."""
+    """Return the maximum size in bytes of a text that is read whole, by the name of its file."""
     return _MAX_LIST_BYTES.get(file, _MAX_TEXT_BYTES)
 
 

@@ -27,7 +27,7 @@ def parse_object(file: str, text: str) -> Json:
 def dumps_like(original: str, document: Mapping[str, Any], file: str) -> str:
     """Return `document` as JSON text with the indentation, separators, escapes and ending of the text `original`.
 
-    `ConfigError` names it as `file` if that is too long to be read again, as deeply nested lists are once indented.
+    `ConfigError` names it as `file` if it is too long to be read again, as deeply nested lists can be when indented.
     """
     indent = re.match(rf"\s*\{{\s*?\n([ \t]{{1,{MAX_INDENT}}})(?![ \t])", original)
     colon = re.match(r'^\s*\{\s*"(?:[^"\\]++|\\.)*+"(\s{0,16}:\s{0,16})(?!\s)', original)
@@ -37,7 +37,7 @@ def dumps_like(original: str, document: Mapping[str, Any], file: str) -> str:
         separators=("," if indent or separator == ":" else ", ", separator),
         ensure_ascii=original.isascii(),
     )
-    # In C, where nothing is indented; else part by part, since a list of millions takes ten times as much memory.
+    # Without indentation, C code does it. Else it is done in parts: a list of millions takes ten times as much memory.
     parts = encoder.iterencode(document) if indent else (encoder.encode(document),)
     text, limit = StringIO(), max_text_bytes(file)
     for part in parts:
@@ -49,7 +49,7 @@ def dumps_like(original: str, document: Mapping[str, Any], file: str) -> str:
 
 
 def index_text(original: str, total_bytes: int) -> str:
-    """Return the index `original` with `total_bytes` as its `total_size`; the rest of the text is unchanged."""
+    """Return the index `original` with `total_bytes` as its `total_size`; everything else stays the same."""
     if place := _place_of_total(original):
         return f"{original[: place.start(1)]}{total_bytes}{original[place.end(1) :]}"
     document = json.loads(original)

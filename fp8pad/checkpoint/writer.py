@@ -40,7 +40,7 @@ class Writer:
 
     @property
     def group(self) -> int | None:
-        """The id of the group that new files belong to; None for a model of the hub, whose files have no owner yet."""
+        """The id of the group that new files belong to; None for a model of the hub, whose files have no group yet."""
         return None if self.source.remote else self.staging.group
 
     def work_bytes(self, layout: ShardLayout) -> int:

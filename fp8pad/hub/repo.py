@@ -42,7 +42,7 @@ class HubFile:
         return FileIdentity.of_content(self.size, self.hash)
 
     def digest(self) -> "hashlib._Hash":
-        """Return a hash object that gives `hash` once it was updated with all bytes of the file."""
+        """Return a hash object that gives `hash` after it is updated with all bytes of the file."""
         if self.is_sha256:
             return hashlib.sha256()
         return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)

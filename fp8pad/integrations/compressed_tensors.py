@@ -74,7 +74,7 @@ def _padded(name: str, tensor: torch.Tensor, planned: PaddedTensor) -> torch.Ten
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]
     if planned.fill:
         padded = torch.ones(planned.padded_shape, dtype=tensor.dtype, device=tensor.device)
-    else:  # not every device can fill and copy FP8, but integers
+    else:  # not every device can fill and copy FP8; integers work
         padded = torch.zeros(planned.padded_shape, dtype=bits, device=tensor.device).view(tensor.dtype)
     source = tensor.reshape(as_matrices(planned.logical_shape)).view(bits)  # [num_matrices, N, K]
     target = padded.view(as_matrices(planned.padded_shape)).view(bits)

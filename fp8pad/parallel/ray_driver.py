@@ -29,7 +29,7 @@ class _Task:
 
 
 def main() -> None:
-    """Read an order, a line of JSON, from stdin; write a line for each finished item, or for the error that ends it."""
+    """Read an order from stdin, a line of JSON; write a line for each finished item, or the error that ended it."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # for what Ray prints
     order = json.loads(sys.stdin.readline())
