@@ -1,4 +1,4 @@
-"""What the sizes of a Linear are to be multiples of, for one rank."""
+"""The multiples that the sizes of a Linear must have on one rank."""
 
 from collections.abc import Mapping
 from math import lcm
@@ -7,11 +7,11 @@ from fp8pad.planning.linear import Fp8Linear
 from fp8pad.record import Alignment, Policy
 from fp8pad.scales import PerBlock
 
-# CUTLASS and cuBLASLt want both dimensions of an FP8 matrix in multiples of 16 bytes
+# CUTLASS and cuBLASLt require both dimensions of an FP8 matrix to be multiples of 16 bytes
 # (vllm csrc/quantization/w8a8/cutlass/scaled_mm_entry.cu; cuBLASLt documentation, "FP8 data types").
 KERNEL_MULTIPLE = 16
 
-# What some kernels want of N and of K, read in vLLM 0.33 (vllm/model_executor/layers/quantization/utils/marlin_utils.py
+# What some kernels require of N and K, read in vLLM 0.33 (vllm/model_executor/layers/quantization/utils/marlin_utils.py
 # `marlin_padded_nk`; vllm/model_executor/kernels/linear/scaled_mm/b12x.py `can_implement`; vllm/utils/deep_gemm.py
 # `should_use_deepgemm_for_fp8_linear`).
 KERNEL_MULTIPLES: Mapping[Alignment, tuple[int, int]] = {
@@ -22,7 +22,7 @@ KERNEL_MULTIPLES: Mapping[Alignment, tuple[int, int]] = {
 
 
 def alignment_of(linear: Fp8Linear, policy: Policy) -> tuple[int, int]:
-    """Return the multiples `(n, k)` that a Linear's sizes are to have under a policy, for one rank."""
+    """Return the multiples `(n, k)` that a Linear's sizes must have on one rank under a policy."""
     granularity = linear.granularity
     block_n, block_k = granularity.block if granularity else (1, 1)
     if policy.alignment == "auto":

@@ -1,4 +1,4 @@
-"""What an engine does with each form of a checkpoint at other tensor-parallel sizes, and what helps."""
+"""What an engine does with each form of a checkpoint at several tensor-parallel sizes, and what helps."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +15,7 @@ SIZES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """One inner size as absorbing would make it, and the FP8 weights that this adds, in bytes."""
+    """One inner size before and after absorbing, and the bytes of FP8 weights that this adds."""
 
     key: str
     old: int
@@ -25,9 +25,9 @@ class Growth:
 
 @dataclass(frozen=True, slots=True)
 class Absorbed:
-    """What an engine does with an absorbed checkpoint: with the routed experts absorbed or without, and at what cost.
+    """What an engine does with an absorbed checkpoint, whether the routed experts are absorbed too, and the cost.
 
-    `needs_runtime` says that something is left to pad; `added_bytes` is what tensors grow by, absorbed and padded.
+    `needs_runtime` says whether something is left to pad; `added_bytes` is what tensors grow by, absorbed and padded.
     """
 
     verdict: Verdict
@@ -37,7 +37,7 @@ class Absorbed:
     added_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `fp8pad plan --json` says of it."""
+        """Return what `fp8pad plan --json` says about it."""
         return {
             **_verdict_document(self.verdict),
             "absorb_experts": self.experts,
@@ -51,8 +51,8 @@ class Absorbed:
 class AtSize:
     """What an engine does with a checkpoint at a tensor-parallel size.
 
-    `padded` and `absorbed` are what converting for this size makes of it; `absorbed` is None where that does not help.
-    `refused` is what the engine then does with an absorbed one, if there is anything to absorb.
+    `padded` and `absorbed` are about checkpoints converted for this size; `absorbed` is None if absorbing is of no use.
+    `refused` is the verdict on an absorbed checkpoint if the engine refuses it.
     """
 
     num_ranks: int
@@ -63,12 +63,12 @@ class AtSize:
 
     @property
     def is_helped(self) -> bool:
-        """Whether the engine does better with what converting for this size makes, padded or absorbed."""
+        """Whether the engine does better with a checkpoint converted for this size, padded or absorbed."""
         made = [self.padded, *([self.absorbed.verdict] if self.absorbed else [])]
         return min(OUTCOMES.index(verdict.outcome) for verdict in made) < OUTCOMES.index(self.original.outcome)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `fp8pad plan --json` says of this size; `absorbed_refused` is there only where it has a value."""
+        """Return what `fp8pad plan --json` says about this size; `absorbed_refused` is omitted if it has no value."""
         return {
             "tensor_parallel_size": self.num_ranks,
             "original": _verdict_document(self.original),
@@ -79,9 +79,9 @@ class AtSize:
 
 
 def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = ()) -> Iterator[AtSize]:
-    """Yield what `engine` does at each size; a size at which it serves the original needs no absorbing.
+    """Yield what `engine` does at each size; absorbing is not considered if it serves the original as it is.
 
-    If none are given, they are the usual ones and the plan's own.
+    Without `sizes`, these are the usual ones and the plan's own.
     """
     judge = Judge(plan, engine)
     for num_ranks in sizes or sorted({*SIZES, plan.policy.tensor_parallel_size}):
@@ -94,7 +94,7 @@ def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = (
 def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None:
     """Return the policy nearest to the plan's own whose checkpoint `engine` does not refuse; None if there is none.
 
-    Absorbing comes first, with the routed experts only where it takes that, then fewer ranks as asked, then both.
+    Absorbing is tried first, without the routed experts before with them, then fewer ranks, then both.
     """
     judge, size = Judge(plan, engine), plan.policy.tensor_parallel_size
     fewer = [replace(plan.policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
@@ -103,10 +103,10 @@ def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None
 
 
 def check_worth_converting(plan: CheckpointPlan, engine: Engine) -> None:
-    """Raise `NotServedError` where the engine is known to refuse what the plan makes, and not what else could be made.
+    """Raise `NotServedError` if the engine is known to refuse the plan's checkpoint, but not every alternative.
 
-    That is another policy's checkpoint, or the original. Where it refuses them all, converting makes nothing worse, and
-    the checkpoint may be for another engine.
+    Alternatives are another policy's checkpoint and the original. If it refuses all of them, converting makes nothing
+    worse, and the checkpoint may be for another engine.
     """
     try:
         check_served(plan, engine)
@@ -128,10 +128,10 @@ def _converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict
 
 
 def better_absorbed(plan: CheckpointPlan, at: AtSize, made: Outcome) -> tuple[Absorbed, Policy] | None:
-    """Return what absorbing more for the plan's size, which `at` is about, makes, and the policy, where that is better.
+    """Return what absorbing more gives at the plan's size, which `at` is about, and the policy; None if not better.
 
-    `made` is what the engine does with the checkpoint that the plan makes, or with the original. Doing the same without
-    the plugin is better where it costs the same.
+    `made` is what the engine does with the checkpoint that the plan makes, or with the original. The same outcome
+    without the plugin is better if it costs the same.
     """
     if (absorbed := at.absorbed) is None:
         return None
@@ -143,12 +143,12 @@ def better_absorbed(plan: CheckpointPlan, at: AtSize, made: Outcome) -> tuple[Ab
 
 
 def costs_the_same(plan: CheckpointPlan, absorbed: Absorbed) -> bool:
-    """Whether absorbing adds as much to a checkpoint as the plan does, or less; a thousandth of it does not count."""
+    """Return whether absorbing adds no more to a checkpoint than the plan does, up to a thousandth of its size."""
     return absorbed.added_bytes - (plan.bytes_after - plan.bytes_before) <= plan.bytes_before // 1000
 
 
 def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None:
-    """Absorb the MLPs, and the routed experts only where that is better; None where nothing would grow."""
+    """Return what absorbing gives, with the routed experts only if that is better; None if nothing would grow."""
     dense, both = (absorbed_at(plan, judge, num_ranks, experts) for experts in (False, True))
     gains = OUTCOMES.index(both.verdict.outcome) < OUTCOMES.index(dense.verdict.outcome)
     best = both if gains or not dense.growths else dense
@@ -156,7 +156,7 @@ def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None
 
 
 def absorbed_at(plan: CheckpointPlan, judge: Judge, num_ranks: int, experts: bool) -> Absorbed:
-    """Return what an engine does where inner sizes are absorbed for `num_ranks`, with routed experts or without."""
+    """Return what an engine does if inner sizes are absorbed for `num_ranks`, with or without routed experts."""
     sizes = {
         place: size.size_at(num_ranks) for place, size in enumerate(plan.absorbable) if experts or not size.is_expert
     }

@@ -1,4 +1,4 @@
-"""config.json as the converted checkpoint will carry it."""
+"""The config.json of a converted checkpoint."""
 
 import json
 from collections.abc import Iterable
@@ -15,11 +15,11 @@ def edited_config(
     quantization: QuantizationRecord | None,
     base_source: BaseSource | None,
 ) -> dict[str, Any]:
-    """Return a copy of `config` with other sizes, and `quantization` where the original quantization config stood.
+    """Return a copy of `config` with edited sizes, and `quantization` in place of the original quantization config.
 
-    Key order and every other key stay. Raises `ConfigError` where `config` has no place for a key.
+    Key order and every other key are kept. Raises `ConfigError` if `config` has no place for a key.
     """
-    edited: dict[str, Any] = json.loads(json.dumps(config))  # objects that are alike may be one in `config`
+    edited: dict[str, Any] = json.loads(json.dumps(config))  # equal objects may be shared in `config`
     for edit in edits:
         if edit.file == CONFIG_FILE:
             _replace(edited, edit.key, edit.new, must_exist=False)

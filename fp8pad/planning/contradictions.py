@@ -93,7 +93,7 @@ def _check_input_scale(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -
 
 
 def _check_granularities(linears: Sequence[Fp8Linear], quantization: Quantization | None) -> None:
-    """Refuse a config that is right for none of its weights, though their scales are of a granularity that is known."""
+    """Refuse a config that fits none of its weights, although a weight has scales of a known granularity."""
     if quantization is None or quantization.formats.has_other_fp8 or any(linear.granularity for linear in linears):
         return
     for linear in linears:
@@ -114,12 +114,12 @@ def _check_weights_of_scales(tensors: Mapping[str, TensorHeader]) -> None:
         module, _, leaf = name.rpartition(".")
         if leaf not in ("weight_scale", "weight_scale_inv") or not module or module in modules or module in tensors:
             continue
-        if not any(other.startswith(f"{module}.") for other in modules):  # one scale for a table in shards
+        if not any(other.startswith(f"{module}.") for other in modules):  # a table split into shards has one scale
             raise PlanError(f"{name}: a scale without its weight: expected {module}.weight")
 
 
 def _check_siblings(linears: Sequence[Fp8Linear]) -> None:
-    """Refuse matrices that are multiplied with each other or fused, and whose sizes do not match."""
+    """Refuse matrices that are multiplied by or fused with each other, but whose sizes do not match."""
     shapes = {linear.name: linear.weight.shape for linear in linears if len(linear.weight.shape) == 2}
     for name, shape in shapes.items():
         parent, dot, last = name.rpartition(".")

@@ -1,6 +1,6 @@
-"""Recognising FP8 Linears by their tensors: a 2-D FP8 weight, its scale wherever it lies, and the granularity.
+"""Recognising FP8 Linears by their tensors: a 2-D FP8 weight, its scale in any shard, and the granularity.
 
-What is not understood is carried, with the reason; planning/contradictions.py refuses what engines fail on.
+Weights that are not understood are carried, with a reason; planning/contradictions.py refuses what engines fail on.
 """
 
 import re
@@ -20,7 +20,7 @@ from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
 _EXPERTS = re.compile(r"(^|[._])(experts|moe)([._]|$)")
 
-# Families whose Linears are transformers' `Conv1D`, which keeps its weight as `[K, N]`, and the modules that are.
+# Families with Linears of transformers' class `Conv1D`, which stores its weight as `[K, N]`, and these modules.
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 
@@ -29,7 +29,7 @@ _ROUTED = "a routed expert: fused MoE kernels bypass the plugin"
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What decides about a weight besides its own header; see `recognise`."""
+    """What the decision on a weight depends on besides its own header; see `recognise`."""
 
     tensors: Mapping[str, TensorHeader]
     quantization: Quantization | None
@@ -50,10 +50,10 @@ def recognise(
     experts: Mapping[str, Order | None] = MappingProxyType({}),
     described: Collection[str] = (),
 ) -> tuple[tuple[Fp8Linear, ...], tuple[UntouchedTensor, ...]]:
-    """Split a checkpoint's weights into FP8 Linears and those that are not, each of these with its reason.
+    """Split a checkpoint's weights into FP8 Linears and others, the latter each with a reason.
 
-    `experts` are the modules that the model's family file says are routed experts, with the order of the axes of those
-    that are stacked. `described` are modules that a family file says are Linears, whatever they are called.
+    `experts` are the routed experts according to the model's family file, with the order of the axes of those that are
+    stacked. `described` are modules that a family file describes as Linears, whatever they are called.
     """
     linears, untouched = [], []
     has_conv1d = not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config))
@@ -74,7 +74,7 @@ def _is_weight(tensor: TensorHeader) -> bool:
 
 
 def _untouched(tensor: TensorHeader) -> UntouchedTensor | None:
-    """Describe a tensor that is not the FP8 weight of a Linear; None where it is no weight at all."""
+    """Describe a tensor that is not the FP8 weight of a Linear; None if it is not a weight at all."""
     is_understood = True
     if tensor.dtype not in FP8_WEIGHT_DTYPES:
         if len(tensor.shape) < 2 or is_scale_name(tensor.name):
@@ -120,7 +120,7 @@ def _scaled(
 
 
 def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _Model) -> str | None:
-    """Why a layer that is understood must not be padded on its own."""
+    """Return why a layer that is understood must not be padded on its own; None if it may be padded."""
     if kind_of(name) == "table":
         return "an embedding, not a Linear"
     if model.has_conv1d and name.rpartition(".")[2] in _CONV1D_MODULES:
@@ -147,7 +147,7 @@ def _stack(name: str, weight: TensorHeader, scale: TensorHeader | None, model: _
 
 
 def _has_inputs(name: str, weight: TensorHeader, tensors: Mapping[str, TensorHeader]) -> bool:
-    """Whether a module multiplies what it is given, as its tensors tell: it has a bias or a scale for its input."""
+    """Return whether a module multiplies an input, judging by its tensors: it has a bias or an input scale."""
     bias = tensors.get(f"{name}.bias")
     return (bias is not None and bias.shape == weight.shape[:1]) or any(
         f"{name}.{key}" in tensors for key in INPUT_SCALES

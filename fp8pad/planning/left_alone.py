@@ -1,4 +1,4 @@
-"""Linears that could be padded by themselves, and are not: by --skip, by what they are fused with, by engines' code."""
+"""Linears that could be padded, but are not, because of --skip, of what they are fused with, or of engines' code."""
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -12,7 +12,7 @@ from fp8pad.scales import PerBlock
 def left_alone(
     linears: Sequence[Fp8Linear], skip: Sequence[str], quantization: Quantization | None, architectures: Sequence[str]
 ) -> Iterator[Fp8Linear]:
-    """Yield the layers, with a reason where one is carried unchanged; `skip` are globs of module names."""
+    """Yield the layers, with a reason if one is carried unchanged; `skip` are globs of module names."""
     unlike = _unlike_inputs(linears)
     method = quantization.method if quantization else None
     by_model = [rule for rule in find_engine().rule if rule.left_to_model and rule.is_about(method, architectures)]
@@ -34,7 +34,7 @@ def _is_of(rule: Rule, linear: Fp8Linear) -> bool:
 
 
 def _unlike_inputs(linears: Sequence[Fp8Linear]) -> dict[str, str]:
-    """Which queries, keys and values have different K, so that they are not fused in a way that is known."""
+    """Return the queries, keys and values that differ in K, with a reason: it is not known how engines fuse them."""
     inputs: dict[str, dict[str, Fp8Linear]] = {}
     for linear in linears:
         parent, _, last = linear.name.rpartition(".")

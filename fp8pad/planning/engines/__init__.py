@@ -1,4 +1,4 @@
-"""What inference engines do with layers that are not aligned: one data file an engine and version, and its reader."""
+"""What inference engines do with layers that are not aligned: a data file per engine and version, and the reader."""
 
 import difflib
 import re
@@ -27,15 +27,15 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # from best to worst
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What an engine does with layers of a kind, scaled so, whose parts on a rank fit so; what is not said is any.
+    """What an engine does with layers for which all of these conditions hold; an empty condition always holds.
 
-    In `architectures` and `modules`, `*` stands for anything. `weight_only` asks for activations that are quantized, or
-    that are not. `finest_block` is the smallest block that must divide scale blocks and sizes. Scale blocks like one of
-    `unless_blocks`, as "128x*", are not meant. `fused_scales` asks for layers of several matrices whose scales can be
-    loaded by whole blocks, and are then the right ones or others' (`Sharding.fused_scales`). `source` is where the rule
-    is read in the engine, and `known` says whether it was only read, or seen on what device and when. What is
-    `left_to_model` is in the hands of the engine's own code of the model, with no room for fp8pad's plugin; what is
-    `unloaded` the engine does not load, and nothing else is said of it.
+    In `architectures` and `modules`, `*` matches anything. `weight_only` is whether activations are not quantized. A
+    block of at least `finest_block` must divide scale blocks and sizes on a rank. Scale blocks that match one of
+    `unless_blocks`, such as "128x*", and sizes that are multiples of a pair in `unless_multiples` are excluded.
+    `fused_scales` selects fused layers whose scales can be loaded in whole blocks, and are then the right ones or
+    others' (`Sharding.fused_scales`). `source` is the place in the engine's code, and `known` says whether it was only
+    read, or on what device and when it was seen. `left_to_model` layers are handled by the engine's own code for the
+    model, with no room for fp8pad's plugin; `unloaded` ones are not loaded, and nothing else is said about them.
     """
 
     outcome: Outcome
@@ -58,25 +58,25 @@ class Rule:
 
     @property
     def said(self) -> Said:
-        """What it comes to."""
+        """The outcome, and why."""
         return self.outcome, self.why
 
     def is_about(self, method: str | None, architectures: Iterable[str]) -> bool:
-        """Return whether it holds for a quantization method, in a model of one of these classes."""
+        """Return whether it applies to a quantization method, in a model of one of these classes."""
         return (not self.methods or method in self.methods) and (
             not self.architectures or matches(architectures, self.architectures)
         )
 
     def is_about_layer(self, name: str, block: tuple[int, int]) -> bool:
-        """Return whether it holds for a layer of this name with scale blocks `(n, k)`."""
+        """Return whether it applies to a layer of this name with scale blocks `(n, k)`."""
         block_n, block_k = block
         is_named = not self.modules or matches((name,), self.modules)
         return is_named and not matches((f"{block_n}x{block_k}",), self.unless_blocks)
 
     def holds(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> bool:
-        """Return whether it holds for a layer `(N, K)` of which a rank holds `part`, and its kernel gets `kernel`.
+        """Return whether it holds for a layer `(N, K)` of which a rank has `part`, and the kernel the sizes `kernel`.
 
-        The columns of a layer whose scales are loaded by whole blocks must be whole blocks to run with.
+        For `fused_scales`, the columns on a rank must be whole blocks too, or the layer cannot run.
         """
         granularity = layer.granularity.name if layer.granularity else None
         (block_n, block_k), num_k, fused_scales = layer.block, part.num_k or 0, layer.sharding.fused_scales
@@ -94,7 +94,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One engine and version; `multiple` is what its kernels want of N and K where scales are not per block.
+    """One engine and version; N and K must be multiples of `multiple` for its kernels, unless scales are per block.
 
     `has_runtime` says whether fp8pad has a plugin for it, so that it serves padded checkpoints.
     """
@@ -112,13 +112,13 @@ class Engine:
 
 
 def matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    """Return whether any of the names is like any of the patterns, in which `*` stands for anything."""
+    """Return whether any of the names matches any of the patterns, in which `*` matches anything."""
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 @cache
 def engines() -> Mapping[str, Engine]:
-    """Return every engine that is described, by the name of its file; `PlanError` for a malformed one."""
+    """Return every described engine by the name of its file, without .toml; `PlanError` if one is malformed."""
     entries = sorted(files(__package__).iterdir(), key=lambda entry: entry.name)
     reader = Reader(PlanError, is_by_hand=True)
     return {
@@ -129,9 +129,9 @@ def engines() -> Mapping[str, Engine]:
 
 
 def find_engine(name: str | None = None) -> Engine:
-    """Return the engine of this name, the newest of its kind without a version, vLLM's newest without a name.
+    """Return the engine of this name; without a version its newest one, without a name the newest vLLM.
 
-    Raises `UsageError` where none is described.
+    Raises `UsageError` if no file describes it.
     """
     if engine := engines().get(str(name)):
         return engine

@@ -15,10 +15,10 @@ __all__ = ["Description", "Family", "Mlp", "Section", "families", "index_familie
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One part of a model: its family, its own config and where its tensors hang.
+    """One part of a model: its family, its own config and the prefixes of its tensors.
 
     `path` is the dotted key of `config` inside config.json, "" for the whole. `mirrors` are other places that repeat
-    the same sizes, as some versions of transformers wrote them. `family` is None where no file knows `model_type`.
+    the same sizes, as some versions of transformers wrote them. `family` is None if no file describes `model_type`.
     """
 
     model_type: str
@@ -47,7 +47,7 @@ def sections_of(config: Json, known: Mapping[str, Family] | None = None) -> tupl
 
 @cache
 def families() -> Mapping[str, Family]:
-    """Read every family file; `PlanError` if one is malformed or two describe one model type."""
+    """Read every family file; `PlanError` if one is malformed or two describe the same model type."""
     entries = sorted(files(__package__).iterdir(), key=lambda entry: entry.name)
     return index_families({entry.name: entry.read_text("utf-8") for entry in entries if entry.name.endswith(".toml")})
 
@@ -68,7 +68,7 @@ def index_families(texts: Mapping[str, str]) -> Mapping[str, Family]:
 
 
 def _parts(parent: Section, places: Sequence[str], known: Mapping[str, Family]) -> Iterator[Section]:
-    """Yield the sections inside `parent`, whose own tensors hang under each of `places`."""
+    """Yield the sections inside `parent`, whose own tensor names begin with one of `places`."""
     for rule in parent.family.section if parent.family else ():
         found = [(key, config) for key in rule.keys if (config := _lookup(parent.config, key)) is not None]
         if not found:

@@ -1,4 +1,4 @@
-"""What a family file says, as frozen data read strictly. README.md here is the guide to the format."""
+"""The content of a family file as frozen data, read strictly. README.md in this folder describes the format."""
 
 import re
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ ZERO_AT_ZERO = frozenset(
      "gelu_pytorch_tanh", "gelu_tanh", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6",
      "relu_squared", "silu", "situ", "swiglu", "swigluoai", "swish", "tanh"}
 )  # fmt: skip
-# Activations that are finite but not zero at zero: inert behind a gate (act(0) * 0 = 0), and only there.
+# Those that are finite at zero, but not zero, are added: with a gate, and only then, zeros stay zeros (act(0) * 0 = 0).
 FINITE_AT_ZERO = ZERO_AT_ZERO | {"sigmoid", "hard_sigmoid", "laplace", "softplus"}
 
 
 class _DottedNames:
-    """All dotted module names in which words in braces stand for numbers."""
+    """The set of all dotted module names, in which words in braces stand for numbers."""
 
     def __contains__(self, text: str) -> bool:
         return re.fullmatch(r"(\w+|\{\w+\})(\.(\w+|\{\w+\}))*", text) is not None
@@ -36,11 +36,11 @@ Activation = Annotated[str, FINITE_AT_ZERO, "an activation that is known to be f
 class Mlp:
     """One MLP, `down(act(gate(x)) * up(x))` or `down(act(up(x)))`, and the config key that is its inner size.
 
-    `gate_up` is gate and up in one tensor, one behind the other, or row by row if they are `interleaved`. The inner
-    size is `size_key`, or the first of `other_keys` that the config has; `repeats` are keys that say it again. It is
-    multiplied with the value of `multiplier_key` where that is given, or with any number where `multiples`. An MLP
-    whose size is no key of its own says why it is `unabsorbable`; `unless` is a config key which, where it is set,
-    forbids it. `stacked` weights are 3-D, one matrix an expert. Two rules are the same only if they are one object.
+    `gate_up` is gate and up in one tensor, one after the other, or in alternating rows if `interleaved`. The inner size
+    is the value of `size_key`, or of the first of `other_keys` that the config has; `repeats` are keys that repeat it.
+    It is multiplied by the value of `multiplier_key` if that is given, or by any number with `multiples`. An MLP with
+    no size key of its own says why it is `unabsorbable`; `unless` is a config key that forbids absorbing if it is set.
+    `stacked` weights are 3-D, one matrix per expert. Two rules are equal only if they are the same object.
     """
 
     down: Pattern
@@ -61,7 +61,7 @@ class Mlp:
     interleaved: bool = False
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for what is no MLP."""
+        """Raise `ValueError` if this does not describe an MLP."""
         if (self.up is None) == (self.gate_up is None) or (self.gate and self.gate_up):
             raise ValueError("expected gate and up, or gate_up, or up alone")
         if len({tuple(re.findall(r"\{\w+\}", pattern)) for pattern in self.parts.values()}) > 1:
@@ -75,12 +75,12 @@ class Mlp:
 
     @property
     def is_gated(self) -> bool:
-        """Whether the activation is multiplied with a second matrix's output."""
+        """Whether the activation is multiplied by a second matrix's output."""
         return self.up is None or self.gate is not None
 
     @property
     def parts(self) -> dict[Role, str]:
-        """The modules of one MLP by what they do in it."""
+        """The modules of one MLP by their role."""
         patterns: dict[Role, str | None] = {
             "gate": self.gate, "up": self.up, "gate_up": self.gate_up, "down": self.down
         }  # fmt: skip
@@ -89,7 +89,7 @@ class Mlp:
 
 @dataclass(frozen=True, slots=True)
 class Unabsorbable:
-    """Modules with an inner size that zeros would not leave alone, and the reason in words for the plan."""
+    """Modules whose outputs would change with zeros added to their inner size, and the reason for the plan."""
 
     modules: tuple[Pattern, ...]
     reason: str
@@ -99,7 +99,7 @@ class Unabsorbable:
 class Description:
     """The MLPs of a model, or of one part of it; `ignore` are modules that only look as if a key sized them.
 
-    `column`, `row` and `replicated` are modules outside MLPs that engines divide among ranks in another way than their
+    `column`, `row` and `replicated` are modules outside MLPs that engines divide among ranks in other ways than their
     names say.
     """
 
@@ -116,7 +116,7 @@ class Description:
 class SectionRule(Description):
     """Where a model keeps the config and the tensors of one of its parts.
 
-    `keys` are the config keys to look under, the first that is there counts ("" is the config itself). The part is
+    `keys` are the config keys to look under; the first that exists counts ("" is the config itself). The part is
     described here, or by the family of the model type `like`, or of the section's own `model_type`.
     """
 
@@ -131,19 +131,19 @@ class SectionRule(Description):
 
     @property
     def is_described(self) -> bool:
-        """Whether the file says here what the part is made of."""
+        """Whether the part is described here."""
         return bool(self.mlp or self.unabsorbable or self.section)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family(Description):
-    """Everything that fp8pad knows of one model family: the model types it goes by, and where its layers hang."""
+    """Everything that fp8pad knows about one model family: its model types, and the prefixes of its layers."""
 
     model_types: tuple[str, ...]
     prefixes: tuple[str, ...] = ("",)
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a file that says nothing."""
+        """Raise `ValueError` for a file that describes nothing."""
         if not (self.mlp or self.unabsorbable or self.section):
             raise ValueError("expected at least one [[mlp]], [[unabsorbable]] or [[section]]")
 
