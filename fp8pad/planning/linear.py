@@ -17,10 +17,9 @@ CONV1D = "a Conv1D, stored as [K, N]"
 class Fp8Linear(NamedTuple):
     """An FP8 weight `[N, K]`, or a stack of them, with its scale.
 
-    `granularity` is None where its scales are of a layout that is not padded. `skip_reason` is set where it must not be
-    padded on its own; `is_understood` is False where that is because fp8pad cannot tell what it is. `is_expert` marks
-    routed experts. Those that are stacked in one weight have a dimension more, in front, and may have the other two in
-    the `order` K, N.
+    `granularity` is None if fp8pad does not pad the layout of its scales. `skip_reason` is set if it must not be padded
+    on its own; `is_understood` is False if that is because fp8pad cannot tell what it is. `is_expert` marks routed
+    experts. Experts stacked in one weight have an extra first dimension, and may have the others in the `order` K, N.
     """
 
     name: str
@@ -34,25 +33,25 @@ class Fp8Linear(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's shape as `[N, K]` or `[num_experts, N, K]`, in whatever order it is stored."""
+        """The weight's shape as `[N, K]` or `[num_experts, N, K]`, whatever the order in which it is stored."""
         return self.weight.shape if self.order == "nk" else in_order(self.weight.shape, self.order)
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Everything but the names: Linears of one kind are treated alike."""
+        """Everything but the names: Linears of one kind are treated in the same way."""
         return self.shape, self.granularity, self.skip_reason, self.is_understood, self.is_expert, self.order
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One FP8 Linear, shapes `[N, K]`; `granularity` is None where its scales are of a layout that is not padded.
+    """One FP8 Linear, shapes `[N, K]`; `granularity` is None if fp8pad does not pad the layout of its scales.
 
     `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
-    logical shape that the *edited* config asks for: it differs from `logical_shape` where an axis is absorbed.
+    logical shape that the *edited* config asks for: it differs from `logical_shape` if an axis is absorbed.
     `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
-    `is_expert` marks routed experts, which the runtime does not handle; `inner` is the axis that lies inside an MLP, if
-    one does. `is_understood` is False where it is carried because fp8pad cannot tell what it is. `scale_bytes` is what
-    one of its scales takes.
+    `is_expert` marks routed experts, which the runtime does not handle; `inner` is the axis that is inside an MLP, if
+    any. `is_understood` is False if it is carried because fp8pad cannot tell what it is. `scale_bytes` is the size of
+    one of its scales.
     """
 
     name: str
@@ -72,7 +71,7 @@ class LayerPlan:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Everything but the name: layers of one kind are treated alike."""
+        """Everything but the name: layers of one kind are treated in the same way."""
         return _ALL_BUT_NAME(self)
 
     def named(self, name: str) -> "LayerPlan":
@@ -81,22 +80,22 @@ class LayerPlan:
 
     @property
     def block(self) -> Shape:
-        """The sizes `(n, k)` of a scale block, which no split may cut; `(1, 1)` where there are no blocks."""
+        """The sizes `(n, k)` of a scale block, which no split may cut; `(1, 1)` if there are no blocks."""
         return self.granularity.block if self.granularity else (1, 1)
 
     @property
     def matrix_shape(self) -> Shape:
-        """The `(N, K)` that the edited config asks for: of one matrix, where several are stacked."""
+        """The `(N, K)` that the edited config asks for; of one matrix, if several are stacked."""
         return self.config_shape[-2], self.config_shape[-1]
 
     @property
     def logical_matrix(self) -> Shape:
-        """The `(N, K)` of the source: of one matrix, where several are stacked."""
+        """The `(N, K)` of the source; of one matrix, if several are stacked."""
         return self.logical_shape[-2], self.logical_shape[-1]
 
     @property
     def is_absorbed(self) -> bool:
-        """Whether the edited config asks for another size of it."""
+        """Whether the edited config asks for another size."""
         return "absorb" in self.axes.both
 
     @property
@@ -106,12 +105,12 @@ class LayerPlan:
 
     @property
     def is_skipped(self) -> bool:
-        """Whether an axis of it is left as it is, aligned or not."""
+        """Whether an axis is left as it is, aligned or not."""
         return "skip" in self.axes.both
 
     @property
     def is_for_runtime(self) -> bool:
-        """Whether the runtime takes the layer, where the checkpoint asks for it at all."""
+        """Whether the runtime handles the layer, if the checkpoint asks for the runtime at all."""
         return not (self.is_expert or self.is_skipped)
 
     @property
@@ -120,7 +119,7 @@ class LayerPlan:
         return self.rank_fit == "unaligned" and self.is_for_runtime
 
     def bytes_at(self, shape: Shape) -> int:
-        """Return what weight and scales take on disk if each matrix is `(N, K)`."""
+        """Return the bytes of weight and scales on disk if each matrix is `(N, K)`."""
         num_scales = prod(self.granularity.scale_shape(shape)) if self.granularity else 0
         return prod(self.logical_shape[:-2]) * (prod(shape) + num_scales * self.scale_bytes)
 
@@ -129,9 +128,9 @@ class LayerPlan:
         return self.sharding.part(self.matrix_shape, num_ranks)
 
     def fit_at(self, num_ranks: int, shape: Shape | None = None) -> Fit:
-        """Return how the parts of `num_ranks` ranks fit; "not assessed" where the scales are not understood.
+        """Return how the parts of `num_ranks` ranks fit; "not assessed" if the scales are not understood.
 
-        `shape` is the `(N, K)` that is divided: `matrix_shape`, if not given.
+        `shape` is the `(N, K)` that is divided, by default `matrix_shape`.
         """
         if self.granularity is None:
             return "not assessed"
@@ -153,16 +152,16 @@ class LayerPlan:
     def kernel_shape(self, shape: Shape, num_ranks: int) -> Shape:
         """Return the `(N, K)` on a rank of the layer that an engine makes of a matrix and those fused with it.
 
-        An expert's are those of the matrix. A size that cannot be split evenly is 0.
+        For an expert, they are those of the matrix alone. A size that cannot be split evenly is 0.
         """
         part = self.sharding.part(shape, num_ranks)
         fused_n = None if self.is_expert else self.sharding.fused_n(shape[0], num_ranks)
         return fused_n or part.num_n or 0, part.num_k or 0
 
     def _may_begin_inside_block(self, num_n: int) -> bool:
-        """Whether the runtime can serve a share that begins inside a scale block, by zeros before it as well as behind.
+        """Return whether the runtime can serve a share that begins inside a scale block, by zeros before and after it.
 
-        It can inside an MLP, where the order of neurons does not matter, unless a block lies on both gate and up.
+        It can inside an MLP, where the order of neurons does not matter, unless a block spans both gate and up.
         """
         if (self.inner, self.sharding.axis) not in (("n", "column"), ("k", "row")):
             return False

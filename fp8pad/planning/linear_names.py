@@ -1,8 +1,8 @@
 """What a name says: whether a module is a Linear, how ranks divide it, which tensors are its scales.
 
-An engine loads an FP8 weight `[N, K]` into a Linear where its model has one of that name. The words below are those of
-the names of every Linear in vLLM 0.33 (vllm/models and vllm/model_executor/models) and transformers 5; a module
-without any of them, such as a table under a new name, is not taken for a Linear.
+An engine loads an FP8 weight `[N, K]` into a Linear if its model has one of that name. The words below cover the names
+of every Linear in vLLM 0.33 (vllm/models and vllm/model_executor/models) and transformers 5; a module without any of
+them, such as a table with a new name, is not considered a Linear.
 """
 
 import re
@@ -19,12 +19,12 @@ _LINEAR_WORDS = frozenset(
 )  # fmt: skip
 _LINEAR_NAMES = re.compile(r"w[qkvoigr]{0,4}\d*(_(?!te|pe)\w+)?|(\w+_)?(query|key|value)(_proj)?|[abgx]")
 _TABLE_WORDS = re.compile(r"emb|embed(s|der|ders|ding|dings)?|wte|wpe|vte|tables?|codebooks?|lookup")
-# A name with one of these is a Linear's although it speaks of embeddings too: `embedding_projection`, `embed_out`.
+# A name with one of these is a Linear's even if it mentions embeddings too: `embedding_projection`, `embed_out`.
 _PROJECTIONS = frozenset(
     {"dense", "fc", "head", "lin", "linear", "mlp", "out", "proj", "project", "projection", "projections", "projector",
      "transformation"}
 )  # fmt: skip
-# Parts that only number or hold others: `mlp.0`, `projector.layers.1`, `ngram_embedding.shard_3`.
+# Parts of a name that are only numbers or containers: `mlp.0`, `projector.layers.1`, `ngram_embedding.shard_3`.
 _HOLDERS = re.compile(r"\d+|(shard|part|chunk|split)s?_?\d*|layers|blocks|modules?|base_layer|original_module")
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
@@ -53,7 +53,7 @@ _REPLICATED = frozenset(
 )  # fmt: skip
 # Every Linear inside these is replicated: DeepSeek V3.2's and V4's indexers and compressors.
 _REPLICATED_PARENTS = frozenset({"compressor", "indexer"})
-# Gate and up in one tensor on disk, one behind the other.
+# Gate and up in one tensor on disk, one after the other.
 _FUSED_MLP = frozenset({"gate_up_proj", "input_linear"})
 
 INPUT_SCALES = ("input_scale", "input_activation_scale", "activation_scale")
@@ -61,7 +61,7 @@ _SCALE_ENDINGS = ("scale", "scales", "scale_inv", "scale_2", "scale_ub", "zero_p
 
 
 def kind_of(module: str) -> Literal["linear", "table"] | None:
-    """Return what the name of a module says that it is; None where it says neither."""
+    """Return what a module is according to its name; None if the name does not tell."""
     return _kind_of(own_name(module))
 
 
@@ -83,7 +83,7 @@ def own_name(module: str) -> str:
 
 
 def part_by_name(name: str) -> Part | None:
-    """Return how the name of a module says that ranks divide it; None where it says nothing."""
+    """Return how ranks divide a module according to its name; None if the name does not tell."""
     *_, parent, last = ("", *name.split("."))
     if last in _REPLICATED or parent in _REPLICATED_PARENTS:
         return "replicated"
@@ -105,5 +105,5 @@ def scale_names(weight_name: str) -> tuple[str, ...]:
 
 
 def is_scale_name(name: str) -> bool:
-    """Return whether a tensor is a scale or a zero point by its name."""
+    """Return whether a tensor is a scale or a zero point, judging by its name."""
     return name.endswith(_SCALE_ENDINGS)

@@ -1,4 +1,4 @@
-"""Padding FP8 Linears: their padded shapes, and what that does to each of their tensors."""
+"""Padding FP8 Linears: their padded shapes, and how each of their tensors changes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,9 +22,9 @@ def plan_layers(
     absorption: Absorption,
     inner: Mapping[str, Axis],
 ) -> Iterator[LayerPlan]:
-    """Yield the plan of each Linear; those that are alike in all but their names are worked out once.
+    """Yield the plan of each Linear; for Linears that differ only in their names it is worked out once.
 
-    `inner` are the axes that lie inside an MLP.
+    `inner` are the axes that are inside an MLP.
     """
     known: dict[tuple[object, ...], LayerPlan] = {}
     for linear in linears:
@@ -39,7 +39,7 @@ def plan_layers(
 
 
 def _refusal(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> str:
-    """Why absorbing left alone an axis that it was asked to absorb; empty where there was none."""
+    """Return why an axis that was to be absorbed is not absorbed; empty if there is none."""
     axes: tuple[Axis, Axis] = ("n", "k")
     reasons = [
         absorption.refusals[linear.name, axis]
@@ -86,7 +86,7 @@ def _plan_layer(
 def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
     """Return the layers that the runtime must know: padded on disk, or to be padded on a rank at load.
 
-    With a block-scaled one go its siblings: where an engine fuses them, all their places in the grid of scales shift.
+    A block-scaled one brings its siblings: if an engine fuses them, the positions of all in the grid of scales shift.
     """
     needed = {layer.name for layer in layers if layer.is_padded_at_load or layer.is_padded}
     fused = {_input(layer) for layer in layers if _has_blocks(layer) and layer.name in needed}
@@ -98,7 +98,7 @@ def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
 
 
 def padded_tensors(linear: Fp8Linear, layer: LayerPlan) -> Iterator[tuple[str, PaddedTensor]]:
-    """Yield what the disposition `pad` does to a layer's weight and to its scale, by name, where it does anything."""
+    """Yield how the disposition `pad` changes a layer's weight and its scale, by name, if it changes them."""
     if not layer.is_padded:
         return
     sizes = zip(layer.axes.both, layer.logical_shape, layer.padded_shape, strict=True)
@@ -121,7 +121,7 @@ def _has_blocks(layer: LayerPlan) -> bool:
 
 
 def _input(layer: LayerPlan) -> tuple[str, int]:
-    """What layers have in common that take the same activation."""
+    """Return what layers with the same input have in common: the parent module and K."""
     return layer.name.rpartition(".")[0], layer.config_shape[-1]
 
 

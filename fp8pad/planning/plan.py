@@ -1,4 +1,4 @@
-"""The plan: one frozen object that the table, the writer, the records, verify and unpad all read."""
+"""The plan: one frozen object that the screen, the writer and the records all read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from fp8pad.record import Axis, BaseSource, ConfigEdit, Json, ModuleRecord, Padd
 class AbsorbableSize:
     """An inner size that could be absorbed, whether the plan does it or not.
 
-    `path` is its key in config.json and `old` its value. `governed` maps each FP8 weight's module to the axis that it
-    sizes and how often it goes into it; `weight_bytes` is what these weights take. `alignments` are pairs: a multiple
-    that an axis must have on each rank, and how often the size goes into one matrix of it. `other_bytes` is what
-    tensors take that grow with it and are neither weights nor scales of FP8 Linears.
+    `path` is its key in config.json and `old` its value. `governed` maps each FP8 weight's module to the axis that the
+    size governs and the factor between them; `weight_bytes` is the size of these weights. `alignments` are pairs: a
+    multiple that an axis must have on each rank, and the factor between the size and the axis of one matrix.
+    `other_bytes` is the size of the other tensors that grow with it, except scales of FP8 Linears.
     """
 
     path: str
@@ -39,7 +39,7 @@ class AbsorbableSize:
 class UntouchedTensor:
     """A weight that is not an FP8 Linear at all, and why it is not padded.
 
-    `is_understood` is False for FP8 weights of which fp8pad cannot tell what they are.
+    `is_understood` is False for FP8 weights if fp8pad cannot tell what they are.
     """
 
     name: str
@@ -51,9 +51,9 @@ class UntouchedTensor:
 
 @dataclass(frozen=True, slots=True)
 class AlikeLayers:
-    """Layers that are alike to every engine: one of them, and the places of all in the plan.
+    """Layers that every engine treats in the same way: one of them, and the indices of all in the plan.
 
-    `grows` are the places of the absorbable sizes that go into it, each with an axis and how often.
+    `grows` are the indices of the absorbable sizes that govern an axis of it, each with the axis and the factor.
     """
 
     example: LayerPlan
@@ -61,7 +61,7 @@ class AlikeLayers:
     grows: tuple[tuple[int, Axis, int], ...]
 
     def grown(self, sizes: Mapping[int, int]) -> tuple[int, int]:
-        """Return the `(N, K)` of one of their matrices if `sizes` are absorbed: what they become, by their places."""
+        """Return the `(N, K)` of one of their matrices if `sizes` are absorbed: new values, by index in the plan."""
         num_n, num_k = self.example.logical_matrix
         for place, axis, times in self.grows:
             if place in sizes:
@@ -71,13 +71,13 @@ class AlikeLayers:
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """What converting a checkpoint will do, whole.
+    """Everything that converting a checkpoint will do.
 
     `tensors` holds every tensor whose bytes change, by name. `modules` is what config.json will tell the runtime; it is
-    empty where no runtime is needed. `base` is the original quantization config and `base_source` where it stood; both
-    are None in a checkpoint without one. `notes` are sentences for the user that belong to no layer.
-    `architectures` are the classes that config.json names. `absorbable` are the inner sizes that can be absorbed,
-    `shared_counts` what ranks must share evenly besides FP8 layers: heads, groups, neurons of other MLPs.
+    empty if no runtime is needed. `base` is the original quantization config and `base_source` where it was; both are
+    None in a checkpoint without one. `notes` are sentences for the user that belong to no layer. `architectures` are
+    the classes that config.json names. `absorbable` are the inner sizes that can be absorbed, `shared_counts` is what
+    ranks must share evenly besides FP8 layers: heads, groups, neurons of other MLPs.
     `bytes_before` and `bytes_after` count tensor data.
     """
 
@@ -103,7 +103,7 @@ class CheckpointPlan:
 
     @cached_property
     def alike(self) -> tuple[AlikeLayers, ...]:
-        """The layers in groups, so that what is said of a group is worked out once."""
+        """The layers in groups, so that each group is assessed only once."""
         grows: dict[str, list[tuple[int, Axis, int]]] = {}
         for place, size in enumerate(self.absorbable):
             for name, (axis, times) in size.governed.items():
@@ -127,7 +127,7 @@ class CheckpointPlan:
 
     @property
     def grown(self) -> Sizes:
-        """The config keys that absorbing changes, by path: old and new value."""
+        """The old and the new value of each config key that absorbing changes, by path."""
         return {edit.key: (edit.old, edit.new) for edit in self.config_edits}
 
     @property

@@ -1,4 +1,4 @@
-"""The quantization config of a checkpoint: which of several an engine reads, and what it says of the weights."""
+"""The quantization config of a checkpoint: which of several an engine reads, and what it says about the weights."""
 
 import re
 import warnings
@@ -27,7 +27,7 @@ _MOST_PATTERN_CHARACTERS = 2_000  # compiling can take a millisecond for each
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """A quantization config as vLLM reads it: `config` stood at `source`, and `notes` are sentences for the plan."""
+    """A quantization config as vLLM reads it: `config` was found at `source`; `notes` are sentences for the plan."""
 
     source: BaseSource
     config: Json
@@ -37,12 +37,12 @@ class Quantization:
 
     @property
     def where(self) -> str:
-        """Where it stood, for messages."""
+        """Where it was found, for messages."""
         return f"{self.source.file}: {self.source.key}" if self.source.key else self.source.file
 
 
 def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
-    """Read the quantization config of a checkpoint, or return None where it has none.
+    """Return the quantization config of a checkpoint, or None if it has none.
 
     `configs` maps file names to parsed JSON. Raises `ConfigError` for one that is malformed or of an unknown method.
     """
@@ -55,9 +55,9 @@ def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
 
 
 def record_key(config: Json, source: BaseSource) -> str:
-    """Return the key of config.json under which fp8pad's record is read in place of the config that stood at `source`.
+    """Return the key of config.json at which vLLM reads fp8pad's record instead of the config found at `source`.
 
-    That is where it stood, unless vLLM takes the method from another place (`_normalize_quantization_config` in
+    That is the key of `source`, unless vLLM takes the method from another place (`_normalize_quantization_config` in
     transformers_utils/model_arch_config_convertor.py prefers `compression_config` to what is in `text_config`).
     """
     places = _places(config)
@@ -72,7 +72,7 @@ def _places(config: Json) -> dict[str, Any]:
 
 
 def value_at(config: Json, key: str) -> Any:
-    """Return what a config has at a dotted key; None if it has nothing there."""
+    """Return the value at a dotted key of a config; None if there is none."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -80,7 +80,7 @@ def value_at(config: Json, key: str) -> Any:
 
 
 def _is_modelopts_file_read(document: Any) -> bool:
-    """Whether vLLM reads ModelOpt's own file: where config.json has nothing, or no table of what each layer is."""
+    """Return whether vLLM reads ModelOpt's own file: config.json has no config, or mixed precision without a table."""
     if not isinstance(document, Mapping):
         return document is None
     algorithm = str(document.get("quant_algo")).upper()
@@ -98,7 +98,7 @@ def _read(document: Json, source: BaseSource) -> Quantization:
 
 
 def method_of_rules(config: Json | None) -> str | None:
-    """Return the method of a quantization config as rules of engines name it.
+    """Return the method of a quantization config as the rules of engines name it.
 
     ModelOpt's mixed precision is a method of its own in vLLM.
     """
@@ -110,7 +110,7 @@ def method_of_rules(config: Json | None) -> str | None:
 
 
 def is_weight_only(config: Json | None) -> bool:
-    """Return whether a config of compressed-tensors leaves the activations of its FP8 layers as they are."""
+    """Return whether a compressed-tensors config does not quantize the activations of its FP8 layers."""
     groups = config.get("config_groups") if config else None
     groups = list(groups.values()) if isinstance(groups, Mapping) else []
     return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
@@ -137,12 +137,12 @@ def _patterns(document: Json) -> Iterator[str]:
 
 
 def _why_not_a_pattern(pattern: str) -> str | None:
-    # Sets that ignore case are slow to compile, and nothing is matched here: those are left to the engine.
+    # Patterns that ignore case are slow to compile, and nothing is matched here: they are left to the engine.
     if re.search(r"\(\?[a-zA-Z]*i", pattern):
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sets that a later Python may read otherwise
+            warnings.simplefilter("ignore")  # about sets that a later Python may read differently
             re.compile(pattern.removeprefix("re:"))
     except (re.error, OverflowError, RecursionError) as error:
         return str(error)

@@ -7,7 +7,7 @@ from fp8pad.planning.sharding import RankPart
 
 
 def reason_of(layer: LayerPlan, num_ranks: int, skip_reason: str | None = None, refusal: str = "") -> str:
-    """Return the reason for what becomes of a layer; `refusal` says why absorbing leaves it alone."""
+    """Return the reason for what is done to a layer; `refusal` says why it is not absorbed."""
     parts = [_absorbed(layer), _own(layer, skip_reason), refusal, _on_rank(layer, num_ranks)]
     return "; ".join(part for part in parts if part)
 
@@ -20,7 +20,7 @@ def _absorbed(layer: LayerPlan) -> str:
 
 
 def _own(layer: LayerPlan, skip_reason: str | None) -> str:
-    """Why the axes that are not absorbed are treated as they are; nothing where there is nothing left to say."""
+    """Return why the axes that are not absorbed are treated as they are; empty if there is nothing to say."""
     if skip_reason and layer.is_skipped:
         return skip_reason
     broken = [
@@ -34,7 +34,7 @@ def _own(layer: LayerPlan, skip_reason: str | None) -> str:
 
 
 def _on_rank(layer: LayerPlan, num_ranks: int) -> str:
-    """What is unaligned on one of the ranks, though not as a whole, and what comes of it."""
+    """Return what is unaligned on a rank, although aligned as a whole, and what follows from it."""
     if not layer.is_for_runtime:
         return ""
     part = layer.part(num_ranks)
@@ -49,7 +49,7 @@ def _on_rank(layer: LayerPlan, num_ranks: int) -> str:
 
 
 def _broken(layer: LayerPlan, part: RankPart, multiples: tuple[int, int]) -> Iterator[str]:
-    """Which of the sizes that are split are not multiples on a rank."""
+    """Yield the split sizes that are not multiples on a rank."""
     shares = (part.num_n, part.num_k)
     for axis, size, share, multiple in zip("NK", layer.matrix_shape, shares, multiples, strict=True):
         if share is not None and share != size and share % multiple:
@@ -57,12 +57,12 @@ def _broken(layer: LayerPlan, part: RankPart, multiples: tuple[int, int]) -> Ite
 
 
 def _split(size: int, share: int, num_ranks: int) -> str:
-    """A rank's share of a size, in words; key-value heads that ranks hold copies of make it more than an even one."""
+    """Return a rank's share of a size in words; copies of key-value heads make it more than an even share."""
     return f"{size} / {num_ranks} = {share}" if share * num_ranks == size else f"{share} on each of {num_ranks} ranks"
 
 
 def _broken_rows(layer: LayerPlan, part: RankPart) -> str:
-    """Which of a rank's matrices is not whole blocks, though all of them together are, or though it is not split."""
+    """Return which of a rank's matrices is not whole blocks, although all together are, or although it is not split."""
     block = layer.block[0]
     broken = next(num_n for num_n in part.rows if num_n % block)
     if len(part.rows) == 1:

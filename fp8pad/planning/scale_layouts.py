@@ -1,4 +1,4 @@
-"""How a weight, or a stack of experts, is scaled: its scales' shape, and what the quantization config allows."""
+"""How a weight, or a stack of experts, is scaled: by its scales' shape and what the quantization config allows."""
 
 from functools import lru_cache
 
@@ -7,7 +7,7 @@ from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import Granularity, Order, PerBlock, Shape, stored_scale_shapes
 from fp8pad.tensors import TensorHeader
 
-# One scale of 8 bits for this many inputs, the OCP Microscaling formats; DeepSeek-V4.1 has one for as many rows too.
+# The OCP Microscaling formats have one 8-bit scale for this many inputs; DeepSeek-V4.1 has one for this many rows too.
 _MX_GROUP = 32
 
 
@@ -15,10 +15,10 @@ _MX_GROUP = 32
 def granularity_of(
     weight_shape: Shape, scale_shape: Shape, allowed: tuple[Granularity, ...], order: Order | None = None
 ) -> Granularity | None:
-    """Return the granularity that both the shape of the scale and the config allow, None where there is none.
+    """Return the granularity that both the shape of the scale and the config allow; None if there is none.
 
-    A single scale of a single row is both a tensor's and a channel's: it is left as it is, unless the config has only
-    channels.
+    A single scale of a single row could be per tensor or per channel: it counts as per tensor, and is not padded,
+    unless the config allows only channels.
     """
     fitting = {
         granularity.name: granularity
@@ -51,7 +51,7 @@ def _expected(weight: TensorHeader, quantization: Quantization) -> str:
 
 
 def unpadded_blocks(block: PerBlock, scale: TensorHeader, quantization: Quantization | None) -> str | None:
-    """Return why blocks of scales are of a kind that the runtime does not pad; None where it does."""
+    """Return why the runtime does not pad this kind of block scales; None if it does."""
     if block == PerBlock(_MX_GROUP, _MX_GROUP) and scale.dtype == "F8_E8M0":
         return f"MXFP8 in blocks of {_MX_GROUP} x {_MX_GROUP}, which the runtime does not pad"
     # vLLM's ModelOpt method makes scales [R, 1, C, 1] of its own, and refuses an unaligned K (modelopt.py).

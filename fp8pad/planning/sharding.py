@@ -1,4 +1,4 @@
-"""How a Linear is divided among tensor-parallel ranks: arithmetic on sizes, no engine asked.
+"""How a Linear is divided among tensor-parallel ranks: arithmetic on sizes alone.
 
 An engine splits a column-parallel layer along N, a row-parallel one along K, and a replicated one not at all.
 """
@@ -21,11 +21,11 @@ _VOCABULARY_MULTIPLE = 64  # `DEFAULT_VOCAB_PADDING_SIZE`, vllm/model_executor/l
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """One of the matrices that lie one behind another along N.
+    """One of the matrices that are concatenated along N.
 
-    `weight` is its share of N, relative to the others'. `heads` is the number of attention heads that it holds, none of
-    which is ever split; None where single rows can be. Where there are more ranks than heads, ranks hold copies of
-    key-value heads, which `is_copied` marks (vllm/model_executor/layers/linear.py, `QKVParallelLinear`).
+    `weight` is its share of N, relative to the others'. `heads` is the number of its attention heads, which are never
+    split; None if it can be split between any rows. If there are more ranks than heads, ranks hold copies of key-value
+    heads, which `is_copied` marks (vllm/model_executor/layers/linear.py, `QKVParallelLinear`).
     """
 
     weight: int = 1
@@ -33,7 +33,7 @@ class RowGroup:
     is_copied: bool = False
 
     def rank_rows(self, num_n: int, num_ranks: int) -> int | None:
-        """Return how many of `num_n` rows a rank holds; None where they cannot be split evenly."""
+        """Return how many of `num_n` rows a rank holds; None if they cannot be split evenly."""
         units = self.heads or num_n
         if self.is_copied and units < num_ranks:
             return num_n // units if num_ranks % units == 0 else None
@@ -42,7 +42,7 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A matrix that engines make one layer of with another: it has `num_n` rows where the other has `own_n`."""
+    """A matrix that engines fuse with another into one layer: it has `num_n` rows if the other has `own_n`."""
 
     num_n: int
     own_n: int
@@ -53,9 +53,9 @@ class Neighbour:
 class Sharding:
     """How a Linear is divided among ranks.
 
-    `groups` are the matrices of a column-parallel layer, several where it is fused on disk. `is_vocabulary` marks one
+    `groups` are the matrices of a column-parallel layer, several if it is fused on disk. `is_vocabulary` marks one
     whose rows are tokens: engines pad their number to a multiple of 64 before they split it. `fused_with` are the other
-    matrices of the layer that engines make of it, in order, and `place` is how many of them lie before it.
+    matrices that engines fuse it with, in order, and `place` is how many of them come before it.
     """
 
     axis: Division = "column"
@@ -75,18 +75,18 @@ class Sharding:
     def fused_n(self, num_n: int, num_ranks: int) -> int | None:
         """Return N on a rank of the layer that engines make of a matrix of `num_n` rows and those fused with it.
 
-        None where one of them cannot be split evenly.
+        None if one of them cannot be split evenly.
         """
         parts = [how.part((rows, 1), num_ranks).num_n for rows, how in self._matrices(num_n)]
         return sum(rows for rows in parts if rows) if all(parts) else None
 
     def fused_scales(self, num_n: int, block_n: int, num_ranks: int) -> FusedScales | None:
-        """Return which scales rows get if the matrices of a layer of several are loaded by whole blocks, rounded up.
+        """Return which scales rows get if the matrices of a fused layer are loaded in whole blocks, rounded up.
 
         vLLM does that (vllm/model_executor/layers/linear.py, `adjust_block_scale_shard`): each matrix begins at the
-        next whole block, in the layer on a rank and in the scales on disk. So where blocks are not whole, rows get
-        others' scales, but for one tensor that is loaded as it lies on disk. None where they cannot be loaded, or where
-        nothing is fused.
+        next whole block, in the layer on a rank and in the scales on disk. So if matrices are not whole blocks, rows
+        get other rows' scales, except in a single tensor that is loaded as it is on disk. None if the scales cannot be
+        loaded, or if nothing is fused.
         """
         matrices = self._matrices(num_n)
         held = [rows for size, how in matrices for rows in how.rank_rows(size, num_ranks)]
@@ -107,7 +107,7 @@ class Sharding:
         return "right" if is_one_on_disk and num_ranks == 1 else "others'"
 
     def _matrices(self, num_n: int) -> "list[tuple[int, Sharding]]":
-        """The N of each matrix of the layer that engines make of this one, in order, and how it is divided."""
+        """Return the N of each matrix of the fused layer, in order, and how it is divided."""
         others = [(num_n * it.num_n // it.own_n, replace(self, groups=it.groups)) for it in self.fused_with]
         return [*others[: self.place], (num_n, self), *others[self.place :]]
 
@@ -127,18 +127,18 @@ class Sharding:
     def begins_inside_block(self, part: "RankPart", block: Shape) -> bool:
         """Return whether a rank's `part` begins inside a scale block `(n, k)`: no scale on disk would be right for it.
 
-        In a column-parallel layer this holds for each matrix, copied keys and values too: they lie next to the queries.
+        In a column-parallel layer each matrix counts, copied keys and values too, since they are next to the queries.
         """
         return part.num_ranks > 1 and not self.is_whole_inside(part, block)
 
     def ends_inside_block(self, part: "RankPart", block: Shape) -> bool:
-        """Return whether a matrix of a rank's `part` that another follows ends inside a scale block `(n, k)`."""
+        """Return whether a matrix of a rank's `part`, followed by another, ends inside a scale block `(n, k)`."""
         rows = part.rows or (part.num_n or 0,)
         is_followed = self.place < len(self.fused_with)
         return any(num_n % block[0] for num_n in (rows if is_followed else rows[:-1]))
 
     def is_whole_inside(self, part: "RankPart", block: Shape) -> bool:
-        """Return whether the size that ranks share of a matrix is whole scale blocks `(n, k)`."""
+        """Return whether a rank's share of the split axis of each matrix is whole scale blocks `(n, k)`."""
         if self.axis == "row":
             return part.num_k is None or part.num_k % block[1] == 0
         return all(rows % block[0] == 0 for rows in part.rows)
@@ -146,7 +146,7 @@ class Sharding:
     def rank_rows(self, num_n: int, num_ranks: int) -> Rows:
         """Return the N of each matrix that a column-parallel layer holds on a rank.
 
-        Empty for other layers, and where one cannot be split evenly.
+        Empty for other layers, and if one cannot be split evenly.
         """
         if self.axis != "column":
             return ()
@@ -156,7 +156,7 @@ class Sharding:
         return tuple(size for size in rows if size) if all(rows) else ()
 
     def group_rows(self, num_n: int) -> Rows:
-        """Return the N of each of the matrices that a layer holds in all."""
+        """Return the N of each matrix of the whole layer."""
         whole = sum(group.weight for group in self.groups)
         return tuple(num_n * group.weight // whole for group in self.groups)
 
@@ -165,7 +165,7 @@ class Sharding:
 class RankPart:
     """What one rank holds of a layer: N, K, and the N of each matrix of a column-parallel one.
 
-    N or K is None where it cannot be split evenly, and there are no rows then.
+    N or K is None if it cannot be split evenly, and then there are no `rows`.
     """
 
     num_ranks: int
@@ -178,7 +178,7 @@ COLUMN, ROW, REPLICATED = Sharding(), Sharding("row"), Sharding("replicated")
 
 
 def _begin_at_whole_blocks(sizes: Sequence[int], block_n: int) -> bool:
-    """Whether matrices that each begin at the next whole block of scales end within those of all rows together."""
+    """Return whether matrices that each begin at the next whole block of scales fit into the blocks of all rows."""
     begins = accumulate(sizes, initial=0)
     return all(
         num_blocks(begin, block_n) + num_blocks(rows, block_n) <= num_blocks(sum(sizes), block_n)

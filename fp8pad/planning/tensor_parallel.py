@@ -1,7 +1,7 @@
 """How engines divide each Linear of a model among tensor-parallel ranks.
 
-Which way a module is divided follows from its place in the network. Its name says it (planning/linear_names.py); where
-two models use one name for two things, the family file says which is meant.
+How a module is divided depends on its place in the network. Its name tells (planning/linear_names.py); if two models
+use one name for different things, the family file says which is meant.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -18,7 +18,7 @@ from fp8pad.record import Json
 
 _PART_OF_ROLE: Mapping[Role, Part] = {"gate": "column", "up": "column", "gate_up": "gate_up", "down": "row"}
 
-# Rows of these are tokens, whose number engines pad (`VocabParallelEmbedding` and `ParallelLMHead` in vLLM).
+# Rows of these are tokens; engines pad their number (`VocabParallelEmbedding` and `ParallelLMHead` in vLLM).
 _VOCABULARY = frozenset(
     {"embed", "embed_out", "embed_tokens", "embed_tokens_per_layer", "embedding", "head", "lm_head",
      "output_layer", "per_layer_embed_tokens", "proj_out", "word_embeddings", "wte"}
@@ -29,7 +29,7 @@ _KEY_VALUE = frozenset({"k_proj", "v_proj"})
 # Queries, keys and values in one tensor on disk.
 _FUSED_ATTENTION = frozenset({"W_pack", "Wqkv", "att_proj", "c_attn", "qkv", "qkv_proj", "query_key_value"})
 _ATTENTION = _QUERIES | _KEY_VALUE | _FUSED_ATTENTION
-# What engines make one layer of, in this order: gate and up, attention, or the latent projections.
+# What engines fuse into one layer, in this order: gate and up, attention, or the latent projections.
 _FUSED = {
     last: names for names in (
         ("gate_proj", "up_proj"), ("q_proj", "k_proj", "v_proj"), ("q_a_proj", "kv_a_proj_with_mqa"), ("w1", "w3"),
@@ -48,16 +48,16 @@ _MAMBA_HEADS = ("mamba_num_heads", "mamba_n_heads", "n_mamba_heads")
 _MAMBA_GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
 _OUTPUT_GROUPS = ("o_groups",)
 Sizes = Mapping[str, tuple[int, int]]
-# Of gate and up, where an MLP has both, each is as large as the other, absorbed or not.
+# In an MLP with both, gate and up have the same size, absorbed or not.
 _OTHER_HALF = (Neighbour(1, 1, COLUMN.groups),)
 
 
 @dataclass(frozen=True, slots=True)
 class SharedCount:
-    """How many of some things a model has that ranks must share evenly; of what is copied, fewer than ranks will do.
+    """The number of things in a model that ranks must share evenly; there may be fewer than ranks if they are copied.
 
-    The neurons of an MLP lie in a `module`, the config key at `path` sizes them, and nothing is known of them where
-    ranks cannot share the `heads` of their part of the model: some models then give each rank the whole of it.
+    For neurons of an MLP, `module` is where they are, and `path` is the config key of their number. Nothing is known
+    about them if ranks cannot share the `heads` of their part of the model: some models then replicate the whole part.
     """
 
     number: int
@@ -68,13 +68,13 @@ class SharedCount:
     heads: int = 0
 
     def is_shared_by(self, num_ranks: int, grown: Sizes = MappingProxyType({})) -> bool:
-        """Return whether so many ranks can share them, as far as is known; see `number_of`."""
+        """Return whether `num_ranks` ranks can share them, as far as is known; for `grown`, see `number_of`."""
         if self.heads % num_ranks:
             return True
         return RowGroup(is_copied=self.is_copied).rank_rows(self.number_of(grown), num_ranks) is not None
 
     def number_of(self, grown: Sizes) -> int:
-        """Return how many there are where the values of config keys have grown, by path: `(old, new)`."""
+        """Return how many there are after config keys have grown; `grown` maps their paths to `(old, new)`."""
         old, new = grown.get(self.path, (1, 1))
         return self.number * new // old
 
@@ -88,8 +88,8 @@ def shardings(
 ) -> dict[str, Sharding]:
     """Return how each of `shapes`, `(N, K)` by module, is divided among ranks.
 
-    `roles` are those that modules have in MLPs, `divided` how others are divided, as family files say; `gated` are the
-    modules of MLPs with a gate.
+    `roles` are the roles of modules in MLPs, and `divided` is how others are divided, according to family files;
+    `gated` are the modules of MLPs with a gate.
     """
     described = {name: _PART_OF_ROLE[role] for name, role in roles.items()} | dict(divided)
     found = {
@@ -113,7 +113,7 @@ def _fused(how: Sharding, place: int, others: tuple[Neighbour, ...]) -> Sharding
 def _beside(
     name: str, shapes: Mapping[str, Shape], half: Role | None, found: Mapping[str, Sharding]
 ) -> tuple[int, tuple[Neighbour, ...]]:
-    """The place of a matrix in the layer that an engine makes of several, and the others that lie in it."""
+    """Return the position of a matrix in the layer that an engine fuses it into, and the others in that layer."""
     if half:
         return ("gate", "up").index(half), _OTHER_HALF
     parent, dot, last = name.rpartition(".")
@@ -140,7 +140,7 @@ def _sharding(name: str, num_n: int, part: Part | None, sections: Sequence[Secti
 
 
 def _attention(last: str, queries: int | None, keys: int | None) -> tuple[RowGroup, ...]:
-    """The matrices of attention that a layer named so holds, in a part of the model with so many heads."""
+    """Return the attention matrices in a layer by its last name, and the numbers of query and key-value heads."""
     if queries and last in _QUERIES:
         return (RowGroup(queries, queries),)
     if keys and last in _KEY_VALUE:
@@ -152,9 +152,9 @@ def _attention(last: str, queries: int | None, keys: int | None) -> tuple[RowGro
 
 
 def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int | None]:
-    """Return the numbers of heads and of key-value heads of the part of the model in which `module` lies.
+    """Return the numbers of heads and of key-value heads of the part of the model that `module` belongs to.
 
-    None is what its config does not say; a config without key-value heads has as many as heads.
+    None if its config does not say; a config without key-value heads has as many as heads.
     """
     around = [
         (len(prefix), section) for section in sections for prefix in section.prefixes if module.startswith(prefix)
@@ -167,9 +167,9 @@ def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int
 
 
 def shared_counts(config: Json) -> tuple[SharedCount, ...]:
-    """Return what the config of a model, or of its text part, has that ranks must share evenly, FP8 or not.
+    """Return the counts in the config of a model, or of its text part, that ranks must share evenly, FP8 or not.
 
-    vLLM asks for the same: config/model.py `verify_with_parallel_config`; the attention of each model for key-value
+    vLLM requires the same: config/model.py `verify_with_parallel_config`; the attention of each model for key-value
     heads; layers/mamba/mamba_mixer2.py; models/deepseek_v4/attention.py for groups of the output.
     """
     parts = (config.get(key) for key in _TEXT_PARTS)

@@ -20,7 +20,7 @@ from fp8pad.text import counted
 class Finding:
     """One thing that an engine does with some layers, by module names, and why.
 
-    What is said of a whole model, as that ranks cannot share its heads, is said of all its FP8 layers.
+    A finding about the whole model, such as that ranks cannot share its heads, lists all its FP8 layers.
     """
 
     outcome: Outcome
@@ -57,14 +57,14 @@ def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
 
 
 def check_served(plan: CheckpointPlan, engine: Engine) -> None:
-    """Raise `NotServedError` where the engine is known to refuse what the plan makes, at the plan's TP size."""
+    """Raise `NotServedError` if the engine is known to refuse what the plan makes, at the plan's TP size."""
     if refused := converted_verdict(plan, engine).refused:
         at = f"{engine.title} at TP {plan.policy.tensor_parallel_size}"
         raise NotServedError(f"not served by {at}: {counted(len(refused), 'layer')}, the first: {refused[0]}")
 
 
 class Judge:
-    """What one engine does with one plan's checkpoint; layers that are alike are looked at once."""
+    """What one engine does with one plan's checkpoint; a group of equal layers is assessed once."""
 
     def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
         self._plan, self._engine = plan, engine
@@ -77,32 +77,32 @@ class Judge:
         patterns = sorted({pattern for rule in self._rules for pattern in rule.modules})
         unloaded = [pattern for rule in self._rules if rule.unloaded for pattern in rule.modules]
         groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
-        # What findings are about. What is padded is a matter of the whole checkpoint, loaded or not.
+        # Findings are about loaded layers only. Whether the plugin is needed depends on all layers, loaded or not.
         self._groups = [group for group in groups if not matches((group.example.name,), unloaded)]
         by_model = [pattern for rule in self._rules if rule.left_to_model for pattern in rule.modules]
         counts = plan.shared_counts
         self._counts = [count for count in counts if not matches((count.module,), [*unloaded, *by_model])]
 
     def original(self, num_ranks: int) -> Verdict:
-        """What the engine does with the checkpoint as it is."""
+        """Return what the engine does with the checkpoint as it is."""
         return self._verdict(lambda group: group.example.logical_matrix, num_ranks, needs_runtime=False)
 
     def converted(self) -> Verdict:
-        """What the engine does with the checkpoint that the plan makes, at the plan's tensor-parallel size."""
+        """Return what the engine does with the checkpoint that the plan makes, at the plan's tensor-parallel size."""
         ranks, needs_runtime = self._plan.policy.tensor_parallel_size, self._plan.needs_runtime
         return self._verdict(lambda group: group.example.matrix_shape, ranks, needs_runtime, self._plan.grown)
 
     def padded(self, num_ranks: int, sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Verdict, bool]:
-        """What the engine does with what converting for `num_ranks` makes, and whether that needs the plugin.
+        """Return what the engine does with a checkpoint converted for `num_ranks`, and whether it needs the plugin.
 
-        `sizes` are the absorbable sizes of the plan that are absorbed, by their place, and what they become.
+        `sizes` are the new values of the plan's absorbable sizes that are absorbed, by their index.
         """
         needs_runtime = any(group.example.pads(group.grown(sizes), num_ranks) for group in self._plan.alike)
         absorbed = {(size := self._plan.absorbable[place]).path: (size.old, new) for place, new in sizes.items()}
         return self._verdict(lambda group: group.grown(sizes), num_ranks, needs_runtime, absorbed), needs_runtime
 
     def added_bytes(self, sizes: Mapping[int, int]) -> int:
-        """How many bytes of tensors converting adds, by padding and by absorbing `sizes`, as in `padded`."""
+        """Return how many bytes converting adds to tensors, by padding and by absorbing `sizes`, as in `padded`."""
         absorbed = ((self._plan.absorbable[place], new) for place, new in sizes.items())
         total = sum(size.other_bytes * (new - size.old) // size.old for size, new in absorbed)
         for group in self._plan.alike:
@@ -118,7 +118,7 @@ class Judge:
         needs_runtime: bool,
         grown: Sizes = MappingProxyType({}),
     ) -> Verdict:
-        """The verdict on layers of these shapes, in a checkpoint that fp8pad's plugin loads or the engine alone."""
+        """Return the verdict on layers of these shapes, loaded by fp8pad's plugin or by the engine alone."""
         said_of = self._padded if needs_runtime else self._stock
         groups = [(group, said_of(group.example, shape_of(group), num_ranks)) for group in self._groups]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
@@ -143,14 +143,14 @@ class Judge:
         )
 
     def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
-        """What is said of a layer `(N, K)` that the engine loads as it is; None where it merely serves it."""
+        """Return the outcome for a layer `(N, K)` that the engine loads as it is; None if it just serves it."""
         part, kernel = layer.sharding.part(shape, num_ranks), layer.kernel_shape(shape, num_ranks)
         return self._said(layer, shape, part, kernel, self._stock_fit(layer, part, kernel))
 
     def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
-        """What is said of a layer of a checkpoint that fp8pad's plugin loads, if it takes this layer at all.
+        """Return the outcome for a layer of a checkpoint that the plugin loads, if it handles this layer at all.
 
-        The plugin leaves to the engine a tensor that is a whole layer of the engine's and has nothing to pad.
+        The plugin leaves a tensor to the engine if it is a whole layer of the engine and has nothing to pad.
         """
         is_whole = len(layer.sharding.groups) > 1 and not layer.pads(shape, num_ranks)
         if not layer.is_for_runtime or (is_whole and self._engine.has_runtime):
@@ -175,7 +175,7 @@ class Judge:
             sharding, block = layer.sharding, layer.block
             if sharding.begins_inside_block(part, block):
                 return "inside block"
-            # The matrices of an expert are one layer of an engine, and follow each other in it.
+            # The matrices of an expert are fused into one layer of the engine, and follow each other in it.
             is_cut = layer.is_expert and not sharding.is_whole_inside(part, block)
             if is_cut or sharding.ends_inside_block(part, block):
                 return "ends inside block"
@@ -192,7 +192,7 @@ _RUNTIME: Mapping[Fit, Said] = {
 
 
 def _by_name(group: AlikeLayers, plan: CheckpointPlan, patterns: Sequence[str]) -> list[AlikeLayers]:
-    """Split layers that are alike by the patterns that match their names, which is all that a rule asks of a name."""
+    """Split a group of layers by the patterns that match their names; rules use names for nothing else."""
     if not patterns:
         return [group]
     places: dict[tuple[bool, ...], list[int]] = {}

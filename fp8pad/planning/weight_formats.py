@@ -1,4 +1,4 @@
-"""What a quantization config says of the weights, read the way each tool writes it."""
+"""What a quantization config says about the weights, in the format of each tool."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _MODELOPT: Mapping[str, Granularity] = {
     "FP8_PB_REAL_QUANT": _MODELOPT_BLOCK,
     "FP8_BLOCK_SCALES": _MODELOPT_BLOCK,
 }
-# Methods that vLLM knows and that may hold FP8 weights in layouts of their own; they come through as they are.
+# Methods that vLLM knows and that may have FP8 weights in layouts of their own; these are carried unchanged.
 _OTHER_METHODS = frozenset({"deepspeedfp", "fp_quant", "gguf", "hqq", "humming", "mxfp8", "ptpc_fp8", "torchao"})
 _INTEGER_METHODS = frozenset(
     {"auto_awq", "auto_gptq", "awq", "awq_marlin", "bitsandbytes", "experts_int8", "gptq", "gptq_marlin", "moe_wna16"}
@@ -49,7 +49,7 @@ _OTHER_FP8 = WeightFormats(has_other_fp8=True)
 
 
 def read_formats(method: str, document: Json, where: str) -> WeightFormats:
-    """Read the quantization config of one method; `ConfigError` where it is malformed or the method is not known."""
+    """Read the quantization config of one method; `ConfigError` if it is malformed or the method is unknown."""
     if method in _READERS:
         found = list(_READERS[method](document, where))
         return WeightFormats(
@@ -66,7 +66,7 @@ def read_formats(method: str, document: Json, where: str) -> WeightFormats:
 
 
 def read_object(value: Any, where: str, key: str) -> Json:
-    """Return the object at `key`; `ConfigError` if it is none."""
+    """Return `value`, which was at `key`; `ConfigError` if it is not an object."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}: {key}: expected an object, got {type(value).__name__}")
     return value
@@ -77,7 +77,7 @@ def _fp8(granularity: Granularity) -> WeightFormats:
 
 
 def _scaled(strategy: str, block: Any, where: str) -> WeightFormats:
-    """Return the formats of FP8 weights with scales per tensor, channel or block, as most tools name that."""
+    """Return the formats of FP8 weights with scales per tensor, channel or block, as most tools name them."""
     if strategy == "block":
         return _fp8(_block(block, where))
     plain: Mapping[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
@@ -118,7 +118,7 @@ def _modelopt(document: Json, where: str) -> Iterator[WeightFormats]:
     for layer in layers:
         if isinstance(layer, Mapping):
             yield _modelopt_algorithm(str(layer.get("quant_algo")).upper())
-    # The layers that are not in the table, or all where there is none, may be anything.
+    # The layers that are not in the table, or all layers if there is none, may be anything.
     yield WeightFormats(() if layers else tuple(_MODELOPT.values()), has_other_fp8=True)
 
 
@@ -155,7 +155,7 @@ def _auto_round(document: Json, where: str) -> Iterator[WeightFormats]:
     else:
         yield _not_fp8(f"{bits}-bit {data_type}")
     if document.get("extra_config"):
-        yield _OTHER_FP8  # layers of their own settings
+        yield _OTHER_FP8  # layers with settings of their own
 
 
 _READERS: Mapping[str, Callable[[Json, str], Iterator[WeightFormats]]] = {
