@@ -85,7 +85,7 @@ def check_folders(source: Checkpoint, written: Container[str]) -> None:
 
 
 def _check_readable(record: CheckpointRecord, texts: Iterable[str]) -> None:
-    """Raise `PlanError` for a text that could not be read again, by its size with hashes of all files or its lists."""
+    """Raise `PlanError` for a text that could not be read again: too long with all hashes, or too many lists in it."""
     digest = "0" * 64
     files = {file: replace(sizes, sha256=digest, source_sha256=digest) for file, sizes in record.files.items()}
     sizes = {file: record.files[file].size for file in texts}

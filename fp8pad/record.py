@@ -51,7 +51,7 @@ class AxisActions:
         return cls(*(done if size != new_size else "aligned" for size, new_size in sizes))
 
     def and_then(self, other: "AxisActions") -> "AxisActions":
-        """Return what is done where this is done to one axis, and `other` to the other."""
+        """Return both actions combined: for each axis that is "aligned" here, that of `other`."""
         pairs = zip(self.both, other.both, strict=True)
         return AxisActions(*(second if first == "aligned" else first for first, second in pairs))
 
@@ -278,7 +278,7 @@ def tensor_to_json(tensor: PaddedTensor) -> dict[str, Any]:
 
 
 def _tensors_parts(tensors: Mapping[str, PaddedTensor]) -> Iterator[str]:
-    """Yield the entries of `tensors` as JSON; many tensors have a few dozen shapes, each of which is encoded once."""
+    """Yield the entries of `tensors` as JSON; many tensors share a few dozen shapes, each of which is encoded once."""
     distinct = set(tensors.values())
     entries = {tensor: json.dumps(tensor_to_json(tensor), indent=1).replace("\n", "\n  ") for tensor in distinct}
     lines = (f"  {json.dumps(name, ensure_ascii=False)}: {entries[tensor]}" for name, tensor in tensors.items())

@@ -21,7 +21,7 @@ class PerTensor:
     name: ClassVar[GranularityName] = "tensor"
     block: ClassVar[tuple[int, int]] = (1, 1)
 
-    def scale_shape(self, weight_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: ARG002 (all granularities alike)
+    def scale_shape(self, weight_shape: Sequence[int]) -> tuple[int, ...]:  # noqa: ARG002 (same for all granularities)
         """Return the shape of a scalar."""
         return ()
 

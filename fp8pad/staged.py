@@ -163,7 +163,7 @@ def _resumable(out: Output, error: BaseException) -> str:
 
 
 def _folders_left(staging: Staging, is_left: Callable[[str], bool]) -> Iterator[str]:
-    """Name complete folders in the staging folder that are not removed."""
+    """Yield notes on the complete folders in the staging folder that are not removed."""
     with writing(staging.root.path):
         for folder in (staging.root.path / name for name in staging.root.names() if is_left(name)):
             yield f"{folder} is of another run, or stood at its OUT_DIR: move it away if you need it, else remove it"

@@ -23,7 +23,7 @@ from fp8pad.planning.tensor_parallel import shardings, shared_counts
 from fp8pad.record import CONFIG_FILE, Json, ModuleRecord, PaddedTensor, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
-_module = lru_cache(ModuleRecord)  # many layers are alike
+_module = lru_cache(ModuleRecord)  # many layers are equal
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def granularity_of(
 
 
 def other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quantization | None) -> tuple[str, bool]:
-    """Describe a scale that fits no granularity of the config, and tell whether its layout is a known one."""
+    """Return a description of a scale that fits no granularity of the config, and whether its layout is known."""
     num_n, num_k = weight.shape
     found = f"scales {scale.dtype} {list(scale.shape)}"
     if scale.dtype in ("U8", "F8_E8M0") and scale.shape == (num_n, num_blocks(num_k, _MX_GROUP)):

@@ -149,7 +149,7 @@ def _notes(assessment: Assessment, old: int) -> Iterator[str]:
         yield f"{size.path} is not in {CONFIG_FILE}, where {old} is the default; it is added"
     alike = [each for each in assessment.weights if each.example.tensor.dtype in FLOAT_DTYPES]
     names = [governed.tensor.name for each in alike for governed in each.members]
-    if names:  # libraries choose by size in which order to add
+    if names:  # libraries choose the order of additions by size
         also = "also " if assessment.has_fp8 else ""
         yield (
             f"{size.path} {also}sizes {len(names)} weights that are not FP8, {names[0]} among them: "
