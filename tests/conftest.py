@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures and settings for every test."""
 
 import os
 import re
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long an example takes says how busy the machine is. The same code gets the same examples each time: what fails
-# here was broken by a change; `make fuzz` looks for what was broken before.
+# No deadline: the time of an example depends on how busy the machine is. The same code always gets the same examples,
+# so that a failure here was caused by a change; `make fuzz` looks for older bugs.
 settings.register_profile("fp8pad", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("fp8pad")
 
-# What whoever starts the tests has set would reach the processes that they start: colours, a proxy before the hub that
-# is a stand-in, a token, and signals that are ignored, as `nohup` and `&` have it.
+# Settings of the caller that would reach the processes that tests start: colours, a proxy in front of the fake hub, a
+# token, and ignored signals, as with `nohup` and `&`.
 _SET_ELSEWHERE = re.compile(
     r"COLUMNS|FORCE_COLOR|NO_COLOR|PY_COLORS|TERMINAL_WIDTH|GITHUB_ACTIONS|FP8PAD_DEBUG|HF_.*|\w+_PROXY", re.IGNORECASE
 )
@@ -27,13 +27,13 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 
 
 def pytest_report_header() -> str:
-    """Say which checkpoints of other tools the tests read: a smaller set is never used without a word."""
+    """Report which checkpoints of other tools the tests read, so that a smaller set is never used silently."""
     named = os.environ.get("FP8PAD_CASES")
     return f"checkpoints of other tools: {named or 'tests/cases (set FP8PAD_CASES to a folder of more, whole ones)'}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs torch where there is none."""
+    """Skip tests that need torch if it is not installed."""
     if find_spec("torch"):
         return
     for item in items:
@@ -49,11 +49,11 @@ def example() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_inherited_group(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let the folders that tests make have the bits that they ask for, wherever the temporary folder lies."""
+    """Give the folders that tests make the mode bits that they ask for, wherever the temporary folder is."""
     tmp_path_factory.getbasetemp().chmod(0o700)
 
 
 @pytest.fixture(autouse=True)
 def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for the disk, which a busy machine makes very slow; `make faults` tells what is synced when."""
+    """Do not wait for the disk, which is very slow on a busy machine; `make faults` tests what is synced when."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)

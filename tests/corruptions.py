@@ -1,4 +1,4 @@
-"""Ways in which a converted checkpoint can be wrong, one at a time, and the checkpoint that they are tried on."""
+"""Ways in which a converted checkpoint can be wrong, one at a time, and the checkpoint on which they are tried."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ OUTPUT = "model.layers.0.self_attn.o_proj"
 
 
 def with_biases(example: Path, root: Path) -> Path:
-    """Write the example again, with a bias beside every FP8 weight: 1/64 to 1 in steps of 1/64, BF16."""
+    """Write the example again, with a bias for every FP8 weight: 1/64 to 1 in steps of 1/64, BF16."""
     root.mkdir(parents=True)
     config = json.loads((example / "config.json").read_text()) | {"attention_bias": True, "mlp_bias": True}
     (root / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -41,7 +41,7 @@ def _bf16(value: float) -> bytes:
 
 
 def _overwrite(out_dir: Path, name: str, index: int, value: bytes) -> None:
-    """Overwrite the elements of a tensor from the given one on; something must change by it."""
+    """Overwrite the elements of a tensor from `index` on; this must change something."""
     shard = out_dir / SHARD
     data = bytearray(shard.read_bytes())
     begin = 8 + int.from_bytes(data[:8], "little") + stored_header(shard)[name]["data_offsets"][0]
@@ -81,7 +81,7 @@ def bias(out_dir: Path) -> None:
 
 
 def config_edit(out_dir: Path) -> None:
-    """Give config.json another size than the absorbed one."""
+    """Set the absorbed size in config.json to another value."""
     _edit(out_dir / "config.json", lambda config: config.update(intermediate_size=240))
 
 
@@ -94,7 +94,7 @@ def swapped_gate_up(out_dir: Path) -> None:
 
 
 def size_in_config(out_dir: Path) -> None:
-    """Let config.json say one column fewer than there are."""
+    """Make config.json record one column fewer than there are."""
 
     def edit(config: dict[str, Any]) -> None:
         config["quantization_config"]["modules"][QUERY]["logical_shape"][1] -= 1
@@ -103,7 +103,7 @@ def size_in_config(out_dir: Path) -> None:
 
 
 def size_in_record(out_dir: Path) -> None:
-    """Let fp8pad.json say one column fewer than there are."""
+    """Make fp8pad.json record one column fewer than there are."""
 
     def edit(record: dict[str, Any]) -> None:
         record["tensors"][f"{QUERY}.weight"]["logical_shape"][1] -= 1
@@ -112,7 +112,7 @@ def size_in_record(out_dir: Path) -> None:
 
 
 def size_in_shard(out_dir: Path) -> None:
-    """Let the shard's metadata say one column fewer than there are."""
+    """Make the shard's metadata record one column fewer than there are."""
     shard = out_dir / SHARD
     data = shard.read_bytes()
     length = 8 + int.from_bytes(data[:8], "little")
@@ -129,7 +129,7 @@ def _edit(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     file.write_text(json.dumps(document, indent=2) + "\n")
 
 
-# As docs/equality.md calls them.
+# By their names in docs/equality.md.
 CORRUPTIONS: Mapping[str, Callable[[Path], None]] = {
     "one logical byte of a weight": logical_byte,
     "one scale": scale,

@@ -45,7 +45,7 @@ def cut(cases: Path, target: Path) -> None:
 
 
 def copy_folder(folder: Path, copy: Path) -> None:
-    """Copy a folder of a folder of cases, with the bytes that were cut off."""
+    """Copy one case, a folder in a folder of cases, with the bytes that were cut off."""
     cases = folder.parents[1]
     shutil.copytree(folder, copy)
     for path in copy.rglob("*"):
@@ -57,7 +57,7 @@ def copy_folder(folder: Path, copy: Path) -> None:
 
 
 def fill(path: Path, size: int) -> None:
-    """Fill a file that was cut off up to `size` bytes."""
+    """Fill a file that was cut off, up to `size` bytes."""
     kept = path.read_bytes()
     data = np.random.default_rng(crc32(path.name.encode())).integers(0, 256, size - len(kept), np.uint8)
     for entry in entries(kept):
@@ -77,7 +77,7 @@ def entries(header: bytes) -> list[dict[str, Any]]:
 
 
 def finite(data: Bytes, dtype: str) -> Bytes:
-    """Turn random bytes into numbers that are neither huge nor NaN: floats of more than a byte are 1 to 2."""
+    """Turn random bytes into numbers that are neither huge nor NaN: floats of more than one byte are from 1 to 2."""
     if dtype in FP8_DTYPES:
         return data & np.uint8(0xBB)
     if dtype not in ONE:

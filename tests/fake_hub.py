@@ -1,6 +1,6 @@
-"""A hub for tests: what huggingface_hub's own client asks of it, over HTTP, and the faults that a real one has.
+"""A hub for tests: it answers what huggingface_hub's own client requests over HTTP, with the faults of a real one.
 
-Weights are redirected to another path, as the hub does with what it keeps apart; other files are served as they are.
+Weights are redirected to another path, as the hub does for large files; other files are served directly.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ TOKEN = "hf_right"  # noqa: S105  of no one
 
 
 def commit_of(files: dict[str, bytes]) -> str:
-    """Return the name of a commit that holds these files."""
+    """Return the id of a commit that holds these files."""
     digest = hashlib.sha1(usedforsecurity=False)
     for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -30,14 +30,14 @@ def commit_of(files: dict[str, bytes]) -> str:
 
 
 def hashes_of(content: bytes) -> tuple[str, str]:
-    """Return what git calls a file, and its SHA-256."""
+    """Return git's blob id of a file, and its SHA-256."""
     git = hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
     return git, hashlib.sha256(content).hexdigest()
 
 
 @dataclass
 class Repo:
-    """A model: its commits, what its branches and tags name, and what is wrong with it."""
+    """A model: its commits, the commits of its branches and tags, and what is wrong with it."""
 
     commits: dict[str, dict[str, bytes]]
     revisions: dict[str, str]
@@ -49,9 +49,9 @@ class Repo:
 class FakeHub:
     """A running hub at `endpoint`.
 
-    `requests` counts what was asked for and `sent` the bytes of files that were sent. `faults` are taken one by one by
-    requests for the bytes of files: a status to answer with, "cut" to close the connection after half of the bytes,
-    "wrong" to alter a byte, "whole" to ignore the range, "endless" to send bytes until the client has enough.
+    `requests` counts requests and `sent` the bytes of files that were sent. Each request for the bytes of a file takes
+    one of the `faults`: a status to answer with, "cut" to close the connection after half of the bytes, "wrong" to
+    alter a byte, "whole" to ignore the range, "endless" to send bytes until the client closes the connection.
     """
 
     endpoint: str = ""
@@ -74,7 +74,7 @@ class FakeHub:
         return commit
 
     def next_fault(self) -> int | str | None:
-        """Take the next fault."""
+        """Remove and return the next fault."""
         with self.lock:
             return self.faults.pop(0) if self.faults else None
 
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  its name in the base class
-        """Say nothing."""
+        """Print nothing."""
 
     def do_GET(self) -> None:
         self._answer()
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{commit}", "commitOid": commit, "success": True})
 
     def _repo(self, repo: str) -> Repo | None:
-        """Return a model if whoever asks may see it; else answer as the hub does."""
+        """Return a model if the client may see it; otherwise answer as the hub does."""
         found = self.hub.repos.get(repo)
         is_known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if found is None or (found.is_private and not is_known):

@@ -1,4 +1,4 @@
-"""The one builder of small checkpoints, what reads them back independently of fp8pad, and a progress that counts."""
+"""The builder of small checkpoints, functions that read them independently of fp8pad, and a progress that counts."""
 
 import json
 import os
@@ -27,9 +27,9 @@ def safetensors_bytes(
     seed: int = 0,
     names: Sequence[str] | None = None,
 ) -> bytes:
-    """Return a safetensors file with random data, in the spelling of the safetensors library.
+    """Return a safetensors file with random data, in the form that the safetensors library writes.
 
-    Data lies in the order of `tensors`; the header names them in the order of `names`, if given.
+    Data is in the order of `tensors`; the header is in the order of `names`, if given.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     header |= dict.fromkeys(names or ())
@@ -42,7 +42,7 @@ def safetensors_bytes(
 
 
 def framed(header: bytes) -> bytes:
-    """Put the length before a safetensors header, after it has been filled up to a multiple of eight bytes."""
+    """Put the length before a safetensors header that is filled up to a multiple of eight bytes."""
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header
 
@@ -54,7 +54,7 @@ def write_checkpoint(
     metadata: Mapping[str, str] | None = {"format": "pt"},
     index: bool | None = None,
 ) -> Path:
-    """Write shards of random bytes, an index (where there are several, unless told), config.json and a tokenizer."""
+    """Write shards of random bytes, an index (by default if there are several), config.json and a tokenizer."""
     root.mkdir(parents=True)
     for seed, (file, tensors) in enumerate(shards.items()):
         (root / file).write_bytes(safetensors_bytes(tensors, metadata, seed))
@@ -126,20 +126,20 @@ def tensor_rows(path: Path, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 class Counter(Progress):
-    """Adds up what it is told, of the last step."""
+    """Adds up the bytes of the last step."""
 
     def __init__(self) -> None:
         self.num_bytes = self.total_bytes = 0
         self._lock = threading.Lock()
 
     def start(self, label: str, total_bytes: int, num_files: int = 0) -> None:
-        """Begin anew."""
+        """Reset the counts."""
         assert label
         assert num_files >= 0
         self.num_bytes, self.total_bytes = 0, total_bytes
 
     def advance(self, num_bytes: int) -> None:
-        """Add."""
+        """Add bytes."""
         with self._lock:
             self.num_bytes += num_bytes
 
@@ -150,7 +150,7 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 
 def cases_dir() -> Path:
-    """Return the folder of checkpoints made by other tools: whole ones in FP8PAD_CASES, else those of tests/cases."""
+    """Return the folder of checkpoints made by other tools: FP8PAD_CASES with whole ones, else tests/cases."""
     return Path(os.environ.get("FP8PAD_CASES") or Path(__file__).parent / "cases")
 
 
@@ -161,7 +161,7 @@ def case_names(*kinds: str) -> list[str]:
 
 
 def copy_case(path: str, target: Path) -> Path:
-    """Copy a case to `target` and return its folder; symbolic links that were stored as their text are links again."""
+    """Copy a case to `target` and return its folder; symbolic links that were stored as text become links again."""
     kind, name, *rest = path.split("/")
     copy_folder(cases_dir() / kind / name, target / name)
     for file in [file for file in (target / name).rglob("*") if file.is_file() and file.stat().st_size < 200]:

@@ -1,4 +1,4 @@
-"""What converting the cases gives, as hashes: recorded with one version of fp8pad, compared with another.
+"""The outputs of converting the cases, as hashes: recorded with one version of fp8pad, compared with another.
 
 Record again, with the fp8pad of an older checkout, after cases were added or changed:
 
@@ -27,7 +27,7 @@ OPTIONS = {
 
 
 def source_digest(model: Path) -> str:
-    """Return a hash of every file of a checkpoint: what was recorded holds for these files alone."""
+    """Return a hash of every file of a checkpoint: recorded outputs are valid only for these files."""
     digest = hashlib.sha256()
     for name, content in sorted(files_of(model).items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
@@ -35,7 +35,7 @@ def source_digest(model: Path) -> str:
 
 
 def output_digests(out_dir: Path) -> dict[str, str]:
-    """Return a short hash of each shard and the index, byte for byte, and of what config.json and fp8pad.json say."""
+    """Return a short hash of each shard and the index, byte for byte, and of config.json and fp8pad.json."""
     contents = {path.name: path.read_bytes() for path in out_dir.glob("*.safetensors")}
     for name in (INDEX, "config.json", "fp8pad.json"):
         if (out_dir / name).exists():
@@ -45,7 +45,7 @@ def output_digests(out_dir: Path) -> dict[str, str]:
 
 
 def _normalised(text: str) -> str:
-    """Take out of a JSON file what may differ between versions: the version, optional fields, other files' sizes."""
+    """Remove from a JSON file what may differ between versions: the version, optional fields, other files' sizes."""
     document = json.loads(text)
     _without_what_may_differ(document)
     return json.dumps(document)
@@ -59,7 +59,7 @@ def _without_what_may_differ(value: Any) -> None:
         for key in ("fp8pad_version", "inner", "skip", "sha256", "source_sha256"):
             value.pop(key, None)
         if "originals" in value and "files" in value:
-            # config.json's size depends on the version's name; which other files come along is tested elsewhere.
+            # config.json's size depends on the version's name; which other files are copied is tested elsewhere.
             kept = {name: sizes for name, sizes in value["files"].items() if name == INDEX or "safetensors" in name}
             value["files"] = {name: sizes for name, sizes in kept.items() if "/" not in name}
         for inner in value.values():
@@ -79,7 +79,7 @@ def digests_of(case: str, folder: Path, convert: Callable[[Path, Path, tuple[str
 
 def _convert_in_a_process(model: Path, out_dir: Path, options: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "fp8pad", "convert", str(model), str(out_dir), *options]
-    # Python looks for modules in the current folder first, which may be that of another version.
+    # Python searches the current folder for modules first, which may contain another version.
     subprocess.run(command, check=True, capture_output=True, cwd=out_dir.parent)
 
 

@@ -1,4 +1,4 @@
-"""Headers of small models that are made up, to be planned: no files, no tensors."""
+"""Headers of small made-up models, for planning: no files, no tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ Headers = tuple[tuple[ShardHeader], dict[str, Mapping[str, Any]]]
 def headers(
     config: Mapping[str, Any], quantization: Mapping[str, Any], shapes: Shapes, scheme: str | None = None
 ) -> Headers:
-    """The header of one shard with these Linears, scaled as the quantization config says, and the config.
+    """Return the header of one shard with these Linears, scaled as the quantization config says, and the config.
 
     `scheme` is "channel" or "block"; if not given, the former for method fbgemm_fp8, and the latter for others.
     """
@@ -35,13 +35,13 @@ def headers(
 
 
 def gated(prefix: str, inner: int, hidden: int = 256) -> Shapes:
-    """Gate, up and down."""
+    """Return the shapes of gate, up and down."""
     up, down = (inner, hidden), (hidden, inner)
     return {f"{prefix}.gate_proj": up, f"{prefix}.up_proj": up, f"{prefix}.down_proj": down}
 
 
 def attention(head_dim: int, hidden: int = 256) -> Shapes:
-    """Four heads and two key-value heads."""
+    """Return the shapes of an attention of four heads and two key-value heads."""
     rows, prefix = {"q_proj": 4 * head_dim, "k_proj": 2 * head_dim, "v_proj": 2 * head_dim}, "model.layers.0.self_attn"
     return {f"{prefix}.{name}": (num_n, hidden) for name, num_n in rows.items()} | {
         f"{prefix}.o_proj": (hidden, 4 * head_dim)

@@ -1,4 +1,4 @@
-"""Absorbing as a pure function: what grows, what is refused and why, what is an error, and that the answers stay."""
+"""Absorbing as a pure function: what grows, what is refused and why, what is an error, and that outputs stay equal."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,12 +30,12 @@ Tensors = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def channel(module: str, num_n: int, num_k: int, *, bias: bool = False) -> Tensors:
-    """An FP8 Linear with a scale per channel."""
+    """Return an FP8 Linear with a scale per channel."""
     return linear(module, num_n, num_k) | ({f"{module}.bias": ("BF16", (num_n,))} if bias else {})
 
 
 def block(module: str, num_n: int, num_k: int) -> Tensors:
-    """An FP8 Linear with a scale per block of 128 x 128."""
+    """Return an FP8 Linear with a scale per block of 128 x 128."""
     grid = (-(-num_n // 128), -(-num_k // 128))
     return {f"{module}.weight": ("F8_E4M3", (num_n, num_k)), f"{module}.weight_scale_inv": ("F32", grid)}
 
@@ -48,12 +48,12 @@ def plan_layer(config: Mapping[str, Any], tensors: Tensors, policy: Policy = ABS
     governed = find_governed(sections, headers)
     linears, _ = recognise(headers, quantization, config, governed.routed_experts)
     absorption = absorb(governed, sections, linears, policy)
-    # What is said of LoRA adapters has a test of its own.
+    # Notes about LoRA adapters have a test of their own.
     return replace(absorption, notes=tuple(note for note in absorption.notes if not note.startswith("LoRA")))
 
 
 def llama(quantization: Mapping[str, Any] = CHANNEL, **sizes: Any) -> dict[str, Any]:
-    """A Llama config with an inner size of 213 unless told otherwise."""
+    """Return a Llama config with an inner size of 213 by default."""
     return {"model_type": "llama", "intermediate_size": 213, "quantization_config": quantization, **sizes}
 
 
@@ -92,7 +92,7 @@ def test_every_tensor_of_the_key_grows() -> None:
 
 
 def test_nothing_is_absorbed_unasked() -> None:
-    """Without --absorb the same checkpoint is left to padding."""
+    """Without --absorb, the layers of the same checkpoint are only padded."""
     found = plan_layer(llama(), gated(MLP, 213, 136), Policy())
     assert (found.tensors, found.edits, found.refusals, found.notes) == ({}, (), {}, ())
 
@@ -122,7 +122,7 @@ def test_how_far(old: int, quantization: Mapping[str, Any], policy: Policy, new:
 
 
 def tensor_scaled(module: str, num_n: int, num_k: int) -> Tensors:
-    """An FP8 Linear with one scale, and one for its input."""
+    """Return an FP8 Linear with one scale, and one for its input."""
     return {
         f"{module}.weight": ("F8_E4M3", (num_n, num_k)),
         f"{module}.weight_scale": ("F32", ()),
@@ -131,7 +131,7 @@ def tensor_scaled(module: str, num_n: int, num_k: int) -> Tensors:
 
 
 def test_scales_of_whole_tensors_stay() -> None:
-    """Weight and input scales of one element are not touched."""
+    """Weight and input scales with one element do not change."""
     found = plan_layer(llama(TENSOR), gated(MLP, 213, 136, tensor_scaled))
     assert sorted(found.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
 
@@ -150,13 +150,13 @@ def test_blocks_grow_by_whole_blocks_of_ones() -> None:
 
 
 def test_a_partial_block_has_room() -> None:
-    """213 and 256 both are two blocks: the weights grow, the grids do not."""
+    """213 and 256 rows are both two blocks: the weights grow, the grids do not."""
     found = plan_layer(llama(BLOCK), gated(MLP, 213, 136, block))
     assert sorted(found.tensors) == [f"{MLP}.{part}_proj.weight" for part in ("down", "gate", "up")]
 
 
 def test_grids_of_four_sizes() -> None:
-    """ModelOpt's grids [R, 1, C, 1] grow in R for gate and up and in C for down."""
+    """ModelOpt's 4-D grids [R, 1, C, 1] grow in R for gate and up and in C for down."""
     config = llama({"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}, intermediate_size=384)
     tensors = gated(MLP, 384, 256, block)
     tensors = {
@@ -169,7 +169,7 @@ def test_grids_of_four_sizes() -> None:
 
 
 def test_fused_gate_and_up_are_padded_each_at_its_tail() -> None:
-    """Phi-3 keeps 2 x 213 rows in one tensor: two segments, in the weight and in its scale."""
+    """Phi-3 stores 2 x 213 rows in one tensor: two segments, in the weight and in its scale."""
     config = {"model_type": "phi3", "intermediate_size": 213, "quantization_config": CHANNEL}
     found = plan_layer(config, channel(f"{MLP}.gate_up_proj", 426, 160) | channel(f"{MLP}.down_proj", 160, 213))
     segments = Segments((213, 213), (224, 224))
@@ -202,7 +202,7 @@ MOE = "model.layers.1.mlp"
 
 
 def deepseek(shared: int = 2, **sizes: Any) -> dict[str, Any]:
-    """A DeepSeek config: dense layer of 213, experts of 74, shared experts of `shared` x 74."""
+    """Return a DeepSeek config: a dense layer of 213, experts of 74, shared experts of `shared` x 74."""
     return {
         "model_type": "deepseek_v3", "intermediate_size": 213, "moe_intermediate_size": 74, "n_shared_experts": shared,
         "num_experts_per_tok": 1, "quantization_config": CHANNEL, **sizes,
@@ -210,7 +210,7 @@ def deepseek(shared: int = 2, **sizes: Any) -> dict[str, Any]:
 
 
 def deepseek_tensors(shared: int = 2) -> Tensors:
-    """A dense layer, and one with two routed and the shared experts."""
+    """Return a dense layer, and one with two routed experts and the shared experts."""
     return {
         **gated(MLP, 213, 128),
         **gated(f"{MOE}.shared_experts", 74 * shared, 128),
@@ -230,7 +230,7 @@ def test_shared_experts_are_not_absorbed_without_the_routed_ones() -> None:
 
 
 def test_one_key_with_a_multiplier() -> None:
-    """With --absorb-experts 74 becomes 80, and the shared experts 160 wide; the router of 74 rows is left alone."""
+    """With --absorb-experts 74 becomes 80, and the shared experts 160; the router with 74 rows does not change."""
     found = plan_layer(deepseek(), deepseek_tensors(), EXPERTS)
     assert ConfigEdit("config.json", "moe_intermediate_size", 74, 80) in found.edits
     assert found.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
@@ -240,7 +240,7 @@ def test_one_key_with_a_multiplier() -> None:
 
 @pytest.mark.parametrize("shared", [None, 0, "two"])
 def test_a_multiplier_that_is_not_a_number_stops_the_key(shared: object) -> None:
-    """Without a usable n_shared_experts the width of the shared experts is not known."""
+    """Without a usable n_shared_experts the size of the shared experts is unknown."""
     config = deepseek() | {"n_shared_experts": shared}
     found = plan_layer(config, deepseek_tensors(), EXPERTS)
     assert [edit.key for edit in found.edits] == ["intermediate_size"]
@@ -255,7 +255,7 @@ def test_a_multiplier_that_is_not_a_number_stops_the_key(shared: object) -> None
     ],
 )
 def test_stacked_experts(model_type: str, layout: tuple[tuple[int, ...], ...], segments: Segments) -> None:
-    """Experts in one 3-D tensor grow in the middle or at the end, by how they are laid out, scales with them."""
+    """Experts in one 3-D tensor grow along the middle or last axis, depending on the layout, with their scales."""
     names = {
         "granitemoe": ("model.layers.0.block_sparse_moe.input_linear", "model.layers.0.block_sparse_moe.output_linear"),
         "qwen3_vl_moe_text": ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mlp.experts.down_proj"),
@@ -316,7 +316,7 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
     ],
 )
 def test_a_key_that_cannot_be_edited(change: dict[str, Any], reason: str) -> None:
-    """A list, anything that is no size, and an unknown activation each stop the key with their reason."""
+    """A list, a value that is not a size, and an unknown activation each stop the key with their reason."""
     found = plan_layer(llama(**change), gated(MLP, 213, 136))
     assert (found.tensors, found.edits) == ({}, ())
     assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
@@ -325,7 +325,7 @@ def test_a_key_that_cannot_be_edited(change: dict[str, Any], reason: str) -> Non
 
 @pytest.mark.parametrize("change", [{}, {"intermediate_size": None}])
 def test_a_size_that_is_left_to_a_default(change: dict[str, Any]) -> None:
-    """A key that is absent or null gets the size that the tensors have, rounded up, and the plan says so."""
+    """A key that is absent or null is set to the size of the tensors, rounded up, and the plan says so."""
     config = {key: value for key, value in llama().items() if key != "intermediate_size"} | change
     found = plan_layer(config, gated(MLP, 213, 136))
     assert found.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
@@ -333,7 +333,7 @@ def test_a_size_that_is_left_to_a_default(change: dict[str, Any]) -> None:
 
 
 def test_a_default_that_the_tensors_do_not_agree_on() -> None:
-    """Two layers of different sizes cannot both be the default."""
+    """Two layers of different sizes cannot both have the default."""
     config = {"model_type": "llama", "quantization_config": CHANNEL}
     found = plan_layer(config, gated(MLP, 213, 136) | gated("model.layers.1.mlp", 100, 136))
     assert found.notes == (
@@ -342,7 +342,7 @@ def test_a_default_that_the_tensors_do_not_agree_on() -> None:
 
 
 def test_a_multiplier_that_is_left_to_a_default() -> None:
-    """Without n_shared_experts the tensors tell that the shared experts are two."""
+    """Without n_shared_experts, the sizes of the tensors show that there are two shared experts."""
     config = {key: value for key, value in deepseek().items() if key != "n_shared_experts"}
     found = plan_layer(config, deepseek_tensors(), EXPERTS)
     assert found.tensors[f"{MOE}.shared_experts.gate_proj.weight"].padded_shape == (160, 128)
@@ -350,7 +350,7 @@ def test_a_multiplier_that_is_left_to_a_default() -> None:
 
 @pytest.mark.parametrize("sizes", [{}, {"shared_size": None}, {"shared_size": 150}])
 def test_a_key_that_stands_in_for_another(sizes: dict[str, Any]) -> None:
-    """Where the config has no value for the first key, the second is the size of the shared expert, too."""
+    """If the config has no value for the first key, the second is the size of the shared expert too."""
     config = {"model_type": "toy", "inner": 74, "quantization_config": CHANNEL, **sizes}
     shared = sizes.get("shared_size") or 74
     sections = sections_of(config, index_families({"toy.toml": STAND_IN}))
@@ -420,14 +420,14 @@ activation = "relu"
     ],
 )
 def test_all_or_nothing(tensors: Tensors, reason: str) -> None:
-    """One tensor that cannot grow, or is not described, stops the whole key."""
+    """One tensor that cannot grow, or that no family file describes, stops the whole key."""
     found = plan_layer(llama(), gated(MLP, 213, 136) | tensors)
     assert (found.tensors, found.edits) == ({}, ())
     assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
 
 
 def test_scales_that_cannot_hold_one_stop_the_key() -> None:
-    """Scales of 64 bits are not filled."""
+    """64-bit scales are not filled."""
     tensors = {
         name: ("F64" if "scale" in name else dtype, shape)
         for name, (dtype, shape) in gated(MLP, 213, 136, block).items()
@@ -438,21 +438,21 @@ def test_scales_that_cannot_hold_one_stop_the_key() -> None:
 
 
 def test_a_size_by_chance_elsewhere_is_no_obstacle() -> None:
-    """A hidden size equal to the inner size does not make attention look governed."""
+    """Attention does not count as governed because its hidden size equals the inner size."""
     tensors = gated(MLP, 213, 213) | channel("model.layers.0.self_attn.o_proj", 213, 213)
     assert plan_layer(llama(), tensors).edits
 
 
 @pytest.mark.parametrize("policy", [ABSORB, EXPERTS])
 def test_an_unknown_model_type_is_not_guessed(policy: Policy) -> None:
-    """The names look like Llama's, but no file says so."""
+    """Names like Llama's are not enough without a family file."""
     found = plan_layer(llama() | {"model_type": "blob"}, gated(MLP, 213, 136), policy)
     assert found.tensors == {}
     assert found.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/families knows the model type blob"
 
 
 def test_modules_that_a_family_rules_out() -> None:
-    """Qwen2-VL's vision MLP has no size of its own, and the plan can say so."""
+    """Qwen2-VL's vision MLP has no size key of its own, and the plan says so."""
     config = {
         "model_type": "qwen2_vl", "text_config": {}, "vision_config": {"mlp_ratio": 4}, "quantization_config": CHANNEL
     }  # fmt: skip
@@ -461,7 +461,7 @@ def test_modules_that_a_family_rules_out() -> None:
 
 
 def test_a_size_that_two_sections_repeat() -> None:
-    """Where text_config and the top level both have the size, both are edited; where they differ, neither is."""
+    """If text_config and the top level both have the size, both are edited; if they differ, neither is."""
     text = {"model_type": "qwen2_5_vl_text", "intermediate_size": 213}
     config = {"model_type": "qwen2_5_vl", "intermediate_size": 213, "text_config": text, "quantization_config": CHANNEL}
     assert plan_layer(config, gated(MLP, 213, 136)).edits == (
@@ -475,7 +475,7 @@ def test_a_size_that_two_sections_repeat() -> None:
 
 
 def test_a_config_that_disagrees_with_the_tensors() -> None:
-    """An integer that is not the tensors' size is an error that names key, tensor and both sizes."""
+    """An integer that is not the tensors' size is an error that names the key, the tensor and both sizes."""
     with pytest.raises(ConfigError) as error:
         plan_layer(llama(intermediate_size=212), gated(MLP, 213, 136))
     assert str(error.value) == (
@@ -488,14 +488,14 @@ def test_a_config_that_disagrees_with_the_tensors() -> None:
 
 @pytest.mark.parametrize("policy", [Policy(absorb=True, absorb_experts=True), Policy()])
 def test_a_bias_of_another_length(policy: Policy) -> None:
-    """A bias that does not fit its weight is an error, absorbed or not, of an expert in a stack too."""
+    """A bias that does not fit its weight is an error, whether the weight is absorbed or not."""
     with pytest.raises(PlanError, match=r"gate_proj\.bias: expected 213 in place 0, got \[212\]"):
         plan_layer(llama(), gated(MLP, 213, 136) | {f"{MLP}.gate_proj.bias": ("BF16", (212,))}, policy)
 
 
 @pytest.mark.parametrize("policy", [Policy(absorb=True, absorb_experts=True), Policy()])
 def test_a_bias_of_another_length_in_a_stack(policy: Policy) -> None:
-    """So is one of stacked experts."""
+    """A bias that does not fit its weight is an error in a stack of experts too."""
     experts = "model.layers.0.mlp.experts"
     tensors = {
         f"{experts}.gate_up_proj": ("F8_E4M3", (4, 64, 426)),
@@ -525,7 +525,7 @@ activation = "relu"
 
 
 def test_two_keys_that_govern_one_axis() -> None:
-    """A family file that gives one axis to two keys is an error that names both."""
+    """A family file that lets two keys govern one axis is an error that names both."""
     sections = sections_of({"model_type": "toy"}, index_families({"toy.toml": TWO_KEYS}))
     tensors = {"layers.0.down.weight": TensorHeader("layers.0.down.weight", "F8_E4M3", (32, 213), 0)}
     with pytest.raises(PlanError, match=r"^layers\.0\.down\.weight: both a and b govern its axis K$"):
@@ -533,7 +533,7 @@ def test_two_keys_that_govern_one_axis() -> None:
 
 
 def test_mixed_schemes_share_one_multiple() -> None:
-    """A channel-scaled and a block-scaled layer under one key: the multiple is that of both."""
+    """A per-channel and a per-block layer under one key use a multiple that fits both."""
     quantization = {
         "quant_method": "compressed-tensors",
         "config_groups": {
@@ -547,7 +547,7 @@ def test_mixed_schemes_share_one_multiple() -> None:
 
 
 def test_one_axis_absorbed_the_other_padded() -> None:
-    """Two growths of one tensor along different axes make one."""
+    """Two growths of one tensor along different axes are merged into one."""
     absorbed = PaddedTensor((136, 213), (136, 224), 0, AxisActions("aligned", "absorb"))
     padded = PaddedTensor((136, 213), (144, 213), 0, AxisActions("pad", "aligned"))
     both = PaddedTensor((136, 213), (144, 224), 0, AxisActions("pad", "absorb"))
@@ -555,14 +555,14 @@ def test_one_axis_absorbed_the_other_padded() -> None:
 
 
 def hunyuan(**sizes: Any) -> dict[str, Any]:
-    """A Hunyuan 3 config, which says the size of an expert twice."""
+    """Return a Hunyuan 3 config, which has two keys for the size of an expert."""
     return {"model_type": "hy_v3", "moe_intermediate_size": 74, "expert_hidden_dim": 74, "num_shared_experts": 1} | {
         "quantization_config": CHANNEL, **sizes
     }  # fmt: skip
 
 
 def test_a_size_that_another_key_repeats() -> None:
-    """Both keys are edited; where they differ, nothing is absorbed."""
+    """Both keys are edited; if they differ, nothing is absorbed."""
     tensors = gated(f"{MOE}.experts.0", 74, 64) | gated(f"{MOE}.shared_mlp", 74, 64)
     assert plan_layer(hunyuan(), tensors, EXPERTS).edits == (
         ConfigEdit("config.json", "moe_intermediate_size", 74, 80),
@@ -577,7 +577,7 @@ def test_a_size_that_another_key_repeats() -> None:
 
 @pytest.mark.parametrize("repeated", [213, [213, 213], 214])
 def test_a_size_that_the_engine_takes_from_another_key(repeated: object) -> None:
-    """vLLM makes Hunyuan's experts of moe_intermediate_size where a config has it: one number is edited along."""
+    """vLLM takes the size of Hunyuan's experts from moe_intermediate_size if set: one number is edited too."""
     config = llama(model_type="hunyuan_v1_moe", intermediate_size=213, moe_intermediate_size=repeated)
     mlp = "model.layers.0.mlp.experts.0"
     tensors = channel(f"{mlp}.gate_proj", 213, 64) | channel(f"{mlp}.up_proj", 213, 64)
@@ -590,7 +590,7 @@ def test_a_size_that_the_engine_takes_from_another_key(repeated: object) -> None
 
 
 def gemma4(**vision: Any) -> dict[str, Any]:
-    """A Gemma 4 config."""
+    """Return a Gemma 4 config."""
     return {
         "model_type": "gemma4",
         "text_config": {"model_type": "gemma4_text", "intermediate_size": 213},
@@ -600,7 +600,7 @@ def gemma4(**vision: Any) -> dict[str, Any]:
 
 
 def test_layers_of_twice_the_width() -> None:
-    """With 213 -> 224, Gemma 4's double-wide layers go from 426 to 448; one of another width is refused."""
+    """With 213 -> 224, Gemma 4's double-wide layers grow from 426 to 448; a layer of another width is refused."""
     text = "model.language_model.layers"
     wide = gated(f"{text}.0.mlp", 213, 64) | gated(f"{text}.1.mlp", 426, 64)
     found = plan_layer(gemma4(), wide)
@@ -623,7 +623,7 @@ def test_a_key_that_forbids_absorbing() -> None:
 
 
 def test_gate_and_up_row_by_row() -> None:
-    """gpt-oss interleaves them: two rows a neuron are added at the tail, and to biases and scales, in no segments."""
+    """gpt-oss interleaves them: two rows per neuron are added at the tail, as in biases and scales; no segments."""
     experts = "model.layers.0.mlp.experts"
     tensors: Tensors = {
         f"{experts}.gate_up_proj": ("F8_E4M3", (4, 64, 400)),

@@ -1,7 +1,7 @@
 """The absorbed MLP equals the original in exact arithmetic, for every family file, over random shapes and schemes.
 
 Weights, scales and activations are small integers, so that int64 holds every sum exactly and equality has no tolerance.
-The activation function is an arbitrary integer function: with f(0) = 0 where there is no gate, any f(0) behind one.
+The activation function is an arbitrary integer function: with f(0) = 0 if there is no gate, any f(0) on a gate.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,13 +26,13 @@ from fp8pad.tensors import TensorHeader
 Array = NDArray[np.int64]
 Arrays = dict[str, Array]
 
-# The first model type of every file.
+# The first model type of each family.
 MODEL_TYPES = sorted({family.model_types[0] for family in families().values()})
 
 
 @dataclass(frozen=True)
 class Case:
-    """What hypothesis varies."""
+    """The values that hypothesis varies."""
 
     hidden_size: int
     inner_sizes: tuple[int, ...]
@@ -63,7 +63,7 @@ cases = st.builds(
 @settings(max_examples=2, deadline=None)
 @given(case=cases)
 def test_the_absorbed_mlp_equals_the_original(model_type: str, case: Case) -> None:
-    """Every MLP of a model of this family answers the same, and its sizes are multiples of what was asked for."""
+    """Every MLP of a model of this family has equal outputs, and its sizes are multiples of the requested ones."""
     config = config_of(model_type, case)
     arrays, dtypes = checkpoint_of(config, case)
     absorption = plan_layer(config, arrays, dtypes, case)
@@ -83,7 +83,7 @@ def test_the_absorbed_mlp_equals_the_original(model_type: str, case: Case) -> No
 
 
 def config_of(model_type: str, case: Case) -> dict[str, Any]:
-    """A config with every section and every key that the family describes, each with a size of its own."""
+    """Return a config with every section and every key that the family describes, each with a size of its own."""
     quantization: dict[str, Any] = {"quant_method": "fp8"}
     if case.scheme == "block":
         quantization["weight_block_size"] = list(case.block)
@@ -105,23 +105,23 @@ def section_config(family: Description, model_type: str, sizes: Iterator[int], c
 
 
 def times_of(mlp: Mlp, case: Case) -> int:
-    """How often the value of the key goes into the inner size."""
+    """Return the factor between the key's value and the inner size."""
     return case.times if mlp.multiplier_key or mlp.multiples else 1
 
 
 def described(config: Mapping[str, Any]) -> list[tuple[Section, Mlp]]:
-    """Every MLP that the family files describe, with its section."""
+    """Return every MLP that the family files describe, with its section."""
     return [(section, mlp) for section in sections_of(config) for mlp in (section.family.mlp if section.family else ())]
 
 
 def instances(mlp: Mlp) -> list[tuple[int, ...]]:
-    """The numbers of the layers, and experts, that the tests make: two of each."""
+    """Return the numbers of the layers, and experts, that the tests make: two of each."""
     count = mlp.down.count("{")
     return [tuple(map(int, np.unravel_index(index, (2,) * count))) for index in range(2**count)] if count else [()]
 
 
 def module_of(section: Section, mlp: Mlp, role: Any, numbers: tuple[int, ...]) -> str:
-    """A module's name with the numbers in place of the braces."""
+    """Return a module's name with numbers instead of the braces."""
     name = mlp.parts[role]
     for number in numbers:
         name = name[: name.index("{")] + str(number) + name[name.index("}") + 1 :]
@@ -129,7 +129,7 @@ def module_of(section: Section, mlp: Mlp, role: Any, numbers: tuple[int, ...]) -
 
 
 def checkpoint_of(config: Mapping[str, Any], case: Case) -> tuple[Arrays, dict[str, str]]:
-    """Random weights, scales and biases for every described MLP; some layers stay unquantized."""
+    """Return random weights, scales and biases for every described MLP; some layers stay unquantized."""
     random = np.random.default_rng(case.seed)
     arrays: Arrays = {}
     dtypes: dict[str, str] = {}
@@ -160,13 +160,13 @@ def checkpoint_of(config: Mapping[str, Any], case: Case) -> tuple[Arrays, dict[s
 
 
 def scale_shape(shape: tuple[int, ...], case: Case) -> tuple[int, ...]:
-    """The shape of a weight's scale in this case's scheme."""
+    """Return the shape of a weight's scale in this case's scheme."""
     blocks = tuple(num_blocks(size, side) for size, side in zip(shape, case.block, strict=True))
     return {"tensor": (), "channel": (shape[0], 1), "block": blocks}[case.scheme]
 
 
 def plan_layer(config: Mapping[str, Any], arrays: Arrays, dtypes: Mapping[str, str], case: Case) -> Absorption:
-    """Absorb everything, experts too, and check that nothing is refused but blocks that straddle gate and up."""
+    """Absorb everything, including experts, and check that only blocks that straddle gate and up are refused."""
     headers = {name: TensorHeader(name, dtypes[name], array.shape, 0) for name, array in arrays.items()}
     quantization = find_quantization({"config.json": config})
     sections = sections_of(config)
@@ -180,7 +180,7 @@ def plan_layer(config: Mapping[str, Any], arrays: Arrays, dtypes: Mapping[str, s
 
 
 def grow(array: Array, padded: PaddedTensor | None, name: str) -> Array:
-    """Pad by the record alone, as the format describes it: at the tail of each segment."""
+    """Pad according to the record alone, as the format describes it: at the tail of each segment."""
     if padded is None:
         return array
     assert array.shape == padded.logical_shape
@@ -199,7 +199,7 @@ def grow(array: Array, padded: PaddedTensor | None, name: str) -> Array:
 
 
 def segment_places(logical: tuple[int, ...], padded: tuple[int, ...]) -> Array:
-    """Where the logical rows of several segments lie once each segment is padded at its own tail."""
+    """Return the positions of the logical rows of several segments, each padded at its own tail."""
     starts = np.cumsum((0, *padded[:-1]))
     return np.concatenate([start + np.arange(size) for start, size in zip(starts, logical, strict=True)])
 
@@ -213,7 +213,7 @@ class Network:
         self.inner_size = self.parts["down"][0].shape[2]
 
     def _part(self, module: str, arrays: Arrays) -> tuple[Array, Array]:
-        """Weights `[num_matrices, N, K]` with their scales multiplied in, and biases `[num_matrices, 1, N]`."""
+        """Return weights `[num_matrices, N, K]`, multiplied by their scales, and biases `[num_matrices, 1, N]`."""
         weight = arrays[f"{module}.weight"]
         scale = arrays.get(f"{module}.weight_scale")
         if scale is not None:
@@ -233,7 +233,7 @@ class Network:
         return np.asarray(tokens @ weight.swapaxes(1, 2) + bias, dtype=np.int64)
 
     def activations(self, tokens: Array) -> Array:
-        """What down is given: act(gate) * up, or act(up)."""
+        """Return the input of down: act(gate) * up, or act(up)."""
         if not self.mlp.is_gated:
             return activation(0)(self._apply("up", tokens))
         if "gate_up" in self.parts:
@@ -244,21 +244,21 @@ class Network:
         return np.asarray(activation(5)(gate) * up, dtype=np.int64)
 
     def scale_of_activations(self, tokens: Array) -> Array:
-        """The maximum per token, which dynamic quantization divides by."""
+        """Return the maximum per token, by which dynamic quantization divides."""
         return np.asarray(np.abs(self.activations(tokens)).max(axis=-1))
 
     def answer(self, tokens: Array) -> Array:
-        """The output of the MLP."""
+        """Return the output of the MLP."""
         return self._apply("down", self.activations(tokens))
 
 
 def activation(at_zero: int) -> Callable[[Array], Array]:
-    """An integer function with a given value at zero."""
+    """Return an integer function with the given value at zero."""
     return lambda values: np.asarray(values * values - 3 * values + at_zero, dtype=np.int64)
 
 
 def test_padding_that_is_not_inert_is_seen() -> None:
-    """Ones in place of the added zeros change the scale of the activations, and with ones in down the answer too."""
+    """Ones instead of the added zeros change the scale of the activations, and ones in down the output too."""
     case = Case(4, (5,) * 12, 1, "tensor", (1, 1), False, frozenset(), 1, 7)
     config = config_of("llama", case)
     arrays, dtypes = checkpoint_of(config, case)

@@ -1,4 +1,4 @@
-"""Padding where a vLLM kernel quantizes, and cutting its output, on stand-ins for vLLM's classes and operators."""
+"""Padding while a vLLM kernel quantizes, and cutting its output, on stand-ins for vLLM's classes and operators."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +21,13 @@ from fp8pad.runtime.contract import QUANTIZE, QUANTIZER, EngineSymbol  # noqa: E
 pytestmark = pytest.mark.torch
 
 FEW = torch.ones(3, 20, dtype=torch.bfloat16)
-# Of one value, expanded: nothing is computed with them here.
+# One value, expanded: nothing is computed with it here.
 MANY = torch.ones(1, 1, dtype=torch.bfloat16).expand(MANY_VALUES // 20 + 1, 20)
 
 
 @dataclass
 class QuantFP8:
-    """What vLLM's class of this name tells of itself, and what it does with a static scale."""
+    """A stand-in for vLLM's class of this name: its attributes, and what it does with a static scale."""
 
     is_group_quant: bool = False
     num_token_padding: int | None = None
@@ -35,7 +35,7 @@ class QuantFP8:
     calls_operator: bool = True
 
     def enabled(self) -> bool:
-        """Return whether vLLM quantizes by its CUDA operator."""
+        """Return whether vLLM quantizes with its CUDA operator."""
         return self.calls_operator
 
     def __call__(self, x: "torch.Tensor", scale: "torch.Tensor", _: "torch.Tensor | None") -> Any:
@@ -44,21 +44,21 @@ class QuantFP8:
 
 @dataclass
 class CutlassFP8ScaledMMLinearKernel:
-    """The kernel that is padded for, by its name."""
+    """The kernel that fp8pad recognizes by its name."""
 
     quant_fp8: Any
 
 
 @dataclass
 class MarlinFP8ScaledMMLinearKernel:
-    """A kernel that is not."""
+    """A kernel that fp8pad does not pad in."""
 
     quant_fp8: Any
 
 
 @pytest.fixture(autouse=True)
 def expected(monkeypatch: pytest.MonkeyPatch) -> set[EngineSymbol]:
-    """Let vLLM have what it is expected to have, but for what a test takes away."""
+    """Let vLLM have everything that is expected, except for what a test removes."""
     there = {*QUANTIZER, QUANTIZE}
     monkeypatch.setattr(activations, "is_as_expected", there.__contains__)
     return there
@@ -75,7 +75,7 @@ def expected(monkeypatch: pytest.MonkeyPatch) -> set[EngineSymbol]:
     ids=["another kernel", "scales for groups", "tokens are padded too", "no kernel"],
 )
 def test_what_does_not_pad_where_it_quantizes(kernel: Any) -> None:
-    """It is left as it is, and the caller is told to pad before it."""
+    """Other kernels are left unchanged, and the caller is told to pad before them."""
     before = getattr(kernel, "quant_fp8", None)
     assert not pad_where_quantized(kernel, 32)
     assert getattr(kernel, "quant_fp8", None) is before
@@ -83,14 +83,14 @@ def test_what_does_not_pad_where_it_quantizes(kernel: Any) -> None:
 
 @pytest.mark.parametrize("symbol", QUANTIZER, ids=lambda symbol: symbol.name)
 def test_a_changed_vllm_quantizes_by_itself(symbol: EngineSymbol, expected: set[EngineSymbol]) -> None:
-    """Whatever is not as expected of how it quantizes, the activation is padded before that."""
+    """If any symbol of the quantization is not as expected, the activation is padded before the kernel."""
     expected.remove(symbol)
     assert not pad_where_quantized(CutlassFP8ScaledMMLinearKernel(QuantFP8()), 32)
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """Let vLLM's operator and our launch write down how they are called, and quantize as the stand-in does."""
+    """Let vLLM's operator and our launch record their calls, and quantize like the stand-in."""
     kernels = pytest.importorskip("fp8pad.runtime.kernels", reason="Triton")
     made: list[tuple[str, dict[str, Any]]] = []
 
@@ -119,7 +119,7 @@ SCALE = torch.tensor([0.5])
 
 
 def test_few_values_are_written_into_zeros_by_vllms_operator(calls: list[Any]) -> None:
-    """It gets all that decides the scale, and rows that lie 32 apart; beyond the 20 values are zeros."""
+    """The operator gets all that decides the scale, and rows with a stride of 32; after the 20 values are zeros."""
     upper_bound = torch.tensor([9.0])
     x_fp8, x_scale = _padded(use_per_token_if_dynamic=True)(FEW, SCALE, upper_bound)
     assert calls == [("operator", {"scale_ub": upper_bound, "use_per_token_if_dynamic": True})]
@@ -129,7 +129,7 @@ def test_few_values_are_written_into_zeros_by_vllms_operator(calls: list[Any]) -
 
 
 def test_many_values_take_one_launch(calls: list[Any]) -> None:
-    """It gets all that decides the scale."""
+    """The launch gets all that decides the scale."""
     upper_bound = torch.tensor([9.0])
     _padded()(MANY, SCALE, upper_bound)
     assert calls == [("launch", {"padded_k": 32, "scale": SCALE, "scale_ub": upper_bound, "per_token": False})]
@@ -138,7 +138,7 @@ def test_many_values_take_one_launch(calls: list[Any]) -> None:
 def test_a_vllm_whose_operator_takes_no_output_gets_the_launch(
     calls: list[Any], expected: set[EngineSymbol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Right, and only slower for a few tokens."""
+    """The result is correct, and only slower for a few tokens."""
     monkeypatch.setattr(activations, "_operator", find_operator)
     expected.remove(QUANTIZE)
     _padded()(FEW, SCALE)
@@ -154,7 +154,7 @@ def _quantized(x: "torch.Tensor", scale: Any, *, use_per_token_if_dynamic: bool,
 
 
 def _without_strides(x: "torch.Tensor", scale: Any, *, output: Any = None, **options: Any) -> Any:
-    """Quantize, and write the rows one behind the other, as an operator does that takes its output as contiguous."""
+    """Quantize, and write the rows contiguously, like an operator that ignores the strides of its output."""
     quantized, scale = _quantized(x, scale, **options)
     if output is None:
         return quantized, scale
@@ -170,12 +170,12 @@ def _that_refuses(x: "torch.Tensor", scale: Any, *, output: Any = None, **option
 
 @pytest.mark.parametrize(("operator", "keeps"), [(_quantized, True), (_without_strides, False), (_that_refuses, False)])
 def test_an_operator_is_tried_before_it_is_trusted(operator: Any, keeps: bool) -> None:
-    """What it writes into rows of a wider tensor has to be what it writes by itself, and zeros have to stay."""
+    """Rows of a wider tensor must get the bits that the operator returns by itself, and zeros must stay."""
     assert _keeps_rows_apart(operator, torch.device("cpu")) is keeps
 
 
 def test_an_operator_is_tried_with_scales_of_fp32() -> None:
-    """Which vLLM's takes alone, though a model's dtype is the default while its layers are made."""
+    """vLLM's operator accepts only FP32, though the default dtype is the model's while layers are made."""
 
     def quantized(x: "torch.Tensor", scale: "torch.Tensor | None" = None, **options: Any) -> Any:
         if scale is not None and scale.dtype != torch.float32:
@@ -197,21 +197,21 @@ def test_an_operator_is_tried_with_scales_of_fp32() -> None:
 def test_an_activation_that_has_its_padding(
     x: "torch.Tensor", calls_operator: bool, expected: list[str], calls: list[Any]
 ) -> None:
-    """It is vLLM's to quantize, by its own arithmetic, unless our launch has the same bits and is quicker."""
+    """vLLM quantizes it, with its own arithmetic, unless our launch gives the same bits and is faster."""
     x_fp8, _ = _padded(20, calls_operator=calls_operator)(x, SCALE)
     assert [name for name, _ in calls] == expected
     assert x_fp8.shape == x.shape
 
 
 def test_what_vllm_quantizes_natively_takes_one_launch(calls: list[Any]) -> None:
-    """Compiled, whatever the number of values."""
+    """In compiled layers our kernel is launched for any number of values."""
     _padded(calls_operator=False)(FEW, SCALE)
     assert [name for name, _ in calls] == ["launch"]
 
 
 @pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (0, 32)])
 def test_cut_output(shape: tuple[int, ...]) -> None:
-    """An output of any rank is cut along its last axis, and is contiguous."""
+    """An output of any rank is cut along its last axis and is contiguous."""
     output = torch.randn(shape)
     cut = cut_output(output, 20)
     assert cut.is_contiguous()
@@ -220,7 +220,7 @@ def test_cut_output(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (0, 32)])
 def test_cut_output_as_a_view(shape: tuple[int, ...]) -> None:
-    """Nothing is copied, and rows of any rank can still be counted as tokens."""
+    """Nothing is copied, and an output of any rank can still be viewed as tokens."""
     output = torch.randn(shape)
     cut = cut_output(output, 20, strided=True)
     assert (cut.data_ptr(), cut.stride()) == (output.data_ptr(), output.stride())
@@ -228,6 +228,6 @@ def test_cut_output_as_a_view(shape: tuple[int, ...]) -> None:
 
 
 def test_a_compiled_cut_is_contiguous() -> None:
-    """Compiled, a copy is Inductor's to fuse, whoever takes the output."""
+    """When compiled, a copy is made for any consumer, and Inductor can fuse it."""
     compiled = torch.compile(cut_output, backend="eager", fullgraph=True)
     assert compiled(torch.randn(5, 32), 20, strided=True).is_contiguous()

@@ -1,4 +1,4 @@
-"""Adapters in a checkpoint's folder: copied along, with a note where they no longer fit."""
+"""Adapters in a checkpoint's folder: they are copied, with a note if they no longer fit."""
 
 import json
 import sys
@@ -33,27 +33,27 @@ CONFIG = {
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A Llama of one layer whose inner size can be absorbed."""
+    """Write a Llama of one layer whose inner size can be absorbed."""
     layers = gated("model.layers.0.mlp", 100, 64) | linear("model.layers.0.self_attn.o_proj", 64, 64)
     return write_checkpoint(tmp_path / "model", {"model.safetensors": layers}, CONFIG)
 
 
 def notes(model: Path, absorb: bool = True) -> list[str]:
-    """Return where adapters lie that do not fit any more."""
+    """Return the folders of adapters that no longer fit."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy(absorb=absorb))
     return [note.partition(":")[0] for note in adapter_notes(source, plan)]
 
 
 def write_adapter(folder: Path, *modules: str) -> None:
-    """Write the weights of a LoRA adapter as PEFT names them."""
+    """Write the weights of a LoRA adapter under PEFT's names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"base_model.model.{module}.lora_{part}.weight" for module in modules for part in "AB"]
     (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(dict.fromkeys(names, ("F32", (1,)))))
 
 
 def test_an_adapter_of_an_absorbed_module_is_named(model: Path) -> None:
-    """Its matrices have the old sizes; one of another module, or of one that is padded, still fits."""
+    """Its matrices have the old sizes; an adapter of another module, or of a padded one, still fits."""
     write_adapter(model, "model.layers.0.self_attn.o_proj")
     write_adapter(model / "adapters" / "one", DOWN, "model.layers.0.self_attn.o_proj")
     assert notes(model) == ["adapters/one/"]
@@ -76,7 +76,7 @@ def test_an_adapter_in_a_pickle_is_known_by_its_config(model: Path, targets: obj
 
 
 def test_names_in_an_adapter_are_not_tried_one_by_one(model: Path) -> None:
-    """A stranger's file may hold hundreds of thousands, and a model as many modules."""
+    """An untrusted file may hold hundreds of thousands of names, and a model as many modules."""
     (model / "adapter_config.json").write_text(json.dumps({"target_modules": [f"q{i}" for i in range(1000)]}))
     source, calls = read_unconverted(model), []
     sys.setprofile(lambda _frame, event, _arg: calls.append(event))
@@ -90,7 +90,7 @@ def test_names_in_an_adapter_are_not_tried_one_by_one(model: Path) -> None:
 def test_other_layers_beside_a_single_shard_are_not_left_behind(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without an index an engine loads them too: with the old sizes after absorbing, so that is refused."""
+    """Without an index an engine would load them too, with the old sizes after absorbing, so that is refused."""
     (model / "extra.safetensors").write_bytes(safetensors_bytes(linear("model.layers.1.mlp.down_proj", 64, 100)))
     for call in (fp8pad.plan, partial(fp8pad.convert, out_dir=tmp_path / "out")):
         with pytest.raises(PlanError, match=r"^extra\.safetensors: holds FP8 layers beside model\.safetensors"):
@@ -104,7 +104,7 @@ def test_other_layers_beside_a_single_shard_are_not_left_behind(
 
 
 def test_weights_of_another_kind_beside_a_single_shard_may_stay(model: Path) -> None:
-    """Without FP8 layers, or without their scales, nothing of them was padded or absorbed."""
+    """Files without FP8 layers, or without their scales, have nothing that is padded or absorbed."""
     (model / "extra.safetensors").write_bytes(safetensors_bytes({"x.weight": ("BF16", (2, 2)), "y": ("F8_E4M3", (1,))}))
     (model / "broken.safetensors").write_bytes(b"x")
     assert not any("extra" in note or "broken" in note for note in fp8pad.plan(model, absorb=True).plan.notes)
@@ -113,7 +113,7 @@ def test_weights_of_another_kind_beside_a_single_shard_may_stay(model: Path) -> 
 def test_the_summary_of_a_conversion_has_the_notes_of_its_plan(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An adapter that does not fit any more is named where it happens, not only by `plan`."""
+    """An adapter that no longer fits is named by `convert`, not only by `plan`."""
     write_adapter(model, DOWN)
     report = fp8pad.convert(model, tmp_path / "out", absorb=True)
     conversion_screen(report, VLLM).show(stdout_console())
@@ -123,7 +123,7 @@ def test_the_summary_of_a_conversion_has_the_notes_of_its_plan(
 
 
 def test_a_broken_adapter_is_no_error(model: Path) -> None:
-    """It is not needed to convert the checkpoint."""
+    """A broken adapter does not stop a conversion, which does not need it."""
     (model / "lora").mkdir()
     (model / "lora" / "adapter_model.safetensors").write_bytes(b"x")
     (model / "lora" / "adapter_config.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Bad input through the command line: exit status 1, one clear line, no traceback, nothing left behind."""
+"""Bad input on the command line: exit status 1, one clear line, no traceback, nothing left behind."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.cli.main import main
 from fp8pad.verification import verify
 
-# One layer of these has a scale that fp8pad does not understand: it is carried, with its reason.
+# One layer of each has a scale that fp8pad does not understand: it is carried unchanged, with a reason.
 CARRIED = {
     "b_fp8_no_scale": "an FP8 weight without a scale of its own",
     "b_scale_wrong_len": "scales BF16 [137, 1] where a channel scale [136, 1] is expected",
@@ -26,21 +26,21 @@ CARRIED = {
 
 
 def bad_cases() -> list[str]:
-    """Return the malformed checkpoints, by their paths in the folder of cases."""
+    """Return the paths of the malformed checkpoints in the folder of cases."""
     names = (path.name for path in sorted((cases_dir() / "bad").glob("b_*")))
     return [f"bad/{name}" for name in names if name not in CARRIED]
 
 
 class Refusal(Protocol):
-    """Runs the command line, which has to refuse in one line, and returns that line."""
+    """Runs the command line, which must refuse with one line, and returns that line."""
 
     def __call__(self, *arguments: object) -> str:
-        """Take the arguments as on a command line."""
+        """Take arguments as on a command line."""
 
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """The command line, in this process."""
+    """Run the command line in this process."""
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["fp8pad", *map(str, arguments)])
@@ -59,7 +59,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("path", bad_cases())
 def test_malformed_checkpoints_are_refused(path: str, tmp_path: Path, refused: Refusal) -> None:
-    """Each names the folder and the file, tensor or key, and is left as it was, with nothing beside it."""
+    """The error names the folder and the file, tensor or key; nothing is changed, and nothing left behind."""
     model = copy_case(path, tmp_path / "in")
     before = files_of(model)
     line = refused("convert", model, tmp_path / "out")
@@ -98,7 +98,7 @@ def tensor_rows_of(model: Path, out_dir: Path, name: str) -> list[np.ndarray[Any
 
 
 def test_what_is_no_checkpoint_folder_is_refused(tmp_path: Path, refused: Refusal) -> None:
-    """A folder that is not there, and a file."""
+    """A missing folder and a file are refused."""
     (tmp_path / "file").write_text("")
     assert "no such folder" in refused("convert", tmp_path / "none", tmp_path / "out")
     assert "expected a folder" in refused("convert", tmp_path / "file", tmp_path / "out")
@@ -106,7 +106,7 @@ def test_what_is_no_checkpoint_folder_is_refused(tmp_path: Path, refused: Refusa
 
 
 def test_a_converted_checkpoint_is_refused_with_a_hint(tmp_path: Path, refused: Refusal) -> None:
-    """Padding twice would lose what the first time recorded."""
+    """Padding twice would lose the first record."""
     model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
     convert_to(model, out_dir)
     assert "fp8pad unpad" in refused("convert", out_dir, tmp_path / "again")
@@ -114,7 +114,7 @@ def test_a_converted_checkpoint_is_refused_with_a_hint(tmp_path: Path, refused: 
 
 
 def test_an_output_inside_the_input_is_refused(tmp_path: Path, refused: Refusal) -> None:
-    """The next reading of the model would find it."""
+    """The output would become part of the model."""
     model = llama(tmp_path / "model")
     before = files_of(model)
     assert "lies inside" in refused("convert", model, model / "out")
@@ -125,7 +125,7 @@ def test_an_output_inside_the_input_is_refused(tmp_path: Path, refused: Refusal)
 
 
 def test_bad_input_ends_a_process_with_status_one(tmp_path: Path) -> None:
-    """The same through a process of its own, where a limit on file sizes stands for a full disk."""
+    """The same in a separate process, where a limit on file sizes simulates a full disk."""
     model = llama(tmp_path / "model")
     limited = (
         "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (1024, 1024)); from fp8pad.cli.main import main; main()"
@@ -145,7 +145,7 @@ def test_bad_input_ends_a_process_with_status_one(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for a hundred kilobytes."""
+    """Mount a file system with room for a hundred kilobytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
@@ -158,7 +158,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_refused_and_stays_empty(
     tmp_path: Path, small_disk: Path, refused: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is written where it can be known, and else when it fills up; what fits is written there."""
+    """It is refused before writing if that is known, otherwise when the disk is full; what fits is written."""
     model = llama(tmp_path / "model", num_shards=2, n=200, k=400)
     assert "not enough disk space" in refused("convert", model, small_disk / "out")
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""What a benchmark makes of its samples, on any machine: timings, ratios, groups, JSON and charts."""
+"""What a benchmark derives from its samples, on any machine: timings, ratios, groups, JSON and charts."""
 
 import json
 import runpy
@@ -34,12 +34,12 @@ REPORT = Report(
 
 
 def test_timing_of_samples() -> None:
-    """A timing is the median of its samples and the quartiles around it; one outlier moves none of them much."""
+    """A timing is the median of its samples with the quartiles around it; one outlier hardly moves any of them."""
     assert Timing.of([4.0, 1.0, 3.0, 2.0, 1000.0]) == Timing(3.0, 2.0, 4.0, 5)
 
 
 def test_real_shapes_have_something_to_pad() -> None:
-    """Every layer that is timed by default is unaligned, and is padded to what CUTLASS takes."""
+    """Every layer that is timed by default is unaligned, and is padded to sizes that CUTLASS accepts."""
     assert not any(shape.is_aligned for shape in REAL_SHAPES)
     assert DOWN.padded_shape == (1280, 3424)
     assert GATE_UP.padded_shape == GATE_UP.kept_shape == (6848, 1280)
@@ -48,7 +48,7 @@ def test_real_shapes_have_something_to_pad() -> None:
 
 
 def test_summaries_part_unaligned_k_from_unaligned_n() -> None:
-    """Layers of unaligned K and of unaligned N alone are summarized apart: medians and worst of their ratios."""
+    """Layers with unaligned K, and with only N unaligned, are summarized separately: median and worst ratios."""
     summaries = REPORT.summaries()
     assert summaries["K"].num_cases == 3
     assert summaries["K"].median == {"vllm": 1.5, "runtime": 1.0, "kept": 1.0, "absorbed": 1.0}
@@ -57,7 +57,7 @@ def test_summaries_part_unaligned_k_from_unaligned_n() -> None:
 
 
 def test_report_comes_back_from_its_json() -> None:
-    """A chart drawn on another machine sees the report that was written."""
+    """A chart that is drawn on another machine gets the same report."""
     pytest.importorskip("matplotlib")
     read_report = runpy.run_path(str(CHART))["read_report"]
     assert read_report(json.loads(json.dumps(REPORT.to_json()))) == REPORT
@@ -76,7 +76,7 @@ def test_chart(tmp_path: Path) -> None:
 
 @pytest.mark.torch
 def test_how_many_sets_of_data_outgrow_a_cache() -> None:
-    """The sets together take four times the cache, within a limit, and there is always one."""
+    """The sets together are four times as large as the cache, within a limit, and there is always one."""
     from fp8pad.bench.timing import rotation
 
     assert rotation(bytes_of_one=30, cache_bytes=50, most=64) == 7

@@ -1,4 +1,4 @@
-"""The model card: metadata in whatever style it is written, a section of fp8pad's, and the old card given back."""
+"""The model card: metadata in any style, fp8pad's section, and restoring the old card."""
 
 import importlib.metadata
 import json
@@ -22,7 +22,7 @@ RELATION = "base_model_relation: quantized\n"
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A checkpoint that needs padding."""
+    """Write a checkpoint that needs padding."""
     return llama(tmp_path / "model")
 
 
@@ -48,7 +48,7 @@ def section_on(card: str, source: Checkpoint) -> tuple[str, str]:
         ("tags: [a]\n\n# next\nlicense: mit\n", f"tags: [a, fp8pad]\n\n# next\nlicense: mit\n{RELATION}"),
         ("'base_model_relation': finetune\n", f"{RELATION}tags:\n- fp8pad\n"),
         ("title: a\u2028b\x0cc\x85d\n", f"title: a\u2028b\x0cc\x85d\n{RELATION}tags:\n- fp8pad\n"),
-        # Styles that are not known stay as they are.
+        # Unknown styles are not changed.
         ("tags: [fp8,\n  vllm]\n", f"tags: [fp8,\n  vllm]\n{RELATION}"),
         ("tags: [fp8] # mine\n", f"tags: [fp8] # mine\n{RELATION}"),
         ("tags: [[a]]\n", f"tags: [[a]]\n{RELATION}"),
@@ -63,7 +63,7 @@ def section_on(card: str, source: Checkpoint) -> tuple[str, str]:
     ],
 )  # fmt: skip
 def test_metadata_is_added_in_the_style_of_the_card(model: Path, metadata: str, expected: str) -> None:
-    """What is there stays, in its order."""
+    """Existing metadata stays, in its order."""
     source = read_unconverted(model)
     found, body = section_on(f"---\n{metadata}---\n# A model\n\nText.\n", source)
     assert found == expected
@@ -74,7 +74,7 @@ def test_metadata_is_added_in_the_style_of_the_card(model: Path, metadata: str, 
     "metadata", ["{license: mit, tags: [x]}\n", "# a\n{license: mit}\n", "base_model: &b a/b\nname: *b\n"]
 )
 def test_metadata_that_would_break_stays_as_it_is(model: Path, metadata: str) -> None:
-    """And the section says so."""
+    """Metadata that cannot be extended safely is left unchanged, and the section says so."""
     source = replace(read_unconverted(model), name="org/name")
     found, body = section_on(f"---\n{metadata}---\nText.\n", source)
     assert found == metadata
@@ -83,7 +83,7 @@ def test_metadata_that_would_break_stays_as_it_is(model: Path, metadata: str) ->
 
 @pytest.mark.parametrize("name", ["models--o: x--m", "models--org\udcff--m"])
 def test_a_folder_of_no_models_name_is_no_base_model(model: Path, tmp_path: Path, name: str) -> None:
-    """It would be invalid YAML, or no text."""
+    """Its name would be invalid YAML, or is not text."""
     snapshot = tmp_path / name / "snapshots" / "abc"
     snapshot.parent.mkdir(parents=True)
     model.rename(snapshot)
@@ -92,7 +92,7 @@ def test_a_folder_of_no_models_name_is_no_base_model(model: Path, tmp_path: Path
 
 
 def test_a_byte_order_mark_is_no_part_of_the_metadata(model: Path, tmp_path: Path) -> None:
-    """Editors put one before the dashes; the old card comes back with it."""
+    """Editors put one before the dashes; the old card is restored with it."""
     (model / "README.md").write_text("\ufeff---\nlicense: mit\n---\nText.\n", "utf-8")
     fp8pad.convert(model, tmp_path / "out")
     written = (tmp_path / "out" / "README.md").read_text("utf-8")
@@ -102,7 +102,7 @@ def test_a_byte_order_mark_is_no_part_of_the_metadata(model: Path, tmp_path: Pat
 
 
 def test_a_folder_in_the_place_of_a_card_to_restore_is_refused(tmp_path: Path) -> None:
-    """Before anything is written."""
+    """It is refused before anything is written."""
     model = llama(tmp_path / "model")
     (model / "README.md").write_text("a card")
     fp8pad.convert(model, tmp_path / "out")
@@ -116,7 +116,7 @@ def test_a_folder_in_the_place_of_a_card_to_restore_is_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["README.md", "fp8pad.json"])
 def test_a_folder_in_the_place_of_a_file_is_refused_at_once(model: Path, tmp_path: Path, name: str) -> None:
-    """What is to be written would collide with it at the very end."""
+    """Otherwise the file to write would collide with it at the very end."""
     (model / name).mkdir()
     (model / name / "notes.txt").write_text("text")
     with pytest.raises(CheckpointError, match=f"{name} is a folder; a file of that name is to be written"):
@@ -125,7 +125,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_at_once(model: Path, tmp_pat
 
 
 def test_the_base_model_is_known_from_the_hub(model: Path, tmp_path: Path) -> None:
-    """By its id, or from the cache in which a snapshot lies; then it is that which was converted."""
+    """It is the hub id, or the model of the cache that holds the snapshot, and replaces an older entry."""
     source = read_unconverted(model)
     assert "base_model:" not in section_on("", source)[0]
     metadata, body = section_on("---\nbase_model:\n- a/b\n---\n", replace(source, name="org/name@main"))
@@ -138,7 +138,7 @@ def test_the_base_model_is_known_from_the_hub(model: Path, tmp_path: Path) -> No
 
 
 def test_the_section_says_how_to_serve(example: Path) -> None:
-    """With the plugin or without, what absorbing changed, and the sizes that its layers allow."""
+    """It says whether the plugin is needed, what absorbing changed, and which TP sizes work."""
     source = read_unconverted(example)
     padded = with_section("", source, fp8pad.plan(example).plan)
     assert "\nNeeds vLLM 0.26 or newer with fp8pad installed: others refuse it, or ignore its scales.\n" in padded
@@ -153,7 +153,7 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
 
 
 def test_sizes_are_those_at_which_heads_can_be_shared_too(model: Path) -> None:
-    """28 heads go on four ranks and not on eight, though the layers that are FP8 would."""
+    """28 heads can be divided among four ranks but not eight, though the FP8 layers could."""
     assert "\nTensor-parallel sizes: 1, 2, 4, 8.\n" in section_on("", read_unconverted(model))[1]
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"num_attention_heads": 28}))
@@ -162,7 +162,7 @@ def test_sizes_are_those_at_which_heads_can_be_shared_too(model: Path) -> None:
 
 @pytest.mark.parametrize("card", [None, "# A model\n", "---\nlicense: mit\n---\n\n# A model"])
 def test_the_old_card_comes_back(model: Path, tmp_path: Path, card: str | None) -> None:
-    """Whatever it was; verifying and inspecting know what happened to it, and edits of it are a note."""
+    """Any old card is restored; `verify` and `inspect` accept the new card, and edits of it are a note."""
     if card is not None:
         (model / "README.md").write_text(card)
     fp8pad.convert(model, tmp_path / "out", verify="full")
@@ -178,7 +178,7 @@ def test_the_old_card_comes_back(model: Path, tmp_path: Path, card: str | None) 
     assert files_of(tmp_path / "restored") == files_of(model)
     edited = "README.md: was edited since it was converted; the card from before converting was restored"
     assert told == (edited,)
-    (tmp_path / "out" / "README.md").write_text(written.replace("fp8pad", "FP8PAD"))  # as long as before
+    (tmp_path / "out" / "README.md").write_text(written.replace("fp8pad", "FP8PAD"))  # same length as before
     assert fp8pad.unpad(tmp_path / "out", tmp_path / "again").notes == (edited,)
     (tmp_path / "out" / "README.md").write_text(written)
     assert fp8pad.unpad(tmp_path / "out", tmp_path / "unedited").notes == ()
@@ -187,7 +187,7 @@ def test_the_old_card_comes_back(model: Path, tmp_path: Path, card: str | None) 
 def test_the_summary_says_that_an_edited_card_did_not_come_back(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Otherwise the edit is lost in silence; with --json it is among the notes."""
+    """Otherwise the edit would be lost silently; with --json it is among the notes."""
     fp8pad.convert(model, tmp_path / "out")
     with (tmp_path / "out" / "README.md").open("a") as card:
         card.write("More.\n")
@@ -198,7 +198,7 @@ def test_the_summary_says_that_an_edited_card_did_not_come_back(
 
 
 def test_no_card_is_written_where_none_is_wanted(model: Path, tmp_path: Path) -> None:
-    """Nor where nothing is changed, nor over a card that is no text."""
+    """Nor if nothing is changed, nor over a card that is not text."""
     fp8pad.convert(model, tmp_path / "out", card=False)
     assert not (tmp_path / "out" / "README.md").exists()
     fp8pad.convert(llama(tmp_path / "aligned", n=32, k=16), tmp_path / "copy")
@@ -210,7 +210,7 @@ def test_no_card_is_written_where_none_is_wanted(model: Path, tmp_path: Path) ->
 
 
 def test_a_released_package_names_its_repository(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address in the package's metadata, for whoever has the card alone; without one, the project's name."""
+    """The section has the address in the package's metadata, or only the project's name without one."""
     released, installed = Message(), importlib.metadata.metadata
     released["Project-URL"] = "Changelog, https://forge.example/fp8pad/blob/main/CHANGELOG.md"
     released["Project-URL"] = "Repository, https://forge.example/fp8pad"

@@ -1,4 +1,4 @@
-"""Reading a checkpoint folder: which shards, which files beside them, and everything that does not fit together."""
+"""Reading a checkpoint folder: which shards, which other files, and everything that is inconsistent."""
 
 import json
 import os
@@ -38,12 +38,12 @@ def edit_index(root: Path, **weight_map: Any) -> None:
 
 @pytest.fixture
 def two_shards(tmp_path: Path) -> Path:
-    """A checkpoint of tensor `a` in one shard and `b` in the other."""
+    """Write a checkpoint with tensor `a` in one shard and `b` in the other."""
     return write_checkpoint(tmp_path / "model", {ONE: {"a": ("U8", (3,))}, TWO: {"b": ("U8", (4,))}})
 
 
 def test_a_checkpoint_is_read_whole(two_shards: Path) -> None:
-    """Shards in order of name, index, configs, and what comes along."""
+    """Shards are in order of name; the index, configs and other files are found."""
     (two_shards / "hf_quant_config.json").write_text('{"quantization": {}}')
     source = read_unconverted(two_shards)
     assert [shard.file for shard in source.shards] == [ONE, TWO]
@@ -56,7 +56,7 @@ def test_a_checkpoint_is_read_whole(two_shards: Path) -> None:
 
 
 def test_everything_comes_along_but_other_forms_of_the_same_weights(tmp_path: Path) -> None:
-    """Those lie in the root, or in two folders; a weight file anywhere else belongs to something that a model needs."""
+    """Other forms are in the root or in two known folders; a weight file anywhere else may be needed by the model."""
     root = llama(tmp_path / "model")
     along = [
         ".gitattributes",
@@ -107,7 +107,7 @@ def test_everything_comes_along_but_other_forms_of_the_same_weights(tmp_path: Pa
 
 
 def test_params_json_is_excluded_with_its_weights_where_config_json_is_edited(tmp_path: Path) -> None:
-    """It would describe sizes that the checkpoint no longer has; without such weights it belongs to something else."""
+    """It would have outdated sizes; without such weights it belongs to something else."""
     root = llama(tmp_path / "model")
     (root / "params.json").write_text("{}")
     assert "params.json" in read_unconverted(root).with_edited_config().other_files
@@ -120,7 +120,7 @@ def test_params_json_is_excluded_with_its_weights_where_config_json_is_edited(tm
 
 @pytest.mark.parametrize("with_config", [True, False])
 def test_mistrals_own_format_alone_is_refused_with_what_to_do(tmp_path: Path, with_config: bool) -> None:
-    """Neither a missing config.json nor missing shards would tell what to do."""
+    """Messages about a missing config.json or missing shards would not say what to do."""
     root = llama(tmp_path / "model")
     (root / "model.safetensors").rename(root / "consolidated.safetensors")
     (root / "params.json").write_text("{}")
@@ -131,7 +131,7 @@ def test_mistrals_own_format_alone_is_refused_with_what_to_do(tmp_path: Path, wi
 
 
 def test_what_is_no_file_is_left_out_by_name(tmp_path: Path) -> None:
-    """Pipes, sockets, links to folders and a clone's history do not come along, and are not waited for."""
+    """Pipes, sockets, links to folders and a clone's history are excluded, and reading never blocks on them."""
     root = llama(tmp_path / "model")
     os.mkfifo(root / "pipe")
     os.mknod(root / "socket", 0o600 | stat.S_IFSOCK)
@@ -156,7 +156,7 @@ def test_a_hub_snapshot_of_links_is_read_through(tmp_path: Path) -> None:
 
 
 def snapshot_of(root: Path, entry: Path) -> Path:
-    """Move a folder's files to where huggingface_hub keeps those of a model."""
+    """Move a folder's files into the layout of huggingface_hub's cache."""
     snapshot = entry / "snapshots" / "0a1b"
     snapshot.mkdir(parents=True)
     root.rename(entry / "blobs")
@@ -177,7 +177,7 @@ def snapshot_of(root: Path, entry: Path) -> Path:
     ],
 )
 def test_a_folder_called_snapshots_opens_nothing_but_blobs(tmp_path: Path, entry: str, link: str, target: str) -> None:
-    """Whoever made the folder chose its name: links lead only to files of the cache's own layout."""
+    """The folder's name cannot be trusted: only links to files in the cache's own layout are followed."""
     snapshot = snapshot_of(llama(tmp_path / "model"), tmp_path / entry)
     for name in (".ssh/id_rsa", "blobs/secret", "snapshots/0b1c/notes.txt"):
         (tmp_path / entry / name).parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def test_a_folder_called_snapshots_opens_nothing_but_blobs(tmp_path: Path, entry
 
 
 def test_blobs_that_lead_elsewhere_are_no_blobs(tmp_path: Path) -> None:
-    """A link in the place of the folder."""
+    """A symbolic link instead of the `blobs` folder is not trusted."""
     snapshot = snapshot_of(llama(tmp_path / "model"), tmp_path / "models--org--name")
     (tmp_path / "models--org--name" / "blobs").rename(tmp_path / "private")
     (tmp_path / "models--org--name" / "blobs").symlink_to(tmp_path / "private")
@@ -201,7 +201,7 @@ def test_blobs_that_lead_elsewhere_are_no_blobs(tmp_path: Path) -> None:
 
 
 def test_links_out_of_the_folder_are_followed_only_on_request(tmp_path: Path) -> None:
-    """Otherwise a stranger's checkpoint could publish any file of ours; links that stay inside are files."""
+    """Otherwise an untrusted checkpoint could publish any file of ours; links that stay inside count as files."""
     root = llama(tmp_path / "model")
     (tmp_path / "private").write_text("private")
     (tmp_path / "model-2").mkdir()
@@ -216,7 +216,7 @@ def test_links_out_of_the_folder_are_followed_only_on_request(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json", INDEX])
 def test_a_dangling_link_is_an_incomplete_checkpoint(tmp_path: Path, name: str) -> None:
-    """A file that is named but not there is never left out in silence."""
+    """A file that is named but missing is never excluded silently."""
     root = llama(tmp_path / "model")
     (root / name).unlink(missing_ok=True)
     (root / name).symlink_to("nowhere")
@@ -225,7 +225,7 @@ def test_a_dangling_link_is_an_incomplete_checkpoint(tmp_path: Path, name: str) 
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    """It could not be written into a record."""
+    """Such a name cannot be written into a record."""
     root = llama(tmp_path / "model")
     Path(os.fsdecode(os.fsencode(root) + b"/\xff.txt")).write_text("")
     with pytest.raises(CheckpointError, match="UTF-8"):
@@ -249,21 +249,21 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 def test_an_index_that_disagrees_with_the_shards_is_refused(
     two_shards: Path, edits: dict[str, Any], message: str
 ) -> None:
-    """Names that leave the folder, tensors in the wrong shard, and tensors or shards that are not there."""
+    """Names that leave the folder, tensors in the wrong shard, and missing tensors or shards are refused."""
     edit_index(two_shards, **edits)
     with pytest.raises(CheckpointError, match=message):
         read_unconverted(two_shards)
 
 
 def test_a_tensor_that_the_index_does_not_name_is_refused(two_shards: Path) -> None:
-    """It would be lost on the way."""
+    """It would be lost in the conversion."""
     (two_shards / ONE).write_bytes(safetensors_bytes({"a": ("U8", (3,)), "extra": ("U8", (1,))}))
     with pytest.raises(CheckpointError, match=f"extra: lies in {ONE}"):
         read_unconverted(two_shards)
 
 
 def test_a_tensor_in_two_shards_is_refused(two_shards: Path) -> None:
-    """Nobody could say which of them counts."""
+    """It is undefined which of them counts."""
     (two_shards / TWO).write_bytes(safetensors_bytes({"a": ("U8", (3,)), "b": ("U8", (4,))}))
     with pytest.raises(CheckpointError, match=f"a: lies in {ONE} and in {TWO}"):
         read_unconverted(two_shards)
@@ -271,14 +271,14 @@ def test_a_tensor_in_two_shards_is_refused(two_shards: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{}", '{"weight_map": {}}', '{"weight_map": []}', "[]", "{", ""])
 def test_an_index_without_a_weight_map_is_refused(two_shards: Path, text: str) -> None:
-    """An index has to name shards."""
+    """An index must name shards."""
     (two_shards / INDEX).write_text(text)
     with pytest.raises(CheckpointError, match=INDEX):
         read_unconverted(two_shards)
 
 
 def test_shards_that_the_index_does_not_name_are_left_out(two_shards: Path) -> None:
-    """The index decides what belongs to the checkpoint."""
+    """The index decides which shards belong to the checkpoint."""
     shutil.copy(two_shards / ONE, two_shards / "consolidated.00.safetensors")
     shutil.copy(two_shards / ONE, two_shards / "model.safetensors")
     source = read_unconverted(two_shards)
@@ -287,7 +287,7 @@ def test_shards_that_the_index_does_not_name_are_left_out(two_shards: Path) -> N
 
 
 def test_a_series_without_index_is_taken_whole(two_shards: Path) -> None:
-    """Engines load every shard of such a folder, and so does this."""
+    """Engines load every shard of such a folder, so fp8pad does too."""
     (two_shards / INDEX).unlink()
     source = read_unconverted(two_shards)
     assert [shard.file for shard in source.shards] == [ONE, TWO]
@@ -295,7 +295,7 @@ def test_a_series_without_index_is_taken_whole(two_shards: Path) -> None:
 
 
 def test_a_series_with_a_gap_is_refused(two_shards: Path) -> None:
-    """Without an index, the names alone tell that a shard is missing."""
+    """Without an index, the names show that a shard is missing."""
     (two_shards / INDEX).unlink()
     (two_shards / TWO).unlink()
     with pytest.raises(CheckpointError, match="expected 2 shards, got 1"):
@@ -303,16 +303,16 @@ def test_a_series_with_a_gap_is_refused(two_shards: Path) -> None:
 
 
 def test_many_files_beside_the_shards_are_compared_with_one_set_of_names(two_shards: Path) -> None:
-    """A folder may hold thousands of them, and the shards hundreds of thousands of tensors."""
+    """A folder may hold thousands of other files, and the shards hundreds of thousands of tensors."""
     for file in ("a", "b"):
         (two_shards / f"{file}.safetensors").write_bytes((two_shards / ONE).read_bytes())
     reader = _FolderReader(two_shards)
-    shards = iter([reader.header(ONE)])  # which can be looked through once
+    shards = iter([reader.header(ONE)])  # can be iterated only once
     assert _other_copies(reader, ["a.safetensors", "b.safetensors"], shards) == {"a.safetensors", "b.safetensors"}
 
 
 def test_without_an_index_one_file_of_the_usual_name_is_the_checkpoint(tmp_path: Path) -> None:
-    """Other tensors beside it are copied along; the same ones again, in whatever form, are excluded and named."""
+    """Files with other tensors are copied; files with the same ones, in any form, are excluded and named."""
     root = llama(tmp_path / "model")
     (root / "adapter_model.safetensors").write_bytes(safetensors_bytes({"x": ("U8", (1,))}))
     shutil.copy(root / "model.safetensors", root / "model.fp16.safetensors")
@@ -324,7 +324,7 @@ def test_without_an_index_one_file_of_the_usual_name_is_the_checkpoint(tmp_path:
 
 
 def test_a_text_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
-    """Work is bounded before anything is read."""
+    """The size is limited before anything is read."""
     root = llama(tmp_path / "model")
     os.truncate(root / "config.json", 1 << 40)
     with pytest.raises(ConfigError, match=r"config.json: expected at most 32000000 bytes of text, got 1099511627776"):
@@ -332,7 +332,7 @@ def test_a_text_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
 
 
 def nested_folders(root: Path, name: str, number: int) -> None:
-    """Make folders in folders, more than a path could name."""
+    """Nest more folders than a path can name."""
     folder = os.open(root, os.O_RDONLY)
     for _ in range(number):
         os.mkdir(name, dir_fd=folder)
@@ -343,18 +343,18 @@ def nested_folders(root: Path, name: str, number: int) -> None:
 
 
 def test_folders_in_folders_without_end_are_walked(tmp_path: Path) -> None:
-    """Deeper than Python's stack; deeper than a path can name is an error of one line."""
+    """Nesting may be deeper than Python's stack; deeper than a path can name is an error of one line."""
     root = llama(tmp_path / "model")
     nested_folders(root, "d", 1500)
     assert read_unconverted(root).other_files == ("tokenizer.json",)
     nested_folders(root, "e" * 250, 20)
     with pytest.raises(CheckpointError, match="File name too long"):
         read_unconverted(root)
-    subprocess.run(["rm", "-rf", root], check=True)  # Python's own way would recurse
+    subprocess.run(["rm", "-rf", root], check=True)  # shutil.rmtree would recurse
 
 
 def test_weights_of_another_format_alone_are_refused_with_a_hint(tmp_path: Path) -> None:
-    """A checkpoint of pickles has to become safetensors first."""
+    """Pickles must be converted to safetensors first."""
     root = llama(tmp_path / "model")
     (root / "model.safetensors").rename(root / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"convert pytorch_model\.bin to safetensors first"):
@@ -362,7 +362,7 @@ def test_weights_of_another_format_alone_are_refused_with_a_hint(tmp_path: Path)
 
 
 def test_a_folder_of_the_hubs_cache_is_told_from_its_snapshots(tmp_path: Path) -> None:
-    """One folder too high: the one to name is named."""
+    """For a folder one level too high, the error lists the snapshots."""
     cached = tmp_path / "models--org--name"
     llama(cached / "snapshots" / "0123abc")
     with pytest.raises(CheckpointError, match=f"^{cached}: is a model in the cache of the hub; .* snapshots: 0123abc$"):
@@ -370,7 +370,7 @@ def test_a_folder_of_the_hubs_cache_is_told_from_its_snapshots(tmp_path: Path) -
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
-    """A folder that is not there, and a file."""
+    """A missing folder and a file are refused."""
     (tmp_path / "file").write_text("")
     for name, message in (("none", "no such folder"), ("file", "expected a folder")):
         with pytest.raises(CheckpointError, match=message):
@@ -379,7 +379,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b"null", b"\xff{}", b"", b'{"a":' * 100_000])
 def test_a_config_that_is_no_json_object_is_refused(tmp_path: Path, text: bytes) -> None:
-    """Neither half an object, nor a list, nor bytes that are not UTF-8, nor endless nesting."""
+    """An incomplete object, a list, bytes that are not UTF-8 and excessive nesting are refused."""
     root = llama(tmp_path / "model")
     (root / "config.json").write_bytes(text)
     with pytest.raises(ConfigError, match=r": config\.json: "):
@@ -396,7 +396,7 @@ def test_a_missing_config_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", ["record", "method", "nested method", "metadata"])
 def test_any_record_marks_a_checkpoint_as_padded_already(tmp_path: Path, mark: str) -> None:
-    """One of the three records is enough, garbage included; the message says what to do."""
+    """One of the three records is enough, even if malformed; the message says what to do."""
     root = llama(tmp_path / "model")
     garbage = {"quant_method": "fp8pad", "modules": 7}
     if mark == "record":
@@ -413,7 +413,7 @@ def test_any_record_marks_a_checkpoint_as_padded_already(tmp_path: Path, mark: s
 
 
 def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
-    """Size, time and inode are those of the first look, or what was read may be half of one and half of the other."""
+    """Size, mtime and inode must not change, or the data may come half from each version."""
     root = llama(tmp_path / "model")
     source = read_unconverted(root)
     check_unchanged(source)
@@ -428,7 +428,7 @@ def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["config.json", "hf_quant_config.json", INDEX])
 @pytest.mark.parametrize("value", ['"\\ud800"', "[" * 400 + "]" * 400, "[" * 5000 + "]" * 5000, "[1e999]"])
 def test_json_that_could_not_be_written_again_is_refused(tmp_path: Path, file: str, value: str) -> None:
-    """Half a surrogate pair, and nesting that recursion cannot follow, are found before anything is written."""
+    """Unpaired surrogates, and nesting too deep for recursion, are found before anything is written."""
     model = llama(tmp_path / "model", num_shards=2)
     text = (model / file).read_text() if (model / file).exists() else "{}"
     (model / file).write_text(f'{{"x": {value}{"," if len(text) > 2 else ""}{text.lstrip()[1:]}')

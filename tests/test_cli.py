@@ -42,7 +42,7 @@ Fp8pad = Callable[..., Finished]
 
 @pytest.fixture
 def fp8pad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fp8pad:
-    """Run the command line in this process: `fp8pad("plan", path)`."""
+    """Return a function that runs the command line in this process: `fp8pad("plan", path)`."""
 
     def run(*arguments: object) -> Finished:
         monkeypatch.setattr(sys, "argv", ["fp8pad", *map(str, arguments)])
@@ -58,7 +58,7 @@ def fp8pad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def converted(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> Path:
-    """The example checkpoint, converted."""
+    """Convert the example checkpoint."""
     out_dir = tmp_path / "converted"
     assert fp8pad("convert", example, out_dir).status == 0
     return out_dir
@@ -87,7 +87,7 @@ def test_plan_json_says_what_the_contract_promises(fp8pad: Fp8pad, example: Path
     }
     assert len(document["layers"]) == 14
     assert document["config_edits"] == []
-    # Of two layers: FP8 weights (down, gate, up; q, k, v; o), and 2 bytes for each added row's BF16 scale.
+    # For two layers: FP8 weights (down, gate, up; q, k, v; o), and 2 bytes for each added row's BF16 scale.
     weights = 2 * (3 * (144 * 224 - 136 * 213) + (128 + 2 * 64) * 8 + 8 * 128)
     scales = 2 * 2 * (8 + 2 * 11 + 8)
     assert document["bytes_after"] - document["bytes_before"] == weights + scales
@@ -101,7 +101,7 @@ def test_plan_json_says_what_the_contract_promises(fp8pad: Fp8pad, example: Path
 
 
 def test_options_reach_the_policy(fp8pad: Fp8pad, example: Path) -> None:
-    """Alignment and TP size are parsed once and handed on."""
+    """Alignment and TP size reach the plan's policy."""
     for name in ("-tp", "--tp", "--tensor-parallel-size"):
         document = json.loads(fp8pad("plan", example, "--json", "--alignment", "64", name, "2").stdout)
         assert (document["policy"]["alignment"], document["policy"]["tensor_parallel_size"]) == (64, 2)
@@ -109,14 +109,14 @@ def test_options_reach_the_policy(fp8pad: Fp8pad, example: Path) -> None:
 
 
 def test_ranks_may_be_written_without_a_blank(fp8pad: Fp8pad, example: Path) -> None:
-    """`-tp2`, as `-j2`, is what `-tp 2` is."""
+    """`-tp2`, like `-j2`, means `-tp 2`."""
     documents = {fp8pad("plan", example, "--json", *words).stdout for words in (["-tp", "2"], ["-tp2"], ["-tp=2"])}
     (document,) = map(json.loads, documents)
     assert document["policy"]["tensor_parallel_size"] == 2
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
-    """The plan of `convert --dry-run` is that of `plan`, and its command writes to the folder that was named."""
+    """`convert --dry-run` prints the plan of `plan`, and its command writes to the given folder."""
     finished = fp8pad("convert", example, tmp_path / "out", "--dry-run")
     assert finished.status == 0
     suggested = f"{example}-padded"
@@ -142,13 +142,13 @@ def test_convert_says_what_it_wrote_and_what_is_next(fp8pad: Fp8pad, example: Pa
 def test_the_suggested_folder_lies_beside_the_model(
     fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that is named as the current folder gets a suggestion outside of it."""
+    """For a model given as the current folder, a folder outside of it is suggested."""
     monkeypatch.chdir(example)
     assert f"fp8pad convert . {example}-padded" in fp8pad("plan", ".").stdout
 
 
 def test_convert_json_is_one_document(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
-    """The plan's keys, and what was written; nothing else on stdout."""
+    """It has the plan's keys and what was written; stdout has nothing else."""
     document = json.loads(fp8pad("convert", example, tmp_path / "out", "--json", "--verify", "full").stdout)
     assert document["tensors_padded"] == 22
     assert document["verified"] == "full"
@@ -156,7 +156,7 @@ def test_convert_json_is_one_document(fp8pad: Fp8pad, example: Path, tmp_path: P
 
 
 def test_verify_unpad_and_inspect_end_well(fp8pad: Fp8pad, example: Path, converted: Path, tmp_path: Path) -> None:
-    """The road there and back: every command exits 0, and the checkpoint is the one it was."""
+    """Every command of a round trip exits with 0, and the checkpoint is restored."""
     verified = json.loads(fp8pad("verify", example, converted, "--json").stdout)
     assert verified == {
         "format_version": 1,
@@ -184,7 +184,7 @@ def test_verify_unpad_and_inspect_end_well(fp8pad: Fp8pad, example: Path, conver
 
 
 def test_a_mismatch_is_shown_and_ends_with_1(fp8pad: Fp8pad, example: Path, converted: Path) -> None:
-    """One flipped byte of one weight is named by tensor and position."""
+    """One flipped byte of a weight is reported with tensor and position."""
     shard = converted / "model.safetensors"
     data = bytearray(shard.read_bytes())
     data[300_000] ^= 0x01
@@ -199,7 +199,7 @@ def test_a_mismatch_is_shown_and_ends_with_1(fp8pad: Fp8pad, example: Path, conv
 
 
 def test_a_record_that_lies_is_shown_by_inspect(fp8pad: Fp8pad, converted: Path) -> None:
-    """A disagreement between records is a sentence, and exit status 1."""
+    """A disagreement between records is reported as a sentence, with exit status 1."""
     record = converted / "fp8pad.json"
     record.write_text(record.read_text().replace("[\n    136,\n    213\n   ]", "[\n    136,\n    212\n   ]"))
     finished = fp8pad("inspect", converted)
@@ -217,7 +217,7 @@ def test_a_record_that_lies_is_shown_by_inspect(fp8pad: Fp8pad, converted: Path)
 def test_what_is_no_checkpoint_folder_is_one_line(
     fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, model: str
 ) -> None:
-    """A missing folder and a file in its place end with status 1, one line on stderr, nothing on stdout or disk."""
+    """A missing folder, or a file, ends with status 1, one line on stderr, and nothing on stdout or disk."""
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("not a folder")
     out_dir = Path(__file__).parent.parent / "examples" / "llama-fp8" if command == "verify" else Path("out")
@@ -236,14 +236,14 @@ def test_a_converted_checkpoint_is_refused_with_a_hint(fp8pad: Fp8pad, converted
 
 
 def test_debug_shows_the_traceback(fp8pad: Fp8pad, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FP8PAD_DEBUG=1 lets the exception through."""
+    """With FP8PAD_DEBUG=1 the exception is raised."""
     monkeypatch.setenv("FP8PAD_DEBUG", "1")
     with pytest.raises(Exception, match="no such folder"):
         fp8pad("plan", "missing")
 
 
 def test_steering_characters_of_a_name_are_escaped(fp8pad: Fp8pad) -> None:
-    """A name cannot break the one line of an error, nor colour the terminal."""
+    """A name can neither break an error's single line nor colour the terminal."""
     assert (
         fp8pad("plan", "a\nb\x1b[31m").stderr
         == "error: a\\nb\\x1b[31m: no such folder; a model of the hub is named ORG/NAME\n"
@@ -253,7 +253,7 @@ def test_steering_characters_of_a_name_are_escaped(fp8pad: Fp8pad) -> None:
 def test_a_mistyped_path_gets_a_suggestion(
     fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that differs by a letter is named; nothing is where nothing is alike."""
+    """A folder that differs by one letter is suggested; nothing is if no name is similar."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(example, "llama-fp8")
     unknown = "no such folder; a model of the hub is named ORG/NAME"
@@ -272,7 +272,7 @@ def test_a_mistyped_path_gets_a_suggestion(
 def test_what_is_clearly_a_path_is_never_asked_of_the_hub(
     fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, command: tuple[str, ...]
 ) -> None:
-    """Nor is it called a hub id; what could be either is said to be no folder, and what the hub says."""
+    """The error does not call it a hub id either."""
     (tmp_path / "here" / "models" / "opt-dyn").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr("fp8pad.hub._found", lambda _: pytest.fail("it was asked"))
@@ -289,7 +289,7 @@ def test_what_is_clearly_a_path_is_never_asked_of_the_hub(
 def test_what_may_be_a_folder_or_a_hub_id_is_said_to_be_neither(
     fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mistyped folder comes before what the hub says, unless the hub was named."""
+    """A suggested folder comes before the hub's answer, unless the name can only be a hub's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = fp8pad("plan", "god/opt_dyn").stderr
@@ -298,7 +298,7 @@ def test_what_may_be_a_folder_or_a_hub_id_is_said_to_be_neither(
 
 
 def test_a_linked_folder_says_how_its_links_come_along(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
-    """A checkpoint of links is missing its tokenizer otherwise, without a reason; other forms have one of their own."""
+    """Otherwise a checkpoint of links would lack its tokenizer without a reason; other forms have their own reason."""
     model = tmp_path / "model"
     model.mkdir()
     for file in example.iterdir():
@@ -323,7 +323,7 @@ def test_a_linked_folder_says_how_its_links_come_along(fp8pad: Fp8pad, example: 
 
 
 def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path: Path) -> None:
-    """Where nothing needs padding at one size, both say at which it does."""
+    """If nothing needs padding at one TP size, both commands name a size at which something does."""
     model = llama(tmp_path / "model", n=32, k=16)
     planned, done = fp8pad("plan", model).stdout, fp8pad("convert", model, tmp_path / "out").stdout
     hint = planned[planned.index("\nNext\n") :]
@@ -332,7 +332,7 @@ def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path:
 
 
 def test_an_address_is_named_as_it_was_typed(fp8pad: Fp8pad) -> None:
-    """Paths have no double slash, addresses have."""
+    """A URL keeps its double slash in messages; `Path` would drop it."""
     url = "https://huggingface.co/org/none"
     expected = f"error: {url}: no such folder; a model of the hub is named ORG/NAME\n"
     assert fp8pad("plan", url).stderr == expected
@@ -340,13 +340,13 @@ def test_an_address_is_named_as_it_was_typed(fp8pad: Fp8pad) -> None:
 
 @pytest.mark.parametrize(("arguments", "meant"), [(["plan", "x", "--absorbe"], "--absorb"), (["pln", "x"], "'plan'")])
 def test_a_mistyped_option_or_command_gets_a_suggestion(fp8pad: Fp8pad, arguments: list[str], meant: str) -> None:
-    """As everywhere in typer."""
+    """typer suggests the right word."""
     finished = fp8pad(*arguments)
     assert (finished.status, meant in finished.stderr) == (2, True)
 
 
 def test_other_systems_get_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rather than a module that is missing somewhere below."""
+    """Otherwise the error would be a missing module somewhere deep in the imports."""
     monkeypatch.setattr(sys, "platform", "darwin")
     finished = fp8pad("plan", example)
     expected = "error: fp8pad needs Linux, for its file system calls; this is darwin\n"
@@ -354,7 +354,7 @@ def test_other_systems_get_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
 
 
 def test_quiet_prints_errors_only(fp8pad: Fp8pad, example: Path, tmp_path: Path) -> None:
-    """No progress, no summary; a failure is still one line, and --json still a document."""
+    """No progress and no summary; a failure is still one line, and --json still prints a document."""
     assert fp8pad("convert", example, tmp_path / "out", "--dry-run", "-q") == Finished(0, "", "")
     assert fp8pad("convert", example, tmp_path / "out", "--quiet") == Finished(0, "", "")
     assert fp8pad("verify", example, tmp_path / "out", "-q") == Finished(0, "", "")
@@ -380,7 +380,7 @@ def test_quiet_prints_errors_only(fp8pad: Fp8pad, example: Path, tmp_path: Path)
     ids=" ".join,
 )
 def test_wrong_usage_ends_with_2(fp8pad: Fp8pad, arguments: list[str]) -> None:
-    """Missing and unknown arguments are told apart from bad checkpoints."""
+    """Missing and unknown arguments have another status than bad checkpoints."""
     assert fp8pad(*arguments).status == 2
 
 
@@ -388,7 +388,7 @@ def test_wrong_usage_ends_with_2(fp8pad: Fp8pad, arguments: list[str]) -> None:
 def test_an_empty_path_is_wrong_usage(
     fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
-    """A variable that is not set must not become the current folder."""
+    """An unset variable must not become the current folder."""
     monkeypatch.chdir(tmp_path)
     Path("kept").write_text("mine")
     finished = fp8pad(*(example if word == "MODEL" else word for word in arguments))
@@ -401,7 +401,7 @@ def test_an_empty_path_is_wrong_usage(
 def test_the_current_folder_is_never_replaced(
     fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_dir: str
 ) -> None:
-    """Neither it nor a folder above it, whatever --overwrite says."""
+    """Neither it nor a parent folder is replaced, even with --overwrite."""
     (tmp_path / "above" / "here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "above" / "here")
     finished = fp8pad("convert", example, out_dir, "--overwrite")
@@ -411,7 +411,7 @@ def test_the_current_folder_is_never_replaced(
 
 @pytest.mark.parametrize("module", ["typer", "rich", "numpy"])
 def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, example: Path, module: str) -> None:
-    """Imports take a few tenths of a second, before the command itself can handle anything."""
+    """Imports take a few tenths of a second, before the command itself can handle signals."""
     (tmp_path / "first" / module).mkdir(parents=True)
     (tmp_path / "first" / module / "__init__.py").write_text("raise KeyboardInterrupt")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "first"), *filter(None, sys.path)])}
@@ -425,10 +425,10 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, example: 
 def test_a_signal_leaves_what_can_be_resumed_and_says_so(
     fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: signal.Signals
 ) -> None:
-    """One line, and the status by which shells know the signal; the same command then resumes."""
+    """One line, and the status that shells expect for the signal; the same command then resumes."""
     model = llama(tmp_path / "model", num_shards=3)
     default = signal.default_int_handler if end == signal.SIGINT else signal.SIG_DFL
-    before = signal.signal(end, default)  # which whoever started the tests may have had ignored
+    before = signal.signal(end, default)  # the caller of the tests may have ignored it
     write_shard = writer.write_shard  # type: ignore[attr-defined]
 
     def signalled(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
@@ -454,7 +454,7 @@ def test_a_signal_leaves_what_can_be_resumed_and_says_so(
 
 
 def test_what_was_replaced_is_told(fp8pad: Fp8pad, example: Path, converted: Path) -> None:
-    """How many files, and which were edited since fp8pad wrote them."""
+    """The summary says how many files were replaced, and which were edited after fp8pad wrote them."""
     (converted / "tokenizer_config.json").write_text("edited")
     files = sorted(path.name for path in converted.iterdir())
     assert "that lay there" not in fp8pad("convert", example, converted.with_name("other")).stdout
@@ -468,7 +468,7 @@ def test_what_was_replaced_is_told(fp8pad: Fp8pad, example: Path, converted: Pat
 
 @pytest.mark.parametrize(("closed", "status"), [(">&-", 1), ("2>&-", 0)])
 def test_closed_streams_are_no_traceback(example: Path, closed: str, status: int) -> None:
-    """A result that cannot go anywhere is an error in one line; talk that cannot is dropped."""
+    """A result that cannot be printed is an error in one line; other output that cannot be printed is dropped."""
     command = f"{shlex.quote(sys.executable)} -m fp8pad plan {shlex.quote(str(example))} {closed}"
     run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     expected = "error: stdout is closed; redirect it to /dev/null if the result is not wanted\n" if status else ""
@@ -477,7 +477,7 @@ def test_closed_streams_are_no_traceback(example: Path, closed: str, status: int
 
 @pytest.mark.parametrize("num_shards", [1, 60])
 def test_a_result_that_does_not_fit_is_a_line(tmp_path: Path, num_shards: int) -> None:
-    """The line says that it is the result, however long, not a file of the checkpoint."""
+    """The line names stdout, not a file of the checkpoint, however long the result is."""
     model = llama(tmp_path / "model", num_shards=num_shards)
     with Path("/dev/full").open("w") as full:
         run = subprocess.run(
@@ -493,7 +493,7 @@ def test_a_result_that_does_not_fit_is_a_line(tmp_path: Path, num_shards: int) -
 def test_a_current_folder_that_is_gone_is_a_line(
     fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was removed by somebody else; a path from the root needs none."""
+    """The folder was removed by someone else; absolute paths still work."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -507,7 +507,7 @@ def test_a_current_folder_that_is_gone_is_a_line(
 def test_a_page_is_written_through_no_link_that_somebody_put_in_its_way(
     fp8pad: Fp8pad, example: Path, tmp_path: Path, planted: str
 ) -> None:
-    """The name of what is unfinished can be guessed; the page's own name may be a link, which stays one."""
+    """The temporary name can be guessed; the page's own name may be a link, which stays one."""
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages" / planted).symlink_to(tmp_path / "precious")
@@ -523,7 +523,7 @@ def test_a_page_is_written_through_no_link_that_somebody_put_in_its_way(
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "link"])
 def test_what_is_no_file_is_not_replaced_by_a_page(fp8pad: Fp8pad, example: Path, tmp_path: Path, kind: str) -> None:
-    """Such as /dev/stdout, by root."""
+    """For example /dev/stdout, as root."""
     page = tmp_path / "page"
     match kind:
         case "pipe":
@@ -541,7 +541,7 @@ def test_what_is_no_file_is_not_replaced_by_a_page(fp8pad: Fp8pad, example: Path
 
 @pytest.mark.parametrize("way", ["config.json", "model.safetensors", "README.md", "link"])
 def test_no_page_takes_the_place_of_a_file_of_a_checkpoint(fp8pad: Fp8pad, tmp_path: Path, way: str) -> None:
-    """Also of one that is linked to from elsewhere; a page of a new name may lie beside them."""
+    """Not through a link from elsewhere either; a page with a new name is allowed in that folder."""
     model = llama(tmp_path / "model")
     (model / "README.md").write_text("a card")
     (tmp_path / "page.html").symlink_to(model / "config.json")
@@ -569,7 +569,7 @@ def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
 
 
 def test_the_unforeseen_is_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug names itself and says how to see the traceback; it does not print one."""
+    """An unexpected error prints its type and how to see the traceback, but no traceback."""
 
     def read_unconverted(_: Path, **__: bool) -> None:
         raise RecursionError("too deep\nfor a line")
@@ -610,7 +610,7 @@ def test_help_fits_80_columns_and_shows_an_example(
 
 
 def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control-C is no error: no traceback, the status that shells expect."""
+    """Ctrl-C is not an error: no traceback, and the status that shells expect."""
 
     def read_unconverted(_: Path, **__: bool) -> None:
         raise KeyboardInterrupt
@@ -638,7 +638,7 @@ def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: 
 def test_ctrl_c_is_a_line_in_every_command(
     fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, called: str
 ) -> None:
-    """One line and 130, whatever was being done."""
+    """One line and status 130, whatever was running."""
 
     def ended(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -649,7 +649,7 @@ def test_ctrl_c_is_a_line_in_every_command(
 
 
 def test_what_fp8pad_does_not_take_is_a_usage_error(fp8pad: Fp8pad, example: Path) -> None:
-    """Exit status 2, as of options that are none, and what was probably meant."""
+    """Exit status 2, as for unknown options, with a suggestion."""
     finished = fp8pad("plan", example, "--engine", "vlm")
     known = "sglang-0.5.23, transformers-5.24, vllm-0.33"
     assert finished == Finished(2, "", f"error: engine vlm: expected one of {known}; did you mean vllm-0.33?\n")
@@ -659,19 +659,19 @@ def test_what_fp8pad_does_not_take_is_a_usage_error(fp8pad: Fp8pad, example: Pat
 
 
 def test_push_says_what_its_own_card_option_does(fp8pad: Fp8pad) -> None:
-    """It writes no card, as convert does, but asks for one."""
+    """Unlike convert, it writes no card but requires one."""
     assert "Require that README.md says what was" in " ".join(fp8pad("push", "--help").stdout.split())
 
 
 def test_help_names_every_engine_that_is_described(fp8pad: Fp8pad) -> None:
-    """A file more is a name more."""
+    """A new engine file adds its name to the help."""
     stdout = fp8pad("plan", "--help").stdout
     assert engines().keys() == {name for name in engines() if name in stdout}
 
 
 @pytest.mark.parametrize("arguments", [["plan", "MODEL", "--json"], ["plan", "MODEL"], ["--version"]], ids=" ".join)
 def test_a_reader_that_goes_away_is_no_error(example: Path, arguments: list[str]) -> None:
-    """`fp8pad plan ... | head` ends quietly, whether the pipe breaks in the middle or at the last flush."""
+    """`fp8pad plan ... | head` ends quietly, whether the pipe breaks midway or at the last flush."""
     command = [sys.executable, "-m", "fp8pad", *(str(example) if word == "MODEL" else word for word in arguments)]
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -683,7 +683,7 @@ def test_a_reader_that_goes_away_is_no_error(example: Path, arguments: list[str]
 
 
 def test_names_that_the_locale_lacks_are_escaped(example: Path, tmp_path: Path) -> None:
-    """Printing to an ASCII terminal works whatever a folder is called."""
+    """Printing to an ASCII terminal works with any folder name."""
     shutil.copytree(example, tmp_path / "späces")
     run = subprocess.run(
         [sys.executable, "-m", "fp8pad", "plan", "späces"],
@@ -696,7 +696,7 @@ def test_names_that_the_locale_lacks_are_escaped(example: Path, tmp_path: Path) 
 
 
 def test_version_and_module() -> None:
-    """`python -m fp8pad` is the command, and it knows its version."""
+    """`python -m fp8pad` runs the command, and --version works."""
     run = subprocess.run([sys.executable, "-m", "fp8pad", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout == f"fp8pad {__version__}\n"
 
@@ -710,7 +710,7 @@ def test_version_and_module() -> None:
     ],
 )
 def test_shells_can_complete(shell: str, question: dict[str, str]) -> None:
-    """The shell's question for words that begin with `ver` is answered with the command, and no other."""
+    """A shell's request for words that begin with `ver` returns the command, and no other."""
     environment = os.environ | question | {"_FP8PAD_COMPLETE": f"complete_{shell}"}
     script = "import sys; sys.argv = ['fp8pad']; from fp8pad.cli.main import main; main()"
     run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
@@ -719,7 +719,7 @@ def test_shells_can_complete(shell: str, question: dict[str, str]) -> None:
 
 
 def test_names_of_engines_are_completed() -> None:
-    """`--engine v` with every version that is described, and without one."""
+    """`--engine v` is completed with every version, and without one."""
     environment = os.environ | {
         "COMP_WORDS": "fp8pad plan x --engine v",
         "COMP_CWORD": "4",
@@ -731,7 +731,7 @@ def test_names_of_engines_are_completed() -> None:
 
 
 def test_zsh_completes_at_the_first_tab() -> None:
-    """zsh loads the script at the first TAB: it completes then, too, and does not only define itself."""
+    """zsh loads the script at the first TAB: it must complete then, not only define itself."""
     environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     script = "import sys; sys.argv[0] = 'fp8pad'; from fp8pad.cli.main import main; main()"
     command = [sys.executable, "-c", script, "--show-completion", "zsh"]
@@ -742,7 +742,7 @@ def test_zsh_completes_at_the_first_tab() -> None:
 
 
 def test_help_is_quick() -> None:
-    """It loads what options and examples are made of: no command's own work, and nothing that starts slowly."""
+    """It loads only what options and examples need: none of the commands' own modules, and nothing slow."""
     command = [sys.executable, "-X", "importtime", "-m", "fp8pad", "--help"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
@@ -754,14 +754,14 @@ def test_help_is_quick() -> None:
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Path:
-    """A checkpoint of which vLLM refuses a rank's half of a block and a half."""
+    """Write a checkpoint that vLLM refuses on two ranks, because each gets one and a half blocks."""
     name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
     shard = {name: ("F8_E4M3", (128, 384)), f"{name}_scale_inv": ("F32", (1, 3))}
     return write_checkpoint(tmp_path / "refused", {"model.safetensors": shard}, config)
 
 
 def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
-    """Its layers are named, the exit status is 1, as that of a dry run, and nothing is written; unless it is forced."""
+    """Its layers are named, the exit status is 1, as in a dry run, and nothing is written without --force."""
     run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
     assert run.status == 1
     assert "Not served by vLLM 0.33 at TP 2" in run.stdout
@@ -780,13 +780,13 @@ def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: 
 
 
 def test_of_a_folder_of_models_one_is_named(fp8pad: Fp8pad, example: Path) -> None:
-    """It has no config.json itself."""
+    """The folder itself has no config.json."""
     run = fp8pad("plan", example.parent)
     assert run.stderr == f"error: {example.parent}: config.json: is missing; did you mean {example}?\n"
 
 
 def test_a_line_that_quotes_a_million_sizes_is_cut(fp8pad: Fp8pad, tmp_path: Path) -> None:
-    """Words are cut where they are long; here they are many."""
+    """Long words are cut elsewhere; here there are many words."""
     shard = {"a": ("U8", (1,) * 20_000)}
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": shard}, {"model_type": "llama"})
     path = model / "model.safetensors"
@@ -798,7 +798,7 @@ def test_a_line_that_quotes_a_million_sizes_is_cut(fp8pad: Fp8pad, tmp_path: Pat
 
 
 def test_what_the_engine_refuses_in_every_form_is_converted(fp8pad: Fp8pad, tmp_path: Path) -> None:
-    """It may be for another engine. The summary says that this one refuses it, and so does `plan --check`."""
+    """It may be for another engine. The summary says that this one refuses it, as `plan --check` does."""
     model, out_dir = copy_case("good/llama_tf_block4", tmp_path / "model"), tmp_path / "out"
     assert fp8pad("convert", model, out_dir, "--dry-run").status == 0
     run = fp8pad("convert", model, out_dir)
@@ -810,7 +810,7 @@ def test_what_the_engine_refuses_in_every_form_is_converted(fp8pad: Fp8pad, tmp_
 
 @pytest.mark.parametrize("engine", ["sglang-0.5.23", "transformers-5.24"])
 def test_what_the_engine_serves_only_as_it_is_is_not_converted(fp8pad: Fp8pad, tmp_path: Path, engine: str) -> None:
-    """There is no plugin for it, and no family describes an MLP to absorb: exit status 1, nothing written."""
+    """The engine has no plugin, and no family describes an MLP to absorb: exit status 1, nothing written."""
     name, quantization = "model.layers.0.mlp.down_proj.weight", {"quant_method": "fbgemm_fp8"}
     config = {"model_type": "unknown", "quantization_config": quantization}
     shard = {name: ("F8_E4M3", (216, 200)), f"{name}_scale": ("F32", (216, 1))}
@@ -825,13 +825,13 @@ def test_what_the_engine_serves_only_as_it_is_is_not_converted(fp8pad: Fp8pad, t
 
 
 def test_fewer_ranks_that_serve_the_original_need_no_command(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
-    """Where one rank serves it, nothing has to be converted for one rank."""
+    """If one rank serves the original, nothing has to be converted for it."""
     run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
     assert run.stdout.endswith("\nNext\n  TP 1 works with the original as it is\n")
 
 
 def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, tmp_path: Path) -> None:
-    """It says for how many ranks it converts, and takes the place of what was forced."""
+    """It converts for the TP size that works, and can replace what --force wrote."""
     name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
     shard = {name: ("F8_E4M3", (128, 320)), f"{name}_scale_inv": ("F32", (1, 3))}
     refused = write_checkpoint(tmp_path / "refused", {"model.safetensors": shard}, config)
@@ -844,14 +844,14 @@ def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, tmp_path: Path) -> No
 
 
 def test_usage_is_written_as_it_is_elsewhere(fp8pad: Fp8pad) -> None:
-    """Names of arguments stand without braces, in help and in errors."""
+    """Names of arguments have no braces, in help and in errors."""
     assert "fp8pad convert [OPTIONS] MODEL OUT_DIR\n" in fp8pad("convert", "--help").stdout
     assert "fp8pad verify [OPTIONS] [MODEL] OUT_DIR\n" in fp8pad("verify", "--help").stdout
     assert "fp8pad convert [OPTIONS] MODEL OUT_DIR\n" in fp8pad("convert").stderr
 
 
 def test_what_is_not_assessed_is_not_said_to_be_served(fp8pad: Fp8pad, tmp_path: Path) -> None:
-    """The verdict goes as far as scales are understood, and names the layers that it leaves out."""
+    """The verdict covers only layers whose scales are understood, and names those that it leaves out."""
     name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}
     shard = {name: ("F8_E4M3", (128, 384))}
     run = fp8pad("plan", write_checkpoint(tmp_path / "unknown", {"model.safetensors": shard}, config))
@@ -861,7 +861,7 @@ def test_what_is_not_assessed_is_not_said_to_be_served(fp8pad: Fp8pad, tmp_path:
 
 
 def test_a_plan_can_be_checked_in_ci(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
-    """Exit status 0 and 1 by whether OUT would serve at this TP size; without --check it is 0."""
+    """The exit status is 0 or 1, depending on whether OUT_DIR would be served at this TP size; 0 without --check."""
     assert [fp8pad("plan", refused, "-tp", size, "--check").status for size in ("1", "2", "3")] == [0, 1, 0]
     assert fp8pad("plan", refused, "-tp", "2").status == 0
     run = fp8pad("plan", refused, "-tp", "2", "--check", "--json")

@@ -1,4 +1,4 @@
-"""`fp8pad bench`: what it prints, what it times of a checkpoint, and what it says where it cannot run."""
+"""`fp8pad bench`: what it prints, which layers of a checkpoint it times, and what it says if it cannot run."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def report() -> object:
-    """A benchmark of one layer that is unaligned along K, and of one along N."""
+    """Return a benchmark of a layer that is unaligned along K, and of one that is unaligned along N."""
     from fp8pad.bench.report import Case, Machine, Report, Timing
     from fp8pad.bench.shapes import LayerShape
 
@@ -24,7 +24,7 @@ def report() -> object:
 
 @pytest.mark.torch
 def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each layer and number of tokens, summaries by axis, and the machine."""
+    """It shows a row for each layer and number of tokens, summaries by axis, and the machine."""
     from fp8pad.render.bench import bench_screen
     from fp8pad.render.screen import show
 
@@ -60,7 +60,7 @@ def test_the_json_is_one_document(report: object, capsys: pytest.CaptureFixture[
 
 @pytest.mark.torch
 def test_the_layers_of_a_checkpoint_are_those_of_a_rank(example: Path) -> None:
-    """Each unaligned shape once; at TP 2 the heads are split, and 213 cannot be."""
+    """Each unaligned shape appears once; at TP 2 the heads are split, and 213 cannot be."""
     from fp8pad.cli.bench import _shapes
 
     assert {shape.logical_shape for shape in _shapes(example, 1)} == {
@@ -74,7 +74,7 @@ def test_the_layers_of_a_checkpoint_are_those_of_a_rank(example: Path) -> None:
 
 
 def test_without_torch_the_command_says_what_to_install(tmp_path: Path) -> None:
-    """No traceback: one line that names the extra."""
+    """One line says what is needed, without a traceback."""
     (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')")
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from fp8pad.cli.main import main; main()"
     run = subprocess.run([sys.executable, "-c", script, "bench"], capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ from fp8pad.verification import verify
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "cluster"
-# Runs an array's tasks one after the other, then what depends on them.
+# Runs an array's tasks one after another, then the job that depends on them.
 SBATCH = """#!/bin/bash
 script="${@: -1}"
 case "$script" in
@@ -23,7 +23,7 @@ esac
 
 
 def test_slices_of_a_slurm_array_are_published_by_a_last_job(tmp_path: Path) -> None:
-    """Seven shards in three tasks; no shard is left out, and none is published too early."""
+    """Seven shards in three tasks: no shard is left out, and nothing is published too early."""
     model = llama(tmp_path / "model", num_shards=7)
     tools = tmp_path / "tools"
     tools.mkdir()

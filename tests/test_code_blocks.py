@@ -1,4 +1,4 @@
-"""Every block of code on every page: commands run, Python runs, JSON and TOML can be read; the notebook too."""
+"""Every block of code on every page: commands and Python run, JSON and TOML can be parsed; the notebook too."""
 
 import json
 import os
@@ -36,7 +36,7 @@ ELSEWHERE = {
 }
 
 
-# All commands of a page in one process, which reads the environment once: most of a short command is its start.
+# All commands of a page run in one process, because most of a short command's time is its start.
 ONE_AFTER_ANOTHER = """
 import json, sys
 from fp8pad.cli.main import main
@@ -52,7 +52,7 @@ for words in json.loads(sys.argv[1]):
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a page, with its language."""
+    """A block of code on a page, with its language."""
 
     page: Path
     number: int
@@ -74,7 +74,7 @@ def blocks_of(*languages: str) -> list[Block]:
 
 
 def commands_of(page: Path) -> list[str]:
-    """Return the commands of a page that are to be run here, after checking that every other runs elsewhere."""
+    """Return the commands of a page to run here, after checking that every other one runs elsewhere."""
     lines = [
         line
         for block in blocks_of("sh", "dockerfile")
@@ -89,14 +89,14 @@ def commands_of(page: Path) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with MODEL in it, a hub with org/name, and an engine that is a stand-in."""
+    """Make a folder with MODEL in it, a hub with org/name, and a fake engine."""
     pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
     shutil.copytree(example, tmp_path / "MODEL")
     shutil.copytree(example, tmp_path / "examples" / "llama-fp8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKE_ENGINE), str(ROOT)]))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # a protocol of its own, which the stand-in does not speak
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # a separate protocol that the fake hub does not implement
     with fake_hub() as hub:
         hub.add("org/name", llama(tmp_path / "of-the-hub", num_shards=2))
         hub.add("org/name-padded", tmp_path / "of-the-hub")
@@ -108,7 +108,7 @@ def workplace(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) ->
     "page", sorted({block.page for block in blocks_of("sh", "dockerfile")}), ids=lambda page: page.name
 )
 def test_the_commands_of_a_page_run_in_their_order(page: Path, workplace: Path) -> None:
-    """Each ends with status 0, on the checkpoint of examples/, or on as many shards as the page speaks of."""
+    """Each exits with 0, on the checkpoint of examples/ or on as many shards as the page mentions."""
     if re.search(r"--shards \d", page.read_text("utf-8")):
         shutil.rmtree(workplace / "MODEL")
         llama(workplace / "MODEL", num_shards=100)
@@ -132,32 +132,32 @@ def needs_engine(block: Block) -> bool:
 
 @pytest.mark.parametrize("block", [block for block in blocks_of("python") if not needs_engine(block)], ids=str)
 def test_python_runs(block: Block, workplace: Path) -> None:
-    """To its end, with its assertions."""
+    """Every block runs to its end, including its assertions."""
     command = [sys.executable, "-c", block.text]
     run = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
 
 def test_engines_are_imported_where_that_is_tested() -> None:
-    """On the page that tests/vllm/test_upstream.py reads."""
+    """Only the page that tests/vllm/test_upstream.py reads imports them."""
     assert {block.page.name for block in blocks_of("python") if needs_engine(block)} == {"upstream.md"}
 
 
 @pytest.mark.parametrize("block", blocks_of("json", "toml"), ids=str)
 def test_data_can_be_read(block: Block) -> None:
-    """As JSON or TOML."""
+    """Every block is valid JSON or TOML."""
     parse = {"json": json.loads, "toml": tomllib.loads}[block.language]
     assert parse(block.text)
 
 
 def test_every_language_is_known() -> None:
-    """A block without one is a drawing, or what a program prints."""
+    """A block without a language is a drawing or the output of a program."""
     assert {block.language for block in BLOCKS} <= {"", "sh", "dockerfile", "python", "json", "toml"}
     assert not [block for block in blocks_of("") if re.search(r"^(fp8pad|pip|vllm) ", block.text, re.MULTILINE)]
 
 
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every cell in its order, with what the cells before left; it has no outputs that could be stale."""
+    """Every cell runs in order, with the variables of earlier cells; there are no outputs that could be stale."""
     monkeypatch.chdir(ROOT / "examples")
     cells = [
         cell for cell in json.loads(Path("library.ipynb").read_text("utf-8"))["cells"] if cell["cell_type"] == "code"

@@ -1,4 +1,4 @@
-"""Completion as people meet it: a shell in a terminal, a key pressed once, and the command that comes of it."""
+"""Completion in real shells: a shell in a terminal, one key press, and the command that results."""
 
 import os
 import pty
@@ -17,29 +17,29 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 READY = "ready> "
-# How a shell starts with the files of HOME alone, the file that it reads, and a prompt that can be recognised.
+# How to start a shell with only the files of HOME, the file that it reads, and a prompt that can be recognised.
 SHELLS = {
     "bash": (("bash", "-i"), ".bashrc", f"PS1='{READY}'"),
     "zsh": (("zsh", "-i"), ".zshrc", f"PROMPT='{READY}'; unsetopt PROMPT_SP"),
     "fish": (("fish", "-i"), ".config/fish/config.fish", f"function fish_prompt; echo -n '{READY}'; end"),
 }
-SECONDS = 120  # only so that it ends
+SECONDS = 120  # a limit, so that a hanging test ends
 
 
 class Terminal:
-    """A shell at a terminal: what it printed, and keys for it."""
+    """A shell in a terminal: its output, and keys sent to it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self.printed = ""
 
     def press(self, keys: str) -> None:
-        """Type keys; what is printed from here on is looked at alone."""
+        """Type keys, and forget the output so far."""
         self.printed = ""
         os.write(self._descriptor, keys.encode())
 
     def wait_for(self, text: str) -> None:
-        """Wait until a text was printed; colours and the like aside."""
+        """Wait until a text was printed, ignoring colours and other escape sequences."""
         until = time.monotonic() + SECONDS
         while text not in re.sub(r"\x1b(\[[0-9;?<>=]*[a-zA-Z]|[()]B|[=>])", "", self.printed):
             if time.monotonic() > until or not select.select([self._descriptor], [], [], 1.0)[0]:
@@ -50,7 +50,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
-    """A shell into which `fp8pad --install-completion` has put its script, in a home of its own."""
+    """Start a shell in which `fp8pad --install-completion` has run, with a home of its own."""
     shell: str = request.param
     if shutil.which(shell) is None:
         pytest.skip(f"needs {shell}")
@@ -71,7 +71,7 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Termina
     subprocess.run(install, env=environment | test_mode, capture_output=True, check=True)
     file = tmp_path / rc
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Without this folder, fish first reads every manual page of the machine, for a minute, whoever ends meanwhile.
+    # Without this folder, fish first reads every manual page of the machine, for a minute, even after the shell ends.
     (tmp_path / ".local" / "share" / "fish" / "generated_completions").mkdir(parents=True)
     with file.open("a") as opened:
         opened.write(f"\n{prompt}\n")
@@ -82,7 +82,7 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Termina
 
 @contextmanager
 def started(command: tuple[str, ...], environment: dict[str, str], folder: Path) -> Iterator[Terminal]:
-    """Start a shell whose terminal is ours."""
+    """Start a shell in a terminal that we control."""
     shell, ours = pty.fork()
     if shell == 0:
         os.chdir(folder)
@@ -97,7 +97,7 @@ def started(command: tuple[str, ...], environment: dict[str, str], folder: Path)
 
 @pytest.mark.parametrize("terminal", SHELLS, indirect=True)
 def test_the_first_tab_completes_a_command(terminal: Terminal) -> None:
-    """`fp8pad ver` and TAB is `fp8pad verify`, the first time that the key is pressed."""
+    """`fp8pad ver` and TAB becomes `fp8pad verify` the first time that the key is pressed."""
     terminal.press("fp8pad ver\t")
     terminal.wait_for("ify")
     terminal.press("--help\r")
@@ -106,7 +106,7 @@ def test_the_first_tab_completes_a_command(terminal: Terminal) -> None:
 
 @pytest.mark.parametrize("terminal", SHELLS, indirect=True)
 def test_names_of_options_and_engines_are_completed(terminal: Terminal) -> None:
-    """`--eng` becomes `--engine`, and `sg` what all of SGLang's names begin with."""
+    """`--eng` becomes `--engine`, and `sg` becomes the common prefix of SGLang's names."""
     terminal.press("fp8pad plan x --eng\t")
     terminal.wait_for("ine")
     terminal.press("sg\t")

@@ -1,4 +1,4 @@
-"""Tensors and configs that contradict each other are refused, with the tensor, what is expected and what was found."""
+"""Tensors and configs that contradict each other are refused with the tensor, what was expected and what was found."""
 
 import pytest
 
@@ -25,7 +25,7 @@ PER_CHANNEL: Tensors = [*WEIGHT, ("a.proj.weight_scale", "F32", (136, 1))]
 def planned(
     tensors: Tensors, quantization: Json | None = FP8, policy: Policy = PAD, model_type: str = "llama"
 ) -> CheckpointPlan:
-    """The plan of one shard of these tensors."""
+    """Return the plan of one shard with these tensors."""
     headers = tuple(TensorHeader(name, dtype, shape, 0) for name, dtype, shape in tensors)
     config = {"model_type": model_type} | ({"quantization_config": quantization} if quantization else {})
     return plan_checkpoint([ShardHeader("model.safetensors", 0, 0, headers)], {"config.json": config}, policy)
@@ -100,7 +100,7 @@ def planned(
 )
 @pytest.mark.parametrize("absorb", [False, True])
 def test_contradictions_are_refused(tensors: Tensors, quantization: Json | None, message: str, absorb: bool) -> None:
-    """Engines fail on these, or answer wrongly, absorbed or not."""
+    """Engines fail on these, or give wrong outputs, absorbed or not."""
     with pytest.raises(PlanError, match=message):
         planned(tensors, quantization, Policy(absorb=absorb))
 
@@ -118,19 +118,19 @@ def test_contradictions_are_refused(tensors: Tensors, quantization: Json | None,
     ],
 )
 def test_what_only_looks_like_a_contradiction_is_planned(tensors: Tensors) -> None:
-    """Dynamic scales per token, tables in shards with one scale, packed weights, and what is not FP8."""
+    """Dynamic scales per token, tables in shards with one scale, packed weights, and tensors that are not FP8."""
     assert planned(tensors).bytes_before >= 0
 
 
 def test_the_bias_of_a_transposed_weight_is_as_long_as_its_columns() -> None:
-    """transformers' Conv1D keeps `[K, N]`."""
+    """transformers' Conv1D stores `[K, N]`."""
     weight, scale = ("h.0.c_attn.weight", "F8_E4M3", (100, 300)), ("h.0.c_attn.weight_scale", "F32", ())
     plan = planned([weight, scale, ("h.0.c_attn.bias", "BF16", (300,))], model_type="gpt2")
     assert plan.layers[0].reason == "a Conv1D, stored as [K, N]"
 
 
 def test_a_config_of_two_formats_is_no_contradiction() -> None:
-    """INT8 groups beside FP8 ones are right for other layers; a scale that fits neither is carried."""
+    """INT8 groups next to FP8 ones are for other layers; a scale that fits neither is carried unchanged."""
     channel = {"type": "float", "num_bits": 8, "strategy": "channel"}
     groups = {"g": {"weights": {"type": "int", "num_bits": 8}}, "h": {"weights": channel}}
     plan = planned(PER_CHANNEL, {"quant_method": "compressed-tensors", "config_groups": groups})
@@ -139,7 +139,7 @@ def test_a_config_of_two_formats_is_no_contradiction() -> None:
 
 
 def test_a_pattern_that_names_no_module_is_refused() -> None:
-    """A slip of the pen in --skip would pad what was to be left alone."""
+    """A typo in --skip would pad a module that should be left unchanged."""
     assert planned(PER_TENSOR, policy=Policy(skip=("a.*",))).changes_nothing
     with pytest.raises(PlanError, match=r"--skip b\.\*: .* match whole names, .*; try '\*b\.\*'$"):
         planned(PER_TENSOR, policy=Policy(skip=("a.*", "b.*")))

@@ -1,4 +1,4 @@
-"""Converting: what lies on disk afterwards, and that nothing half-done is ever visible."""
+"""Converting: what is on disk afterwards, and that nothing incomplete is ever visible."""
 
 import errno
 import hashlib
@@ -57,7 +57,7 @@ def converted(model: Path, out_dir: Path, options: WriteOptions = WriteOptions(j
 
 
 def test_shards_hold_the_padded_tensors(tmp_path: Path) -> None:
-    """Weights end in zeros, channel scales in ones, everything else is as it was."""
+    """Weights end in zeros, channel scales in ones, and everything else is unchanged."""
     model = llama(tmp_path / "model", n=21, k=24)
     report = converted(model, tmp_path / "out")
     before, after = model / "model.safetensors", tmp_path / "out" / "model.safetensors"
@@ -109,7 +109,7 @@ def test_grids_of_block_scales_end_in_ones(tmp_path: Path) -> None:
 
 
 def test_the_three_records_are_written(tmp_path: Path) -> None:
-    """Shard metadata, config.json and fp8pad.json, as they are specified."""
+    """Shard metadata, config.json and fp8pad.json are written as specified."""
     model = llama(tmp_path / "model", n=21, k=24)
     converted(model, tmp_path / "out")
     name = "model.layers.0.mlp.down_proj"
@@ -136,7 +136,7 @@ def test_the_three_records_are_written(tmp_path: Path) -> None:
 def test_a_text_that_could_not_be_read_again_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
-    """There is a limit for reading: it is found before anything is written, hashes of all files included."""
+    """Reading has a size limit, which is checked before anything is written, with the hashes of all files."""
     model = llama(tmp_path / "model", num_shards=2)
     converted(model, tmp_path / "out", WriteOptions(hash=True))
     files = files_of(tmp_path / "out")
@@ -153,7 +153,7 @@ def test_a_text_that_could_not_be_read_again_is_not_written(
 
 
 def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
-    """It holds what the model card was, whose brackets count as lists."""
+    """It contains the old model card, whose brackets count as lists."""
     model = llama(tmp_path / "model")
     (model / "README.md").write_text("[" * 150_000)
     source = read_unconverted(model)
@@ -177,7 +177,7 @@ def test_the_index_tells_the_true_size_and_keeps_the_rest(tmp_path: Path) -> Non
 
 
 def test_shards_without_padded_tensors_stay_as_they_are(tmp_path: Path) -> None:
-    """Their bytes are those of the source, header included."""
+    """Their bytes equal the source's, header included."""
     one, two = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
     model = write_checkpoint(
         tmp_path / "model", {one: {"model.norm.weight": ("BF16", (7,))}, two: linear("model.x_proj", 17, 16)}
@@ -189,7 +189,7 @@ def test_shards_without_padded_tensors_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_with_nothing_to_pad_the_checkpoint_is_equal(tmp_path: Path) -> None:
-    """No record marks it, since fp8pad did nothing to it."""
+    """No record is added, since fp8pad changed nothing."""
     model = llama(tmp_path / "model", num_shards=2, n=32, k=16)
     report = converted(model, tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(model)
@@ -198,7 +198,7 @@ def test_with_nothing_to_pad_the_checkpoint_is_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", case_names("good", "variants"))
 def test_checkpoints_of_other_tools_convert_and_verify(path: str, tmp_path: Path) -> None:
-    """Every layout that was found, links of a hub cache and odd names included; the source stays as it was."""
+    """Every known layout, including links of a hub cache and odd names; the source does not change."""
     model = copy_case(path, tmp_path)
     before = files_of(model)
     report = converted(model, tmp_path / "out", WriteOptions(jobs=2, verify="full"))
@@ -212,7 +212,7 @@ def test_checkpoints_of_other_tools_convert_and_verify(path: str, tmp_path: Path
 @pytest.mark.parametrize("jobs", [1, 3])
 @pytest.mark.parametrize("depth", ["none", "padded", "full"])
 def test_jobs_and_depth_of_checking_do_not_change_what_is_written(tmp_path: Path, jobs: int, depth: str) -> None:
-    """Only hashes are added where every byte was read."""
+    """Only hashes are added if every byte was read."""
     model = llama(tmp_path / "model", num_shards=5)
     converted(model, tmp_path / "expected")
     converted(model, tmp_path / "out", WriteOptions(jobs=jobs, verify=depth))  # type: ignore[arg-type]
@@ -225,7 +225,7 @@ def test_jobs_and_depth_of_checking_do_not_change_what_is_written(tmp_path: Path
 
 
 def test_nothing_is_looked_at_after_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could fail, although OUT_DIR is complete; somebody may even have moved it on."""
+    """A check could fail although OUT_DIR is complete; somebody may even have moved it."""
     original = Output.publish
 
     def publish(out: Output) -> Replaced | None:
@@ -257,7 +257,7 @@ FOLDER_MODES = {  # the same of folders
 
 @contextmanager
 def umask(mask: int) -> Iterator[None]:
-    """Have another umask in here."""
+    """Set another umask inside the context."""
     before = os.umask(mask)
     try:
         yield
@@ -272,7 +272,7 @@ def mode(path: Path) -> int:
 
 @pytest.mark.parametrize("mask", [0o027, 0])
 def test_nothing_becomes_readable_or_writable_for_more_people(tmp_path: Path, mask: int) -> None:
-    """Copies have what the source and the umask both allow, by any way back too; nobody else may write to them."""
+    """Copies get what both the source and the umask allow, also when restored; nobody else may write to them."""
     model, place = llama(tmp_path / "model", num_shards=2), 1 if mask else 2
     for name, (before, *_) in MODES.items():
         (model / name).write_text(name)
@@ -292,7 +292,7 @@ def test_nothing_becomes_readable_or_writable_for_more_people(tmp_path: Path, ma
 
 @pytest.mark.parametrize("link", ["auto", "copy", "hardlink"])
 def test_shards_and_texts_are_as_private_as_the_source(tmp_path: Path, link: Link) -> None:
-    """Each is as its own original; fp8pad.json and a card, which have none, are as config.json."""
+    """Each has the mode of its original; fp8pad.json and a new card have that of config.json."""
     shards = {"padded.safetensors": linear("a.proj", 21, 24), "whole.safetensors": linear("b.proj", 32, 16)}
     model = write_checkpoint(tmp_path / "model", shards)
     modes = {
@@ -316,7 +316,7 @@ def test_shards_and_texts_are_as_private_as_the_source(tmp_path: Path, link: Lin
 
 
 def test_a_record_is_as_private_as_every_text_that_it_holds(tmp_path: Path) -> None:
-    """A card lies in fp8pad.json whole, and comes back from there if it was removed."""
+    """fp8pad.json contains the whole card, and restores it if it was removed."""
     model = llama(tmp_path / "model")
     (model / "README.md").write_text("a secret")
     (model / "README.md").chmod(0o600)
@@ -334,7 +334,7 @@ def test_a_record_is_as_private_as_every_text_that_it_holds(tmp_path: Path) -> N
 def test_another_group_gets_no_right_of_the_old_one(
     tmp_path: Path, before: int, expected: int, is_inherited: bool
 ) -> None:
-    """Nor does the old group get a right of all others; where a folder hands its group on, it is the same one."""
+    """The old group gets no right of others either; if a folder passes its group on, the group is the same."""
     model, place = llama(tmp_path / "model", num_shards=2), tmp_path / "place"
     for folder in (model, place):
         folder.mkdir(exist_ok=True)
@@ -356,7 +356,7 @@ def test_another_group_gets_no_right_of_the_old_one(
 def test_a_folder_that_is_replaced_keeps_out_whom_it_kept_out(
     tmp_path: Path, old: int, new: int, expected: int
 ) -> None:
-    """Made for the purpose, or of an earlier conversion: neither it nor the source is opened to more people."""
+    """Whether it was empty or an earlier conversion, neither it nor the source is opened to more people."""
     model = llama(tmp_path / "model")
     model.chmod(new)
     for options in (WriteOptions(), WriteOptions(overwrite=True)):
@@ -368,7 +368,7 @@ def test_a_folder_that_is_replaced_keeps_out_whom_it_kept_out(
 
 
 def test_files_and_folders_with_the_longest_names_come_along(tmp_path: Path) -> None:
-    """255 bytes, in letters of one byte and of three."""
+    """Names of 255 bytes, in letters of one byte and of several, are copied."""
     model = llama(tmp_path / "model")
     for name in ("f" * 255, "é" * 127, "語" * 85):
         (model / name).write_text(name)
@@ -392,7 +392,7 @@ def test_hard_links_are_made_only_on_request_and_only_of_untouched_shards(tmp_pa
 
 
 def test_a_hard_link_to_another_file_than_was_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the source is as it was by the time of publishing."""
+    """Even if the source is the original again by the time of publishing."""
     model = llama(tmp_path / "model", n=32, k=16)
     shard, link = model / "model.safetensors", os.link
     (tmp_path / "other").write_bytes(bytes(shard.stat().st_size))
@@ -407,7 +407,7 @@ def test_a_hard_link_to_another_file_than_was_read_is_an_error(tmp_path: Path, m
 
 
 def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for it does not want a copy."""
+    """It does not fall back to a copy, which was not requested."""
     model = llama(tmp_path / "model", n=32, k=16)
     monkeypatch.setattr("fp8pad.checkpoint.writer.clone", lambda *_: False)
     with pytest.raises(OutputError, match="cannot be reflinked"):
@@ -416,7 +416,7 @@ def test_a_reflink_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: 
 
 
 def test_a_hard_link_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with a reflink; a fault of the disk is not taken for that."""
+    """As for a reflink; an I/O error is reported as such."""
     model = llama(tmp_path / "model", n=32, k=16)
     for code, message in (
         (errno.EPERM, "cannot be hard-linked to .*; use --link auto"),
@@ -433,7 +433,7 @@ def test_a_hard_link_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch
 
 
 def test_a_folder_in_use_is_refused_and_replaced_only_on_request(tmp_path: Path) -> None:
-    """An empty one is used; an earlier output is replaced with --overwrite, whole, and the report says so."""
+    """An empty one is used; an earlier output is replaced completely with --overwrite, and the report says so."""
     model = llama(tmp_path / "model")
     out_dir = tmp_path / "out"
     out_dir.mkdir()
@@ -452,7 +452,7 @@ def test_a_folder_in_use_is_refused_and_replaced_only_on_request(tmp_path: Path)
 
 @pytest.mark.parametrize("changed", ["", "tokenizer.json", "model.safetensors", "config.json", "fp8pad.json"])
 def test_what_is_complete_already_is_compared_and_kept(tmp_path: Path, changed: str) -> None:
-    """The same command once more: every byte is compared, nothing is written; a byte that differs is refused."""
+    """When the same command runs again, every byte is compared and nothing written; a difference is refused."""
     model = llama(tmp_path / "model")
     first = converted(model, tmp_path / "out")
     inode = (tmp_path / "out").stat().st_ino
@@ -475,7 +475,7 @@ def test_what_is_complete_already_is_compared_and_kept(tmp_path: Path, changed: 
 def test_what_was_made_in_the_place_of_an_output_is_not_replaced_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even after a run that ended in its last calls, and where the folder has the inode that the output had."""
+    """Not even after a run that failed in its last calls, and if the folder has the inode of the output."""
     model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
 
     def lost(_: Staging) -> None:
@@ -499,7 +499,7 @@ def test_what_was_made_in_the_place_of_an_output_is_not_replaced_unasked(
 def test_an_output_without_hashes_is_not_complete_where_they_are_asked_for(
     tmp_path: Path, options: WriteOptions
 ) -> None:
-    """Whether by --hash or by --verify full: it is replaced on request alone, and has them then."""
+    """With --hash or --verify full, it is replaced only with --overwrite, and then has them."""
     model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
     converted(model, out_dir)
     with pytest.raises(OutputError, match="is not empty; use --overwrite"):
@@ -517,7 +517,7 @@ def test_an_output_without_hashes_is_not_complete_where_they_are_asked_for(
 def test_an_output_with_false_hashes_is_not_complete(
     tmp_path: Path, file: str, key: str, options: WriteOptions
 ) -> None:
-    """Those that are recorded are worked out again, whether they are asked for this time or not."""
+    """Recorded hashes are computed again, whether they are requested this time or not."""
     model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
     converted(model, out_dir, WriteOptions(hash=True))
     record = json.loads((out_dir / "fp8pad.json").read_text())
@@ -530,7 +530,7 @@ def test_an_output_with_false_hashes_is_not_complete(
 
 
 def test_a_failing_replacement_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old folder goes when the new one is complete, not before."""
+    """The old folder is removed only when the new one is complete."""
     model = llama(tmp_path / "model")
     converted(model, tmp_path / "out")
     before = files_of(tmp_path)
@@ -543,7 +543,7 @@ def test_a_failing_replacement_keeps_what_was_there(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("overwrite", [True, False])
 @pytest.mark.parametrize("where", ["model", "model/out", ".", "link", "link/out", "file"])
 def test_destinations_that_would_harm_the_source_are_refused(tmp_path: Path, where: str, overwrite: bool) -> None:
-    """The model itself, inside it, around it, through a link, and a file."""
+    """The model itself, a folder inside or around it, a link to it, and a file."""
     model = llama(tmp_path / "around" / "model")
     (tmp_path / "around" / "link").symlink_to(model)
     (tmp_path / "around" / "file").write_text("mine")
@@ -554,7 +554,7 @@ def test_destinations_that_would_harm_the_source_are_refused(tmp_path: Path, whe
 
 
 def test_a_destination_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
-    """A loop of links, and a folder inside a file."""
+    """A loop of links and a folder inside a file are refused."""
     model = llama(tmp_path / "model")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("mine")
@@ -565,7 +565,7 @@ def test_a_destination_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_destination_that_holds_linked_blobs_is_refused(tmp_path: Path) -> None:
-    """Replacing it would remove what the model's links lead to."""
+    """Replacing it would remove the targets of the model's links."""
     blobs = llama(tmp_path / "blobs")
     (tmp_path / "model").mkdir()
     for path in blobs.iterdir():
@@ -575,7 +575,7 @@ def test_a_destination_that_holds_linked_blobs_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It cannot be renamed onto, which would show only at the end."""
+    """Nothing can be renamed onto it, which would only fail at the end."""
     model = llama(tmp_path / "model")
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "out")
@@ -586,7 +586,7 @@ def test_a_mount_point_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_too_little_space_is_noticed_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an earlier run left counts as free: it is used or removed."""
+    """Files of an earlier run count as free space: they are reused or removed."""
     model = llama(tmp_path / "model")
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
@@ -602,7 +602,7 @@ def test_too_little_space_is_noticed_before_anything_is_written(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
-    """Before anything is read from the shards."""
+    """It is refused before the shards are read."""
     model = llama(tmp_path / "model")
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="cannot be written to"):
@@ -610,7 +610,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
-    """What was read may be half of one checkpoint and half of another."""
+    """The data may come half from each version."""
     model = llama(tmp_path / "model")
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
@@ -621,7 +621,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
 
 
 def failing_with(code: int, after: int = 0) -> Callable[..., int]:
-    """Return a stand-in for a system call that fails, once it has been called `after` times."""
+    """Return a stand-in for a system call that fails after `after` calls."""
     original, calls = os.pwrite, []
 
     def fail(*arguments: object) -> int:
@@ -647,7 +647,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
 
 def test_a_full_disk_that_is_not_ours_costs_no_finished_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where stderr leads to one. The second shard is written meanwhile: it may be finished too."""
+    """For example the disk behind stderr. The second shard is written at the same time and may be finished too."""
     model = llama(tmp_path / "model", num_shards=2)
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "finish_file", failing_with(errno.ENOSPC))
@@ -662,7 +662,7 @@ def test_a_full_disk_that_is_not_ours_costs_no_finished_shard(tmp_path: Path, mo
 def test_any_other_error_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: WriteOptions
 ) -> None:
-    """It says how much that is, where it lies, and how to go on."""
+    """The error says how much is finished, where it is, and how to resume."""
     model = llama(tmp_path / "model", num_shards=3)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", failing_with(errno.EIO, after=4))
@@ -677,7 +677,7 @@ def test_any_other_error_keeps_what_is_finished(
 
 
 def test_folders_made_on_the_way_go_again_when_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the run had never been."""
+    """Parent folders that the run created are removed if nothing is kept."""
     model = llama(tmp_path / "model")
     monkeypatch.setattr(os, "pwrite", failing_with(errno.EIO))
     with pytest.raises(OutputError, match="Input/output error") as raised:
@@ -687,7 +687,7 @@ def test_folders_made_on_the_way_go_again_when_nothing_is_kept(tmp_path: Path, m
 
 
 def killed_at(number: int, model: Path, out_dir: Path, options: WriteOptions) -> None:
-    """Convert a checkpoint and die at the call of that number."""
+    """Convert a checkpoint and die at the call with this number."""
     kill_at(number)
     converted(model, out_dir, options)
 
@@ -707,7 +707,7 @@ def in_child(action: Callable[[], None]) -> int:
 
 
 def test_a_limit_on_file_sizes_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
-    """The kernel itself refuses the write here."""
+    """Here the kernel refuses the write."""
     model = llama(tmp_path / "model", num_shards=2)
 
     def limited() -> None:
@@ -722,7 +722,7 @@ SYSTEM_CALLS = ("pwrite", "copy_file_range", "fsync", "rename", "mkdir", "preadv
 
 
 def kill_at(number: int) -> None:
-    """Make the process die before its system call of that number, of those that matter here."""
+    """Make the process die before the system call with this number, among those counted here."""
     calls = []
 
     def counted(original: Callable[..., object]) -> Callable[..., object]:
@@ -742,7 +742,7 @@ def kill_at(number: int) -> None:
 def test_a_run_that_is_killed_anywhere_leaves_nothing_to_load(tmp_path: Path, resume: bool, exists: bool) -> None:
     """Killed before any of its system calls, the destination is the old one or complete, and the next run succeeds.
 
-    At every fifth of the calls that matter here; `make faults` kills it at all of them.
+    This tests every fifth of the counted calls; `make faults` tests all of them.
     """
     model = llama(tmp_path / "model", num_shards=2)
     converted(model, tmp_path / "expected")
@@ -770,7 +770,7 @@ def test_a_run_that_is_killed_anywhere_leaves_nothing_to_load(tmp_path: Path, re
 
 
 def test_finished_shards_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After an interruption, what was complete is not written again, but checked."""
+    """After an interruption, finished shards are checked and not written again."""
     model = llama(tmp_path / "model", num_shards=2)
     interrupt_second_shard(tmp_path, monkeypatch, model)
     report = converted(model, tmp_path / "out")
@@ -787,7 +787,7 @@ ALTERATIONS: dict[str, Callable[[Path, Path], object]] = {
 
 
 def flipped(content: bytes, position: int) -> bytes:
-    """Return bytes of which one has another value."""
+    """Return the bytes with one of them changed."""
     changed = bytearray(content)
     changed[position] ^= 1
     return bytes(changed)
@@ -798,7 +798,7 @@ def flipped(content: bytes, position: int) -> bytes:
 def test_a_finished_shard_that_was_altered_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alteration: str, depth: VerifyDepth
 ) -> None:
-    """Whatever was done to it between two runs, it is not published."""
+    """A shard that was changed between two runs is not published."""
     model = llama(tmp_path / "model", num_shards=2)
     converted(model, tmp_path / "expected", WriteOptions(verify=depth))
     interrupt_second_shard(tmp_path, monkeypatch, model)
@@ -811,7 +811,7 @@ def test_a_finished_shard_that_was_altered_is_written_anew(
 
 
 def test_a_link_in_the_place_of_a_finished_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever it leads, nothing is published through it."""
+    """Nothing is published through a link, whatever its target."""
     model = llama(tmp_path / "model", num_shards=2)
     interrupt_second_shard(tmp_path, monkeypatch, model)
     (finished,) = (tmp_path / ".out.fp8pad" / "staged").iterdir()
@@ -825,7 +825,7 @@ def test_a_link_in_the_place_of_a_finished_shard_is_refused(tmp_path: Path, monk
 
 @pytest.mark.parametrize("change", ["source", "plan", "no-resume", "damage"])
 def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """A source that was touched, another plan, another wish, or a file of another size: all is written anew."""
+    """After a touched source, another plan, other options or another file size, all shards are written again."""
     model = llama(tmp_path / "model", num_shards=2)
     interrupt_second_shard(tmp_path, monkeypatch, model)
     (finished,) = (tmp_path / ".out.fp8pad" / "staged").iterdir()
@@ -844,7 +844,7 @@ def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pyt
 
 
 def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    """Convert a checkpoint of two shards and interrupt it when the second is being written."""
+    """Convert a checkpoint of two shards and interrupt it while the second is being written."""
     original = writer.write_shard  # type: ignore[attr-defined]
 
     def interrupt(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:
@@ -860,7 +860,7 @@ def interrupt_second_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
 
 
 def test_full_checking_hashes_every_file(tmp_path: Path) -> None:
-    """The hashes are those that any other tool computes."""
+    """The hashes equal those that any other tool computes."""
     model = llama(tmp_path / "model", num_shards=2)
     converted(model, tmp_path / "out", WriteOptions(verify="full"))
     record = parse_record((tmp_path / "out" / "fp8pad.json").read_text())

@@ -1,4 +1,4 @@
-"""What the pages for people promise: links lead somewhere, tables and what programs print are those of today."""
+"""What the documentation promises: links work, and tables and printed output are up to date."""
 
 import os
 import re
@@ -20,7 +20,7 @@ LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, those that GitHub and mkdocs form alike: mkdocs joins hyphens."""
+    """Return the anchors of a page's headings on which GitHub and mkdocs agree: mkdocs joins hyphens."""
     headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     formed = {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
     return {f"#{anchor}" for anchor in formed if "--" not in anchor}
@@ -39,7 +39,7 @@ def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
 
 
 def test_the_package_page_has_no_relative_links() -> None:
-    """With the repository's address every link is absolute and leads to a file; without it, none stays."""
+    """With the repository's address every link is absolute and leads to a file; without it, all are removed."""
     pytest.importorskip("hatchling", reason="what builds the package is not installed")
     page = runpy.run_path(str(ROOT / "hatch_build.py"))["page"]
     readme = (ROOT / "README.md").read_text("utf-8")
@@ -71,7 +71,7 @@ def test_what_is_patched_in_vllm_is_part_of_the_contract() -> None:
 
 
 def test_what_the_readme_shows_of_a_plan_is_what_is_printed(tmp_path: Path) -> None:
-    """The block under `$ fp8pad plan Qwen2.5-72B-FP8 -tp 8`, but for what it leaves out, by the model's real sizes."""
+    """The block under `$ fp8pad plan Qwen2.5-72B-FP8 -tp 8`, except for omissions, with the model's real sizes."""
     readme = (ROOT / "README.md").read_text("utf-8")
     block = re.search(r"^```\n\$ fp8pad plan (Qwen2.5-72B-FP8) -tp 8\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert block is not None
@@ -84,7 +84,7 @@ def test_what_the_readme_shows_of_a_plan_is_what_is_printed(tmp_path: Path) -> N
 
 
 def test_the_messages_of_fp8pad_in_troubleshooting_are_its_own() -> None:
-    """Each row of its table quotes what stands in the code, but for names that are filled in."""
+    """Each row of the table quotes a message in the code, except for names that are filled in."""
     text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8").partition("## fp8pad itself\n")[2]
     quoted = re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
     assert len(quoted) > 10
@@ -96,19 +96,19 @@ def test_the_messages_of_fp8pad_in_troubleshooting_are_its_own() -> None:
 
 
 def test_the_picture_of_the_report_shows_what_the_report_has_today() -> None:
-    """The same sections and columns; `make pictures` takes it again."""
+    """It has the same sections and columns; `make pictures` updates it."""
     pictures = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
     assert f"{pictures['headings'](pictures['page']())}".encode() in (ROOT / "docs" / "plan.png").read_bytes()
 
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
-    """`make docs` would refuse a page that is not; here it is seen without mkdocs."""
+    """`make docs` would refuse a page that is missing; this finds it without mkdocs."""
     nav = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
     assert {page.name for page in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"[\w-]+\.md", nav))
 
 
 def test_the_table_of_architectures_names_model_types_that_have_a_family() -> None:
-    """Every model type in it has a file; examples/coverage.py writes it again after files were added."""
+    """Every model type in it has a file; examples/coverage.py updates it after files were added."""
     table = (ROOT / "docs" / "coverage.md").read_text("utf-8")
     rows = re.findall(r"^\| (\w+) \| .* \| (described|cannot be absorbed) \| (.*) \| .* \|$", table, re.MULTILINE)
     assert len(rows) > 200
@@ -117,7 +117,7 @@ def test_the_table_of_architectures_names_model_types_that_have_a_family() -> No
 
 
 def test_drawings_have_a_width() -> None:
-    """A figure of the site is as wide as what is in it: without a width of its own a drawing is not seen at all."""
+    """A figure of the site is as wide as its content: a drawing without a width is invisible."""
     drawings = [tag for page in PAGES for tag in re.findall(r"<svg[^>]*>", page.read_text("utf-8"))]
     assert len(drawings) >= 2
     assert all(re.search(r' width="\d+"', tag) for tag in drawings)
@@ -125,7 +125,7 @@ def test_drawings_have_a_width() -> None:
 
 @pytest.mark.parametrize("script", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/**/*.py")))
 def test_help_of_an_example_is_help_or_one_line(script: str) -> None:
-    """Whatever is not installed: a line names it, and what the script needs."""
+    """If a package is missing, one line names it and what the script needs."""
     command, env = [sys.executable, script, "--help"], os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=env, check=False

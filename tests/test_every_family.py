@@ -1,4 +1,4 @@
-"""Every described family in one or two of the layouts that tools write: what is said of it, and what is done to it."""
+"""Every described family in one or two of the layouts that tools write: its plan, and its conversion."""
 
 import json
 from pathlib import Path
@@ -26,12 +26,12 @@ VLLM = find_engine()
 
 
 def made(model_type: str, number: int) -> TinyModel:
-    """A model of a family, in the layout of this number."""
+    """Return a model of a family, in the layout with this number."""
     return tiny_model(model_type, list(LAYOUTS.values())[number % len(LAYOUTS)], ("nk", "kn")[number // 2 % 2])
 
 
 def header_of(model: TinyModel) -> ShardHeader:
-    """The header of one file with all tensors."""
+    """Return the header of one file with all tensors."""
     tensors: list[TensorHeader] = []
     for name, (dtype, shape) in model.tensors.items():
         begin = tensors[-1].end if tensors else 0
@@ -41,10 +41,10 @@ def header_of(model: TinyModel) -> ShardHeader:
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_table_of_sizes_says_what_plans_for_them_do(model_type: str) -> None:
-    """What vLLM does with each form, from a plan for one rank, is what plans for other ranks come to."""
+    """A plan for one rank predicts, for other ranks, the same verdicts as plans for those ranks."""
     number = MODEL_TYPES.index(model_type)
     ranks, model = (2, 8, 4, 16, 1)[number % 5], made(model_type, number + 4)
-    if any(mlp.interleaved for _, mlp in model.mlps):  # whose N is twice the size, in one matrix: only blocks tell
+    if any(mlp.interleaved for _, mlp in model.mlps):  # N is twice the size, in one matrix, which only blocks reveal
         model = tiny_model(model_type, LAYOUTS["fp8, block"])
     header = header_of(model)
 
@@ -67,7 +67,7 @@ def test_the_table_of_sizes_says_what_plans_for_them_do(model_type: str) -> None
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES[::3])
 def test_a_family_is_absorbed_padded_verified_and_restored(model_type: str, tmp_path: Path) -> None:
-    """One layout of every third family, whole; what is absorbed has nothing left to absorb."""
+    """One layout of every third family, from start to end; after absorbing, nothing is left to absorb."""
     number = MODEL_TYPES.index(model_type) // 3
     tiny = made(model_type, number)
     model = write_checkpoint(tmp_path / "model", {FILE: tiny.tensors}, tiny.configs["config.json"])

@@ -1,4 +1,4 @@
-"""The family files: what they cover, how they are read, and which malformed ones are refused with which line."""
+"""The family files: what they cover, how they are read, and which malformed ones are refused with which message."""
 
 import re
 from importlib.resources import files
@@ -35,7 +35,7 @@ def test_the_family_is_known(model_type: str) -> None:
 
 
 def test_every_file_names_what_it_was_read_from() -> None:
-    """A family file starts with a comment that points into transformers or vLLM."""
+    """A family file begins with a comment that names its source in transformers or vLLM."""
     for entry in files("fp8pad.planning.families").iterdir():
         if entry.name.endswith(".toml"):
             comment = re.match(r"(#.*\n)+", entry.read_text("utf-8"))
@@ -63,7 +63,7 @@ def test_sections_have_their_own_config_and_prefixes() -> None:
 
 
 def test_older_configs_keep_the_text_sizes_at_the_top() -> None:
-    """Without text_config the whole config is the text part's, and there is no mirror."""
+    """Without text_config the whole config belongs to the text part, and there is no mirror."""
     config = {"model_type": "qwen2_5_vl", "intermediate_size": 18944}
     _, text = sections_of(config)
     assert (text.path, text.config, text.mirrors) == ("", config, ())
@@ -84,7 +84,7 @@ def test_sections_nest() -> None:
 
 
 def test_a_part_may_be_of_any_family() -> None:
-    """LLaVA's parts are of the families that their own configs name; one that no file knows has none."""
+    """LLaVA's parts are of the families that their own configs name; an unknown one has none."""
     config = {"model_type": "llava", "text_config": {"model_type": "qwen2"}, "vision_config": {"model_type": "blob"}}
     _, text, vision = sections_of(config)
     assert text.family is families()["qwen2"]
@@ -136,14 +136,14 @@ def test_a_malformed_file_is_refused_with_its_place(change: tuple[str, str], mes
 
 
 def test_the_whole_config_cannot_be_a_part_with_parts() -> None:
-    """A section that leads back to the whole model would never end."""
+    """A section that refers to the whole model again would recurse forever."""
     known = index_families({"a.toml": 'model_types = ["a"]\n[[section]]\nkeys = [""]\nprefixes = [""]\nlike = "a"'})
     with pytest.raises(PlanError, match=r"^a: the whole config cannot be a part that has parts itself$"):
         sections_of({"model_type": "a"}, known)
 
 
 def test_a_file_without_any_description_is_refused() -> None:
-    """A model type alone says nothing."""
+    """A model type alone describes nothing."""
     with pytest.raises(PlanError, match="at least one"):
         index_families({"toy.toml": 'model_types = ["toy"]'})
 

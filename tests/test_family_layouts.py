@@ -1,6 +1,6 @@
-"""Families that transformers does not have, or has under other names: tensors as vLLM's loaders ask for them.
+"""Families that transformers does not have, or has under other names: tensors as vLLM's loaders expect them.
 
-Each layout is written from the loader that is named beside it (vLLM 0.33), independently of the family files. Sizes are
+Each layout is taken from the loader that its comment names (vLLM 0.33), independently of the family files. Sizes are
 different primes, one for each config key; every tensor that has a key's size must be governed by that key.
 """
 
@@ -23,7 +23,7 @@ H, DENSE, EXPERT, SHARED, TOWER = 32, 67, 71, 79, 83
 
 
 def mlp(prefix: str, size: int, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> Shapes:
-    """A gated MLP."""
+    """Return a gated MLP."""
     return {
         f"{prefix}.{gate}.weight": (size, H),
         f"{prefix}.{up}.weight": (size, H),
@@ -32,7 +32,7 @@ def mlp(prefix: str, size: int, gate: str = "gate_proj", up: str = "up_proj", do
 
 
 def plain(prefix: str, size: int, up: str = "fc1", down: str = "fc2") -> Shapes:
-    """An MLP without a gate, with biases."""
+    """Return an MLP without a gate, with biases."""
     return {
         f"{prefix}.{up}.weight": (size, H),
         f"{prefix}.{up}.bias": (size,),
@@ -42,18 +42,18 @@ def plain(prefix: str, size: int, up: str = "fc1", down: str = "fc2") -> Shapes:
 
 
 def fused(prefix: str, size: int, gate_up: str, down: str) -> Shapes:
-    """Gate and up in one tensor."""
+    """Return an MLP with gate and up in one tensor."""
     return {f"{prefix}.{gate_up}.weight": (2 * size, H), f"{prefix}.{down}.weight": (H, size)}
 
 
 def moe(prefix: str, shared: str | None = "shared_experts", size: int = EXPERT, times: int = 1) -> Shapes:
-    """Two routed experts, a router, and a shared expert of `times` the size."""
+    """Return two routed experts, a router, and a shared expert of `times` the size."""
     tensors = mlp(f"{prefix}.experts.0", size) | mlp(f"{prefix}.experts.1", size) | {f"{prefix}.gate.weight": (2, H)}
     return tensors | (mlp(f"{prefix}.{shared}", size * times) if shared else {})
 
 
 def stack(prefix: str, size: int) -> Shapes:
-    """Step's experts: three 3-D weights."""
+    """Return Step's experts: three 3-D weights."""
     return {
         f"{prefix}.gate_proj.weight": (4, size, H),
         f"{prefix}.up_proj.weight": (4, size, H),
@@ -65,7 +65,7 @@ def stack(prefix: str, size: int) -> Shapes:
 L = "model.layers.0.mlp"
 MOE = {"intermediate_size": DENSE, "moe_intermediate_size": EXPERT}
 
-# Model type (or a whole config), its sizes, its tensors; the loader in vllm/model_executor/models unless it says more.
+# Model type (or a whole config), its sizes, its tensors; loaders are in vllm/model_executor/models unless given a path.
 LAYOUTS: list[tuple[str, Mapping[str, Any], Shapes]] = [
     # bailing_moe.py `BailingMoE.load_weights`, `moe_shared_expert_intermediate_size` absent and present
     ("bailing_moe", MOE | {"num_shared_experts": 2}, mlp("model.layers.1.mlp", DENSE) | moe(L, times=2)),
@@ -88,11 +88,11 @@ LAYOUTS: list[tuple[str, Mapping[str, Any], Shapes]] = [
     ),
     ("plamo3", {"intermediate_size": DENSE}, fused("model.layers.layers.0.mlp", DENSE, "gate_up_proj", "down_proj")),
     ("gptj", {"n_inner": DENSE}, plain("transformer.h.0.mlp", DENSE, "fc_in", "fc_out")),
-    # Llama's MLP by another name of the model: minicpm.py, orion.py, solar.py, step1.py, iquest_loopcoder.py, llama.py
+    # Llama's MLP under other model types: minicpm.py, orion.py, solar.py, step1.py, iquest_loopcoder.py, llama.py
     *((name, {"intermediate_size": DENSE}, mlp(L, DENSE)) for name in (
         "minicpm", "orion", "solar", "step1", "iquestloopcoder", "internlm3", "teleflm", "PanguEmbedded", "domyn_edge",
     )),
-    # mimo_mtp.py: layers for multi-token prediction beside the others
+    # mimo_mtp.py: layers for multi-token prediction next to the others
     ("mimo", {"intermediate_size": DENSE}, mlp(L, DENSE) | mlp("model.mtp_layers.0.mlp", DENSE)),
     ("mimo_v2", MOE, mlp("model.layers.1.mlp", DENSE) | moe(L, None) | mlp("model.mtp.layers.0.mlp", DENSE)),
     # step3p5.py `load_weights`: stacks, or one by one; step3p5_mtp.py: `.transformer.`
@@ -118,7 +118,7 @@ LAYOUTS: list[tuple[str, Mapping[str, Any], Shapes]] = [
         | mlp("mtp.0.ffn.experts.0", EXPERT, "w1", "w3", "w2")
         | mlp("mtp.0.ffn.shared_experts", EXPERT, "w1", "w3", "w2"),
     ),
-    # hy_v3.py: configs say the size of an expert twice
+    # hy_v3.py: configs have the size of an expert twice
     (
         "hy_v3",
         MOE | {"expert_hidden_dim": EXPERT, "num_shared_experts": 1},

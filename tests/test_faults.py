@@ -20,13 +20,13 @@ pytestmark = pytest.mark.skipif(not is_supported(), reason="needs seccomp's user
 
 @pytest.fixture(autouse=True)
 def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sync here, unlike in other tests; and restore the home folder, for which the harness sets a temporary one."""
+    """Keep syncing here, unlike in other tests, and restore HOME, for which the harness sets a temporary folder."""
     monkeypatch.setenv("HOME", os.environ.get("HOME", "/"))
 
 
 @pytest.fixture
 def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in memory, which is the home folder too: syncing costs nothing there."""
+    """Make a folder in memory, which is HOME too: syncing costs nothing there."""
     with tempfile.TemporaryDirectory(prefix="fp8pad-faults-", dir=fast_folder()) as folder:
         monkeypatch.setenv("HOME", folder)
         yield Path(folder).resolve()
@@ -36,7 +36,7 @@ def base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_faults_lose_nothing(base: Path, name: str) -> None:
     """OUT_DIR is absent, old or complete, one line says what failed, and the same command then succeeds.
 
-    Each fault comes at one operation, two thirds of the way through those that it can hit: while shards are written.
+    Each fault is injected at one operation, two thirds through those that it can hit: while shards are written.
     """
     scenario = next(scenario for scenario in scenarios(base) if scenario.name == name)
     calls = count(scenario, base)
@@ -48,7 +48,7 @@ def test_faults_lose_nothing(base: Path, name: str) -> None:
 
 
 def test_races_lose_nothing() -> None:
-    """Nobody's file is lost, whoever comes first."""
+    """No file of another process is lost, in any order of events."""
     endings, wrong = replay(every=499, first=250)
     assert wrong == []
     assert len(endings) >= len(EVENTS) // 2
@@ -56,7 +56,7 @@ def test_races_lose_nothing() -> None:
 
 @pytest.mark.parametrize("fault", [28, "short", "SIGKILL"])
 def test_the_supervisor_decides_about_system_calls(tmp_path: Path, fault: int | str) -> None:
-    """An error, half of a write, or death in place of the call: the harness does what it says."""
+    """The harness injects an error, a partial write, or the process's death instead of the call."""
 
     def write() -> int:
         descriptor = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)

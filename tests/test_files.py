@@ -1,4 +1,4 @@
-"""Open files: what is read once is held to it."""
+"""Open files: a file that was read once must not change."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ def append(path: Path) -> None:
 
 
 def replace(path: Path) -> None:
-    """Put another file of the same bytes and times in its place."""
+    """Replace a file with another one of the same bytes and times."""
     status, content = path.stat(), path.read_bytes()
     other = path.with_name("other")
     other.write_bytes(content)
@@ -35,7 +35,7 @@ def replace(path: Path) -> None:
 
 
 def overwrite(path: Path) -> None:
-    """Write other bytes of the same number."""
+    """Write different bytes of the same length."""
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
@@ -48,7 +48,7 @@ CHANGES = [append, replace, overwrite]
 def test_a_file_that_changed_between_two_readings_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, change: Callable[[Path], None]
 ) -> None:
-    """Whatever is read is stamped in that moment, and compared when it is opened again and at the end."""
+    """The identity of a file is taken when it is read, and compared when it is opened again and at the end."""
     model = llama(tmp_path / "model")
     for path in model.iterdir():
         os.utime(path, ns=(10**18, 10**18))
@@ -62,7 +62,7 @@ def test_a_file_that_changed_between_two_readings_is_noticed(
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_file_is_stamped_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
-    """A change right after the bytes were taken is a change of what was read."""
+    """A change right after the bytes were read is noticed too."""
     model = llama(tmp_path / "model")
     os.utime(model / file, ns=(10**18, 10**18))
     before, read = (model / file).stat(), os.preadv
@@ -80,13 +80,13 @@ def test_a_file_is_stamped_before_it_is_read(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
 def test_what_is_no_file_is_refused_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Opening a pipe for reading would wait for a writer, and some devices do something when they are opened."""
+    """Opening a pipe for reading would block, and opening some devices has side effects."""
     path = tmp_path / "config.json"
     match kind:
         case "pipe":
             os.mkfifo(path)
         case "socket":
-            monkeypatch.chdir(tmp_path)  # the path of a socket is short
+            monkeypatch.chdir(tmp_path)  # the path of a socket must be short
             with socket.socket(socket.AF_UNIX) as bound:
                 bound.bind(path.name)
         case "folder":
@@ -99,7 +99,7 @@ def test_what_is_no_file_is_refused_and_not_opened(tmp_path: Path, monkeypatch: 
 
 
 def test_what_became_a_device_before_it_was_open_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody may replace the file between the look at it and its opening."""
+    """The file may be replaced between the check and the opening."""
     path, open_path = tmp_path / "config.json", os.open
     path.write_text("{}")
 

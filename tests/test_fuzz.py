@@ -1,4 +1,4 @@
-"""A sample of `make fuzz` with hypothesis, and every input that it has found something with."""
+"""A sample of `make fuzz` with hypothesis, and every input that ever found a bug."""
 
 import os
 import sys
@@ -20,10 +20,10 @@ UNIQUE = dict(TARGETS)
 
 
 class Bytes:
-    """What atheris' FuzzedDataProvider does, as far as the targets use it, from any bytes."""
+    """The part of atheris' FuzzedDataProvider that the targets use, for any bytes."""
 
     def __init__(self, data: bytes) -> None:
-        """Take choices from the beginning of `data`; where it ends, they are the lowest."""
+        """Take choices from the start of `data`; after its end, they are the lowest."""
         self.data = data
 
     def ConsumeBytes(self, count: int) -> bytes:  # noqa: N802
@@ -59,7 +59,7 @@ def test_hostile_checkpoints_end_as_they_should(name: str, tmp_path: Path) -> No
 
 
 def test_the_memory_of_an_attempt_is_its_own(tmp_path: Path) -> None:
-    """Not that of the process that started it, which may be large."""
+    """It is not that of the parent process, which may be large."""
     held = b"held" * (1 << 25)
     assert judge("terminal escapes in the folder's name", tmp_path).mebibytes < len(held) >> 20
 
@@ -67,7 +67,7 @@ def test_the_memory_of_an_attempt_is_its_own(tmp_path: Path) -> None:
 def test_what_an_earlier_attempt_told_is_not_taken_for_one_that_a_signal_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a process tells nothing, and the kernel's number is taken."""
+    """A process that a signal ends reports nothing, so the kernel's number is used."""
     monkeypatch.setattr("malformed.PROGRAM", "import os; os.kill(os.getpid(), 9)")
     (tmp_path / "status").write_text(f"VmHWM:\t{1 << 40} kB\n")
     ending = run((), tmp_path)
@@ -79,6 +79,6 @@ def test_what_an_earlier_attempt_told_is_not_taken_for_one_that_a_signal_ended(
 @settings(deadline=None, max_examples=15)
 @given(data=st.binary(max_size=300))
 def test_any_input_ends_in_a_result_or_in_one_of_our_errors(name: str, data: bytes) -> None:
-    """What else is asked of each target stands there."""
+    """Each target checks more than that; see there."""
     target: Callable[[Choices], str] = UNIQUE[name]
     assert target(Bytes(data))

@@ -1,4 +1,4 @@
-"""The oracle of products: FP8 as numbers, sums that are exact, layers of every scheme compared, and what it catches."""
+"""The oracle of matrix products: FP8 as numbers, exact sums, layers of every scheme compared, and what it catches."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from fp8pad.verification import verify
 
 
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
-    """Convert a checkpoint and return where it is."""
+    """Convert a checkpoint and return the output folder."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     convert(source, plan, out_dir, WriteOptions(), Progress())
@@ -46,14 +46,14 @@ def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     ],
 )
 def test_fp8_bytes_have_the_values_of_their_formats(dtype: str, literal: Mapping[int, float]) -> None:
-    """The smallest, the largest, one, and what is no number, as the specifications tabulate them."""
+    """Smallest, largest, one, and NaN or infinity, as the specifications list them."""
     values = fp8_values(dtype)
     np.testing.assert_array_equal([values[byte] for byte in literal], list(literal.values()))
 
 
 @pytest.mark.torch
 def test_fp8_values_are_those_of_torch() -> None:
-    """All 256 bytes of each format, and of E8M0 scales."""
+    """All 256 bytes of each format, and of E8M0 scales, equal torch's values."""
     import torch
 
     data = np.arange(256, dtype=np.uint8)
@@ -66,7 +66,7 @@ def test_fp8_values_are_those_of_torch() -> None:
 
 
 def test_activations_survive_their_encoding() -> None:
-    """E4M3 holds every activation exactly; what it does not hold is refused."""
+    """E4M3 represents every activation exactly; other values are refused."""
     activations = seeded_activations(16, 100, seed=0)
     assert set(np.unique(activations)) == set(range(-MAX_ACTIVATION, MAX_ACTIVATION + 1))
     np.testing.assert_array_equal(fp8_values("F8_E4M3")[fp8_bytes("F8_E4M3", activations)], activations)
@@ -85,7 +85,7 @@ def test_the_bound_of_exact_sums_is_right(dtype: str) -> None:
 @given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(FP8_WEIGHT_DTYPES)), st.integers(1, 300))
 @settings(deadline=None)
 def test_sums_are_the_true_ones(seed: int, dtype: str, num_k: int) -> None:
-    """The product equals the sum of fractions in whole numbers, whatever order the BLAS chooses."""
+    """The product equals the sum of fractions in integers, in any order that the BLAS chooses."""
     choose = np.random.default_rng(seed)
     weight = choose.integers(0, 256, (3, num_k), np.uint8)
     weight[~np.isfinite(fp8_values(dtype)[weight])] = 0
@@ -98,7 +98,7 @@ def test_sums_are_the_true_ones(seed: int, dtype: str, num_k: int) -> None:
 
 
 def test_scales_of_every_dtype_are_decoded() -> None:
-    """1.0 and 0.5 in the bytes of each; another dtype is refused."""
+    """1.0 and 0.5 in the bytes of each dtype; another dtype is refused."""
     for dtype, data in {
         "F32": b"\0\0\x80?\0\0\0?",
         "BF16": b"\x80?\0?",
@@ -111,7 +111,7 @@ def test_scales_of_every_dtype_are_decoded() -> None:
 
 
 def test_positions_follow_the_segments() -> None:
-    """Each of several matrices is padded at its own tail; the other axis at its only one."""
+    """Each of several matrices is padded at its own tail, the other axis only at its end."""
     fused = PaddedTensor((6, 5), (8, 16), 0, AxisActions("absorb", "pad"), Segments((3, 3), (4, 4)))
     assert positions(fused, 1).tolist() == [0, 1, 2, 4, 5, 6]
     assert positions(fused, 2).tolist() == [0, 1, 2, 3, 4]
@@ -120,7 +120,7 @@ def test_positions_follow_the_segments() -> None:
 @pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True, absorb_experts=True), Policy(alignment=64)])
 @pytest.mark.parametrize("path", case_names("good", "variants"))
 def test_padded_checkpoints_of_every_tool_multiply_as_their_sources(path: str, policy: Policy, tmp_path: Path) -> None:
-    """Per tensor, channel and block, fused, biased, experts: every padded FP8 layer, every bit."""
+    """Scales per tensor, channel and block, fused layers, biases, experts: every padded FP8 layer, bitwise."""
     model = copy_case(path, tmp_path)
     out_dir = converted(model, tmp_path / "out", policy)
     assert products_differ(model, out_dir) == dict.fromkeys(padded_weights(out_dir))
@@ -138,7 +138,7 @@ def padded_weights(out_dir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def biased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return the example with biases, and what it is absorbed to: hidden size padded, intermediate size absorbed."""
+    """Return the example with biases, and its conversion: hidden size padded, intermediate size absorbed."""
     root = tmp_path_factory.mktemp("biased")
     example = Path(__file__).parent.parent / "examples" / "llama-fp8"
     model = with_biases(example, root / "model")
@@ -148,7 +148,7 @@ def biased(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.torch
 @pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True, absorb_experts=True), Policy(alignment=128)])
 def test_torch_multiplies_both_forms_to_the_same_bits(policy: Policy, example: Path, tmp_path: Path) -> None:
-    """`_scaled_mm`, here on the CPU, rounds as it likes; both forms reach it in one shape, so it rounds both alike."""
+    """`_scaled_mm`, here on the CPU, may round in any way: both forms have one shape, so it rounds them equally."""
     out_dir = converted(example, tmp_path / "out", policy)
     found = products_differ(example, out_dir, scaled_mm("cpu"))
     assert (set(found.values()), len(found)) == ({None}, 14)
@@ -160,13 +160,13 @@ def test_torch_multiplies_both_forms_to_the_same_bits(policy: Policy, example: P
 @pytest.mark.torch
 @pytest.mark.parametrize("path", ["good/qwen3_moe_dyn", "good/qwen3_moe_block", "good/phi3_dyn"])
 def test_torch_multiplies_experts_and_fused_layers(path: str, tmp_path: Path) -> None:
-    """An axis that is not padded on disk is filled up in memory; segments lie where they do on disk."""
+    """An axis that is not padded on disk is padded in memory; segments stay where they are on disk."""
     model = copy_case(path, tmp_path)
     out_dir = converted(model, tmp_path / "out", Policy(absorb=True, absorb_experts=True))
     assert set(products_differ(model, out_dir, scaled_mm("cpu")).values()) == {None}
 
 
-# By the name of a corruption, where products do not show it: the oracle reads fp8pad.json, and no config.
+# Corruptions that products do not show, by name: the oracle reads fp8pad.json, but no config.
 UNSEEN = {
     "an edited size in config.json",
     "a logical size off by one, in config.json",
@@ -175,20 +175,20 @@ UNSEEN = {
 
 
 def claims() -> dict[str, bool]:
-    """Return what the table of docs/equality.md says of `verify`: which corruptions it catches."""
+    """Return which corruptions `verify` catches according to the table of docs/equality.md."""
     text = (Path(__file__).parent.parent / "docs" / "equality.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     return {row[0]: row[1].startswith("yes") for row in rows if row[0] in CORRUPTIONS}
 
 
 def test_the_documentation_names_every_corruption() -> None:
-    """The table is complete, and its other column is tested where vLLM is."""
+    """The table is complete; its other column is tested in tests/vllm."""
     assert claims().keys() == CORRUPTIONS.keys()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_what_verify_catches_is_as_documented(name: str, biased: tuple[Path, Path], tmp_path: Path) -> None:
-    """Each corruption is caught as docs/equality.md says; the products agree wherever they can tell."""
+    """Each corruption is caught as docs/equality.md says; the products agree if they can show it."""
     model, out_dir = biased
     wrong = tmp_path / "wrong"
     shutil.copytree(out_dir, wrong)
@@ -198,7 +198,7 @@ def test_what_verify_catches_is_as_documented(name: str, biased: tuple[Path, Pat
 
 
 def test_mismatches_say_where(biased: tuple[Path, Path], tmp_path: Path) -> None:
-    """The weight, the token, the row and both values; a padded row is called one."""
+    """They name the weight, the token, the row and both values; a padded row is called padded."""
     model, out_dir = biased
     wrong = tmp_path / "wrong"
     shutil.copytree(out_dir, wrong)
@@ -212,13 +212,13 @@ def test_mismatches_say_where(biased: tuple[Path, Path], tmp_path: Path) -> None
 
 
 def test_a_checkpoint_without_padding_has_nothing_to_multiply(tmp_path: Path) -> None:
-    """An equal copy is fine, and says so."""
+    """An equal copy passes, with no products."""
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": linear("model.layers.0.mlp.up_proj", 32, 16)})
     assert products_differ(model, converted(model, tmp_path / "out", Policy())) == {}
 
 
 def test_memory_does_not_grow_with_the_layer(tmp_path: Path) -> None:
-    """A weight of 16 MB, of 128 MB once decoded, is multiplied in pieces of 4 MB."""
+    """A weight of 16 MB, which is 128 MB when decoded, is multiplied in pieces of 4 MB."""
     tensors = linear("model.layers.0.mlp.down_proj", 8_001, 2_048)
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors})
     out_dir = converted(model, tmp_path / "out", Policy())

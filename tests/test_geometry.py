@@ -13,7 +13,7 @@ SIZES, MULTIPLES = st.integers(0, 10**12), st.integers(1, 4096)
     ("size", "multiple", "rounded"), [(3420, 16, 3424), (3424, 16, 3424), (13653, 16, 13664), (29568, 256, 29696)]
 )
 def test_sizes_of_real_models_round_up(size: int, multiple: int, rounded: int) -> None:
-    """The sizes that this tool exists for."""
+    """The sizes of real models that fp8pad was made for."""
     assert round_up(size, multiple) == rounded
 
 
@@ -27,7 +27,7 @@ def test_rounding_up_gives_the_least_multiple_that_is_large_enough(size: int, mu
 
 @given(SIZES, MULTIPLES)
 def test_blocks_cover_a_size_the_last_one_perhaps_in_part(size: int, block: int) -> None:
-    """One block less would not do."""
+    """One block fewer would not be enough."""
     assert (num_blocks(size, block) - 1) * block < size <= num_blocks(size, block) * block
 
 
@@ -57,6 +57,6 @@ def test_tensors_are_viewed_as_stacks_of_matrices(shape: tuple[int, ...], matric
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 1, 1, 1)])
 def test_other_shapes_are_no_matrices(shape: tuple[int, ...]) -> None:
-    """A convolution's weight is refused, not flattened by guess."""
+    """A convolution's weight is refused, not flattened."""
     with pytest.raises(ValueError, match="not a stack of matrices"):
         as_matrices(shape)

@@ -1,4 +1,4 @@
-"""Golden files: written and read back whole, and everything that is not one refused by name."""
+"""Golden files: written and read again in full, and everything that is not one is refused with its place."""
 
 import json
 from dataclasses import replace
@@ -17,12 +17,12 @@ GOLDEN = GoldenDocument(
 
 
 def test_a_document_is_read_back_as_it_was_written() -> None:
-    """Every field and every bit of a logprob survives the file."""
+    """Every field and every bit of a logprob is preserved."""
     assert parse_document(GOLDEN.to_text(), "golden.json") == GOLDEN
 
 
 def test_the_text_is_literally_this() -> None:
-    """The layout on disk is as documented: a line a prompt, with its digest."""
+    """The file has the documented layout: one line per prompt, with its digest."""
     document = json.loads(GOLDEN.to_text())
     assert document["format_version"] == 1
     assert document["answers"] == [
@@ -37,19 +37,19 @@ def test_the_text_is_literally_this() -> None:
 
 
 def test_the_digest_tells_single_bits_apart() -> None:
-    """The next float64 after a logprob gives another digest."""
+    """The next float64 after a logprob changes the digest."""
     moved = replace(ANSWER, logprobs=(((7, -0.10000000000000002), (2, -2.5)), ANSWER.logprobs[1]))
     assert moved.digest() != ANSWER.digest()
 
 
 def test_unknown_keys_are_passed_over() -> None:
-    """A later version may add keys without raising format_version."""
+    """A later version may add keys without changing format_version."""
     document = json.loads(GOLDEN.to_text()) | {"note": "added later"}
     assert parse_document(json.dumps(document), "golden.json") == GOLDEN
 
 
 def changed(*path: str | int, to: Any) -> str:
-    """Return the text of a golden file in which one value is another."""
+    """Return the text of a golden file in which one value is changed."""
     document = json.loads(GOLDEN.to_text())
     node = document
     for key in path[:-1]:

@@ -1,4 +1,4 @@
-"""Fingerprints: the same before and after padding, another for anything that makes another model."""
+"""Fingerprints: equal before and after padding, different for any other model."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ CASES = [path for path in case_names("good") if "_tf_" not in path]
 
 
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
-    """Convert a checkpoint and return where it is."""
+    """Convert a checkpoint and return the output folder."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     convert(source, plan, out_dir, WriteOptions(), Progress())
@@ -38,20 +38,20 @@ def known_as(model: Path) -> str:
 
 @pytest.mark.parametrize("policy", BOTH)
 def test_the_example_keeps_its_fingerprint(example: Path, tmp_path: Path, policy: Policy) -> None:
-    """Padded or absorbed, a checkpoint is the same model."""
+    """A padded or absorbed checkpoint is the same model."""
     assert known_as(converted(example, tmp_path / "out", policy)) == known_as(example)
 
 
 @pytest.mark.parametrize("policy", BOTH)
 @pytest.mark.parametrize("path", CASES)
 def test_checkpoints_of_every_tool_keep_their_fingerprints(path: str, policy: Policy, tmp_path: Path) -> None:
-    """Wherever the quantization config stood, and whatever was absorbed."""
+    """Wherever the quantization config is, and whatever was absorbed."""
     model = copy_case(path, tmp_path)
     assert known_as(converted(model, tmp_path / "out", policy)) == known_as(model)
 
 
 def test_the_fingerprint_is_literally_this(tmp_path: Path) -> None:
-    """It is part of the file format: other implementations can work it out."""
+    """It is part of the file format, so that other implementations can compute it."""
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": linear("b", 3, 5) | linear("a", 16, 16)})
     content = (
         '[[["a.weight","F8_E4M3",[16,16]],["a.weight_scale","F32",[16,1]],'
@@ -61,7 +61,7 @@ def test_the_fingerprint_is_literally_this(tmp_path: Path) -> None:
 
 
 def test_no_tensor_bytes_are_read(example: Path, tmp_path: Path) -> None:
-    """Other weights of the same shapes have the same fingerprint: verify is what compares weights."""
+    """Other weights of the same shapes have the same fingerprint: `verify` compares weights."""
     model = tmp_path / "model"
     shutil.copytree(example, model)
     shard = model / "model.safetensors"
@@ -71,7 +71,7 @@ def test_no_tensor_bytes_are_read(example: Path, tmp_path: Path) -> None:
 
 
 def config_with(**values: Any) -> Callable[[Path], None]:
-    """Return a change of config.json."""
+    """Return a function that changes config.json."""
 
     def change(model: Path) -> None:
         config = json.loads((model / "config.json").read_text()) | values
@@ -88,7 +88,7 @@ def other_tensor(model: Path) -> None:
 
 @pytest.mark.parametrize("change", [config_with(hidden_act="gelu"), config_with(rope_theta=1), other_tensor])
 def test_another_model_has_another_fingerprint(example: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
-    """A key of the config or the name of a tensor makes another model."""
+    """Another key in the config or another name of a tensor makes it another model."""
     model = tmp_path / "model"
     shutil.copytree(example, model)
     change(model)
@@ -96,7 +96,7 @@ def test_another_model_has_another_fingerprint(example: Path, tmp_path: Path, ch
 
 
 def test_the_order_of_keys_and_tensors_does_not_matter(tmp_path: Path) -> None:
-    """A checkpoint that was saved again, in one shard or in two, is the same model."""
+    """A checkpoint that was saved again, in one shard or in two, has the same fingerprint."""
     one = write_checkpoint(tmp_path / "one", {"model.safetensors": linear("a", 3, 5) | linear("b", 4, 5)})
     shards = {
         "model-00001-of-00002.safetensors": linear("b", 4, 5),
@@ -109,7 +109,7 @@ def test_the_order_of_keys_and_tensors_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_an_absorbed_size_that_is_not_as_recorded_is_named(example: Path, tmp_path: Path) -> None:
-    """A config.json that was edited after converting is a clear error."""
+    """A config.json that was edited after converting gives a clear error."""
     out_dir = converted(example, tmp_path / "out", Policy(absorb=True))
     config_with(intermediate_size=240)(out_dir)
     with pytest.raises(RecordError, match=r"config\.json: intermediate_size: expected 224, .*, got 240"):
@@ -117,7 +117,7 @@ def test_an_absorbed_size_that_is_not_as_recorded_is_named(example: Path, tmp_pa
 
 
 def test_a_padded_checkpoint_without_its_record_is_named(example: Path, tmp_path: Path) -> None:
-    """Source shapes are known from fp8pad.json alone."""
+    """Only fp8pad.json has the source shapes."""
     out_dir = converted(example, tmp_path / "out", Policy())
     (out_dir / "fp8pad.json").unlink()
     with pytest.raises(RecordError, match=r"fp8pad\.json is missing"):

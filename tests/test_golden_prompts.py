@@ -1,4 +1,4 @@
-"""What is asked: built-in prompts for any vocabulary, prompts from files, and those that cannot be asked."""
+"""Prompts: built-in ones for any vocabulary, those from files, and those that are refused."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ CONFIG: Mapping[str, Any] = {"vocab_size": 50, "max_position_embeddings": 40, "e
 
 
 def test_built_in_prompts_are_the_same_for_the_same_seed() -> None:
-    """A record can be repeated anywhere: random.Random promises its sequence."""
+    """A recording can be repeated anywhere: random.Random guarantees its sequence."""
     prompts = built_in_prompts({"vocab_size": 1000}, max_tokens=16, seed=0)
     assert prompts == built_in_prompts({"vocab_size": 1000}, max_tokens=16, seed=0)
     assert prompts != built_in_prompts({"vocab_size": 1000}, max_tokens=16, seed=1)
@@ -22,7 +22,7 @@ def test_built_in_prompts_are_the_same_for_the_same_seed() -> None:
 
 
 def test_built_in_prompts_fit_the_model() -> None:
-    """Token ids are below the vocabulary's size, have no role, and leave room for the answer."""
+    """Token ids are in the vocabulary, are not special tokens, and leave room for the answer."""
     prompts = built_in_prompts(CONFIG, max_tokens=16, seed=0)
     check_prompts(prompts, CONFIG, 16, 40)
     assert max(map(len, prompts)) == 24
@@ -30,14 +30,14 @@ def test_built_in_prompts_fit_the_model() -> None:
 
 
 def test_the_language_models_own_sizes_count() -> None:
-    """A vision model has its vocabulary and its length in text_config; image placeholders are not asked."""
+    """A vision model has its vocabulary and length in text_config; image placeholders are not used."""
     config = {"text_config": {"vocab_size": 8, "max_position_embeddings": 64}, "image_token_id": 7, "vocab_size": 99}
     assert model_length(config) == 64
     assert {token_id for prompt in built_in_prompts(config, 16, 0) for token_id in prompt} == set(range(7))
 
 
 def test_a_vocabulary_of_roles_alone_is_asked_anyway() -> None:
-    """There is nothing else to ask."""
+    """If all tokens are special, they are used."""
     assert built_in_prompts({"vocab_size": 1, "eos_token_id": 0}, 16, 0)[1] == (0, 0)
 
 
@@ -48,19 +48,19 @@ def test_without_a_vocabulary_there_is_no_built_in_prompt() -> None:
 
 
 def tokenize(text: str) -> list[int]:
-    """Stand in for a tokenizer: a token a letter."""
+    """Act as a tokenizer with one token per letter."""
     return [ord(letter) - ord("a") for letter in text if letter.isalpha()]
 
 
 def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
-    """Blank lines and a byte order mark are no prompts; a separator inside a line does not end it."""
+    """Blank lines and a byte order mark are not prompts; a Unicode line separator does not end a line."""
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffab\r\n\n   \nb\u2028c\n".encode())
     assert read_prompts(file, tokenize) == ((0, 1), (1, 2))
 
 
 def test_jsonl_holds_text_or_token_ids(tmp_path: Path) -> None:
-    """Token ids are taken as they are; both kinds may be mixed."""
+    """Token ids are used unchanged; both kinds may be mixed."""
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "ab"}\n{"prompt_token_ids": [5, 6], "note": "kept by its author"}\n')
     assert read_prompts(file, tokenize) == ((0, 1), (5, 6))
@@ -104,6 +104,6 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_prompts_that_cannot_be_asked_are_refused(prompt: tuple[int, ...], message: str) -> None:
-    """Before any engine starts, by number."""
+    """They are refused by number, before any engine starts."""
     with pytest.raises(GoldenError, match=message):
         check_prompts([(3,), prompt], CONFIG, max_tokens=16, max_model_len=40)

@@ -1,4 +1,4 @@
-"""Golden runs from the command line to the exit status, on an engine that is a stand-in: a process all the same."""
+"""Golden runs from the command line to the exit status, with a fake engine that runs in a process of its own."""
 
 import json
 import os
@@ -25,9 +25,9 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def golden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs `fp8pad golden` in this process, where the only engine is the stand-in.
+    """Return a function that runs `fp8pad golden` in this process, where the only engine is the fake one.
 
-    The engine is a process of its own all the same; the current folder is the test's own.
+    The engine still runs in a process of its own; the current folder is the test's own.
     """
     monkeypatch.setenv("PYTHONPATH", str(FAKE_ENGINE), prepend=os.pathsep)
     monkeypatch.syspath_prepend(FAKE_ENGINE)
@@ -45,7 +45,7 @@ def golden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captu
 
 @pytest.fixture(scope="session")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The golden file of the example, recorded once."""
+    """Record the golden file of the example once."""
     file = tmp_path_factory.mktemp("golden") / "golden.json"
     command = [sys.executable, "-m", "fp8pad", "golden", "record", str(EXAMPLE), "-o", str(file)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FAKE_ENGINE), *sys.path])}
@@ -55,13 +55,13 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def recorded(recording: str, tmp_path: Path) -> Path:
-    """Return a golden file of the example."""
+    """Write the golden file of the example."""
     (tmp_path / "golden.json").write_text(recording)
     return tmp_path / "golden.json"
 
 
 def failure(run: "subprocess.CompletedProcess[str]") -> list[str]:
-    """Return the lines of stderr from the error on, after checking the status."""
+    """Return the lines of stderr from the error on, after checking the exit status."""
     assert run.returncode == 1, run.stdout + run.stderr
     assert "Traceback" not in run.stderr
     lines = run.stderr.splitlines()
@@ -69,7 +69,7 @@ def failure(run: "subprocess.CompletedProcess[str]") -> list[str]:
 
 
 def test_record_writes_everything_that_repeating_takes(recorded: Path) -> None:
-    """Engine, versions, device, dtype, mode, seed, ranks, lengths, prompts and answers are in the file."""
+    """The file has the engine, versions, device, dtype, mode, seed, ranks, lengths, prompts and answers."""
     document = json.loads(recorded.read_text())
     assert document["settings"] == {
         "engine": "vllm",
@@ -88,7 +88,7 @@ def test_record_writes_everything_that_repeating_takes(recorded: Path) -> None:
 
 
 def test_check_passes_on_equal_answers(golden: Run, recorded: Path, example: Path) -> None:
-    """Status 0, the verdict on stdout, progress on stderr."""
+    """Status 0, the verdict on stdout, and progress on stderr."""
     run = golden("check", example, recorded, "--junit", "report.xml")
     assert run.returncode == 0, run.stderr
     assert "llama-fp8: the same outputs as recorded" in run.stdout
@@ -100,12 +100,12 @@ def test_check_passes_on_equal_answers(golden: Run, recorded: Path, example: Pat
 def test_what_an_engine_prints_stays_out_of_the_output(
     recorded: Path, example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether written by Python, by C, by a process of the engine's, or to the terminal itself."""
+    """Whether it is printed by Python, by C, by a child process or to the terminal directly."""
     monkeypatch.setenv("PYTHONPATH", str(FAKE_ENGINE), prepend=os.pathsep)
     check = [sys.executable, "-m", "fp8pad", "golden", "check", str(example), str(recorded)]
     run = subprocess.run(check, capture_output=True, text=True, check=True)
     assert "stray" not in run.stdout + run.stderr
-    # With a terminal: one line of progress is replaced again and again, and taken away at the end.
+    # On a terminal, one line of progress is replaced repeatedly, and removed at the end.
     command = ["script", "--quiet", "--return", "--command", shlex.join(check), "/dev/null"]
     shown = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout.decode()
     assert "the same outputs as recorded" in shown
@@ -116,7 +116,7 @@ def test_what_an_engine_prints_stays_out_of_the_output(
 def test_the_ci_script_can_be_run_again_and_again(
     example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The original is asked once, whatever the options of the later conversions; reports are written each time."""
+    """The original is run once, whatever the options of later conversions; reports are written each time."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "fp8pad").write_text(f'#!/bin/sh\nexec {sys.executable} -m fp8pad "$@"\n')
     (tmp_path / "bin" / "fp8pad").chmod(0o755)
@@ -136,7 +136,7 @@ def test_the_ci_script_can_be_run_again_and_again(
 
 
 def test_names_of_files_need_not_be_utf_8(golden: Run, recorded: Path, example: Path, tmp_path: Path) -> None:
-    """Neither the question to the engine nor its reply minds; what is written has the names with escapes."""
+    """The request to the engine and its reply accept them; output files have the names escaped."""
     model, prompts = tmp_path / os.fsdecode(b"b\xff"), tmp_path / os.fsdecode(b"p\xff.jsonl")
     try:
         shutil.copytree(example, model)
@@ -169,7 +169,7 @@ def test_check_fails_on_a_moved_logprob(
 def test_another_version_is_a_warning_and_loosens_the_bound(
     golden: Run, recorded: Path, example: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bits are promised for one version only, so the documented bound holds instead."""
+    """Bitwise equality is expected for one version only, so the documented tolerance applies."""
     monkeypatch.setenv("FAKE_VERSION", "0.33.0")
     monkeypatch.setenv("FAKE_SHIFT", "-0.0625")
     run = golden("check", example, recorded)
@@ -190,7 +190,7 @@ def test_another_version_is_an_error_where_that_is_asked(
 
 
 def test_another_setting_is_an_error_where_that_is_asked(golden: Run, recorded: Path, example: Path) -> None:
-    """--strict refuses what the user asked to change, too."""
+    """--strict also refuses changes that the user requested."""
     run = golden("check", example, recorded, "--strict", "--mode", "compiled", "-tp", "2")
     assert failure(run) == [
         "error: mode: recorded with eager, here compiled; tensor parallel size: recorded with 1, here 2"
@@ -198,7 +198,7 @@ def test_another_setting_is_an_error_where_that_is_asked(golden: Run, recorded: 
 
 
 def test_another_model_is_refused(golden: Run, recorded: Path, example: Path, tmp_path: Path) -> None:
-    """A golden file is checked against the model that it was recorded with, or what was made of it."""
+    """A golden file is checked only with the model that it was recorded with, or a conversion of it."""
     shutil.copytree(example, tmp_path / "other")
     config = (example / "config.json").read_text().replace('"silu"', '"gelu"')
     (tmp_path / "other" / "config.json").write_text(config)
@@ -209,14 +209,14 @@ def test_another_model_is_refused(golden: Run, recorded: Path, example: Path, tm
 
 
 def test_compare_does_both(golden: Run, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two engine starts, no file; the status is that of the check."""
+    """It starts an engine twice and writes no file; the status is that of the check."""
     run = golden("compare", example, example, "--max-tokens", "4", "--json")
     assert (run.returncode, json.loads(run.stdout)["num_tokens"]) == (0, 64)
     assert run.stderr.count("16 prompts to vllm") == 2
 
 
 def test_prompts_of_token_ids_need_no_tokenizer(golden: Run, example: Path, tmp_path: Path) -> None:
-    """The stand-in has no transformers; token ids are asked as they are."""
+    """The fake engine has no transformers; token ids are used unchanged."""
     (tmp_path / "p.jsonl").write_text('{"prompt_token_ids": [5, 6]}\n')
     run = golden("record", example, "-o", "g.json", "--prompts", "p.jsonl", "--max-tokens", "3", "--top-k", "2")
     assert run.returncode == 0, run.stderr
@@ -236,14 +236,14 @@ def test_prompts_of_token_ids_need_no_tokenizer(golden: Run, example: Path, tmp_
 def test_prompts_that_cannot_be_asked_are_one_line(
     golden: Run, example: Path, tmp_path: Path, content: bytes, message: str
 ) -> None:
-    """Before an engine starts, and without leaving a file."""
+    """The error comes before an engine starts, and no file is left."""
     (tmp_path / "p.jsonl").write_bytes(content)
     assert failure(golden("record", example, "-o", "g.json", "--prompts", "p.jsonl")) == [message]
     assert not (tmp_path / "g.json").exists()
 
 
 def test_a_prompt_that_is_too_long_is_one_line(golden: Run, example: Path, tmp_path: Path) -> None:
-    """The model's own limit counts."""
+    """The model's own limit applies."""
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt_token_ids": [5] * 250}))
     assert failure(golden("record", example, "-o", "g.json", "--prompts", "p.jsonl")) == [
         "error: prompt 1: 250 tokens and an answer of 16 are longer than the 256 that the model takes"
@@ -262,7 +262,7 @@ def test_a_prompt_that_is_too_long_is_one_line(golden: Run, example: Path, tmp_p
 def test_an_engine_that_fails_is_one_line_and_its_last_lines(
     golden: Run, example: Path, monkeypatch: pytest.MonkeyPatch, fault: tuple[str, str, str | None]
 ) -> None:
-    """The cause first; then what the engine wrote, the exceptions that it named before included."""
+    """The cause comes first, then the engine's last lines, including exceptions that it printed earlier."""
     name, message, note = fault
     monkeypatch.setenv("FAKE_FAULT", name)
     line, *notes = failure(golden("record", example, "-o", "g.json"))
@@ -277,7 +277,7 @@ def test_an_engine_that_is_not_installed_is_named(golden: Run, example: Path) ->
 
 
 def test_a_padded_model_is_not_given_to_transformers(golden: Run, recorded: Path, example: Path) -> None:
-    """It lacks the quantization method, and would say so in a stranger's words; the line says what runs."""
+    """It lacks the quantization method, and its own error would not help; fp8pad's line says what works."""
     converted = recorded.parent / "padded"
     convert(example, converted)
     (line,) = failure(golden("check", "padded", recorded, "--engine", "transformers"))
@@ -302,7 +302,7 @@ def test_a_padded_model_is_not_given_to_transformers(golden: Run, recorded: Path
 def test_files_that_cannot_be_used_are_one_line(
     golden: Run, recorded: Path, example: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    """Each names the file and the reason."""
+    """Each line names the file and the reason."""
     (line,) = failure(golden(*(argument.format(example=example) for argument in arguments)))
     assert line.startswith(message)
 
@@ -317,13 +317,13 @@ def test_files_that_cannot_be_used_are_one_line(
     ],
 )
 def test_wrong_usage_has_status_2(golden: Run, arguments: tuple[str, ...]) -> None:
-    """As everywhere in fp8pad."""
+    """As for all fp8pad commands."""
     assert golden(*arguments).returncode == 2
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_engine_behind(example: Path, tmp_path: Path, end: signal.Signals) -> None:
-    """The engine's whole process group ends with the run that started it, even with one that could not say goodbye."""
+    """The engine's whole process group ends with the run that started it, even if that was killed."""
 
     fake = tmp_path / "fake"
     shutil.copytree(FAKE_ENGINE, fake)

@@ -1,4 +1,4 @@
-"""Headers: what the format forbids is refused, what it allows comes back as it was written."""
+"""Headers: what the format forbids is refused, and what it allows is written again unchanged."""
 
 import json
 import os
@@ -22,18 +22,18 @@ B = {"dtype": "U8", "shape": [3], "data_offsets": [2, 5]}
 
 
 def parse(header: bytes, data_bytes: int) -> ShardHeader:
-    """Parse a header in front of that many bytes of data."""
+    """Parse a header before `data_bytes` of data."""
     prefix = framed(header)
     return parse_header(prefix, len(prefix) + data_bytes, "x.safetensors")
 
 
 def parse_json(document: Any, data_bytes: int) -> ShardHeader:
-    """Parse a header that is given as JSON."""
+    """Parse a header given as JSON."""
     return parse(json.dumps(document).encode(), data_bytes)
 
 
 def test_orders_of_names_and_of_data_are_kept_apart() -> None:
-    """Tensors keep the order of the header, which need not be that of their data."""
+    """Tensors keep the order of the header, which may differ from that of their data."""
     shard = parse_json({"b": B, "__metadata__": {"k": "v"}, "a": A}, 5)
     assert [tensor.name for tensor in shard.tensors] == ["b", "a"]
     assert [tensor.name for tensor in in_data_order(shard.tensors)] == ["a", "b"]
@@ -59,7 +59,7 @@ def test_a_shard_without_tensors_is_legal() -> None:
 
 
 def test_metadata_may_have_the_keys_of_a_tensor() -> None:
-    """A tensor is told by where it stands: `__metadata__` takes any strings."""
+    """Only the position identifies a tensor: `__metadata__` may hold any strings."""
     metadata = {"dtype": "U8", "shape": "[2]", "data_offsets": "[0, 2]"}
     assert parse_json({"__metadata__": metadata}, 0).metadata == metadata
 
@@ -123,7 +123,7 @@ def test_what_the_format_forbids_is_refused(document: Any, data_bytes: int, mess
     ],
 )
 def test_json_that_cannot_be_trusted_is_refused(header: bytes) -> None:
-    """Names given twice, NaN, endless numbers, deep nesting, bytes that are not UTF-8 and what is not an object."""
+    """Duplicate names, NaN, huge numbers, deep nesting, invalid UTF-8 and values that are not an object."""
     with pytest.raises(HeaderError, match=r"x\.safetensors: header"):
         parse(header, 0)
 
@@ -139,7 +139,7 @@ def test_json_that_cannot_be_trusted_is_refused(header: bytes) -> None:
     ],
 )
 def test_files_without_a_header_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    """Too short, a Git LFS pointer, or a header length that cannot be."""
+    """A file that is too short, a Git LFS pointer, and an impossible header length."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(HeaderError, match=message):
@@ -147,7 +147,7 @@ def test_files_without_a_header_are_refused(tmp_path: Path, content: bytes, mess
 
 
 def test_a_header_over_the_limit_is_not_even_read(tmp_path: Path) -> None:
-    """The library refuses headers of more than 100 MB; a sparse file shows that the length alone decides."""
+    """The library refuses headers of more than 100 MB; a sparse file shows that only the length decides."""
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:
         file.write((100_000_001).to_bytes(8, "little"))
@@ -157,7 +157,7 @@ def test_a_header_over_the_limit_is_not_even_read(tmp_path: Path) -> None:
 
 
 def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
-    """A missing file, a dangling link, a loop of links, a folder and a pipe, none of which is waited for."""
+    """A missing file, a dangling link, a loop of links, a folder and a pipe; none of them blocks."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
@@ -168,7 +168,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_headers_are_written_as_the_safetensors_library_writes_them(tmp_path: Path) -> None:
-    """What is parsed from a file of the library and written again is the same, byte for byte."""
+    """A header that the library wrote is parsed and written again byte for byte."""
     arrays: dict[str, np.ndarray[Any, Any]]
     arrays = {"b": np.zeros((2, 3), np.float32), 'é\n"': np.ones(5, np.uint8), "empty": np.zeros((0, 4), np.int64)}
     for metadata in (None, {"format": "pt"}, {"é": "\x01\u2028"}):
@@ -180,7 +180,7 @@ def test_headers_are_written_as_the_safetensors_library_writes_them(tmp_path: Pa
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_a_header_error(content: bytes) -> None:
-    """Whatever stands in a header, it is parsed or refused."""
+    """Any header is parsed or refused."""
     prefix = len(content).to_bytes(8, "little") + content
     with suppress(HeaderError):
         parse_header(prefix, len(prefix), "x")
@@ -188,7 +188,7 @@ def test_no_bytes_raise_anything_but_a_header_error(content: bytes) -> None:
 
 @given(st.data())
 def test_one_damaged_byte_never_goes_unnoticed_as_another_error(data: st.DataObject) -> None:
-    """A header with one byte changed is parsed or refused, and never fails in another way."""
+    """A header with one changed byte is parsed or refused, and never raises another error."""
     content = bytearray(safetensors_bytes({"a": ("U8", (2, 3)), "b": ("BF16", (4,))}, {"format": "pt"}))
     content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     length = int.from_bytes(content[:8], "little")
@@ -199,6 +199,6 @@ def test_one_damaged_byte_never_goes_unnoticed_as_another_error(data: st.DataObj
 
 
 def test_empty_tensors_sort_before_what_begins_at_the_same_place() -> None:
-    """A tensor without bytes leaves no hole wherever it stands in the header."""
+    """A tensor without bytes leaves no gap, wherever it is in the header."""
     big, empty = TensorHeader("big", "U8", (4,), 0), TensorHeader("empty", "U8", (0,), 0)
     assert in_data_order([big, empty]) == [empty, big]

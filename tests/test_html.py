@@ -1,4 +1,4 @@
-"""The plan as a page: everything in one file, names escaped, and readable in a real browser, if one is installed."""
+"""The plan as a page: everything in one file, names escaped, and readable in a real browser if one is installed."""
 
 import re
 import shutil
@@ -31,29 +31,29 @@ class Outline(HTMLParser):
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Open a tag; remember where it leads."""
+        """Open a tag; collect its links."""
         if tag not in ("meta", "br"):
             self.open.append(tag)
         self.links += [str(value) for name, value in attrs if name in ("src", "href")]
 
     def handle_endtag(self, tag: str) -> None:
-        """Close the tag that was opened last."""
+        """Close the last opened tag."""
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        """Collect."""
+        """Collect text."""
         self.words.append(data)
 
 
 @pytest.fixture
 def planned(tmp_path: Path) -> tuple[Checkpoint, CheckpointPlan]:
-    """A checkpoint with unaligned text and vision MLPs."""
+    """Return a checkpoint with unaligned text and vision MLPs, and its plan."""
     source = read_unconverted(copy_case("good/qwen2_5_vl_dyn", tmp_path))
     return source, plan_checkpoint(source.shards, source.configs, Policy())
 
 
 def test_the_page_stands_alone(planned: tuple[Checkpoint, CheckpointPlan]) -> None:
-    """Valid nesting, no script, nothing loaded from elsewhere; verdict, sizes, cost and the next command are there."""
+    """Tags are nested correctly, and nothing is loaded; verdict, sizes, costs and the next command are shown."""
     page = plan_page(*planned, find_engine(None))
     outline = Outline()
     outline.feed(page)
@@ -73,7 +73,7 @@ def test_the_page_stands_alone(planned: tuple[Checkpoint, CheckpointPlan]) -> No
 
 
 def test_names_are_text(planned: tuple[Checkpoint, CheckpointPlan]) -> None:
-    """What a checkpoint says cannot become a part of the page."""
+    """Names from a checkpoint are escaped."""
     source, plan = planned
     layers = (replace(plan.layers[0], name="<script>alert(1)</script>&\x1b"), *plan.layers[1:])
     page = plan_page(source, replace(plan, layers=layers, notes=("<b>note</b>",)), find_engine(None))
@@ -88,8 +88,8 @@ def test_names_are_text(planned: tuple[Checkpoint, CheckpointPlan]) -> None:
 def test_a_browser_shows_it_without_scrolling_sideways(
     planned: tuple[Checkpoint, CheckpointPlan], tmp_path: Path, width: int
 ) -> None:
-    """At the width of a phone, a tablet and a desktop the page is no wider than the window."""
-    # In a frame: headless Chromium has no window narrower than 500.
+    """The page is not wider than the window of a phone, a tablet or a desktop."""
+    # In an iframe: headless Chromium has no window narrower than 500.
     page = escape(plan_page(*planned, find_engine(None)))
     probe = "document.title = document.querySelector('iframe').contentDocument.documentElement.scrollWidth"
     size = f'style="border:0" width="{width}" height="9000"'
@@ -103,7 +103,7 @@ def test_a_browser_shows_it_without_scrolling_sideways(
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 def test_pictures_and_paper_hold_something(planned: tuple[Checkpoint, CheckpointPlan], tmp_path: Path) -> None:
-    """By day, at night and printed, the page is not empty, and the night is not the day."""
+    """In light mode, in dark mode and printed, the page is not empty; dark mode looks different."""
     (tmp_path / "page.html").write_text(plan_page(*planned, find_engine(None)), "utf-8")
     url = (tmp_path / "page.html").as_uri()
     chromium(f"--screenshot={tmp_path / 'day.png'}", url)
@@ -115,6 +115,6 @@ def test_pictures_and_paper_hold_something(planned: tuple[Checkpoint, Checkpoint
 
 
 def chromium(*arguments: str) -> str:
-    """Run Chromium without a window, and return what it prints."""
+    """Run headless Chromium, and return its output."""
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout

@@ -1,4 +1,4 @@
-"""Checkpoints by hub id: what is asked of the hub and what is not, and every way in which it may fail."""
+"""Checkpoints by hub id: what is requested from the hub and what is not, and every way in which it may fail."""
 
 import errno
 import hashlib
@@ -59,7 +59,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A checkpoint of two shards of 310 kB."""
+    """Write a checkpoint of two shards of 310 kB."""
     return llama(tmp_path / "model", num_shards=2, n=500, k=600)
 
 
@@ -70,7 +70,7 @@ def read_from(model: str) -> Checkpoint:
 
 
 def fetch(model: str, file: str, hub: FakeHub, work: Path | None = None, faults: Sequence[int | str] = ()) -> bytes:
-    """Return the bytes of a file, fetched while these faults happen."""
+    """Return the bytes of a file that is fetched with these faults."""
     with opened(model, read_unconverted, work) as checkpoint:
         hub.faults += faults
         with checkpoint.fetched(file):
@@ -84,7 +84,7 @@ def fetch(model: str, file: str, hub: FakeHub, work: Path | None = None, faults:
         ("org/name@main", HubId("org/name", "main")),
         ("org/na.me-1_b@refs/pr/1", HubId("org/na.me-1_b", "refs/pr/1")),
         ("hf://org/name@v1", HubId("org/name", "v1")),
-        ("hf:/org/name", HubId("org/name", None)),  # what pathlib makes of it
+        ("hf:/org/name", HubId("org/name", None)),  # pathlib turns hf:// into this
         ("name", None),
         ("./org/name", None),
         ("/org/name", None),
@@ -94,12 +94,12 @@ def fetch(model: str, file: str, hub: FakeHub, work: Path | None = None, faults:
     ],
 )
 def test_ids_are_told_from_folders(text: str, expected: HubId | None) -> None:
-    """Two words and a slash between them, and nothing that a path would begin with."""
+    """An id is two names with a slash between them, and does not begin like a path."""
     assert HubId.parse(text) == expected
 
 
 def test_a_folder_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless the id is written as a URL."""
+    """Unless the id is written as a URL, a folder of that name is used."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert HubId.parse("org/name") is None
@@ -107,7 +107,7 @@ def test_a_folder_of_that_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_plan_reads_headers_and_texts_alone(hub: FakeHub, model: Path) -> None:
-    """What is read is what a folder has, for a part of its bytes; no file is left anywhere."""
+    """The result equals that of a folder, with a part of its bytes; no files are left."""
     (model / "big.txt").write_bytes(bytes(1_000_000))
     hub.add(NAME, model)
     expected = read_unconverted(model)
@@ -128,7 +128,7 @@ def test_a_plan_reads_headers_and_texts_alone(hub: FakeHub, model: Path) -> None
 
 
 def test_a_long_header_takes_a_second_request(hub: FakeHub, tmp_path: Path) -> None:
-    """Only then."""
+    """Only a long header needs one."""
     tensors = {f"model.layers.{number}.norm.weight": ("BF16", (1,)) for number in range(3000)}
     hub.add(NAME, write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}))
     assert len(read_from(NAME).shards[0].tensors) == 3000
@@ -136,7 +136,7 @@ def test_a_long_header_takes_a_second_request(hub: FakeHub, tmp_path: Path) -> N
 
 
 def test_a_revision_is_read_as_it_was_at_first(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """A branch that moves meanwhile, a tag and a commit."""
+    """This holds for a branch that moves meanwhile, a tag and a commit."""
     before = hub.add(NAME, model)
     hub.add(NAME, model, "v1")
     with opened(NAME, read_unconverted, tmp_path / "work") as checkpoint:
@@ -150,7 +150,7 @@ def test_a_revision_is_read_as_it_was_at_first(hub: FakeHub, model: Path, tmp_pa
 
 
 def test_files_are_there_while_they_are_needed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Before and after, they take no room: not in the temporary folder, and not where they are fetched to."""
+    """Before and after, they take no space, neither in the temporary folder nor in the download folder."""
     hub.add(NAME, model)
     work = tmp_path / "work"
     with opened(NAME, read_unconverted, work) as checkpoint:
@@ -168,7 +168,7 @@ def test_files_are_there_while_they_are_needed(hub: FakeHub, model: Path, tmp_pa
 
 @pytest.mark.parametrize("faults", [["cut"], ["cut", "cut", "cut"], [503, 429, "cut"], ["cut", "whole"], [500, 502]])
 def test_what_passes_by_is_tried_again(hub: FakeHub, model: Path, faults: list[int | str]) -> None:
-    """A connection that is cut goes on where it was, even with a server that does not know ranges."""
+    """An interrupted download continues where it stopped, even with a server without ranges."""
     hub.add(NAME, model)
     with opened(NAME, read_unconverted) as checkpoint:
         hub.faults += faults
@@ -178,14 +178,14 @@ def test_what_passes_by_is_tried_again(hub: FakeHub, model: Path, faults: list[i
 
 
 def test_headers_are_tried_again_too(hub: FakeHub, model: Path) -> None:
-    """Each request of a plan may be cut, and is asked for again."""
+    """Each request of a plan may be cut, and is sent again."""
     hub.add(NAME, model)
     hub.faults += ["cut", "cut", "cut", "cut", 503]
     assert read_from(NAME).shards == read_unconverted(model).shards
 
 
 def test_a_wrong_byte_is_never_passed_on(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """The hub's own hash decides, and what was fetched goes."""
+    """The hub's own hash decides, and wrong data are removed."""
     hub.add(NAME, model)
     with pytest.raises(HubError, match=rf"^{NAME}: {FIRST}: sha256: expected [0-9a-f]{{64}}, got [0-9a-f]{{64}}$"):
         fetch(NAME, FIRST, hub, tmp_path / "work", ["wrong"])
@@ -198,7 +198,7 @@ def test_a_wrong_byte_is_never_passed_on(hub: FakeHub, model: Path, tmp_path: Pa
 def test_what_is_planned_by_is_what_the_hub_has_a_hash_of(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
-    """Texts and short shards at once; the header of a long shard, sent alone before, when the shard is there."""
+    """Texts and short shards are checked at once, the header of a long shard when the shard is fetched."""
     monkeypatch.setattr("fp8pad.parallel.run_on_cluster", run_sent)
     hub.add(NAME, model)
     send, altered = _Handler._bytes, [(b"quantization_config", b"Quantization_config")]
@@ -221,7 +221,7 @@ def test_what_is_planned_by_is_what_the_hub_has_a_hash_of(
 
 
 def test_a_slice_that_is_being_written_is_refused(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """By a line; the first run ends well."""
+    """The second run gets an error line; the first run succeeds."""
     hub.add(NAME, model)
     with opened(NAME, read_unconverted, work_folder(tmp_path / "out", range(1))) as checkpoint:
         for _ in range(2):  # the folder, empty as yet, stays locked
@@ -235,7 +235,7 @@ def test_a_slice_that_is_being_written_is_refused(hub: FakeHub, model: Path, tmp
 
 @pytest.mark.parametrize("length", [241, 243, 255])
 def test_a_long_name_of_the_output_is_a_name(hub: FakeHub, model: Path, tmp_path: Path, length: int) -> None:
-    """What is added to it for the folder beside it could be too much."""
+    """The name of the work folder, which is longer, could exceed the limit."""
     hub.add(NAME, model)
     fp8pad.convert(NAME, tmp_path / ("o" * length))
     assert fp8pad.verify(NAME, tmp_path / ("o" * length)).ok
@@ -244,7 +244,7 @@ def test_a_long_name_of_the_output_is_a_name(hub: FakeHub, model: Path, tmp_path
 def test_a_full_temporary_folder_is_a_line(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says which folder, and how to name another."""
+    """The line names the folder, and how to choose another."""
     hub.add(NAME, model)
 
     def fail(*_: object) -> None:
@@ -256,7 +256,7 @@ def test_a_full_temporary_folder_is_a_line(
 
 
 def test_the_next_run_takes_up_what_was_fetched(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Half a shard, after a server that went away; a whole one, after the work on it failed."""
+    """A partial shard after a server failed, and a whole one after its processing failed."""
     hub.add(NAME, model)
     work, size = tmp_path / "work", (model / FIRST).stat().st_size
     with pytest.raises(HubError, match=rf"{FIRST}: ends early|503"):
@@ -281,7 +281,7 @@ def test_the_next_run_takes_up_what_was_fetched(hub: FakeHub, model: Path, tmp_p
 
 
 def test_a_part_that_was_altered_is_noticed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """What lies in the folder is hashed like what is fetched, and fetched anew if wrong; a link is not followed."""
+    """Existing data are hashed like new ones, and fetched again if wrong; a link is not followed."""
     hub.add(NAME, model)
     work = tmp_path / "work"
     work.mkdir(mode=0o700)
@@ -305,7 +305,7 @@ def test_a_part_that_was_altered_is_noticed(hub: FakeHub, model: Path, tmp_path:
 
 @pytest.mark.parametrize("name", ["thesis.tex", "sub", "pipe", "ab" * 32 + "/"])
 def test_what_somebody_keeps_in_the_folder_is_not_removed(hub: FakeHub, model: Path, tmp_path: Path, name: str) -> None:
-    """A folder of that name may be there for another reason; it would be removed with all that it holds."""
+    """A folder of that name may exist for another reason; it would be removed with all its files."""
     hub.add(NAME, model)
     work = tmp_path / "work"
     work.mkdir()
@@ -329,7 +329,7 @@ def hash_of(path: Path) -> str:
 def test_a_folder_that_others_could_write_to_is_refused(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """What lies in it could be anyone's; it does not matter when it appeared."""
+    """Its files could be anyone's; it does not matter when the folder appeared."""
     hub.add(NAME, model)
     work, mkdir = tmp_path / "work", Path.mkdir
 
@@ -364,7 +364,7 @@ def test_a_folder_that_others_could_write_to_is_refused(
     ],
 )
 def test_what_is_not_there_for_us_is_a_line(hub: FakeHub, model: Path, model_id: str, message: str) -> None:
-    """No such model, no such revision, and models for which one has to be known."""
+    """An unknown model, an unknown revision, and models that need access."""
     hub.add(NAME, model)
     hub.add("org/gated", model, is_gated=True)
     hub.add("org/private", model, is_private=True)
@@ -374,7 +374,7 @@ def test_what_is_not_there_for_us_is_a_line(hub: FakeHub, model: Path, model_id:
 
 @pytest.mark.parametrize("model_id", ["org/gated", "org/private"])
 def test_a_token_opens_models(hub: FakeHub, model: Path, model_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As huggingface_hub finds it."""
+    """The token is the one that huggingface_hub finds."""
     hub.add("org/gated", model, is_gated=True)
     hub.add("org/private", model, is_private=True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -382,7 +382,7 @@ def test_a_token_opens_models(hub: FakeHub, model: Path, model_id: str, monkeypa
 
 
 def test_a_hub_that_fails_or_is_not_there_is_a_line(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that stays, and a port where nobody listens."""
+    """A permanent error, and a port where nothing listens."""
     hub.add(NAME, model)
     with pytest.raises(HubError, match=f"^{NAME}: .*500"):
         fetch(NAME, FIRST, hub, None, [500] * 100)
@@ -398,7 +398,7 @@ def test_a_hub_that_fails_or_is_not_there_is_a_line(hub: FakeHub, model: Path, m
 def test_a_hub_that_goes_away_while_the_cache_is_filled_is_not_offline_mode(
     hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """huggingface_hub has one error for both; nobody asked for offline mode."""
+    """huggingface_hub has one error for both; the user did not request offline mode."""
     hub.add(NAME, model)
     with opened(NAME, read_unconverted, use_cache=True) as checkpoint:
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -410,7 +410,7 @@ def test_a_hub_that_goes_away_while_the_cache_is_filled_is_not_offline_mode(
 
 
 def test_a_broken_checkpoint_is_called_by_its_id(hub: FakeHub, tmp_path: Path) -> None:
-    """Nobody knows the temporary folder."""
+    """The temporary folder means nothing to the user."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "README.md").write_text("nothing here")
     hub.add(NAME, tmp_path / "empty")
@@ -419,7 +419,7 @@ def test_a_broken_checkpoint_is_called_by_its_id(hub: FakeHub, tmp_path: Path) -
 
 
 def test_names_that_lead_elsewhere_are_refused(hub: FakeHub, model: Path) -> None:
-    """A hub's answer is a stranger's."""
+    """A hub's answer is not trusted."""
     commit = hub.add(NAME, model)
     hub.repos[NAME].commits[commit]["../evil.txt"] = b"evil"
     with pytest.raises(HubError, match=r'lists a file that lies outside of it: "\.\./evil\.txt"$'):
@@ -455,7 +455,7 @@ FORGED: dict[str, tuple[dict[str, object], str]] = {
 def test_a_forged_list_of_files_is_a_line(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """Whatever a hub answers, nothing is written but a line that names it."""
+    """Whatever a hub answers, nothing is written except a line that names the problem."""
     changes, message = FORGED[what]
     hub.add(NAME, model)
     send = _Handler._json
@@ -475,7 +475,7 @@ def test_a_forged_list_of_files_is_a_line(
 def test_an_answer_of_another_kind_is_a_line(
     hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch, document: object
 ) -> None:
-    """JSON that tells of no model."""
+    """JSON that does not describe a model is an error of one line."""
     hub.add(NAME, model)
     send = _Handler._json
     monkeypatch.setattr(_Handler, "_json", lambda handler, _, *args: send(handler, document, *args))
@@ -485,7 +485,7 @@ def test_an_answer_of_another_kind_is_a_line(
 
 @pytest.mark.parametrize("commit", [7, ["main"], None, "", "main", "../../secret", "\x1b[2J", "a" * 100_000])
 def test_a_forged_commit_is_a_line(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch, commit: object) -> None:
-    """It becomes a part of addresses, and of paths in the cache."""
+    """It becomes a part of URLs, and of paths in the cache."""
     hub.add(NAME, model)
     send = _Handler._json
     monkeypatch.setattr(_Handler, "_json", lambda handler, document, *_: send(handler, {**document, "sha": commit}))
@@ -494,7 +494,7 @@ def test_a_forged_commit_is_a_line(hub: FakeHub, model: Path, monkeypatch: pytes
 
 
 def test_a_model_without_files_has_no_config(hub: FakeHub, tmp_path: Path) -> None:
-    """It is there all the same."""
+    """It exists nevertheless."""
     (tmp_path / "empty").mkdir()
     hub.add(NAME, tmp_path / "empty")
     with pytest.raises(ConfigError, match=rf"^{NAME}: config\.json: is missing$"):
@@ -502,7 +502,7 @@ def test_a_model_without_files_has_no_config(hub: FakeHub, tmp_path: Path) -> No
 
 
 def test_bytes_that_were_not_asked_for_are_not_stored(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """A server that does not stop would fill the disk."""
+    """A server that keeps sending would fill the disk."""
     hub.add(NAME, model)
     with opened(NAME, read_unconverted, tmp_path / "work") as checkpoint:
         hub.faults += ["endless"]
@@ -511,7 +511,7 @@ def test_bytes_that_were_not_asked_for_are_not_stored(hub: FakeHub, model: Path,
 
 
 def test_what_comes_from_the_hub_has_the_permissions_of_new_files(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Those that the umask gives, padded or not, although it is fetched into a folder for us alone."""
+    """Padded or not, files get the umask's permissions, although they are fetched into a private folder."""
     add_plain_shard(model)
     (model / "sub").mkdir()
     (model / "sub" / "more.txt").write_text("more")
@@ -527,7 +527,7 @@ def test_what_comes_from_the_hub_has_the_permissions_of_new_files(hub: FakeHub, 
 
 
 def test_the_cache_is_used_and_filled(hub: FakeHub, model: Path) -> None:
-    """With `use_cache` files go there; what is there already is not fetched again."""
+    """With `use_cache` files go there; existing ones are not fetched again."""
     hub.add(NAME, model)
     with opened(NAME, read_unconverted, use_cache=True) as checkpoint, checkpoint.fetched(FIRST):
         assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
@@ -542,7 +542,7 @@ def test_the_cache_is_used_and_filled(hub: FakeHub, model: Path) -> None:
 
 @pytest.mark.parametrize("file", [FIRST, "tokenizer.json"])
 def test_what_comes_into_the_cache_is_compared_with_the_hubs_hash(hub: FakeHub, model: Path, file: str) -> None:
-    """What is wrong does not stay there, where the next run would trust it."""
+    """Wrong data do not stay there, where the next run would trust them."""
     hub.add(NAME, model)
     with opened(NAME, read_unconverted, use_cache=True) as checkpoint:
         hub.faults += ["wrong"]
@@ -553,7 +553,7 @@ def test_what_comes_into_the_cache_is_compared_with_the_hubs_hash(hub: FakeHub, 
 
 
 def test_a_run_that_is_stopped_stops_while_the_cache_is_compared(hub: FakeHub, model: Path) -> None:
-    """A shard takes a while; what was not compared to its end does not stay, since the next run would trust it."""
+    """A shard takes a while; if not compared completely, it is removed, since the next run would trust it."""
     hub.add(NAME, model)
     told: list[int] = []
 
@@ -569,7 +569,7 @@ def test_a_run_that_is_stopped_stops_while_the_cache_is_compared(hub: FakeHub, m
 
 
 def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A snapshot that is there is read as a folder; without one, a line says what is missing."""
+    """An existing snapshot is read like a folder; without one, a line says what is missing."""
     hub.add(NAME, model)
     huggingface_hub.snapshot_download(NAME)
     hub.requests.clear()
@@ -586,7 +586,7 @@ def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypat
 
 
 def test_a_full_disk_is_a_line(hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was fetched so far stays for the next run."""
+    """Data that were fetched so far stay for the next run."""
 
     def write(opened_file: BinaryIO, chunk: bytes) -> None:
         opened_file.write(chunk[:100])
@@ -603,12 +603,12 @@ def test_a_full_disk_is_a_line(hub: FakeHub, model: Path, tmp_path: Path, monkey
 
 
 def left_beside(out_dir: Path) -> set[str]:
-    """Return what lies in the folder of an output besides it and the model."""
+    """Return what else is in the folder of an output, except the model."""
     return {path.name for path in out_dir.parent.iterdir()} - {out_dir.name, "model", "local", "cache"}
 
 
 def add_plain_shard(model: Path) -> None:
-    """Add a shard of which nothing is padded."""
+    """Add a shard in which nothing is padded."""
     plain = {"model.norm.weight": ("BF16", (50_000,))}
     (model / "model-00003-of-00003.safetensors").write_bytes(safetensors_bytes(plain, {"format": "pt"}))
     index = json.loads((model / INDEX).read_text())
@@ -617,7 +617,7 @@ def add_plain_shard(model: Path) -> None:
 
 
 def test_converting_from_the_hub_gives_what_a_folder_gives(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Byte for byte, every byte asked for once, the hub's hashes recorded, and nothing left beside the output."""
+    """Byte for byte, with every byte fetched once, the hub's hashes recorded, and no other files left."""
     (model / "sub").mkdir()
     (model / "sub" / "more.txt").write_text("more")
     add_plain_shard(model)
@@ -642,7 +642,7 @@ def test_converting_from_the_hub_gives_what_a_folder_gives(hub: FakeHub, model: 
 def test_a_disk_without_hard_links_gets_copies(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """Of shards that are not padded, too, which are only moved elsewhere."""
+    """Also of shards that are not padded, which otherwise are only moved."""
     add_plain_shard(model)
     hub.add(NAME, model)
     fp8pad.convert(model, tmp_path / "local", verify="full", card=False)
@@ -657,7 +657,7 @@ def test_a_disk_without_hard_links_gets_copies(
 
 
 def test_slices_of_a_model_of_the_hub(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Each fetches its shards to a folder of its own, and all together give what one run gives."""
+    """Each fetches its shards to a folder of its own, and together they give the output of one run."""
     add_plain_shard(model)
     hub.add(NAME, model)
     fp8pad.convert(NAME, tmp_path / "local")
@@ -673,7 +673,7 @@ def test_slices_of_a_model_of_the_hub(hub: FakeHub, model: Path, tmp_path: Path)
 def test_a_temporary_folder_that_cannot_be_removed_is_no_fault(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever call fails in it: OUT_DIR is complete."""
+    """Whichever call fails there, OUT_DIR is complete."""
     hub.add(NAME, model)
     samestat = os.path.samestat
 
@@ -694,7 +694,7 @@ def test_a_temporary_folder_that_cannot_be_removed_is_no_fault(
 def test_a_temporary_folder_that_is_too_small_is_a_line(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which file does not fit, and how to name another folder; nothing of it is fetched."""
+    """The line says which file does not fit, and how to choose another folder; none of it is fetched."""
     hub.add(NAME, model)
     fp8pad.convert(model, tmp_path / "out")
     monkeypatch.setattr("fp8pad.hub.fetcher.shutil.disk_usage", lambda _: SimpleNamespace(free=100))
@@ -708,7 +708,7 @@ def test_a_temporary_folder_that_is_too_small_is_a_line(
 def test_progress_counts_what_is_fetched(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: Executor
 ) -> None:
-    """Every byte is told of, as many as were announced: fetched, written, read back; on a cluster, too."""
+    """Every announced byte is counted: fetched, written, read back; on a cluster too."""
     monkeypatch.setattr("fp8pad.parallel.run_on_cluster", run_sent)
     hub.add(NAME, model)
     counter, size = Counter(), sum(path.stat().st_size for path in model.glob("*.safetensors"))
@@ -724,7 +724,7 @@ def test_progress_counts_what_is_fetched(
 def test_a_disk_has_to_hold_what_is_fetched_too(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The output and as many shards as there are jobs; what an earlier run has fetched of them is there already."""
+    """It needs the output and one shard per job, less what an earlier run has fetched of them."""
     hub.add(NAME, model)
     shards = sorted(path.stat().st_size for path in model.glob("*.safetensors"))
     needed: list[int] = []
@@ -743,7 +743,7 @@ def test_a_disk_has_to_hold_what_is_fetched_too(
 def test_shards_that_are_fetched_take_room_however_they_are_linked(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Link
 ) -> None:
-    """None is on this disk before; here not one is padded."""
+    """None is on this disk before; here none is padded."""
     hub.add(NAME, llama(tmp_path / "aligned", n=32, k=32))
     needed: list[int] = []
     monkeypatch.setattr("fp8pad.staged.check_space", lambda _, needed_bytes, __: needed.append(needed_bytes))
@@ -754,7 +754,7 @@ def test_shards_that_are_fetched_take_room_however_they_are_linked(
 
 
 def test_files_of_the_same_bytes_do_not_meet(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Each is fetched for itself, also where several are fetched at a time."""
+    """Each is fetched separately, also when several are fetched at a time."""
     for number in range(20):
         (model / f"copy-{number}.txt").write_bytes(b"the same" * 1000)
     hub.add(NAME, model)
@@ -763,7 +763,7 @@ def test_files_of_the_same_bytes_do_not_meet(hub: FakeHub, model: Path, tmp_path
 
 
 def test_verifying_against_the_hub_finds_a_byte(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """A logical byte that is not the hub's."""
+    """A logical byte that differs from the hub's is found."""
     hub.add(NAME, model)
     fp8pad.convert(model, tmp_path / "out")
     shard = tmp_path / "out" / FIRST
@@ -774,7 +774,7 @@ def test_verifying_against_the_hub_finds_a_byte(hub: FakeHub, model: Path, tmp_p
 
 
 def test_a_conversion_that_was_cut_off_goes_on(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Finished shards are not fetched again, and half a shard is not begun again."""
+    """Finished shards are not fetched again, and a partial shard is continued."""
     hub.add(NAME, model)
     second = FIRST.replace("1-of", "2-of")
     size = (model / second).stat().st_size
@@ -800,7 +800,7 @@ def test_a_conversion_that_was_cut_off_goes_on(hub: FakeHub, model: Path, tmp_pa
 
 
 def test_a_finished_shard_that_was_altered_is_made_again(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """The hash that was noted decides, not the size."""
+    """The recorded hash decides, not the size."""
     hub.add(NAME, model)
     second = FIRST.replace("1-of", "2-of")
     real = hub.next_fault
@@ -820,7 +820,7 @@ def test_a_finished_shard_that_was_altered_is_made_again(hub: FakeHub, model: Pa
 
 
 def test_no_output_is_proposed_inside_a_cache(hub: FakeHub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither for an id nor for a snapshot: in the current folder, by the model's name."""
+    """For an id and for a snapshot, a folder with the model's name in the current folder is proposed."""
     hub.add(NAME, model)
     snapshot = Path(huggingface_hub.snapshot_download(NAME))
     for named in (NAME, snapshot):
@@ -830,7 +830,7 @@ def test_no_output_is_proposed_inside_a_cache(hub: FakeHub, model: Path, capsys:
 
 
 def test_pushing_checks_and_uploads(hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What arrives is what lies there, with a card that names the model it was made from."""
+    """The uploaded files equal the local ones, with a card that names the base model."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.add(NAME, model)
@@ -846,7 +846,7 @@ def test_pushing_checks_and_uploads(hub: FakeHub, model: Path, tmp_path: Path, m
 def test_pushing_uploads_what_the_record_names_alone(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Secrets, links and files of others stay behind and are named; names are no patterns."""
+    """Secrets, links and other files are excluded and named; names are not patterns."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     out_dir = tmp_path / "out"
@@ -869,7 +869,7 @@ def test_pushing_uploads_what_the_record_names_alone(
 
 
 def test_a_folder_without_its_tokenizer_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Any file that the record names has to be there."""
+    """All files that the record names must exist."""
     out_dir = tmp_path / "out"
     fp8pad.convert(model, out_dir)
     (out_dir / "tokenizer.json").unlink()
@@ -880,7 +880,7 @@ def test_a_folder_without_its_tokenizer_is_not_pushed(hub: FakeHub, model: Path,
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "README.md", "config.json", FIRST])
 def test_a_link_out_of_the_folder_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path, file: str) -> None:
-    """Whatever it leads to, the same bytes too, by a file that the record names."""
+    """Whatever its target, even the same bytes, and even under a recorded name."""
     out_dir = tmp_path / "out"
     fp8pad.convert(model, out_dir)
     (out_dir / file).rename(tmp_path / "moved")
@@ -893,7 +893,7 @@ def test_a_link_out_of_the_folder_is_not_pushed(hub: FakeHub, model: Path, tmp_p
 
 
 def test_links_that_nobody_wrote_down_are_noted(model: Path, tmp_path: Path) -> None:
-    """To a file or a folder: `verify` and `inspect` say that they are there."""
+    """For links to a file or a folder, `verify` and `inspect` have a note."""
     out_dir = tmp_path / "out"
     fp8pad.convert(model, out_dir)
     (out_dir / "notes.txt").symlink_to("/etc/passwd")
@@ -907,7 +907,7 @@ def test_links_that_nobody_wrote_down_are_noted(model: Path, tmp_path: Path) -> 
 def test_without_huggingface_hub_the_extra_is_named_at_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is read: there is no folder to verify here."""
+    """Before anything is read: the folder to push does not exist here."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     extra = r"pip install 'fp8pad\[hub\]'$"
     with pytest.raises(HubError, match=f"^push needs huggingface_hub: {extra}"):
@@ -918,7 +918,7 @@ def test_without_huggingface_hub_the_extra_is_named_at_once(
 
 
 def test_what_is_not_fit_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
-    """Damaged, without a card, not converted at all, or to a name that is none."""
+    """A damaged one, one without a card, one that was not converted, and an invalid name."""
     fp8pad.convert(model, tmp_path / "bare", card=False)
     fp8pad.convert(model, tmp_path / "out", verify="full")
     shard = tmp_path / "out" / FIRST

@@ -14,7 +14,7 @@ import fp8pad
 ROOT = Path(fp8pad.__file__).parent
 EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
 
-# What each part may import at all, of this project and of others; the first name that fits a module decides.
+# What each part may import, from this project and from others; the first name that matches a module decides.
 PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
 WRITING = READING | {"converted", "hub", "output", "parallel", "staged"}
@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "render": READING | RESULTS | {"__init__", "render", "rich", "summary"},
     "cli": READING | RESULTS | {"__init__", "cli", "library", "output", "render", "typer"},
 }
-# Heavy, or not there: imported inside functions by those that may import them at all.
+# Heavy or optional: parts that may import them do so inside functions.
 LAZY = {"ray", "huggingface_hub", "vllm", "transformers"}
 FILES = {"io", "os", "pathlib", "shutil", "subprocess", "tempfile"}
 
@@ -80,7 +80,7 @@ class Import:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """Yield what a module imports when it runs; what stands under `if TYPE_CHECKING` does not."""
+    """Yield what a module imports at run time; imports under `if TYPE_CHECKING` do not count."""
     importer = path.relative_to(ROOT).with_suffix("").parts[0]
     pending: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text(), str(path)), False)]
     while pending:
@@ -94,7 +94,7 @@ def imports_of(path: Path) -> Iterator[Import]:
 
 
 def imported_names(node: ast.AST) -> list[str]:
-    """Return the dotted names that a statement imports; relative imports are not the style here."""
+    """Return the dotted names that a statement imports; relative imports are not used here."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -119,7 +119,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_in_the_allowed_directions(path: Path) -> None:
-    """A module imports nothing that its part of the architecture may not know."""
+    """A module imports only what its part of the architecture may import."""
     wrong = [
         f"line {found.line}: {found.target}"
         for found in imports_of(path)
@@ -129,20 +129,20 @@ def test_imports_go_in_the_allowed_directions(path: Path) -> None:
 
 
 def test_planning_knows_no_files() -> None:
-    """A plan is made of data alone: neither it nor what it stands on can open, list or run anything."""
+    """Plans are made from data alone: neither planning nor what it imports can open, list or run anything."""
     pure = [path for path in MODULES if path.relative_to(ROOT).with_suffix("").parts[0] in PURE | {"planning"}]
     assert len(pure) > len(PURE)
     assert not [found for path in pure for found in imports_of(path) if found.target in FILES]
 
 
 def test_engines_are_imported_inside_functions() -> None:
-    """No module loads vLLM or transformers by being imported."""
+    """Importing a module never loads vLLM or transformers."""
     found = [found for path in MODULES for found in imports_of(path) if found.target in LAZY]
     assert found
     assert not [eager for eager in found if not eager.is_lazy]
 
 
-# What runs code, or objects that choose their own class, from what it is given.
+# Modules that run code, or create objects of any class, from their input.
 RUNS_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "jsonpickle", "runpy", "code"}
 RUNNING = {"eval", "exec", "compile", "__import__"}
 
@@ -163,7 +163,7 @@ def code_runners(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_that_is_read_is_run(path: Path) -> None:
-    """No module unpickles, evaluates or passes to a shell, not even what another process of ours sends."""
+    """No module unpickles or evaluates data or passes it to a shell, not even data from our own processes."""
     assert code_runners(path) == []
 
 
@@ -180,7 +180,7 @@ def test_nothing_that_is_read_is_run(path: Path) -> None:
     ],
 )
 def test_the_scan_sees_what_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
-    """Each of these is found, at the top and in functions."""
+    """Each of these is found, at module level and in functions."""
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     module = tmp_path / "convert.py"
     module.write_text(line)
@@ -188,7 +188,7 @@ def test_the_scan_sees_what_runs_code(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_scan_sees_lazy_and_eager_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scan itself finds imports in functions and at the top, and passes over type checking."""
+    """The scan finds imports in functions and at module level, and ignores type checking."""
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     module = tmp_path / "convert.py"
     module.write_text("import vllm\nif TYPE_CHECKING:\n    import jax\ndef f():\n    import torch.nn\n")
@@ -208,7 +208,7 @@ def test_the_scan_sees_lazy_and_eager_imports(tmp_path: Path, monkeypatch: pytes
     ids=lambda value: value[0],
 )
 def test_commands_do_not_load_what_they_do_not_need(tmp_path: Path, arguments: list[str], forbidden: list[str]) -> None:
-    """Each command runs to its end where importing a heavy package is fatal."""
+    """Each command finishes although importing a heavy package is fatal."""
     for package in forbidden:
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(f"raise SystemExit('{package} was imported')")
@@ -220,7 +220,7 @@ def test_commands_do_not_load_what_they_do_not_need(tmp_path: Path, arguments: l
 
 
 def test_the_plugin_module_loads_neither_vllm_nor_the_converter(tmp_path: Path) -> None:
-    """vLLM swallows import errors of plugins, so importing ours must not be able to fail on vLLM's account."""
+    """vLLM swallows import errors of plugins, so importing ours must not be able to fail because of vLLM."""
     script = (
         "import sys, fp8pad.runtime;"
         "print(*(name for name in sys.modules if name.split('.')[0] in ('vllm', 'torch', 'rich', 'typer')"

@@ -1,4 +1,4 @@
-"""Which axes lie inside an MLP: whole MLPs of FP8 Linears, whatever becomes of their size."""
+"""Which axes are inside an MLP: complete MLPs of FP8 Linears, whatever happens to their size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def inner_of(config: Mapping[str, Any], tensors: Tensors, text: str | None = None) -> Mapping[str, str]:
-    """The inner axes of a checkpoint of these tensors; `text` is a family file to read in place of all."""
+    """Return the inner axes of a checkpoint with these tensors; `text` is a family file to read instead of all."""
     headers = {name: TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items()}
     sections = sections_of(config, index_families({"toy.toml": text}) if text else None)
     governed = find_governed(sections, headers)
@@ -32,13 +32,13 @@ def inner_of(config: Mapping[str, Any], tensors: Tensors, text: str | None = Non
 
 @pytest.mark.parametrize("size", [213, 999, None, [213, 214]])
 def test_llamas_mlp(size: object) -> None:
-    """Rows of gate and up and columns of down, whatever the config says of their number; attention is not inside."""
+    """Rows of gate and up and columns of down, whatever size the config has; attention is not inside."""
     tensors = LLAMA | linear("model.layers.0.self_attn.o_proj", 64, 213)
     assert inner_of(CONFIG | {"intermediate_size": size}, tensors) == INNER
 
 
 def test_gate_and_up_in_one() -> None:
-    """Phi-3's gate_up_proj is inside by its N."""
+    """Phi-3's gate_up_proj is inside with its N."""
     tensors = linear(f"{MLP}.gate_up_proj", 426, 64) | linear(f"{MLP}.down_proj", 64, 213)
     assert inner_of(CONFIG | {"model_type": "phi3"}, tensors) == {f"{MLP}.gate_up_proj": "n", f"{MLP}.down_proj": "k"}
 
@@ -53,7 +53,7 @@ def test_gate_and_up_in_one() -> None:
     ],
 )
 def test_an_mlp_that_is_not_whole(change: Tensors) -> None:
-    """A part that is not FP8, a norm over the inner size, an adapter: none of its axes is inside."""
+    """A part that is not FP8, a norm over the inner size, or an adapter: none of its axes is inside."""
     tensors = LLAMA | gated("model.layers.1.mlp", 213, 64) | dict(change)
     assert inner_of(CONFIG, tensors) == {name.replace(".0.", ".1."): axis for name, axis in INNER.items()}
 
@@ -83,6 +83,6 @@ activation = "gelu"
 
 
 def test_a_size_that_is_no_key_of_its_own() -> None:
-    """What cannot be absorbed can lie inside an MLP all the same."""
+    """A size that cannot be absorbed can still be inside an MLP."""
     tensors = linear("merger.fc1", 213, 64) | linear("merger.fc2", 64, 213)
     assert inner_of(CONFIG | {"model_type": "toy"}, tensors, FIXED) == {"merger.fc1": "n", "merger.fc2": "k"}

@@ -26,12 +26,12 @@ NAME = "model.layers.0.mlp.down_proj"
 
 @pytest.fixture
 def out_dir(tmp_path: Path) -> Path:
-    """A padded checkpoint."""
+    """Write a padded checkpoint."""
     return convert_to(llama(tmp_path / "model"), tmp_path / "out", Policy(alignment=32))
 
 
 def test_the_records_are_read(out_dir: Path) -> None:
-    """All three of them, and they agree."""
+    """All three are read, and they agree."""
     found = inspect_checkpoint(out_dir)
     assert found.disagreements == ()
     assert found.record is not None
@@ -137,13 +137,13 @@ META = f"model.safetensors: __metadata__.fp8pad: {NAME}.weight: logical_shape"
     ],
 )
 def test_disagreements_are_told(out_dir: Path, file: str, edit: Callable[[Any], None], expected: str) -> None:
-    """Each record against the others, and against what lies on disk."""
+    """Each record is compared with the others, and with the files on disk."""
     edit_json(out_dir / file, edit)
     assert expected in inspect_checkpoint(out_dir).disagreements
 
 
 def leaves(document: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield the way to each value of a JSON document, objects and lists included."""
+    """Yield the path to each value of a JSON document, including objects and lists."""
     inside = (
         document.items() if isinstance(document, dict) else enumerate(document if isinstance(document, list) else ())
     )
@@ -171,7 +171,7 @@ FORGED: list[Any] = [
 
 
 def test_any_value_of_a_record_can_be_forged(tmp_path: Path) -> None:
-    """Each in turn, by values of every type and keys that lead nowhere: what reads it ends in one of our errors."""
+    """Values of every type and invalid keys are tried everywhere: reading ends with one of our errors."""
     config = FBGEMM | {"architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 21}
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": gated("model.layers.0.mlp", 21, 32)}, config)
     out_dir = convert_to(model, tmp_path / "out", Policy(absorb=True))
@@ -192,7 +192,7 @@ def test_any_value_of_a_record_can_be_forged(tmp_path: Path) -> None:
 
 
 def test_an_absorbed_axis_has_its_padded_size_in_the_config(example: Path, tmp_path: Path) -> None:
-    """down_proj is absorbed along K and padded along N: config.json asks for the larger K, and for the source's N."""
+    """down_proj is absorbed along K and padded along N: config.json has the larger K and the source's N."""
     out_dir = convert_to(example, tmp_path / "absorbed", Policy(absorb=True))
     found = inspect_checkpoint(out_dir)
     assert found.disagreements == ()
@@ -209,7 +209,7 @@ def test_an_absorbed_axis_has_its_padded_size_in_the_config(example: Path, tmp_p
 
 
 def test_a_garbled_record_is_a_disagreement(out_dir: Path) -> None:
-    """What the other records say is still told."""
+    """The contents of the other records are still shown."""
     (out_dir / "fp8pad.json").write_text("garbage")
     edit_json(out_dir / "config.json", lambda document: document["quantization_config"].pop("modules"))
     found = inspect_checkpoint(out_dir)
@@ -219,7 +219,7 @@ def test_a_garbled_record_is_a_disagreement(out_dir: Path) -> None:
 
 
 def test_a_missing_record_is_a_disagreement(out_dir: Path) -> None:
-    """The other records tell that the checkpoint was padded."""
+    """The other records show that the checkpoint was padded."""
     (out_dir / "fp8pad.json").unlink()
     found = inspect_checkpoint(out_dir)
     assert found.record is None
@@ -227,7 +227,7 @@ def test_a_missing_record_is_a_disagreement(out_dir: Path) -> None:
 
 
 def test_shards_without_their_record_are_a_disagreement(out_dir: Path) -> None:
-    """A tool that saved the tensors anew may have lost the metadata."""
+    """A tool that saved the tensors again may have lost the metadata."""
     path = out_dir / "model.safetensors"
     path.write_bytes(safetensors_bytes({name: (dtype, shape) for name, (dtype, shape, _) in stored(path).items()}))
     found = inspect_checkpoint(out_dir).disagreements
@@ -254,7 +254,7 @@ def test_what_was_asked_for_is_said(
 
 
 def test_sizes_are_those_that_converting_tells(tmp_path: Path) -> None:
-    """fp8pad.json counts too."""
+    """fp8pad.json is counted too."""
     model = llama(tmp_path / "model")
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
@@ -265,7 +265,7 @@ def test_sizes_are_those_that_converting_tells(tmp_path: Path) -> None:
 
 
 def test_files_that_changed_are_told_by_their_danger(out_dir: Path) -> None:
-    """Code that appeared and a tokenizer that was altered are faults; a model card and a licence are notes."""
+    """New code and an altered tokenizer are faults; a model card and a licence are notes."""
     (out_dir / "README.md").write_text("a card")
     (out_dir / "LICENSE").write_text("free")
     found = inspect_checkpoint(out_dir)
@@ -280,7 +280,7 @@ def test_files_that_changed_are_told_by_their_danger(out_dir: Path) -> None:
 
 
 def test_the_document_of_a_script(out_dir: Path) -> None:
-    """What --json prints has a version, and the path as it was given."""
+    """The output of --json has a version, and the path as given."""
     document = inspect_checkpoint(out_dir).to_json()
     assert list(document)[:6] == ["format_version", "path", "ok", "disagreements", "notes", "needs_runtime"]
     assert (document["format_version"], document["path"], document["ok"]) == (1, str(out_dir), True)
@@ -288,7 +288,7 @@ def test_the_document_of_a_script(out_dir: Path) -> None:
 
 
 def test_any_other_checkpoint_is_refused_with_what_a_plan_says(tmp_path: Path) -> None:
-    """In one line that names the command, also where a plan would refuse it."""
+    """One line names the command, even if a plan would refuse the checkpoint."""
     model = llama(tmp_path / "model")
     told = f"{model}: was not padded by fp8pad: converting would"
     with pytest.raises(RecordError) as refused:

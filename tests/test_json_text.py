@@ -1,4 +1,4 @@
-"""JSON files as text: written again in the manner in which they were found, and compared down to the key."""
+"""JSON files as text: written again in their original style, and compared key by key."""
 
 import json
 import tracemalloc
@@ -28,13 +28,13 @@ DOCUMENT: dict[str, object] = {"b": [1, {"c": 1e-05}], "é": "ü", "a": {}, "n":
     ],
 )
 def test_documents_are_written_as_they_were_found(style: dict[str, Any], ending: str) -> None:
-    """Indentation, separators, escapes and the end of the file; order of keys is that of the document."""
+    """Indentation, separators, escapes and the end of the file are kept; keys are in the document's order."""
     original = json.dumps(DOCUMENT, **style) + ending
     assert dumps_like(original, DOCUMENT, "x") == original
 
 
 def test_a_text_that_indentation_makes_too_long_is_not_made() -> None:
-    """Each number of a list in 90 lists would get a line of its own, of a thousand and a half characters."""
+    """Each number in 90 nested lists would get a line of its own, with one and a half thousand characters."""
     nested: Any = list(range(100_000))
     for _ in range(90):
         nested = [nested]
@@ -45,7 +45,7 @@ def test_a_text_that_indentation_makes_too_long_is_not_made() -> None:
 
 @pytest.mark.parametrize("part", ["a", '\\"'])
 def test_a_long_first_key_costs_a_few_times_its_size(part: str) -> None:
-    """Looking for the colon behind it, a regular expression that could go back kept 120 bytes for each character."""
+    """A backtracking regular expression for the colon after it used 120 bytes per character."""
     original = f'{{"{part * 500_000}" : 1}}'
     tracemalloc.start()
     try:
@@ -62,7 +62,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=9)
 
 @given(st.recursive(SCALARS, lambda x: st.dictionaries(st.text(max_size=9), x, max_size=4), max_leaves=12))
 def test_whatever_the_style_the_document_is_the_same(value: Any) -> None:
-    """Guessing the style wrongly never changes what is said."""
+    """Guessing the style wrongly never changes the content."""
     document = {"key": value}
     for original in ("{}", "{\n}", '{ "a" : 1 ,\r\n "b":2}\r\n', json.dumps(document, indent=3)):
         assert json.loads(dumps_like(original, document, "x")) == document
@@ -81,12 +81,12 @@ def test_whatever_the_style_the_document_is_the_same(value: Any) -> None:
     ],
 )
 def test_the_index_gets_its_true_size_and_nothing_else(original: str, expected: str) -> None:
-    """Only the number changes where there is one; a missing or odd one is put in."""
+    """Only an existing number changes; a missing or malformed one is inserted."""
     assert index_text(original, 99) == expected
 
 
 def test_a_total_size_in_another_place_is_not_mistaken() -> None:
-    """A tensor may be called anything."""
+    """Any name is possible for a tensor."""
     original = '{"weight_map": {"total_size": "x"}, "total_size": 5, "metadata": {"total_size": 7}}'
     assert json.loads(index_text(original, 99)) == json.loads(original) | {"metadata": {"total_size": 99}}
     assert json.loads(index_text('{"total_size": 5, "metadata": {}}', 99))["metadata"] == {"total_size": 99}
@@ -105,12 +105,12 @@ def test_a_total_size_in_another_place_is_not_mistaken() -> None:
     ],
 )
 def test_texts_are_compared_down_to_the_key(found: str, difference: tuple[str, str, str] | None) -> None:
-    """The first key at which they differ, or the line where only the spelling does."""
+    """The first key at which they differ, or the line if only the formatting differs."""
     assert first_difference('{"a": {"b": [1, 2]}, "c": 1}', found) == difference
 
 
 def test_what_is_no_json_differs_as_text() -> None:
-    """The parser says where."""
+    """The parser's message says where."""
     difference = first_difference("{}", "{")
     assert difference is not None
     assert difference[:2] == ("text", "JSON")
@@ -118,7 +118,7 @@ def test_what_is_no_json_differs_as_text() -> None:
 
 @pytest.mark.parametrize("original", ["{" + "\n" + " " * 10**6 + '"a": 1}', '{"a"' + " " * 10**6 + ":1}"])
 def test_blanks_without_end_are_not_copied_to_every_line(original: str) -> None:
-    """A small file would become a very large one."""
+    """Otherwise a small file would become a very large one."""
     document = {str(number): number for number in range(300)}
     text = dumps_like(original, document, "x")
     assert json.loads(text) == document

@@ -1,7 +1,7 @@
 """The kernel that quantizes and pads, run by Triton's interpreter: shapes, masks, scales and tails, on any machine.
 
-The interpreter drops carries when it rounds to FP8, so the values here are ones that FP8 holds exactly; how the kernel
-rounds is compared with vLLM on a GPU (tests/gpu/test_kernels_gpu.py).
+The interpreter drops carries when it rounds to FP8, so the values here are exact in FP8; the kernel's rounding is
+compared with vLLM's on a GPU (tests/gpu/test_kernels_gpu.py).
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 if "triton" not in sys.modules:
-    # Triton decides at its import whether its own functions are interpreted; other modules' tests need not notice.
+    # Triton decides when it is imported whether its functions are interpreted; other test modules are not affected.
     os.environ["TRITON_INTERPRET"] = "1"
     pytest.importorskip("triton")
     from fp8pad.runtime import kernels
@@ -20,7 +20,7 @@ if "triton" not in sys.modules:
 else:
     pytest.skip("Triton was imported earlier, not to be interpreted", allow_module_level=True)
 
-# Infinite reciprocals and quotients are what some of these tests are about.
+# Some of these tests produce infinite reciprocals and quotients on purpose.
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")]
 
 FP8_VALUES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
@@ -30,7 +30,7 @@ SMALLEST_SCALE = 1 / (448 * 512)
 
 @pytest.fixture(autouse=True)
 def _interpreted_into_poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill every result with NaN before the kernel writes it, so that what it leaves out shows."""
+    """Fill every result with NaN before the kernel writes it, so that values that it does not write are visible."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(kernels, "_empty_fp8", lambda x, k: _poisoned(x.new_empty(x.shape[0], k, dtype=torch.uint8)))
 
@@ -42,7 +42,7 @@ def _poisoned(x: "torch.Tensor") -> "torch.Tensor":
 def _activation(
     num_tokens: int, k: int, dtype: "torch.dtype" = torch.bfloat16, *, powers: tuple[int, int] = (-6, 6)
 ) -> "torch.Tensor":
-    """Return FP8 values, -448 in each row, times a power of two of the row: that power is the row's scale."""
+    """Return FP8 values, with a -448 in each row, times a power of two per row, which is the row's scale."""
     generator = torch.Generator().manual_seed(num_tokens * 100_003 + k)
     values = FP8_VALUES[torch.randint(len(FP8_VALUES), (num_tokens, k), generator=generator)]
     values[torch.arange(num_tokens), torch.randint(k, (num_tokens,), generator=generator)] = -448.0
@@ -79,7 +79,7 @@ def test_per_token(num_tokens: int, k: int, padded_k: int, dtype: "torch.dtype")
 
 @pytest.mark.parametrize("k", [31, 64, 100])
 def test_rows_longer_than_a_block(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row that takes several blocks gives the same bytes as one that takes one."""
+    """A row in several blocks gives the same bytes as a row in one block."""
     x = _activation(3, k)
     whole, whole_scale = kernels.quantize_and_pad(x, 112)
     monkeypatch.setattr(kernels, "LONGEST_BLOCK", 32)
@@ -91,7 +91,7 @@ def test_rows_longer_than_a_block(k: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_strided_rows() -> None:
-    """Rows may lie apart, as the halves of a fused projection do, and even columns may."""
+    """Rows may be strided, as in the halves of a fused projection, and so may columns."""
     x = _activation(4, 300)
     for view in (x[:, 17:230], x[::2, :213], x[:, ::2], x[:1].expand(3, 300)):
         padded_k = -(-view.shape[1] // 16) * 16
@@ -102,7 +102,7 @@ def test_strided_rows() -> None:
 
 
 def test_upper_bound_of_a_token() -> None:
-    """`scale_ub` limits absmax, and what lies beyond it saturates, however far."""
+    """`scale_ub` limits absmax, and values beyond it saturate, however large."""
     x = torch.tensor([[448.0, -3.0, 0.5], [1e38, -1e38, 8.0], [1.0, 2.0, -56.0]], dtype=torch.bfloat16)
     x_fp8, scale = kernels.quantize_and_pad(x, 16, scale_ub=torch.tensor([56.0]))
     assert scale.flatten().tolist() == [0.125, 0.125, 0.125]
@@ -111,7 +111,7 @@ def test_upper_bound_of_a_token() -> None:
 
 
 def test_smallest_scale_of_a_token() -> None:
-    """A row of zeros, or nearly, gets the smallest scale, and zeros keep their sign."""
+    """A row of zeros, or nearly zeros, gets the smallest scale, and zeros keep their sign."""
     x = torch.tensor([[0.0, -0.0, 0.0], [SMALLEST_SCALE, 0.0, -0.0]], dtype=torch.bfloat16)
     x_fp8, scale = kernels.quantize_and_pad(x, 16)
     assert scale.flatten().tolist() == pytest.approx([SMALLEST_SCALE] * 2, rel=2**-24)
@@ -122,7 +122,7 @@ def test_smallest_scale_of_a_token() -> None:
 @pytest.mark.parametrize("shape", [(), (1,)])
 @pytest.mark.parametrize("k", [213, 3420])
 def test_static(k: int, shape: tuple[int, ...]) -> None:
-    """A static scale is used as it is given and handed back; values beyond its range saturate."""
+    """A static scale is used and returned unchanged; values beyond its range saturate."""
     x = _activation(5, k, powers=(-2, -2))
     x[:, 0] = torch.tensor([300.0, -1e4, 112.25, -3e38, 448.0])
     scale = torch.full(shape, 0.25)
@@ -133,14 +133,14 @@ def test_static(k: int, shape: tuple[int, ...]) -> None:
 
 
 def test_tail_of_a_scale_that_is_zero() -> None:
-    """The tail is zero even where the reciprocal of the scale is infinite."""
+    """The tail is zero even if the reciprocal of the scale is infinite."""
     x_fp8, _ = kernels.quantize_and_pad(_activation(2, 20), 32, scale=torch.zeros(1))
     assert not _bytes(x_fp8)[:, 20:].any()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 4, 7])
 def test_per_tensor(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One dynamic scale for all tokens is the absmax of them all, also where programs see several rows."""
+    """The dynamic scale for all tokens is their common absmax, also when programs read several rows."""
     monkeypatch.setattr(kernels, "NUM_MAXIMA", 4)
     x = _activation(num_tokens, 20, powers=(3, 3))
     x[:, 5] = 8.0
@@ -153,7 +153,7 @@ def test_per_tensor(num_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("n", "padded_n"), [(1, 16), (213, 224), (40, 48), (100, 112)])
 def test_cut_columns(n: int, padded_n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first columns come back side by side, also where a row takes several tiles."""
+    """The first columns are returned contiguous, also when a row takes several tiles."""
     monkeypatch.setattr(kernels, "LONGEST_BLOCK", 64)
     x = torch.randn(5, padded_n).to(torch.bfloat16)
     cut = kernels.cut_columns(x, n)
@@ -184,14 +184,14 @@ def test_no_tokens() -> None:
     ],
 )
 def test_what_is_refused(x: "torch.Tensor", padded_k: int) -> None:
-    """A padded K that is too small or no multiple of 16, another dtype or rank is an error, not a wrong answer."""
+    """A padded K that is too small or not a multiple of 16, and another dtype or rank, are errors."""
     with pytest.raises(ValueError, match="expected"):
         kernels.quantize_and_pad(x, padded_k)
 
 
 @pytest.mark.parametrize("scheme", ["static", "per_token", "scale_ub", "per_tensor"])
 def test_operators_tell_the_truth_about_themselves(scheme: str) -> None:
-    """The fake implementations, the schemas and the kernels agree, so that torch.compile may trust them."""
+    """The fake implementations, the schemas and the kernels agree, so that torch.compile can rely on them."""
     x = _activation(3, 20)
     cases = {
         "static": (torch.ops.fp8pad.quantize_static.default, (x, torch.ones(1), 32)),

@@ -1,4 +1,4 @@
-"""Shards: where bytes lie before and after padding, and that they are moved and compared there."""
+"""Shards: where bytes are before and after padding, and that they are moved and compared there."""
 
 import errno
 import hashlib
@@ -31,16 +31,16 @@ FILE = "model.safetensors"
 
 
 def padded(logical: tuple[int, ...], larger: tuple[int, ...], fill: int = 0, **segments: Segments) -> PaddedTensor:
-    """Return a padded tensor whose axes do not matter here."""
+    """Return a padded tensor whose axis actions do not matter here."""
     return PaddedTensor(logical, larger, 1 if fill else 0, AXES, **segments)
 
 
 def silent(num_bytes: int) -> None:
-    """Take no notice of progress."""
+    """Ignore progress."""
 
 
 def lay_out(path: Path, tensors: dict[str, PaddedTensor]) -> Transfer:
-    """Work out how the shard at `path` is padded."""
+    """Return how the shard at `path` is padded."""
     return shard_layout(read_header(path, FILE), tensors).transfer()
 
 
@@ -48,7 +48,7 @@ def lay_out(path: Path, tensors: dict[str, PaddedTensor]) -> Transfer:
 def written(
     path: Path, tensors: dict[str, PaddedTensor], sums: Sums | None = None
 ) -> Iterator[tuple[Transfer, OpenFile, Path]]:
-    """Write the padded shard of `path` beside it; yield how, the open source, and where it lies."""
+    """Write the padded shard of `path` next to it; yield the transfer, the open source, and the new path."""
     transfer, target = lay_out(path, tensors), path.with_name("padded.safetensors")
     with open_file(path, FILE) as source:
         with create_file(target, FILE) as output:
@@ -57,7 +57,7 @@ def written(
 
 
 def test_each_tensor_is_a_step(tmp_path: Path) -> None:
-    """The order of names and of data, and foreign metadata, stay."""
+    """The orders of names and of data, and foreign metadata, are kept."""
     path = tmp_path / FILE
     tensors = {"z": ("U8", (5,)), "a": ("BF16", (3,)), "w": ("F8_E4M3", (2, 3)), "e": ("U8", (0,)), "b": ("U8", (1,))}
     path.write_bytes(safetensors_bytes(tensors, {"format": "pt", "made by": "x"}))
@@ -79,7 +79,7 @@ def test_each_tensor_is_a_step(tmp_path: Path) -> None:
 
 
 def test_a_shard_without_padded_tensors_stays_as_it_is(tmp_path: Path) -> None:
-    """Not even its header is written anew."""
+    """Not even its header is rewritten."""
     path = tmp_path / FILE
     path.write_bytes(framed(b'{"a" : {"dtype": "U8", "shape": [5], "data_offsets": [0, 5]}}') + bytes(5))
     transfer = lay_out(path, {"elsewhere": padded((1,), (2,))})
@@ -90,27 +90,27 @@ def test_a_shard_without_padded_tensors_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def chunks(grid: Grid, limit: int) -> list[tuple[int, int, int, int, int]]:
-    """Return source, target, rows and row bytes on both sides of the chunks of a grid."""
+    """Return source, target, rows and row bytes on both sides for each chunk of a grid."""
     found = grid.chunks(0, 0, limit)
     return [(c.source, c.target, c.rows.target_size, c.columns.source_size, c.columns.target_size) for c in found]
 
 
 def test_no_chunk_holds_rows_of_two_runs() -> None:
-    """Rows of a segment, then what is filled behind it."""
+    """A chunk has rows of one segment, or the fill after it."""
     grid = tensor_grid("U8", padded((5, 2), (8, 3), segments=Segments((2, 3), (4, 4))))
     assert grid.rows == AxisMap(5, 8, (Run(0, 0, 2), Run(2, 4, 3)))
     assert chunks(grid, 6) == [(0, 0, 2, 2, 3), (0, 6, 1, 0, 6), (4, 12, 2, 2, 3), (8, 18, 1, 2, 3), (0, 21, 1, 0, 3)]
 
 
 def test_whole_rows_without_gaps_are_neighbours() -> None:
-    """Where only N grows, bytes are copied, whatever the length of a row; a stack whose N stays is one matrix."""
+    """If only N grows, bytes are copied, whatever a row's length; a stack whose N stays counts as one matrix."""
     assert chunks(tensor_grid("U8", padded((5, 2), (8, 2))), 8) == [(0, 0, 1, 8, 8), (8, 8, 1, 2, 2), (0, 10, 1, 0, 6)]
     stack = tensor_grid("U8", padded((3, 2, 3), (3, 2, 4)))
     assert stack == Grid(1, AxisMap(6, 6, (Run(0, 0, 6),)), AxisMap(3, 4, (Run(0, 0, 3),)), b"\0")
 
 
 def test_a_row_longer_than_the_buffer_is_moved_in_parts() -> None:
-    """So that a row of any length needs no more memory; filled elements stay whole."""
+    """A row of any length needs no more memory; filled elements are not split."""
     grid = tensor_grid("F32", padded((2, 3), (3, 5), 1))
     assert chunks(grid, 10) == [
         *[(0, 0, 1, 10, 10), (10, 10, 1, 2, 2), (0, 12, 1, 0, 8)],
@@ -127,7 +127,7 @@ def test_a_row_longer_than_the_buffer_is_moved_in_parts() -> None:
     ],
 )
 def test_work_on_a_stack_is_bounded_by_its_bytes(tensor: PaddedTensor) -> None:
-    """A file of a few megabytes can hold a million matrices: they are moved, and looked at, many at a time."""
+    """A few megabytes can hold a million matrices: many are moved, and compared, at a time."""
     grid = tensor_grid("U8", tensor)
     for way in (grid, grid.inverse()):
         found = list(way.chunks(0, 0, 1 << 20))
@@ -137,7 +137,7 @@ def test_work_on_a_stack_is_bounded_by_its_bytes(tensor: PaddedTensor) -> None:
 
 @pytest.mark.parametrize("shape", [(2**50 + 1, 0), (2**40, 2**20, 0)])
 def test_a_tensor_without_bytes_takes_no_time(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """However large its other sizes are: work is bounded by the bytes of a file."""
+    """However large its other sizes are: the work is bounded by the bytes of the file."""
     path = tmp_path / FILE
     header = f'{{"e":{{"dtype":"U8","shape":{list(shape)},"data_offsets":[0,0]}}}}'
     path.write_bytes(framed(header.encode()))
@@ -157,13 +157,13 @@ def test_a_tensor_without_bytes_takes_no_time(tmp_path: Path, shape: tuple[int, 
     ],
 )
 def test_what_cannot_be_padded_is_refused(dtype: str, tensor: PaddedTensor, message: str) -> None:
-    """Convolutions, another number of experts, dtypes below a byte, and dtypes whose 1.0 is not known."""
+    """Convolutions, another number of experts, dtypes below a byte, and dtypes whose 1.0 is unknown."""
     with pytest.raises(ValueError, match=message):
         tensor_grid(dtype, tensor)
 
 
 def test_a_plan_of_another_shape_is_refused(tmp_path: Path) -> None:
-    """The plan and the shard must speak of the same tensor."""
+    """The plan and the shard must describe the same tensor."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"w": ("U8", (2, 3))}))
     with pytest.raises(PlanError, match=r"w: expected \[2, 4\], got \[2, 3\]"):
@@ -193,7 +193,7 @@ def padded_tensors(draw: st.DrawFn) -> tuple[str, PaddedTensor]:
 
 
 def expected_rows(rows: np.ndarray, tensor: PaddedTensor, dtype: str) -> np.ndarray:
-    """Pad `[*logical_shape, element bytes]` the plain way, one segment after the other."""
+    """Pad `[*logical_shape, element bytes]` with plain indexing, segment by segment."""
     one = {"F32": [0, 0, 128, 63], "BF16": [128, 63], "F16": [0, 60]}
     fill = np.array(one[dtype] if tensor.fill else [0] * rows.shape[-1], np.uint8)
     result = np.broadcast_to(fill, (*tensor.padded_shape, rows.shape[-1])).copy()
@@ -218,7 +218,7 @@ def test_any_shard_is_padded_as_planned_and_back(
     buffer_bytes: int,
     data: st.DataObject,
 ) -> None:
-    """Padding gives what plain indexing gives, comparing finds nothing, and unpadding gives the source's bytes."""
+    """Padding equals plain indexing, comparing finds nothing, and unpadding gives the source's bytes."""
     path = tmp_path_factory.mktemp("shard") / FILE
     tensors = {f"t{number}": (dtype, tensor.logical_shape) for number, (dtype, tensor) in enumerate(drawn)}
     tensors |= {"kept": ("F4", (3, 2)), "scalar": ("F32", ())}
@@ -259,7 +259,7 @@ def test_any_shard_is_padded_as_planned_and_back(
 
 
 def test_every_damaged_byte_of_data_is_found(tmp_path: Path) -> None:
-    """Flipping any single byte is found at its place, and also without the source where it is read back."""
+    """Flipping any byte is found at its position, and also when reading back without the source."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("BF16", (3,)), "w": ("F8_E4M3", (2, 3)), "s": ("F32", (2, 1))}))
     plan = {"w": padded((2, 3), (4, 4)), "s": padded((2, 1), (4, 1), 1)}
@@ -281,7 +281,7 @@ def test_every_damaged_byte_of_data_is_found(tmp_path: Path) -> None:
 
 
 def test_each_damaged_tensor_is_reported_once(tmp_path: Path) -> None:
-    """The first byte that differs is told of each, and comparing goes on behind the tensor."""
+    """The first byte that differs is reported for each, and comparing continues after the tensor."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes(dict.fromkeys("abc", ("U8", (3,)))))
     transfer = lay_out(path, {})
@@ -296,7 +296,7 @@ def test_each_damaged_tensor_is_reported_once(tmp_path: Path) -> None:
 
 
 def test_headers_that_say_something_else_are_told_apart(tmp_path: Path) -> None:
-    """A tensor of another shape, other metadata, and another spelling of the same header."""
+    """Another shape, other metadata, and another formatting of the same header."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (4,)), "b": ("U8", (2,))}, {"format": "pt"}))
     expected = read_header(path, FILE)
@@ -310,7 +310,7 @@ def test_headers_that_say_something_else_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_another_header_is_noticed_when_a_shard_is_read_back(tmp_path: Path) -> None:
-    """A space that moved says nothing else, but is not what was written; nor is a file of another size."""
+    """A moved space changes no meaning, but is not what was written; the same for another file size."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (4,))}, {"format": "pt!"}))
     transfer = lay_out(path, {})
@@ -325,7 +325,7 @@ def test_another_header_is_noticed_when_a_shard_is_read_back(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("size", [0, 7, 511, 512, 4096, 4099])
 def test_a_checksum_notices_what_happens_to_disks(size: int) -> None:
-    """A bit that flips, a sector that is missing, old or in another's place, words too; and parts follow each other."""
+    """A flipped bit, a missing, old or misplaced sector, misplaced words; parts can be chained."""
     data = np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
     seen = {checksum(memoryview(data))}
     damaged = [data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :] for at in range(0, size, 101)]
@@ -344,7 +344,7 @@ def test_a_checksum_notices_what_happens_to_disks(size: int) -> None:
 def test_without_copies_in_the_kernel_bytes_go_through_a_buffer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """Where the file systems cannot copy between them, the result is the same."""
+    """If the file systems cannot copy between each other, the result is the same."""
 
     def refuse(*_: object) -> int:
         raise OSError(code, os.strerror(code))
@@ -357,7 +357,7 @@ def test_without_copies_in_the_kernel_bytes_go_through_a_buffer(
 
 
 def test_copies_that_end_early_are_taken_up_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel may copy, read and write less than asked for."""
+    """The kernel may copy, read and write less than requested."""
     copy, read, write = os.copy_file_range, os.preadv, os.pwrite
     monkeypatch.setattr(os, "copy_file_range", lambda s, t, count, a, b: copy(s, t, min(count, 7), a, b))
     monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: read(fd, [buffers[0][:5]], offset))
@@ -373,7 +373,7 @@ def test_copies_that_end_early_are_taken_up_again(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("depth", ["none", "padded", "full"])
 def test_holes_stay_holes(tmp_path: Path, depth: VerifyDepth) -> None:
-    """A shard that is mostly holes takes as little space as before, and is the same to whoever reads it."""
+    """A shard that is mostly holes takes as little space as before, and has the same contents."""
     path = tmp_path / FILE
     shape = (3000, 2**12 - 8)
     tensors = {"a": ("U8", (9 << 20,)), "w": ("F8_E4M3", shape), "s": ("F32", (3000, 1)), "b": ("U8", (1 << 22,))}
@@ -399,7 +399,7 @@ def test_holes_stay_holes(tmp_path: Path, depth: VerifyDepth) -> None:
 def test_the_disk_begins_before_a_shard_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_refused: bool
 ) -> None:
-    """It is asked for all that is written, part after part; a file system that refuses gets the same file, synced."""
+    """Write-back is requested for every part that is written; if refused, the file is the same, and synced."""
     write, copy, end = os.pwrite, os.copy_file_range, 0
     parts: list[tuple[int, int]] = []
     parts_at_sync: list[int] = []
@@ -432,7 +432,7 @@ def test_the_disk_begins_before_a_shard_is_complete(
 
 
 def test_a_source_that_ends_early_is_no_hole(tmp_path: Path) -> None:
-    """There is no data behind its end, either."""
+    """There are no data after its end."""
     (tmp_path / "x").write_bytes(b"x")
     os.truncate(tmp_path / "x", 1 << 20)
     with open_file(tmp_path / "x", "x") as opened:
@@ -442,7 +442,7 @@ def test_a_source_that_ends_early_is_no_hole(tmp_path: Path) -> None:
 
 
 def test_a_source_that_shrinks_is_an_error(tmp_path: Path) -> None:
-    """A copy that ends early for good names the file."""
+    """A copy that ends early names the file."""
     path = tmp_path / FILE
     path.write_bytes(safetensors_bytes({"a": ("U8", (999,)), "w": ("U8", (2, 3))}))
     transfer = lay_out(path, {"w": padded((2, 3), (4, 4))})
@@ -465,7 +465,7 @@ def test_a_full_disk_is_an_output_error() -> None:
 
 
 def test_a_header_that_no_reader_accepts_is_not_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It grows by what was padded; the limit holds for what lies behind the length."""
+    """Padding makes it longer; the limit applies to what follows the length."""
     (tmp_path / FILE).write_bytes(safetensors_bytes({"w": ("F8_E4M3", (3, 5))}))
     header, tensors = read_header(tmp_path / FILE, FILE), {"w": padded((3, 5), (16, 16))}
     num_bytes = len(shard_layout(header, tensors).other()[1]) - 8

@@ -1,4 +1,4 @@
-"""Layouts that tools write, whole: converted, checked byte by byte without fp8pad, verified and restored."""
+"""Layouts that tools write: converted, checked byte by byte without fp8pad, verified and restored."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ N, K = 150, 213
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("alignment", ["auto", 128])
 def test_block_scales_of_every_tool(layout: str, alignment: Any, tmp_path: Path) -> None:
-    """Weights end in zeros at whole blocks; a grid stays as it is, or gets ones where there are more blocks."""
+    """Weights end in zeros at whole blocks; a grid is unchanged, or gets ones for additional blocks."""
     leaf, dtype, (block_n, block_k), quantization = LAYOUTS[layout]
     grid = -(-N // block_n), -(-K // block_k)
     weight, scale = "layers.0.ffn.shared_experts.w2.weight", f"layers.0.ffn.shared_experts.w2.{leaf}"
@@ -71,12 +71,12 @@ def test_block_scales_of_every_tool(layout: str, alignment: Any, tmp_path: Path)
 
 
 def block(name: str, num_n: int, num_k: int) -> Tensors:
-    """A Linear with a scale for each block of 128 x 128."""
+    """Return a Linear with a scale for each block of 128 x 128."""
     grid = -(-num_n // 128), -(-num_k // 128)
     return {f"{name}.weight": ("F8_E4M3", (num_n, num_k)), f"{name}.weight_scale_inv": ("BF16", grid)}
 
 
-# Checkpoints of which fp8pad understands a part: what it does not, by module.
+# Checkpoints that fp8pad understands in part, with the modules that it does not understand.
 STRANGE: dict[str, tuple[Tensors, tuple[str, ...]]] = {
     "a table of n-grams in shards, with one scale for all": (
         {f"ple.ngram_embedding.shard_{shard}.weight": ("F8_E4M3", (103, 20)) for shard in range(3)}
@@ -106,7 +106,7 @@ STRANGE: dict[str, tuple[Tensors, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_what_is_not_understood_is_carried_byte_for_byte(name: str, tmp_path: Path) -> None:
-    """A layer beside it is padded, and the plan counts what is not understood."""
+    """A layer next to it is padded, and the plan counts what is not understood."""
     strange, not_understood = STRANGE[name]
     tensors = {**block("mlp.down_proj", N, K), **strange}
     config = {"model_type": "unknown", "quantization_config": BLOCK}
