@@ -45,7 +45,7 @@ FIRST = "model-00001-of-00002.safetensors"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub that huggingface_hub's client takes for the real one, with an empty cache and no waiting between tries."""
+    """Run a hub that huggingface_hub's client takes for the real one, with an empty cache and no waits."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))

@@ -1,4 +1,4 @@
-"""Who may import whom: the directions of the architecture, read from the source and tried in a fresh interpreter."""
+"""Which parts may import which: the architecture's directions, checked in the source and in a fresh interpreter."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""The library: the commands as functions, loaded when they are used, that print nothing and return what is printed."""
+"""The library: the commands as functions, loaded when used, that print nothing and return what the commands print."""
 
 import inspect
 import json
@@ -26,12 +26,12 @@ from fp8pad.errors import CheckpointError, Fp8padError, HeaderError, OutputError
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A checkpoint of two shards that needs padding."""
+    """Write a checkpoint of two shards that needs padding."""
     return llama(tmp_path / "model", num_shards=2)
 
 
 def test_there_and_back(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Plan, convert, verify both ways, inspect and unpad, with strings and with paths; nothing is printed."""
+    """Plan, convert, verify with and without the source, inspect and unpad, with strings and paths; prints nothing."""
     out_dir, restored = tmp_path / "out", tmp_path / "restored"
     planned = library.plan(str(model), alignment=32)
     converted = library.convert(str(model), out_dir, alignment=32, jobs=1)
@@ -46,7 +46,7 @@ def test_there_and_back(model: Path, tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_a_flipped_bit_in_any_file_is_found_without_the_source(model: Path, tmp_path: Path) -> None:
-    """With hashes in the record: each is a mismatch, other files too; an edit of a model card is a note."""
+    """With recorded hashes, each is a mismatch, in other files too; an edit of a model card is a note."""
     (model / "modeling_llama.py").write_text("x = 1\n")
     out_dir = tmp_path / "out"
     library.convert(model, out_dir, hash=True)
@@ -67,7 +67,7 @@ def test_a_flipped_bit_in_any_file_is_found_without_the_source(model: Path, tmp_
 
 
 def test_links_out_of_the_model_are_followed_on_request(model: Path, tmp_path: Path) -> None:
-    """By plan, convert and the command; `verify` compares what they lead to."""
+    """By plan, convert and the command; `verify` compares their targets."""
     (tmp_path / "code.py").write_text("x = 1\n")
     (model / "code.py").symlink_to("../code.py")
     assert library.plan(model).source.excluded == ("code.py",)
@@ -84,7 +84,7 @@ def test_links_out_of_the_model_are_followed_on_request(model: Path, tmp_path: P
 
 
 def test_a_followed_link_verifies_in_an_equal_copy(tmp_path: Path, fp8pad: Fp8pad) -> None:  # noqa: F811
-    """It has no record that names the file."""
+    """There is no record that names the file."""
     (tmp_path / "code.py").write_text("x = 1\n")
     aligned, out_dir = llama(tmp_path / "aligned", n=32, k=32), tmp_path / "out"
     (aligned / "code.py").symlink_to("../code.py")
@@ -95,7 +95,7 @@ def test_a_followed_link_verifies_in_an_equal_copy(tmp_path: Path, fp8pad: Fp8pa
 
 
 def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
-    """One class per cause, and no exit."""
+    """Each cause has its own class, and nothing exits."""
     with pytest.raises(CheckpointError, match="no such folder"):
         library.plan(tmp_path / "missing")
     with pytest.raises(PlanError, match="patterns match whole names"):
@@ -109,7 +109,7 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
 
 
 def test_errors_can_be_caught_by_what_fp8pad_offers() -> None:
-    """Every kind that a function of the library raises."""
+    """Every error class that a function of the library raises is exported."""
     elsewhere = {"GoldenError", "EngineError", "UnsupportedLayerError"}  # of the command line, and inside vLLM
     kinds = {name for name, found in vars(errors).items() if inspect.isclass(found) and issubclass(found, Fp8padError)}
     assert {name for name in dir(library) if name.endswith("Error")} == kinds - elsewhere
@@ -117,7 +117,7 @@ def test_errors_can_be_caught_by_what_fp8pad_offers() -> None:
 
 
 def test_help_is_one_screen_that_names_everything_once() -> None:
-    """A line for each function, with what it returns, and for each error; then, as pydoc has it, a list of modules."""
+    """It has a line for each function, with its return type, and for each error; then pydoc's list of modules."""
     said, _, modules = re.sub(".\x08", "", pydoc.render_doc(library)).partition("PACKAGE CONTENTS")
     assert len(said.splitlines()) <= 40
     named = re.findall(r"^ {8,}([A-Za-z_]+)(?= )", re.sub(r" -> ", "\n        ", said), re.MULTILINE)
@@ -126,7 +126,7 @@ def test_help_is_one_screen_that_names_everything_once() -> None:
 
 
 def test_what_a_notebook_shows_of_a_report_is_short(model: Path, tmp_path: Path) -> None:
-    """Neither every layer nor every record: names and counts."""
+    """It shows names and counts, not every layer or record."""
     planned, out_dir = library.plan(model), tmp_path / "out"
     assert repr(planned) == (
         f"PlanReport(source=Checkpoint({str(model)!r}), plan=CheckpointPlan(4 layers, 4 changed tensors), engine=None,"
@@ -137,7 +137,7 @@ def test_what_a_notebook_shows_of_a_report_is_short(model: Path, tmp_path: Path)
 
 
 def test_a_fault_names_the_folder_it_is_in(model: Path, tmp_path: Path) -> None:
-    """Of two that are read, `verify` says which one holds a pointer of Git LFS instead of a shard."""
+    """`verify` reads two folders, and says which one holds a Git LFS pointer instead of a shard."""
     library.convert(model, tmp_path / "out")
     for folder in (model, tmp_path / "out"):
         shard = min(folder.glob("*.safetensors"))
@@ -172,7 +172,7 @@ def test_a_fault_names_the_folder_it_is_in(model: Path, tmp_path: Path) -> None:
     ],
 )
 def test_options_that_cannot_be_had_are_refused_at_first(tmp_path: Path, option: dict[str, Any], message: str) -> None:
-    """Each as a `UsageError`, before a model is looked for; what would be written could not be read again."""
+    """Each is a `UsageError` before a model is read; otherwise a record could not be read again."""
     out_dir, tried = tmp_path / "out", 0
     functions: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
         (library.plan, ()),
@@ -191,13 +191,13 @@ def test_options_that_cannot_be_had_are_refused_at_first(tmp_path: Path, option:
 
 
 def test_a_pattern_alone_is_one_pattern(model: Path) -> None:
-    """Not the letters of it."""
+    """A string is not taken for a list of letters."""
     assert library.plan(model, skip="*down_proj").plan.policy.skip == ("*down_proj",)
     assert library.plan(model, skip=["*down_proj", "*o_proj"]).plan.policy.skip == ("*down_proj", "*o_proj")
 
 
 def test_shards_are_written_by_the_options_of_convert(model: Path, tmp_path: Path) -> None:
-    """What is published at last is what one run gives."""
+    """The published result equals that of a single run."""
     library.convert(model, tmp_path / "expected", alignment=64, hash=True)
     for shards in (range(1), range(1, 2)):
         written = library.convert_shards(model, tmp_path / "out", shards, alignment=64, hash=True)
@@ -207,7 +207,7 @@ def test_shards_are_written_by_the_options_of_convert(model: Path, tmp_path: Pat
 
 
 def test_progress_is_told_to_a_function(model: Path, tmp_path: Path) -> None:
-    """What is done, how far, and of how much; at the end, all of it."""
+    """It gets a label, the bytes that are done and their total; at the end, both are equal."""
     told: list[tuple[str, int, int]] = []
     library.convert(model, tmp_path / "out", progress=lambda *step: told.append(step))
     label, done, total = told[-1]
@@ -216,7 +216,7 @@ def test_progress_is_told_to_a_function(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_function_is_told_of_progress_by_one_thread_at_a_time() -> None:
-    """It need not be safe for threads, and what is done never becomes less."""
+    """It need not be thread-safe, and the done bytes never decrease."""
     told: list[int] = []
     running = threading.Lock()
 
@@ -236,7 +236,7 @@ def test_a_function_is_told_of_progress_by_one_thread_at_a_time() -> None:
 def test_progress_is_a_bar_if_tqdm_is_there(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On stderr, a line for each step, full at its end; without tqdm nothing, and no error."""
+    """It is on stderr, with a line for each step, full at the end; without tqdm there is none, and no error."""
     pytest.importorskip("tqdm", reason="needs tqdm")
     library.convert(model, tmp_path / "out", progress=True)
     shown = capsys.readouterr()
@@ -249,7 +249,7 @@ def test_progress_is_a_bar_if_tqdm_is_there(
 
 
 def test_documents_are_those_of_the_command_line(model: Path, tmp_path: Path, fp8pad: Fp8pad) -> None:  # noqa: F811
-    """Each has a version, and paths as they were given."""
+    """Each has a version, and paths as given."""
     (tmp_path / "x").mkdir()
     out_dir = tmp_path / "x" / ".." / "out"
     plan = library.plan(model)
@@ -276,7 +276,7 @@ def test_documents_are_those_of_the_command_line(model: Path, tmp_path: Path, fp
 
 
 def test_importing_loads_next_to_nothing() -> None:
-    """A vLLM process imports fp8pad; the functions come when they are used, whatever was imported before."""
+    """A vLLM process imports fp8pad; the functions are loaded when used, whatever was imported before."""
     script = (
         "import sys, fp8pad\n"
         "heavy = ('numpy', 'rich', 'typer', 'huggingface_hub', 'fp8pad.library')\n"
@@ -292,7 +292,7 @@ def test_importing_loads_next_to_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["plan", "convert", "verify", "unpad", "push"])
 def test_every_option_of_a_function_is_one_of_its_command(name: str) -> None:
-    """With the same default; progress is shown by the command itself."""
+    """The defaults are equal; progress is shown by the command itself."""
     function, command = (inspect.signature(getattr(module, name)).parameters for module in (library, checkpoints))
     options = {key: option.default for key, option in function.items() if option.kind is option.KEYWORD_ONLY}
     options.pop("progress", None)
@@ -300,7 +300,7 @@ def test_every_option_of_a_function_is_one_of_its_command(name: str) -> None:
 
 
 def test_the_options_of_slices_are_those_of_convert() -> None:
-    """With the same defaults, so that the last run continues with what they wrote."""
+    """The defaults are equal, so that the last run continues from their shards."""
     slices, whole = (inspect.signature(function).parameters for function in (library.convert_shards, library.convert))
     options = {key: option.default for key, option in slices.items() if option.kind is option.KEYWORD_ONLY}
     assert options.items() <= {key: option.default for key, option in whole.items()}.items()

@@ -1,4 +1,4 @@
-"""Outputs are those of the version before, byte for byte, but for its number and fields that were added since."""
+"""Outputs equal those of the previous version, byte for byte, except for its number and fields added since."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def convert_with(model: Path, out_dir: Path, options: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("case", case_names("good", "variants"))
 def test_outputs_are_as_recorded(case: str, tmp_path: Path) -> None:
-    """Shards and index byte for byte, config.json and fp8pad.json by what they say and its order."""
+    """Shards and index byte for byte, config.json and fp8pad.json by their contents and order."""
     recorded = json.loads(RECORDED.read_text())[case]
     found = digests_of(case, tmp_path, convert_with)
     assert found["source"] in recorded, "this case was changed: record it again, see outputs.py"

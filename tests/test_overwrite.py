@@ -1,4 +1,4 @@
-"""`--overwrite`: what it replaces, and that it never destroys what fp8pad did not write. Temporary folders only."""
+"""`--overwrite`: what it replaces, and that it never destroys files that fp8pad did not write. In temporary folders."""
 
 import errno
 import json
@@ -26,7 +26,7 @@ Write = Callable[[Path], object]
 
 @pytest.fixture(params=["convert", "unpad"])
 def write(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Convert or unpad to a folder with --overwrite; the home folder is a temporary one."""
+    """Return a function that converts or unpads to a folder with --overwrite; HOME is a temporary folder."""
     (tmp_path / "home" / "user").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "user"))
     model = llama(tmp_path / "model")
@@ -37,7 +37,7 @@ def write(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def untouched(tmp_path: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Return what must be the same before and after a refusal: every file, and every folder."""
+    """Return everything that a refusal must not change: all files and all folders."""
     return files_of(tmp_path), sorted(str(path) for path in tmp_path.rglob("*"))
 
 
@@ -55,7 +55,7 @@ def untouched(tmp_path: Path) -> tuple[dict[str, bytes], list[str]]:
 def test_a_folder_that_holds_anything_else_is_refused(
     tmp_path: Path, write: Write, files: list[str], named: str, has_output: bool
 ) -> None:
-    """Nothing is touched, and the line names the first three of them."""
+    """Nothing is touched, and the error names the first three of these files."""
     out_dir = tmp_path / "out"
     if has_output:
         write(out_dir)
@@ -71,7 +71,7 @@ def test_a_folder_that_holds_anything_else_is_refused(
 def test_a_folder_that_cannot_be_moved_is_refused_at_once(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not at the end, with the hint to run the command again."""
+    """It is not refused only at the end, with a hint to run the command again."""
     write(tmp_path / "out")
     (tmp_path / "out" / "config.json").write_text("edited")
     before = untouched(tmp_path)
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_moved_is_refused_at_once(
 def test_a_run_that_ends_while_the_old_folder_is_removed(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, exchanges: bool, number: int
 ) -> None:
-    """The new one is complete and stays, although the old one held other shards; the same command ends well."""
+    """The new folder is complete and stays, although the old one had other shards; the same command then succeeds."""
     write(tmp_path / "expected")
     converted(llama(tmp_path / "old", num_shards=4), tmp_path / "out")
     if not exchanges:
@@ -113,7 +113,7 @@ def test_a_run_that_ends_while_the_old_folder_is_removed(
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "link to a folder", "pipe"])
 def test_what_is_no_plain_file_counts_as_a_file(tmp_path: Path, write: Write, kind: str) -> None:
-    """A link is not followed: neither is what it leads to looked at, nor is it lost."""
+    """A link is not followed: its target is neither checked nor lost."""
     write(tmp_path / "out")
     match kind:
         case "pipe":
@@ -133,7 +133,7 @@ def test_what_is_no_plain_file_counts_as_a_file(tmp_path: Path, write: Write, ki
 @pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("where", ["home/user", "home", "."])
 def test_a_home_folder_is_refused_whatever_it_holds(tmp_path: Path, write: Write, where: str, link: bool) -> None:
-    """Empty or not, by a link or not, and so are the folders that hold it."""
+    """Empty or not, through a link or not; folders that contain it are refused too."""
     out_dir = tmp_path / where
     if link:
         (tmp_path / "link").symlink_to(out_dir)
@@ -149,7 +149,7 @@ def test_a_home_folder_is_refused_whatever_it_holds(tmp_path: Path, write: Write
 def test_the_current_folder_is_refused_and_so_are_those_above_it(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch, above: int, link: bool
 ) -> None:
-    """It would stand in a folder that is gone."""
+    """The process would be left in a folder that no longer exists."""
     current = tmp_path / "area" / "a" / "b"
     current.mkdir(parents=True)
     out_dir = (current, *current.parents)[above]
@@ -164,7 +164,7 @@ def test_the_current_folder_is_refused_and_so_are_those_above_it(
 
 
 def test_the_root_is_refused(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked for no sooner than that nothing could be written, whatever happens."""
+    """It is checked before anything could be written."""
     monkeypatch.setattr(destination, "existing_parent", lambda _: pytest.fail("it went on"))
     (tmp_path / "link").symlink_to("/")
     for out_dir in (Path("/"), Path("/.."), tmp_path / "link"):
@@ -173,13 +173,13 @@ def test_the_root_is_refused(tmp_path: Path, write: Write, monkeypatch: pytest.M
 
 
 def test_files_for_the_root_have_a_folder_to_lie_in() -> None:
-    """It is asked for before the root is refused; nothing stands above it."""
+    """The folder's path is derived before the root is refused; the root has no parent."""
     assert work_folder(Path("/")).parent == Path("/")
 
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A folder, two folders deep, on which a file system is mounted that holds one file."""
+    """Mount a file system with one file on a folder two levels deep."""
     point = tmp_path / "out" / "sub" / "mounted folder"
     point.mkdir(parents=True)
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", point], capture_output=True, check=False).returncode:
@@ -193,7 +193,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
 def test_a_mount_point_is_refused_and_so_are_those_above_it(
     tmp_path: Path, write: Write, mounted: Path, above: int
 ) -> None:
-    """Even where its files have names that the new folder holds too."""
+    """Even if its files have names that the new folder also has."""
     before = untouched(tmp_path)
     with pytest.raises(OutputError, match="mount"):
         write((mounted, *mounted.parents)[above])
@@ -201,7 +201,7 @@ def test_a_mount_point_is_refused_and_so_are_those_above_it(
 
 
 def test_an_old_output_of_another_model_is_replaced(tmp_path: Path, write: Write) -> None:
-    """Its own record names its files; subfolders go with it."""
+    """Its own record names its files; its subfolders are removed too."""
     other = llama(tmp_path / "other", num_shards=3)
     (other / "sub").mkdir()
     (other / "sub" / "notes.txt").write_text("")
@@ -240,20 +240,20 @@ def edit(out_dir: Path, change: Callable[[dict[str, object]], object]) -> None:
 
 
 def link_away(path: Path) -> None:
-    """Move a file away and leave a link to it."""
+    """Move a file elsewhere and leave a link to it."""
     path.rename(path.parent.parent / "moved")
     path.symlink_to("../moved")
 
 
 def in_its_place(path: Path, make: Write) -> None:
-    """Put something else in the place of a file."""
+    """Replace a file with something else."""
     path.unlink()
     make(path)
 
 
 @pytest.mark.parametrize("forgery", FORGED)
 def test_a_record_that_does_not_fit_its_folder_vouches_for_nothing(tmp_path: Path, write: Write, forgery: str) -> None:
-    """A stranger's record cannot name the user's files as fp8pad's."""
+    """A forged record cannot declare the user's files to be fp8pad's."""
     out_dir = tmp_path / "out"
     converted(tmp_path / "model", out_dir)
     (out_dir / "thesis.tex").write_text("mine")
@@ -266,7 +266,7 @@ def test_a_record_that_does_not_fit_its_folder_vouches_for_nothing(tmp_path: Pat
 
 
 def test_the_model_must_not_lie_in_the_staging_folder(tmp_path: Path) -> None:
-    """It would be removed with it; nor may a link of it lead there."""
+    """It would be removed with the folder; the model's links must not lead there either."""
     staging = tmp_path / ".out.fp8pad"
     staging.mkdir()
     model = llama(staging / "model")

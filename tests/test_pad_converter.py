@@ -1,4 +1,4 @@
-"""Padding as a step of compressed-tensors' own conversion: the same tensors, and a config.json that says the same."""
+"""Padding as a step of compressed-tensors' own conversion: the same tensors, and an equivalent config.json."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from fp8pad.errors import PlanError  # noqa: E402
 from fp8pad.integrations.compressed_tensors import PadConverter  # noqa: E402
 from fp8pad.record import Policy  # noqa: E402
 
-# convert_checkpoint wants every safetensors file to be in the index, those of other forms in subfolders too.
+# convert_checkpoint requires every safetensors file to be in the index, including other forms in subfolders.
 CASES = [name for name in case_names("good", "variants") if not name.endswith("v_repo_clutter")]
 ABSORBED = Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
 
@@ -27,7 +27,7 @@ ABSORBED = Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
 @pytest.mark.parametrize("policy", [Policy(), ABSORBED], ids=["padded", "absorbed"])
 @pytest.mark.parametrize("case", CASES)
 def test_tensors_are_those_of_fp8pad(case: str, policy: Policy, tmp_path: Path) -> None:
-    """Byte for byte, whatever is padded: per tensor, channel and block, fused, stacked, experts."""
+    """Byte for byte, for scales per tensor, channel and block, fused layers, stacks and experts."""
     model = copy_case(case, tmp_path)
     expected = convert_to(model, tmp_path / "expected", policy)
     convert_checkpoint(model, tmp_path / "out", PadConverter(model, policy), device="cpu")
@@ -42,7 +42,7 @@ def test_tensors_are_those_of_fp8pad(case: str, policy: Policy, tmp_path: Path) 
 
 
 def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
-    """The plan is that of one checkpoint."""
+    """A plan belongs to one checkpoint."""
     converter = PadConverter(llama(tmp_path / "model"))
     with pytest.raises(PlanError, match=r"down_proj\.weight: expected \[21, 24\], got \[5, 24\]"):
         convert_checkpoint(llama(tmp_path / "other", n=5), tmp_path / "out", converter, device="cpu")

@@ -1,4 +1,4 @@
-"""Working on several shards at once: results in order, and the first error stops the others."""
+"""Working on several shards at once: results are in order, and the first error stops the others."""
 
 import errno
 import io
@@ -38,7 +38,7 @@ WORKERS = Workers(1, "ray", "auto")
 
 @pytest.mark.parametrize("jobs", [1, 2, 8])
 def test_results_are_in_the_order_of_the_items(jobs: int) -> None:
-    """Whichever is done first; progress hears of all."""
+    """Whichever is done first; progress counts all."""
     counter = Counter()
 
     def work(item: int, advance: Callable[[int], None]) -> int:
@@ -51,7 +51,7 @@ def test_results_are_in_the_order_of_the_items(jobs: int) -> None:
 
 
 class UntilStopped:
-    """Works until it is stopped; an item that never is has `ended`."""
+    """Works until it is stopped; an item that is never stopped is in `ended`."""
 
     def __init__(self) -> None:
         self.ended: list[int] = []
@@ -67,7 +67,7 @@ class UntilStopped:
 
 @pytest.mark.parametrize("error", [OutputError("full"), KeyboardInterrupt()])
 def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
-    """Others stop the next time they report progress, and what has not begun never does."""
+    """The others stop the next time they report progress, and items that have not begun never do."""
     begun: list[int] = []
     others = UntilStopped()
 
@@ -84,7 +84,7 @@ def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
 
 
 def test_of_several_errors_that_of_the_first_item_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However late they are looked at."""
+    """However late the results are collected."""
 
     def late(futures: set[Future[None]], **_: object) -> tuple[set[Future[None]], set[Future[None]]]:
         return wait(futures)
@@ -98,7 +98,7 @@ def test_of_several_errors_that_of_the_first_item_is_raised(monkeypatch: pytest.
 
 
 def test_a_limit_of_threads_is_a_line_and_stops_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that may have few processes, or little memory."""
+    """For example in a container with limits on processes or memory."""
     work, start = UntilStopped(), threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -114,7 +114,7 @@ def test_a_limit_of_threads_is_a_line_and_stops_what_runs(monkeypatch: pytest.Mo
 
 
 def test_a_signal_while_work_is_handed_out_stops_what_runs() -> None:
-    """It may come before the last item is given to a thread."""
+    """The signal may come before the last item is given to a thread."""
     work = UntilStopped()
 
     def items() -> Iterator[int]:
@@ -127,12 +127,12 @@ def test_a_signal_while_work_is_handed_out_stops_what_runs() -> None:
 
 
 def test_no_items_are_no_work() -> None:
-    """A checkpoint may have no files beside its shards."""
+    """A checkpoint may have no files besides its shards."""
     assert run_all(lambda item, _: item, [], 2, Progress()) == []
 
 
 def test_work_and_items_travel_as_json(tmp_path: Path) -> None:
-    """By name and fields there, by the type that the work returns back."""
+    """Work is sent by name and fields; results are parsed by the type that the work returns."""
     work = Square(str(tmp_path), 0.0)
     text = orders.work_to_text(work)
     assert json.loads(text) == {"name": "ray_work:Square", "fields": {"folder": str(tmp_path), "seconds": 0.0}}
@@ -142,7 +142,7 @@ def test_work_and_items_travel_as_json(tmp_path: Path) -> None:
 
 
 def test_errors_travel_by_name_with_the_number_of_their_cause() -> None:
-    """A full disk is told from other errors at the other end, too."""
+    """A full disk can be told from other errors at the other end too."""
     answer = json.loads(orders.to_text(orders.perform(orders.work_to_text(Fails()), "1")))
     with pytest.raises(OutputError, match=r"^item 1: No space left on device") as caught:
         orders.result_of(Fails(), {**answer, "host": "10.0.0.1"})
@@ -155,19 +155,19 @@ def test_errors_travel_by_name_with_the_number_of_their_cause() -> None:
 
 @contextmanager
 def pipes(descriptor: int) -> Iterator[tuple[TextIO, TextIO]]:
-    """Stand in for the process that talks to Ray: what it answers comes from there."""
+    """Act as the process that talks to Ray: its answers come from a descriptor."""
     with os.fdopen(descriptor) as answers:
         yield io.StringIO(), answers
 
 
 def test_a_signal_while_a_cluster_works_is_handled_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that wakes no thread, as when it comes just before ours sleeps: here another thread gets it."""
+    """The signal wakes no thread, as when it comes just before ours sleeps: here another thread gets it."""
     reading, writing = os.pipe()
     began, ended, in_time = threading.Event(), threading.Event(), []
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
 
     class Answers(io.TextIOWrapper):
-        def fileno(self) -> int:  # asked for just before it sleeps, until which no other thread runs, most probably
+        def fileno(self) -> int:  # called just before it sleeps, until which most probably no other thread runs
             began.set()
             return super().fileno()
 
@@ -191,14 +191,14 @@ def test_a_signal_while_a_cluster_works_is_handled_soon(monkeypatch: pytest.Monk
             run_on_cluster(Square(""), [1], WORKERS, Progress())
     finally:
         ended.set()
-        began.set()  # it has not, if an error came before
+        began.set()  # in case an error came first
         sender.join()
         signal.signal(signal.SIGUSR1, before)
     assert in_time == [True]
 
 
 def test_answers_of_a_cluster_come_in_any_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two in one, one in two, and the end in the middle of one."""
+    """Two answers in one read, one in two, and an end in the middle of one."""
     answers = [json.dumps({"number": number, "value": number**2, "num_bytes": 1}) + "\n" for number in range(4)]
     text = "".join(answers)
     for num_items, end in ((4, len(text)), (5, len(text)), (4, len(text) - 2)):
@@ -220,7 +220,7 @@ def test_answers_of_a_cluster_come_in_any_portions(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_command_writes_the_same_through_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert, verify and unpad, with all that is sent and answered written out as a cluster would get it."""
+    """Convert, verify and unpad, with all requests and answers serialized as for a cluster."""
     monkeypatch.setattr("fp8pad.parallel.run_on_cluster", run_sent)
     model = llama(tmp_path / "model", num_shards=3)
     source = read_unconverted(model)

@@ -33,7 +33,7 @@ CONFIG = {"model_type": "llama", "quantization_config": FBGEMM, "vocab_size": 50
 
 
 def shard(file: str, *tensors: tuple[str, str, tuple[int, ...]]) -> ShardHeader:
-    """A shard's header with its tensors one behind the other."""
+    """Return a shard's header with its tensors one after another."""
     headers, end = [], 0
     for name, dtype, shape in tensors:
         begin, end = end, end + tensor_bytes(dtype, shape)
@@ -42,7 +42,7 @@ def shard(file: str, *tensors: tuple[str, str, tuple[int, ...]]) -> ShardHeader:
 
 
 def config_of(plan: CheckpointPlan, config: Json) -> dict[str, Any]:
-    """Return config.json as the converted checkpoint has it."""
+    """Return config.json of the converted checkpoint."""
     quantization = QuantizationRecord(plan.modules, plan.base or {}, "0.1.0") if plan.needs_runtime else None
     return edited_config(config, plan.config_edits, quantization, plan.base_source)
 
@@ -59,7 +59,7 @@ LM_HEAD = shard("3.safetensors", ("lm_head.weight", "BF16", (509, 136)))
 
 
 def test_a_channel_scaled_layer_is_planned_to_the_last_number() -> None:
-    """Weight and scale are padded, each in its own shard, and the runtime is told."""
+    """Weight and scale are padded, each in its own shard, and the module is recorded for the runtime."""
     plan = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, Policy())
     reason = "N = 136 is not a multiple of 16 and K = 213 is not a multiple of 16"
     pads, shapes = AxisActions("pad", "pad"), ((136, 213), (144, 224), (16, 16))
@@ -84,7 +84,7 @@ def test_a_channel_scaled_layer_is_planned_to_the_last_number() -> None:
 
 
 def block_scaled(name: str, num_n: int, num_k: int, dtype: str = "F32") -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """An FP8 weight with a scale for each block of 32 rows and 128 columns."""
+    """Return an FP8 weight with a scale for each block of 32 rows and 128 columns."""
     grid = (-(-num_n // 32), -(-num_k // 128))
     return (f"{name}.weight", "F8_E4M3", (num_n, num_k)), (f"{name}.weight_scale_inv", dtype, grid)
 
@@ -94,7 +94,7 @@ BLOCK_CONFIG = {**CONFIG, "quantization_config": BLOCK}
 
 
 def test_a_block_scaled_layer_is_planned_to_the_last_number() -> None:
-    """Both axes grow to whole blocks; the scales cover them already, so that only the weight changes."""
+    """Both axes grow to whole blocks; the scales already cover them, so only the weight changes."""
     header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy())
     reason = "N = 136 is not a multiple of 32 and K = 213 is not a multiple of 128"
@@ -130,7 +130,7 @@ def test_a_grid_of_scales_grows_where_the_alignment_is_larger_than_the_block() -
 
 
 def test_the_siblings_of_a_padded_block_scaled_layer_are_recorded_too() -> None:
-    """An engine that fuses queries with what they share an input with must know where in the grid each begins."""
+    """An engine that fuses layers with the same input must know where in the grid each one begins."""
     attention = "model.layers.0.self_attn"
     header = shard(
         "m.safetensors",
@@ -148,7 +148,7 @@ def test_the_siblings_of_a_padded_block_scaled_layer_are_recorded_too() -> None:
 
 
 def test_scales_without_a_known_one_are_left_as_they_are() -> None:
-    """fp8pad fills no scales of 64 bits, which no tool writes."""
+    """fp8pad does not fill 64-bit scales, which no tool writes."""
     header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "F64"))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
@@ -157,7 +157,7 @@ def test_scales_without_a_known_one_are_left_as_they_are() -> None:
 
 
 def test_an_fp8_weight_of_four_dimensions_is_understood_as_a_convolution_alone() -> None:
-    """It is no Linear in either case; only what is called a convolution is known to be one."""
+    """Neither is a Linear; only a name like `conv1` shows that it is a convolution."""
     tensors = [(f"{name}.weight", "F8_E4M3", (8, 4, 3, 3)) for name in ("conv1", "mix")]
     plan = plan_checkpoint([shard("m.safetensors", *tensors)], {"config.json": BLOCK_CONFIG}, Policy())
     assert [entry.name for entry in plan.not_understood] == ["mix.weight"]
@@ -165,7 +165,7 @@ def test_an_fp8_weight_of_four_dimensions_is_understood_as_a_convolution_alone()
 
 @pytest.mark.parametrize(("alignment", "rows"), [("auto", 5), (128, 8)])
 def test_scales_that_are_exponents_alone(alignment: Any, rows: int) -> None:
-    """E8M0: padding within blocks leaves the grid alone, and more rows of it are filled with 1.0."""
+    """E8M0: padding inside blocks does not change the grid, and new rows of it are filled with 1.0."""
     header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "F8_E8M0"))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(alignment=alignment))
     assert plan.tensors["mlp.down_proj.weight"].padded_shape == (rows * 32, 256)
@@ -174,7 +174,7 @@ def test_scales_that_are_exponents_alone(alignment: Any, rows: int) -> None:
 
 
 def test_a_checkpoint_without_fp8_changes_nothing() -> None:
-    """There is nothing to pad, to edit or to tell the runtime."""
+    """There is nothing to pad, to edit or to record for the runtime."""
     plan = plan_checkpoint([LM_HEAD], {"config.json": {"model_type": "llama"}}, Policy())
     assert plan.changes_nothing
     assert config_of(plan, {"model_type": "llama"}) == {"model_type": "llama"}
@@ -182,13 +182,13 @@ def test_a_checkpoint_without_fp8_changes_nothing() -> None:
 
 @pytest.mark.parametrize(("alignment", "padded"), [("auto", (144, 224)), (32, (160, 224)), (128, (256, 256))])
 def test_alignment_is_the_users_to_choose(alignment: object, padded: tuple[int, int]) -> None:
-    """A coarser alignment rounds both axes up to it."""
+    """A larger alignment rounds both axes up to it."""
     plan = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, Policy(alignment=alignment))  # type: ignore[arg-type]
     assert plan.layers[0].padded_shape == padded
 
 
 def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> None:
-    """10944 is a multiple of 16, an eighth of it is not: no tensor changes, the runtime is told, the reason says so."""
+    """10944 is a multiple of 16, an eighth is not: no tensor changes, but the module is recorded, with a reason."""
     header = shard(
         "m.safetensors",
         ("mlp.down_proj.weight", "F8_E4M3", (2048, 10944)),
@@ -223,7 +223,7 @@ def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> 
 def test_a_share_that_begins_inside_a_block_is_reported_and_left_alone(
     module: str, shape: tuple[int, int], reason: str
 ) -> None:
-    """No padding at load gives such a share its scales, so the config stays; only an MLP's inner size is absorbed."""
+    """Padding at load cannot fix its scales, so the config stays; only an MLP's inner size can be absorbed."""
     header = shard("m.safetensors", *block_scaled(module, *shape))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
@@ -232,7 +232,7 @@ def test_a_share_that_begins_inside_a_block_is_reported_and_left_alone(
 
 
 def test_inside_an_mlp_a_share_may_begin_inside_a_block() -> None:
-    """Nothing is padded on disk; the record alone lets the runtime serve it at TP 2, and at every other size."""
+    """Nothing is padded on disk; the record alone lets the runtime serve it at TP 2, and at any other size."""
     name, inner, hidden = "model.layers.0.mlp", 29568, 8192
     shapes = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
     header = shard(
@@ -279,7 +279,7 @@ BLOCK_128 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     ],
 )
 def test_the_matrices_of_a_layer_fused_on_disk_are_named(module: str, shape: tuple[int, int], reason: str) -> None:
-    """The layer alone does not need the runtime, which cannot help; nor can absorbing where gate ends in a block."""
+    """The runtime cannot help this layer, so it does not need it; nor can absorbing if gate ends inside a block."""
     name = f"model.layers.0.{module}"
     grid = tuple(size // 128 for size in shape)
     header = shard("m.safetensors", (f"{name}.weight", "F8_E4M3", shape), (f"{name}.weight_scale_inv", "F32", grid))
@@ -301,7 +301,7 @@ def test_the_matrices_of_a_layer_fused_on_disk_are_named(module: str, shape: tup
 
 
 def test_a_copied_key_that_ends_inside_a_block_is_reported() -> None:
-    """Padded on disk, it is served on one rank; on two the queries are split and the runtime refuses their layer."""
+    """Padded on disk, it is served on one rank; on two, the queries are split and the runtime refuses the layer."""
     name = "model.layers.0.self_attn.k_proj"
     header = shard(
         "m.safetensors", (f"{name}.weight", "F8_E4M3", (64, 256)), (f"{name}.weight_scale_inv", "F32", (1, 2))
@@ -316,7 +316,7 @@ def test_a_copied_key_that_ends_inside_a_block_is_reported() -> None:
 
 
 def test_a_share_of_copied_heads_is_not_called_a_quotient() -> None:
-    """Two heads of 24 on four ranks: each holds one, 24 rows, which are no quarter of 48."""
+    """Two heads of 24 on four ranks: each rank has one, 24 rows, which is not a quarter of 48."""
     name = "model.layers.0.self_attn.k_proj"
     header = shard("m.safetensors", (f"{name}.weight", "F8_E4M3", (48, 256)), (f"{name}.weight_scale", "F32", (48, 1)))
     plan = plan_checkpoint(
@@ -328,7 +328,7 @@ def test_a_share_of_copied_heads_is_not_called_a_quotient() -> None:
 
 
 def test_a_share_of_whole_blocks_is_padded_at_load() -> None:
-    """Asked for multiples of 128, three blocks of 32 rows on each of two ranks are one alignment short."""
+    """With multiples of 128, three blocks of 32 rows on each of four ranks are one block short."""
     header = shard("m.safetensors", *block_scaled("mlp.up_proj", 384, 256))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(alignment=128, tensor_parallel_size=4))
     assert (plan.tensors, list(plan.modules)) == ({}, ["mlp.up_proj"])
@@ -350,7 +350,7 @@ MLP_CONFIG = {"model_type": "llama", "hidden_act": "silu", "intermediate_size": 
 
 
 def test_one_axis_absorbed_and_the_other_padded_compose() -> None:
-    """The MLP's inner size goes into the config, the hidden size stays to the runtime, which knows the edited shape."""
+    """The MLP's inner size goes into the config; the runtime pads the hidden size and knows the edited shape."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG}, Policy(absorb=True))
     down, up = AxisActions("pad", "absorb"), AxisActions("absorb", "pad")
     assert plan.config_edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
@@ -369,7 +369,7 @@ def test_one_axis_absorbed_and_the_other_padded_compose() -> None:
 
 
 def test_one_axis_of_a_block_scaled_layer_absorbed_and_the_other_padded_compose() -> None:
-    """Each axis takes its part of the grid: columns of ones for the inner size, rows of ones for the hidden size."""
+    """Each axis extends its part of the grid: columns of ones for the inner size, rows of ones for the hidden size."""
     mlp = "model.layers.0.mlp"
     sizes = {"gate_proj": (213, 136), "up_proj": (213, 136), "down_proj": (136, 213)}
     tensors = [tensor for name, size in sizes.items() for tensor in block_scaled(f"{mlp}.{name}", *size)]
@@ -394,13 +394,13 @@ def test_one_axis_of_a_block_scaled_layer_absorbed_and_the_other_padded_compose(
 
 
 def test_absorbing_experts_alone_leaves_dense_sizes_to_the_runtime() -> None:
-    """`--absorb-experts` concerns routed experts; what sizes dense layers only is edited by `--absorb`."""
+    """`--absorb-experts` is for routed experts; keys that size only dense layers are edited by `--absorb`."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG}, Policy(absorb_experts=True))
     assert (plan.config_edits, plan.layers[0].axes) == ((), AxisActions("pad", "pad"))
 
 
 def test_what_cannot_be_absorbed_is_padded_and_says_why() -> None:
-    """A family that no file knows falls back to `pad`."""
+    """Layers of an unknown family are padded instead."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG | {"model_type": "unheard_of"}}, Policy(absorb=True))
     assert plan.config_edits == ()
     assert {layer.axes for layer in plan.layers} == {AxisActions("pad", "pad")}
@@ -408,7 +408,7 @@ def test_what_cannot_be_absorbed_is_padded_and_says_why() -> None:
 
 
 def test_the_config_is_replaced_in_place() -> None:
-    """Key order and foreign keys stay, the original is nested verbatim."""
+    """Key order and foreign keys stay, and the original is nested unchanged."""
     plan = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, Policy())
     edited = config_of(plan, CONFIG)
     assert list(edited) == list(CONFIG)
@@ -421,7 +421,7 @@ def test_the_config_is_replaced_in_place() -> None:
 
 
 def test_a_config_from_modelopts_own_file_moves_to_the_top_level() -> None:
-    """Old ModelOpt checkpoints get a `quantization_config`; the document that stood alone is its base."""
+    """Old ModelOpt checkpoints get a `quantization_config`, with the contents of the separate file as its base."""
     configs: dict[str, dict[str, object]]
     configs = {"config.json": {"model_type": "llama"}, "hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}
     header = shard("m.safetensors", ("a.weight", "F8_E4M3", (20, 20)), ("a.weight_scale", "F32", ()))
@@ -433,7 +433,7 @@ def test_a_config_from_modelopts_own_file_moves_to_the_top_level() -> None:
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.sampled_from([16, 32, 64, 128]))
 def test_padding_is_the_least_that_aligns(num_n: int, num_k: int, alignment: int) -> None:
-    """Every padded size is a multiple of the alignment and less than one alignment above its logical size."""
+    """Every padded size is a multiple of the alignment, less than one alignment above the logical size."""
     header = shard("m.safetensors", ("a.weight", "F8_E4M3", (num_n, num_k)), ("a.weight_scale", "F32", (num_n,)))
     plan = plan_checkpoint([header], {"config.json": CONFIG}, Policy(alignment=alignment))  # type: ignore[arg-type]
     (layer,) = plan.layers
@@ -455,7 +455,7 @@ def test_padding_is_the_least_that_aligns(num_n: int, num_k: int, alignment: int
 def test_a_grid_of_scales_covers_the_padded_weight(
     sizes: tuple[int, int], block: tuple[int, int], alignment: object
 ) -> None:
-    """Padded sizes are whole blocks, the least that align, and there is a scale for each block and no more."""
+    """Padded sizes are whole blocks, the smallest that align, and each block has exactly one scale."""
     grid = tuple(-(-size // side) for size, side in zip(sizes, block, strict=True))
     header = shard("m.safetensors", ("a.weight", "F8_E4M3", sizes), ("a.weight_scale_inv", "F32", grid))
     config = {"model_type": "llama", "quantization_config": {**BLOCK, "weight_block_size": list(block)}}
@@ -471,7 +471,7 @@ def test_a_grid_of_scales_covers_the_padded_weight(
 
 
 def test_layers_that_are_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of a hundred thousand layers has a handful of kinds; only their names differ."""
+    """A model of a hundred thousand layers has few kinds; within one only the names differ."""
     worked_out = []
 
     def reason_of(layer: LayerPlan, *_: object) -> str:
@@ -497,7 +497,7 @@ def test_layers_that_are_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPat
 def test_presets_are_what_kernels_want(
     alignment: Any, of_channels: tuple[int, int], of_blocks: tuple[int, int]
 ) -> None:
-    """Multiples of N and of K apart, and whole blocks of 32 x 128 whatever a kernel wants."""
+    """N and K have separate multiples, with whole blocks of 32 x 128 whatever the kernel needs."""
     policy = Policy(alignment=alignment)
     (layer,) = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, policy).layers
     assert layer.padded_shape == of_channels
@@ -507,7 +507,7 @@ def test_presets_are_what_kernels_want(
 
 
 def test_adapters_that_no_longer_fit_are_named() -> None:
-    """Those of absorbed modules; the layers are one pattern, and where nothing is absorbed there is no note."""
+    """Those of absorbed modules, folded into one pattern; if nothing is absorbed, there is no note."""
     tensors = [
         tensor
         for layer in range(3)
@@ -524,7 +524,7 @@ def test_adapters_that_no_longer_fit_are_named() -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".weight"])
 def test_adapters_of_stacked_experts_are_named_too(suffix: str) -> None:
-    """PEFT adapts a bare parameter as well; scales and biases are not modules."""
+    """PEFT also adapts bare parameters; scales and biases are not modules."""
     experts = "model.layers.0.mlp.experts"
     header = shard(
         "m.safetensors",
@@ -540,7 +540,7 @@ def test_adapters_of_stacked_experts_are_named_too(suffix: str) -> None:
 
 
 def test_an_edit_changes_one_of_two_sections_that_are_alike() -> None:
-    """Parsed JSON may hold them as one object."""
+    """Parsed JSON may share one object between them."""
     section = {"intermediate_size": 100}
     config = {"text_config": section, "vision_config": section}
     edit = ConfigEdit("config.json", "text_config.intermediate_size", 100, 112)
@@ -550,6 +550,6 @@ def test_an_edit_changes_one_of_two_sections_that_are_alike() -> None:
 
 
 def test_every_preset_of_alignment_has_its_multiples() -> None:
-    """A name that a policy may have is `auto`, or a kernel's whose multiples are known."""
+    """Each name that a policy accepts is `auto` or a kernel with known multiples."""
     names = {name for name in get_args(Alignment) if isinstance(name, str)}
     assert names == {"auto", *KERNEL_MULTIPLES}

@@ -19,14 +19,14 @@ NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 
 
 def header(name: str, dtype: str, shape: tuple[int, ...]) -> TensorHeader:
-    """A tensor's header; where its data lies does not matter here."""
+    """Return a tensor's header; the position of its data does not matter here."""
     return TensorHeader(name, dtype, shape, 0)
 
 
 def recognised(
     *tensors: tuple[str, str, tuple[int, ...]], quantization: Json | None = FP8, model_type: str = "llama"
 ) -> tuple[tuple[Fp8Linear, ...], dict[str, str]]:
-    """The FP8 Linears among `tensors`, and the reason for each other weight."""
+    """Return the FP8 Linears among `tensors`, and the reason for each other weight."""
     config: dict[str, object] = {"model_type": model_type}
     if quantization is not None:
         config["quantization_config"] = quantization
@@ -52,7 +52,7 @@ def recognised(
 def test_scheme_follows_from_the_scale(
     quantization: Json, scale_name: str, scale_shape: tuple[int, ...], scheme: str
 ) -> None:
-    """The shape of the scale and the config together say how a weight is scaled."""
+    """The shape of the scale and the config together decide the granularity."""
     (linear,), _ = recognised(
         ("a.q.weight", "F8_E4M3", (200, 300)), (f"a.q.{scale_name}", "F32", scale_shape), quantization=quantization
     )
@@ -61,7 +61,7 @@ def test_scheme_follows_from_the_scale(
 
 
 def test_a_single_row_is_scaled_as_its_config_says() -> None:
-    """A scale `[1, 1]` of a one-row weight is a channel scale or one block, as the config has it."""
+    """A scale `[1, 1]` of a one-row weight is a channel scale or one block, depending on the config."""
     tensors = ("gate.weight", "F8_E4M3", (1, 100)), ("gate.weight_scale", "BF16", (1, 1))
     found = [recognised(*tensors, quantization=q)[0][0].granularity for q in (FBGEMM, FP8_BLOCK)]
     assert found == [PerChannel(), PerBlock(128, 128)]
@@ -77,7 +77,7 @@ def test_a_single_row_is_scaled_as_its_config_says() -> None:
     ],
 )
 def test_what_is_skipped_has_its_reason(name: str, model_type: str, scale_dtype: str, reason: str) -> None:
-    """An FP8 weight that must not be padded on its own says why."""
+    """An FP8 weight that must not be padded by itself has a reason."""
     (linear,), _ = recognised(
         (f"{name}.weight", "F8_E4M3", (136, 213)), (f"{name}.weight_scale", scale_dtype, (1,)), model_type=model_type
     )
@@ -86,13 +86,13 @@ def test_what_is_skipped_has_its_reason(name: str, model_type: str, scale_dtype:
 
 
 def test_one_scale_of_one_row_is_not_padded_where_the_config_allows_a_scale_per_tensor() -> None:
-    """transformers' FP8 keeps `[1, 1]` for every weight, also for a gate of a single row."""
+    """transformers' FP8 stores `[1, 1]` for every weight, including a gate with a single row."""
     (linear,), _ = recognised(("gate.weight", "F8_E4M3", (1, 136)), ("gate.weight_scale_inv", "F32", (1, 1)))
     assert linear.granularity == PerTensor()
 
 
 def test_conv1d_is_recognised_inside_a_composite_model() -> None:
-    """A GPT-2 under `text_config` keeps its weights as `[K, N]` too."""
+    """A GPT-2 under `text_config` stores its weights as `[K, N]` too."""
     config = {"model_type": "composite", "text_config": {"model_type": "gpt2"}, "quantization_config": FP8}
     headers = {
         name: header(name, dtype, shape)
@@ -103,7 +103,7 @@ def test_conv1d_is_recognised_inside_a_composite_model() -> None:
 
 
 def test_shared_experts_and_gpt_bigcode_are_linears() -> None:
-    """Names and families that only look like routed experts or Conv1D are padded."""
+    """They only look like routed experts or Conv1D, and are padded."""
     linears, _ = recognised(
         ("mlp.shared_experts.up_proj.weight", "F8_E4M3", (70, 136)),
         ("mlp.shared_experts.up_proj.weight_scale", "F32", ()),
@@ -116,7 +116,7 @@ def test_shared_experts_and_gpt_bigcode_are_linears() -> None:
 
 @pytest.mark.parametrize("name", ["mlp.experts.gate_up_proj", "moe.up_proj.weight", "block_sparse_moe.w13"])
 def test_a_stack_that_no_family_describes_is_skipped(name: str) -> None:
-    """A 3-D FP8 weight of any name is named and left alone, as is its scale, whatever its shape."""
+    """A 3-D FP8 weight of any name is named and left unchanged, as is its scale, whatever its shape."""
     (linear,), _ = recognised((name, "F8_E4M3", (4, 90, 136)), (f"{name}_scale", "F32", (4, 3)))
     assert (linear.is_expert, linear.granularity, linear.is_understood) == (True, None, True)
     assert linear.skip_reason == "matrices stacked in one 3-D weight, whose order no family file tells"
@@ -175,7 +175,7 @@ def test_a_name_tells_a_linear_from_a_table(name: str, kind: str | None) -> None
 def test_what_is_not_known_to_be_a_linear_is_carried(
     name: str, others: dict[str, tuple[int, ...]], reason: str | None
 ) -> None:
-    """Embeddings are understood; a new name is taken for a Linear's where there is a bias or a scale of its input."""
+    """Embeddings are understood; an unknown name counts as a Linear if there is a bias or an input scale."""
     (linear,), _ = recognised(
         (f"{name}.weight", "F8_E4M3", (136, 213)),
         (f"{name}.weight_scale", "F32", ()),
@@ -220,13 +220,13 @@ def test_what_is_not_known_to_be_a_linear_is_carried(
 def test_what_is_not_understood_is_carried_with_its_reason(
     tensors: list[tuple[str, str, tuple[int, ...]]], quantization: Json | None, reason: str
 ) -> None:
-    """No scale, or one of a layout that is not known: it says what was found and what is expected."""
+    """No scale, or one of an unknown layout: the reason says what was found and what is expected."""
     (linear,), _ = recognised(*tensors, quantization=quantization)
     assert (linear.granularity, linear.skip_reason, linear.is_understood) == (None, reason, False)
 
 
 def test_attention_with_different_inputs_is_carried() -> None:
-    """K of `k_proj` other than of `q_proj`: how engines fuse the two is not known; the output is a Linear like any."""
+    """If `k_proj` and `q_proj` have different K, how engines fuse them is unknown; the output is a plain Linear."""
     linears, _ = recognised(
         *attention("a.q_proj", 128, 256), *attention("a.k_proj", 128, 192), *attention("a.o_proj", 256, 128)
     )
@@ -236,12 +236,12 @@ def test_attention_with_different_inputs_is_carried() -> None:
 
 
 def attention(name: str, num_n: int, num_k: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """A Linear with one scale."""
+    """Return a Linear with one scale."""
     return (f"{name}.weight", "F8_E4M3", (num_n, num_k)), (f"{name}.weight_scale", "F32", ())
 
 
 def test_modules_that_the_user_names_are_carried() -> None:
-    """`--skip` takes globs of module names, and what it names counts as understood."""
+    """`--skip` takes globs of module names, and modules that match count as understood."""
     tensors = *attention("m.0.up_proj", 100, 50), *attention("m.1.up_proj", 100, 50), *attention("lm_head", 50, 100)[:1]
     headers = {name: header(name, dtype, shape) for name, dtype, shape in tensors}
     config = {"model_type": "llama", "quantization_config": FP8}
@@ -252,7 +252,7 @@ def test_modules_that_the_user_names_are_carried() -> None:
 
 
 def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
-    """INT8, BF16, packed FP4 with its FP8 scales, and FP8 convolutions come through, each with a reason."""
+    """INT8, BF16, packed FP4 with FP8 scales, and FP8 convolutions are carried, each with a reason."""
     linears, untouched = recognised(
         ("lm_head.weight", "BF16", (509, 136)),
         ("mlp.up_proj.weight", "I8", (213, 136)),
@@ -276,7 +276,7 @@ def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
 
 @pytest.mark.parametrize("grid", [(2, 1, 3, 1), (2, 3)])
 def test_modelopts_grids_are_recognised_and_skipped(grid: tuple[int, ...]) -> None:
-    """vLLM pads N of such a layer itself, and asks for K in whole blocks; the runtime never sees it."""
+    """vLLM pads N of such a layer itself, and needs K in whole blocks; the runtime is not involved."""
     (linear,), _ = recognised(
         ("a.weight", "F8_E4M3", (200, 300)), ("a.weight_scale", "F32", grid), quantization=MODELOPT_BLOCK
     )
@@ -285,7 +285,7 @@ def test_modelopts_grids_are_recognised_and_skipped(grid: tuple[int, ...]) -> No
 
 
 def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:
-    """MXFP8 keeps one scale for 32 elements; fp8pad does not pad it and says so."""
+    """MXFP8 has one scale for 32 elements; fp8pad does not pad it and says so."""
     group = {"type": "float", "num_bits": 8, "strategy": "group", "group_size": 32}
     quantization = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": group}}}
     (linear,), _ = recognised(

@@ -1,4 +1,4 @@
-"""Reading quantization configs: where they stand, and what they say of the weights."""
+"""Reading quantization configs: where they are, and what they say about the weights."""
 
 import warnings
 from time import process_time
@@ -17,13 +17,13 @@ MX = {"type": "float", "num_bits": 8, "strategy": "group", "group_size": 32}
 
 
 def compressed(*weights: Json) -> dict[str, object]:
-    """A compressed-tensors config with one group for each entry."""
+    """Return a compressed-tensors config with one group for each entry."""
     groups = {f"group_{index}": {"targets": ["Linear"], "weights": weight} for index, weight in enumerate(weights)}
     return {"quant_method": "compressed-tensors", "config_groups": groups}
 
 
 def found(document: Json) -> Quantization:
-    """The quantization of a config.json that carries `document`."""
+    """Return the quantization of a config.json that contains `document`."""
     quantization = find_quantization({"config.json": {"quantization_config": document}})
     assert quantization is not None
     return quantization
@@ -86,7 +86,7 @@ LAYERS = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4", "group_size":
 def test_formats_of_each_method(
     document: Json, granularities: set[Granularity], has_other_fp8: bool, others: list[str]
 ) -> None:
-    """Each tool's config is read as the granularities and other formats that it names."""
+    """Each tool's config is read as the granularities and other formats that it allows."""
     formats = found(document).formats
     assert (set(formats.granularities), formats.has_other_fp8) == (granularities, has_other_fp8)
     assert list(formats.others) == others
@@ -113,7 +113,7 @@ MODELOPT_MIXED = {"producer": {"name": "modelopt"}, "quantization": {**MIXED, "q
             {"config.json": {"text_config": {"compression_config": compressed(FP8_CHANNEL)}}},
             ("config.json", "text_config.compression_config"),
         ),
-        # Two at once: the one that vLLM reads.
+        # Two at once: vLLM's choice counts.
         (
             {"config.json": {"text_config": {"quantization_config": MIXED}, "quantization_config": FBGEMM}},
             ("config.json", "quantization_config"),
@@ -152,7 +152,7 @@ MODELOPT_MIXED = {"producer": {"name": "modelopt"}, "quantization": {**MIXED, "q
     ],
 )
 def test_it_is_found_wherever_tools_put_it(configs: dict[str, Json], source: tuple[str, str | None]) -> None:
-    """The place where the config stood is part of what is found."""
+    """The place where the config was is part of the result."""
     quantization = find_quantization(configs)
     assert quantization is not None
     assert quantization.source == BaseSource(*source)
@@ -173,7 +173,7 @@ def test_it_is_found_wherever_tools_put_it(configs: dict[str, Json], source: tup
     ],
 )
 def test_the_record_goes_where_an_engine_looks_first(config: Json, source: tuple[str, str | None], key: str) -> None:
-    """Where the original stood, unless another place would still be read before it."""
+    """It replaces the original, unless engines would read another place first."""
     assert record_key(config, BaseSource(*source)) == key
 
 
@@ -194,14 +194,14 @@ def test_the_record_goes_where_an_engine_looks_first(config: Json, source: tuple
     ],
 )
 def test_what_is_strange_is_noted(document: Json, notes: list[str]) -> None:
-    """A method that is not named, and patterns that do not compile: engines differ in what they make of them."""
+    """An unnamed method, and patterns that do not compile: engines differ in how they treat them."""
     given = found(document).notes
     assert len(given) == len(notes)
     assert all(expected in note for expected, note in zip(notes, given, strict=True))
 
 
 def test_no_pattern_takes_long() -> None:
-    """Patterns that take forever to match, or to compile, are only looked at."""
+    """Patterns that take forever to match, or to compile, are only inspected."""
     slow = ["(a|a)*$", "(x+x+)+y", "(?i)" + "[\0-\U0010ffff]" * 60, "(a{0,99}){0,99}" * 50, "[\u0100-\uffff]"]
     patterns = [f"re:{pattern}" for pattern in slow * 2000]
     started = process_time()
@@ -210,7 +210,7 @@ def test_no_pattern_takes_long() -> None:
 
 
 def test_a_pattern_that_python_warns_of_prints_nothing() -> None:
-    """The warning would name a line of ours."""
+    """The warning would name a line of our code."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert found(compressed(FP8_CHANNEL) | {"ignore": ["re:[[a]b||x]"]}).notes == ()
@@ -243,6 +243,6 @@ def test_no_quantization_config_is_none() -> None:
     ],
 )
 def test_malformed_configs_are_refused(document: Json, message: str) -> None:
-    """A config that cannot be read is one clear error that names the key."""
+    """A config that cannot be read gives one clear error that names the key."""
     with pytest.raises(ConfigError, match=message):
         found(document)

@@ -1,4 +1,4 @@
-"""Publication: how a complete folder takes the place of the destination, and what happens to what stood there."""
+"""Publication: how a complete folder replaces the destination, and what happens to what was there."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ KEYS = {"model.safetensors": "a", "sub/deep/config.json": "b", "config.json": "c
 
 @pytest.fixture
 def staging(tmp_path: Path) -> Iterator[Staging]:
-    """A staging folder in which a shard and two other files are complete."""
+    """Hold a staging folder in which a shard and two other files are complete."""
     with hold_staging(tmp_path / "out") as held:
         for key in KEYS.values():
             stage(held, key, is_resumable=key == "a")
@@ -34,21 +34,21 @@ def staging(tmp_path: Path) -> Iterator[Staging]:
 
 @pytest.fixture(params=["exchanging", "renaming twice"])
 def replacing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the file system exchange folders, or not."""
+    """Run a test with a file system that can exchange folders, and with one that cannot."""
     if request.param != "exchanging":
         monkeypatch.setattr(Directory, "exchange", lambda *_: False)
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a run says while it works."""
+    """Return the lines that a run prints while it works."""
     lines: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda _, line: lines.append(line))
     return lines
 
 
 def fill(folder: Path, *files: str) -> Path:
-    """Write files that hold their own names."""
+    """Write files that contain their own names."""
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(file)
@@ -56,7 +56,7 @@ def fill(folder: Path, *files: str) -> Path:
 
 
 def test_files_get_their_names_at_once(staging: Staging, tmp_path: Path) -> None:
-    """The folder appears whole, with subfolders; nothing else is left once what the run used is removed."""
+    """The folder appears complete, with subfolders; nothing is left once the run's own files are removed."""
     assert publish(staging, KEYS, overwrite=False, folder_mode=lambda _: 0o755) is None
     assert is_published(staging)
     recover(staging)
@@ -66,7 +66,7 @@ def test_files_get_their_names_at_once(staging: Staging, tmp_path: Path) -> None
 
 
 def test_an_empty_folder_gives_way(staging: Staging, tmp_path: Path) -> None:
-    """It may have been made for the purpose."""
+    """The user may have created it for the output."""
     (tmp_path / "out").mkdir()
     publish(staging, KEYS, overwrite=False, folder_mode=lambda _: 0o755)
     assert files_of(tmp_path / "out") == NEW
@@ -74,7 +74,7 @@ def test_an_empty_folder_gives_way(staging: Staging, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["folder", "file", "link"])
 def test_what_appeared_meanwhile_does_not(staging: Staging, tmp_path: Path, what: str) -> None:
-    """Nothing is replaced unasked; finished shards stay."""
+    """Nothing is replaced without --overwrite; finished shards stay."""
     match what:
         case "folder":
             fill(tmp_path / "out", "mine")
@@ -93,7 +93,7 @@ def test_what_appeared_meanwhile_does_not(staging: Staging, tmp_path: Path, what
 
 @pytest.mark.usefixtures("replacing")
 def test_replacing_leaves_only_the_new_folder(staging: Staging, tmp_path: Path) -> None:
-    """What was replaced is told, and goes when the new folder stands in its place."""
+    """The report names the replaced files, which are removed once the new folder is in place."""
     fill(tmp_path / "out", "config.json", "model.safetensors", "sub/deep/config.json")
     replaced = publish(staging, KEYS, overwrite=True, folder_mode=lambda _: 0o755)
     assert replaced
@@ -109,7 +109,7 @@ def test_replacing_leaves_only_the_new_folder(staging: Staging, tmp_path: Path) 
 def test_a_file_that_appeared_after_the_check_brings_the_old_folder_back(
     staging: Staging, tmp_path: Path, file: str
 ) -> None:
-    """The exchange finds it."""
+    """The exchange detects it."""
     before = files_of(fill(tmp_path / "out", "config.json", "sub/deep/config.json", file))
     inode = (tmp_path / "out").stat().st_ino
     with pytest.raises(OutputError, match=f"holds 1 file that fp8pad did not write: {file};"):
@@ -123,7 +123,7 @@ def test_a_file_that_appeared_after_the_check_brings_the_old_folder_back(
 
 @pytest.mark.usefixtures("replacing")
 def test_a_link_in_the_place_of_the_old_folder_is_not_replaced(staging: Staging, tmp_path: Path) -> None:
-    """Somebody put it there after the check; what it leads to is no business of ours."""
+    """It appeared after the check; its target is not touched."""
     before = files_of(fill(tmp_path / "elsewhere", "config.json"))
     (tmp_path / "out").symlink_to("elsewhere")
     with pytest.raises(OutputError):
@@ -150,7 +150,7 @@ class StoppedError(Exception):
 
 
 def stopping_at(number: int, original: Callable[..., object], calls: list[str]) -> Callable[..., object]:
-    """Return a system call that is not made any more once `number` of them were."""
+    """Return a stand-in for a system call that raises after `number` calls."""
 
     def call(*arguments: object, **keywords: object) -> object:
         calls.append(original.__name__)
@@ -166,7 +166,7 @@ CHANGING = ("rename", "mkdir", "unlink", "rmdir", "link", "fsync", "open", "scan
 
 @pytest.mark.usefixtures("replacing")
 def test_a_replacement_that_ends_anywhere_loses_neither_folder(tmp_path: Path) -> None:
-    """Whatever call is the last, the next run finds the old folder or the new one in its place, and nothing else."""
+    """After any last call, the next run finds the old or the new folder in place, and nothing else."""
     for number in range(1, 500):
         area = tmp_path / str(number)
         old = files_of(fill(area / "out", "config.json", "model.safetensors"))
@@ -199,7 +199,7 @@ def test_a_replacement_that_ends_anywhere_loses_neither_folder(tmp_path: Path) -
 
 
 def test_what_cannot_be_put_back_is_kept(tmp_path: Path, told: list[str]) -> None:
-    """Something else stands there by now: neither is touched, and every run says where the old folder lies."""
+    """If something else is there by now, neither is touched, and every run says where the old folder is."""
     model = llama(tmp_path.with_name(f"{tmp_path.name}-model"))
     fill(tmp_path / HIDDEN / "replaced", "old")
     fill(tmp_path / "out", "mine")
@@ -219,7 +219,7 @@ def test_what_cannot_be_put_back_is_kept(tmp_path: Path, told: list[str]) -> Non
 def test_what_could_not_be_put_back_for_another_reason_is_put_back_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fails says nothing about what stands there."""
+    """A failing disk says nothing about what is in its place."""
     fill(tmp_path / HIDDEN / "replaced", "old")
     with hold_staging(tmp_path / "out") as staging:
         with monkeypatch.context() as patch:
@@ -232,7 +232,7 @@ def test_what_could_not_be_put_back_for_another_reason_is_put_back_by_the_next_r
 
 
 def published_without_a_lock(tmp_path: Path) -> Path:
-    """Make what two runs without a common lock can leave: a new folder in its place, and an old one set aside."""
+    """Make what two runs without a common lock can leave: a new folder in place, and an old one set aside."""
     fill(tmp_path / "out", "config.json")
     fill(tmp_path / HIDDEN / "replaced", "config.json")
     publication = {"files": "files.a", "folder": (tmp_path / "out").stat().st_ino}
@@ -241,10 +241,7 @@ def published_without_a_lock(tmp_path: Path) -> Path:
 
 
 def test_what_was_put_into_the_new_folder_since_is_kept(tmp_path: Path) -> None:
-    """After a kill before the old folder was removed. It has files that the new one has not any more: neither goes.
-
-    The next run finds nothing that is in its way.
-    """
+    """A kill came before the old folder, which has more files, was removed: both are kept, and the next run works."""
     hidden = published_without_a_lock(tmp_path)
     fill(hidden / "replaced", "config.json", "tokenizer.json")
     fill(tmp_path / "out", "thesis.tex")
@@ -261,7 +258,7 @@ def test_what_was_put_into_the_new_folder_since_is_kept(tmp_path: Path) -> None:
 def test_what_was_put_in_and_cannot_be_read_just_now_is_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fails says nothing about files that nobody knows."""
+    """A failing disk says nothing about unknown files."""
     hidden = published_without_a_lock(tmp_path)
     with hold_staging(tmp_path / "out") as staging:
         with monkeypatch.context() as patch:
@@ -275,7 +272,7 @@ def test_what_was_put_in_and_cannot_be_read_just_now_is_looked_at_again(
 
 
 def test_of_two_folders_that_were_replaced_one_is_kept_and_named(tmp_path: Path, told: list[str]) -> None:
-    """There is one name for what was replaced; the run goes on, and says where the other one is."""
+    """A replaced folder has only one name; the run continues, and says where the other one is."""
     hidden = published_without_a_lock(tmp_path)
     fill(hidden / "files.a", "config.json")
     old = files_of(hidden / "replaced")
@@ -286,7 +283,7 @@ def test_of_two_folders_that_were_replaced_one_is_kept_and_named(tmp_path: Path,
 
 
 def test_a_folder_that_another_run_was_removing_is_in_nobodys_way(tmp_path: Path) -> None:
-    """It has the name that the next one to remove is given."""
+    """It has the name that the next folder to remove would get."""
     fill(published_without_a_lock(tmp_path) / "replaced.discarded", "model.safetensors")
     with hold_staging(tmp_path / "out") as staging:
         recover(staging)
@@ -297,7 +294,7 @@ def test_a_folder_that_another_run_was_removing_is_in_nobodys_way(tmp_path: Path
 def test_shards_are_found_again_by_a_run_after_one_that_ended_just_before_publishing(
     staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They have had their names already, and are finished all the same."""
+    """They already have their final names, but still count as finished."""
     monkeypatch.setattr(Directory, "rename", stopping_at(0, Directory.rename, []))
     with pytest.raises(StoppedError):
         publish(staging, KEYS, overwrite=False, folder_mode=lambda _: 0o755)

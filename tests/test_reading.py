@@ -15,14 +15,14 @@ READER = Reader(GoldenError)
 
 @dataclass(frozen=True)
 class Inner:
-    """What a mapping holds."""
+    """The values of a mapping."""
 
     pair: tuple[PositiveSize, float]
 
 
 @dataclass(frozen=True)
 class Outer:
-    """A field of each kind."""
+    """A class with a field of each kind."""
 
     name: str
     flag: bool
@@ -50,7 +50,7 @@ OUTER = Outer("n", True, 1, (0, 2**63 - 1), {"a": Inner((1, 2.0))}, None, [None,
 
 
 def test_each_kind_is_read() -> None:
-    """Unknown keys are passed over, and null is as good as nothing where nothing is allowed."""
+    """Unknown keys are ignored, and null counts as missing where a field is optional."""
     assert READER.read(Outer, DOCUMENT | {"later": 1}, "x") == OUTER
     assert READER.read(Outer, {key: DOCUMENT[key] for key in DOCUMENT if key != "maybe"}, "x") == OUTER
     assert READER.read(Outer, DOCUMENT | {"has_default": True}, "x") == replace(OUTER, has_default=True)
@@ -88,14 +88,14 @@ def test_what_is_of_another_type_is_refused(change: dict[str, Any], message: str
 
 @pytest.mark.parametrize("name", ["name", "flag", "choice", "sizes", "inner", "always"])
 def test_what_is_missing_is_refused(name: str) -> None:
-    """Also where there is a default, if it is in every file."""
+    """Even a field with a default, if every file must have it."""
     with pytest.raises(GoldenError, match=rf"^x: {name}: expected .*, got null$"):
         READER.read(Outer, {key: DOCUMENT[key] for key in DOCUMENT if key != name}, "x")
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": "\\ud800"}', "[" * 101 + "]" * 101, "[" * 100_000, "-1e999"])
 def test_json_that_is_none_or_could_not_be_written_again_is_refused(text: str) -> None:
-    """Nesting is counted, however deep it goes."""
+    """Nesting is limited, however deep it goes."""
     with pytest.raises(GoldenError, match=r"^x: not JSON: "):
         READER.parse_json(text, "x")
     assert READER.parse_json("[" * MAX_NESTING + "]" * MAX_NESTING, "x")
@@ -103,7 +103,7 @@ def test_json_that_is_none_or_could_not_be_written_again_is_refused(text: str) -
 
 @pytest.mark.parametrize("container", ["[],", "{},", '{"a":0},', "[[[]]],"])
 def test_json_of_lists_and_objects_alone_is_refused(container: str) -> None:
-    """They take many times more memory than text; a hundred thousand may, and more that have text of their own."""
+    """They take far more memory than text: a hundred thousand are allowed, or more if the text is longer."""
     some = 90_000 // (container.count("[") + container.count("{"))
     assert READER.parse_json(f"[{container * some}0]", "x")
     with pytest.raises(GoldenError, match=r"^x: not JSON: expected fewer lists and objects than \d+ in \d+ characters"):
@@ -113,7 +113,7 @@ def test_json_of_lists_and_objects_alone_is_refused(container: str) -> None:
 
 
 def test_objects_that_say_the_same_are_one_object() -> None:
-    """A record has an entry for each of a hundred thousand tensors; what differs in type or order stays apart."""
+    """A record may have a hundred thousand entries; objects that differ in type or order stay separate."""
     text = '{"a": {"x": [1], "y": {}}, "b": {"x": [1], "y": {}}, "c": {"x": [true], "y": {}}, "d": {"y": {}, "x": [1]}}'
     document = READER.parse_json(text, "file", shares=True)
     assert document == json.loads(text)
@@ -124,7 +124,7 @@ def test_objects_that_say_the_same_are_one_object() -> None:
 
 @pytest.mark.parametrize("values", [[[1]], [{}], [1] * (MAX_SHARED + 1)])
 def test_objects_of_lists_that_hold_much_are_not_compared(values: list[object]) -> None:
-    """Each of the objects around them would look at all of it once more."""
+    """Otherwise each enclosing object would compare all of it once more."""
     document = READER.parse_json(json.dumps({"a": {"x": values}, "b": {"x": values}}), "file", shares=True)
     assert document["a"] == document["b"]
     assert document["a"] is not document["b"]

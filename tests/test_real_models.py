@@ -1,4 +1,4 @@
-"""The table of real models in docs/absorb.md is what the example prints today."""
+"""The table of real models in docs/absorb.md equals the output of the example."""
 
 import runpy
 import subprocess
@@ -19,7 +19,7 @@ def test_the_documentation_shows_what_the_example_prints() -> None:
 
 
 def test_what_is_written_is_as_large_as_the_model(tmp_path: Path) -> None:
-    """With all its 64 experts in each of 26 layers, 3 matrices each; then what `plan` says of costs is true of it."""
+    """It has all 64 experts in each of 26 layers, with 3 matrices each, so that the costs in `plan` are right."""
     write = runpy.run_path(str(ROOT / "examples" / "real_models.py"))["write"]
     write("DeepSeek-Coder-V2-Lite", tmp_path / "model")
     document = fp8pad.plan(tmp_path / "model").to_json()

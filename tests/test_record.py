@@ -1,4 +1,4 @@
-"""Records: what is written is read back the same, and nothing else is read at all."""
+"""Records: what is written is read back unchanged, and anything else is refused."""
 
 import json
 from collections.abc import Callable
@@ -52,7 +52,7 @@ QUANTIZATION = QuantizationRecord(
 
 
 def test_the_record_is_written_as_it_is_specified() -> None:
-    """Field by field, in literal JSON; what says nothing is left out."""
+    """Field by field, as literal JSON; empty optional fields are omitted."""
     document = json.loads("".join(RECORD.text_parts()))
     assert list(document) == [
         "format_version",
@@ -87,20 +87,20 @@ def test_the_record_is_written_as_it_is_specified() -> None:
 
 
 def test_records_are_read_back_the_same() -> None:
-    """All three of them."""
+    """All three kinds of record."""
     assert parse_record("".join(RECORD.text_parts())) == RECORD
     assert parse_quantization_config(json.loads(json.dumps(QUANTIZATION.to_json()))) == QUANTIZATION
     assert parse_shard_metadata(shard_metadata({"a": (2, 3), "b": ()}), "x") == {"a": (2, 3), "b": ()}
 
 
 def test_a_record_may_be_of_little() -> None:
-    """A checkpoint in which only the config is changed has no tensors."""
+    """If only the config changed, there are no tensors."""
     record = CheckpointRecord("0.1.0", Policy(), {}, (), None, {}, {})
     assert parse_record("".join(record.text_parts())) == record
 
 
 def test_optional_fields_are_left_out_where_they_say_nothing() -> None:
-    """An older reader finds what it knows, and a newer one reads the older record."""
+    """An older reader can read new records, and a newer one old records."""
     assert "skip" not in Policy().to_json()
     policy = Policy(skip=("lm_head", "*.router"))
     document = json.loads("".join(replace(RECORD, policy=policy).text_parts()))
@@ -114,7 +114,7 @@ def test_optional_fields_are_left_out_where_they_say_nothing() -> None:
 
 
 def test_segments_count_their_axis_from_the_end() -> None:
-    """None is the N axis, which is where segments nearly always lie."""
+    """None means the N axis, which segments nearly always divide."""
     assert [Segments((), (), axis).matrix_axis for axis in (None, -2, -1)] == [1, 1, 2]
     assert "axis" not in tensor_to_json(RECORD.tensors["a.weight"])["segments"]
 
@@ -123,7 +123,7 @@ A = "a.weight"
 
 
 def nested(levels: int) -> Any:
-    """Return lists one in another."""
+    """Return nested lists."""
     value: Any = []
     for _ in range(levels - 1):
         value = [value]
@@ -197,7 +197,7 @@ def test_what_is_not_as_specified_is_refused(damage: Callable[[Any], None], plac
 
 
 def test_segments_of_what_is_no_stack_of_matrices_are_refused() -> None:
-    """A shape that cannot be cut into segments is an error of the record, too."""
+    """A shape that cannot be divided into segments is an error of the record too."""
     document = json.loads("".join(RECORD.text_parts()))
     document["tensors"][A].update(logical_shape=[1, 2, 3, 4], padded_shape=[1, 2, 3, 4])
     with pytest.raises(RecordError):
@@ -228,7 +228,7 @@ def test_a_quantization_config_that_is_not_as_specified_is_refused(damage: Calla
 
 @pytest.mark.parametrize("document", [None, [], "fp8pad", 7])
 def test_a_quantization_config_that_is_no_object_is_refused(document: object) -> None:
-    """Whatever stands in its place."""
+    """Any other type is refused."""
     with pytest.raises(RecordError, match="expected an object"):
         parse_quantization_config(document)
 
@@ -250,7 +250,7 @@ def test_shard_metadata_that_is_not_as_specified_is_refused(text: str) -> None:
     )
 )
 def test_no_json_raises_anything_but_a_record_error(value: Any) -> None:
-    """Wherever it stands in a record."""
+    """At any place in a record."""
     honest = json.loads("".join(RECORD.text_parts()))
     for key in honest:
         with suppress(RecordError):

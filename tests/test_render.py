@@ -1,4 +1,4 @@
-"""What the terminal shows: nothing cut, nothing read as markup, one screen for a large model."""
+"""What the terminal shows: nothing is cut or parsed as markup, and a large model fits one screen."""
 
 import io
 import os
@@ -40,12 +40,12 @@ MODULES = (
 
 
 def round_up(size: int) -> int:
-    """The next multiple of 16."""
+    """Return the next multiple of 16."""
     return (size + 15) // 16 * 16
 
 
 def layer(name: str, num_n: int, num_k: int) -> LayerPlan:
-    """A channel-scaled layer, padded to 16."""
+    """Return a channel-scaled layer, padded to 16."""
     padded = round_up(num_n), round_up(num_k)
     axes = AxisActions("pad" if padded[0] > num_n else "aligned", "pad" if padded[1] > num_k else "aligned")
     reason = "N and K are multiples of 16" if padded == (num_n, num_k) else "not a multiple of 16"
@@ -53,7 +53,7 @@ def layer(name: str, num_n: int, num_k: int) -> LayerPlan:
 
 
 def plan_of(*layers: LayerPlan, notes: tuple[str, ...] = (), edits: tuple[ConfigEdit, ...] = ()) -> CheckpointPlan:
-    """A plan that holds `layers`, and just enough else to be shown."""
+    """Return a plan with `layers`, and just enough else to be shown."""
     return CheckpointPlan(
         policy=Policy(),
         layers=layers,
@@ -77,7 +77,7 @@ LARGE = plan_of(
 
 @pytest.fixture
 def source(example: Path) -> Checkpoint:
-    """Some checkpoint for a plan to belong to."""
+    """Return a checkpoint for the plans."""
     return read_unconverted(example)
 
 
@@ -96,7 +96,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
 
 
 def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """Piped output has one line for each group of layers, with every column, no colours and no blanks at the end."""
+    """Piped output has one line per group of layers, with all columns, no colours and no trailing blanks."""
     plan_screen(source, LARGE, VLLM).show(stdout_console())
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if "pad K" in line)
@@ -113,7 +113,7 @@ def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys:
 
 
 def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """Brackets, smileys and escape sequences in names and notes are shown as they are, or escaped."""
+    """Brackets, emoji codes and escape sequences in names and notes are printed literally or escaped."""
     plan_screen(
         source, plan_of(layer("[bold]x[/bold]:smile:\x1b[2J", 10, 16), notes=("[red]note[/red]\n",)), VLLM
     ).show(stdout_console())
@@ -123,7 +123,7 @@ def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[
 
 
 def test_config_edits_are_shown(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """What absorbing would write into config.json stands in the plan, with the old value."""
+    """The plan shows what absorbing would write into config.json, with the old value."""
     plan_screen(
         source, plan_of(edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),)), VLLM
     ).show(stdout_console())
@@ -131,7 +131,7 @@ def test_config_edits_are_shown(source: Checkpoint, capsys: pytest.CaptureFixtur
 
 
 def test_what_is_wrong_comes_first_and_for_whom(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """A row for each TP size, and below it the layers that stand in the way, each with its sizes."""
+    """A row for each TP size, and below it the layers that cause problems, with the sizes concerned."""
     shape = (8192, 29568)
     aligned = AxisActions("aligned", "aligned")
     inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
@@ -154,7 +154,7 @@ SIX = ("deepseek_v3_block", "qwen2_5_vl_dyn", "qwen3_next_dyn", "llama_mixed_fp8
 def test_no_text_is_lost_at_any_width(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From 60 to 250 columns every word of the widest form is there, no line is too long, and commands are whole.
 
-    Each width is one case's.
+    Each case has its own width.
     """
     source = read_unconverted(copy_case(f"good/{name}", tmp_path))
     plan = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=2))
@@ -184,7 +184,7 @@ def test_no_text_is_lost_at_any_width(name: str, tmp_path: Path, capsys: pytest.
 def test_each_outcome_of_the_table_has_its_reason(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Below the table each tensor-parallel size stands once, with a reason for every form that is not merely served."""
+    """Below the table each TP size is listed once, with a reason for every form that is not simply served."""
     source = read_unconverted(copy_case(f"good/{name}", tmp_path))
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     plan_screen(source, plan, VLLM).show(stdout_console())
@@ -204,7 +204,7 @@ def test_each_outcome_of_the_table_has_its_reason(
 
 
 def test_a_long_name_is_broken_where_its_parts_meet(capsys: pytest.CaptureFixture[str]) -> None:
-    """Behind a dot or a comma if one fits, else behind an underscore, else anywhere; wide letters count twice."""
+    """After a dot or a comma if one fits, else after an underscore, else anywhere; wide letters count twice."""
     screen = Screen()
     screen.paragraph("in model.layers.{0-1}.self_attn.{kv_a_proj_with_latent,o_proj}, " + "a_" * 8 + " " + "模" * 12)
     screen.show(Console(width=20, color_system=None))
@@ -237,7 +237,7 @@ def test_colours_are_for_terminals(
 
 
 def test_only_the_outcome_is_bold(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reason and the layers behind `refuses` are plain text."""
+    """The reason and the layers after `refuses` are plain text."""
     plan_screen(source, plan_of(layer("a.gate_proj", 213, 16)), VLLM).show(
         Console(width=200, color_system="standard", force_terminal=True)
     )
@@ -249,7 +249,7 @@ def test_only_the_outcome_is_bold(source: Checkpoint, capsys: pytest.CaptureFixt
 
 
 def test_only_labels_are_dim(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where a row is laid out as a paragraph, what stands behind its labels is plain text."""
+    """If a row is laid out as a paragraph, the text after its labels is plain."""
     plan_screen(source, LARGE, VLLM).show(Console(width=60, color_system="standard", force_terminal=True))
     assert "\x1b[2mscales: \x1b[0mper channel  \x1b[2m[N, K]: \x1b[0m[8192, 13653]" in capsys.readouterr().out
 
@@ -257,7 +257,7 @@ def test_only_labels_are_dim(source: Checkpoint, capsys: pytest.CaptureFixture[s
 def test_what_is_said_of_the_whole_model_names_no_layers(
     source: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ranks that cannot share heads are no matter of the MLPs."""
+    """That ranks cannot share heads has nothing to do with the MLPs."""
     plan = replace(plan_of(layer("a.gate_proj", 16, 16)), shared_counts=(SharedCount(12, "attention heads"),))
     plan_screen(source, plan, VLLM).show(stdout_console())
     said = "    refuses (as it is, padded): 12 attention heads, which 16 ranks cannot share evenly"
@@ -265,7 +265,7 @@ def test_what_is_said_of_the_whole_model_names_no_layers(
 
 
 def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each layer is counted once: an aligned expert as aligned, one that is padded and absorbed by itself."""
+    """Each layer is counted once: an aligned expert as aligned, one that is padded and absorbed separately."""
     both, skip = AxisActions("absorb", "pad"), AxisActions("skip", "skip")
     expert = replace(layer("experts.0.up", 32, 32), axes=skip)
     unaligned = replace(layer("experts.1.up", 30, 32), axes=skip)
@@ -277,7 +277,7 @@ def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixtu
 
 
 def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
-    """Where there is nothing to convert, no conversion is suggested, but a plan for a size at which one helps."""
+    """If there is nothing to convert, the suggestion is a plan for a TP size at which converting helps."""
     plan_screen(source, plan_of(layer("a", 256, 256)), VLLM).show(stdout_console())
     shown = capsys.readouterr().out
     assert "nothing to convert" in shown
@@ -285,7 +285,7 @@ def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.
 
 
 def test_what_is_absorbed_is_not_reported_as_skipped() -> None:
-    """An expert of which one axis is absorbed changes, though its other one is left as it is."""
+    """An expert with one absorbed axis changes, though its other axis is skipped."""
     absorbed = replace(layer("a", 74, 74), axes=AxisActions("skip", "absorb"), reason="K = 74 becomes 128")
     left = replace(layer("b", 74, 74), axes=AxisActions("skip", "skip"), reason="a routed expert")
     assert list(skipped_facts(plan_of(absorbed, left))) == [("skipped", "a routed expert: b")]
@@ -303,31 +303,31 @@ def test_what_is_absorbed_is_not_reported_as_skipped() -> None:
     ],
 )
 def test_dispositions_are_told_by_axis(n: Disposition, k: Disposition, text: str) -> None:
-    """Both axes of a layer in a few words."""
+    """Both axes of a layer are described in a few words."""
     assert how(AxisActions(n, k)) == text
 
 
 def test_many_files_are_shortened() -> None:
-    """The first eight names, and how many more."""
+    """The first eight names are listed, with the number of the others."""
     names = [f"{index}.safetensors" for index in range(10)]
     assert shortened(names[:8]) == ", ".join(names[:8])
     assert shortened(names) == ", ".join(names[:8]) + " and 2 more"
 
 
 def test_long_words_are_cut() -> None:
-    """A name of a megabyte would fill the screen; its beginning and its end tell which it is."""
+    """A name of a megabyte would fill the screen; its beginning and end are enough."""
     assert printable("expected " + "a" * 1000) == "expected " + "a" * 1000
     assert printable("a" * 800 + "b" * 800 + " is a name") == "a" * 700 + "..." + "b" * 200 + " is a name"
 
 
 def test_printable_leaves_words_alone() -> None:
-    """Letters of any script stay; line breaks, control characters and lone surrogates are escaped."""
+    """Letters of any script are kept; line breaks, control characters and lone surrogates are escaped."""
     assert printable("späces 模型 [a]") == "späces 模型 [a]"
     assert printable("a\nb\x1b\ud800") == "a\\nb\\x1b\\ud800"
 
 
 def test_progress_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A line at the start, then one when ten seconds have passed, with speed and time left."""
+    """A line at the start, then one every ten seconds, with speed and time left."""
     now = 0.0
     monkeypatch.setattr("fp8pad.render.progress.time.monotonic", lambda: now)
     progress = LineProgress()
@@ -345,7 +345,7 @@ def test_progress_lines_come_now_and_then(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_progress_that_cannot_be_written_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where stderr leads to a full disk, the work goes on."""
+    """If stderr is on a full disk, the work continues."""
     with Path("/dev/full").open("wb", buffering=0) as full:
         monkeypatch.setattr("sys.stderr", io.TextIOWrapper(full, write_through=True))
         with pytest.raises(OSError, match="No space left"):
@@ -354,7 +354,7 @@ def test_progress_that_cannot_be_written_is_dropped(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_bar_counts_bytes_and_files() -> None:
-    """The step that runs has the bar; its label is not markup."""
+    """The bar shows the current step; its label is not markup."""
     bar = Bar(console=Console(file=io.StringIO()))
     progress = BarProgress(bar)
     progress.advance(1)
@@ -370,7 +370,7 @@ def test_a_bar_counts_bytes_and_files() -> None:
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 100, 110, 120, 200])
 def test_a_bar_takes_one_line(columns: int) -> None:
-    """However narrow the terminal is; from 80 columns on, nothing of it is cut."""
+    """However narrow the terminal is; from 80 columns on, nothing is cut."""
     terminal = io.StringIO()
     bar = Bar(console=Console(file=terminal, width=columns, force_terminal=True, color_system=None), expand=True)
     progress = BarProgress(bar)
@@ -384,7 +384,7 @@ def test_a_bar_takes_one_line(columns: int) -> None:
 
 
 def test_a_step_of_unknown_length_shows_its_last_line() -> None:
-    """What an engine prints goes through one line, which is no markup."""
+    """The output of an engine is shown in one line, not as markup."""
     bar = Bar(console=Console(file=io.StringIO()))
     progress = BarProgress(bar)
     progress.say("16 prompts")
@@ -398,14 +398,14 @@ def test_a_step_of_unknown_length_shows_its_last_line() -> None:
     [b"plain", b"two words", "sp\u00e4ces".encode(), b"it's", b"red\x1b[31m", b"line\nfeed", b"by\xffte", b"\x07'\\a"],
 )
 def test_commands_can_be_pasted_whatever_a_path_holds(name: bytes) -> None:
-    """They steer no terminal, break no line, and name the same file."""
+    """They have no control characters or line breaks, and name the same file."""
     command = shell_command("printf", "%s", os.fsdecode(name))
     assert command.isprintable()
     assert subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout == name
 
 
 def test_wide_letters_are_broken_on_a_screen_of_one_column() -> None:
-    """Each takes two columns, and none fits: rich writes a space for it, but it ends."""
+    """Each needs two columns, so none fits: rich writes a space instead, but wrapping ends."""
     assert list(islice(_joints("汉" * 12, 1), 20)) == list(range(1, 13))
     assert len(_wrapped(Console(width=1), "汉" * 12, 1)) >= 12
     assert [line.plain for line in _wrapped(Console(width=2), "汉" * 12, 2)] == ["汉"] * 12

@@ -1,4 +1,4 @@
-"""What is wrong with vLLM is told by name; symbols of the standard library stand in for vLLM's."""
+"""What is wrong with vLLM is reported by name; symbols of the standard library stand in for vLLM's."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ DUMPS = EngineSymbol("json", "dumps(obj)", "writes a document")
 
 @pytest.fixture
 def symbols(monkeypatch: pytest.MonkeyPatch) -> list[EngineSymbol]:
-    """Let the contract have one entry, which holds, and those that a test adds."""
+    """Let the contract have one symbol, which is as expected, and those that a test adds."""
     entries = [DUMPS]
     monkeypatch.setattr(contract, "ENGINE_SYMBOLS", entries)
     return entries
@@ -33,14 +33,14 @@ def test_versions_that_were_tried(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["0.34.0", "0.99", "1.0.0", "dev", "0.x"])
 def test_versions_that_were_not_tried_are_named_with_those_that_were(version: str) -> None:
-    """Newer ones, and builds that have no number."""
+    """Newer ones, and builds without a version number."""
     assert untried(version)
     assert all(part in untried(version) for part in (version, "0.26 to 0.33"))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("version", ["0.25.1", "0.9"])
 def test_older_versions_are_refused(version: str) -> None:
-    """The message names the version that is there and the oldest that would do."""
+    """The message names the installed version and the oldest supported one."""
     with pytest.raises(EngineError, match=rf"vLLM {version}: .*0\.26"):
         untried(version)
 
@@ -56,14 +56,14 @@ def test_older_versions_are_refused(version: str) -> None:
     ],
 )
 def test_a_symbol_that_differs_is_named(symbols: list[EngineSymbol], symbol: EngineSymbol, message: str) -> None:
-    """Version, symbol and purpose are in the message, and the parameters where they are what differs."""
+    """The message has the version, the symbol and its purpose, and the parameters if these differ."""
     symbols.append(symbol)
     with pytest.raises(EngineError, match=rf"vLLM 0\.30\.1: .*{message}"):
         slower("0.30.1")
 
 
 def test_what_only_speed_needs_is_a_remark(symbols: list[EngineSymbol]) -> None:
-    """Nothing is raised; each line says what is missing and what that costs."""
+    """Nothing is raised; each line says what is missing and what the effect is."""
     symbols.append(EngineSymbol("json", "gone", "did things", without="things take longer"))
     symbols.append(EngineSymbol("json", "dumps(text)", "writes", without="writing takes longer"))
     missing, changed = slower("0.30.1")
@@ -73,19 +73,19 @@ def test_what_only_speed_needs_is_a_remark(symbols: list[EngineSymbol]) -> None:
 
 
 def test_a_symbol_may_have_had_another_name(symbols: list[EngineSymbol]) -> None:
-    """Either name will do."""
+    """Either name is accepted."""
     symbols.append(EngineSymbol("json", "write(obj)", "writes", older="dumps"))
     assert slower("0.30.1") == []
 
 
 def test_methods_are_compared_without_what_they_are_bound_to(symbols: list[EngineSymbol]) -> None:
-    """A class method's own first parameter is no part of what its caller passes."""
+    """A caller does not pass a class method's first parameter."""
     symbols.append(EngineSymbol("fractions", "Fraction.from_float(f)", "reads a number"))
     assert slower("0.33.0") == []
 
 
 def test_attributes_of_instances_are_found() -> None:
-    """Also those that only an inherited constructor sets."""
+    """Including those that only an inherited constructor sets."""
     assert installed("json", "JSONEncoder.sort_keys") is None
     assert installed("http.client", "HTTPSConnection.timeout") is None
 
@@ -96,7 +96,7 @@ def _described() -> list[str]:
 
 @pytest.mark.parametrize("version", _described())
 def test_every_version_holds_the_contract(version: str) -> None:
-    """As read from its wheel: nothing that right answers need is missing, and nothing that speed needs."""
+    """According to its wheel, nothing is missing that correct outputs or speed depend on."""
     description = json.loads((DESCRIBED / f"vllm-{version}.json").read_text())
     assert description["vllm"] == version
     assert slower(version, lookup(description)) == []
@@ -104,7 +104,7 @@ def test_every_version_holds_the_contract(version: str) -> None:
 
 @pytest.mark.parametrize("symbol", contract.ENGINE_SYMBOLS, ids=lambda symbol: symbol.name)
 def test_each_symbol_is_missed(symbol: EngineSymbol) -> None:
-    """Without one that right answers need padded checkpoints are refused; without any other there is one remark."""
+    """Without a symbol for correct outputs padded checkpoints are refused; without another there is one remark."""
     there = lookup(json.loads((DESCRIBED / f"vllm-{LAST_VERSION[0]}.{LAST_VERSION[1]}.0.json").read_text()))
 
     def find(module: str, name: str) -> tuple[str, ...] | None:
@@ -124,7 +124,7 @@ def test_each_symbol_is_missed(symbol: EngineSymbol) -> None:
 def test_what_is_read_from_a_source_is_what_its_import_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, symbols: list[EngineSymbol]
 ) -> None:
-    """Functions, methods, class methods, properties, attributes, base classes of other modules, and what is missing."""
+    """Functions, methods, properties, attributes, base classes of other modules, and missing names."""
     (tmp_path / "engine_base.py").write_text(
         "class Base:\n"
         "    def __init__(self):\n        self.inherited = 1\n"
@@ -173,7 +173,7 @@ ENGINE = {
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Put a vLLM of version 0.99 in place that has hardly anything in it."""
+    """Install a fake vLLM 0.99 that lacks nearly everything."""
     for name, text in ENGINE.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.torch
 def test_a_vllm_that_lacks_everything_starts_other_models(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The method is registered without a word; a padded checkpoint gets the line with the symbol that is missing."""
+    """The method is registered silently; a padded checkpoint gets an error that names the missing symbol."""
     from fp8pad.record import QuantizationRecord
     from fp8pad.runtime import register
 
@@ -207,7 +207,7 @@ def test_a_vllm_that_lacks_everything_starts_other_models(engine: Path, caplog: 
 
 
 def test_a_vllm_that_cannot_be_registered_with_starts(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning says so; nothing is raised, since vLLM calls `register()` unguarded."""
+    """There is one warning; nothing is raised, since vLLM does not catch errors of `register()`."""
     from fp8pad.runtime import register
 
     (engine / "vllm/model_executor/layers/quantization/__init__.py").write_text("")

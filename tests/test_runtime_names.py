@@ -1,4 +1,4 @@
-"""The record of a layer that vLLM names otherwise than its weights: found by another name, or not at all."""
+"""The record of a layer that vLLM names differently than its weights: found by another name, or not at all."""
 
 import pytest
 
@@ -28,7 +28,7 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("c_fc_0", 
     ],
 )
 def test_a_layer_is_found_by_the_name_of_its_weights(prefix: str, module: str) -> None:
-    """It keeps the name that vLLM has for it."""
+    """The result has vLLM's name for it."""
     assert find_renamed({module: IN_PROJ}, prefix, FUSED, 136) == LayerParts(prefix, (IN_PROJ,))
 
 
@@ -40,7 +40,7 @@ def test_a_fused_layer_is_found_by_the_names_of_its_parts() -> None:
 
 
 def test_mixers_of_one_size_stand_for_each_other() -> None:
-    """vLLM may give a mixer the number of another layer."""
+    """vLLM may give a mixer another layer's number."""
     modules = {f"model.layers.{index}.mamba.in_proj": IN_PROJ for index in range(3)}
     assert find_renamed(modules, "model.1.mixer.in_proj", {}, 136) == LayerParts("model.1.mixer.in_proj", (IN_PROJ,))
 

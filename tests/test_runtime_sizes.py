@@ -1,4 +1,4 @@
-"""The runtime's arithmetic: what of a tensor from disk is padding, and how large a layer is on one rank."""
+"""The runtime's arithmetic: which part of a tensor from disk is padding, and how large a layer is on one rank."""
 
 from typing import Literal
 
@@ -23,14 +23,14 @@ ONE = Rank()
 
 
 def test_which_leading_sizes_a_parameter_has() -> None:
-    """A weight has the weight's sizes, a channel scale its rows, a block scale a grid that covers it."""
+    """A weight has its own sizes, a channel scale has its rows, a block scale has a grid that covers it."""
     assert leading_sizes(WEIGHT, (213, 136)) == (213, 136)
     assert leading_sizes(PerChannel(), (213, 136)) == (213,)
     assert leading_sizes(PerBlock(*BLOCK), (213, 136)) == (2, 2)
 
 
 def test_a_single_module_is_found_by_its_shape() -> None:
-    """The shape on disk gives the logical shape, of a weight and of scales with and without a column axis."""
+    """The shape on disk gives the logical shape of a weight, and of scales with and without a column axis."""
     layer = LayerParts("model.mlp.down_proj", (DOWN,))
     assert layer.logical_shape((144, 224), WEIGHT, None) == (136, 213)
     assert layer.logical_shape((144, 1), PerChannel(), None) == (136,)
@@ -38,12 +38,12 @@ def test_a_single_module_is_found_by_its_shape() -> None:
 
 
 def test_a_tensor_without_padding_is_itself() -> None:
-    """A trainer sends tensors of logical sizes; nothing is cut from them."""
+    """A trainer sends tensors of logical sizes, which are not cut."""
     assert LayerParts("down_proj", (DOWN,)).logical_shape((136, 213), WEIGHT, None) == (136, 213)
 
 
 def test_the_shard_id_decides_between_parts_of_one_padded_shape() -> None:
-    """Parts of 213 and 215 rows are both 224 on disk: by position, or by letter in a fused QKV."""
+    """Parts of 213 and 215 rows are both 224 on disk: the id is a position, or a letter in a fused QKV."""
     assert LayerParts("gate_up_proj", (GATE, UP)).logical_shape((224, 144), WEIGHT, 1) == (215, 136)
     assert LayerParts("qkv_proj", (UP, GATE, GATE)).logical_shape((224, 144), WEIGHT, "k") == (213, 136)
 
@@ -56,24 +56,24 @@ def test_a_shard_id_that_names_no_part_is_refused_where_it_must_decide(shard_id:
 
 
 def test_a_tuple_of_shards_is_found_by_its_shape() -> None:
-    """Some models load several matrices from one tensor, with a tuple of ids that are no positions."""
+    """Some models load several matrices from one tensor, with a tuple of ids that are not positions."""
     layer = LayerParts("in_proj_qkvz", (ModuleRecord((40, 136), (48, 144), (16, 16)), GATE))
     assert layer.logical_shape((48, 144), WEIGHT, (0, 1, 2)) == (40, 136)
 
 
 def test_a_padded_tensor_without_a_size_is_refused() -> None:
-    """A shape that the record does not know is an error that names the layer, never a silent narrowing."""
+    """A shape that is not in the record is an error that names the layer, and is never cut silently."""
     with pytest.raises(UnsupportedLayerError, match="down_proj: a tensor of shape \\[160, 224\\]"):
         LayerParts("model.down_proj", (DOWN,)).logical_shape((160, 224), WEIGHT, None)
 
 
 def test_a_part_that_the_record_leaves_out_is_taken_as_it_is() -> None:
-    """Fused with a padded module, an unknown one has no padding."""
+    """An unknown module that is fused with a padded one has no padding."""
     assert LayerParts("qkv_proj", (GATE, None, GATE)).logical_shape((64, 136), WEIGHT, "k") == (64, 136)
 
 
 def test_a_layer_is_found_by_its_own_name_or_by_its_parts() -> None:
-    """Fused on disk, as in Phi-3, a module has the layer's own name; else it is told, or known, what is fused."""
+    """A module fused on disk, as in Phi-3, has the layer's name; otherwise the fused parts are given, or known."""
     fused = {"gate_up_proj": ["gate_proj", "up_proj"], "qkv_proj": ["q_proj", "k_proj", "v_proj"]}
     modules = {"model.mlp.gate_proj": GATE, "model.mlp.up_proj": UP, "phi.mlp.gate_up_proj": DOWN, "q_proj": GATE}
     assert find_layer(modules, "model.mlp.gate_up_proj", fused) == LayerParts("model.mlp.gate_up_proj", (GATE, UP))
@@ -84,7 +84,7 @@ def test_a_layer_is_found_by_its_own_name_or_by_its_parts() -> None:
 
 
 def test_the_alignment_of_a_layer_suits_every_part() -> None:
-    """Parts converted at one alignment have it in common; the largest suits all."""
+    """Parts of one conversion usually share an alignment; if not, the largest fits all."""
     wider = ModuleRecord((136, 213), (192, 256), (64, 128))
     assert LayerParts("x", (GATE, None, wider)).alignment == (64, 128)
 
@@ -103,13 +103,13 @@ def test_the_last_partition_takes_the_tail_of_n() -> None:
 
 
 def test_matrices_that_are_aligned_together_need_no_tail() -> None:
-    """Two matrices of 8 rows are 16 together, whatever padding each had on disk."""
+    """Two matrices of 8 rows are 16 together, whatever their padding on disk."""
     parts = LayerParts("x", (padded(8, 144, 16), padded(8, 144, 16)))
     assert not RankSizes.of([8, 8], 144, parts, (1, 1), ONE).is_padded
 
 
 def test_each_matrix_of_a_block_scaled_layer_has_a_tail_of_its_own() -> None:
-    """The scale of row r is in row r // 128: 213 and 215 rows become two times 256."""
+    """The scale of row r is in row r // 128, so 213 and 215 rows become 256 each."""
     sizes = RankSizes.of([213, 215], 136, LayerParts("gate_up_proj", (GATE_BLOCK, UP_BLOCK)), BLOCK, ONE)
     assert sizes == RankSizes((213, 215), (Span(0, 213, 256), Span(0, 215, 256)), Span(0, 136, 256), True)
     assert sizes.padded_partitions == (256, 256)
@@ -128,13 +128,13 @@ def test_only_the_last_matrix_needs_a_tail_where_the_others_are_whole_blocks() -
 def test_what_the_engine_splits_on_whole_blocks_needs_no_place_of_its_own(
     partitions: list[int], is_placed: bool
 ) -> None:
-    """Fused on disk, 426 rows in one piece either way; vLLM's loaders would tear a block at row 213, not at 256."""
+    """426 rows are one piece on disk either way; vLLM's loaders would split a block at row 213, but not at 256."""
     sizes = RankSizes.of(partitions, 128, LayerParts("gate_up_proj", (padded(426, 128),)), BLOCK, ONE)
     assert (sizes.rows, sizes.is_placed) == ((Span(0, 426, 512),), is_placed)
 
 
 def test_a_matrix_that_is_fused_on_disk_stays_in_one_piece() -> None:
-    """Its blocks straddle what the engine takes for two matrices; only its end has a tail, inside an MLP too."""
+    """Its blocks straddle the engine's two matrices; only its end has a tail, inside an MLP too."""
     for inner in (None, "n"):
         record = LayerParts("gate_up_proj", (padded(426, 160, 128, inner),))
         sizes = RankSizes.of([213, 213], 160, record, BLOCK, ONE)
@@ -157,7 +157,7 @@ def test_a_share_of_whole_blocks_is_padded_like_any_other() -> None:
 def test_a_share_that_begins_inside_a_block_is_refused_with_what_helps(
     partitions: list[int], k: int, message: str
 ) -> None:
-    """29568 rows on two ranks are 115.5 blocks each: outside an MLP no padding at load gives a row the right scale."""
+    """29568 rows on two ranks are 115.5 blocks each; outside an MLP, padding at load cannot fix the scales."""
     record = LayerParts("model.up_proj", (padded(29568, 8192),))
     with pytest.raises(UnsupportedLayerError, match=rf"model.up_proj: .*{message}.*fp8pad convert --absorb -tp 2"):
         RankSizes.of(partitions, k, record, BLOCK, Rank(1, 2))
@@ -178,7 +178,7 @@ def test_inside_an_mlp_each_matrix_has_its_own_tail() -> None:
 
 
 def test_fused_on_disk_the_two_matrices_are_taken_apart() -> None:
-    """One module of 424 rows: gate and up are 212 each, and so are their places."""
+    """One module of 424 rows is split into gate and up, 212 rows each."""
     record = LayerParts("m.gate_up_proj", (padded(424, 136, 16, "n"),))
     sizes = RankSizes.of([212, 212], 136, record, (1, 1), ONE)
     assert sizes.rows == (Span(0, 212, 224),) * 2
@@ -195,7 +195,7 @@ def test_fused_on_disk_the_two_matrices_are_taken_apart() -> None:
     ],
 )
 def test_inside_an_mlp_a_share_may_begin_inside_a_block(inner: int, num_ranks: int, spans: dict[int, Span]) -> None:
-    """It stands as far behind the beginning of its first block as on disk; every rank has as many blocks."""
+    """It has the same offset in its first block as on disk; every rank has the same number of blocks."""
     gate_up = LayerParts("m.gate_up_proj", (padded(inner, 8192, 128, "n"),) * 2)
     down = LayerParts("m.down_proj", (padded(8192, inner, 128, "k"),))
     share = inner // num_ranks
@@ -207,14 +207,14 @@ def test_inside_an_mlp_a_share_may_begin_inside_a_block(inner: int, num_ranks: i
 
 
 def test_where_a_share_is_whole_blocks_the_engine_loads_it() -> None:
-    """1536 over 4 ranks is three blocks each: nothing is padded, and nothing has a place of its own."""
+    """1536 over 4 ranks is three blocks each: nothing is padded, and nothing is placed separately."""
     record = LayerParts("m.gate_up_proj", (padded(1536, 2048, 128, "n"),) * 2)
     sizes = RankSizes.of([384, 384], 2048, record, BLOCK, Rank(3, 4))
     assert (sizes.is_padded, sizes.is_placed) == (False, False)
 
 
 def test_an_inner_axis_that_the_ranks_do_not_share_evenly_is_padded_as_any_other() -> None:
-    """Replicated on both ranks, or with a part that the record does not know."""
+    """It is replicated on both ranks, or has a part without a record."""
     parts: tuple[ModuleRecord | None, ...] = (padded(212, 136, 16, "n"), padded(212, 136, 16, "n"))
     for known in (parts, (parts[0], None)):
         record = LayerParts("m.gate_up_proj", known)
@@ -227,7 +227,7 @@ def test_an_inner_axis_that_the_ranks_do_not_share_evenly_is_padded_as_any_other
     block=st.sampled_from([1, 16, 32, 128]),
 )
 def test_shares_cover_a_matrix_once_and_keep_their_blocks(inner: int, num_ranks: int, block: int) -> None:
-    """Every row is on one rank, at a place of the same remainder as on disk, in equally many whole blocks."""
+    """Every row is on one rank, at the same offset in its block as on disk; all ranks have as many whole blocks."""
     spans = [Span.share(inner, 16, block, Rank(number, num_ranks)) for number in range(num_ranks)]
     assert [row for span in spans for row in range(span.start, span.start + span.size)] == list(
         range(inner * num_ranks)
@@ -244,7 +244,7 @@ def test_shares_cover_a_matrix_once_and_keep_their_blocks(inner: int, num_ranks:
 
 
 def test_parts_of_one_size_are_told_apart_by_their_shard() -> None:
-    """Where each part has its own place, two of one shape are told apart by the shard id, or not at all."""
+    """If each part has its own place, only the shard id distinguishes parts of one shape."""
     layer = LayerParts("gate_up_proj", (GATE, GATE))
     assert [layer.position((224, 144), WEIGHT, shard_id) for shard_id in (0, 1)] == [0, 1]
     with pytest.raises(UnsupportedLayerError):

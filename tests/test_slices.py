@@ -1,4 +1,4 @@
-"""Shards written by several processes, each some of them, and published by a last one."""
+"""Shards that several processes write, each some of them, and that a last process publishes."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ from fp8pad.verification import verify
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A checkpoint of five shards."""
+    """Write a checkpoint of five shards."""
     return llama(tmp_path / "model", num_shards=5)
 
 
@@ -69,7 +69,7 @@ DEPTHS: list[dict[str, Any]] = [{}, {"verify": "none"}, {"verify": "full"}, {"ha
 def test_slices_give_what_one_run_gives(
     model: Path, tmp_path: Path, first: dict[str, Any], last: dict[str, Any]
 ) -> None:
-    """In any order, overlapping or not; nothing is published before the end, whose options say what is hashed."""
+    """In any order, overlapping or not; only the last run publishes, and its options say what is hashed."""
     converted(model, tmp_path / "expected", **last)
     for shards, finished in ((range(3, 5), 2), (range(2), 4), (range(1, 3), 5)):
         report = write_slice(model, tmp_path / "out", shards, **first)
@@ -81,7 +81,7 @@ def test_slices_give_what_one_run_gives(
 
 
 def test_finishing_reads_no_shard_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each slice has read back what it wrote: the last run would else have to read everything."""
+    """Each slice has read back what it wrote; otherwise the last run would have to read everything."""
     write_slice(model, tmp_path / "out", range(5))
     with monkeypatch.context() as patch:
         patch.setattr(writer, "compare_data", lambda *_: pytest.fail("a shard was compared"))
@@ -93,7 +93,7 @@ def test_finishing_reads_no_shard_again(model: Path, tmp_path: Path, monkeypatch
 def test_a_source_that_was_made_private_meanwhile_has_private_copies(
     model: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """A finished shard loses what its source no longer permits, whether it is noted or compared."""
+    """A finished shard loses the permissions that its source no longer has, whether it has a note or is compared."""
     write_slice(model, tmp_path / "out", range(5))
     for shard in model.glob("*.safetensors"):
         shard.chmod(0o600)
@@ -103,7 +103,7 @@ def test_a_source_that_was_made_private_meanwhile_has_private_copies(
 
 @pytest.mark.parametrize("options", [{"finishes": True, "verify": "full"}, {}])
 def test_deeper_wishes_are_read_again(model: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    """A slice that was not read back as deep is compared with its source; a plain run believes no note at all."""
+    """A slice that was verified less deeply is compared with its source; a plain run trusts no notes."""
     write_slice(model, tmp_path / "out", range(5), verify="none")
     altered = next((tmp_path / ".out.fp8pad" / "staged").glob("*.finished"))
     altered.write_bytes(altered.read_bytes()[:-1] + bytes([altered.read_bytes()[-1] ^ 1]))
@@ -112,7 +112,7 @@ def test_deeper_wishes_are_read_again(model: Path, tmp_path: Path, options: dict
 
 
 def test_a_shard_that_was_altered_after_its_slice_is_written_again(model: Path, tmp_path: Path) -> None:
-    """Its note speaks of another file, so that it is compared."""
+    """Its note describes another file, so it is compared."""
     write_slice(model, tmp_path / "out", range(5))
     altered = next((tmp_path / ".out.fp8pad" / "staged").glob("*.finished"))
     altered.write_bytes(altered.read_bytes()[:-1] + bytes([altered.read_bytes()[-1] ^ 1]))
@@ -125,7 +125,7 @@ def test_a_shard_that_was_altered_after_its_slice_is_written_again(model: Path, 
 
 
 def test_finishing_too_early_says_which_shards_are_missing(model: Path, tmp_path: Path) -> None:
-    """And keeps those that are there."""
+    """The finished ones are kept."""
     write_slice(model, tmp_path / "out", range(2, 4))
     with pytest.raises(OutputError, match="3 of 5 shards are not finished; the first is written by --shards 0"):
         converted(model, tmp_path / "out", finishes=True)
@@ -133,7 +133,7 @@ def test_finishing_too_early_says_which_shards_are_missing(model: Path, tmp_path
 
 
 def test_a_folder_of_another_run_stays_and_is_named(model: Path, tmp_path: Path) -> None:
-    """Nothing tells whether it is an old OUT_DIR: after converting as after unpadding, the user decides."""
+    """It may be an old OUT_DIR: after converting and after unpadding, the user decides."""
     for name in ("out", "restored"):
         folder = tmp_path / f".{name}.fp8pad" / "files.0123456789abcdef"
         folder.mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_a_folder_of_another_run_stays_and_is_named(model: Path, tmp_path: Path)
 
 
 def test_finishing_with_other_options_removes_nothing(model: Path, tmp_path: Path) -> None:
-    """It says what lies there, and the right options finish it."""
+    """It says what is there, and the right options finish it."""
     write_slice(model, tmp_path / "out", range(5), PADDED_TO_64)
     before = staged(tmp_path / "out")
     with pytest.raises(OutputError, match="5 of 5 shards are not finished") as raised:
@@ -173,7 +173,7 @@ def test_finishing_with_other_options_removes_nothing(model: Path, tmp_path: Pat
 def test_the_last_command_decides_where_shards_are_the_same(
     model: Path, tmp_path: Path, first: Policy, last: Policy
 ) -> None:
-    """Options that slices were written with count by the bytes that they gave: what is published has the last ones."""
+    """Options of slices count only by the bytes they gave: what is published has the last options."""
     converted(model, tmp_path / "expected", last)
     write_slice(model, tmp_path / "out", range(5), first)
     assert len(converted(model, tmp_path / "out", last, finishes=True).resumed) == 5
@@ -182,7 +182,7 @@ def test_the_last_command_decides_where_shards_are_the_same(
 
 @pytest.mark.parametrize("is_complete", [True, False])
 def test_slices_of_other_options_outlive_a_run_that_finishes(model: Path, tmp_path: Path, is_complete: bool) -> None:
-    """Whether it publishes or finds all complete; they can be finished afterwards."""
+    """Whether it publishes or finds everything complete; they can be finished afterwards."""
     if is_complete:
         converted(model, tmp_path / "out")
     write_slice(model, tmp_path / "out", range(5), PADDED_TO_64, overwrite=is_complete)
@@ -199,7 +199,7 @@ def test_slices_of_other_options_outlive_a_run_that_finishes(model: Path, tmp_pa
 def test_a_disk_that_fails_at_the_end_costs_no_slice(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """A full one neither: what others wrote is not for this run to give up."""
+    """Nor does a full one: this run must not remove what others wrote."""
     write_slice(model, tmp_path / "out", range(5))
     before = staged(tmp_path / "out")
 
@@ -215,7 +215,7 @@ def test_a_disk_that_fails_at_the_end_costs_no_slice(
 
 
 def test_what_a_killed_run_left_costs_no_slice(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was killed after it had published leaves a note of that, beside which slices are written."""
+    """A run that was killed after publishing leaves a note about it, next to which slices are written."""
     with monkeypatch.context() as patch:
         patch.setattr(Staging, "remove", lambda _: None)
         converted(model, tmp_path / "out")
@@ -226,7 +226,7 @@ def test_what_a_killed_run_left_costs_no_slice(model: Path, tmp_path: Path, monk
 
 
 def test_slices_work_together_and_a_whole_run_alone(model: Path, tmp_path: Path) -> None:
-    """Slices hold the staging folder together; whoever publishes holds it alone."""
+    """Slices share the lock of the staging folder; a run that publishes holds it exclusively."""
     with hold_staging(tmp_path / "out", shared=True):
         write_slice(model, tmp_path / "out", range(1))
         with pytest.raises(OutputError, match="locked by another fp8pad process"):
@@ -238,7 +238,7 @@ def test_slices_work_together_and_a_whole_run_alone(model: Path, tmp_path: Path)
 def test_a_slice_that_fails_leaves_the_others_what_they_have(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It removes only what it has begun itself."""
+    """It removes only what it has started itself."""
     write_slice(model, tmp_path / "out", range(2))
 
     def full(*_: object) -> None:
@@ -280,7 +280,7 @@ def test_wrong_slices_are_one_line(
 def test_a_slice_needs_room_for_what_is_not_finished(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a disk that its finished shards have filled, it resumes; where nothing is finished, nothing is created."""
+    """On a disk that its finished shards have filled, it resumes; if none is finished, nothing is created."""
     write_slice(model, tmp_path / "out", range(3))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert len(write_slice(model, tmp_path / "out", range(3)).finished) == 3
@@ -291,7 +291,7 @@ def test_a_slice_needs_room_for_what_is_not_finished(
 
 
 def test_a_slice_asks_as_much_as_a_whole_run(tmp_path: Path) -> None:
-    """With --strict, layers that are not understood are refused; the engine's refusal, unless --force is given."""
+    """With --strict, layers that are not understood are refused; without --force, what the engine refuses."""
     name = "model.layers.0.self_attn.o_proj.weight"
     blocks = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
     config = {"model_type": "llama", "quantization_config": blocks}
@@ -318,7 +318,7 @@ def test_a_slice_asks_as_much_as_a_whole_run(tmp_path: Path) -> None:
     ids=" ".join,
 )
 def test_the_command_that_finishes_has_all_options(model: Path, tmp_path: Path, options: list[str]) -> None:
-    """It is printed, can be pasted, and gives what one run gives."""
+    """It is printed, can be pasted, and gives the result of one run."""
     if "--overwrite" in options:
         converted(model, tmp_path / "out")
     run = CliRunner().invoke(app, ["convert", str(model), str(tmp_path / "out"), *options, "--shards", "0-4"])
@@ -331,7 +331,7 @@ def test_the_command_that_finishes_has_all_options(model: Path, tmp_path: Path, 
 
 
 def test_a_slice_on_the_command_line(model: Path, tmp_path: Path) -> None:
-    """Says how far all slices are, and what comes last."""
+    """It prints the progress of all slices, and the final command."""
     arguments = ["convert", str(model), str(tmp_path / "out"), "--shards"]
     run = CliRunner().invoke(app, [*arguments, "0-3"])
     assert run.exit_code == 0

@@ -22,7 +22,7 @@ CHANNEL = {
 BLOCK = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 EXPERTS = Policy(absorb=True, absorb_experts=True)
 
-# Every family with experts one by one, by the first of its model types, and where its experts lie.
+# Every family with separate experts, by the first of its model types, and where its experts are.
 SPLIT = {
     family.model_types[0]: (family.prefixes[0] + mlp.down.partition("{expert}")[0].replace("{layer}", "0"), mlp)
     for family in families().values()
@@ -34,13 +34,13 @@ SPLIT = {
 def planned(
     config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]], policy: Policy
 ) -> CheckpointPlan:
-    """Plan a checkpoint of these tensors."""
+    """Plan a checkpoint with these tensors."""
     headers = tuple(TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items())
     return plan_checkpoint([ShardHeader("model.safetensors", 0, 0, headers)], {"config.json": config}, policy)
 
 
 def stack(name: str, num_n: int, num_k: int, order: str, granularity: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Four FP8 matrices in one weight, and their scales."""
+    """Return four FP8 matrices in one weight, and their scales."""
     grid = (-(-num_n // 128), -(-num_k // 128)) if granularity == "block" else (num_n, 1)
     shape, scale = ((4, num_n, num_k), (4, *grid)) if order == "nk" else ((4, num_k, num_n), (4, *grid[::-1]))
     return {name: ("F8_E4M3", shape), f"{name}_scale": ("F32", scale)}
@@ -53,7 +53,7 @@ def stack(name: str, num_n: int, num_k: int, order: str, granularity: str) -> di
 def test_every_family_is_known_with_its_experts_stacked(
     model_type: str, order: str, granularity: str, num_ranks: int
 ) -> None:
-    """Gate and up in one stack, in either order: planned as [num_experts, N, K], absorbed where that is asked for."""
+    """Gate and up in one stack, in either order: planned as [num_experts, N, K], absorbed if requested."""
     folder, mlp = SPLIT[model_type]
     key, inner = str(mlp.size_key), 384
     config = {"model_type": model_type, key: inner, "quantization_config": BLOCK if granularity == "block" else CHANNEL}
@@ -79,7 +79,7 @@ def test_every_family_is_known_with_its_experts_stacked(
 
 
 def test_aligned_experts_are_aligned() -> None:
-    """Experts that need nothing are counted so, on their own and asked to be absorbed; only what is broken is left."""
+    """Aligned experts are counted as such, with or without absorbing; only broken ones are left unchanged."""
     config = {"model_type": "qwen3_moe", "moe_intermediate_size": 200, "quantization_config": CHANNEL}
     folder = "model.layers.0.mlp.experts.0."
     names = (("gate_proj", 208, 64), ("up_proj", 208, 64), ("down_proj", 64, 208))
@@ -96,7 +96,7 @@ def test_aligned_experts_are_aligned() -> None:
 
 
 def test_gate_and_up_apart() -> None:
-    """Step's `moe.gate_proj` is such a stack; here under the names of Qwen3-MoE, all three grow."""
+    """Step's `moe.gate_proj` is such a stack; here, with the names of Qwen3-MoE, all three grow."""
     folder = "model.layers.0.mlp.experts."
     tensors = {
         **stack(folder + "gate_proj", 200, 64, "nk", "channel"),
@@ -109,7 +109,7 @@ def test_gate_and_up_apart() -> None:
 
 
 def test_a_size_that_both_orders_could_have() -> None:
-    """With as many neurons as features only the config, or gate and up in one, tell the order: here they do."""
+    """If N equals K, only the config, or gate and up in one weight, reveal the order: here they do."""
     config = {"model_type": "qwen3_moe", "moe_intermediate_size": 200, "quantization_config": CHANNEL}
     folder = "model.layers.0.mlp.experts."
     for order in ("nk", "kn"):
@@ -129,7 +129,7 @@ def test_a_size_that_both_orders_could_have() -> None:
     ],
 )
 def test_experts_that_are_left_have_a_reason(change: dict[str, Any], reason: str) -> None:
-    """Whoever asks for --absorb-experts reads why each routed expert is left, stacked or not."""
+    """With --absorb-experts, each routed expert that is left unchanged has a reason, stacked or not."""
     config = {"model_type": "qwen3_moe", "moe_intermediate_size": 200, "quantization_config": CHANNEL} | change
     folder = "model.layers.0.mlp.experts."
     split = {
@@ -146,7 +146,7 @@ def test_experts_that_are_left_have_a_reason(change: dict[str, Any], reason: str
 
 
 def test_a_stack_flattened_to_two_dimensions_is_no_linear() -> None:
-    """[num_experts x N, K] is what the family says are experts: left alone, not padded as if it were one matrix."""
+    """A [num_experts x N, K] weight that the family calls experts is left unchanged, not padded as one matrix."""
     moe = "model.layers.0.block_sparse_moe."
     tensors = {
         f"{moe}input_linear.weight": ("F8_E4M3", (1600, 128)),
@@ -179,7 +179,7 @@ def test_a_stack_flattened_to_two_dimensions_is_no_linear() -> None:
     ],
 )
 def test_scales_of_stacks(scale_shape: tuple[int, ...], order: Any, granularity: Granularity | None) -> None:
-    """A stack of four matrices [300, 200], with one scale, one for each, one per channel or per block of each."""
+    """A stack of four matrices [300, 200], with one scale, one per matrix, one per channel, or one per block."""
     shape = (4, 300, 200) if order == "nk" else (4, 200, 300)
     assert prod(shape) == 4 * 300 * 200
     kinds = (PerTensor(), PerChannel(), PerBlock(128, 128))

@@ -1,4 +1,4 @@
-"""The staging folder: whose it is, what is visible while a checkpoint grows, and what the next run finds."""
+"""The staging folder: who owns it, what is visible while a checkpoint is written, and what the next run finds."""
 
 import errno
 import fcntl
@@ -19,7 +19,7 @@ HIDDEN = ".out.fp8pad"
 
 
 def names(folder: Path) -> list[str]:
-    """Return what lies in a folder."""
+    """Return the names in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -31,7 +31,7 @@ def stage(staging: Staging, key: str, content: bytes = b"data", is_resumable: bo
 
 
 def test_the_folder_is_beside_its_destination_and_ours_alone(tmp_path: Path) -> None:
-    """On the same file system, so that it can be renamed; hidden; nobody else can enter it."""
+    """It is on the same file system, so that it can be renamed; it is hidden, and nobody else can enter it."""
     with hold_staging(tmp_path / "out"):
         assert names(tmp_path) == [HIDDEN]
         assert stat.S_IMODE((tmp_path / HIDDEN).stat().st_mode) == 0o700
@@ -39,7 +39,7 @@ def test_the_folder_is_beside_its_destination_and_ours_alone(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("length", [1, 240, 247, 248, 255])
 def test_every_name_that_a_folder_can_have_has_a_staging_folder(tmp_path: Path, length: int) -> None:
-    """The longest names leave no room for more letters, nor do names of files."""
+    """The longest names leave no room for a suffix, and the same holds for files."""
     out_dir = tmp_path / ("o" * length)
     with hold_staging(out_dir) as staging:
         stage(staging, "0" * 32)
@@ -48,7 +48,7 @@ def test_every_name_that_a_folder_can_have_has_a_staging_folder(tmp_path: Path, 
 
 
 def test_no_name_in_it_is_one_that_can_be_loaded(tmp_path: Path) -> None:
-    """Neither of shards, nor of anything else that was written."""
+    """Neither shards nor other files have their final names."""
     with hold_staging(tmp_path / "out") as staging:
         stage(staging, "a")
         stage(staging, "b", is_resumable=False)
@@ -58,7 +58,7 @@ def test_no_name_in_it_is_one_that_can_be_loaded(tmp_path: Path) -> None:
 
 
 def test_only_finished_shards_are_kept(tmp_path: Path) -> None:
-    """Those that this run can use, or all of them."""
+    """Those that this run can use, or all of them, are kept."""
     with hold_staging(tmp_path / "out") as staging:
         for key in "abc":
             stage(staging, key, is_resumable=key != "c")
@@ -72,7 +72,7 @@ def test_only_finished_shards_are_kept(tmp_path: Path) -> None:
 
 
 def test_two_runs_cannot_write_to_one_destination(tmp_path: Path) -> None:
-    """The second one is refused and harms nothing; a lock file that a killed run left does not count."""
+    """The second one is refused and changes nothing; a lock file of a killed run does not count."""
     (tmp_path / HIDDEN).mkdir()
     (tmp_path / HIDDEN / "lock").write_text("")
     with hold_staging(tmp_path / "out") as staging:
@@ -86,7 +86,7 @@ def test_two_runs_cannot_write_to_one_destination(tmp_path: Path) -> None:
 def test_a_lock_that_its_holder_removed_is_taken_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
 ) -> None:
-    """Between opening and locking, the holder may finish: then the lock file that was opened counts no more."""
+    """Between opening and locking, the holder may finish: then the opened lock file no longer counts."""
     flock = fcntl.flock
     calls: list[int] = []
     lock = tmp_path / HIDDEN / "lock"
@@ -107,7 +107,7 @@ def test_a_lock_that_its_holder_removed_is_taken_again(
 def test_a_file_system_without_locks_is_written_to_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some network file systems know none."""
+    """Some network file systems do not support locks."""
 
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -118,7 +118,7 @@ def test_a_file_system_without_locks_is_written_to_all_the_same(
 
 
 def test_parents_are_created_and_go_again_if_nothing_was_written(tmp_path: Path) -> None:
-    """As deep as they are asked for; one that somebody else used meanwhile stays."""
+    """At any depth; one that somebody else has used in the meantime stays."""
     with hold_staging(tmp_path / "a" / "b" / "c" / "out") as staging:
         (tmp_path / "a" / "mine").write_text("")
         staging.remove()
@@ -128,7 +128,7 @@ def test_parents_are_created_and_go_again_if_nothing_was_written(tmp_path: Path)
 
 @pytest.mark.parametrize("what", ["file", "link", "dangling link", "link to a file"])
 def test_what_stands_in_the_way_is_not_touched(tmp_path: Path, what: str) -> None:
-    """Somebody else's file is not removed, and a link not followed, wherever it leads."""
+    """Another user's file is not removed, and a link is not followed, whatever its target."""
     (tmp_path / "private" / "staged").mkdir(parents=True)
     (tmp_path / "private" / "staged" / "photo.finished").write_text("mine")
     match what:
@@ -151,7 +151,7 @@ def test_what_stands_in_the_way_is_not_touched(tmp_path: Path, what: str) -> Non
 )
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_link_inside_it_is_refused_wherever_it_lies(tmp_path: Path, inside: str, kind: str) -> None:
-    """Every file behind it stays, whatever place in the staging folder leads there."""
+    """All files in its target stay, wherever the link is in the staging folder."""
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "photo.finished").write_text("mine")
     link = tmp_path / HIDDEN / inside
@@ -165,7 +165,7 @@ def test_a_link_inside_it_is_refused_wherever_it_lies(tmp_path: Path, inside: st
 
 @pytest.mark.parametrize("foreign", ["thesis.docx", "staged/thesis.docx", "staged/sub/", "files", "lock/"])
 def test_anything_unexpected_in_it_is_refused(tmp_path: Path, foreign: str) -> None:
-    """A folder that happens to have this name is not ours."""
+    """A folder that has this name by accident is not ours."""
     path = tmp_path / HIDDEN / foreign
     path.parent.mkdir(parents=True)
     if foreign.endswith("/"):
@@ -181,7 +181,7 @@ def test_anything_unexpected_in_it_is_refused(tmp_path: Path, foreign: str) -> N
 def test_nothing_stays_where_a_file_is_there_until_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NFS and FUSE rename a file that is open instead of removing it, so that its folder is not empty yet."""
+    """NFS and FUSE rename an open file instead of removing it, so that its folder is not empty yet."""
     silly, unlink, close = tmp_path / HIDDEN / ".nfs0001", Directory.unlink, os.close
 
     def rename(folder: Directory, name: str) -> None:
@@ -204,7 +204,7 @@ def test_nothing_stays_where_a_file_is_there_until_it_is_closed(
 
 @pytest.mark.parametrize("mask", [0o777, 0o377, 0o177])
 def test_a_umask_that_keeps_us_out_leaves_nothing(tmp_path: Path, mask: int) -> None:
-    """Nor would anything that is made under it be of use."""
+    """Files created under this umask would be unusable anyway."""
     before = os.umask(mask)
     try:
         with pytest.raises(OutputError, match="the umask keeps you out"), hold_staging(tmp_path / "out"):
@@ -215,7 +215,7 @@ def test_a_umask_that_keeps_us_out_leaves_nothing(tmp_path: Path, mask: int) -> 
 
 
 def test_a_file_system_without_permissions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As NTFS and exFAT are mounted: everybody could alter what is staged. Nothing is left behind."""
+    """On NTFS and exFAT mounts everybody could alter staged files. Nothing is left behind."""
 
     def make(folder: Directory, name: str, _: int) -> None:
         (folder.path / name).mkdir()
@@ -229,7 +229,7 @@ def test_a_file_system_without_permissions_is_refused(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("kind", ["link", "file", "pipe"])
 def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
-    """A link to a folder is none, and is not followed."""
+    """A link to a folder is refused too, and not followed."""
     hidden = tmp_path / HIDDEN
     (tmp_path / "private").mkdir()
     if kind == "link":
@@ -253,7 +253,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path, mode: int)
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
-    """In a folder for everybody, anybody can have made it."""
+    """In a world-writable folder, anybody may have created it."""
     (tmp_path / HIDDEN).mkdir(mode=0o700)
     os.chown(tmp_path / HIDDEN, 12345, 12345)
     with pytest.raises(OutputError, match="folder of yours"), hold_staging(tmp_path / "out"):
@@ -261,7 +261,7 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_is_never_written_through_another_name_of_it(tmp_path: Path) -> None:
-    """A hard link to a source's shard, under the name of a file that is written next, keeps what it holds."""
+    """A hard link to a source's shard, under the name of the next file to write, keeps its contents."""
     (tmp_path / "shard").write_bytes(b"source")
     (tmp_path / HIDDEN / "staged").mkdir(parents=True)
     (tmp_path / HIDDEN / "staged" / "a.unfinished").hardlink_to(tmp_path / "shard")
@@ -272,12 +272,12 @@ def test_a_file_is_never_written_through_another_name_of_it(tmp_path: Path) -> N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Directory:
-    """An open folder."""
+    """Open a folder."""
     return open_directory(tmp_path)
 
 
 def test_discarding_never_leaves_the_folder(folder: Directory, tmp_path: Path) -> None:
-    """Links go, and what they lead to stays; hidden files, empty and deep folders go too."""
+    """Links are removed, but not their targets; hidden files, empty folders and deep folders are removed too."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "photo").write_text("mine")
     deep = tmp_path / "gone" / "a" / "b"
@@ -294,7 +294,7 @@ def test_discarding_never_leaves_the_folder(folder: Directory, tmp_path: Path) -
 
 @pytest.mark.parametrize("mode", [0o555, 0o600, 0o444])
 def test_discarding_removes_folders_that_are_read_only(tmp_path: Path, mode: int) -> None:
-    """As a user whom permissions bind, which root is not."""
+    """As a user who is bound by permissions, unlike root."""
     (tmp_path / "gone" / "sub" / "deep").mkdir(parents=True)
     (tmp_path / "gone" / "sub" / "deep" / "file").write_text("")
     for path in ("gone/sub/deep", "gone/sub"):
@@ -315,7 +315,7 @@ def test_discarding_removes_folders_that_are_read_only(tmp_path: Path, mode: int
 
 
 def test_discarding_is_as_deep_as_folders_are(folder: Directory, tmp_path: Path) -> None:
-    """Deeper than paths can be long, than functions can be nested and than files can be open."""
+    """Deeper than paths, recursion and open files allow."""
     (tmp_path / "gone").mkdir()
     descriptor = os.open(tmp_path / "gone", os.O_RDONLY)
     for _ in range(1200):
@@ -329,7 +329,7 @@ def test_discarding_is_as_deep_as_folders_are(folder: Directory, tmp_path: Path)
 
 
 def test_discarding_never_enters_another_file_system(folder: Directory, tmp_path: Path) -> None:
-    """Neither a mounted one nor a folder that is bound to another place of the same one."""
+    """Neither a mounted one, nor a bind mount of the same one."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "photo").write_text("mine")
     (tmp_path / "gone" / "deep" / "mounted").mkdir(parents=True)
@@ -348,7 +348,7 @@ def test_discarding_never_enters_another_file_system(folder: Directory, tmp_path
 def test_without_hard_links_files_are_renamed_and_none_replaces_another(
     folder: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a file system does not tell two names apart: the second one is an error, and nothing is lost."""
+    """If a file system treats two names as equal, the second one is an error, and nothing is lost."""
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")

@@ -1,4 +1,4 @@
-"""A plan condensed: shares and files."""
+"""The summary of a plan: shares and files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +16,20 @@ from fp8pad.summary import flops_added_share, output_files
 
 
 def layer(name: str, logical: tuple[int, int], padded: tuple[int, int]) -> LayerPlan:
-    """A channel-scaled layer, padded along whatever grows."""
+    """Return a channel-scaled layer, padded along every axis that grows."""
     axes = AxisActions("pad" if logical[0] < padded[0] else "aligned", "pad" if logical[1] < padded[1] else "aligned")
     return LayerPlan(name, PerChannel(), logical, padded, (16, 16), axes, "because", logical)
 
 
 def test_the_share_of_flops_counts_multiplications() -> None:
-    """100 x 100 becomes 112 x 112, beside an aligned 64 x 64: 2544 more than 14096."""
+    """100 x 100 becomes 112 x 112, next to an aligned 64 x 64: 2544 more than 14096."""
     layers = [layer("a", (100, 100), (112, 112)), layer("b", (64, 64), (64, 64))]
     assert flops_added_share(layers) == (112 * 112 - 100 * 100) / (100 * 100 + 64 * 64)
     assert flops_added_share([]) == 0.0
 
 
 def test_files_are_rewritten_only_where_something_changes(example: Path) -> None:
-    """Padding rewrites shards and config.json, absorbing config.json, and doing nothing neither."""
+    """Padding rewrites shards and config.json, absorbing alone config.json, and an empty plan neither."""
     source = read_unconverted(example)
     padded = plan_checkpoint(source.shards, source.configs, Policy())
     nothing = replace(padded, tensors={}, modules={}, shards_rewritten=())
@@ -48,7 +48,7 @@ def test_files_are_rewritten_only_where_something_changes(example: Path) -> None
 def test_a_plan_names_the_files_that_converting_writes(
     tmp_path: Path, size: int, readme: bytes | None, card: bool
 ) -> None:
-    """README.md among them, whether it is there or made, and not where it cannot be read as text."""
+    """README.md is included, whether it exists or is created, unless it cannot be read as text."""
     model = llama(tmp_path / "model", n=size, k=32)
     if readme is not None:
         (model / "README.md").write_bytes(readme)

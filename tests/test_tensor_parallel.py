@@ -40,7 +40,7 @@ def layer(
     block: tuple[int, int] | None = None,
     config: Json = NO_CONFIG,
 ) -> LayerPlan:
-    """A layer of a model with this config; it is aligned at TP 1, or is taken to be."""
+    """Return a layer of a model with this config; it is aligned at TP 1, or treated as such."""
     scales = PerBlock(*block) if block else PerChannel()
     axes = AxisActions("aligned", "aligned")
     sharding = shardings({name: shape}, sections_of(config), roles={})[name]
@@ -48,7 +48,7 @@ def layer(
 
 
 def rank_shape(plan: LayerPlan, num_ranks: int) -> tuple[int | None, int | None]:
-    """The N and K of a rank's part."""
+    """Return the N and K of a rank's part."""
     part = plan.part(num_ranks)
     return part.num_n, part.num_k
 
@@ -67,7 +67,7 @@ def rank_shape(plan: LayerPlan, num_ranks: int) -> tuple[int | None, int | None]
     ],
 )
 def test_parallelism_is_told_by_the_last_part_of_a_name(module: str, parallelism: str) -> None:
-    """Row-parallel and replicated modules are known by name, the rest is column-parallel."""
+    """Row-parallel and replicated modules are known by name, all others are column-parallel."""
     assert layer(module, (256, 256)).sharding.axis == parallelism
 
 
@@ -81,7 +81,7 @@ def test_only_the_split_axis_shrinks() -> None:
 
 
 def test_key_value_heads_are_copied_rather_than_split() -> None:
-    """Two heads of 128 on eight ranks stay 128 wide, so that a 128-block holds; without a config they are rows."""
+    """Two heads of 128 stay 128 rows on each of eight ranks, a whole block; without a config they are only rows."""
     name, config = "model.layers.0.self_attn.k_proj", {"model_type": "llama", "num_key_value_heads": 2}
     key = layer(name, (256, 2048), B, B, config)
     assert rank_shape(key, 8) == (128, 2048)
@@ -90,7 +90,7 @@ def test_key_value_heads_are_copied_rather_than_split() -> None:
 
 
 def test_heads_are_never_split() -> None:
-    """14 heads of 64 do not go on four ranks, though 896 rows would; nor 3 key-value heads on eight."""
+    """14 heads of 64 cannot be divided among four ranks, though 896 rows could; nor 3 key-value heads among eight."""
     config = {"model_type": "llama", "num_attention_heads": 14, "num_key_value_heads": 3}
     query = layer("model.layers.0.self_attn.q_proj", (896, 896), config=config)
     key = layer("model.layers.0.self_attn.k_proj", (192, 896), config=config)
@@ -109,13 +109,13 @@ def test_heads_are_never_split() -> None:
     ],
 )
 def test_key_value_heads_go_by_several_names(sizes: Json) -> None:
-    """Eight ranks hold copies of two heads of 128, as vLLM's CONFIG_FIELD_ALIASES has it."""
+    """Eight ranks hold copies of two heads of 128, with the names in vLLM's CONFIG_FIELD_ALIASES."""
     config: Json = {"model_type": "llama", "num_attention_heads": 32, **sizes}
     assert rank_shape(layer("model.layers.0.self_attn.k_proj", (256, 2048), config=config), 8) == (128, 2048)
 
 
 def test_key_value_heads_fused_with_the_queries_are_copied_too() -> None:
-    """32 heads and 2 key-value heads in one tensor: eight ranks hold 4 + 1 + 1 heads each; 5 heads do not split."""
+    """32 heads and 2 key-value heads in one tensor: eight ranks hold 4 + 1 + 1 heads; 5 heads cannot be split."""
     config: Json = {"model_type": "glm4", "num_attention_heads": 32, "num_key_value_heads": 2}
     fused = layer("model.layers.0.self_attn.qkv_proj", (36 * 128, 4096), config=config)
     assert rank_shape(fused, 8) == (6 * 128, 4096)
@@ -125,7 +125,7 @@ def test_key_value_heads_fused_with_the_queries_are_copied_too() -> None:
 
 
 def test_heads_are_those_of_the_part_that_holds_the_module() -> None:
-    """A vision tower without key-value heads of its own has as many as heads: it does not borrow the text model's."""
+    """A vision tower without key-value heads has as many as heads: it does not use the text model's."""
     config = {"model_type": "qwen2_5_vl", "num_key_value_heads": 2, "vision_config": {"num_heads": 16}}
     tower = layer("visual.blocks.0.attn.qkv", (3840, 1280), config=config)
     assert tower.part(8) == RankPart(8, 480, 1280, (160, 160, 160))
@@ -133,7 +133,7 @@ def test_heads_are_those_of_the_part_that_holds_the_module() -> None:
 
 
 def test_unaligned_is_not_indivisible() -> None:
-    """13653 is odd, so that no even size splits it; 29568 is merely unaligned with 128-blocks."""
+    """13653 is odd, so no even TP size divides it; 29568 is only unaligned with 128-blocks."""
     sizes = (2, 4, 8)
     assert [layer("m.fc1", (13653, 5120)).fit_at(size) for size in sizes] == ["indivisible"] * 3
     assert [layer("m.down_proj", (8192, 29568), (128, 128)).fit_at(size) for size in sizes] == ["unaligned"] * 3
@@ -151,7 +151,7 @@ def test_a_share_begins_at_a_block_or_inside_one() -> None:
 
 
 def test_of_two_unaligned_shares_one_begins_inside_a_block() -> None:
-    """No padding at load helps that one."""
+    """Padding at load cannot fix that one."""
     assert layer("a.down_proj", (200, 384), B, B).fit_at(2) == "inside block"
     assert layer("b.down_proj", (200, 256), (256, 256), B).fit_at(2) == "unaligned"
 
@@ -170,7 +170,7 @@ def test_a_copied_key_or_value_lies_beside_split_queries() -> None:
 
 
 def test_a_layer_fused_on_disk_is_aligned_though_its_matrices_are_not() -> None:
-    """128 + 64 + 64 and 192 + 192 are whole blocks together, and clear all the same only where blocks do not matter."""
+    """128 + 64 + 64 and 192 + 192 are whole blocks together, but only without block scales does that suffice."""
     config = {"model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 1}
     attention, mlp = "model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj"
     layers = layer(attention, (384, 256), B, B, config), layer(mlp, (768, 256), B, B, config)
@@ -181,7 +181,7 @@ def test_a_layer_fused_on_disk_is_aligned_though_its_matrices_are_not() -> None:
 
 
 def test_only_layers_split_along_n_have_rows_of_their_own_on_a_rank() -> None:
-    """Nothing is told of row-parallel and replicated layers, nor of what does not split: 213 rows of gate do not."""
+    """Row-parallel and replicated layers have none, nor do sizes that cannot be divided, like gate's 213 rows."""
     assert [layer(f"m.{name}", (384, 200)).part(2).rows for name in ("down_proj", "q_a_proj")] == [(), ()]
     assert layer("m.fc1", (13653, 200)).part(2).rows == ()
     assert layer("m.gate_up_proj", (426, 200)).part(2) == RankPart(2, None, 200)
@@ -189,7 +189,7 @@ def test_only_layers_split_along_n_have_rows_of_their_own_on_a_rank() -> None:
 
 
 def test_a_vocabulary_is_padded_by_engines_before_it_is_split() -> None:
-    """259 tokens are 320 for vLLM, in multiples of 64, whatever TP; 64 / 8 = 8 rows are merely unaligned."""
+    """vLLM pads 259 tokens to 320, a multiple of 64, at any TP size; 64 / 8 = 8 rows are only unaligned."""
     names = ("lm_head", "model.embed_tokens", "head", "transformer.wte")
     assert [[layer(name, (259, 128)).fit_at(size) for size in (2, 4)] for name in names] == [["aligned"] * 2] * 4
     assert layer("lm_head", (259, 128)).part(4) == RankPart(4, 80, 128, (80,))
@@ -197,12 +197,12 @@ def test_a_vocabulary_is_padded_by_engines_before_it_is_split() -> None:
 
 
 def test_a_layer_whose_scales_are_not_understood_is_not_assessed() -> None:
-    """Nothing is said of its sizes, divisible or not."""
+    """Its sizes are not judged, divisible or not."""
     assert replace(layer("m.fc1", (13653, 5120)), granularity=None).fit_at(2) == "not assessed"
 
 
 def test_the_family_knows_its_mlps_by_whatever_name() -> None:
-    """Falcon's `dense_h_to_4h` and Whisper's fc2 by name; a toy's `out` only where a file says that it is the down."""
+    """Falcon's `dense_h_to_4h` and Whisper's fc2 by name; a toy's `out` only if a family file calls it down."""
     config = {"model_type": "toy", "inner": 384}
     known = index_families({"toy.toml": TOY})
     shapes = {"model.layers.7.ff.out": (256, 384), "model.layers.7.ff.in": (768, 256), "model.ff.out": (256, 384)}
@@ -214,7 +214,7 @@ def test_the_family_knows_its_mlps_by_whatever_name() -> None:
 
 
 def refuses(prefix: str, rows: tuple[int, ...], held: tuple[int, ...], block: tuple[int, int], num_ranks: int) -> bool:
-    """Whether the runtime refuses `held` rows of matrices that have `rows` on disk."""
+    """Return whether the runtime refuses `held` rows of matrices that have `rows` on disk."""
     sizes = [(num_n, 256) for num_n in rows]
     padded = [(round_up(num_n, block[0]), 256) for num_n in rows]
     parts = tuple(ModuleRecord(size, room, block) for size, room in zip(sizes, padded, strict=True))
@@ -237,9 +237,9 @@ SIDES, RANKS = st.sampled_from([16, 32, 64, 128]), st.sampled_from([1, 2, 3, 4, 
 def test_what_the_plan_says_of_attention_the_runtime_does(
     num_ranks: int, heads: tuple[int, int, int | None], head_dim: int, side: int
 ) -> None:
-    """Queries, keys and values, fused on disk or not, are refused on a rank where the plan says so.
+    """Queries, keys and values, fused on disk or not, are refused on a rank if the plan says so.
 
-    Of `heads` the first two are each rank's key-value heads and the queries of each, where ranks do not hold copies.
+    The first two of `heads` are each rank's key-value heads and the queries per key-value head, if there are no copies.
     """
     keys_held, ratio, copied = heads
     queries = keys_held * ratio * num_ranks
@@ -259,7 +259,7 @@ def test_what_the_plan_says_of_attention_the_runtime_does(
 
 @given(num_ranks=RANKS, share=st.integers(1, 300), side=SIDES)
 def test_what_the_plan_says_of_an_mlp_the_runtime_does(num_ranks: int, share: int, side: int) -> None:
-    """Gate and up, fused on disk or not, are refused on a rank where the plan says so."""
+    """Gate and up, fused on disk or not, are refused on a rank if the plan says so."""
     inner, held, block = share * num_ranks, (share, share), (side, 128)
     gate = layer("model.layers.0.mlp.gate_proj", (inner, 256), block, block)
     fused = layer("model.layers.0.mlp.gate_up_proj", (2 * inner, 256), block, block)
@@ -269,7 +269,7 @@ def test_what_the_plan_says_of_an_mlp_the_runtime_does(num_ranks: int, share: in
 
 
 def test_a_query_is_followed_by_a_key_only_where_there_is_one() -> None:
-    """Latent attention has queries alone, whose last block need not be full; grouped-query attention fuses them."""
+    """Latent attention has only queries, whose last block need not be full; grouped-query attention fuses them."""
     alone, fused = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
     shapes = {alone: (200, 256), fused: (200, 256), "model.layers.1.self_attn.k_proj": (200, 256)}
     found = shardings(shapes, (), {})
@@ -279,7 +279,7 @@ def test_a_query_is_followed_by_a_key_only_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("parts", FUSED_MODULES.values())
 def test_what_the_runtime_finds_fused_the_plan_fuses(parts: tuple[str, ...]) -> None:
-    """Each of the matrices lies beside all the others, in this order."""
+    """Each matrix is fused with all the others, in this order."""
     sizes = {f"x.{name}": 16 * (place + 1) for place, name in enumerate(parts)}
     found = shardings({name: (num_n, 256) for name, num_n in sizes.items()}, (), {})
     assert all(how.fused_n(sizes[name], 1) == sum(sizes.values()) for name, how in found.items())

@@ -12,11 +12,11 @@ from fp8pad.tensors import DTYPE_BITS, FP8_WEIGHT_DTYPES, ONE_BYTES, ShardHeader
 
 
 def test_the_bytes_of_one_are_those_of_one() -> None:
-    """1.0 as IEEE single and half precision; bfloat16 is the upper half of a single."""
+    """1.0 in IEEE single and half precision; bfloat16 is the upper half of a single."""
     assert ONE_BYTES["F32"] == struct.pack("<f", 1.0)
     assert ONE_BYTES["F16"] == struct.pack("<e", 1.0)
     assert ONE_BYTES["BF16"] == struct.pack("<f", 1.0)[2:]
-    assert 2.0 ** (ONE_BYTES["F8_E8M0"][0] - 127) == 1.0  # an exponent alone, without sign or fraction
+    assert 2.0 ** (ONE_BYTES["F8_E8M0"][0] - 127) == 1.0  # only an exponent, without sign or fraction
 
 
 NEWER_THAN_SAFETENSORS_0_4 = {"F4", "F6_E2M3", "F6_E3M2", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0", "C64"}
@@ -44,12 +44,12 @@ def test_scalars_have_one_element_and_empty_tensors_none() -> None:
 
 
 def test_weights_take_one_byte_an_element() -> None:
-    """Padding counts on it: a column of an FP8 weight is one byte wide."""
+    """Padding relies on this: a column of an FP8 weight is one byte wide."""
     assert {DTYPE_BITS[dtype] for dtype in FP8_WEIGHT_DTYPES} == {8}
 
 
 def test_headers_know_their_bytes() -> None:
-    """A tensor's bytes lie between its offsets; a shard has no metadata unless told."""
+    """A tensor's bytes are between its offsets; a shard has no metadata by default."""
     tensor = TensorHeader("a", "BF16", (3,), 10)
     assert tensor.num_bytes == tensor_bytes("BF16", (3,)) == 6
     assert ShardHeader("x", 100, 84, (tensor,)).metadata is None

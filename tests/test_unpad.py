@@ -1,4 +1,4 @@
-"""Unpadding: the source comes back byte for byte, whatever it was."""
+"""Unpadding: the source is restored byte for byte, for any checkpoint."""
 
 import json
 import math
@@ -44,14 +44,14 @@ OPTIONS = WriteOptions()
 
 
 def restore(out_dir: Path, restored_dir: Path, options: WriteOptions = OPTIONS) -> UnpadReport:
-    """Unpad without a word."""
+    """Unpad without progress output."""
     return unpad(out_dir, restored_dir, options, Progress())
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True, absorb_experts=True, tensor_parallel_size=4)])
 @pytest.mark.parametrize("path", case_names("good", "variants"))
 def test_checkpoints_of_other_tools_come_back(path: str, policy: Policy, tmp_path: Path) -> None:
-    """All files that came along are those of the source, byte for byte, and the records agreed before."""
+    """All files that were copied equal the source's, byte for byte, and the records agreed before."""
     model = copy_case(path, tmp_path)
     restored = convert_to(model, tmp_path / "out", policy)
     if (restored / "fp8pad.json").exists():
@@ -68,7 +68,7 @@ def test_checkpoints_of_other_tools_come_back(path: str, policy: Policy, tmp_pat
 def test_unpadding_undoes_converting_for_any_checkpoint(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Any shapes, scales per channel or block, split into shards, with or without index and metadata, any alignment."""
+    """Any shapes, scales per channel or block, shards, with or without index and metadata, and any alignment."""
     area = tmp_path_factory.mktemp("area")
     sizes = st.integers(1, 40)
     block = data.draw(st.none() | st.tuples(sizes, sizes))
@@ -101,7 +101,7 @@ def test_unpadding_undoes_converting_for_any_checkpoint(
 
 
 def test_absorbed_tensors_in_segments_come_back(tmp_path: Path) -> None:
-    """Stacked experts and a bias whose segments are padded each at its own tail, along N and along K."""
+    """Stacked experts and a bias with segments, each padded at its own tail, along N and along K."""
     tensors = {"gate_up": ("F8_E4M3", (2, 6, 5)), "bias": ("BF16", (6,)), "down": ("F8_E4M3", (2, 4, 6))}
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}, {"intermediate_size": 3, "é": "ü"})
     (model / "config.json").write_text('{"intermediate_size": 3, "é": "ü"}')
@@ -132,7 +132,7 @@ def test_absorbed_tensors_in_segments_come_back(tmp_path: Path) -> None:
 
 
 def test_odd_spellings_come_back_too(tmp_path: Path) -> None:
-    """A header and an index that nobody would write so, and a total_size that is wrong, are kept word for word."""
+    """An oddly formatted header and index, and a wrong total_size, are kept exactly."""
     model = llama(tmp_path / "model", num_shards=2)
     path = model / "model-00001-of-00002.safetensors"
     content = path.read_bytes()
@@ -149,7 +149,7 @@ def test_odd_spellings_come_back_too(tmp_path: Path) -> None:
 
 
 def test_what_was_added_later_comes_along(tmp_path: Path) -> None:
-    """A model card that the publisher wrote is not lost; fp8pad's record goes."""
+    """A model card that the publisher wrote is not lost; fp8pad's record is removed."""
     model = llama(tmp_path / "model")
     out_dir = convert_to(model, tmp_path / "out")
     (out_dir / "README.md").write_text("padded")
@@ -164,7 +164,7 @@ def test_what_was_added_later_comes_along(tmp_path: Path) -> None:
 
 
 def test_an_edit_of_the_same_size_is_told_by_its_hash(tmp_path: Path) -> None:
-    """The file comes along as it is, with a note."""
+    """The file is copied unchanged, with a note."""
     model = llama(tmp_path / "model")
     out_dir = convert_to(model, tmp_path / "out", full=True)
     (out_dir / "tokenizer.json").write_bytes(b"x" * (model / "tokenizer.json").stat().st_size)
@@ -175,7 +175,7 @@ def test_an_edit_of_the_same_size_is_told_by_its_hash(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_padded", [True, False])
 def test_without_a_record_nothing_can_be_undone(tmp_path: Path, is_padded: bool) -> None:
-    """Of a padded checkpoint it is missing; any other was never padded."""
+    """A padded checkpoint lacks it; any other was never padded."""
     model = llama(tmp_path / "model")
     out_dir = convert_to(model, tmp_path / "out")
     (out_dir / "fp8pad.json").unlink()
@@ -194,7 +194,7 @@ def test_without_a_record_nothing_can_be_undone(tmp_path: Path, is_padded: bool)
     ],
 )
 def test_a_record_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    """An unknown version, sizes that are not those of the shards, no original config, no JSON."""
+    """An unknown version, sizes that differ from the shards', a missing original config, and invalid JSON."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
     text = (out_dir / "fp8pad.json").read_text()
     (out_dir / "fp8pad.json").write_text(text.replace(old, new))
@@ -204,7 +204,7 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: st
 
 
 def test_a_shard_of_another_shape_is_refused(tmp_path: Path) -> None:
-    """Somebody saved the tensors anew."""
+    """Another tool has saved the tensors again."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
     (out_dir / "model.safetensors").write_bytes(safetensors_bytes({"a": ("U8", (1,))}))
     with pytest.raises(RecordError, match="padded_shape: expected a tensor of the shards"):
@@ -212,7 +212,7 @@ def test_a_shard_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 def test_damage_shows_where_the_source_was_hashed(tmp_path: Path) -> None:
-    """With hashes in the record, what is restored is compared with what was converted."""
+    """With recorded hashes, restored files are compared with the original."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
     path = out_dir / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -247,7 +247,7 @@ def alter(path: Path, name: str, *place: int) -> None:
 def test_padding_that_was_altered_is_not_dropped_unseen(
     tmp_path: Path, name: str, place: tuple[int, ...], hashed: bool
 ) -> None:
-    """In added rows, added columns and added scales: the logical bytes, and their hashes, are as they were."""
+    """In added rows, columns and scales: the logical bytes, and their hashes, did not change."""
     model = llama(tmp_path / "model")
     out_dir, tensor = convert_to(model, tmp_path / "out", full=hashed), f"model.layers.0.mlp.down_proj.{name}"
     alter(out_dir / "model.safetensors", tensor, *place)
@@ -255,14 +255,14 @@ def test_padding_that_was_altered_is_not_dropped_unseen(
     with pytest.raises(VerifyError, match=f"^{where} was altered, and would be lost; --verify none drops it$"):
         restore(out_dir, tmp_path / "restored")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
-    with pytest.raises(VerifyError, match=where):  # although nothing would be written
+    with pytest.raises(VerifyError, match=where):  # even though nothing would be written
         restore(out_dir, model)
     restore(out_dir, tmp_path / "restored", WriteOptions(verify="none"))
     assert files_of(tmp_path / "restored") == files_of(model)
 
 
 def test_shards_before_one_whose_padding_was_altered_are_kept_for_the_next_run(tmp_path: Path) -> None:
-    """Once the shard is replaced by an intact one, the same command resumes."""
+    """Once the shard is intact again, the same command resumes."""
     model = llama(tmp_path / "model", num_shards=3)
     out_dir = convert_to(model, tmp_path / "out")
     shard = out_dir / "model-00003-of-00003.safetensors"
@@ -277,7 +277,7 @@ def test_shards_before_one_whose_padding_was_altered_are_kept_for_the_next_run(t
 
 
 def test_what_lies_there_is_dropped_on_request_alone(tmp_path: Path) -> None:
-    """As the error says, and with what was finished before."""
+    """As the error says, using the shards that were finished before."""
     model = llama(tmp_path / "model", num_shards=2)
     out_dir = convert_to(model, tmp_path / "out")
     alter(out_dir / "model-00002-of-00002.safetensors", "model.layers.1.mlp.down_proj.weight", 31, 31)
@@ -288,7 +288,7 @@ def test_what_lies_there_is_dropped_on_request_alone(tmp_path: Path) -> None:
 
 
 def test_the_check_of_padding_stops_and_knows_its_shard(tmp_path: Path) -> None:
-    """When another shard fails, before all is read; and a shard that was replaced is not called altered."""
+    """It stops early when another shard fails, and a replaced shard is not reported as altered."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
     source = read_checkpoint(out_dir)
     record = read_record(source)
@@ -313,7 +313,7 @@ def test_the_check_of_padding_stops_and_knows_its_shard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("depth", ["padded", "full"])
 def test_hashes_are_compared_whatever_the_depth(tmp_path: Path, depth: VerifyDepth) -> None:
-    """A record with hashes of the source is held against every restored shard, unless nothing is to be verified."""
+    """Recorded hashes of the source are compared with every restored shard, unless verification is off."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
     edit_json(out_dir / "fp8pad.json", lambda d: d["files"]["model.safetensors"].update(source_sha256="0" * 64))
     with pytest.raises(VerifyError, match=r"model\.safetensors: sha256: expected 0000") as failure:
@@ -325,7 +325,7 @@ def test_hashes_are_compared_whatever_the_depth(tmp_path: Path, depth: VerifyDep
 
 @pytest.mark.parametrize("depth", ["padded", "full"])
 def test_hashes_are_compared_where_nothing_is_written(tmp_path: Path, depth: VerifyDepth) -> None:
-    """A restored folder that is complete, and equal to a checkpoint whose logical bytes were altered."""
+    """A restored folder is complete, but equals a checkpoint whose logical bytes were altered."""
     out_dir, restored = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True), tmp_path / "restored"
     alter(out_dir / "model.safetensors", WEIGHT, 0, 0)
     restore(out_dir, restored, WriteOptions(verify="none"))
@@ -335,7 +335,7 @@ def test_hashes_are_compared_where_nothing_is_written(tmp_path: Path, depth: Ver
 
 
 def test_other_files_are_held_against_their_hashes_where_nothing_is_written(tmp_path: Path) -> None:
-    """As where they are: a note, and an error on request."""
+    """As if they were written: a note, and an error on request."""
     out_dir, restored = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True), tmp_path / "restored"
     size = (out_dir / "tokenizer.json").stat().st_size
     (out_dir / "tokenizer.json").write_bytes(bytes(size))
@@ -347,7 +347,7 @@ def test_other_files_are_held_against_their_hashes_where_nothing_is_written(tmp_
 
 
 def test_the_original_config_is_held_against_its_hash(tmp_path: Path) -> None:
-    """Same size, other text, and the converted config.json altered to match it: only the hash tells."""
+    """Same size, other text, and the converted config.json altered to match it: only the hash reveals it."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
     for file in ("fp8pad.json", "config.json"):
         (out_dir / file).write_text((out_dir / file).read_text().replace("llama", "lemma"))
@@ -356,7 +356,7 @@ def test_the_original_config_is_held_against_its_hash(tmp_path: Path) -> None:
 
 
 def test_a_model_card_may_change_after_hashing(tmp_path: Path) -> None:
-    """Only who asks for a full verification wants other files compared too."""
+    """Other files are compared only if full verification is requested."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True)
     (out_dir / "tokenizer.json").write_text("{}")
     with pytest.raises(VerifyError, match=r"tokenizer\.json: sha256"):
@@ -401,7 +401,7 @@ WEIGHT = "model.layers.0.mlp.down_proj.weight"
     ],
 )
 def test_records_that_disagree_restore_nothing(tmp_path: Path, edit: Callable[[Any], None], message: str) -> None:
-    """fp8pad.json against the metadata of the shards, and against the files that it names."""
+    """fp8pad.json is compared with the metadata of the shards, and with the files that it names."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
     edit_json(out_dir / "fp8pad.json", edit)
     with pytest.raises(RecordError, match=message):
@@ -410,7 +410,7 @@ def test_records_that_disagree_restore_nothing(tmp_path: Path, edit: Callable[[A
 
 
 def test_a_mark_on_a_shard_that_nothing_explains_is_refused(tmp_path: Path) -> None:
-    """The shard says that fp8pad wrote it and names no tensor; it cannot be what the source was."""
+    """The shard says that fp8pad wrote it and names no tensor; the source cannot have been like that."""
     model = llama(tmp_path / "model", num_shards=2)
     out_dir = convert_to(model, tmp_path / "out")
     shard = out_dir / "model-00002-of-00002.safetensors"
@@ -425,7 +425,7 @@ def test_a_mark_on_a_shard_that_nothing_explains_is_refused(tmp_path: Path) -> N
 
 
 def test_a_missing_file_that_no_engine_obeys_is_a_note(tmp_path: Path) -> None:
-    """The rule of `verify`: a licence or a tokenizer may go, code and configs may not."""
+    """As for `verify`: a licence or a tokenizer may be missing, code and configs may not."""
     model = llama(tmp_path / "model")
     (model / "LICENSE").write_text("free")
     (model / "modeling_x.py").write_text("x = 1")
@@ -440,7 +440,7 @@ def test_a_missing_file_that_no_engine_obeys_is_a_note(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    """As when converting; one that holds what would be written is compared with it."""
+    """As in converting; a folder that already holds the result is compared with it."""
     model = llama(tmp_path / "model")
     out_dir = convert_to(model, tmp_path / "out")
     assert restore(out_dir, model).resumed == ("model.safetensors",)
