@@ -5,7 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fp8pad.golden.compare import LOOSE_ATOL
 from fp8pad.golden.document import Answer, EngineName, Environment, Mode, Settings, Step
@@ -93,10 +93,7 @@ class Reply:
     answers: tuple[Answer, ...]
 
 
-Described = TypeVar("Described", Settings, Environment)
-
-
-def differences(recorded: Described, here: Described) -> tuple[str, ...]:
+def differences(recorded: Settings | Environment, here: Settings | Environment) -> tuple[str, ...]:
     """Return a sentence for each field that differs from the recorded one."""
     found = asdict(here)
     return tuple(
@@ -111,12 +108,14 @@ def likeliest_first(logprobs: dict[int, float]) -> Step:
     return tuple(sorted(logprobs.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def cpu_name(capability: str) -> str:
-    """Return the processor's name and what decides how it splits sums: vector `capability` and number of cores."""
+def cpu_name() -> str:
+    """Return the processor's name and what decides how it splits sums: vector capability and number of cores."""
+    import torch
+
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     model = models[0] if models else platform.processor() or platform.machine()
-    return f"CPU {model} ({capability}, {len(os.sched_getaffinity(0))} cores)"
+    return f"CPU {model} ({torch.backends.cpu.get_cpu_capability()}, {len(os.sched_getaffinity(0))} cores)"

@@ -15,8 +15,7 @@ def environment() -> Environment:
     import torch
     import transformers
 
-    on_gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if on_gpu else cpu_name(torch.backends.cpu.get_cpu_capability())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
     return Environment(transformers.__version__, torch.__version__, device)
 
 

@@ -12,8 +12,7 @@ def environment() -> Environment:
     import vllm
     from vllm.platforms import current_platform
 
-    on_cpu = current_platform.is_cpu()
-    device = cpu_name(torch.backends.cpu.get_cpu_capability()) if on_cpu else current_platform.get_device_name()
+    device = cpu_name() if current_platform.is_cpu() else current_platform.get_device_name()
     return Environment(vllm.__version__, torch.__version__, device)
 
 

@@ -1,10 +1,11 @@
 """How a weight, or a stack of experts, is scaled: by its scales' shape and what the quantization config allows."""
 
 from functools import lru_cache
+from typing import get_args
 
 from fp8pad.geometry import num_blocks
 from fp8pad.planning.quantization import Quantization
-from fp8pad.scales import Granularity, Order, PerBlock, Shape, stored_scale_shapes
+from fp8pad.scales import Granularity, GranularityName, Order, PerBlock, Shape, stored_scale_shapes
 from fp8pad.tensors import TensorHeader
 
 # The OCP Microscaling formats have one 8-bit scale for this many inputs; DeepSeek-V4.1 has one for this many rows too.
@@ -42,12 +43,9 @@ def other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quanti
 
 
 def _expected(weight: TensorHeader, quantization: Quantization) -> str:
-    shapes = {
-        granularity.name: list(granularity.scale_shape(weight.shape))
-        for granularity in quantization.formats.granularities
-    }
-    expected = [f"a {name} scale {shapes[name]}" for name in ("tensor", "channel", "block") if name in shapes]
-    return " or ".join(expected) or "no FP8 weight"
+    allowed = {granularity.name: granularity for granularity in quantization.formats.granularities}
+    known = (allowed[name] for name in get_args(GranularityName) if name in allowed)
+    return " or ".join(f"a {it.name} scale {list(it.scale_shape(weight.shape))}" for it in known) or "no FP8 weight"
 
 
 def unpadded_blocks(block: PerBlock, scale: TensorHeader, quantization: Quantization | None) -> str | None:

@@ -134,8 +134,7 @@ def has_lora() -> bool:
     """Return whether LoRA adapters may be added to layers: they take inputs and return outputs of logical sizes."""
     from vllm.config import get_current_vllm_config
 
-    has: bool = get_current_vllm_config().lora_config is not None
-    return has
+    return bool(get_current_vllm_config().lora_config is not None)
 
 
 def cut_output(output: torch.Tensor, n: int, *, strided: bool = False) -> torch.Tensor:
