@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,8 +95,11 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         sizes = self.sizes
         if sizes.is_padded and getattr(layer, "is_bmm", False):  # DeepSeek-V4's wo_a, once the model is made
             raise UnsupportedLayerError(f"{self.record.prefix}: vLLM multiplies its weight by itself, unpadded")
-        with _padded_sizes(layer, sizes):
+        _write_sizes(layer, sizes.padded_k, sizes.padded_partitions)
+        try:
             super().process_weights_after_loading(layer)
+        finally:
+            _write_sizes(layer, sizes.k, sizes.partitions)
         for parameter in layer.parameters(recurse=False):
             hide_view(parameter)
         bias = getattr(layer, "bias", None)
@@ -191,15 +193,6 @@ def _write_sizes(layer: torch.nn.Module, k: int, partitions: Sequence[int]) -> N
     for name, value in values.items():
         if hasattr(layer, name):
             setattr(layer, name, value)
-
-
-@contextmanager
-def _padded_sizes(layer: torch.nn.Module, sizes: RankSizes) -> Iterator[None]:
-    _write_sizes(layer, sizes.padded_k, sizes.padded_partitions)
-    try:
-        yield
-    finally:
-        _write_sizes(layer, sizes.k, sizes.partitions)
 
 
 def _spread(bias: torch.Tensor, sizes: RankSizes) -> torch.Tensor:
