@@ -156,6 +156,16 @@ def read_back(transfer: Transfer, target: OpenFile, prefix: bytes, sums: Sums, a
                 yield step.tensor.name
 
 
+def shard_hashes(transfer: Transfer, source: OpenFile) -> Hashes | None:
+    """Hash a shard and, without writing it, what becomes of it."""
+    sums, buffers = Sums("none", hashed=True), Buffers()
+    sums.begin(transfer, source, target_prefix(transfer, source))
+    for step in transfer.steps:
+        for chunk in step.chunks(BUFFER_BYTES):
+            passed(step, chunk, source, sums, buffers)
+    return sums.hashes
+
+
 def passed(step: Step, chunk: Chunk, source: OpenFile, sums: Sums, buffers: Buffers) -> memoryview:
     """Read a chunk from the source and return its bytes in the target; both are added to `sums`."""
     before = buffers.read(source, chunk.source, chunk.source_bytes)

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint, read_record
 from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch
+from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
@@ -116,6 +118,8 @@ def _examined(out_dir: Path) -> _Examined:
         return _Examined(converted, None, (), original_of(converted, None))
     faults, original = examine(converted, record)
     faults += _missing_hashes(record)
+    if original and any(entry.sha256 for entry in record.files.values()):
+        faults += _wrong_hashes(record, original)
     if original:  # its versions take less memory
         converted, record = original.converted, original.record or record
     return _Examined(converted, record, tuple(faults), original)
@@ -131,7 +135,8 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
         source = replace(read_checkpoint(source.root, follow_links=True), name=source.name)
     edits_config = record and (record.config_edits or examined.modules)
     copies = _sizes_of_copy(source.with_edited_config() if source and edits_config else source)
-    expected = copies | {file: e for file, e in files.items() if not (source and is_dangerous(file))}
+    unproven = {file for file in converted.identities if source and is_dangerous(file)}  # the source has to have it too
+    expected = copies | {file: sizes for file, sizes in files.items() if file not in unproven}
     differences, files_hashed = list(changed_files(converted, expected)), 0
     notes = [*notes_on_files(converted)]
     if original is None:
@@ -180,6 +185,16 @@ def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
         for file, entry in record.files.items():
             if not (entry.sha256 and entry.source_sha256):
                 yield Mismatch(RECORD_FILE, f"files: {file}", "both hashes, as other files have", "not both")
+
+
+def _wrong_hashes(record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:
+    """Yield hashes of the source that are not those of its texts, or of files that were copied."""
+    rewritten = {*original.converted.text_files, *({CARD_FILE} & record.originals.keys())}
+    shards = {layout.file for layout in original.layouts}
+    for file, entry in record.files.items():
+        expected = text_sha256(original.text(file)) if file in rewritten else entry.sha256
+        if file not in shards and entry.source_sha256 != expected:
+            yield Mismatch(RECORD_FILE, f"files: {file}: source_sha256", str(expected), str(entry.source_sha256))
 
 
 def _plan_differences(

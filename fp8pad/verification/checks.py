@@ -18,12 +18,12 @@ from fp8pad.checkpoint.compare import (
     header_differences,
     text_differences,
 )
-from fp8pad.checkpoint.files import Advance, file_sha256
+from fp8pad.checkpoint.files import Advance, file_sha256, open_file
 from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.transfer import Hashes, Sums
+from fp8pad.checkpoint.transfer import Hashes, Sums, shard_hashes
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import work_on_all
 from fp8pad.verification.original import Original
@@ -69,11 +69,16 @@ class Checker:
         return found
 
     def _alone(self, check: FileCheck, advance: Advance) -> Iterator[Mismatch]:
-        """Check padding, and the recorded hash."""
+        """Check padding and the recorded hashes: that of the source's shard too, which unpadding would give."""
+        path = Path(self.out_dir, check.file)
         if check.layout:
             yield from check_padding(check.layout, Path(self.out_dir), advance)
-        if check.sha256:
-            yield from _hash_differences(check, Hashes(file_sha256(Path(self.out_dir, check.file), check.file), ""))
+        if check.layout and check.sha256:
+            with open_file(path, check.file) as shard:
+                back = shard_hashes(check.layout.inverse().transfer(), shard)
+            yield from _hash_differences(check, back and Hashes(back.source_sha256, back.sha256))
+        elif check.sha256:
+            yield from _hash_differences(check, Hashes(file_sha256(path, check.file), ""))
 
     def _beside(self, check: FileCheck, source: Checkpoint, advance: Advance) -> Iterator[Mismatch]:
         """Compare all bytes with the source's; shards are hashed in the same pass, if hashes are recorded."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, text_differences
+from fp8pad.checkpoint.files import text_bytes
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.json_text import dumps_like, index_text, states_total
 from fp8pad.errors import CheckpointError
@@ -185,7 +186,7 @@ def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[M
 def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:
     """Compare the recorded sizes of shards, index and config.json, before and after, with the actual ones.
 
-    Other files are copied, so both sizes of each must be the same.
+    Other files are copied, so both sizes of each must be the same; the record has the model card as it was.
     """
     sizes = original.sizes
     for file, source_size in sizes.items():
@@ -196,5 +197,6 @@ def _size_faults(converted: Checkpoint, record: CheckpointRecord, original: Orig
             if (size := getattr(recorded, key)) != found:
                 yield Mismatch(RECORD_FILE, f"files: {file}: {key}", f"{found} bytes", f"{size}")
     for file, recorded in record.files.items():
-        if file not in sizes and file not in record.originals and recorded.source_size != recorded.size:
-            yield Mismatch(RECORD_FILE, f"files: {file}: source_size", f"{recorded.size}", f"{recorded.source_size}")
+        before = text_bytes(record.originals[file]) if file in record.originals else recorded.size
+        if file not in sizes and recorded.source_size != before:
+            yield Mismatch(RECORD_FILE, f"files: {file}: source_size", f"{before}", f"{recorded.source_size}")
