@@ -241,6 +241,30 @@ def test_a_long_name_of_the_output_is_a_name(hub: FakeHub, model: Path, tmp_path
     assert fp8pad.verify(NAME, tmp_path / ("o" * length)).ok
 
 
+@pytest.mark.parametrize("call", ["stat", "rmdir"])
+def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It says that the output is complete, whichever call fails; the same command removes what stayed."""
+    hub.add(NAME, model)
+    work, original = work_folder(tmp_path / "out"), getattr(os, call)
+
+    def fail(path: object, *arguments: Any, **keywords: Any) -> Any:
+        if str(path).endswith(work.name) and tmp_path / "out" in tmp_path.iterdir():
+            raise OSError(errno.EIO, "Input/output error")
+        return original(path, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(
+            OutputError, match=r"fp8pad-hub: cannot be removed: .*; what it was fetched for is complete"
+        ):
+            fp8pad.convert(NAME, tmp_path / "out")
+    assert fp8pad.verify(model, tmp_path / "out").ok
+    fp8pad.convert(NAME, tmp_path / "out")
+    assert left_beside(tmp_path / "out") == set()
+
+
 def test_a_full_temporary_folder_is_a_line(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

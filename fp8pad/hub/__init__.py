@@ -107,15 +107,15 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
         try:
             yield parts
         except BaseException:
-            if parts.is_dir() and not any(parts.iterdir()):
+            with suppress(OSError):  # also if it holds files
                 parts.rmdir()
             raise
-        if parts.is_dir():
-            try:
+        try:
+            if parts.is_dir():
                 shutil.rmtree(parts)
-            except OSError as error:
-                done = "what it was fetched for is complete"
-                raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
+        except OSError as error:
+            done = "what it was fetched for is complete"
+            raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
 
 
 @contextmanager
