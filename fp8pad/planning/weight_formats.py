@@ -21,10 +21,10 @@ _MODELOPT: Mapping[str, Granularity] = {
 }
 # Methods that vLLM knows and that may have FP8 weights in layouts of their own; these are carried unchanged.
 _OTHER_METHODS = frozenset({"deepspeedfp", "fp_quant", "gguf", "hqq", "humming", "mxfp8", "ptpc_fp8", "torchao"})
-_INTEGER_METHODS = frozenset(
-    {"auto_awq", "auto_gptq", "awq", "awq_marlin", "bitsandbytes", "experts_int8", "gptq", "gptq_marlin", "moe_wna16"}
-)
-_FP4_METHODS = frozenset({"gpt_oss_mxfp4", "mxfp4"})
+_NOT_FP8_METHODS = frozenset(
+    {"auto_awq", "auto_gptq", "awq", "awq_marlin", "bitsandbytes", "experts_int8", "gpt_oss_mxfp4", "gptq",
+     "gptq_marlin", "moe_wna16", "mxfp4"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def read_formats(method: str, document: Json, where: str) -> WeightFormats:
         )
     if method in _OTHER_METHODS:
         return _OTHER_FP8
-    if method in _INTEGER_METHODS | _FP4_METHODS:
+    if method in _NOT_FP8_METHODS:
         bits = document.get("bits", document.get("w_bit"))
         return _not_fp8(f"{bits}-bit {method}" if bits else method)
     raise ConfigError(f"{where}: quant_method: expected one of {', '.join(_READERS)}, got {method!r}")

@@ -52,21 +52,10 @@ def absorb(
     Raises `ConfigError` if a size that is to be absorbed is not that of the tensors (without absorbing, this is only a
     note), and `PlanError` if tensors of one module contradict each other.
     """
-    by_name = {linear.name: linear for linear in linears}
-    others = {count.path for count in neurons}
-    assessed = [
-        assess(size, by_name, policy)
-        for size in governed_axes.sizes
-        if size.path in others or any(governed.module in by_name for governed in size.axes)
-    ]
-    # MLPs that are not FP8 are ignored if they contradict the config.
-    assessed = [each for each in assessed if each.has_fp8 or not isinstance(each.obstacle, CheckpointError)]
+    assessed = _assessed(governed_axes, linears, policy, neurons)
     absorbable = tuple(each.absorbable for each in assessed if each.absorbable)
-    contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
-    for contradiction in contradictions:
-        if isinstance(contradiction, PlanError):  # within the tensors: a bias of another length
-            raise contradiction
     if not (policy.absorb or policy.absorb_experts):
+        contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
         carried = tuple(f"{contradiction}; both are carried as they are" for contradiction in contradictions)
         return Absorption(absorbable=absorbable, notes=carried)
     padded: dict[str, PaddedTensor] = {}
@@ -92,6 +81,25 @@ def absorb(
         notes=(*notes, *(reason for each, reason in refused if each.size.key), *_lora_notes(padded)),
         absorbable=absorbable,
     )
+
+
+def _assessed(
+    governed_axes: GovernedAxes, linears: Sequence[Fp8Linear], policy: Policy, neurons: Sequence[SharedCount]
+) -> list[Assessment]:
+    """Find out which sizes of FP8 MLPs, and of `neurons`, can be absorbed; `PlanError` as `absorb` raises it."""
+    by_name = {linear.name: linear for linear in linears}
+    others = {count.path for count in neurons}
+    found = []
+    for size in governed_axes.sizes:
+        if size.path in others or any(governed.module in by_name for governed in size.axes):
+            each = assess(size, by_name, policy)
+            # MLPs that are not FP8 are ignored if they contradict the config.
+            if each.has_fp8 or not isinstance(each.obstacle, CheckpointError):
+                found.append(each)
+    for each in found:
+        if isinstance(each.obstacle, PlanError):  # within the tensors: a bias of another length
+            raise each.obstacle
+    return found
 
 
 def merged(first: PaddedTensor, second: PaddedTensor) -> PaddedTensor:
