@@ -28,8 +28,8 @@ def adapter_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
         return ()
     touched = ((folder, _touched(source, folder, absorbed)) for folder in _adapter_folders(source))
     return tuple(
-        f"{folder or '.'}/: a LoRA adapter of {len(modules)} absorbed modules, such as {modules[0]}; their sizes"
-        " change, so that it does not fit the converted checkpoint; merge it into the model before converting"
+        f"{folder or '.'}/: a LoRA adapter for {len(modules)} absorbed modules, such as {modules[0]}; their sizes"
+        " change, so it will not fit the converted checkpoint; merge it into the model before converting"
         for folder, modules in touched
         if modules
     )
@@ -45,11 +45,11 @@ def other_weight_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, .
     files = [file for file in source.other_files if _holds_linears(source, file)]
     if files and plan.config_edits:
         raise PlanError(
-            f"{files[0]}: holds FP8 layers beside {source.shards[0].file}, and there is no index that names both: "
-            "absorbing would leave them at their old size; add an index or convert without absorbing"
+            f"{files[0]}: holds FP8 layers, as {source.shards[0].file} does, but no index lists both files: "
+            "absorbing would not resize its layers; add an index or convert without absorbing"
         )
     return tuple(
-        f"{file}: holds FP8 layers, but no index names it: copied as it is, although vLLM loads it" for file in files
+        f"{file}: holds FP8 layers, but no index lists it: copied unchanged, although vLLM loads it" for file in files
     )
 
 

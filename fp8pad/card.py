@@ -24,7 +24,7 @@ def with_section(card: str, source: Checkpoint, plan: CheckpointPlan) -> str:
     if _can_be_edited(metadata):
         front = "\n".join(_edited(metadata, hub_repo(source)))
     else:
-        lines.append("\nThe metadata of this card is that of the original, as it was.")
+        lines.append("\nThe metadata of this card was copied from the original unchanged.")
     text, section = body.strip("\n"), "\n".join(lines)
     return f"---\n{front}\n---\n\n{text}{chr(10) * 2 if text else ''}{BEGIN}\n{section}\n{END}\n"
 
@@ -109,7 +109,7 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield f"- `{edit.file}`: `{edit.key}` is {edit.new} instead of {edit.old}."
     yield ""
     if plan.needs_runtime:
-        yield "Needs vLLM 0.26 or newer with fp8pad installed: others refuse it, or ignore its scales."
+        yield "Needs vLLM 0.26 or newer with fp8pad installed: other engines refuse it, or ignore its scales."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
     sizes = [str(size) for size in (1, 2, 4, 8) if _can_share(plan, size)]

@@ -81,7 +81,7 @@ def check_folders(source: Checkpoint, written: Container[str]) -> None:
     """Raise `CheckpointError` if a folder of the source has the name of a file that is to be written."""
     for file in source.other_files:
         if (folder := file.partition("/")[0]) in written:
-            raise CheckpointError(f"{source}: {folder} is a folder; a file of that name is to be written")
+            raise CheckpointError(f"{source}: {folder} is a folder, where fp8pad has to write a file")
 
 
 def _check_readable(record: CheckpointRecord, texts: Iterable[str]) -> None:
@@ -92,11 +92,11 @@ def _check_readable(record: CheckpointRecord, texts: Iterable[str]) -> None:
     sizes[RECORD_FILE] = sum(len(part.encode()) for part in replace(record, files=files).text_parts())
     for file, size in sizes.items():
         if size > (limit := max_text_bytes(file)):
-            raise PlanError(f"{file}: would have {size} bytes, more than the {limit} that are read again")
+            raise PlanError(f"{file}: would have {size} bytes, more than the {limit} that fp8pad reads")
     try:
         check_density(record.text_parts())  # originals have brackets of their own
     except ValueError as error:
-        raise PlanError(f"{RECORD_FILE}: would not be read again: {error}") from error
+        raise PlanError(f"{RECORD_FILE}: could not be read back: {error}") from error
 
 
 def _check_complete(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]) -> None:

@@ -93,12 +93,12 @@ def test_other_layers_beside_a_single_shard_are_not_left_behind(
     """Without an index an engine would load them too, with the old sizes after absorbing, so that is refused."""
     (model / "extra.safetensors").write_bytes(safetensors_bytes(linear("model.layers.1.mlp.down_proj", 64, 100)))
     for call in (fp8pad.plan, partial(fp8pad.convert, out_dir=tmp_path / "out")):
-        with pytest.raises(PlanError, match=r"^extra\.safetensors: holds FP8 layers beside model\.safetensors"):
+        with pytest.raises(PlanError, match=r"^extra\.safetensors: holds FP8 layers, as model\.safetensors does"):
             call(model, absorb=True)
     assert list(tmp_path.iterdir()) == [model]
     report = fp8pad.convert(model, tmp_path / "out")
     (note,) = report.plan.notes
-    assert note.startswith("extra.safetensors: holds FP8 layers, but no index names it")
+    assert note.startswith("extra.safetensors: holds FP8 layers, but no index lists it")
     conversion_screen(report, VLLM).show(stdout_console())
     assert "extra.safetensors: holds FP8 layers" in capsys.readouterr().out
 

@@ -117,7 +117,7 @@ def test_an_output_inside_the_input_is_refused(tmp_path: Path, refused: Refusal)
     """The output would become part of the model."""
     model = llama(tmp_path / "model")
     before = files_of(model)
-    assert "lies inside" in refused("convert", model, model / "out")
+    assert "is inside the model folder" in refused("convert", model, model / "out")
     (tmp_path / "converted").mkdir()
     (tmp_path / "converted" / "fp8pad.json").write_text("{}")
     assert "which fp8pad wrote" in refused("convert", model, tmp_path / "converted" / "in" / "out")

@@ -78,7 +78,7 @@ def test_metadata_that_would_break_stays_as_it_is(model: Path, metadata: str) ->
     source = replace(read_unconverted(model), name="org/name")
     found, body = section_on(f"---\n{metadata}---\nText.\n", source)
     assert found == metadata
-    assert "\nThe metadata of this card is that of the original, as it was.\n" in body
+    assert "\nThe metadata of this card was copied from the original unchanged.\n" in body
 
 
 @pytest.mark.parametrize("name", ["models--o: x--m", "models--org\udcff--m"])
@@ -109,7 +109,7 @@ def test_a_folder_in_the_place_of_a_card_to_restore_is_refused(tmp_path: Path) -
     (tmp_path / "out" / "README.md").unlink()
     (tmp_path / "out" / "README.md").mkdir()
     (tmp_path / "out" / "README.md" / "notes.txt").write_text("text")
-    with pytest.raises(CheckpointError, match=r"README\.md is a folder; a file of that name is to be written"):
+    with pytest.raises(CheckpointError, match=r"README\.md is a folder, where fp8pad has to write a file"):
         fp8pad.unpad(tmp_path / "out", tmp_path / "restored")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
@@ -119,7 +119,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_at_once(model: Path, tmp_pat
     """Otherwise the file to write would collide with it at the very end."""
     (model / name).mkdir()
     (model / name / "notes.txt").write_text("text")
-    with pytest.raises(CheckpointError, match=f"{name} is a folder; a file of that name is to be written"):
+    with pytest.raises(CheckpointError, match=f"{name} is a folder, where fp8pad has to write a file"):
         fp8pad.convert(model, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [model]
 
@@ -141,7 +141,9 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
     """It says whether the plugin is needed, what absorbing changed, and which TP sizes work."""
     source = read_unconverted(example)
     padded = with_section("", source, fp8pad.plan(example).plan)
-    assert "\nNeeds vLLM 0.26 or newer with fp8pad installed: others refuse it, or ignore its scales.\n" in padded
+    assert (
+        "\nNeeds vLLM 0.26 or newer with fp8pad installed: other engines refuse it, or ignore its scales.\n" in padded
+    )
     assert "\nTensor-parallel sizes: 1 only.\n" in padded
     assert "\nvllm serve DIR\n" in padded
     assert "\nfp8pad verify ORIGINAL DIR " in padded  # without it, bytes of layers are not compared

@@ -406,7 +406,7 @@ def test_the_current_folder_is_never_replaced(
     monkeypatch.chdir(tmp_path / "above" / "here")
     finished = fp8pad("convert", example, out_dir, "--overwrite")
     assert finished.status == 1
-    assert finished.stderr == f"error: {out_dir}: is the current folder, or holds it; name another folder\n"
+    assert finished.stderr == f"error: {out_dir}: is the current folder, or contains it; choose another folder\n"
 
 
 @pytest.mark.parametrize("module", ["typer", "rich", "numpy"])

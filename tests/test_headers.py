@@ -70,7 +70,7 @@ def test_metadata_may_have_the_keys_of_a_tensor() -> None:
         ({"a": A}, 1, "truncated"),
         ({"a": A}, 3, "belong to no tensor"),
         ({"a": A, "b": {**B, "data_offsets": [1, 4]}}, 4, "b: overlaps"),
-        ({"a": A, "b": {**B, "data_offsets": [3, 6]}}, 6, "b: leaves a hole"),
+        ({"a": A, "b": {**B, "data_offsets": [3, 6]}}, 6, "b: leaves a gap"),
         ({"a": {**A, "data_offsets": [-1, 1]}}, 1, "a: data_offsets"),
         ({"a": {**A, "data_offsets": [2, 0]}}, 2, "a: data_offsets"),
         ({"a": {**A, "data_offsets": [0, 2, 4]}}, 2, "a: data_offsets"),

@@ -39,7 +39,7 @@ def test_a_text_that_indentation_makes_too_long_is_not_made() -> None:
     for _ in range(90):
         nested = [nested]
     assert len(dumps_like('{"a": 1}', {"a": nested}, "x")) < 1_000_000
-    with pytest.raises(ConfigError, match=r"^x: would have more than the 32000000 bytes that are read again"):
+    with pytest.raises(ConfigError, match=r"^x: would have more than the 32000000 bytes that fp8pad reads"):
         dumps_like('{\n                "a": 1}', {"a": nested}, "x")
 
 

@@ -104,7 +104,9 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
         library.convert(model, model)
     with pytest.raises(TypeError, match="expected a folder"):
         library.verify()
-    with pytest.raises(UsageError, match="finish: publishes the shards that no-resume would remove"):
+    with pytest.raises(
+        UsageError, match="finish: cannot be combined with no-resume, which would remove the shards to publish"
+    ):
         library.convert(model, tmp_path / "out", finish=True, resume=False)
 
 

@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_moved_is_refused_at_once(
     (tmp_path / "out" / "config.json").write_text("edited")
     before = untouched(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "out")  # root may do anything
-    with pytest.raises(OutputError, match=r"out: is read-only, and so cannot be replaced; chmod u\+w it first"):
+    with pytest.raises(OutputError, match=r"out: is read-only and cannot be replaced; run `chmod u\+w` on it first"):
         write(tmp_path / "out")
     assert untouched(tmp_path) == before
 
@@ -158,7 +158,7 @@ def test_the_current_folder_is_refused_and_so_are_those_above_it(
         out_dir = tmp_path / "link"
     monkeypatch.chdir(current)
     before = untouched(tmp_path)
-    with pytest.raises(OutputError, match="is the current folder, or holds it"):
+    with pytest.raises(OutputError, match="is the current folder, or contains it"):
         write(out_dir)
     assert untouched(tmp_path) == before
 

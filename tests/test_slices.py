@@ -262,7 +262,11 @@ def test_a_slice_that_fails_leaves_the_others_what_they_have(
         (["--shards", "0", "--executor", "ray"], 2, "--shards does not go with --executor ray"),
         (["--shards", "0", "--no-resume"], 2, "--shards does not go with --no-resume"),
         (["--shards", "0", "--dry-run"], 2, "--shards does not go with --dry-run"),
-        (["--finish", "--no-resume"], 1, "finish: publishes the shards that no-resume would remove"),
+        (
+            ["--finish", "--no-resume"],
+            1,
+            "finish: cannot be combined with no-resume, which would remove the shards to publish",
+        ),
         (["--shards", "0", "--engine", "x"], 1, "engine x: expected one of"),
         (["--finish"], 1, "5 of 5 shards are not finished"),
     ],

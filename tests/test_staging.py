@@ -207,7 +207,7 @@ def test_a_umask_that_keeps_us_out_leaves_nothing(tmp_path: Path, mask: int) -> 
     """Files created under this umask would be unusable anyway."""
     before = os.umask(mask)
     try:
-        with pytest.raises(OutputError, match="the umask keeps you out"), hold_staging(tmp_path / "out"):
+        with pytest.raises(OutputError, match="your umask denies you access"), hold_staging(tmp_path / "out"):
             pass
     finally:
         os.umask(before)
@@ -222,7 +222,7 @@ def test_a_file_system_without_permissions_is_refused(tmp_path: Path, monkeypatc
         (folder.path / name).chmod(0o777)
 
     monkeypatch.setattr(Directory, "make", make)
-    with pytest.raises(OutputError, match=r"everybody may write .* umask=077"), hold_staging(tmp_path / "out"):
+    with pytest.raises(OutputError, match=r"anyone can write .* umask=077"), hold_staging(tmp_path / "out"):
         pytest.fail("it is not ours alone")
     assert names(tmp_path) == []
 
@@ -236,7 +236,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
         hidden.symlink_to("private")
     else:
         os.mknod(hidden, 0o600 | (stat.S_IFREG if kind == "file" else stat.S_IFIFO))
-    with pytest.raises(OutputError, match="expected a folder of yours"), hold_staging(tmp_path / "out"):
+    with pytest.raises(OutputError, match="expected a folder that you own"), hold_staging(tmp_path / "out"):
         pytest.fail("it is not ours")
     assert names(tmp_path) == [HIDDEN, "private"]
     assert not names(tmp_path / "private")
@@ -256,7 +256,7 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     """In a world-writable folder, anybody may have created it."""
     (tmp_path / HIDDEN).mkdir(mode=0o700)
     os.chown(tmp_path / HIDDEN, 12345, 12345)
-    with pytest.raises(OutputError, match="folder of yours"), hold_staging(tmp_path / "out"):
+    with pytest.raises(OutputError, match="folder that you own"), hold_staging(tmp_path / "out"):
         pytest.fail("it is not ours")
 
 

@@ -105,7 +105,7 @@ class Checkpoint:
         try:
             return copied_mode((self.root / folder).stat(), group)
         except OSError as error:
-            raise CheckpointError(f"{self.root / folder}: cannot be read any more: {error.strerror}") from error
+            raise CheckpointError(f"{self.root / folder}: can no longer be read: {error.strerror}") from error
 
     def with_edited_config(self) -> "Checkpoint":
         """Return the checkpoint without params.json, which would contradict an edited config.json.
@@ -251,7 +251,7 @@ def read_record(converted: Checkpoint) -> CheckpointRecord | None:
     if RECORD_FILE in converted.other_files:
         return parse_record(read_text(converted.root, RECORD_FILE))
     if mark := padding_mark(converted):
-        raise RecordError(f"{converted.root}: {RECORD_FILE} is missing, although there is {mark}")
+        raise RecordError(f"{converted.root}: {RECORD_FILE} is missing, but {mark} shows that fp8pad padded it")
     return None
 
 
@@ -261,5 +261,5 @@ def check_unchanged(source: Checkpoint) -> None:
         try:
             found = FileIdentity.of((source.root / file).stat())
         except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read any more: {error.strerror}") from error
+            raise CheckpointError(f"{file}: can no longer be read: {error.strerror}") from error
         check_identity(file, before, found)

@@ -31,23 +31,23 @@ def check_destination(source: Checkpoint, out_dir: Path) -> Path:
     try:
         target = out_dir.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
-        raise OutputError(f"{out_dir}: cannot be followed: {error}") from error
+        raise OutputError(f"{out_dir}: cannot be resolved: {error}") from error
     if any(path.is_symlink() for path in (target, *target.parents)):
-        raise OutputError(f"{out_dir}: cannot be followed: a loop of links")
+        raise OutputError(f"{out_dir}: cannot be resolved: a loop of symbolic links")
     if target.exists() and not target.is_dir():
         raise OutputError(f"{out_dir}: expected a folder")
     _check_apart(source, target, out_dir)
     for place, name in _places():
         if place.is_relative_to(target):
-            raise OutputError(f"{out_dir}: is {name}, or holds it; name another folder")
+            raise OutputError(f"{out_dir}: is {name}, or contains it; choose another folder")
     parent = existing_parent(target)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{out_dir}: {parent} cannot be written to")
+        raise OutputError(f"{out_dir}: {parent} is not writable")
     if target.is_dir() and (target.stat().st_dev != parent.stat().st_dev or target.is_mount()):
-        raise OutputError(f"{out_dir}: is a mount point, which cannot be replaced; name a folder inside it")
+        raise OutputError(f"{out_dir}: is a mount point, which cannot be replaced; choose a folder inside it")
     for mount in _mount_points():
         if mount.is_relative_to(target):
-            raise OutputError(f"{out_dir}: something is mounted in it, at {mount}; name another folder")
+            raise OutputError(f"{out_dir}: something is mounted in it, at {mount}; choose another folder")
     return target
 
 
@@ -59,7 +59,7 @@ def check_replaceable(target: Path, out_dir: Path, new_files: Set[str], overwrit
         if not overwrite:
             raise OutputError(f"{out_dir}: is not empty; use --overwrite to replace it")
         if not os.access(target, os.W_OK):  # moving a folder needs write permission
-            raise OutputError(f"{out_dir}: is read-only, and so cannot be replaced; chmod u+w it first")
+            raise OutputError(f"{out_dir}: is read-only and cannot be replaced; run `chmod u+w` on it first")
         with open_directory(target) as old:
             check_replaced(old, new_files, out_dir)
 
@@ -110,14 +110,14 @@ def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
     if target == model:
         raise OutputError(f"{out_dir}: is the model folder itself")
     if target.is_relative_to(model):
-        raise OutputError(f"{out_dir}: lies inside the model folder {source.root}")
+        raise OutputError(f"{out_dir}: is inside the model folder {source.root}")
     if holder := next((parent for parent in target.parents if (parent / RECORD_FILE).exists()), None):
-        raise OutputError(f"{out_dir}: lies inside {holder}, which fp8pad wrote, and verify would find it there")
+        raise OutputError(f"{out_dir}: is inside {holder}, which fp8pad wrote; verify would report it there")
     for path in (model, *((source.root / file).resolve() for file in source.identities)):
         if path.is_relative_to(target):
-            raise OutputError(f"{out_dir}: the model, or a file that it links to, lies inside: {path}")
+            raise OutputError(f"{out_dir}: contains the model, or a file that it links to: {path}")
         if path.is_relative_to(staging := staging_path(target)):
-            raise OutputError(f"{out_dir}: the model, or a file that it links to, lies in the staging folder {staging}")
+            raise OutputError(f"{out_dir}: the model, or a file that it links to, is in the staging folder {staging}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def check_replaced(old: Directory, new_files: Set[str], out_dir: Path) -> Replac
         if foreign := [file for file in files if file not in known]:
             named = ", ".join(foreign[:_NAMED]) + (", ..." if len(foreign) > _NAMED else "")
             count = f"{len(foreign)} file{'s' if len(foreign) > 1 else ''}"
-            raise OutputError(f"{out_dir}: holds {count} that fp8pad did not write: {named}; name another folder")
+            raise OutputError(f"{out_dir}: holds {count} that fp8pad did not write: {named}; choose another folder")
         edited = [file for file in files if record and not _is_recorded(old, file, record)]
     return Replaced(tuple(files), tuple(edited))
 

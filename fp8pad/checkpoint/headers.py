@@ -89,7 +89,7 @@ def in_data_order(tensors: Iterable[TensorHeader]) -> list[TensorHeader]:
 
 def _whole_number(digits: str) -> int:
     if digits == "-0":
-        raise ValueError("-0 is no whole number to the safetensors library")
+        raise ValueError("the safetensors library does not accept -0 as an integer")
     return int(digits)
 
 
@@ -108,7 +108,7 @@ def _parse_json(text: bytes, file: str) -> dict[str, Any]:
         document = dict(pairs)
         if len(document) < len(pairs):
             ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-            raise ValueError(f"{name} is there twice")
+            raise ValueError(f"{name} occurs twice")
         if document.keys() != {"dtype", "shape", "data_offsets"} or isinstance(shape := document["shape"], str):
             return document
         if isinstance(shape, list):
@@ -168,7 +168,7 @@ def _check_dense(tensors: Iterable[TensorHeader], data_bytes: int, file: str) ->
     position = 0
     for tensor in in_data_order(tensors):
         if tensor.begin != position:
-            cause = "overlaps what lies before it" if tensor.begin < position else "leaves a hole before it"
+            cause = "overlaps the tensor before it" if tensor.begin < position else "leaves a gap before it"
             raise HeaderError(f"{file}: {tensor.name}: {cause}: expected begin {position}, got {tensor.begin}")
         position = tensor.end
     if position != data_bytes:

@@ -43,7 +43,7 @@ def dumps_like(original: str, document: Mapping[str, Any], file: str) -> str:
     for part in parts:
         text.write(part)
         if text.tell() > limit:
-            raise ConfigError(f"{file}: would have more than the {limit} bytes that are read again")
+            raise ConfigError(f"{file}: would have more than the {limit} bytes that fp8pad reads")
     text.write(original[len(original.rstrip()) :])
     return text.getvalue()
 

@@ -174,7 +174,7 @@ def _padded_shard(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> 
     metadata[METADATA_KEY] = shard_metadata({name: tensor.logical_shape for name, tensor in tensors.items()})
     header, prefix = _resized(logical, {name: tensor.padded_shape for name, tensor in tensors.items()}, metadata)
     if header.data_start - LENGTH_BYTES > MAX_HEADER_BYTES:
-        size = f"{header.data_start - LENGTH_BYTES} bytes, more than the {MAX_HEADER_BYTES} that a reader accepts"
+        size = f"{header.data_start - LENGTH_BYTES} bytes, more than the {MAX_HEADER_BYTES} that safetensors accepts"
         raise PlanError(f"{logical.file}: its header would have {size}")
     return header, prefix
 

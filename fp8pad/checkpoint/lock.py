@@ -25,7 +25,7 @@ from fp8pad.errors import OutputError
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})  # a network file system may not support locks
 _FOR_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-_EXPECTED = "expected a folder of yours that nobody else can write to; move it away"
+_EXPECTED = "expected a folder that you own and that nobody else can write to; move it away"
 
 
 @contextmanager
@@ -101,10 +101,12 @@ def _check_kept(parent: Directory, name: str) -> None:
     status = parent.status(name)
     if status and status.st_mode & _FOR_OTHERS:
         os.rmdir(name, dir_fd=parent.descriptor)
-        raise OutputError(f"{parent.path}: everybody may write to what is made there; mount it with umask=077, for you")
+        raise OutputError(
+            f"{parent.path}: anyone can write to files created there; mount it with your uid and umask=077"
+        )
     if status and ~status.st_mode & stat.S_IRWXU:
         os.rmdir(name, dir_fd=parent.descriptor)
-        raise OutputError(f"{parent.path}: the umask keeps you out of what you make there; set one such as 022")
+        raise OutputError(f"{parent.path}: your umask denies you access to what you create there; set it to 022")
 
 
 def _check_own(root: Directory) -> None:
@@ -127,7 +129,7 @@ def _is_known(name: str) -> bool:
 def _check_entry(folder: Directory, name: str, is_expected: Callable[[os.stat_result | None], bool] | None) -> None:
     status = folder.status(name)  # None: its holder has just removed it
     if status and not (is_expected and is_expected(status)):
-        raise OutputError(f"{folder.path / name}: fp8pad has not put it there; move the staging folder away")
+        raise OutputError(f"{folder.path / name}: was not put there by fp8pad; move the staging folder away")
 
 
 def _lock(lock: int, root: Directory, operation: int) -> bool:

@@ -46,4 +46,4 @@ class WriteOptions(Workers):
     def __post_init__(self) -> None:
         check_fields(self, UsageError)
         if self.finishes and not self.resume:
-            raise UsageError("finish: publishes the shards that no-resume would remove")
+            raise UsageError("finish: cannot be combined with no-resume, which would remove the shards to publish")

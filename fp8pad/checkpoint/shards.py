@@ -24,13 +24,13 @@ def check_format(root: Path) -> None:
     files = {path.name for path in root.iterdir()}
     if CONFIG_FILE not in files and (root / "snapshots").is_dir():
         commits = ", ".join(sorted(path.name for path in (root / "snapshots").iterdir())[:2])
-        raise CheckpointError(f"is a model in the cache of the hub; name the folder in its snapshots: {commits}")
+        raise CheckpointError(f"is a model in the hub's cache; pass a folder of its snapshots: {commits}")
     has_own = MISTRAL_CONFIG_FILE in files and any(name.startswith("consolidated") for name in files)
     has_shards = any(name.endswith(SHARD_SUFFIX) and not is_other_form(name) for name in files)
     if has_own and not (has_shards and CONFIG_FILE in files):
         raise CheckpointError(
             f"is in Mistral's own format ({MISTRAL_CONFIG_FILE}, consolidated*); fp8pad needs the Hugging Face"
-            f" format: {CONFIG_FILE} and model*.safetensors, which most Mistral repositories hold beside it, or which"
+            f" format: {CONFIG_FILE} and model*.safetensors, which most Mistral repositories also hold, or which"
             " a conversion script of transformers writes"
         )
 
@@ -103,7 +103,7 @@ def _misplaced(name: str, expected: str | None, shards: Iterable[ShardHeader]) -
     """Return a message about a tensor that is in the wrong shard, or in two."""
     first, *others = [shard.file for shard in shards for tensor in shard.tensors if tensor.name == name]
     if others:
-        return f"{name}: lies in {first} and in {others[0]}"
+        return f"{name}: is in both {first} and {others[0]}"
     if expected is None:
-        return f"{INDEX_FILE}: {name}: lies in {first}, but weight_map does not name it"
-    return f"{INDEX_FILE}: {name}: expected in {expected}, but it lies in {first}"
+        return f"{INDEX_FILE}: {name}: is in {first}, but weight_map does not list it"
+    return f"{INDEX_FILE}: {name}: expected in {expected}, but it is in {first}"

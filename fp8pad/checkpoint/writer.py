@@ -75,7 +75,7 @@ class Writer:
         """Write a shard and read it back; one that an earlier run finished is compared with its source instead.
 
         Raises `OutputError` if it cannot be written, `CheckpointError` if the source cannot be read, and `VerifyError`
-        if what was read back is not what was written.
+        if what was read back differs from what was written.
         """
         key = self.key(layout)
         if self.is_finished(layout) and (noted := self._noted(layout)):
@@ -117,7 +117,7 @@ class Writer:
             expected = self.source.identities[layout.file]
             for mismatch in check_padding(layout.inverse(), self.source.root, lambda _: advance(0), expected):
                 raise AlteredPaddingError(
-                    f"{mismatch}: its padding was altered, and would be lost; --verify none drops it"
+                    f"{mismatch}: its padding was altered, and unpadding would discard it; --verify none allows that"
                 )
 
     @property
@@ -162,7 +162,7 @@ class Writer:
             if self.is_hashed:
                 hashes = Hashes(file_sha256(self.staging.unfinished_path(key), file), file_sha256(origin, file))
         if hashes and hashes.sha256 != hashes.source_sha256:
-            raise VerifyError(f"{file}: what was read back is not what was written")
+            raise VerifyError(f"{file}: what was read back differs from what was written")
         self.staging.complete(key, file)
         return Written(hashes)
 
@@ -179,7 +179,7 @@ class Writer:
                 digest.update(part)
                 num_bytes += len(part)
         if file_sha256(self.staging.unfinished_path(key), file) != digest.hexdigest():
-            raise VerifyError(f"{file}: what was read back is not what was written")
+            raise VerifyError(f"{file}: what was read back differs from what was written")
         self.staging.complete(key, file)
         return num_bytes
 
@@ -208,7 +208,7 @@ class Writer:
         if self.options.verify != "none":
             with open_file(path, layout.file) as target:
                 for place in read_back(transfer, target, prefix, sums, advance):
-                    raise VerifyError(f"{layout.file}: {place}: what was read back is not what was written")
+                    raise VerifyError(f"{layout.file}: {place}: what was read back differs from what was written")
         return sums.hashes
 
     def mismatches(self, layout: ShardLayout, path: Path, sums: Sums, advance: Advance) -> list[Mismatch]:

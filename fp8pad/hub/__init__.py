@@ -136,7 +136,7 @@ def _locked(parts: Path) -> Iterator[None]:
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise OutputError(not_ours)
         if foreign := [path for path in parts.iterdir() if not is_part(path)]:
-            raise OutputError(f"{foreign[0]}: fp8pad has not put it there; move the folder away")
+            raise OutputError(f"{foreign[0]}: was not put there by fp8pad; move the folder away")
         with suppress(OSError):
             try:
                 fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

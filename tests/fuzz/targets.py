@@ -39,7 +39,7 @@ POLICIES = [
 ]
 # Where fp8pad is stricter than the safetensors library, as docs/format.md says.
 STRICTER = re.compile(
-    r"is there twice|expected dtype, shape and data_offsets|surrogate|nest|recursion|too deep|levels|expected one of"
+    r"occurs twice|expected dtype, shape and data_offsets|surrogate|nest|recursion|too deep|levels|expected one of"
     r"|expected a list of sizes|expected \[begin, end\]|expected an object of strings|digit|NaN|Infinity|duplicate"
     r"|fewer lists and objects"
 )
