@@ -279,7 +279,7 @@ BLOCK_128 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     ],
 )
 def test_the_matrices_of_a_layer_fused_on_disk_are_named(module: str, shape: tuple[int, int], reason: str) -> None:
-    """The runtime cannot help this layer, so it does not need it; nor can absorbing if gate ends inside a block."""
+    """The reason lists them. The runtime cannot help, so it is not needed; nor can absorbing, in one case."""
     name = f"model.layers.0.{module}"
     grid = tuple(size // 128 for size in shape)
     header = shard("m.safetensors", (f"{name}.weight", "F8_E4M3", shape), (f"{name}.weight_scale_inv", "F32", grid))

@@ -1,4 +1,4 @@
-"""Experts stacked in one weight: told from their family file, in both orders of axes, and planned at any TP size."""
+"""Experts stacked in one weight: recognised by their family file, in both orders of axes, planned for all TP sizes."""
 
 from collections.abc import Mapping
 from math import prod

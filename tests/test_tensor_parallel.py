@@ -157,7 +157,7 @@ def test_of_two_unaligned_shares_one_begins_inside_a_block() -> None:
 
 
 def test_a_copied_key_or_value_lies_beside_split_queries() -> None:
-    """One head of 64 on two ranks: the queries' 128 rows are a block, the 64 of keys and of values are half of one."""
+    """One head of 64 on two ranks: the queries' 128 rows are a block, keys and values are half a block each."""
     config = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 1}
     name = "model.layers.0.self_attn.k_proj"
     sizes = {"q_proj": 256, "k_proj": 64, "v_proj": 64}

@@ -1,4 +1,4 @@
-"""What vLLM does with a checkpoint at a tensor-parallel size, on headers alone; each rule's source is in its file."""
+"""What vLLM does with a checkpoint at a TP size, from headers alone; the source of each rule is in its file."""
 
 import re
 from collections.abc import Mapping
@@ -38,12 +38,12 @@ EXPERT = "model.layers.0.mlp.experts.0"
 
 
 def planned(made: Headers, policy: Policy) -> CheckpointPlan:
-    """The plan for these headers."""
+    """Return the plan for these headers."""
     return plan_checkpoint(*made, policy)
 
 
 def said(verdict: Verdict) -> dict[str, set[str]]:
-    """The last parts of module names by outcome."""
+    """Return the last parts of module names by outcome."""
     names: dict[str, set[str]] = {}
     for finding in verdict.findings:
         names.setdefault(finding.outcome, set()).update(name.rpartition(".")[2] for name in finding.layers)
@@ -51,14 +51,14 @@ def said(verdict: Verdict) -> dict[str, set[str]]:
 
 
 def test_every_rule_says_where_it_was_read_and_how_it_is_known() -> None:
-    """Data without a source could not be checked again for the next version."""
+    """Data without a source could not be checked for the next version."""
     for engine in engines().values():
         assert engine.rule
         assert all(rule.why and rule.source and rule.known for rule in engine.rule)
 
 
 def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed() -> None:
-    """29,568 / 2 in small: 384 / 2 begins inside a block; with -tp 2 the record alone helps, and so does absorbing."""
+    """Like 29,568 / 2: 384 / 2 begins inside a block; with -tp 2 the record alone helps, and so does absorbing."""
     made = headers(LLAMA | {"intermediate_size": 384}, FP8, gated(MLP, 384) | attention(128))
     refused = {"refuses": {"gate_proj", "up_proj", "down_proj"}}
     plan = planned(made, Policy(tensor_parallel_size=2))
@@ -72,7 +72,7 @@ def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed(
 
 
 def test_a_block_model_whose_mlp_cannot_be_taken_apart_is_served_by_fewer_ranks() -> None:
-    """Gate and up that share a block on disk, and the MLP of a family that is not known."""
+    """Gate and up that share a block on disk, and the MLP of an unknown family."""
     shapes = {f"{MLP}.gate_up_proj": (2 * 288, 256), f"{MLP}.down_proj": (256, 288)}
     made = headers(LLAMA | {"model_type": "phi3", "intermediate_size": 288}, FP8, shapes)
     plan = planned(made, Policy(tensor_parallel_size=2))
@@ -85,14 +85,14 @@ def test_a_block_model_whose_mlp_cannot_be_taken_apart_is_served_by_fewer_ranks(
 
 
 def test_columns_that_are_not_whole_blocks_are_refused_as_they_are_and_padded_by_converting() -> None:
-    """Activations are quantized by blocks of columns, on one rank too."""
+    """Activations are quantized in blocks of columns, on one rank too."""
     plan = planned(headers(LLAMA | {"intermediate_size": 320}, FP8, {f"{MLP}.down_proj": (256, 320)}), Policy())
     assert said(Judge(plan, VLLM).original(1)) == {"refuses": {"down_proj"}}
     assert converted_verdict(plan, VLLM) == Verdict()
 
 
 def test_attention_that_begins_inside_a_block_is_served_by_fewer_ranks() -> None:
-    """Two key-value heads of 64: on two ranks each holds half a block, which nothing but fewer ranks helps."""
+    """Two key-value heads of 64: on two ranks each has half a block, and only fewer ranks help."""
     made = headers(LLAMA | {"intermediate_size": 512}, FP8, gated(MLP, 512) | attention(64))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"k_proj", "v_proj"}}
@@ -100,7 +100,7 @@ def test_attention_that_begins_inside_a_block_is_served_by_fewer_ranks() -> None
 
 
 def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> None:
-    """13,653 in small: 213 rows do not go on two ranks, whatever their scales."""
+    """Like 13,653: 213 rows cannot be divided between two ranks, whatever their scales."""
     made = headers(LLAMA | {"intermediate_size": 213}, CHANNELS, gated(MLP, 213))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
@@ -108,7 +108,7 @@ def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> 
 
 
 def test_fewer_ranks_are_judged_with_the_options_asked_for() -> None:
-    """Two heads go on two ranks at most, and 213 rows on two only if they are absorbed, as was asked."""
+    """Two heads allow two ranks at most, and 213 rows allow two only if absorbing was requested."""
     shapes = gated(MLP, 213) | attention(64)
     made = headers(LLAMA | {"intermediate_size": 213, "num_attention_heads": 2}, CHANNELS, shapes)
     for absorb, served in ((True, 2), (False, 1)):
@@ -117,14 +117,14 @@ def test_fewer_ranks_are_judged_with_the_options_asked_for() -> None:
 
 
 def test_fewer_ranks_and_absorbing_experts_are_named_where_it_takes_both(tmp_path: Path) -> None:
-    """The table has such a row; that no option works would contradict it."""
+    """The table has such a row; a message that no option works would contradict it."""
     source = read_unconverted(copy_case("good/deepseek_v3_block", tmp_path))
     plan = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=2, absorb=True))
     assert nearest_served_policy(plan, VLLM) == Policy(absorb=True, absorb_experts=True)
 
 
 def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> None:
-    """192 columns of a block of 128: refined to 64 by one method, refused by the other; 24 are too few to refine."""
+    """192 columns with blocks of 128: one method refines them to 64, another refuses; 24 are too few to refine."""
     shapes = gated(EXPERT, 384)
     plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, shapes), Policy(tensor_parallel_size=2))
     assert said(converted_verdict(plan, VLLM)) == {"Triton only": {"gate_proj", "up_proj", "down_proj"}}
@@ -138,7 +138,7 @@ def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> No
 
 
 def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_by_another() -> None:
-    """At TP 1, too: up begins where gate's last block is not full. Padded, the runtime serves it."""
+    """At TP 1 too: up begins where gate's last block is not full. Padded, the runtime serves it."""
     shapes = {f"{MLP}.gate_proj": (213, 256), f"{MLP}.up_proj": (213, 256)}
     for quantization, outcome in ((FP8, "answers wrongly"), (COMPRESSED, "refuses")):
         plan = planned(headers(LLAMA | {"intermediate_size": 213}, quantization, shapes), Policy())
@@ -147,7 +147,7 @@ def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_
 
 
 def test_heads_that_begin_inside_a_block_are_misplaced_or_refused() -> None:
-    """Heads of 112 rows have room for whole blocks of scales, behind each other and on disk; heads of 64 have none."""
+    """Heads of 112 rows have room for whole blocks of scales, one after another and on disk; heads of 64 have none."""
     for head_dim, outcome in ((112, "answers wrongly"), (64, "refuses")):
         made = headers(LLAMA, FP8, {name: shape for name, shape in attention(head_dim).items() if "o_proj" not in name})
         verdict = Judge(planned(made, Policy()), VLLM).original(2)
@@ -156,7 +156,7 @@ def test_heads_that_begin_inside_a_block_are_misplaced_or_refused() -> None:
 
 
 def test_what_shares_a_block_on_disk_is_loaded_as_it_lies() -> None:
-    """Gate's last rows and up's first have one scale; on one rank vLLM loads the two tensors' scales as one."""
+    """Gate's last and up's first rows share a scale; on one rank vLLM loads both tensors' scales as one."""
     shapes = {f"{MLP}.gate_up_proj": (2 * 192, 256)}
     plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 192}, FP8, shapes), Policy())
     assert Judge(plan, VLLM).original(1).outcome == "refuses"
@@ -166,7 +166,7 @@ def test_what_shares_a_block_on_disk_is_loaded_as_it_lies() -> None:
 
 
 def test_what_shares_a_block_on_disk_and_is_not_padded_is_loaded_by_vllm() -> None:
-    """Two halves of one and a half blocks are three: nothing is padded, and vLLM's loader has no room for four."""
+    """Two times one and a half blocks are three: nothing is padded, and vLLM's loader has no room for four."""
     shapes = {f"{MLP}.gate_up_proj": (2 * 192, 256), f"{MLP}.down_proj": (256, 192)}
     plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 192}, FP8, shapes), Policy())
     assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_up_proj"}}
@@ -207,7 +207,7 @@ def test_deepseek_v41s_layers_that_are_not_whole_blocks_are_not_known() -> None:
 
 
 def test_deepseek_v41s_blocks_of_32_are_its_own_methods() -> None:
-    """Its file gives them to MXFP8's kernels; the same blocks in another model are refused."""
+    """Its model file gives them to MXFP8's kernels; the same blocks in another model are refused."""
     for architecture, outcome in (("DeepseekV41ForCausalLM", "serves"), ("LlamaForCausalLM", "refuses")):
         config = LLAMA | {"architectures": [architecture]}
         plan = planned(headers(config, BLOCKS_OF_32, {f"{MLP}.down_proj": (256, 320)}), Policy())
@@ -216,7 +216,7 @@ def test_deepseek_v41s_blocks_of_32_are_its_own_methods() -> None:
 
 @pytest.mark.parametrize(("inner", "outcome"), [(320, "serves"), (336, "refuses")])
 def test_what_deepseek_v41s_own_method_takes_is_not_padded(inner: int, outcome: str) -> None:
-    """The plugin does not know that method: it would refuse a scale of `[N, K / 32]`. Absorbing needs no plugin."""
+    """The plugin does not support that method, with a scale of `[N, K / 32]`. Absorbing needs no plugin."""
     config = V4 | {"architectures": ["DeepseekV41ForCausalLM"], "moe_intermediate_size": inner, "hidden_act": "silu"}
     shapes = {"layers.0.attn.wo_b": (256, inner)}
     plan = planned(headers(config, BLOCKS_OF_32, shapes), Policy())
@@ -228,7 +228,7 @@ def test_what_deepseek_v41s_own_method_takes_is_not_padded(inner: int, outcome: 
 
 
 def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> None:
-    """10,944 / 8 in small: 216 / 2 = 108 is not a multiple of 16; 216 itself is none either."""
+    """Like 10,944 / 8: 216 / 2 = 108 is not a multiple of 16, and neither is 216."""
     made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, gated(MLP, 216))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(Judge(plan, VLLM).original(2)) == {"pads in every forward": {"gate_proj", "up_proj", "down_proj"}}
@@ -242,7 +242,7 @@ WEIGHTS = {"type": "float", "num_bits": 8, "strategy": "channel"}
     ("activations", "shape", "outcome", "padded"),
     [
         ({"strategy": "token"}, (256, 216), "pads in every forward", "serves"),
-        (None, (256, 216), "pads in every forward", "pads in every forward"),  # to 224, which are no tiles either
+        (None, (256, 216), "pads in every forward", "pads in every forward"),  # to 224, which is not a whole number of tiles either
         (None, (256, 213), "refuses", "pads in every forward"),
         (None, (256, 192), "serves", "serves"),
         (None, (192, 192), "pads in every forward", "pads in every forward"),
@@ -251,7 +251,7 @@ WEIGHTS = {"type": "float", "num_bits": 8, "strategy": "channel"}
 def test_weights_that_alone_are_fp8_go_to_marlin(
     activations: object, shape: tuple[int, int], outcome: str, padded: str
 ) -> None:
-    """It takes tiles of 64 by 128 or 128 by 64, and pads to them in every forward; fp8pad does with an option."""
+    """It needs tiles of 64 by 128 or 128 by 64, and pads to them in every forward; fp8pad does with an option."""
     groups = {"group_0": {"weights": WEIGHTS, "input_activations": activations}}
     config = {"quant_method": "compressed-tensors", "config_groups": groups}
     made = headers(LLAMA, config, {f"{MLP}.down_proj": shape}, "channel")
@@ -264,7 +264,7 @@ def test_weights_that_alone_are_fp8_go_to_marlin(
 
 @pytest.mark.parametrize("part", ["", "text_config", "llm_config"])
 def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(part: str) -> None:
-    """vLLM looks at the number in the text model's config alone; other sizes that do not fit are said once."""
+    """vLLM checks only the number in the text model's config; other sizes that do not fit are reported once."""
     sizes = {"intermediate_size": 512, "num_attention_heads": 12, "hidden_act": "silu"}
     config = {"model_type": "x", part: sizes} if part else {"model_type": "llama", **sizes}
     plan = planned(headers(config, FP8, gated(MLP, 512)), Policy())
@@ -294,7 +294,7 @@ def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(pa
 def test_other_counts_that_ranks_cannot_share_are_refused_too(
     sizes: dict[str, int | None], ranks: int, why: str | None
 ) -> None:
-    """vLLM asserts that they divide, whatever is FP8, and whatever is done about inner sizes."""
+    """vLLM asserts that they are divisible, whatever is FP8, and whatever happens to inner sizes."""
     config = {"model_type": "llama", "intermediate_size": 2048, **sizes}
     plan = planned(headers(config, FP8, gated(MLP, 2048)), Policy())
     found = [finding.why for finding in Judge(plan, VLLM).original(ranks).findings]
@@ -303,7 +303,7 @@ def test_other_counts_that_ranks_cannot_share_are_refused_too(
 
 
 def test_kernels_see_the_layer_that_an_engine_makes_of_several() -> None:
-    """Gate and up of 72 rows are one layer of 144; only down, of 72 columns, is padded in every forward."""
+    """Gate and up of 72 rows are one layer of 144; only down, with 72 columns, is padded in every forward."""
     made = headers(LLAMA | {"intermediate_size": 144}, CHANNELS, gated(MLP, 144))
     assert said(Judge(planned(made, Policy()), VLLM).original(2)) == {"pads in every forward": {"down_proj"}}
     # Four heads of 40 and two key-value heads: 80 + 40 + 40 rows on two ranks, 40 + 40 + 40 on four.
@@ -313,7 +313,7 @@ def test_kernels_see_the_layer_that_an_engine_makes_of_several() -> None:
 
 
 def test_an_mlp_without_a_gate_has_nothing_fused_with_up() -> None:
-    """Nemotron-H's 1856 rows are 232 on eight ranks, no multiple of 16; twice as many would be one."""
+    """Nemotron-H's 1856 rows are 232 on eight ranks, not a multiple of 16; twice that would be one."""
     mixer = "backbone.layers.0.mixer"
     shapes = {f"{mixer}.up_proj": (1856, 256), f"{mixer}.down_proj": (256, 1856)}
     config = {"model_type": "nemotron_h", "intermediate_size": 1856, "mlp_hidden_act": "relu2"}
@@ -322,7 +322,7 @@ def test_an_mlp_without_a_gate_has_nothing_fused_with_up() -> None:
 
 
 def test_an_expert_is_one_layer() -> None:
-    """At TP 1, too, what is said of an expert is said of its three matrices."""
+    """A finding about an expert, at TP 1 too, names all three of its matrices."""
     for quantization, outcome in ((FP8, "Triton only"), (COMPRESSED, "refuses")):
         plan = planned(headers(MOE | {"moe_intermediate_size": 192}, quantization, gated(EXPERT, 192)), Policy())
         original = Judge(plan, VLLM).original(1)
@@ -350,7 +350,7 @@ MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized
 def test_scales_that_an_engine_has_no_place_for_are_refused_whatever_is_padded(
     quantization: dict[str, Any], prefix: str, outcome: str
 ) -> None:
-    """One scale a channel with method fp8, and experts that a method does not have: aligned, and padded too."""
+    """Per-channel scales with method fp8, and experts that a method does not support, aligned or padded."""
     scheme = "channel" if quantization == {"quant_method": "fp8"} else None
     for inner in (256, 208):
         made = headers(LLAMA | {"intermediate_size": inner}, quantization, gated(prefix, inner), scheme)
@@ -361,7 +361,7 @@ def test_scales_that_an_engine_has_no_place_for_are_refused_whatever_is_padded(
 
 
 def test_an_odd_vocabulary_is_no_wall() -> None:
-    """259 tokens are 320 for vLLM, which a multiple of 16 goes into on two and on four ranks."""
+    """vLLM pads 259 tokens to 320, of which two and four ranks get multiples of 16."""
     made = headers(LLAMA | {"vocab_size": 259}, CHANNELS, {"lm_head": (259, 128)} | attention(32))
     for ranks in (2, 4):
         plan = planned(made, Policy(tensor_parallel_size=ranks))
@@ -372,7 +372,7 @@ V4 = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "
 
 
 def test_deepseek_v4_is_split_as_its_own_names_say() -> None:
-    """wq_a and wkv are replicated, and so is the indexer's wq_b; attention's is split; shared experts are padded."""
+    """wq_a, wkv and the indexer's wq_b are replicated; attention's wq_b is split; shared experts are padded."""
     attn, shared = "layers.0.attn", "layers.0.ffn.shared_experts"
     shapes = {f"{attn}.wq_a": (128, 256), f"{attn}.wkv": (96, 256), f"{attn}.wq_b": (320, 128)}
     shapes |= {f"{attn}.indexer.wq_b": (320, 128), f"{attn}.wo_a": (128, 200), f"{attn}.wo_b": (256, 128)}
@@ -393,7 +393,7 @@ def test_deepseek_v4_is_split_as_its_own_names_say() -> None:
 @pytest.mark.parametrize("inner", [320, 384])
 @pytest.mark.parametrize("ranks", [1, 2, 16])
 def test_what_the_models_own_code_pads_is_left_to_it(inner: int, ranks: int) -> None:
-    """vLLM's file of DeepSeek-V4 makes whole blocks of its shared experts, for method fp8 alone."""
+    """vLLM's DeepSeek-V4 pads its shared experts to whole blocks, only for method fp8."""
     shared = "layers.0.ffn.shared_experts"
     shapes = {f"{shared}.w1": (inner, 256), f"{shared}.w3": (inner, 256), f"{shared}.w2": (256, inner)}
     config = V4 | {"num_attention_heads": 16}
@@ -405,7 +405,7 @@ def test_what_the_models_own_code_pads_is_left_to_it(inner: int, ranks: int) -> 
 
 
 def test_of_what_vllm_does_not_load_nothing_is_said() -> None:
-    """Qwen3-Omni's talker, of half a block on one rank: no wall, as the same sizes are in the thinker."""
+    """Qwen3-Omni's talker has half a block per rank, which does not matter; the same sizes in the thinker do."""
     config = {"architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe"}
     for part, outcome in (("talker", "serves"), ("thinker", "refuses")):
         shapes = gated("thinker.model.layers.0.mlp", 512) | gated(f"{part}.model.layers.1.mlp.shared_expert", 192)
@@ -416,7 +416,7 @@ def test_of_what_vllm_does_not_load_nothing_is_said() -> None:
 
 @pytest.mark.parametrize("part", ["talker", "thinker"])
 def test_the_plugin_is_needed_for_a_part_that_vllm_does_not_load(part: str) -> None:
-    """config.json names the plugin for whatever is padded: stock vLLM refuses that, loaded or not."""
+    """If anything is padded, config.json names the plugin, and stock vLLM refuses that, loaded or not."""
     config = {"architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe"}
     shapes = gated("thinker.model.layers.0.mlp", 512) | gated(f"{part}.model.layers.1.mlp.shared_expert", 192)
     plan = planned(headers(config, FP8, shapes), Policy())
@@ -425,7 +425,7 @@ def test_the_plugin_is_needed_for_a_part_that_vllm_does_not_load(part: str) -> N
 
 
 def test_layers_that_are_alike_are_told_apart_by_name_where_a_rule_asks_for_it() -> None:
-    """The same sizes in the talker and in the thinker are one group, of which only the thinker's are loaded."""
+    """Equal sizes in the talker and in the thinker form one group, but only the thinker's layers are loaded."""
     config = {"architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe"}
     shapes = {f"{part}.model.layers.0.self_attn.o_proj": (256, 320) for part in ("talker", "thinker")}
     plan = planned(headers(config, FP8, shapes), Policy())
@@ -434,7 +434,7 @@ def test_layers_that_are_alike_are_told_apart_by_name_where_a_rule_asks_for_it()
 
 
 def test_layers_are_looked_at_in_groups_that_a_rule_may_tell_apart_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rule for DeepSeek-V4's shared experts does not make each of its thousands of experts a case of its own."""
+    """A rule for DeepSeek-V4's shared experts does not make each of thousands of experts a separate case."""
     shapes: Shapes = {}
     for number in range(200):
         shapes |= gated(f"layers.{number}.mlp.experts.0", 320) | gated(f"layers.{number}.mlp.shared_experts", 320)
@@ -456,7 +456,7 @@ def test_layers_are_looked_at_in_groups_that_a_rule_may_tell_apart_by_name(monke
 
 
 def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:
-    """Four heads of 64, two keys of 64 and two values of 32 in one weight: no matrix of it is whole blocks."""
+    """Four heads of 64, two keys of 64 and two values of 32 in one weight: none of its matrices is whole blocks."""
     config = {"architectures": ["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2_flash", "num_attention_heads": 4}
     made = headers(config | {"num_key_value_heads": 2}, FP8, {"model.layers.0.self_attn.qkv_proj": (448, 256)})
     for ranks in (1, 2, 4):
@@ -466,7 +466,7 @@ def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:
 
 
 def test_scales_that_are_not_understood_are_no_wall() -> None:
-    """Nothing is known of such a layer: it is named, and counts as served as far as is known."""
+    """Nothing is known about such a layer: it is named, and counts as served."""
     quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_group"}}}
     plan = planned(headers(LLAMA, quark, {"model.layers.0.mlp.down_proj": (256, 320)}), Policy(tensor_parallel_size=4))
     assert said(converted_verdict(plan, VLLM)) == {"serves": {"down_proj"}}
@@ -474,7 +474,7 @@ def test_scales_that_are_not_understood_are_no_wall() -> None:
 
 @pytest.mark.parametrize("name", sorted(engines()))
 def test_each_engine_is_found_by_the_name_of_its_file(name: str) -> None:
-    """A name and a version, as the option takes them."""
+    """The option takes a name with a version."""
     engine = engines()[name]
     assert name == f"{engine.name.lower()}-{engine.version}"
     assert find_engine(name) is engine
@@ -482,14 +482,14 @@ def test_each_engine_is_found_by_the_name_of_its_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "transformers", "vLLM"])
 def test_an_engine_without_a_version_is_the_newest_that_is_described(name: str) -> None:
-    """As people write its name."""
+    """The name may be in any case."""
     versions = [engine for engine in engines().values() if engine.name.lower() == name.lower()]
     newest = max(versions, key=lambda engine: [int(part) for part in engine.version.split(".")])
     assert find_engine(name) is newest
 
 
 def table(plan: CheckpointPlan, engine: Engine) -> list[tuple[object, ...]]:
-    """The outcomes at each size: original, padded, absorbed, and the inner sizes that absorbing asks for."""
+    """Return the outcomes at each size: original, padded, absorbed, and the inner sizes that absorbing needs."""
     return [
         (
             at.num_ranks,
@@ -503,7 +503,7 @@ def table(plan: CheckpointPlan, engine: Engine) -> list[tuple[object, ...]]:
 
 
 def test_the_sizes_of_a_block_model_are_compared_without_planning_again() -> None:
-    """384 is whole blocks at TP 1; at TP 2 and 4 the plugin serves it as it is, and stock vLLM at 512."""
+    """384 is whole blocks at TP 1; at TP 2 and 4 the plugin serves it unchanged, and stock vLLM serves 512."""
     made = headers(LLAMA | {"intermediate_size": 384, "num_key_value_heads": 4}, FP8, gated(MLP, 384))
     plan = planned(made, Policy())
     rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
@@ -519,7 +519,7 @@ def test_the_sizes_of_a_block_model_are_compared_without_planning_again() -> Non
 
 
 def test_an_engine_without_a_plugin_refuses_what_is_padded_and_serves_what_is_absorbed() -> None:
-    """SGLang serves 512 as vLLM does, and a checkpoint that needs no padding."""
+    """SGLang serves 512 like vLLM, and a checkpoint that needs no padding."""
     sglang = find_engine("sglang-0.5.23")
     made = headers(LLAMA | {"intermediate_size": 384}, FP8, gated(MLP, 384))
     rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
@@ -530,7 +530,7 @@ def test_an_engine_without_a_plugin_refuses_what_is_padded_and_serves_what_is_ab
 
 
 def test_the_document_of_a_size_says_why_what_is_absorbed_is_refused() -> None:
-    """As the table does; the key is there only where there is such a verdict."""
+    """The table does too; the key exists only if there is such a verdict."""
     shapes = gated(MLP, 384) | attention(64)
     plan = planned(headers(LLAMA | {"intermediate_size": 384}, FP8, shapes), Policy())
     one, two = (at.to_json() for at in compare_sizes(plan, VLLM, (1, 2)))
@@ -542,7 +542,7 @@ def test_the_document_of_a_size_says_why_what_is_absorbed_is_refused() -> None:
 
 
 def test_experts_are_absorbed_only_where_that_is_better() -> None:
-    """Left to Triton at 384 / 2 and 384 / 4; at 512 any kernel takes them."""
+    """At 384 / 2 and 384 / 4 only Triton takes them; at 512 any kernel does."""
     made = headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384))
     rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
     rows += [(size, "Triton only", "Triton only", "serves", [512]) for size in (2, 4)]
@@ -552,7 +552,7 @@ def test_experts_are_absorbed_only_where_that_is_better() -> None:
 
 
 def test_the_size_asked_for_is_compared_too_and_what_is_better_there() -> None:
-    """Three ranks have a row between two and four; experts that Triton alone takes are absorbed for other kernels."""
+    """Three ranks get a row between two and four; experts that only Triton takes are absorbed for other kernels."""
     made = headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384))
     plan = planned(made, Policy(tensor_parallel_size=3))
     assert [at.num_ranks for at in compare_sizes(plan, VLLM)] == [1, 2, 3, 4, 8, 16]
@@ -567,7 +567,7 @@ def test_the_size_asked_for_is_compared_too_and_what_is_better_there() -> None:
 
 
 def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
-    """The rule is one, whether anything is padded or not: after the plan's own command, if there is one."""
+    """The rule is the same whether anything is padded or not; it comes after the plan's own command, if any."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     shapes = gated(EXPERT, 384) | {"model.layers.0.self_attn.o_proj": (256, 256)}
     same = "nothing to convert for TP 2: the checkpoint would stay as it is", ""
@@ -585,7 +585,7 @@ def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("aligned", [216, 20_000])
 def test_absorbing_is_advised_where_it_spares_the_plugin_at_the_same_cost(tmp_path: Path, aligned: int) -> None:
-    """Biases, which padding leaves alone, do not make it dearer; what ranks need together does, in a small model."""
+    """Biases, which padding does not change, do not count; rows that ranks need together do, in a small model."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     shapes = gated(MLP, 216) | {"model.layers.0.self_attn.o_proj": (aligned // 16 * 16, 8192)}
     made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, shapes)
@@ -610,7 +610,7 @@ def test_another_size_is_named_where_padding_or_absorbing_helps_there(tmp_path: 
 
 
 def test_advice_is_the_same_from_a_table_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The screen and the page have it already: sizes are not compared a second time."""
+    """The screen and the page already have it, so sizes are not compared again."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     for inner, ranks in ((384, 1), (384, 2), (320, 2)):
         made = headers(MOE | {"moe_intermediate_size": inner}, FP8, gated(EXPERT, inner))
@@ -623,7 +623,7 @@ def test_advice_is_the_same_from_a_table_that_is_known(tmp_path: Path, monkeypat
 
 
 def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
-    """Fewer ranks are no help where nothing is wrong; absorbing may be, where that does better than the original."""
+    """Fewer ranks do not help if nothing is wrong; absorbing may, if it does better than the original."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     made = headers(LLAMA | {"intermediate_size": 384}, COMPRESSED, {f"{MLP}.down_proj": (200, 384)})
     steps = list(advice(source, planned(made, Policy()), find_engine("transformers-5.24"), "OUT"))
@@ -643,7 +643,7 @@ def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
 
 
 def test_comparing_sizes_says_what_plans_for_them_would() -> None:
-    """For each size, the padded and the absorbed form are judged as the plans that make them are."""
+    """For each size, both forms get the same verdict as from the plans that make them."""
     shapes = gated(MLP, 384) | gated("model.layers.1.mlp", 384) | attention(64)
     made = headers(LLAMA | {"intermediate_size": 384}, FP8, shapes)
     for at in compare_sizes(planned(made, Policy()), VLLM, (1, 2, 4)):
@@ -656,7 +656,7 @@ def test_comparing_sizes_says_what_plans_for_them_would() -> None:
 
 
 def test_transformers_spreads_scales_over_rows_that_are_not_whole_blocks() -> None:
-    """Gate's 192 rows are one and a half blocks; at 256 nothing is said; ModelOpt's method is not known there."""
+    """Gate's 192 rows are one and a half blocks; 256 has no finding; ModelOpt's method is unknown there."""
     transformers = find_engine("transformers-5.24")
     for inner, outcome in ((192, "answers wrongly"), (256, "serves")):
         made = headers(LLAMA | {"intermediate_size": inner}, FP8, gated(MLP, inner))
@@ -674,7 +674,7 @@ def beside_fp8(
     shapes: Mapping[str, tuple[str, tuple[int, ...]]],
     quantization: Mapping[str, Any] = CHANNELS,
 ) -> Headers:
-    """Attention in FP8, and these tensors besides."""
+    """Return headers with attention in FP8 and these additional tensors."""
     (shard,), configs = headers(config, quantization, attention(128 if quantization == CHANNELS else 256))
     tensors = list(shard.tensors)
     for name, (dtype, shape) in shapes.items():
@@ -683,7 +683,7 @@ def beside_fp8(
 
 
 def plain(prefix: str, inner: int, dtype: str = "BF16", leaf: str = "weight") -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Gate, up and down, of another dtype than FP8."""
+    """Return gate, up and down in a dtype other than FP8."""
     return {f"{name}.{leaf}": (dtype, shape) for name, shape in gated(prefix, inner).items()}
 
 
@@ -691,7 +691,7 @@ def plain(prefix: str, inner: int, dtype: str = "BF16", leaf: str = "weight") ->
     ("dtype", "leaf"), [("BF16", "weight"), ("F16", "weight"), ("I8", "weight"), ("I32", "weight_packed")]
 )
 def test_mlps_that_are_not_fp8_are_refused_where_ranks_cannot_share_them(dtype: str, leaf: str) -> None:
-    """vLLM divides gate, up and down of any dtype: 214 neurons go on two ranks and not on four, 213 on neither."""
+    """vLLM divides MLPs of any dtype: 214 neurons fit two ranks but not four, 213 fit neither."""
     for inner, served in ((213, {1}), (214, {1, 2}), (216, {1, 2, 4})):
         made = beside_fp8(LLAMA | {"intermediate_size": inner}, plain(MLP, inner, dtype, leaf))
         judge = Judge(planned(made, Policy()), VLLM)
@@ -703,7 +703,7 @@ def test_mlps_that_are_not_fp8_are_refused_where_ranks_cannot_share_them(dtype: 
 
 
 def test_absorbing_grows_mlps_that_are_not_fp8_where_ranks_cannot_share_them_and_only_there() -> None:
-    """BF16 grows to what ranks can share, and no more; INT8 does not, and the plan says why."""
+    """BF16 grows to a size that ranks can share, and no more; INT8 does not, and the plan says why."""
     for ranks, grown in ((1, ()), (2, (214,)), (4, (216,))):
         made = beside_fp8(LLAMA | {"intermediate_size": 213}, plain(MLP, 213))
         plan = planned(made, Policy(tensor_parallel_size=ranks, absorb=True))
@@ -726,7 +726,7 @@ def test_absorbing_grows_mlps_that_are_not_fp8_where_ranks_cannot_share_them_and
 
 
 def test_a_config_that_contradicts_an_mlp_that_is_not_fp8_is_no_concern_of_the_plan() -> None:
-    """It is carried as it is, unread."""
+    """The MLP is carried unchanged, without reading it."""
     made = beside_fp8(LLAMA | {"intermediate_size": 999}, plain(MLP, 213))
     for policy in (Policy(tensor_parallel_size=2), Policy(tensor_parallel_size=2, absorb=True)):
         plan = planned(made, policy)
@@ -740,14 +740,14 @@ def test_a_config_that_contradicts_an_mlp_that_is_not_fp8_is_no_concern_of_the_p
         # vLLM replicates the tower of Gemma 4, and divides that of Qwen2.5-VL.
         ("gemma4", plain("model.vision_tower.encoder.layers.0.mlp", 213, leaf="linear.weight"), 2, "serves"),
         ("qwen2_5_vl", plain("visual.blocks.0.mlp", 213), 2, "refuses"),
-        # Heads that ranks cannot share: towers of some models are replicated then.
+        # If ranks cannot share the heads, towers of some models are replicated.
         ("qwen2_5_vl", plain("visual.blocks.0.mlp", 212), 8, "serves"),
     ],
 )
 def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
     config: str, shapes: dict[str, tuple[str, tuple[int, ...]]], ranks: int, outcome: str
 ) -> None:
-    """What is not divided can have any size, and what may not be is not claimed to be."""
+    """A tower that is not divided can have any size, and one that may not be divided is not reported."""
     text = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 8}
     tower = {"model_type": config, "num_attention_heads": 4, "intermediate_size": 213, "hidden_act": "silu"}
     made = beside_fp8({"model_type": config, "text_config": text, "vision_config": tower}, shapes)
@@ -755,7 +755,7 @@ def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
 
 
 def test_an_mlp_that_the_models_own_file_pads_is_not_refused() -> None:
-    """Shared experts of DeepSeek-V4, of whatever dtype: the rule for method fp8 names them by module."""
+    """DeepSeek-V4's shared experts of any dtype: the rule for method fp8 names them by module."""
     shared = {f"layers.0.ffn.shared_experts.{name}.weight": ("BF16", (213, 256)) for name in ("w1", "w3")}
     for quantization, outcome in ((FP8, "serves"), (COMPRESSED, "refuses")):
         made = beside_fp8(V4 | {"moe_intermediate_size": 213}, shared, quantization)
@@ -763,7 +763,7 @@ def test_an_mlp_that_the_models_own_file_pads_is_not_refused() -> None:
 
 
 def test_an_engine_that_is_not_described_is_refused_with_those_that_are() -> None:
-    """The option's mistake, and what it takes."""
+    """The error lists the accepted names and suggests one."""
     known = re.escape(", ".join(engines()))
     with pytest.raises(UsageError, match=rf"^engine vllm-9: expected one of {known}; did you mean vllm-0\.33\?$"):
         find_engine("vllm-9")
@@ -779,7 +779,7 @@ def test_a_family_file_says_how_its_own_modules_are_divided() -> None:
 
 @pytest.mark.parametrize("name", ["llama_bias_dyn", "llama_layer0_skip"])
 def test_what_absorbing_adds_counts_tensors_that_are_not_fp8(name: str, tmp_path: Path) -> None:
-    """Biases and weights of BF16 grow with the inner size, too."""
+    """BF16 biases and weights grow with the inner size too."""
     source = read_unconverted(copy_case(f"good/{name}", tmp_path))
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     assert any(size.other_bytes for size in plan.absorbable)

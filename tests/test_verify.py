@@ -1,4 +1,4 @@
-"""Verifying: an honest checkpoint passes, and no damage to any byte of any file does."""
+"""Verifying: an intact checkpoint passes, and no damage to any byte of any file does."""
 
 import hashlib
 import json
@@ -33,19 +33,19 @@ def convert_to(model: Path, out_dir: Path, policy: Policy = Policy(), full: bool
 
 
 def check(model: Path, out_dir: Path) -> VerifyReport:
-    """Verify without a word."""
+    """Verify without progress output."""
     return verify(model, out_dir, Progress())
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A checkpoint of two shards that needs padding."""
+    """Write a checkpoint of two shards that needs padding."""
     return llama(tmp_path / "model", num_shards=2, n=5, k=3)
 
 
 @pytest.fixture
 def out_dir(model: Path, tmp_path: Path) -> Path:
-    """What it converts to."""
+    """Convert the model."""
     return convert_to(model, tmp_path / "out")
 
 
@@ -58,7 +58,7 @@ def test_an_honest_checkpoint_passes(model: Path, out_dir: Path) -> None:
 
 @pytest.mark.parametrize("scale", scale_names("model.layers.0.mlp.down_proj.weight"))
 def test_the_scale_has_any_name_that_tools_give_it(tmp_path: Path, scale: str) -> None:
-    """What converts also verifies and comes back, though a record names its module after the weight alone."""
+    """It converts, verifies and is restored, though a record names the module after the weight alone."""
     tensors = {"model.layers.0.mlp.down_proj.weight": ("F8_E4M3", (21, 24)), scale: ("F32", (21, 1))}
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors})
     out_dir = convert_to(model, tmp_path / "out")
@@ -70,13 +70,13 @@ def test_the_scale_has_any_name_that_tools_give_it(tmp_path: Path, scale: str) -
 
 @pytest.mark.parametrize("policy", [Policy(alignment=64), Policy(tensor_parallel_size=4)])
 def test_the_policy_is_the_one_of_the_record(model: Path, tmp_path: Path, policy: Policy) -> None:
-    """Whatever was asked for when it was converted."""
+    """Verification uses the policy of the conversion."""
     assert check(model, convert_to(model, tmp_path / "other", policy, full=True)).ok
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_damaged_byte_is_noticed_wherever_it_is(model: Path, tmp_path: Path, alone: bool) -> None:
-    """Every 23rd byte of every file, all of short ones, also without the source; of the model card it is a note."""
+    """Every 23rd byte of every file, all bytes of short ones, without the source too; a note for the model card."""
     for name in ("README.md", "modeling_x.py", "chat_template.jinja", "LICENSE", "pictures/a.png"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text("0123456789")
@@ -100,7 +100,7 @@ def test_a_damaged_byte_is_noticed_wherever_it_is(model: Path, tmp_path: Path, a
 
 
 def test_mismatches_name_tensor_and_position(model: Path, out_dir: Path) -> None:
-    """Row and column of the first byte that differs in each tensor, at most twenty in all."""
+    """Row and column of the first different byte in each tensor, for at most twenty tensors."""
     path = out_dir / "model-00001-of-00002.safetensors"
     header = stored_header(path)
     content = bytearray(path.read_bytes())
@@ -140,7 +140,7 @@ def edit_json(path: Path, edit: Callable[[Any], None]) -> None:
 def test_records_that_lie_are_named(
     model: Path, out_dir: Path, file: str, edit: Callable[[Any], None], place: str | None
 ) -> None:
-    """With the source beside it and without."""
+    """With the source and without."""
     edit_json(out_dir / file, edit)
     found = [m for m in check(model, out_dir).mismatches if place is None or m.file in (file, "config.json")]
     assert found
@@ -169,7 +169,7 @@ def test_files_that_came_and_went_are_told_by_their_danger(model: Path, out_dir:
 
 @pytest.mark.parametrize("change", ["missing", "longer", "a flipped bit"])
 def test_every_file_of_the_record_has_to_be_as_it_was(model: Path, tmp_path: Path, change: str) -> None:
-    """Whatever kind it is, index and shards included; only a model card may be edited, and is not counted then."""
+    """Any kind of file, including index and shards; only a model card may be edited, and is then not counted."""
     for name in ("README.md", "LICENSE", "tokenizer_config.json", "modeling.py", "assets/logo.png"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text("text")
@@ -203,7 +203,7 @@ def test_every_file_of_the_record_has_to_be_as_it_was(model: Path, tmp_path: Pat
 def test_other_files_are_those_of_the_source_whatever_the_record_says(
     model: Path, tmp_path: Path, file: str, change: str
 ) -> None:
-    """An `fp8pad.json` that was forged with the file hides nothing; a tokenizer that is added is nobody's."""
+    """A forged `fp8pad.json` hides no forged file; an added tokenizer is reported too."""
     path = model / file
     path.unlink(missing_ok=True)
     if change != "added":
@@ -227,7 +227,7 @@ def test_other_files_are_those_of_the_source_whatever_the_record_says(
 
 
 def test_links_and_open_modes_are_noted(model: Path, out_dir: Path, tmp_path: Path) -> None:
-    """Whoever can change what a link leads to, or a file that all may write to, changes the model."""
+    """Anyone who can change a link's target, or a world-writable file, can change the model."""
     (out_dir / "tokenizer.json").chmod(0o666)
     (out_dir / "config.json").rename(tmp_path / "moved.json")
     (out_dir / "config.json").symlink_to(tmp_path / "moved.json")
@@ -238,7 +238,7 @@ def test_links_and_open_modes_are_noted(model: Path, out_dir: Path, tmp_path: Pa
 
 
 def test_a_snapshot_in_a_cache_is_all_links(model: Path, tmp_path: Path) -> None:
-    """Its files lie in `blobs`, as huggingface_hub downloads them; nothing is to be said of that."""
+    """Its files are in `blobs`, as huggingface_hub downloads them, which is not reported."""
     out_dir = convert_to(model, tmp_path / "out", full=True)
     snapshot = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
     blobs = tmp_path / "models--a--b" / "blobs"
@@ -251,7 +251,7 @@ def test_a_snapshot_in_a_cache_is_all_links(model: Path, tmp_path: Path) -> None
 
 
 def test_an_index_that_the_source_has_not_is_named(tmp_path: Path) -> None:
-    """It may name the right shards and still is not what was converted."""
+    """Even an index with the right shards was not part of the conversion."""
     model = llama(tmp_path / "model")
     out_dir = convert_to(model, tmp_path / "out")
     weight_map = dict.fromkeys(stored(out_dir / "model.safetensors"), "model.safetensors")
@@ -262,7 +262,7 @@ def test_an_index_that_the_source_has_not_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("levels", range(90, 100))
 def test_what_nests_too_deep_to_be_read_is_not_written(tmp_path: Path, levels: int) -> None:
-    """The config of before goes a level deeper, into `base`; what is written can be read."""
+    """The original config is nested one level deeper, in `base`; what is written can be read again."""
     model = llama(tmp_path / "model", n=5, k=3)
     nested: dict[str, Any] = {}
     for _ in range(levels):
@@ -291,14 +291,14 @@ def test_the_quantization_config_that_was_planned_with_is_copied_wherever_it_lie
 
 
 def test_a_missing_record_is_an_error(model: Path, out_dir: Path) -> None:
-    """Without the policy nothing can be derived; that the other records are there tells that one is missing."""
+    """Without the policy nothing can be derived; the other records show that one is missing."""
     (out_dir / "fp8pad.json").unlink()
     with pytest.raises(RecordError, match=r"fp8pad\.json is missing"):
         check(model, out_dir)
 
 
 def test_an_equal_copy_passes_and_a_different_one_does_not(tmp_path: Path) -> None:
-    """A checkpoint without records has to equal its source."""
+    """A checkpoint without records must equal its source."""
     model = llama(tmp_path / "model", n=32, k=16)
     out_dir = convert_to(model, tmp_path / "out")
     assert check(model, out_dir).ok
@@ -311,7 +311,7 @@ def test_an_equal_copy_passes_and_a_different_one_does_not(tmp_path: Path) -> No
 
 
 def test_a_copy_that_was_never_converted_is_only_a_copy(model: Path, tmp_path: Path) -> None:
-    """It equals its source, which is all that can be said of it; that converting would pad something is a note."""
+    """It equals its source, and that is all; that converting would pad something is a note."""
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     report = check(model, copy)
     assert (report.ok, report.has_records) == (True, False)
@@ -321,7 +321,7 @@ def test_a_copy_that_was_never_converted_is_only_a_copy(model: Path, tmp_path: P
 
 
 def test_arguments_the_other_way_round_are_said(model: Path, out_dir: Path) -> None:
-    """The hint is the right command, not to unpad first."""
+    """The hint is the right command, instead of the advice to unpad first."""
     with pytest.raises(AlreadyPaddedError, match=f"the arguments are swapped: fp8pad verify {model} {out_dir}"):
         check(out_dir, model)
     with pytest.raises(AlreadyPaddedError, match=r"name the checkpoint that .* was converted from, or .* alone"):
@@ -331,7 +331,7 @@ def test_arguments_the_other_way_round_are_said(model: Path, out_dir: Path) -> N
 def test_no_later_version_makes_a_published_checkpoint_wrong(
     example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The records decide, and notes tell, also of an edit by a version that knew more of the model."""
+    """The records decide, and differences are notes, also for an edit by a version that knew more about the model."""
     absorbed = convert_to(example, tmp_path / "absorbed", Policy(absorb=True))
     with monkeypatch.context() as patch:
         patch.setattr("fp8pad.planning.families.families", dict)
@@ -348,7 +348,7 @@ def test_no_later_version_makes_a_published_checkpoint_wrong(
 @pytest.mark.parametrize("absorb", [False, True])
 @pytest.mark.parametrize("key", ["num_hidden_layers", "eos_token_id", "intermediate_size_of_mine"])
 def test_no_edit_of_config_json_is_believed(example: Path, tmp_path: Path, key: str, absorb: bool) -> None:
-    """A record can name any: one is right only where absorbed tensors grow so, and today's plan edits that key, too."""
+    """A recorded edit is right only if absorbed tensors grow accordingly, and today's plan edits that key too."""
     out_dir = convert_to(example, tmp_path / "out", Policy(absorb=absorb))
     assert check(example, out_dir).ok
     old = json.loads((example / "config.json").read_text()).get(key, 213)
@@ -356,7 +356,7 @@ def test_no_edit_of_config_json_is_believed(example: Path, tmp_path: Path, key: 
     edit_json(out_dir / "fp8pad.json", lambda d: d["config_edits"].append(edit))
     edit_json(out_dir / "config.json", lambda d: d.update({key: edit["new"]}))
     places = {mismatch.place for mismatch in check(example, out_dir).mismatches}
-    assert key in places or not absorb  # where this version edits nothing it is a note
+    assert key in places or not absorb  # if this version edits nothing, it is a note
     is_plausible = absorb and old == 213
     assert (f"config_edits: {key}" in places) == (not is_plausible)
     alone = {mismatch.place for mismatch in verify(None, out_dir, Progress()).mismatches}
@@ -365,7 +365,7 @@ def test_no_edit_of_config_json_is_believed(example: Path, tmp_path: Path, key: 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_padding_is_checked_without_the_source(model: Path, tmp_path: Path, full: bool) -> None:
-    """A padded byte is found by what it has to be, a logical one by a hash."""
+    """A changed padding byte is found by its required value, a logical one by a hash."""
     out_dir = convert_to(model, tmp_path / "out", full=full)
     assert verify(None, out_dir, Progress()).ok
     path = out_dir / "model-00001-of-00002.safetensors"
@@ -380,7 +380,7 @@ def test_padding_is_checked_without_the_source(model: Path, tmp_path: Path, full
 
 
 def test_another_source_is_no_match(out_dir: Path, tmp_path: Path) -> None:
-    """The same shapes with other bytes: every tensor differs, and at most twenty are told."""
+    """The same shapes with other bytes: every tensor differs, and at most twenty are listed."""
     other = llama(tmp_path / "other", num_shards=2, n=5, k=3)
     names = sorted(path.name for path in other.glob("*.safetensors"))
     one, two = (other / name for name in names)
@@ -406,7 +406,7 @@ def test_mismatches_are_capped(tmp_path: Path) -> None:
 def test_texts_are_read_as_often_as_they_are_needed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An index may be as large as all headers: it is not kept in memory, and not read for each of its uses either."""
+    """An index may be as large as all headers: it is neither kept in memory nor read for each of its uses."""
     reads: Counter[tuple[str, str]] = Counter()
     read, has = Checkpoint.text, Checkpoint.has_text
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every family that is described, in the layouts that tools write: names, shapes and configs."""
+"""Tiny checkpoints of every described family, in the layouts that tools write: names, shapes and configs."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from fp8pad.planning.families import Description, Mlp, Section, families, sectio
 Tensors = dict[str, tuple[str, tuple[int, ...]]]
 Shape = tuple[int, ...]
 
-# The first model type of every file.
+# The first model type of each family.
 MODEL_TYPES = sorted({family.model_types[0] for family in families().values()})
 
 HIDDEN = 256
@@ -32,23 +32,23 @@ def _quark(scheme: str, **more: Any) -> dict[str, Any]:
 
 
 def blocks(shape: Shape) -> Shape:
-    """The grid of scales for blocks of 128 x 128, behind the number of experts where there is one."""
+    """Return the shape of the scales for blocks of 128 x 128, after the number of experts if there is one."""
     return (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
 
 
 def channels(shape: Shape) -> Shape:
-    """A scale for each row."""
+    """Return the shape of a scale for each row."""
     return (*shape[:-1], 1)
 
 
 def one(shape: Shape) -> Shape:
-    """One scale, or one for each expert."""
+    """Return the shape of one scale, or of one per expert."""
     return shape[:-2]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a tool stores FP8 weights: its config, the scale's name behind the weight's module, dtype and shape."""
+    """How a tool stores FP8 weights: its config, the name of the scale in the module, dtype and shape."""
 
     config: Mapping[str, Any]
     scale: str
@@ -77,7 +77,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A checkpoint's configs by file, and its tensors; `mlps` are what the family files describe."""
+    """A checkpoint's configs by file, and its tensors; `mlps` are those that the family files describe."""
 
     configs: dict[str, dict[str, Any]]
     tensors: Tensors
@@ -85,7 +85,7 @@ class TinyModel:
 
 
 def tiny_model(model_type: str, layout: Layout, order: str = "nk") -> TinyModel:
-    """Make a model of a family with all that its file describes, attention, and what is not quantized."""
+    """Make a model of a family with all that its file describes, attention, and unquantized tensors."""
     config = _config(families()[model_type], model_type, iter(SIZES * 3))
     sections = sections_of(config)
     mlps = [(section, mlp) for section in sections for mlp in (section.family.mlp if section.family else ())]
@@ -102,7 +102,7 @@ def tiny_model(model_type: str, layout: Layout, order: str = "nk") -> TinyModel:
 
 
 def _config(family: Description, model_type: str, sizes: Iterator[int]) -> dict[str, Any]:
-    """A config with every section and every key that a family describes, each with a size of its own."""
+    """Return a config with every section and every key that a family describes, each with a size of its own."""
     config: dict[str, Any] = {"model_type": model_type}
     for mlp in family.mlp:
         config |= {mlp.size_key: next(sizes)} if mlp.size_key and mlp.size_key not in config else {}
@@ -140,7 +140,7 @@ def _linear(name: str, shape: Shape, layout: Layout) -> Tensors:
 
 
 def _stack(name: str, shape: Shape, layout: Layout, order: str) -> Tensors:
-    """Experts in one parameter, whose scale is named after it."""
+    """Return experts in one parameter, and the scale that is named after it."""
     weight, scale = (NUM_EXPERTS, *shape), layout.shape((NUM_EXPERTS, *shape))
     if order == "kn":
         weight, scale = (NUM_EXPERTS, *shape[::-1]), (scale if len(scale) < 3 else (scale[0], scale[2], scale[1]))

@@ -1,14 +1,14 @@
-"""Measure `fp8pad convert` against `cp -r` and `sync`, the least that a copy of a checkpoint costs, and other tools.
+"""Measure `fp8pad convert` against `cp -r` and `sync`, the minimum cost of a copy of a checkpoint, and other tools.
 
-Checkpoints of random bytes with real headers are made: Llama layers of hidden size 4096, in which the inner size is
-13824, which needs nothing (none), 13653 in every eighth layer (few), or in all of them (all: 71 % of the FP8 bytes
-belong to padded weights). Every way is run in turn, with the source in the page cache (warm) and with an empty one
-(cold). Given a Python with torch and compressed-tensors, `--peer-python`, loading, padding and saving with
-safetensors.torch is measured too, and compressed-tensors' convert_checkpoint (see peers.py): they take longest, so only
-warm and where something is to be padded.
+The checkpoints have random bytes and real headers: Llama layers of hidden size 4096, with the inner size 13824, which
+needs no padding (none), 13653 in every eighth layer (few), or in all layers (all: 71 % of the FP8 bytes belong to
+padded weights). Every command is run in turn, with the source in the page cache (warm) and with an empty one (cold).
+Given a Python with torch and compressed-tensors, `--peer-python`, loading, padding and saving with safetensors.torch is
+measured too, and compressed-tensors' convert_checkpoint (see peers.py): they take longest, so only warm, and only if
+something is padded.
 
-Of each run: wall time, CPU time and the largest resident memory of all its processes together, bytes written to the
-disk. report.py makes a table, a chart and the section of docs/benchmarks.md of them.
+For each run: wall time, CPU time, the peak resident memory of all its processes together, and bytes written to the
+disk. report.py makes a table, a chart and the section of docs/benchmarks.md from them.
 """
 
 import argparse
@@ -49,7 +49,7 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Run:
-    """One measured run; memory and disk in bytes."""
+    """A measured run; memory and disk in bytes."""
 
     padded: str
     cache: str
@@ -97,7 +97,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def ways(padded: str, cache: str, options: argparse.Namespace) -> dict[str, list[str]]:
-    """Return what is measured, without the two folders that each command takes."""
+    """Return the commands to measure, without the two folders that each takes."""
     peer_python = options.peer_python
     commands = {COPY: ["sh", "-c", 'cp -r "$0" "$1"; sync']}
     for depth in ("none", "padded", "full") if cache == "warm" else ("padded", "full"):
@@ -179,7 +179,7 @@ def measure(model: Path, padded: str, cache: str, commands: dict[str, list[str]]
 
 
 class watched:  # noqa: N801  a context manager
-    """The resident memory of a process and all below it, together, now and then; one process's peak is no sample."""
+    """Samples the resident memory of a process and all its descendants together; peaks of one process do not add up."""
 
     def __init__(self, pid: int) -> None:
         self.values, self._pid, self._end = [0], pid, Event()
@@ -205,14 +205,14 @@ class watched:  # noqa: N801  a context manager
 
 
 def resident_bytes(pid: int) -> int:
-    """Return what a process has in memory, nothing if it has ended; pages that several share count for each."""
+    """Return a process's resident memory, 0 if it has ended; shared pages count for each process."""
     with suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
 
 
 def read_all(model: Path) -> None:
-    """Bring the checkpoint into the page cache."""
+    """Read the checkpoint into the page cache."""
     for path in model.iterdir():
         with path.open("rb") as file:
             while file.read(CHUNK_BYTES):
@@ -220,7 +220,7 @@ def read_all(model: Path) -> None:
 
 
 def evict(model: Path) -> None:
-    """Empty the page cache, or drop at least the checkpoint from it."""
+    """Empty the page cache, or at least drop the checkpoint from it."""
     with suppress(OSError):
         DROP_CACHES.write_text("3")
         return
@@ -230,7 +230,7 @@ def evict(model: Path) -> None:
 
 
 def describe_host(model: Path) -> dict[str, object]:
-    """Say what was measured, and on what."""
+    """Return what was measured, and on which machine."""
     cpu_lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(":")[2].strip() for line in cpu_lines if line.startswith("model name")), "unknown")
     file_system = subprocess.run(["stat", "-f", "-c", "%T", model], check=True, capture_output=True, text=True).stdout

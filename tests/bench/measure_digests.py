@@ -1,4 +1,4 @@
-"""Measure the CPU time of what tells bytes apart, a mebibyte at a time, as in a conversion.
+"""Measure the CPU time of checksums and hashes, a mebibyte at a time, as in a conversion.
 
 python tests/bench/measure_digests.py
 """
@@ -22,7 +22,7 @@ REPEATS = 500
 
 
 def seconds_per_gigabyte(digest: Callable[[memoryview], object]) -> float:
-    """Return the CPU time that a digest of a gigabyte takes."""
+    """Return the CPU time of a digest of a gigabyte."""
     digest(DATA)
     began = time.process_time()
     for _ in range(REPEATS):

@@ -1,8 +1,8 @@
-"""Measures how equal answers are: original, padded and absorbed, eager and compiled, one rank and two.
+"""Measure how equal answers are: original, padded and absorbed, eager and compiled, one rank and two.
 
     python tests/bench/measure_equality.py MODEL... [--ways eager compiled ranks ...] [--json FILE]
 
-Prints the rows of the table in docs/equality.md: the original recorded, then it and what it is converted to checked.
+Prints the rows of the table in docs/equality.md: the original is recorded, then it and its conversions are checked.
 """
 
 import argparse
@@ -30,7 +30,7 @@ POLICIES = {"padded": Policy(), "absorbed": Policy(absorb=True)}
 
 
 def conversions(model: Path, folder: Path) -> dict[str, Path]:
-    """Return the checkpoint itself and what it is converted to."""
+    """Return the checkpoint itself and its conversions."""
     made = {"original": model}
     for name, policy in POLICIES.items():
         source = read_unconverted(model)
@@ -41,7 +41,7 @@ def conversions(model: Path, folder: Path) -> dict[str, Path]:
 
 
 def compared(golden: GoldenDocument, model: Path, options: CheckOptions) -> dict[str, Any]:
-    """Return the figures of one check, ties allowed, so that it compares as much as can be compared."""
+    """Return the figures of one check, with ties allowed, so that as much as possible is compared."""
     try:
         result = check(model, golden, replace(options, atol=ANY_ATOL, allow_ties=True), LineProgress())
     except Fp8padError as error:
@@ -55,7 +55,7 @@ def compared(golden: GoldenDocument, model: Path, options: CheckOptions) -> dict
     }
 
 
-# What is recorded of the original, and with what each conversion is then checked; None is as recorded.
+# How the original is recorded, and how each conversion is then checked; None means as recorded.
 PAIRS = {
     "eager": (RecordOptions(), CheckOptions()),
     "compiled": (RecordOptions(mode="compiled"), CheckOptions()),
@@ -66,7 +66,7 @@ PAIRS = {
 
 
 def measured(model: Path, ways: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each way and each conversion; where settings change, for the original alone."""
+    """Yield a row for each way and each conversion; if settings change, only for the original."""
     with tempfile.TemporaryDirectory() as folder:
         made = conversions(model, Path(folder))
         for way in ways:
@@ -79,7 +79,7 @@ def measured(model: Path, ways: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print a row as soon as it is measured."""
+    """Print each row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--ways", nargs="+", choices=PAIRS, default=["eager"])

@@ -1,11 +1,11 @@
-"""Measure how long an eager call of a padded layer keeps Python, against stock vLLM's call of the unpadded layer.
+"""Measure the host time of an eager call of a padded layer, against stock vLLM's call of the unpadded layer.
 
     python tests/bench/measure_host_time.py
 
-Both go through vLLM's own linear layer, compressed-tensors' method and CUTLASS's kernel class. On a CUDA device as they
-are; with vLLM's CPU build its CUDA operators are replaced by ones that do nothing, so that everything is counted that
-Python and torch do around them, and not what a GPU's driver takes for each; which these are is printed too. CPU time of
-the thread, so that other processes matter little: the median of many rounds, in turn.
+Both go through vLLM's own linear layer, compressed-tensors' method and CUTLASS's kernel class, unchanged on a CUDA
+device. With vLLM's CPU build its CUDA operators are replaced by ones that do nothing, so that all that Python and torch
+do around them counts, but not the GPU driver's time for each; the operators are printed too. It is the thread's CPU
+time, so that other processes matter little: the median of many rounds, in turn.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from fp8pad.geometry import padded_shape
 from fp8pad.record import ModuleRecord
 from fp8pad.runtime.config import padded_config
 
-# N and K of one decoder layer of `llama-hidden-4104` (examples/gpu/synthetic.py), by what is unaligned.
+# N and K in a decoder layer of `llama-hidden-4104` (examples/gpu/synthetic.py), by what is unaligned.
 LAYERS = {"K": (6144, 4104), "N": (4104, 4096), "K and N": (4104, 4104), "nothing": (4096, 4096)}
 CALLS, NUM_TOKENS = 200, 4
-# These only look at a tensor in another way: on a GPU they launch nothing.
+# These only make views of a tensor: on a GPU they launch nothing.
 VIEWS = (
     "view",
     "_unsafe_view",
@@ -46,7 +46,7 @@ _library = torch.library.Library("_C", "FRAGMENT")
 
 
 def use_device() -> None:
-    """Make tensors on the CUDA device that there is; on a CPU let vLLM's classes for CUDA run all the same."""
+    """Make tensors on the CUDA device if there is one; on a CPU make vLLM's classes for CUDA work nevertheless."""
     if torch.cuda.is_available():
         torch.set_default_device("cuda")
     else:
@@ -60,8 +60,8 @@ def synchronize() -> None:
 
 
 def register_operators() -> None:
-    """Define CUTLASS's operators, which do nothing, and let vLLM's classes for CUDA be chosen on a CPU."""
-    import vllm._custom_ops  # noqa: F401  defines the operators that are there
+    """Define CUTLASS's operators, which do nothing, and let vLLM choose its classes for CUDA on a CPU."""
+    import vllm._custom_ops  # noqa: F401  defines the existing operators
     from vllm.model_executor.kernels import linear
     from vllm.model_executor.kernels.linear.scaled_mm import cutlass
     from vllm.model_executor.layers.quantization.input_quant_fp8 import QuantFP8
@@ -78,7 +78,7 @@ def register_operators() -> None:
     kernel = cutlass.CutlassFP8ScaledMMLinearKernel
     linear._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU] = [kernel]
     kernel.is_supported = classmethod(lambda *_: (True, None))
-    # In vLLM 0.32 it asserts that an unaligned weight has no loader yet, which it has.
+    # vLLM 0.32 asserts that an unaligned weight has no loader yet, but it has one.
     cutlass.set_weight_attrs = _set_attributes
     QuantFP8.forward_cpu = QuantFP8.forward_cuda
 
@@ -90,7 +90,7 @@ def _set_attributes(weight: torch.Tensor, attributes: dict[str, Any]) -> None:
 
 @contextmanager
 def one_eager_rank() -> Iterator[None]:
-    """Let vLLM's layers be made as on the only rank, eager."""
+    """Let vLLM's layers be made as on a single rank, eager."""
     from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
     from vllm.model_executor import parameter
     from vllm.model_executor.layers import linear
@@ -140,14 +140,14 @@ def _call(quant_config: Any, n: int, k: int) -> Callable[[], Any]:
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[misc]
-    """Writes down which operators run, but for those that launch nothing."""
+    """Records which operators run, except for those that launch nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function._can_decompose():  # of others, as `pad` is of `fill_` and `copy_`
+        if function._can_decompose():  # into others, as `pad` is made of `fill_` and `copy_`
             with self:
                 return function.decompose(*args, **(kwargs or {}))
         if (name := function.overloadpacket.__name__) not in VIEWS:

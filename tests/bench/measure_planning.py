@@ -1,10 +1,10 @@
-"""Measure CPU time and memory of planning 150,000 tensors in 200 shards of holes, and of converting many padded ones.
+"""Measure CPU time and memory of planning 150,000 tensors in 200 sparse shards, and of converting many padded ones.
 
     python tests/bench/measure_planning.py [--folder FOLDER] [--no-convert] [--output FILE]
 
-Each command is a process of its own: user and system time of all of it, interpreter and imports included. Then a
-checkpoint of 120,000 Linears that are padded is converted and verified, which writes 2 GB, and one of a single shard of
-101 GB converted. report.py puts the figures into docs/scale.md.
+Each command is a separate process: its user and system time is counted, including interpreter and imports. Then a
+checkpoint of 120,000 padded Linears is converted and verified, which writes 2 GB, and one with a single shard of 101 GB
+is converted. report.py puts the figures into docs/scale.md.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 from bench_convert import describe_host
 from sparse_checkpoint import write_sparse_checkpoint
 
-# The inner size of experts is a multiple of the block, and is not.
+# The inner size of experts is a multiple of the block, or is not.
 PLANNED = {"aligned": {"inner": 2048}, "unaligned": {"inner": 1000}}
 # 120,000 Linears of 24 x 24, each padded to one block of 128 x 128, and as many scales.
 PADDED = {"layers": 30_000, "experts": 0, "hidden": 24}
@@ -30,16 +30,16 @@ LARGE = {"num_shards": 1, "layers": 94, "experts": 1, "hidden": 16384, "inner": 
 
 
 def make(root: Path, **sizes: int) -> int:
-    """Write a checkpoint and return how many tensors it has, in another process.
+    """Write a checkpoint in another process, and return its number of tensors.
 
-    What this one has in memory would count as that of the commands, which begin as copies of it.
+    This process's memory would count as that of the commands, which begin as copies of it.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(write_sparse_checkpoint, root, **sizes).result()
 
 
 def measure(checkpoint: str, *arguments: object) -> dict[str, Any]:
-    """Run fp8pad, print what it took, and return it."""
+    """Run fp8pad, print and return its CPU time and memory."""
     command = [sys.executable, "-m", "fp8pad", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -53,7 +53,7 @@ def measure(checkpoint: str, *arguments: object) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the checkpoints, run the commands on them, and remove all of it."""
+    """Make the checkpoints, run the commands on them, and remove everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the checkpoints are made (default: the system's for these)")
     parser.add_argument("--no-convert", action="store_true", help="plan only")

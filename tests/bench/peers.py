@@ -1,4 +1,4 @@
-"""What else pads a checkpoint, for bench_convert.py: safetensors.torch by hand, and compressed-tensors' converter.
+"""Other ways to pad a checkpoint, for bench_convert.py: safetensors.torch by hand, and compressed-tensors' converter.
 
     python tests/bench/peers.py (safetensors | compressed-tensors) MODEL OUT_DIR
 
@@ -26,7 +26,7 @@ def padded(name: str, tensor: torch.Tensor, weights: dict[str, torch.Size]) -> t
         return tensor
     n, k = (-(-size // MULTIPLE) * MULTIPLE for size in weights[weight])
     if name == weight:
-        # FP8 has no pad of its own: zero is the byte 0.
+        # torch cannot pad FP8, but zero is the byte 0.
         as_bytes = tensor.view(torch.uint8)
         larger = torch.nn.functional.pad(as_bytes, (0, k - tensor.shape[1], 0, n - tensor.shape[0]))
         return larger.view(tensor.dtype)
@@ -34,7 +34,7 @@ def padded(name: str, tensor: torch.Tensor, weights: dict[str, torch.Size]) -> t
 
 
 def to_pad(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    """Return the shapes of FP8 weights that are not aligned."""
+    """Return the shapes of unaligned FP8 weights."""
     return {
         name: tensor.shape
         for name, tensor in tensors.items()
@@ -43,7 +43,7 @@ def to_pad(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def with_safetensors(model: Path, out_dir: Path) -> None:
-    """Load each shard whole, pad, save."""
+    """Load each shard completely, pad it, and save it."""
     out_dir.mkdir()
     total = 0
     for path in sorted(model.iterdir()):
@@ -75,15 +75,15 @@ class PaddingConverter:
         return self.process(tensors)
 
     def update_config(self, config: Any) -> Any:
-        """Leave the quantization config as it is: the time to write one does not count."""
+        """Leave the quantization config unchanged: the time to write one does not count."""
         return config
 
     def update_model_config(self, model_config: dict[str, Any]) -> dict[str, Any]:
-        """Leave the rest of config.json as it is."""
+        """Leave the rest of config.json unchanged."""
         return model_config
 
     def get_dependencies(self, weight_name: str) -> set[str]:
-        """Ask for a weight with its scale."""
+        """Request a weight together with its scale."""
         return {f"{weight_name}_scale"} if weight_name.endswith("_proj.weight") else set()
 
 

@@ -1,10 +1,9 @@
-"""Puts what bench_convert.py and measure_planning.py measured into tables, a chart and the documentation.
+"""Put the results of bench_convert.py and measure_planning.py into tables, a chart and the documentation.
 
     python tests/bench/report.py [--convert FILE] [--planning FILE]
 
-Without a file nothing is done for it. Figures go to docs/benchmarks/, the chart with them; tables go between the
-marks `<!-- convert -->` and `<!-- planning -->` and the `<!-- end -->` behind each, in docs/benchmarks.md and
-docs/scale.md.
+A file that is not given is skipped. Figures and the chart go to docs/benchmarks/; tables go between the marks
+`<!-- convert -->` and `<!-- planning -->` and the next `<!-- end -->`, in docs/benchmarks.md and docs/scale.md.
 """
 
 import argparse
@@ -49,7 +48,7 @@ def _middle(runs: Sequence[Document], key: str) -> float:
 
 
 def _ratio(runs: Sequence[Document], what: str, key: str) -> str:
-    """Return how the median of one way relates to that of a copy."""
+    """Return the median of one command divided by that of a copy."""
     same, copies = ([run for run in runs if run["what"] == each] for each in (what, COPY))
     return f"{_middle(same, key) / _middle(copies, key):.2f}"
 
@@ -81,7 +80,7 @@ def convert_chart(document: Document) -> str:
 
 
 def planning_table(document: Document) -> str:
-    """Return what planning took as a table in Markdown."""
+    """Return the cost of planning as a table in Markdown."""
     lines = ["| checkpoint | command | CPU, s | peak, MiB |", "|---|---|---|---|"]
     for run in document["runs"]:
         figures = f"{run['cpu_seconds']:.1f} | {run['peak_bytes'] / 2**20:.0f}"
@@ -94,7 +93,7 @@ def _described(host: Document) -> str:
 
 
 def fill(page: Path, mark: str, text: str) -> None:
-    """Put text between a mark of a page and the end of its part."""
+    """Replace the text between a mark of a page and the end of its part."""
     part = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
     after, num_places = re.subn(part, lambda m: f"{m[1]}{text}\n{m[2]}", page.read_text(), flags=re.DOTALL)
     if num_places != 1:

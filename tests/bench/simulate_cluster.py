@@ -1,9 +1,9 @@
-"""Convert a simulated checkpoint of 1.5 TB, 200 shards of holes, on local Ray clusters of 1, 2, 4 and 8 nodes.
+"""Convert a simulated checkpoint of 1.5 TB, 200 sparse shards, on local Ray clusters of 1, 2, 4 and 8 nodes.
 
     python tests/bench/simulate_cluster.py [--nodes 1 2 4 8] [--shards 200] [--seconds-per-shard 0]
 
-No bytes are moved: what is left is what a cluster costs besides them, which is the fixed part of the model in
-docs/scale.md. `--seconds-per-shard` lets each shard take that long besides, as if a disk or a network did.
+No bytes are moved, so the result is the overhead of a cluster, which is the fixed part of the model in docs/scale.md.
+`--seconds-per-shard` adds that time to each shard, like a disk or a network.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PER_SHARD = 9
 
 @dataclass(frozen=True)
 class SlowWriter:
-    """A writer whose disk takes its time."""
+    """A writer with a slow disk."""
 
     writer: SentWriter
     seconds: float
@@ -48,7 +48,7 @@ class SlowWriter:
 
 
 def make_checkpoint(model: Path, num_shards: int) -> int:
-    """Write the shards, an index and a config; return the bytes of all."""
+    """Write the shards, an index and a config; return the number of bytes."""
     model.mkdir()
     weight_map: dict[str, str] = {}
     total = 0
@@ -66,7 +66,7 @@ def make_checkpoint(model: Path, num_shards: int) -> int:
 
 
 def measure(model: Path, num_nodes: int, seconds: float) -> tuple[float, float]:
-    """Return the seconds of planning and of converting on a cluster of so many nodes, one shard at a time on each."""
+    """Return the seconds of planning and of converting on `num_nodes` nodes, one shard at a time on each."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -104,6 +104,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import simulate_cluster  # under its own name, so that workers find what they are sent
+    import simulate_cluster  # under its own name, so that workers find the classes that they are sent
 
     simulate_cluster.main()

@@ -1,9 +1,9 @@
-"""Makes checkpoints of any size on a small disk: real headers, an index and a config, and data that are holes.
+"""Make checkpoints of any size on a small disk: real headers, an index and a config, and holes instead of data.
 
     python tests/bench/sparse_checkpoint.py FOLDER [--shards 200] [--layers 60] [--experts 256]
 
-The default is like DeepSeek-V3: 150,000 tensors, block-scaled, routed experts one by one, 0.7 TB. With
-`--inner` a size that is no multiple of the block, experts can be absorbed; `--hidden` sizes everything else.
+The default is like DeepSeek-V3: 150,000 tensors, block-scaled, separate routed experts, 0.7 TB. If `--inner` is not a
+multiple of the block, experts can be absorbed; `--hidden` sizes everything else.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def layer(number: int, hidden: int, inner: int, experts: int) -> Iterator[Tensor
 def write_sparse_checkpoint(
     root: Path, *, num_shards: int = 200, layers: int = 60, experts: int = 416, hidden: int = 4096, inner: int = 2048
 ) -> int:
-    """Write a checkpoint and return how many tensors it has."""
+    """Write a checkpoint and return its number of tensors."""
     root.mkdir(parents=True, exist_ok=True)
     tensors = [tensor for number in range(layers) for tensor in layer(number, hidden, inner, experts)]
     per_shard = -(-len(tensors) // num_shards)
@@ -56,7 +56,7 @@ def write_sparse_checkpoint(
 
 
 def write_sparse_shard(path: Path, tensors: list[Tensor]) -> int:
-    """Write a header and a hole of the size of the data, which is returned."""
+    """Write a header and a hole in place of the data; return the size of the data."""
     header, end = {}, 0
     for name, dtype, shape in tensors:
         begin, end = end, end + prod(shape) * BYTES[dtype]

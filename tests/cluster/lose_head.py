@@ -1,4 +1,4 @@
-"""Kills the head of a Ray cluster in the middle of work, and prints what comes of it."""
+"""Kill the head of a Ray cluster during work, and print the result."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What tests let workers do; in a module of its own, which they import."""
+"""Work that tests send to workers, in a module of its own that workers import."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from fp8pad.parallel import orders
 
 @dataclass(frozen=True)
 class Square:
-    """Squares numbers, slowly; notes where it runs in `folder`."""
+    """Squares numbers, slowly; records where it runs in `folder`."""
 
     folder: str
     seconds: float = 0.0
@@ -31,7 +31,7 @@ class Square:
 
 @dataclass(frozen=True)
 class Dies:
-    """Is killed as for want of memory, at item 2, the first `times` that it is worked on."""
+    """Is killed, like a process out of memory, at item 2 in its first `times` attempts."""
 
     folder: str
     times: int
@@ -61,7 +61,7 @@ class Fails:
 
 
 def run_sent(work: object, items: list[object], _workers: object, progress: Progress) -> list[object]:
-    """Do what `run_on_cluster` does, without a cluster: all that is sent and answered is written out as for one."""
+    """Do what `run_on_cluster` does, without a cluster: everything is serialized as for one."""
     results: list[object] = []
     for item in items:
         answer = json.loads(orders.to_text(orders.perform(orders.work_to_text(work), orders.to_text(item))))

@@ -1,4 +1,4 @@
-"""Shards on a Ray cluster: the same bytes as here, and what happens when workers, nodes or the head go away."""
+"""Shards on a Ray cluster: the same bytes as on one machine, and what happens when workers, nodes or the head fail."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def converted(model: Path, out_dir: Path, options: WriteOptions) -> ConvertRepor
 
 
 def test_a_cluster_writes_the_bytes_that_one_machine_writes(cluster: Any, tmp_path: Path) -> None:
-    """Convert, verify and unpad; progress hears of every byte."""
+    """Convert, verify and unpad; progress counts every byte."""
     model = llama(tmp_path / "model", num_shards=7)
     converted(model, tmp_path / "here", WriteOptions())
     converted(model, tmp_path / "there", on_ray(cluster))
@@ -54,7 +54,7 @@ def test_a_cluster_writes_the_bytes_that_one_machine_writes(cluster: Any, tmp_pa
 
 
 def test_full_verification_records_the_same_hashes(cluster: Any, tmp_path: Path) -> None:
-    """They are worked out where the bytes pass, and travel back."""
+    """They are computed on the workers and sent back."""
     model = llama(tmp_path / "model", num_shards=3)
     converted(model, tmp_path / "here", WriteOptions(verify="full"))
     converted(model, tmp_path / "there", on_ray(cluster, verify="full"))
@@ -62,7 +62,7 @@ def test_full_verification_records_the_same_hashes(cluster: Any, tmp_path: Path)
 
 
 def test_a_node_that_is_killed_is_no_end(cluster: Any, tmp_path: Path) -> None:
-    """What ran there runs again elsewhere; each node has no more than its share at a time."""
+    """Its work runs again elsewhere; no node gets more than its share at a time."""
     node = cluster.add_node(num_cpus=2)
     killer = threading.Timer(3, lambda: cluster.remove_node(node, allow_graceful=False))
     workers = Workers(1, "ray", cluster.address)
@@ -74,20 +74,20 @@ def test_a_node_that_is_killed_is_no_end(cluster: Any, tmp_path: Path) -> None:
 
 
 def test_a_worker_that_is_killed_for_memory_is_replaced(cluster: Any, tmp_path: Path) -> None:
-    """Its item is worked on once more."""
+    """Its item is tried again."""
     workers = Workers(1, "ray", cluster.address)
     assert run_on_cluster(Dies(str(tmp_path), times=2), list(range(5)), workers, Progress()) == list(range(5))
 
 
 def test_an_item_that_is_lost_for_good_ends_the_run(cluster: Any, tmp_path: Path) -> None:
-    """After some attempts it is not the node that is to blame."""
+    """After several attempts the node is not to blame."""
     workers = Workers(1, "ray", cluster.address)
     with pytest.raises(ClusterError, match="was lost 4 times"):
         run_on_cluster(Dies(str(tmp_path), times=100), list(range(5)), workers, Progress())
 
 
 def test_an_error_in_a_worker_is_raised_here_and_stops_the_others(cluster: Any) -> None:
-    """With the node that it happened on."""
+    """The error names the node."""
     began = time.monotonic()
     workers = Workers(2, "ray", cluster.address)
     with pytest.raises(OutputError, match="No space left") as caught:
@@ -99,7 +99,7 @@ def test_an_error_in_a_worker_is_raised_here_and_stops_the_others(cluster: Any) 
 def test_a_failed_run_can_be_resumed_without_the_cluster(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Finished shards are taken up wherever they were written."""
+    """Finished shards are reused wherever they were written."""
     model = llama(tmp_path / "model", num_shards=4)
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
@@ -125,14 +125,14 @@ def test_another_version_on_a_node_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_node_without_fp8pad_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The function that is sent needs nothing of ours to say so."""
+    """The function that is sent can say so without importing fp8pad."""
     monkeypatch.setitem(sys.modules, "fp8pad", None)
     assert "has no fp8pad" in ray_driver.worker_function()("1", "", "")["unfit"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "no-port"])
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, address: str) -> None:
-    """Before anything of the checkpoint is written."""
+    """The error comes before anything of the checkpoint is written."""
     pytest.importorskip("ray", reason="needs Ray (make test-ray)")
     model = llama(tmp_path / "model", num_shards=2)
     with pytest.raises(ClusterError, match="no Ray cluster answers there"):
@@ -141,7 +141,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, address: str) -
 
 
 def test_a_head_that_goes_away_is_one_line(tmp_path: Path) -> None:
-    """Noticed here before Ray ends this process, and in a process of its own all the same."""
+    """It is noticed before Ray ends this process, which is a separate one nevertheless."""
     pytest.importorskip("ray", reason="needs Ray (make test-ray)")
     script = Path(__file__).with_name("lose_head.py")
     run = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300, check=False)

@@ -1,10 +1,10 @@
-"""Writes down what fp8pad's contract needs to know of a version of vLLM, without importing it.
+"""Describe what fp8pad's contract needs to know about a version of vLLM, without importing it.
 
     python tests/contract/describe.py vllm-0.33.0-cp38-abi3-manylinux_2_28_x86_64.whl
 
 The result, `tests/contract/vllm-0.33.0.json`, holds the functions and classes of each module that the contract names,
 with their parameters, the attributes that instances get, and lists of names, such as that of linear methods by loader.
-`lookup` answers from it as `contract.installed` answers from an installed vLLM.
+`lookup` reads it like `contract.installed` reads an installed vLLM.
 """
 
 import ast
@@ -24,7 +24,7 @@ ReadModule = Callable[[str], str | None]
 
 
 def describe(version: str, read_module: ReadModule) -> Json:
-    """Return what is to be known of a version; `read_module` returns a module's source, or None if there is none.
+    """Return the description of a version; `read_module` returns a module's source, or None if there is none.
 
     Modules that a described class inherits from are described too.
     """
@@ -82,7 +82,7 @@ def _assignments(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr | None]]:
 
 
 def _attributes(method: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
-    """Yield what a method sets on its instance, and its own name if it is a property."""
+    """Yield the attributes that a method sets on its instance, and its own name if it is a property."""
     if _is_property(method):
         yield method.name
     for node in ast.walk(method):
@@ -106,7 +106,7 @@ def _strings(value: ast.expr | None) -> list[str]:
 
 
 def lookup(description: Json) -> Lookup:
-    """Return a function that looks a name up in a description."""
+    """Return a function that looks up a name in a description."""
 
     def find(module: str, name: str) -> tuple[str, ...] | None:
         described = description["modules"].get(module)
@@ -158,7 +158,7 @@ def _read_from(wheel: ZipFile) -> ReadModule:
 
 
 def main() -> None:
-    """Describe each wheel that is named."""
+    """Describe each given wheel."""
     for path in map(Path, sys.argv[1:]):
         version = path.name.split("-")[1].split("+")[0]
         with ZipFile(path) as wheel:

@@ -1,10 +1,10 @@
-"""Fault injection at every file operation: `make faults ARGS="--every 1"`, a part of it in the test suite.
+"""Fault injection at every file operation: `make faults ARGS="--every 1"`; a sample of it is in the test suite.
 
 Each scenario is run once to count its file operations (system calls on files of its folder), then once for every
-operation and every fault: the operation fails with an error, does half of its work, or the process dies or is asked to
-end just there. After each, what must hold is checked by `check`, and then the same command is run again without faults.
-"power" is death plus the loss of what was written and not synced: metadata is taken to reach the disk in the order of
-the calls, as file systems with a journal do, so that every state that a power loss can leave is one of these.
+operation and every fault: the operation fails with an error, does half of its work, or the process is killed or asked
+to end at that point. After each, `check` checks the invariants, and the same command is run again without faults.
+"power" is a kill plus the loss of data that were not synced: metadata are assumed to reach the disk in the order of the
+calls, as in file systems with a journal, so that every state that a power loss can leave is one of these.
 """
 
 import argparse
@@ -50,7 +50,7 @@ OPENING = {"open", "openat", "openat2"}
 NAMING = {"stat", "lstat", "newfstatat", "statx", "unlink", "unlinkat", "rmdir", "access", "faccessat", "faccessat2"}
 MOVING = {"read", "pread64", "preadv", "write", "pwrite64", "copy_file_range"}
 WAITING = OPENING | MOVING | {"fsync", "flock", "rename", "renameat", "renameat2"}
-# Which operations each fault is tried on: None is all of them.
+# The operations on which each fault is tried; None means all.
 FAULTS: dict[str, set[str] | None] = {
     "SIGKILL": None,
     "SIGTERM": None,
@@ -67,7 +67,7 @@ FAULTS: dict[str, set[str] | None] = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """A command and what its folder holds before: `old` is what OUT_DIR is then, `expected` what it has to become."""
+    """A command and the contents of its folder: `old` is OUT_DIR before, `expected` is OUT_DIR after success."""
 
     name: str
     arguments: tuple[str, ...]
@@ -80,14 +80,14 @@ class Scenario:
 
 @dataclass
 class Report:
-    """How many faults ended how, and what was wrong."""
+    """How many faults ended in which way, and what was wrong."""
 
     endings: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
 
 def run(arguments: tuple[str, ...], area: Path) -> int:
-    """Run the command line in this process, in `area`; its messages go to a file beside it."""
+    """Run the command line in this process, in `area`; its messages go to a file next to it."""
     os.chdir(area)
     tempfile.tempdir = str(area / "tmp")
     with open(f"{area}.stderr", "w") as messages, contextlib.redirect_stdout(io.StringIO()):
@@ -103,11 +103,11 @@ def run(arguments: tuple[str, ...], area: Path) -> int:
 
 
 def undisturbed(_: Call) -> None:
-    """Let every call happen."""
+    """Let every call proceed."""
 
 
 def supervised(scenario: Scenario, area: Path, decide: Callable[[Call], int | str | None]) -> Supervised:
-    """Run a scenario's command; where the file system shall not exchange folders, it cannot."""
+    """Run a scenario's command, without folder exchange if the scenario says so."""
 
     def decide_all(call: Call) -> int | str | None:
         decision = decide(call)
@@ -118,7 +118,7 @@ def supervised(scenario: Scenario, area: Path, decide: Callable[[Call], int | st
 
 
 def check(scenario: Scenario, area: Path, source: Files, ended: Supervised, fault: str) -> Iterator[str]:
-    """Yield what must not be: after a fault, and after the same command has been run again."""
+    """Yield what is wrong after a fault, and after the same command has run again."""
     if _files_below(area, "model") != source:
         yield "the source was changed"
     found = files_of(area / "out") if (area / "out").exists() else None
@@ -194,14 +194,14 @@ def inject(scenario: Scenario, number: int, fault: str, base: Path) -> tuple[Cal
 
 
 def _lose(area: Path, unsynced: dict[int, str]) -> None:
-    """Overwrite with zeros what was not synced."""
+    """Overwrite with zeros everything that was not synced."""
     for path in area.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.stat().st_ino in unsynced:
             path.write_bytes(bytes(path.stat().st_size))
 
 
 def scenarios(base: Path) -> Iterator[Scenario]:
-    """Yield every scenario, with a checkpoint of four shards and a subfolder; a hub runs while they are used."""
+    """Yield every scenario, with a checkpoint of four shards and a subfolder; a hub runs meanwhile."""
     shards = {
         f"model-{number:05}-of-00004.safetensors": linear(
             f"model.layers.{number}.mlp.down_proj", 21 if number < 4 else 32, 32
@@ -232,7 +232,7 @@ def scenarios(base: Path) -> Iterator[Scenario]:
     yield Scenario("hard links", (*convert, "1", "--link", "hardlink"), fresh, nothing, None, converted)
     replaced = base / "replaced"
     shutil.copytree(fresh, replaced)
-    llama(replaced / "other", num_shards=5)  # other shards: what the old folder holds is not all in the new one
+    llama(replaced / "other", num_shards=5)  # other shards: the old folder has files that the new one lacks
     run_in_child(("convert", "other", "out", "--alignment", "64"), replaced)
     shutil.rmtree(replaced / "other")
     old = files_of(replaced / "out")
@@ -285,7 +285,7 @@ def from_hub(base: Path, fresh: Path, jobs: str, endpoint: str) -> Scenario:
 
 
 def in_child(arguments: tuple[str, ...], area: Path) -> int:
-    """Run the command line in a child, and return its exit status."""
+    """Run the command line in a child process, and return its exit status."""
     child = os.fork()
     if child == 0:
         try:
@@ -296,7 +296,7 @@ def in_child(arguments: tuple[str, ...], area: Path) -> int:
 
 
 def run_in_child(arguments: tuple[str, ...], area: Path) -> None:
-    """Run the command line in a child; it has to succeed."""
+    """Run the command line in a child process; it must succeed."""
     if status := in_child(arguments, area):
         raise RuntimeError(f"{arguments}: {status}: {Path(f'{area}.stderr').read_text()}")
 
@@ -322,7 +322,7 @@ def try_all(every: int, first: int = 1, names: str = "", seconds: float = float(
             calls = count(scenario, base)
             for fault, kinds in FAULTS.items():
                 if fault == "power" and "1" not in scenario.arguments:
-                    continue  # what is unsynced is known for one operation at a time
+                    continue  # unsynced data are known for one operation at a time
                 for number in range(first, len(calls) + 1, every):
                     if kinds is not None and calls[number - 1].name not in kinds:
                         continue

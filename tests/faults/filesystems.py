@@ -1,9 +1,9 @@
-"""Real file systems, mounted for the purpose: `make filesystems`, as root; or one that is: `ARGS=FOLDER`, such as NFS.
+"""Real file systems, mounted for the test: `make filesystems`, as root; or a mounted one, such as NFS: `ARGS=FOLDER`.
 
 On each, a checkpoint is converted, verified, replaced and unpadded, and a model with README.md and readme.md is
-converted. What has to hold is what holds elsewhere: the bytes are the same, nothing is left behind, no file of somebody
-else's is replaced, and names that collide are refused. Kinds whose tools are not installed are named. What each can do
-(exchange of folders, hard links, clones, locks, letters of either case) is found by trying.
+converted. The usual invariants must hold: the bytes are the same, nothing is left behind, nobody else's file is
+replaced, and colliding names are refused. Kinds whose tools are not installed are named. The abilities of each kind
+(exchange of folders, hard links, clones, locks, case-sensitive names) are found by trying.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.directory import open_directory
 from fp8pad.checkpoint.files import create_file, open_file
 
-# What makes an image of each kind, if it needs one, and what mounts it.
+# The commands that make an image of each kind, if it needs one, and that mount it.
 KINDS: dict[str, tuple[list[str], list[str]]] = {
     "tmpfs": ([], ["mount", "-t", "tmpfs", "none", "{mount}"]),
     "ext4": (["mkfs.ext4", "-q", "-F", "{image}"], ["mount", "-o", "loop", "{image}", "{mount}"]),
@@ -43,7 +43,7 @@ IMAGE_BYTES = 400 << 20
 
 @contextmanager
 def mounted(kind: str, base: Path) -> Iterator[Path | None]:
-    """Yield a new file system of a kind; None where that is not possible here."""
+    """Yield a new file system of a kind; None if that is not possible here."""
     mount, image, below = base / "mount", base / "image", base / "below"
     shutil.rmtree(below, ignore_errors=True)
     for folder in (mount, below, below / "upper", below / "work", below / "lower"):
@@ -68,7 +68,7 @@ def mounted(kind: str, base: Path) -> Iterator[Path | None]:
 
 @contextmanager
 def inside(folder: Path) -> Iterator[Path]:
-    """Yield a new folder in one that is there."""
+    """Yield a new folder inside an existing one."""
     with tempfile.TemporaryDirectory(prefix="fp8pad-", dir=folder.resolve()) as name:
         yield Path(name)
 
@@ -107,14 +107,14 @@ def _works(action: Callable[[], object]) -> bool:
 
 
 def fp8pad(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, with that folder as home."""
+    """Run the command line in a separate process, with that folder as HOME."""
     command = [sys.executable, "-m", "fp8pad", *arguments]
     environment = os.environ | {"HOME": str(cwd)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 def named(files: dict[str, bytes], can: dict[str, bool]) -> dict[str, bytes]:
-    """Return files by name, in small letters where the file system may change them."""
+    """Return files by name, in lower case if the file system may change case."""
     return files if can["tells letters of either case apart"] else {name.lower(): files[name] for name in files}
 
 
@@ -135,7 +135,7 @@ def wrong_on(folder: Path, expected: dict[str, bytes], can: dict[str, bool]) -> 
         (("verify", "out"), "out", expected),
         (("unpad", "out", "restored"), "restored", source),
     ]
-    if not can["tells letters of either case apart"]:  # such as NTFS, which shows names in small letters then
+    if not can["tells letters of either case apart"]:  # such as NTFS, which then shows names in lower case
         steps = [(("convert", "model", "out"), "out", expected), (("verify", "out"), "out", expected)]
     for arguments, name, content in steps:
         ended = fp8pad(*arguments, cwd=folder)
@@ -157,7 +157,7 @@ def wrong_on(folder: Path, expected: dict[str, bytes], can: dict[str, bool]) -> 
 
 
 def _wrong_names(folder: Path, tells_case: bool) -> Iterator[str]:
-    """Convert a model in memory, with names that differ by case alone, to `folder`."""
+    """Convert a model in memory, with names that differ only in case, to `folder`."""
     with tempfile.TemporaryDirectory(prefix="fp8pad-names-", dir="/dev/shm") as elsewhere:
         model = llama(Path(elsewhere, "model"))
         (model / "readme.md").write_text("one")
@@ -171,8 +171,9 @@ def _wrong_names(folder: Path, tells_case: bool) -> Iterator[str]:
 
 
 def main() -> int:
-    """Try every kind whose name holds the argument, or the file system of the folder that it names; print what was
-    found, and write build/faults/filesystems.json.
+    """Try every kind whose name contains the argument, or the file system of the folder that it names.
+
+    Print the results, and write build/faults/filesystems.json.
     """
     wanted = " ".join(sys.argv[1:])
     is_there = bool(wanted) and Path(wanted).is_dir()

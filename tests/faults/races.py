@@ -1,11 +1,11 @@
-"""Races, replayed at every file operation: `make races`. While `convert` waits there, something else happens.
+"""Races, replayed at every file operation: `make races`. While `convert` waits at one, something else happens.
 
-Each `Event` happens at one operation of one run: another conversion to the same OUT_DIR from beginning to end; a shard
-of the source replaced, truncated or appended to; OUT_DIR made by somebody else; a file put into the old one. What must
-hold afterwards: nobody's file is lost; OUT_DIR is absent, old or complete; and a success is one.
+Each `Event` happens at one operation of one run: another complete conversion to the same OUT_DIR; a shard of the source
+replaced, truncated or appended to; OUT_DIR created by somebody else; a file put into the old one. What must hold
+afterwards: nobody's file is lost; OUT_DIR is absent, old or complete; and a reported success is real.
 
-`--no-lock` replays two conversions that see no lock of each other, as on two machines whose file system has none: one
-is stopped at one operation, the other begins and is stopped at another, the first runs to its end, then the other.
+`--no-lock` replays two conversions that do not see each other's lock, as on two machines whose file system has no
+locks: one is stopped at one operation, the other begins and is stopped at another, the first ends, then the other.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from syscalls import Call, is_supported
 SHARD = "model/model-00002-of-00004.safetensors"
 MINE = b"mine"
 
-# What a race is counted under, where it happened, how it ended, and what was wrong.
+# A race's name in the counts, where it happened, how it ended, and what was wrong.
 Race = tuple[str, str, str, list[str]]
 
 
@@ -71,7 +71,7 @@ EVENTS = (
 
 
 def race(scenario: Scenario, event: Event, number: int, base: Path) -> tuple[str, list[str]]:
-    """Let an event happen before the operation of that number; return how the run ended, and what was wrong."""
+    """Let an event happen before the operation with this number; return how the run ended, and what was wrong."""
     area = base / "area"
     shutil.rmtree(area, ignore_errors=True)
     shutil.copytree(scenario.template, area)
@@ -106,7 +106,7 @@ def _check(scenario: Scenario, event: Event, area: Path, status: int, found: Fil
 
 @dataclass(frozen=True)
 class Pair:
-    """Two commands that write to one OUT_DIR, and what each makes of it."""
+    """Two commands that write to one OUT_DIR, and the output of each."""
 
     name: str
     scenario: Scenario
@@ -114,7 +114,7 @@ class Pair:
 
 
 def meet(pair: Pair, number: int, other_number: int, base: Path) -> tuple[str, list[str]]:
-    """Stop one run at an operation, let another begin and stop, then let both end; no lock of the other is seen."""
+    """Stop one run at an operation, let another begin and stop, then let both end; neither sees the other's lock."""
     area, other = base / "area", None
     shutil.rmtree(area, ignore_errors=True)
     shutil.copytree(pair.scenario.template, area)
@@ -140,7 +140,7 @@ def meet(pair: Pair, number: int, other_number: int, base: Path) -> tuple[str, l
     if pair.scenario.old is not None and pair.scenario.old not in (found, *_staged_folders(area)) and found is None:
         wrong.append("the old output is gone")
     others = found == pair.other.expected != pair.scenario.expected and pair.scenario.old is None
-    if (again := in_child(pair.scenario.arguments, area)) != (1 if others else 0):  # it is not replaced unasked
+    if (again := in_child(pair.scenario.arguments, area)) != (1 if others else 0):  # it is not replaced without --overwrite
         wrong.append(f"the same command run again ended with {again}: {Path(f'{area}.stderr').read_text()}")
     return f"exit statuses {sorted(statuses)}", wrong
 
@@ -150,7 +150,7 @@ def _staged_folders(area: Path) -> list[Files]:
 
 
 class Stopped:
-    """A run that has come as far as one of its operations, and waits there for `end`."""
+    """A run that waits for `end` at one of its operations."""
 
     def __init__(self, scenario: Scenario, area: Path, number: int) -> None:
         come, self._go = os.pipe(), os.pipe()
@@ -170,7 +170,7 @@ class Stopped:
             finally:
                 os._exit(99)
         os.close(come[1])
-        os.read(come[0], 1)  # it has come there, or to its end
+        os.read(come[0], 1)  # it has arrived there, or ended
         os.close(come[0])
         os.close(self._go[0])
 
@@ -229,7 +229,7 @@ def replay(every: int, first: int = 1) -> tuple[Counter[str], list[str]]:
 
 
 def collected(races: Callable[[Path], Iterator[Race]]) -> tuple[Counter[str], list[str]]:
-    """Run races in a folder of their own; count how they ended, and return what went wrong, which is printed too."""
+    """Run races in a temporary folder; count how they ended, and print and return what went wrong."""
     endings: Counter[str] = Counter()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="fp8pad-races-", dir=fast_folder()) as folder:

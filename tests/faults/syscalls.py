@@ -1,8 +1,8 @@
 """A supervisor of system calls: it sees every file operation of a child process before the kernel does.
 
-By seccomp's user notification (seccomp_unotify(2)): the child's calls wait until this process says what becomes of
-them: they are made, they fail with an error, they do half of their work, or the child dies instead. What is seen and
-what is changed are system calls, whatever library makes them and on whatever thread. Linux on x86-64.
+It uses seccomp's user notification (seccomp_unotify(2)): the child's calls wait until this process decides whether they
+are made, fail with an error, do half of their work, or the child dies instead. It sees and changes system calls,
+whichever library or thread makes them. Linux on x86-64.
 """
 
 import array
@@ -32,7 +32,7 @@ NUMBERS = {
     "preadv2": 327, "pwritev2": 328, "statx": 332, "openat2": 437, "faccessat2": 439,
 }  # fmt: skip
 NAMES = {number: name for name, number in NUMBERS.items()}
-# Where the paths of a call are: pairs of arguments, the folder's descriptor and the name.
+# Where the paths of a call are: pairs of arguments, a folder's descriptor and a name.
 PATHS: dict[str, list[tuple[int | None, int]]] = {}
 for _name in ("open", "stat", "lstat", "access", "truncate", "mkdir", "rmdir", "creat", "unlink", "readlink", "chmod"):
     PATHS[_name] = [(None, 0)]
@@ -53,7 +53,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_supported() -> bool:
-    """Return whether this system can supervise a child; where it cannot, the tests say so and are skipped."""
+    """Return whether this system can supervise a child; otherwise the tests say so and are skipped."""
     if platform.machine() != "x86_64" or not sys.platform.startswith("linux"):
         return False
     child = os.fork()
@@ -68,7 +68,7 @@ def is_supported() -> bool:
 
 @dataclass(frozen=True)
 class Call:
-    """One file operation: the name of the system call, its arguments, and the paths that it is about."""
+    """A file operation: the name of the system call, its arguments, and its paths."""
 
     number: int
     thread: int
@@ -85,7 +85,7 @@ Decide = Callable[[Call], "int | str | None"]
 
 @dataclass
 class Supervised:
-    """How a child ended: its status as `os.waitstatus_to_exitcode` tells it, and the operations it made."""
+    """How a child ended: its status as from `os.waitstatus_to_exitcode`, and its operations."""
 
     status: int = 0
     calls: list[Call] = field(default_factory=list)
@@ -95,8 +95,8 @@ class Supervised:
 def supervise(action: Callable[[], int], area: Path, decide: Decide) -> Supervised:
     """Run `action` in a child; ask `decide` about each of its operations on files below `area`, by number from 1.
 
-    `decide` returns None to let it happen, an error number, "short", or the name of a signal, of which SIGKILL comes
-    instead of the call. Files that were written to and not synced since are told by inode.
+    `decide` returns None to let it proceed, an error number, "short", or the name of a signal; SIGKILL comes instead of
+    the call. Files that were written to and not synced are listed by inode.
     """
     ours, theirs = socket.socketpair()
     child = os.fork()
@@ -122,7 +122,7 @@ def supervise(action: Callable[[], int], area: Path, decide: Decide) -> Supervis
 
 
 def _install() -> int:
-    """Install the filter in this process; return the descriptor on which its calls are told."""
+    """Install the filter in this process; return the descriptor for notifications of its calls."""
     numbers = sorted(NAMES)
     program = [struct.pack("HBBI", 0x20, 0, 0, 4), struct.pack("HBBI", 0x15, 0, len(numbers) + 1, _X86_64)]
     program.append(struct.pack("HBBI", 0x20, 0, 0, 0))
@@ -177,7 +177,7 @@ class _Supervisor:
                 raise
 
     def _carry_out(self, call: Call, decision: int | str | None) -> tuple[int, int, int]:
-        """Return what a call returns, the error that it ends with, and whether the kernel makes it."""
+        """Return the result of a call, its error, and whether the kernel makes it."""
         if isinstance(decision, int):
             return 0, -decision, 0
         if decision == "short":
@@ -187,7 +187,7 @@ class _Supervisor:
         if decision is not None:
             os.kill(self.child, getattr(signal, decision))
         if decision == "SIGKILL":
-            return 0, -errno.EINTR, 0  # were the answer sooner than the signal, the kernel would make the call
+            return 0, -errno.EINTR, 0  # if the answer came before the signal, the kernel would make the call
         self._track(call)
         return 0, 0, _CONTINUE
 
@@ -216,7 +216,7 @@ class _Supervisor:
             memory.seek(address)
             try:
                 return memory.read(count)
-            except OSError:  # the end of what is mapped
+            except OSError:  # the end of the mapping
                 memory.seek(address)
                 return memory.read(4096 - address % 4096)
 
@@ -226,11 +226,11 @@ class _Supervisor:
             memory.write(data)
 
     def _descriptor(self, number: int) -> int:
-        """Return a descriptor of the child, here."""
+        """Return a copy of one of the child's descriptors."""
         return int(_libc.syscall(_PIDFD_GETFD, self.pidfd, number, 0))
 
     def _short(self, call: Call) -> int | None:
-        """Do half of what a call asks for; None where it has no halves."""
+        """Do half of what a call requests; None if it cannot be halved."""
         if call.name == "copy_file_range":
             return self._short_copy(call)
         if call.name not in {"read", "pread64", "preadv", "write", "pwrite64"}:
@@ -272,7 +272,7 @@ class _Supervisor:
             os.close(target)
 
     def _track(self, call: Call) -> None:
-        """Keep account of files that are written to and not synced."""
+        """Keep track of files that are written to and not synced."""
         if call.name not in WRITING | {"copy_file_range", "fsync", "fdatasync"}:
             return
         if call.name == "ioctl" and call.arguments[1] != FICLONE:

@@ -1,4 +1,4 @@
-"""Edits of JSON documents, chosen by a fuzzer's bytes: what real files become in a stranger's hands."""
+"""Edits of JSON documents, chosen by a fuzzer's bytes: what an attacker may make of real files."""
 
 import copy
 import json
@@ -90,7 +90,7 @@ def edited(choices: Choices, document: Any, max_edits: int = 4) -> Any:
 
 
 def spelt(choices: Choices, document: Any) -> bytes:
-    """Return a document as JSON text in one of several spellings, now and then cut or with foreign bytes in it."""
+    """Return a document as JSON text in one of several styles, sometimes cut or with foreign bytes in it."""
     style = choices.ConsumeIntInRange(0, 15)
     indents: dict[int, int | str] = {1: 2, 2: "\t", 3: 500}
     text = json.dumps(document, indent=indents.get(style), ensure_ascii=style != 4).encode(errors="surrogatepass")

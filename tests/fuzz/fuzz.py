@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of everything that fp8pad reads: `make fuzz ARGS="--minutes 60"`.
 
 One process with atheris (libFuzzer). Inputs are real files of the case set with a few edits each, and raw bytes. Every
-execution must end in a result or in one of fp8pad's own errors, within `MAX_SECONDS` and `MAX_BYTES`; see `targets.py`
-for what else is asked. A finding is written to build/fuzz/findings with its traceback, and the run goes on.
+execution must end in a result or in one of fp8pad's own errors, within `MAX_SECONDS` and `MAX_BYTES`; `targets.py` has
+further checks. A finding is written to build/fuzz/findings with its traceback, and the run continues.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MAX_BYTES = 3 << 30
 
 
 def main() -> None:
-    """Fuzz for some minutes, then add what was done to build/fuzz/report.json."""
+    """Fuzz for some minutes, then add the results to build/fuzz/report.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--target", help="only this one: header, record, config, folder")
@@ -81,7 +81,7 @@ def work() -> None:
     def test_one_input(data: bytes) -> None:
         nonlocal last_written
         function = functions[data[0] % len(functions)] if data else functions[0]
-        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # of this process, however busy the machine is
+        signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # of this process's time, however busy the machine is
         try:
             outcomes[f"{function.__name__}: {function(atheris.FuzzedDataProvider(data[1:]))}"] += 1
         except Exception as error:
@@ -101,7 +101,7 @@ def work() -> None:
 
 
 def _write_finding(target: str, data: bytes, error: Exception) -> None:
-    """Write input and traceback, once for each place."""
+    """Write input and traceback, once for each code location."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "fp8pad/" in frame.filename] or list(frames)
     place = f"{Path(own[-1].filename).stem}-{own[-1].lineno}"

@@ -1,9 +1,8 @@
 """Hostile checkpoints, one of each kind, through the command line: `make malformed`.
 
-Each attempt makes a small folder that asks for much: sizes, texts, names, links, numbers. The command runs in a process
-of its own. What has to hold: it ends with the expected exit status, within `SECONDS` of a CPU and `MEBIBYTES`, its
-longest line is no longer than `CHARACTERS`, no traceback and no terminal escape is printed, and what is refused names
-its cause.
+Each attempt makes a small folder that tries to cause much work: sizes, texts, names, links, numbers. The command runs
+in a process of its own. It must end with the expected exit status, within `SECONDS` of CPU time and `MEBIBYTES`, print
+no line longer than `CHARACTERS`, no traceback and no terminal escape, and name the cause of a refusal.
 """
 
 import itertools
@@ -25,10 +24,10 @@ from helpers import INDEX, framed, llama
 from fp8pad.checkpoint.folder import max_text_bytes
 from fp8pad.checkpoint.headers import MAX_HEADER_BYTES
 
-# The row of 2^30 elements becomes 16 GiB, which take 18 s, and on a busy machine nearly twice as long. A header of
-# 120,000 tensors takes about 2.5 KB for each, with a plan and a record, beside the 50 MiB that any command takes.
+# The row of 2^30 elements becomes 16 GiB, which takes 18 s, and on a busy machine nearly twice as long. A header of
+# 120,000 tensors takes about 2.5 KB for each, with a plan and a record, plus the 50 MiB that any command takes.
 SECONDS, MEBIBYTES, CHARACTERS = 60.0, 360, 4000
-LARGEST_MEBIBYTES = 2400  # of the largest text of a kind that is read, filled with what takes the most memory
+LARGEST_MEBIBYTES = 2400  # for the largest text that is read, filled with what takes the most memory
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 CHANNEL = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
 Prepare = Callable[[Path], object]
@@ -37,7 +36,7 @@ ATTEMPTS: dict[str, tuple[Prepare, tuple[str, ...], int, str, int]] = {}
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended, of a process of its own: seconds of a CPU, peak memory in MiB."""
+    """How an attempt ended, in a process of its own: seconds of CPU time, peak memory in MiB."""
 
     status: int
     seconds: float
@@ -49,7 +48,7 @@ class Ending:
 def attempt(
     name: str, *command: str, status: int, says: str = "", mebibytes: int = MEBIBYTES
 ) -> Callable[[Prepare], Prepare]:
-    """Add what prepares a folder; the `command` then runs in it and has to end with that status, and say that."""
+    """Add a function that prepares a folder; `command` then runs in it and must end with `status`, and print `says`."""
 
     def add(prepare: Prepare) -> Prepare:
         ATTEMPTS[name] = prepare, command or ("convert", "model", "out"), status, says, mebibytes
@@ -99,7 +98,7 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(document))
 
 
-# Work that grows with a number instead of with a file.
+# Work that grows with a number instead of a file's size.
 
 
 @attempt("a shape of 0 and 2^50 + 1", status=1, says="a size of 0")
@@ -161,12 +160,12 @@ def _(root: Path) -> None:
 
 
 def _filled(file: str, part: str) -> Prepare:
-    """Fill a text up to the size that is read with the same `part`, or with names, where `%x` stands for a number."""
+    """Fill a text up to the largest size that is read, with `part` or with names in which `%x` is a number."""
 
     def prepare(root: Path) -> None:
         folder = converted(root) if file == "fp8pad.json" else llama(root / "model", num_shards=2)
         text = (folder / file).read_text()
-        size = max_text_bytes(file) - len(text) - 1000  # config.json grows by what was padded
+        size = max_text_bytes(file) - len(text) - 1000  # config.json grows with the padded modules
         if "%x" in part:
             numbers = range(1 << 24, (1 << 24) + size // len(part % (1 << 24)))
             filling = "{" + ", ".join(part[:-2] % number for number in numbers) + "}"
@@ -417,7 +416,7 @@ def _(root: Path) -> None:
     code.symlink_to(root / "model" / "modeling_x.py")
 
 
-# What the kernel tells of a child's memory counts that of the process that it was forked from.
+# The kernel's number for a child's memory includes that of the process that it was forked from.
 PROGRAM = """
 import atexit, pathlib, runpy
 status = pathlib.Path("status").absolute()
@@ -427,7 +426,7 @@ runpy.run_module("fp8pad", run_name="__main__", alter_sys=True)
 
 
 def run(command: tuple[str, ...], root: Path) -> Ending:
-    """Run the command line in a process of its own."""
+    """Run the command line in a separate process."""
     limit = root / "limit"
     mebibytes = int(limit.read_text()) if limit.exists() else 0
 
@@ -452,7 +451,7 @@ def run(command: tuple[str, ...], root: Path) -> Ending:
     lines = text.splitlines() or [""]
     line = next((line for line in lines if line.startswith("error")), lines[-1])
     wrong = "".join(_faults(text))
-    peak = used.ru_maxrss  # all there is of a child that a signal has ended
+    peak = used.ru_maxrss  # the only number for a child that a signal has ended
     if told.exists():
         (peak,) = map(int, re.findall(r"VmHWM:\s*(\d+) kB", told.read_text()))
     return Ending(child.returncode, used.ru_utime + used.ru_stime, peak >> 10, line[:150], wrong)
@@ -468,7 +467,7 @@ def _faults(text: str) -> Iterator[str]:
 
 
 def judge(name: str, root: Path) -> Ending:
-    """Make one attempt, and say what is wrong with how it ended."""
+    """Make one attempt, and return how it ended, with what is wrong about it."""
     prepare, command, status, says, mebibytes = ATTEMPTS[name]
     prepare(root)
     ending = run(command, root)
@@ -487,7 +486,7 @@ def judge(name: str, root: Path) -> Ending:
 
 
 def main() -> int:
-    """Make all attempts whose names hold the argument; print how each ended; write build/fuzz/malformed.json."""
+    """Make all attempts whose names contain the argument; print how each ended; write build/fuzz/malformed.json."""
     wanted, endings = " ".join(sys.argv[1:]), {}
     for name in ATTEMPTS:
         if wanted in name:

@@ -1,4 +1,4 @@
-"""What is fuzzed, and what is asked of each execution besides ending in time and in no exception but fp8pad's own."""
+"""The fuzz targets, and what each execution must do besides ending in time with a result or one of fp8pad's errors."""
 
 import json
 import os
@@ -37,7 +37,7 @@ POLICIES = [
     Policy(absorb=True, absorb_experts=True, tensor_parallel_size=8),
     Policy(alignment=64, tensor_parallel_size=3),
 ]
-# Where fp8pad is stricter than the safetensors library, as docs/format.md says.
+# Where fp8pad is stricter than the safetensors library, according to docs/format.md.
 STRICTER = re.compile(
     r"occurs twice|expected dtype, shape and data_offsets|surrogate|nest|recursion|too deep|levels|expected one of"
     r"|expected a list of sizes|expected \[begin, end\]|expected an object of strings|digit|NaN|Infinity|duplicate"
@@ -46,7 +46,7 @@ STRICTER = re.compile(
 
 
 def _models() -> list[Path]:
-    """Write every small case that converts to a folder of its own."""
+    """Write every small case that converts to a separate folder."""
     names = case_names("good", "variants")[: int(os.environ.get("FUZZ_CASES", "1000"))]
     base = Path(tempfile.mkdtemp(prefix="fp8pad-fuzz-cases-", dir=AREA.parent))
     copies = [copy_case(path, base / str(number)) for number, path in enumerate(names)]
@@ -89,7 +89,7 @@ RECORDS = _records()
 
 
 def header(choices: Choices) -> str:
-    """What we accept, the safetensors library accepts; what it accepts and we do not is a rule that is written down."""
+    """The safetensors library accepts all that fp8pad accepts; the reverse holds except for documented rules."""
     if choices.ConsumeIntInRange(0, 3):
         text = spelt(choices, edited(choices, HEADERS[choices.ConsumeIntInRange(0, len(HEADERS) - 1)]))
     else:
@@ -176,9 +176,9 @@ def _header_of_shard(shard: Any) -> Any:
 
 
 def folder(choices: Choices) -> str:
-    """A whole folder: planned, converted, verified, unpadded, or refused; the source stays, and nothing else appears.
+    """A whole folder: planned, converted, verified, unpadded, or refused; the source is kept, and nothing else appears.
 
-    What was written verifies, and unpadding gives back what was copied along.
+    The output verifies, and unpadding restores the files that were copied.
     """
     shutil.rmtree(AREA, ignore_errors=True)
     AREA.mkdir()
@@ -276,7 +276,7 @@ def _files_of(root: Path) -> dict[str, bytes]:
 
 
 def _check_message(error: Fp8padError) -> None:
-    """A message is one that a terminal can show: of one line once it is printed, and not of megabytes."""
+    """Check that a message fits a terminal: one line once it is printed, and not megabytes."""
     if len(str(error)) > 20_000:
         raise AssertionError(f"a message of {len(str(error))} characters: {str(error)[:200]}") from error
 

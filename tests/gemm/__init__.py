@@ -1,4 +1,4 @@
-"""An oracle: padded FP8 layers multiplied as they were and as they are on disk, in arithmetic of its own.
+"""An oracle: padded FP8 layers are multiplied in their original and in their padded form, with its own arithmetic.
 
-What `fp8pad verify` compares as bytes is compared as products here, which no arrangement of wrong bytes can give.
+`fp8pad verify` compares bytes; here products are compared, which wrong bytes cannot produce in any arrangement.
 """

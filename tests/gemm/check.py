@@ -1,4 +1,4 @@
-"""Multiplying every padded layer of a checkpoint in both forms."""
+"""Multiply every padded layer of a checkpoint in both forms."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ NUM_TOKENS = 4
 
 
 def products_differ(model: Path, out_dir: Path, arithmetic: Arithmetic | None = None) -> dict[str, str | None]:
-    """Return, for each padded FP8 weight of `out_dir`, what differs first from its source's product; None if nothing.
+    """Return, for each padded FP8 weight of `out_dir`, the first difference to its source's product, or None.
 
-    `arithmetic` None is the best that this machine has. A layer at a time, rows in pieces: memory does not grow with
-    the checkpoint.
+    `arithmetic` None means the best on this machine. Layers are read one at a time, in pieces, so memory does not grow
+    with the checkpoint.
     """
     source, converted = read_unconverted(model), read_checkpoint(out_dir)
     record = read_record(converted)

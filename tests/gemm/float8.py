@@ -1,4 +1,4 @@
-"""FP8 and the dtypes of scales as numbers: numpy only, so that no engine and no torch is needed to look at them.
+"""FP8 and the dtypes of scales as numbers: with numpy only, so that neither an engine nor torch is needed.
 
 Sources: OCP 8-bit Floating Point Specification 1.0 (E4M3, E5M2); the FNUZ variants as in LLVM's APFloat
 (`Float8E4M3FNUZ`, `Float8E5M2FNUZ`): a bias larger by one, no infinity, no negative zero, and 0x80 as the only NaN.
@@ -55,7 +55,7 @@ def _value(byte: int, dtype: str) -> float:
 
 
 def fp8_bytes(dtype: str, values: Floats) -> Bytes:
-    """Encode values that FP8 `dtype` holds exactly; `ValueError` for others."""
+    """Encode values that FP8 `dtype` represents exactly; raises `ValueError` for others."""
     table = fp8_values(dtype)
     order = np.argsort(table)[: np.count_nonzero(~np.isnan(table))]
     data: Bytes = order[np.searchsorted(table[order], values).clip(max=len(order) - 1)].astype(np.uint8)
@@ -65,7 +65,7 @@ def fp8_bytes(dtype: str, values: Floats) -> Bytes:
 
 
 def scale_values(dtype: str, data: Bytes) -> Floats:
-    """Decode the bytes of a scale or a bias; `CheckpointError` for a dtype that is neither's."""
+    """Decode the bytes of a scale or a bias; raises `CheckpointError` for an unsupported dtype."""
     if dtype == "BF16":
         return (data.view("<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
     if dtype in ("F16", "F32", "F64"):

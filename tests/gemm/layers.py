@@ -1,8 +1,8 @@
-"""One layer in two forms, as it was and padded: `activations @ weight.T * scale + bias` of both, compared.
+"""One layer in two forms, original and padded: `activations @ weight.T * scale + bias` of both, compared.
 
-Where the runtime gives the padded columns zeros, they get the largest activation here, so that the weight's own zeros
-must do. The sums are equal for the reasons given in `gemm.products`; scales and bias follow element by element,
-in the same order for both forms.
+The runtime gives the padded columns zeros; here they get the largest activation, so that the weight's own zeros must
+have the effect. `gemm.products` explains why the sums are equal; scales and bias are applied element by element, in the
+same order for both forms.
 """
 
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ from gemm.products import (
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A checkpoint, by tensor: the file it lies in, the byte it begins at, and its header."""
+    """A checkpoint, by tensor: its file, the byte at which it begins, and its header."""
 
     root: Path
     tensors: Mapping[str, tuple[str, int, TensorHeader]]
 
     @classmethod
     def of(cls, source: Checkpoint) -> "Form":
-        """Return where the tensors of a checkpoint lie."""
+        """Return the positions of a checkpoint's tensors."""
         tensors = {
             tensor.name: (shard.file, shard.data_start + tensor.begin, tensor)
             for shard in source.shards
@@ -49,7 +49,7 @@ class Form:
         return cls(source.root, tensors)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Return the shape of a tensor, None if there is no such tensor."""
+        """Return the shape of a tensor, or None if there is no such tensor."""
         return self.tensors[name][2].shape if name in self.tensors else None
 
     def values(self, name: str) -> Floats:
@@ -59,9 +59,9 @@ class Form:
         return scale_values(tensor.dtype, data)
 
     def operands(self, linear: Fp8Linear, rows: Positions | None = None) -> list[Operands]:
-        """Return what a layer is multiplied with here: once, or for each of the experts that its weight stacks.
+        """Return the operands of a layer: one, or one for each of the experts that its weight stacks.
 
-        Where the bias has only logical elements, `rows` says to which rows of the weight they belong.
+        If the bias has only logical elements, `rows` says to which rows of the weight they belong.
         """
         file, begin, tensor = self.tensors[linear.weight.name]
         num_matrices, num_n, num_k = as_matrices(tensor.shape)
@@ -74,7 +74,7 @@ class Form:
     def _scales(self, linear: Fp8Linear, num_n: int, num_k: int) -> Floats:
         """Return the scale of each row in each block of columns, `[N, num_blocks]`.
 
-        Scales of a layout that fp8pad does not know are left to the comparison of bytes; they are 1 here.
+        Scales of an unknown layout are 1 here, since they are compared only as bytes.
         """
         if linear.scale is None or linear.granularity is None:
             return np.ones((num_n, 1))
@@ -95,7 +95,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class LayerPair:
-    """One layer in both forms; `padded` is what fp8pad.json says of every tensor that is padded."""
+    """One layer in both forms; `padded` is the record of every padded tensor in fp8pad.json."""
 
     linear: Fp8Linear
     before: Form
@@ -103,7 +103,7 @@ class LayerPair:
     padded: Mapping[str, PaddedTensor]
 
     def first_mismatch(self, arithmetic: Arithmetic, num_tokens: int, seed: int) -> str | None:
-        """Multiply both with `num_tokens` rows of activations; say what differs first, None if nothing does."""
+        """Multiply both with `num_tokens` rows of activations; return the first difference, or None."""
         if mismatch := self._wrong_shape():
             return mismatch
         with np.errstate(invalid="ignore", over="ignore"):  # a weight or a scale may be infinite or NaN
@@ -127,7 +127,7 @@ class LayerPair:
         return None
 
     def _wrong_shape(self) -> str | None:
-        """Say where the headers are not what fp8pad.json says; without that nothing can be multiplied."""
+        """Return where the headers differ from fp8pad.json, because then nothing can be multiplied."""
         scale = self.linear.scale
         for name in (self.linear.weight.name, scale.name if scale else "", f"{self.linear.name}.bias"):
             if (shape := self.before.shape(name)) is None:
@@ -140,7 +140,7 @@ class LayerPair:
 
 
 def positions(tensor: PaddedTensor, axis: int) -> Positions:
-    """Return where the logical indices of a matrix axis, 1 for N and 2 for K, lie in the padded tensor."""
+    """Return the positions in the padded tensor of the logical indices of a matrix axis, 1 for N and 2 for K."""
     size = as_matrices(tensor.logical_shape)[axis]
     segments = tensor.segments
     if segments is None or segments.matrix_axis != axis:
@@ -151,13 +151,13 @@ def positions(tensor: PaddedTensor, axis: int) -> Positions:
 
 
 def seeded_activations(num_tokens: int, num_k: int, seed: int) -> Floats:
-    """Return whole numbers in `[-MAX_ACTIVATION, MAX_ACTIVATION]`, `[M, K]`; E4M3 holds each of them exactly."""
+    """Return integers in `[-MAX_ACTIVATION, MAX_ACTIVATION]`, `[M, K]`; E4M3 represents all of them exactly."""
     choose = np.random.default_rng(seed)
     return choose.integers(-MAX_ACTIVATION, MAX_ACTIVATION, (num_tokens, num_k), endpoint=True).astype(np.float64)
 
 
 def _first_difference(expected: Floats, got: Floats, rows: Positions) -> str | None:
-    """Name the first output that differs, by token and row; NaN equals NaN."""
+    """Return the first output that differs, by token and row; NaN equals NaN."""
     differs = (expected != got) & ~(np.isnan(expected) & np.isnan(got))
     if not differs.any():
         return None

@@ -1,13 +1,12 @@
-"""Sums of products of FP8 bytes, a bounded piece at a time: exact in float64, or as a GPU's tensor cores form them.
+"""Sums of products of FP8 bytes, a bounded piece at a time: exact in float64, or as a GPU's tensor cores compute them.
 
-**Why float64 is exact here.** Activations are whole numbers of at most 8 in size. An FP8 weight is a multiple of 2^-17
-and at most 57,344 in size (E5M2FNUZ, the widest; E4M3 is a multiple of 2^-9 and at most 448). So every product, and
-every sum of products in any order, is a multiple of 2^-17 and at most K x 458,752 in size: for K up to 2^17 that is at
-most 2^53 multiples, which float64 holds. Whatever order a BLAS chooses, the sum is the true one, and zeros add nothing.
+**Why float64 is exact here.** Activations are integers of at most 8 in size. An FP8 weight is a multiple of 2^-17 and
+at most 57,344 in size (E5M2FNUZ, the widest; E4M3 is a multiple of 2^-9 and at most 448). So every product, and every
+sum of products in any order, is a multiple of 2^-17 and at most K x 458,752 in size: for K up to 2^17 that is at most
+2^53 multiples, which float64 represents. In any order that a BLAS chooses, the sum is exact, and zeros add nothing.
 
-**What a GPU gives.** `torch._scaled_mm` rounds, in an order that depends on the shape. Two forms of a weight that reach
-it with equal bytes in equal shapes give equal sums; that is why the logical form is padded in memory for it, as an
-engine does that pads at load.
+**On a GPU.** `torch._scaled_mm` rounds, in an order that depends on the shape. Two forms of a weight that have equal
+bytes in equal shapes give equal sums, so the logical form is padded in memory, as by an engine that pads at load.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ MAX_EXACT_K = 2**17
 MAX_ACTIVATION = 8
 ROWS_AT_A_TIME_BYTES = 2**22  # of FP8; eight times as much once decoded
 
-# FP8 dtypes that CUDA's tensor cores take, by torch's names.
+# FP8 dtypes that CUDA's tensor cores support, with torch's names.
 _TORCH_DTYPES = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
@@ -33,7 +32,7 @@ Multiply = Callable[[Floats, Bytes, str], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """An FP8 weight `[N, K]` of which `read(begin, end)` gives rows, as bytes `[end - begin, K]`."""
+    """An FP8 weight `[N, K]`; `read(begin, end)` returns rows as bytes `[end - begin, K]`."""
 
     dtype: str
     num_n: int
@@ -41,7 +40,7 @@ class Matrix:
     read: Callable[[int, int], Bytes]
 
     def chunks(self) -> Iterator[tuple[slice, Bytes]]:
-        """Yield all rows, in pieces of the same bounded size whatever the form the matrix lies in."""
+        """Yield all rows, in pieces of the same bounded size whatever the form of the matrix."""
         step = max(16, ROWS_AT_A_TIME_BYTES // max(1, self.num_k) // 16 * 16)
         for begin in range(0, self.num_n, step):
             end = min(begin + step, self.num_n)
@@ -50,7 +49,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """What activations `[M, K]` are multiplied with: scales `[N, num_blocks]`, one for every `block_k` columns."""
+    """The factors of activations `[M, K]`: a weight, and scales `[N, num_blocks]`, one for every `block_k` columns."""
 
     weight: Matrix
     scales: Floats
@@ -62,7 +61,7 @@ class Operands:
 class Arithmetic:
     """A way to multiply: activations `[M, K]`, FP8 bytes `[n, K]` and their dtype give `[M, n]`.
 
-    `takes_any_shape` says that neither n nor K need be a multiple of 16.
+    `takes_any_shape` says that n and K need not be multiples of 16.
     """
 
     name: str
@@ -71,7 +70,7 @@ class Arithmetic:
 
 
 def output(operands: Operands, activations: Floats, arithmetic: Arithmetic) -> Floats:
-    """Return `activations @ weight.T * scales + bias`, `[M, N]`; blocks of columns are added up from the first on."""
+    """Return `activations @ weight.T * scales + bias`, `[M, N]`; blocks of columns are added in order."""
     weight, block_k = operands.weight, operands.block_k
     total = np.zeros((len(activations), weight.num_n))
     for rows, data in weight.chunks():
@@ -83,7 +82,7 @@ def output(operands: Operands, activations: Floats, arithmetic: Arithmetic) -> F
 
 
 def on_disk(path: Path, begin: int, dtype: str, num_n: int, num_k: int) -> Matrix:
-    """Return the matrix that lies row by row in the file `path` from byte `begin` on."""
+    """Return the matrix that is stored row by row in the file `path`, beginning at byte `begin`."""
 
     def read(first: int, last: int) -> Bytes:
         return np.fromfile(path, np.uint8, (last - first) * num_k, offset=begin + first * num_k).reshape(-1, num_k)
@@ -109,7 +108,7 @@ def padded_in_memory(logical: Operands, like: Operands, rows: Positions, columns
 
 
 def best_arithmetic(dtypes: frozenset[str]) -> Arithmetic:
-    """Return the GPU's arithmetic if there is one whose tensor cores take all of `dtypes`, else the exact one."""
+    """Return the GPU's arithmetic if a GPU's tensor cores support all of `dtypes`, else the exact one."""
     try:
         import torch
     except ImportError:
@@ -121,7 +120,7 @@ def best_arithmetic(dtypes: frozenset[str]) -> Arithmetic:
 
 
 def scaled_mm(device: str) -> Arithmetic:
-    """Return the arithmetic of `torch._scaled_mm` on a torch device: sums in float32, as its kernel forms them."""
+    """Return the arithmetic of `torch._scaled_mm` on a torch device: float32 sums, in the order of its kernel."""
     import torch
 
     one = torch.ones((), device=device)
@@ -131,7 +130,7 @@ def scaled_mm(device: str) -> Arithmetic:
 
     def multiply(activations: Floats, weight: Bytes, dtype: str) -> Floats:
         left = on_device(_filled_up(fp8_bytes("F8_E4M3", activations)), "F8_E4M3")  # [M, K]
-        right = on_device(_filled_up(weight), dtype).t()  # [K, n], column by column, as tensor cores want it
+        right = on_device(_filled_up(weight), dtype).t()  # [K, n], column by column, as tensor cores need it
         sums = torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.float32)
         return sums[: len(activations), : len(weight)].double().cpu().numpy()  # type: ignore[no-any-return]
 
@@ -139,13 +138,13 @@ def scaled_mm(device: str) -> Arithmetic:
 
 
 def _filled_up(data: Bytes) -> Bytes:
-    """Append rows and columns of zero bytes up to multiples of 16, where an axis was not padded on disk (experts)."""
+    """Append rows and columns of zero bytes up to multiples of 16, if an axis was not padded on disk (experts)."""
     fill = [(0, round_up(size, 16) - size) for size in data.shape]
     return np.pad(data, fill) if any(added for _, added in fill) else data
 
 
 def _multiply_exactly(activations: Floats, weight: Bytes, dtype: str) -> Floats:
-    # This way round a BLAS reads the large matrix row by row; the other way it took 40 times as long.
+    # In this order a BLAS reads the large matrix row by row; the other order took 40 times as long.
     return (fp8_values(dtype)[weight] @ activations.T).T
 
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 
 
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
-    """Convert a checkpoint and return where it is."""
+    """Convert a checkpoint and return the output folder."""
     source = read_unconverted(model)
     convert(source, plan_checkpoint(source.shards, source.configs, policy), out_dir, WriteOptions(), Progress())
     return out_dir
@@ -33,7 +33,7 @@ def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
 
 @pytest.mark.parametrize("policy", [Policy(), Policy(absorb=True), Policy(alignment=128)])
 def test_tensor_cores_give_both_forms_the_same_bits(policy: Policy, example: Path, tmp_path: Path) -> None:
-    """Every padded layer of the example; and a byte that is wrong is caught there too."""
+    """This holds for every padded layer of the example; a wrong byte is detected there too."""
     out_dir = converted(example, tmp_path / "out", policy)
     assert best_arithmetic(frozenset({"F8_E4M3"})).name == "torch._scaled_mm on cuda"
     found = products_differ(example, out_dir)

@@ -31,7 +31,7 @@ WIDTHS = (1, 15, 16, 88, 213, 855, 1025, 1368, 1710, 2049, 2152, 3420, 3424, 409
 
 @pytest.fixture(autouse=True)
 def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill every result with NaN before a kernel writes it, so that what it leaves out shows."""
+    """Fill every result with NaN before a kernel writes it, so that values that it does not write are visible."""
 
     def poisoned(x: torch.Tensor, padded_k: int) -> torch.Tensor:
         filled = torch.full((x.shape[0], padded_k), 0xFF, dtype=torch.uint8, device=x.device)
@@ -41,7 +41,7 @@ def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _assert_as_vllm(x: torch.Tensor, **scheme: Any) -> None:
-    """Compare bytes, scales and tail with what vLLM's operator makes of the same activation."""
+    """Compare bytes, scales and tail with the result of vLLM's operator for the same activation."""
     k = x.shape[1]
     expected, expected_scale = vllm_ops.scaled_fp8_quant(
         x,
@@ -77,7 +77,7 @@ def _schemes(dtype: torch.dtype) -> Iterator[dict[str, Any]]:
 
 
 def _all_bits(dtype: torch.dtype, k: int, *, finite: bool) -> torch.Tensor:
-    """Return every value of `dtype`, shuffled into rows of `k`; the last row is filled up from the first values."""
+    """Return every value of `dtype`, shuffled into rows of `k`; the last row is completed with the first values."""
     values = torch.arange(65536, device="cuda", dtype=torch.int32).to(torch.uint16).view(dtype)
     values = values[values.isfinite()] if finite else values
     values = values[torch.randperm(len(values), device="cuda")]
@@ -95,7 +95,7 @@ def test_every_value(dtype: torch.dtype, finite: bool) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_pair_of_value_and_absmax(dtype: torch.dtype) -> None:
-    """Every significand against every absmax's: a row holds all values of an exponent, and one larger value."""
+    """Every significand with every absmax's: a row has all values of an exponent, and one larger value."""
     bits = 7 if dtype == torch.bfloat16 else 10
     one = torch.tensor(1.0, dtype=dtype).view(torch.int16).item()
     significands = torch.arange(one, one + 2**bits, device="cuda", dtype=torch.int32).to(torch.int16)
@@ -116,7 +116,7 @@ def _count_unequal_quotients(count_ptr, first_scale, NUM_VALUES: tl.constexpr, N
 
 
 def test_division_is_exact_for_every_pair_of_significands() -> None:
-    """One Newton step rounds right for all 2^23 significands of a scale and all 2^10 of an FP16 value."""
+    """One Newton step rounds correctly for all 2^23 significands of a scale and all 2^10 of an FP16 value."""
     count = torch.zeros(1, dtype=torch.int32, device="cuda")
     one = torch.tensor(1.0).view(torch.int32).item()
     _count_unequal_quotients[(2**23 // 4,)](count, one, 1024, 4)
@@ -138,7 +138,7 @@ def test_widths(k: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", WIDTHS)
 def test_vllms_operator_writes_into_zeros(k: int, dtype: torch.dtype) -> None:
-    """Given rows that lie further apart it has the same bytes and scales, and leaves what is between them."""
+    """Into strided rows it writes the same bytes and scales, and leaves the gaps between them unchanged."""
     for num_tokens, scheme in itertools.product((1, 17, 300), _schemes(dtype)):
         x = torch.randn(num_tokens, k, device="cuda").to(dtype)
         options = {"scale_ub": scheme.get("scale_ub"), "use_per_token_if_dynamic": scheme.get("per_token", True)}
@@ -151,7 +151,7 @@ def test_vllms_operator_writes_into_zeros(k: int, dtype: torch.dtype) -> None:
 
 
 def test_vllms_operator_is_taken_for_few_values() -> None:
-    """As a layer is made, with the model's dtype as the default, it is found to write what it should."""
+    """While a layer is made, with the model's dtype as the default, the operator passes its trial."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         assert activations._operator() is vllm_ops.scaled_fp8_quant
@@ -161,14 +161,14 @@ def test_vllms_operator_is_taken_for_few_values() -> None:
 
 @pytest.mark.parametrize("num_tokens", [16384, 65536])
 def test_many_tokens(num_tokens: int) -> None:
-    """As many tokens as a long prefill has; offsets pass 2^31 bytes."""
+    """As many tokens as in a long prefill; offsets exceed 2^31 bytes."""
     x = torch.randn(num_tokens, 13653, device="cuda", dtype=torch.bfloat16)
     for scheme in ({}, {"per_token": False}, {"scale": torch.tensor([0.01], device="cuda")}):
         _assert_as_vllm(x, **scheme)
 
 
 def test_strided_rows() -> None:
-    """Rows that lie apart, at any offset; one row many times; and columns that lie apart."""
+    """Strided rows at any offset, one row many times, and strided columns."""
     x = torch.randn(64, 7000, device="cuda", dtype=torch.bfloat16)
     for view in (x[:, 3420:6840], x[:, 1:1369], x[::3, :3420], x[:1, 5:860].expand(9, 855)):
         for scheme in _schemes(torch.bfloat16):
@@ -198,7 +198,7 @@ def test_no_tokens() -> None:
 
 @pytest.mark.parametrize("scheme", [{}, {"per_token": False}, {"scale": 0.02}], ids=["token", "tensor", "static"])
 def test_cuda_graph(scheme: dict[str, Any]) -> None:
-    """A graph holds it, and replays it on new values."""
+    """A graph captures the kernel, and replays it on new values."""
     if "scale" in scheme:
         scheme = {"scale": torch.tensor([scheme["scale"]], device="cuda")}
     x = torch.randn(33, 3420, device="cuda", dtype=torch.bfloat16)
@@ -214,7 +214,7 @@ def test_cuda_graph(scheme: dict[str, Any]) -> None:
 
 
 def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A profile shows one kernel for a scale per token or a given one, and two for one scale found for all."""
+    """A profile shows one kernel for a scale per token or a given one, and two for a dynamic scale per tensor."""
     monkeypatch.undo()
     x = torch.randn(64, 3420, device="cuda", dtype=torch.bfloat16)
     scale = torch.ones(1, device="cuda")
@@ -231,7 +231,7 @@ def test_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("n", "k"), [(1280, 3420), (6840, 1280), (100, 213)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layer(n: int, k: int, dtype: torch.dtype) -> None:
-    """A layer with a weight padded beforehand answers bit for bit as vLLM does for the unpadded one."""
+    """A layer with a weight that was padded before gives vLLM's output for the unpadded one, bit for bit."""
     with torch.inference_mode(), vllm_operators():
         weight = torch.randn(n, k, device="cuda").to(torch.float8_e4m3fn)
         scale = torch.rand(n, 1, device="cuda") / k
@@ -249,7 +249,7 @@ def test_layer(n: int, k: int, dtype: torch.dtype) -> None:
 
 
 def test_compiled_layer() -> None:
-    """Compiled, a padded layer takes one graph, and answers as eager vLLM does: its operator rounds as that does."""
+    """When compiled, a padded layer is one graph and equals eager vLLM: our operator rounds in the same way."""
     n, k = 1280, 3420
     weight, scale = torch.randn(n, k, device="cuda").to(torch.float8_e4m3fn), torch.rand(n, 1, device="cuda") / k
     with torch.inference_mode(), vllm_operators():
@@ -274,7 +274,7 @@ def _loaded(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tu
 
 @pytest.mark.parametrize("scheme", ["token", "tensor", "static"])
 def test_compiled_without_a_graph_break(scheme: str) -> None:
-    """torch.compile takes the operators whole, with dynamic numbers of tokens, and answers the same."""
+    """torch.compile takes the operators as they are, with dynamic numbers of tokens; results are equal."""
     arguments = {"token": {}, "tensor": {"per_token": False}, "static": {"scale": torch.tensor([0.02], device="cuda")}}
 
     def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,7 +29,7 @@ OPTIONS = {
 
 
 def test_a_mamba_mixer_gives_the_originals_bits(tmp_path: Path) -> None:
-    """3352 of 3360 columns, as in Mamba2-130m: tokens and logprobs are those of the original."""
+    """3352 of 3360 columns, as in Mamba2-130m: tokens and logprobs equal the original's."""
     original, padded = build("mamba2", tmp_path / "original"), tmp_path / "padded"
     subprocess.run([sys.executable, "-m", "fp8pad", "convert", str(original), str(padded)], check=True)
     expected, got = (serve_apart(model, PROMPTS, **OPTIONS) for model in (original, padded))
