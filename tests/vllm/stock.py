@@ -1,4 +1,4 @@
-"""Serves models one after another in a process of its own, by stock vLLM: without fp8pad's plugin, which is checked.
+"""Serve models one after another in a separate process with stock vLLM, and check that fp8pad's plugin is absent.
 
 As a script: folders as arguments, one line of JSON per model on stdout.
 """
@@ -14,12 +14,12 @@ from typing import Any
 
 from serving import Answer, serve
 
-# The stand-ins are only for operators that vLLM's CPU build lacks; fp8pad's plugin is not among these.
+# The stand-ins only replace operators that vLLM's CPU build lacks; fp8pad's plugin is not among them.
 PLUGINS = "fp8pad_standins"
 
 
 def serve_stock(models: Sequence[Path], **options: Any) -> list[tuple[Answer, ...]]:
-    """Return what stock vLLM answers for each of `models`; raise the process's last words if it fails."""
+    """Return stock vLLM's answers for each of `models`; raise the process's last lines if it fails."""
     command = [sys.executable, __file__, json.dumps(options), *map(str, models)]
     env = {**os.environ, "VLLM_PLUGINS": PLUGINS, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     run = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900, check=False)

@@ -1,9 +1,8 @@
-"""Every family file against transformers: what it found is what has that size in a real model, no more and no less.
+"""Every family file against transformers: it governs exactly the tensors that have that size in a real model.
 
 A tiny model of each family is made with sizes that are all different primes and saved, so that names and layouts are
-those of a checkpoint. Every tensor with a dimension of a key's size must be governed for that key. Then what the plan
-makes of those sizes is loaded: the config's new sizes must be those of every tensor, and text models must answer as
-before.
+those of a checkpoint. Every tensor with a dimension of a key's size must be governed by that key. Then the absorbed
+model is loaded: the config's new sizes must be those of every tensor, and text models must give the same outputs.
 """
 
 import copy
@@ -284,7 +283,7 @@ MOE_KIN = (
     "olmoe", "phimoe", "solar_open", "deepseek_v32", "dots1", "openai_privacy_filter",
 )  # fmt: skip
 ALL = {**{name: dict(TEXT) for name in DENSE_KIN}, **{name: dict(SHARED) for name in MOE_KIN}, **MODELS}
-# Models that are not compared, each with its parts.
+# Models that are not compared, with the reason.
 NOT_MADE = {
     "kimi_k25": "transformers saves its layers as `blocks`, which neither published checkpoints nor vLLM have",
     "gemma3n": "its vision tower needs timm",
@@ -304,7 +303,7 @@ NOT_MADE = {
 
 @pytest.mark.parametrize("model_type", ALL)
 def test_a_family_is_what_transformers_saves_and_loads(model_type: str, tmp_path: Path) -> None:
-    """Keys and tensors match a file in both directions; absorbed, they load, and text models answer as before."""
+    """Keys and tensors match a file in both directions; absorbed, they load, and text models give equal outputs."""
     model = saved_model(model_type, tmp_path / "model")
     config, arrays = read(tmp_path / "model")
     tensors = {name: TensorHeader(name, "BF16", array.shape, 0) for name, array in arrays.items()}
@@ -335,14 +334,14 @@ def test_a_family_is_what_transformers_saves_and_loads(model_type: str, tmp_path
 
 
 def test_every_family_that_transformers_knows_is_compared() -> None:
-    """A model type that has a file, and that transformers has too, is among the models above, or a part of one."""
+    """Each model type with a file that transformers has too is one of the models above, or part of one."""
     known = set(families()) & set(transformers.CONFIG_MAPPING)
     parts = {model_type for name in ALL for model_type in model_types(config_of(name).to_dict())}
     assert known - set(ALL) - parts == set(NOT_MADE)
 
 
 def model_types(config: Mapping[str, Any]) -> Iterator[str]:
-    """The model types of a config and of the parts in it."""
+    """Yield the model types of a config and of the parts in it."""
     yield str(config.get("model_type"))
     for value in config.values():
         if isinstance(value, Mapping):
@@ -350,12 +349,12 @@ def model_types(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def config_of(model_type: str) -> Any:
-    """The config of a tiny model."""
-    return transformers.CONFIG_MAPPING[model_type](**copy.deepcopy(dict(ALL[model_type])))  # which some of them change
+    """Return the config of a tiny model."""
+    return transformers.CONFIG_MAPPING[model_type](**copy.deepcopy(dict(ALL[model_type])))  # some configs change it
 
 
 def has_axis(governed: Any) -> bool:
-    """Whether a tensor of an MLP has the inner size at all: the bias of down has not."""
+    """Return whether a tensor of an MLP has the inner size at all: the bias of down does not."""
     return bool(governed.leaf != "bias" or governed.axis == "n")
 
 
@@ -372,7 +371,7 @@ def saved_model(model_type: str, folder: Path) -> Any:
 
 
 def model_of(config: Any) -> Any:
-    """Make the model that checkpoints of this config are of."""
+    """Make the model class that checkpoints with this config have."""
     kinds = ("CausalLM", "ImageTextToText", "SpeechSeq2Seq", "TextToWaveform", "PreTraining")
     for auto in (*(getattr(transformers, f"AutoModelFor{kind}") for kind in kinds), transformers.AutoModel):
         if type(config) in auto._model_mapping:
@@ -397,7 +396,7 @@ def write(folder: Path, config: Mapping[str, Any], arrays: Arrays) -> None:
 
 
 def fp8_header(tensors: Mapping[str, TensorHeader], governed: set[str]) -> ShardHeader:
-    """The header of the same model with the weights of its MLPs in FP8, one scale for each."""
+    """Return the header of the same model with its MLPs' weights in FP8, one scale for each."""
     made: list[TensorHeader] = []
     for name, tensor in tensors.items():
         is_weight = name in governed and len(tensor.shape) > 1
@@ -409,7 +408,7 @@ def fp8_header(tensors: Mapping[str, TensorHeader], governed: set[str]) -> Shard
 
 
 def padded(array: np.ndarray[Any, Any], record: PaddedTensor | None) -> np.ndarray[Any, Any]:
-    """Grow a tensor as its record says: at the tail, or at the tail of each of its segments."""
+    """Grow a tensor according to its record: at the tail, or at the tail of each of its segments."""
     if record is None:
         return array
     matrices = array.reshape(as_matrices(array.shape))
@@ -422,16 +421,16 @@ def padded(array: np.ndarray[Any, Any], record: PaddedTensor | None) -> np.ndarr
 
 
 def check_loaded(model: Any, folder: Path) -> None:
-    """Load what was absorbed: no tensor is missing or of another size, and a text model answers as the original.
+    """Load the absorbed model: no tensor is missing or has another size, and a text model equals the original.
 
-    Sums of a few hundred products of float32 in another order differ by less than the tolerance.
+    Sums of a few hundred float32 products in another order differ by less than the tolerance.
     """
     absorbed, info = type(model).from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     assert not any(info.values())
     if type(model.config) in transformers.AutoModelForCausalLM._model_mapping:
         tokens = torch.arange(3, 15)[None]
         for one in (model, absorbed):
-            one.set_experts_implementation("eager")  # others want sizes in multiples of 16 bytes
+            one.set_experts_implementation("eager")  # others need sizes in multiples of 16 bytes
         with torch.no_grad():
             before, after = (one(input_ids=tokens, use_cache=False).logits for one in (model, absorbed.eval()))
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)

@@ -3,10 +3,9 @@
 On one rank tokens and logprobs are equal to the last digit where activations are quantized per token. With static
 scales per tensor that build's GEMM adds up in an order that depends on the inner size; see test_serving.py.
 
-On two ranks vLLM gives half of an MLP's neurons to each and scales the activations that reach down by the maximum on
-that rank. Which neuron lies on which rank depends on the inner size, so that a larger one answers as that division
-does: differently in the last digits, as one rank and two ranks do. Where both divide between the same neurons, the
-answers are equal to the last digit on two ranks as well.
+On two ranks vLLM gives half of an MLP's neurons to each and scales the input of down by the maximum on that rank. Which
+neuron is on which rank depends on the inner size, so with a larger size the last digits differ, as they do between one
+rank and two. If both sizes divide the neurons in the same way, answers are equal to the last digit on two ranks too.
 """
 
 import json
@@ -25,7 +24,7 @@ Convert = Callable[..., Path]
 Answers = tuple[Answer, ...]
 Pair = tuple[Answers, Answers]
 
-# One step of a bfloat16 number is 2^-8 of it; the logits here are about 1, and logprobs are differences of them.
+# One bfloat16 step is 2^-8 of a number; the logits here are about 1, and logprobs are differences of them.
 BFLOAT16_STEP = 2.0**-8
 # Rounding to e4m3 moves a number by 2^-4 of it at most.
 E4M3_ROUNDING = 2.0**-4
@@ -39,7 +38,7 @@ DEAD = TinyFp8("llama", "channel", (("intermediate_size", 208),), dead_neurons=(
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory, converted: Convert) -> dict[TinyFp8, tuple[Path, Path]]:
-    """The originals, and each of them absorbed for two ranks."""
+    """Make the originals, and each of them absorbed for two ranks."""
     folder = tmp_path_factory.mktemp("originals")
     originals = {
         tiny: build(tiny, folder / f"{tiny.name}-{number}") for number, tiny in enumerate((*PER_TOKEN, STATIC, DEAD))
@@ -52,7 +51,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, converted: Convert) -> dict[
 
 @pytest.fixture(scope="module")
 def alone(pairs: dict[TinyFp8, tuple[Path, Path]]) -> dict[TinyFp8, Pair]:
-    """What stock vLLM answers on one rank, before and after: all models in one process."""
+    """Return stock vLLM's answers on one rank, before and after: all models in one process."""
     asked = (*PER_TOKEN, STATIC)
     answers = iter(serve_stock([model for tiny in asked for model in pairs[tiny]]))
     return {tiny: (next(answers), next(answers)) for tiny in asked}
@@ -66,14 +65,14 @@ def test_answers_are_equal_to_the_last_digit(tiny: TinyFp8, alone: dict[TinyFp8,
 
 
 def test_static_scales_answer_within_a_step(alone: dict[TinyFp8, Pair]) -> None:
-    """Scales per tensor: gate and up are requantized to the larger scale at load, zeros stay zeros."""
+    """With scales per tensor, gate and up are requantized to the larger scale at load; zeros stay zeros."""
     check_near(*alone[STATIC], BFLOAT16_STEP)
 
 
 def test_two_ranks(pairs: dict[TinyFp8, tuple[Path, Path]], alone: dict[TinyFp8, Pair]) -> None:
-    """Equal to the last digit where 208 and 224 neurons divide into the same living ones, 104 to 111 being dead.
+    """Equal to the last digit if 208 and 224 neurons divide into the same live ones, since 104 to 111 are dead.
 
-    213 neurons do not go on two ranks at all; 224 do, and answer as 213 do on one, but for how two ranks quantize.
+    213 neurons do not fit two ranks at all; 224 do, and equal 213 on one rank, except for how two ranks quantize.
     """
     before, after, together = serve_stock([*pairs[DEAD], pairs[ODD][1]], **TWO_RANKS)
     assert after == before
@@ -81,13 +80,13 @@ def test_two_ranks(pairs: dict[TinyFp8, tuple[Path, Path]], alone: dict[TinyFp8,
 
 
 def test_stock_vllm_does_not_split_the_original(pairs: dict[TinyFp8, tuple[Path, Path]]) -> None:
-    """What absorbing makes possible is refused without it."""
+    """Without absorbing, vLLM refuses it."""
     with pytest.raises(RuntimeError, match=r"output_size % self\.tp_size == 0(.|\n)*AssertionError"):
         serve_stock([pairs[ODD][0]], **TWO_RANKS)
 
 
 def test_the_runtime_serves_what_is_left(tiny: Callable[[str], Path], converted: Convert) -> None:
-    """213 neurons absorbed and a hidden size of 136 padded, in the same weights: fp8pad's runtime knows the rest."""
+    """213 neurons are absorbed and a hidden size of 136 is padded in the same weights: the runtime pads the latter."""
     original = tiny("llama")
     mixed = converted(original, "--absorb")
     config = json.loads((mixed / "config.json").read_text())
@@ -104,7 +103,7 @@ def test_the_runtime_serves_what_is_left(tiny: Callable[[str], Path], converted:
 
 
 def test_a_vision_tower_answers_as_its_original(case: Callable[[str], Path], converted: Convert) -> None:
-    """Qwen2.5-VL with an image: the text and the vision part each have a size of their own, and both grow."""
+    """Qwen2.5-VL with an image: the text and the vision part have separate sizes, and both grow."""
     environment = {**with_torchvision(), "VLLM_PLUGINS": PLUGINS}
     image = {"prompt_token_ids": [20, 30, 3, 6, 4, 50, 60, 70], "image_size": [70, 98]}  # 6 stands for the image
     prompts = [image, {"prompt_token_ids": [20, 30, 50, 60, 70]}]
@@ -120,13 +119,13 @@ def test_a_vision_tower_answers_as_its_original(case: Callable[[str], Path], con
 
 
 def check_near(before: Answers, after: Answers, tolerance: float) -> None:
-    """Tokens are equal and logprobs within `tolerance`."""
+    """Check that tokens are equal and logprobs within `tolerance`."""
     assert [answer.tokens for answer in after] == [answer.tokens for answer in before]
     assert max_difference(before, after) <= tolerance
 
 
 def max_difference(before: Answers, after: Answers) -> float:
-    """The largest difference of any two logprobs."""
+    """Return the largest difference of two logprobs."""
     pairs = zip(before, after, strict=True)
     return max(
         abs(one - other)

@@ -1,7 +1,7 @@
 """Absorbed checkpoints in stock transformers, without any plugin: the same logits, to the last bit, as the originals.
 
-In bfloat16, the dtype of the checkpoints. The engine's matrix product may add up in another order when the inner size
-is another, and in float32 that shows in the last bits: `test_summation_order_in_float32` bounds it.
+In bfloat16, the dtype of the checkpoints. With another inner size the engine's matrix product may add in another order,
+which changes the last bits in float32: `test_summation_order_in_float32` bounds that.
 """
 
 import gc
@@ -25,7 +25,7 @@ transformers.logging.set_verbosity_error()
 Convert = Callable[..., Path]
 LENGTHS = (1, 5, 16, 33)
 
-# transformers dequantizes whole blocks only: 13 of them here, which two ranks cannot share.
+# transformers dequantizes only whole blocks: 13 of them here, which two ranks cannot share.
 BLOCKS: tuple[tuple[str, int], ...] = (("intermediate_size", 208),)
 MODELS = [
     TinyFp8("llama", "channel"),
@@ -49,7 +49,7 @@ MODELS = [
 
 @pytest.mark.parametrize("tiny", MODELS, ids=lambda tiny: tiny.name)
 def test_logits_are_equal_to_the_last_bit(tiny: TinyFp8, tmp_path: Path, converted: Convert) -> None:
-    """Absorbed for two ranks, experts included; no plugin is asked for and the sizes in use are the larger ones."""
+    """Absorbed for two ranks, including experts; no plugin is required, and the larger sizes are in use."""
     original = build(tiny, tmp_path / tiny.name)
     absorbed = converted(original, "--absorb", "--absorb-experts", "--tensor-parallel-size", "2")
     config = json.loads((absorbed / "config.json").read_text())
@@ -81,7 +81,7 @@ def test_summation_order_in_float32(inner_size: int, padded_inner_size: int) -> 
 
 
 def logits(model_dir: Path) -> list[torch.Tensor]:
-    """What stock transformers answers to prompts of several lengths, and to an image where the model sees."""
+    """Return stock transformers' logits for prompts of several lengths, and for an image if the model takes one."""
     model = load(model_dir)
     vocabulary = 400
     prompts = [torch.tensor([[(7 * place + length) % vocabulary + 8 for place in range(length)]]) for length in LENGTHS]
@@ -95,7 +95,7 @@ def logits(model_dir: Path) -> list[torch.Tensor]:
 
 
 def load(model_dir: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """Load a checkpoint as transformers can on a CPU: Hugging Face's `fp8` with its weights dequantized."""
+    """Load a checkpoint in the way transformers can on a CPU: Hugging Face's `fp8` with dequantized weights."""
     document = json.loads((model_dir / "config.json").read_text())
     quantization = document["quantization_config"]
     options: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def load(model_dir: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
 
 
 def _image(config: Any) -> dict[str, torch.Tensor]:
-    """Four by six patches of random pixels, which two by two become six tokens in a prompt."""
+    """Return four by six patches of random pixels, which two by two become six tokens in a prompt."""
     pixels = torch.randn(24, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(3))
     image, start, end = config.image_token_id, config.vision_start_token_id, config.vision_end_token_id
     prompt = torch.tensor([[11, start, *[image] * 6, end, 12, 13]])

@@ -1,4 +1,4 @@
-"""Block-scaled layers of vLLM's own method, padded, give the bits that vLLM's give; the stand-in's sums are exact."""
+"""Block-scaled layers of vLLM's own method, padded, give the bits of vLLM's layers; the stand-in's sums are exact."""
 
 import contextlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ BLOCK = (32, 32)
 
 @dataclass
 class _Config:
-    """Hands out vLLM's method for block scales, as it is or padded by a record."""
+    """Returns vLLM's method for block scales, unchanged or padded by a record."""
 
     record: LayerParts | None
     tool: str = "fp8"
@@ -63,7 +63,7 @@ class _Config:
 def test_what_vllm_takes_gives_its_bits_on_every_rank(
     kind: str, sizes: list[int], num_k: int, num_ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM takes any sizes that no rank's share tears, but for the rows of a fused layer's matrices before the last."""
+    """vLLM takes any size if no share splits a block, except for the rows of all matrices but the last one."""
     matrices = _matrices(sizes, num_k)
     for rank in range(num_ranks):
         _pretend_rank(monkeypatch, num_ranks, rank)
@@ -74,7 +74,7 @@ def test_what_vllm_takes_gives_its_bits_on_every_rank(
 def test_a_scheme_that_passes_on_to_the_method_of_fp8(
     kind: str, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AutoRound's: its block and kernel are those of the method that it calls."""
+    """AutoRound's scheme has the block and kernel of the method that it calls."""
     matrices = _matrices(sizes, 72)
     _pretend_rank(monkeypatch, 1, 0)
     expected = _output(kind, matrices, is_padded=False, tool="auto-round")
@@ -84,7 +84,7 @@ def test_a_scheme_that_passes_on_to_the_method_of_fp8(
 
 @pytest.mark.parametrize("sizes", [[44, 64], [44, 44], [20, 20], [72, 40, 40]])
 def test_fused_matrices_give_the_bits_of_each_alone(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM puts such matrices right behind each other: it fails, or gives rows the scales of others."""
+    """vLLM places such matrices back to back: it fails, or gives rows the scales of other rows."""
     _pretend_rank(monkeypatch, 1, 0)
     matrices = _matrices(sizes, 72)
     alone = torch.cat([_output("ReplicatedLinear", [matrix], is_padded=False) for matrix in matrices], dim=-1)
@@ -107,7 +107,7 @@ def _pretend_rank(monkeypatch: pytest.MonkeyPatch, num_ranks: int, rank: int) ->
 def test_what_shares_a_block_on_disk_gives_the_bits_of_the_whole(
     half: int, is_loaded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gate and up of one tensor; 96 rows are whole blocks of 32, not padded, and vLLM has no room for the scales."""
+    """Gate and up in one tensor; 96 rows are whole blocks of 32, not padded, and vLLM has no room for the scales."""
     from vllm.model_executor.layers import linear
 
     _pretend_rank(monkeypatch, 1, 0)
@@ -131,9 +131,9 @@ def test_what_shares_a_block_on_disk_gives_the_bits_of_the_whole(
 def test_the_plan_says_what_becomes_of_scales_of_matrices_that_are_fused(
     names: tuple[str, ...], is_fused: bool, num_ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of any size, in one tensor on disk or apart: the scales are right, others', or cannot be loaded.
+    """For any size, in one tensor on disk or in several: scales are right, those of other rows, or cannot be loaded.
 
-    What is one tensor and not divided has the right ones, if any.
+    One tensor that is not divided has the right ones, if any.
     """
     seen = set()
     for size in range(8, 400, 8):
@@ -152,7 +152,7 @@ def test_the_plan_says_what_becomes_of_scales_of_matrices_that_are_fused(
 
 
 def _fate(names: Sequence[str], matrices: Sequence[tuple[int, int]], is_fused: bool, num_ranks: int, rank: int) -> str:
-    """What becomes of the scales of matrices with so many rows on a rank and in all, in blocks of 128."""
+    """Return what happens to the scales of matrices with these rows on a rank and in all, in blocks of 128."""
     from vllm.model_executor.layers import linear
 
     config, whole = _Config(None, weight_block_size=[128, 128]), [rows for _, rows in matrices]
@@ -184,7 +184,7 @@ def _fate(names: Sequence[str], matrices: Sequence[tuple[int, int]], is_fused: b
 
 
 def _planned_fate(names: Sequence[str], whole: Sequence[int], is_fused: bool, num_ranks: int) -> str:
-    """What a plan says of the worst of these matrices."""
+    """Return the plan's verdict for the worst of these matrices."""
     parent, on_disk = ("mlp", "gate_up_proj") if len(names) == 2 else ("self_attn", "qkv_proj")
     rows = {on_disk: sum(whole)} if is_fused else dict(zip(names, whole, strict=True))
     shapes = {f"model.layers.0.{parent}.{name}": (num_n, 256) for name, num_n in rows.items()}

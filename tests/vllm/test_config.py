@@ -1,4 +1,4 @@
-"""How the plugin handles vLLM's configs: the original is put back, whatever its layout, and every process gets it."""
+"""How the plugin handles vLLM's configs: the original is restored, whatever its layout, in every process."""
 
 import json
 import pickle
@@ -32,7 +32,7 @@ def _padded(base: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_original_config_is_put_back_in_place() -> None:
-    """The dict that vLLM gave, and the Hugging Face config that it is a copy of, hold the base again."""
+    """Both vLLM's dict and the Hugging Face config that it was copied from hold the base again."""
     given, held = _padded(FP8_BASE), _padded(FP8_BASE)
     hf_config = SimpleNamespace(quantization_config=held, model_type="llama")
     assert Fp8padConfigMethods.override_quantization_method(given, None, hf_config=hf_config) == "fp8pad"
@@ -42,7 +42,7 @@ def test_the_original_config_is_put_back_in_place() -> None:
 
 
 def test_a_second_look_at_a_restored_config_claims_it_again() -> None:
-    """vLLM verifies a model's config more than once; the second time the base is there already."""
+    """vLLM verifies a model's config more than once; the second time it is already restored."""
     config = _padded(FP8_BASE)
     for _ in range(2):
         assert Fp8padConfigMethods.override_quantization_method(config, None, hf_config=None) == "fp8pad"
@@ -64,12 +64,12 @@ def test_other_checkpoints_are_left_alone() -> None:
     ],
 )
 def test_the_method_of_the_original_is_derived(base: dict[str, Any], method: str) -> None:
-    """Spelt as vLLM spells it; an old ModelOpt file names a producer and an algorithm instead."""
+    """It is spelt as in vLLM; an old ModelOpt file has a producer and an algorithm instead."""
     assert base_method(base) == method
 
 
 def test_an_original_without_a_method_is_refused() -> None:
-    """Nothing is guessed: the message says what is there."""
+    """Nothing is guessed: the message says what was found."""
     with pytest.raises(RecordError, match=r"base names no quant_method, only \['bits'\]"):
         base_method({"bits": 8})
 
@@ -89,7 +89,7 @@ def test_the_config_is_the_originals_class_in_every_process(base: dict[str, Any]
 
 
 def test_modules_are_renamed_as_the_model_renames_its_weights() -> None:
-    """Qwen2.5-VL maps `model.` to `language_model.model.`; what a mapper drops is dropped."""
+    """Qwen2.5-VL maps `model.` to `language_model.model.`; names that a mapper drops are dropped."""
     from vllm.model_executor.models.utils import WeightsMapper
 
     config = _padded(FP8_BASE)
@@ -100,7 +100,7 @@ def test_modules_are_renamed_as_the_model_renames_its_weights() -> None:
 
 
 def test_a_weight_that_is_read_past_its_layer_has_no_padding() -> None:
-    """MLA takes `kv_b_proj` apart by its logical sizes; LoRA may wrap the layer."""
+    """MLA splits `kv_b_proj` by its logical sizes; LoRA may wrap the layer."""
     method = object.__new__(PaddedLinearMethod)
     record = LayerParts("kv_b_proj", (ModuleRecord((213, 136), (224, 144), (16, 16)),))
     method.sizes = RankSizes.of([213], 136, record, (1, 1), Rank())
@@ -112,7 +112,7 @@ def test_a_weight_that_is_read_past_its_layer_has_no_padding() -> None:
 
 
 def test_a_kernel_that_reads_its_layers_sizes_sees_padded_ones() -> None:
-    """Marlin takes N and K from the layer in every forward; others go on reading logical sizes from it."""
+    """Marlin reads N and K from the layer in every forward; everything else still sees logical sizes there."""
 
     class Marlin:
         def create_weights(self, *_: Any) -> None:

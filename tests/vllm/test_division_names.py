@@ -1,4 +1,4 @@
-"""What names say of how a module is divided, against the Linears in every model file of the installed vLLM."""
+"""How a module's name says that it is divided, against the Linears in every model file of the installed vLLM."""
 
 import ast
 from collections import defaultdict
@@ -20,12 +20,12 @@ KINDS = {
     "ReplicatedLinear": "replicated",
 }
 VARIABLES = {"prefix", "maybe_prefix", "merged_name", "shared_gate_name"}
-# Kimi's vision MLP counts from 0, numbers say little, and the others are of one model that has no FP8 checkpoints.
+# Kimi's vision MLP counts from 0, numbers say little, and the others belong to one model without FP8 checkpoints.
 OTHERWISE = {"1", "2", "3", "fc1", "fc", "out_head", "in_head", "token_proj", "anchor_out_head", "pass_hidden_proj"}
 
 
 def linears() -> Iterator[tuple[str, str]]:
-    """The last part of the prefix of each Linear that a model makes, and what it is."""
+    """Yield the last part of the prefix of each Linear that a model makes, and its kind."""
     spec = find_spec("vllm")
     assert spec is not None
     assert spec.origin is not None
@@ -47,7 +47,7 @@ def linears() -> Iterator[tuple[str, str]]:
 
 
 def test_a_name_that_vllms_models_use_for_one_thing_is_taken_for_it() -> None:
-    """Names that two models use for two things are left to family files."""
+    """Names with different kinds in two models are left to family files."""
     kinds: dict[str, set[str]] = defaultdict(set)
     for name, kind in linears():
         kinds[name].add(kind)

@@ -1,4 +1,4 @@
-"""The rules of planning/engines against vLLM's own checks, called with the sizes of each layer on a rank."""
+"""The rules of planning/engines against vLLM's own checks, which are called with each layer's sizes on a rank."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ RANKS = st.sampled_from([1, 2, 4])
 
 @pytest.fixture(autouse=True, scope="module")
 def one_process() -> Iterator[None]:
-    """vLLM's check asks for the number of ranks even where the layer says it."""
+    """Let vLLM's check run in one process: it asks for the number of ranks even if the layer has it."""
     import vllm.distributed
     from vllm.model_executor import parameter
 
@@ -38,14 +38,14 @@ def one_process() -> Iterator[None]:
 def outcomes(
     config: Mapping[str, object], quantization: Mapping[str, Any], shapes: Shapes, ranks: int
 ) -> dict[str, str]:
-    """What the plan says of each layer that vLLM does not merely serve, by the last part of its name."""
+    """Return the plan's outcome for each layer that vLLM does not simply serve, by the last part of its name."""
     plan = plan_checkpoint(*headers(config, quantization, shapes), Policy())
     findings = Judge(plan, find_engine()).original(ranks).findings
     return {name.rpartition(".")[2]: finding.outcome for finding in findings for name in finding.layers}
 
 
 def passes(partitions: Sequence[int], num_k: int, whole: tuple[int, int], ranks: int) -> bool:
-    """Whether vLLM's check lets a layer pass that is `whole` in all and has these matrices and columns on a rank."""
+    """Return whether vLLM's check accepts a layer of size `whole` with these matrices and columns on a rank."""
     from vllm.model_executor.layers.quantization.utils.fp8_utils import validate_fp8_block_shape
 
     num_n, all_k = whole
@@ -60,7 +60,7 @@ def passes(partitions: Sequence[int], num_k: int, whole: tuple[int, int], ranks:
 @settings(max_examples=60, deadline=None)
 @given(share=st.integers(1, 80), ranks=RANKS)
 def test_a_gated_mlp_is_refused_where_vllms_check_raises(share: int, ranks: int) -> None:
-    """Gate and up as one layer, and down, whose columns must be whole blocks on one rank too: kernels want that."""
+    """Gate and up as one layer, and down, whose columns kernels need in whole blocks, on one rank too."""
     held, inner = 16 * share, 16 * share * ranks
     said = outcomes(LLAMA, COMPRESSED, gated(MLP, inner), ranks)
     assert ("gate_proj" in said) != passes([held, held], 256, (2 * inner, 256), ranks)
@@ -72,7 +72,7 @@ def test_a_gated_mlp_is_refused_where_vllms_check_raises(share: int, ranks: int)
 @settings(max_examples=40, deadline=None)
 @given(head_dim=st.sampled_from([16, 32, 48, 64, 96, 128, 192, 256]), ranks=RANKS)
 def test_attention_is_refused_where_vllms_check_raises(head_dim: int, ranks: int) -> None:
-    """Four heads and two key-value heads, which four ranks hold in copies."""
+    """Four heads and two key-value heads, of which four ranks have copies."""
     queries, keys = 4 * head_dim // ranks, 2 * head_dim // min(ranks, 2)
     said = outcomes(LLAMA, COMPRESSED, attention(head_dim), ranks)
     whole = (queries + 2 * keys) * ranks
@@ -83,7 +83,7 @@ def test_attention_is_refused_where_vllms_check_raises(head_dim: int, ranks: int
 @settings(max_examples=80, deadline=None)
 @given(share=st.integers(1, 40), ranks=RANKS)
 def test_experts_are_refined_refused_or_served_as_vllm_does(share: int, ranks: int) -> None:
-    """Method fp8 asks for a finer block first; what has none goes through the check that other methods go through."""
+    """Method fp8 first tries a finer block; if there is none, the check of other methods applies."""
     from vllm.model_executor.layers.fused_moe.oracle.fp8 import refine_fp8_moe_block_shape
 
     held = 16 * share
@@ -98,7 +98,7 @@ def test_experts_are_refined_refused_or_served_as_vllm_does(share: int, ranks: i
 
 
 def test_a_vocabulary_is_padded_as_vllm_pads_it() -> None:
-    """The rows of a rank are those of vLLM's own embedding."""
+    """A rank's rows equal those of vLLM's own embedding."""
     from vllm.model_executor.layers.vocab_parallel_embedding import pad_vocab_size
 
     shapes = {"lm_head": (259, 128)}
@@ -107,7 +107,7 @@ def test_a_vocabulary_is_padded_as_vllm_pads_it() -> None:
 
 
 def test_method_fp8_has_no_place_for_a_scale_of_each_channel() -> None:
-    """vLLM's own parameter takes one scale, of one matrix or of one of several, and refuses 32."""
+    """vLLM's own parameter takes one scale, for one matrix or for one of several, and refuses 32."""
     import torch
     from vllm.model_executor.parameter import PerTensorScaleParameter
 
@@ -128,7 +128,7 @@ def test_method_fp8_has_no_place_for_a_scale_of_each_channel() -> None:
 
 @pytest.mark.parametrize(("num_k", "is_taken"), [(320, True), (336, False)])
 def test_deepseek_v41s_method_takes_columns_in_whole_blocks(num_k: int, is_taken: bool) -> None:
-    """Blocks of 32 by 32 become a scale for each row and 32 columns; the rule is about K alone."""
+    """Blocks of 32 by 32 become a scale per row and 32 columns; the rule concerns only K."""
     import torch
     from vllm.model_executor.layers.quantization.modelopt import WEIGHT, CkptCtx, KMxfp8Static, Shapes
 

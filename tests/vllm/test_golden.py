@@ -26,7 +26,7 @@ def fp8pad(*arguments: object) -> Finished:
 
 
 def test_the_ci_script_proves_the_example(tmp_path: Path) -> None:
-    """Convert, verify, record, check; once more into the same folder, with the kept golden file."""
+    """Convert, verify, record, check; and again into the same folder, with the existing golden file."""
     script = REPOSITORY / "examples" / "ci" / "golden.sh"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "REPORTS": "reports"}
 
@@ -49,7 +49,7 @@ def test_the_ci_script_proves_the_example(tmp_path: Path) -> None:
 
 
 def test_prompts_of_text_are_asked_through_the_models_tokenizer(tmp_path: Path) -> None:
-    """The token ids go into the file, so that checking needs no tokenizer."""
+    """The token ids are stored in the file, so that checking needs no tokenizer."""
     (tmp_path / "prompts.txt").write_text("Padding changes nothing.\nzero times anything\n")
     golden = tmp_path / "golden.json"
     run = fp8pad("golden", "record", EXAMPLE, "-o", golden, "--prompts", tmp_path / "prompts.txt", "--max-tokens", 4)
@@ -60,7 +60,7 @@ def test_prompts_of_text_are_asked_through_the_models_tokenizer(tmp_path: Path) 
 
 
 def test_transformers_repeats_itself(tmp_path: Path) -> None:
-    """The other engine: the same bits in two processes, and what vLLM recorded is another thing, said clearly."""
+    """The other engine gives the same bits in two processes; a recording of vLLM is clearly reported as different."""
     golden = tmp_path / "golden.json"
     run = fp8pad("golden", "record", EXAMPLE, "-o", golden, "--engine", "transformers", "--max-tokens", 4)
     assert run.returncode == 0, run.stderr
@@ -73,7 +73,7 @@ def test_transformers_repeats_itself(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_refuses_says_why(tmp_path: Path) -> None:
-    """vLLM's own words, after one line with the cause."""
+    """The error has one line with the cause, then vLLM's own lines."""
     run = fp8pad("golden", "record", EXAMPLE, "-o", tmp_path / "golden.json", "--dtype", "float7")
     assert run.returncode == 1
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
@@ -94,7 +94,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def claims() -> dict[str, bool]:
-    """Return what docs/equality.md says that `golden check` catches."""
+    """Return which corruptions `golden check` catches according to docs/equality.md."""
     rows = [line.split("|")[1:-1] for line in (REPOSITORY / "docs" / "equality.md").read_text().splitlines()]
     return {row[0].strip(): row[2].strip().startswith("yes") for row in rows if row and row[0].strip() in CORRUPTIONS}
 
@@ -103,7 +103,7 @@ def claims() -> dict[str, bool]:
 def test_what_a_golden_check_catches_is_as_documented(
     name: str | None, recorded: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The converted checkpoint passes; each corruption of it fails or passes as docs/equality.md says."""
+    """The converted checkpoint passes; each corruption fails or passes as docs/equality.md says."""
     out_dir, golden = recorded
     wrong = tmp_path / "wrong"
     shutil.copytree(out_dir, wrong)

@@ -1,4 +1,4 @@
-"""The plugin is a guest: vLLM versions that it does not know start every model that is not padded."""
+"""The plugin does not disturb vLLM: unknown versions of vLLM start every model that is not padded."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ BASE = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Let nothing have been claimed yet, and let what vLLM's loggers say be seen."""
+    """Reset what was claimed, and make the messages of vLLM's loggers visible."""
     patches.activate.cache_clear()
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     caplog.set_level(logging.WARNING, logger="vllm.fp8pad")
@@ -41,12 +41,12 @@ def _claim() -> dict[str, Any]:
 
 
 def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what the plugin logged; vLLM's own modules warn as they are imported."""
+    """Return what the plugin logged; vLLM's own modules warn when they are imported."""
     return [record.getMessage() for record in caplog.records if record.name == "vllm.fp8pad"]
 
 
 def test_nothing_is_changed_before_a_padded_checkpoint_is_claimed() -> None:
-    """Registering leaves vLLM's loader and its reader of weights as they are."""
+    """Registering does not change vLLM's loader or its reader of weights."""
     from vllm.model_executor.layers.quantization.utils import quant_utils
     from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
@@ -68,7 +68,7 @@ def test_nothing_is_changed_before_a_padded_checkpoint_is_claimed() -> None:
 def test_a_newer_vllm_is_served_with_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It names the versions that were tried, once in a process."""
+    """It names the tested versions, once per process."""
     monkeypatch.setattr("vllm.__version__", "0.99.0")
     register()
     assert not _said(caplog)
@@ -89,13 +89,13 @@ def test_a_newer_vllm_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_version_that_was_tried_is_served_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    """The installed vLLM holds the whole contract."""
+    """The installed vLLM fulfils the whole contract."""
     _claim()
     assert not _said(caplog)
 
 
 def test_what_only_speed_needs_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A symbol that is missing is named with what that costs."""
+    """A missing symbol is named, with the effect."""
     symbol = EngineSymbol("vllm.model_executor.layers.linear", "Gone", "is fast", without="layers are slow")
     monkeypatch.setattr(contract, "ENGINE_SYMBOLS", (*contract.ENGINE_SYMBOLS, symbol))
     _claim()
@@ -107,7 +107,7 @@ def test_what_only_speed_needs_is_a_warning(monkeypatch: pytest.MonkeyPatch, cap
 def test_another_vllm_starts_other_models_and_says_why_no_padded_one(
     tmp_path: Path, tiny: Callable[[str], Path], converted: Callable[..., Path]
 ) -> None:
-    """Whole engines, each in a process whose vLLM lacks a symbol when plugins are loaded."""
+    """Complete engines, each in a process whose vLLM lacks a symbol when plugins are loaded."""
     change = "from vllm.model_executor.models.utils import WeightsMapper; del WeightsMapper.apply_list"
     environment = _environment_of_another_vllm(tmp_path, change)
     assert serve_apart(tiny("llama"), environment=environment).answers
@@ -118,13 +118,13 @@ def test_another_vllm_starts_other_models_and_says_why_no_padded_one(
 def test_a_newer_vllm_serves_a_padded_model(
     tmp_path: Path, tiny: Callable[[str], Path], converted: Callable[..., Path]
 ) -> None:
-    """A whole engine whose vLLM says that it is 0.99, and has all that is expected of it."""
+    """A complete engine whose vLLM reports 0.99, and has everything that is expected."""
     environment = _environment_of_another_vllm(tmp_path, "import vllm; vllm.__version__ = '0.99.0'")
     assert serve_apart(converted(tiny("llama")), environment=environment).padded_layers
 
 
 def _environment_of_another_vllm(tmp_path: Path, change: str) -> dict[str, str]:
-    """Return an environment in which a plugin changes vLLM before fp8pad's is asked for anything."""
+    """Return an environment in which a plugin changes vLLM before fp8pad's plugin is used."""
     (tmp_path / "another_vllm.py").write_text(f"def register():\n    {change}\n")
     metadata = tmp_path / "another_vllm-0.dist-info"
     metadata.mkdir()

@@ -1,4 +1,4 @@
-"""What an eager call of a padded layer costs the host: never more operators than stock vLLM's call of the original."""
+"""The host cost of an eager call of a padded layer: never more operators than stock vLLM's call of the original."""
 
 import json
 import os
@@ -15,9 +15,9 @@ QUANTIZE, MULTIPLY = "dynamic_per_token_scaled_fp8_quant", "cutlass_scaled_mm"
 
 
 def test_a_padded_layer_calls_no_more_operators_than_the_original() -> None:
-    """CUTLASS's kernel with operators that do nothing: zeros are made in place of a padded copy, and rows cut as often.
+    """CUTLASS's kernel with operators that do nothing: zeros replace a padded copy, and as many rows are cut.
 
-    On a GPU `constant_pad_nd` is a fill and a copy, `new_zeros` a fill.
+    On a GPU `constant_pad_nd` is a fill and a copy, `new_zeros` only a fill.
     """
     command = [sys.executable, str(SCRIPT), "--rounds", "2"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})

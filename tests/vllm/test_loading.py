@@ -1,4 +1,4 @@
-"""vLLM's own layers and loaders, on every rank of several, fill a padded layer as they fill the original one."""
+"""vLLM's own layers and loaders, on every rank of several, fill a padded layer like the original one."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +21,7 @@ HIDDEN = 136
 
 @pytest.fixture(params=[(1, 0), (2, 0), (2, 1), (4, 3)], ids=lambda rank: f"rank {rank[1]} of {rank[0]}")
 def rank(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    """Let vLLM's layers believe that they are one rank of several, without any process."""
+    """Make vLLM's layers behave as one rank of several, without any processes."""
     size, index = request.param
     _pretend_rank(monkeypatch, size, index)
     return size, index
@@ -38,7 +38,7 @@ def _pretend_rank(monkeypatch: pytest.MonkeyPatch, size: int, index: int) -> Non
 
 @pytest.fixture(autouse=True)
 def vllm_config() -> Iterator[None]:
-    """Give vLLM's layers a config to look at."""
+    """Give vLLM's layers a config."""
     from vllm.config import VllmConfig, set_current_vllm_config
 
     with set_current_vllm_config(VllmConfig()):
@@ -53,7 +53,7 @@ def _method_class(block: tuple[int, int] | None = None) -> type:
     )
     from vllm.model_executor.parameter import BlockQuantScaleParameter, ChannelQuantScaleParameter
 
-    class Fp8LinearMethod(LinearMethodBase):  # a name that vLLM gives its newer loaders to
+    class Fp8LinearMethod(LinearMethodBase):  # a name for which vLLM uses its newer loaders
         weight_block_size = block
 
         def create_weights(
@@ -82,7 +82,7 @@ def _method_class(block: tuple[int, int] | None = None) -> type:
 
 
 class _Config:
-    """Hands out the linear method of a layer, as vLLM's quantization configs do."""
+    """Returns the linear method of a layer, like vLLM's quantization configs."""
 
     online_quantization_config = None
 
@@ -134,7 +134,7 @@ def _qkv(config: Any) -> Any:
     return QKVParallelLinear(HIDDEN, 18, total_num_heads=4, total_num_kv_heads=2, quant_config=config)
 
 
-# Each layer with the modules that it holds on disk, [N, K], by the shard id that their loader is given.
+# Each layer with its modules on disk, [N, K], by the shard id that their loader gets.
 LAYERS: dict[str, tuple[Callable[[Any], Any], dict[Any, tuple[int, int]]]] = {
     "row": (_row, {None: (HIDDEN, 212)}),
     "column": (_column, {None: (212, HIDDEN)}),
@@ -149,7 +149,7 @@ LAYERS: dict[str, tuple[Callable[[Any], Any], dict[Any, tuple[int, int]]]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_rank_loads_what_it_loads_without_padding(name: str, rank: tuple[int, int]) -> None:
-    """The logical part is the original's parameter, and beyond it the weight is zero and the scale one."""
+    """The logical part equals the original's parameter; outside it the weight is zero and the scale one."""
     make, modules = LAYERS[name]
     record = LayerParts(name, tuple(_module(*shape) for shape in modules.values()))
     original, padded = make(_Config(None)), make(_Config(record))
@@ -164,7 +164,7 @@ def test_every_rank_loads_what_it_loads_without_padding(name: str, rank: tuple[i
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_rank_computes_what_it_computes_without_padding(name: str, rank: tuple[int, int]) -> None:
-    """Activations go in and outputs come out as without padding; bias and logical sizes are as before."""
+    """Inputs and outputs have their sizes without padding; bias and logical sizes do not change."""
     make, modules = LAYERS[name]
     record = LayerParts(name, tuple(_module(*shape) for shape in modules.values()))
     original, padded = make(_Config(None)), make(_Config(record))
@@ -200,7 +200,7 @@ def test_every_rank_computes_what_it_computes_without_padding(name: str, rank: t
 def test_only_a_mamba_mixer_gets_its_output_uncopied(
     name: str, tokens: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets a view of the kernel's rows, 224 long; all others get rows of 213 side by side, of the same values."""
+    """It gets a view of the kernel's rows, 224 long; others get contiguous rows of 213, with the same values."""
     _pretend_rank(monkeypatch, 1, 0)
     x = torch.randn(*tokens, HIDDEN)
     view, copy = _output("backbone.layers.0.mixer.in_proj", x), _output(name, x)
@@ -210,7 +210,7 @@ def test_only_a_mamba_mixer_gets_its_output_uncopied(
 
 
 def test_with_lora_a_mamba_mixers_output_is_copied_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's LoRA adds to whole outputs, in a kernel that refuses any that is not contiguous."""
+    """vLLM's LoRA adds to whole outputs, in a kernel that requires contiguous ones."""
     from vllm.config import LoRAConfig, get_current_vllm_config
 
     _pretend_rank(monkeypatch, 1, 0)
@@ -219,7 +219,7 @@ def test_with_lora_a_mamba_mixers_output_is_copied_too(monkeypatch: pytest.Monke
 
 
 def _output(name: str, x: torch.Tensor) -> torch.Tensor:
-    """Return what a layer of 213 rows, called `name` in its model, makes of `x`."""
+    """Return the output for `x` of a layer with 213 rows that is called `name` in its model."""
     layer = _replicated(_Config(LayerParts(name, (_module(213, HIDDEN),))))
     weight, scale = _tensors((213, HIDDEN))
     _load(layer, None, _grown(weight, 0), _grown(scale, 1))
@@ -231,7 +231,7 @@ def _output(name: str, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_block_scales_stay_with_their_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On one rank, a block-scaled layer computes with the checkpoint's weights, whatever the sizes of its parts."""
+    """On one rank, a block-scaled layer computes with the checkpoint's weights, whatever its parts' sizes."""
     _pretend_rank(monkeypatch, 1, 0)
     make, modules = LAYERS[name]
     record = LayerParts(name, tuple(_module(*shape, BLOCK) for shape in modules.values()))
@@ -247,7 +247,7 @@ def test_block_scales_stay_with_their_rows(name: str, monkeypatch: pytest.Monkey
     layer.quant_method.process_weights_after_loading(layer)
     x = torch.randn(7, weights[0].shape[1])
     expected = torch.nn.functional.linear(x, torch.cat(weights), bias)
-    # The output is gathered from parts only where one before the last has a tail.
+    # The output is gathered from parts only if one before the last has a tail.
     has_inner_tails = any(shape[0] % BLOCK[0] for shape in list(modules.values())[:-1])
     assert (len(layer.quant_method.sizes.rows) > 1) == has_inner_tails
     # Sums of up to 212 float32 products, which the CPU's GEMM groups by size.
@@ -287,7 +287,7 @@ def test_a_rank_gets_whole_blocks(index: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_rank_that_would_begin_inside_a_block_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of 200 rows begins inside a block of 16: the message names what helps."""
+    """Half of 200 rows begins inside a block of 16: the message says what to do."""
     _pretend_rank(monkeypatch, 2, 1)
     from vllm.model_executor.layers.linear import ColumnParallelLinear
 
@@ -297,7 +297,7 @@ def test_a_rank_that_would_begin_inside_a_block_is_refused(monkeypatch: pytest.M
 
 
 def test_a_weight_that_vllm_reads_itself_is_refused(rank: tuple[int, int]) -> None:
-    """The batched products of DeepSeek-V4's `wo_a` read the weight past its linear method."""
+    """The batched products of DeepSeek-V4's `wo_a` bypass its linear method."""
     layer = _replicated(_Config(LayerParts("x", (_module(213, HIDDEN),))))
     layer.is_bmm = True
     with pytest.raises(UnsupportedLayerError, match="x: vLLM multiplies its weight by itself"):
@@ -319,7 +319,7 @@ def test_a_loader_set_later_works_inside_the_view_too(rank: tuple[int, int]) -> 
 
 
 def test_a_failed_load_leaves_the_parameter_whole(rank: tuple[int, int]) -> None:
-    """Whatever a loader raises, the parameter has its own shape again."""
+    """Whatever a loader raises, the parameter gets its own shape back."""
     layer = _replicated(_Config(LayerParts("x", (_module(213, HIDDEN),))))
 
     def loader(param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
@@ -332,7 +332,7 @@ def test_a_failed_load_leaves_the_parameter_whole(rank: tuple[int, int]) -> None
 
 
 def test_an_aligned_layer_is_left_as_vllm_makes_it(rank: tuple[int, int]) -> None:
-    """Where neither disk nor rank is padded, parameters keep vLLM's own classes and loaders."""
+    """If neither disk nor rank is padded, parameters keep vLLM's own classes and loaders."""
     size = rank[0]
     layer = _column_of(64 * size, _Config(LayerParts("x", (_module(64 * size, 128),))))
     plain = _column_of(64 * size, _Config(None))
@@ -347,7 +347,7 @@ def _column_of(n: int, config: Any) -> Any:
 
 
 def _poison(layer: Any) -> None:
-    """Fill a layer's parameters with NaN, as memory may be full of it in which a reload begins."""
+    """Fill a layer's parameters with NaN, like uninitialized memory at the start of a reload."""
     for parameter in (layer.weight, layer.weight_scale):
         parameter.data.view(torch.uint8).fill_(0xFF)
         assert parameter.data.float().isnan().all()

@@ -1,4 +1,4 @@
-"""Models in which vLLM names layers otherwise than their weights: served, and equal to the last digit."""
+"""Models in which vLLM's layers have other names than their weights: served, and equal to the last digit."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,9 +32,9 @@ SHARED = "model.layers.1.shared_transformer.feed_forward.down_proj"
 def test_hybrid_models_answer_as_their_originals(
     name: str, padded_names: set[str], tiny: Find, converted: Convert
 ) -> None:
-    """Mixers, which vLLM calls `mixer` where their weights are in `mamba`, are padded.
+    """Mixers, which vLLM calls `mixer` while their weights are in `mamba`, are padded.
 
-    The transformer that Zamba2's layers share has no name that could be translated: it is served as in the original.
+    The transformer that Zamba2's layers share has no translatable name: it is served as in the original.
     """
     original, padded = serve(tiny(name)), serve(converted(tiny(name)))
     assert padded.answers == original.answers
@@ -44,7 +44,7 @@ def test_hybrid_models_answer_as_their_originals(
 
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let vLLM's parameters believe that they are on the only rank, without any process group."""
+    """Make vLLM's parameters behave as on the only rank, without any process group."""
     from vllm.model_executor import parameter
 
     monkeypatch.setattr(parameter, "get_tensor_model_parallel_world_size", lambda: 1)
@@ -52,7 +52,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Loader:
-    """Fills a model from tensors by name, as vLLM's own does."""
+    """Fills a model from tensors by name, like vLLM's own loader."""
 
     def load_weights(self, model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -61,7 +61,7 @@ class Loader:
 
 
 def _model(recorded_name: str) -> tuple[Any, torch.nn.Module]:
-    """Return an unpadded layer, 213 -> 136, and a model that has it as `mlp.down_proj`; the record has another name."""
+    """Return an unpadded layer, 213 -> 136, and a model in which it is `mlp.down_proj`; the record has another name."""
     from vllm.model_executor.layers.linear import LinearMethodBase
     from vllm.model_executor.layers.quantization.fp8 import Fp8Config
     from vllm.model_executor.parameter import ModelWeightParameter
@@ -95,7 +95,7 @@ def _load(model: torch.nn.Module, tensor: torch.Tensor) -> None:
 
 @pytest.mark.usefixtures("one_rank")
 def test_a_layer_that_was_made_without_padding_is_loaded_without_padding() -> None:
-    """Its place in the model is its name in the record, whatever vLLM called it."""
+    """Its path in the model is its name in the record, whatever vLLM called it."""
     layer, model = _model("mlp.down_proj")
     _load(model, PADDED)
     assert torch.equal(layer.weight, PADDED[:136, :213])
@@ -113,7 +113,7 @@ def test_a_layer_that_the_record_has_not_is_left_alone() -> None:
 
 @pytest.mark.usefixtures("one_rank")
 def test_a_load_that_fails_names_padded_modules_that_are_nowhere() -> None:
-    """vLLM's error stays what it is, and says what to do."""
+    """vLLM's error is kept, with a note that says what to do."""
     _, model = _model("mlp.w2")
     with pytest.raises(ValueError, match="is not") as raised:
         _load(model, PADDED)

@@ -1,7 +1,7 @@
 """Inside an MLP tails are kept, and a rank's share may begin inside a scale block: vLLM's layers, bit for bit.
 
-Each rank's MLP is compared with stock layers of one rank, whole, given zeros in place of the other ranks' activations:
-the same products, and zeros. The stand-in kernel's sums are exact within a block, so nothing depends on their grouping.
+Each rank's MLP is compared with whole stock layers on one rank, with zeros instead of the other ranks' activations: the
+same products, and zeros. The stand-in kernel's sums are exact within a block, so nothing depends on their grouping.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ Matrix = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class Mlp:
-    """The weights of an MLP as they lie in a checkpoint, before it is padded."""
+    """The weights of an MLP as in a checkpoint, before it is padded."""
 
     inner: int
     is_gated: bool = True
@@ -49,14 +49,14 @@ class Mlp:
         self.down_bias = torch.randn(HIDDEN, generator=generator, dtype=torch.float32).bfloat16()
 
     def on_disk(self) -> list[Matrix]:
-        """Return gate and up, padded as `convert` pads them, in one piece where they lie so."""
+        """Return gate and up, padded as `convert` pads them, in one piece if they are fused on disk."""
         above = self.above
         if self.is_fused:
             above = [(torch.cat([weight for weight, _ in above]), torch.cat([scale for _, scale in above]))]
         return [(grown_to_blocks(weight), scale) for weight, scale in above]
 
     def record(self) -> dict[str, ModuleRecord]:
-        """Return what config.json says of its modules."""
+        """Return the record of its modules in config.json."""
         names = ["gate_up_proj"] if self.is_fused else ["gate_proj", "up_proj"] if self.is_gated else ["up_proj"]
         rows = self.inner * (2 if self.is_fused else 1)
         return {
@@ -97,7 +97,7 @@ def _padded_layers(mlp: Mlp) -> tuple[Any, Any]:
     )  # fmt: skip
     for layer in (above, down):
         for parameter in (layer.weight, layer.weight_scale_inv):
-            parameter.data.view(torch.uint8).fill_(0xFF)  # NaN, as memory may be full of when a reload begins
+            parameter.data.view(torch.uint8).fill_(0xFF)  # NaN, like uninitialized memory when a reload begins
     matrices = mlp.on_disk()
     for index, (weight, scale) in enumerate(matrices):
         _load(above, weight, scale, () if len(matrices) == 1 else (index,))
@@ -133,7 +133,7 @@ def _stock(matrix: Matrix) -> Any:
 
 
 def _reference(mlp: Mlp, x: torch.Tensor, number: int, num_ranks: int) -> torch.Tensor:
-    """Return what a rank adds to the sum: stock layers, whole, the other ranks' activations set to zero."""
+    """Return a rank's part of the sum: whole stock layers, with the other ranks' activations set to zero."""
     halves = [
         _stock(matrix).quant_method.apply(_stock(matrix), x, bias)
         for matrix, bias in zip(mlp.above, mlp.biases, strict=True)
@@ -177,7 +177,7 @@ def test_every_rank_adds_what_its_share_gives(mlp: Mlp, num_ranks: int, monkeypa
 
 
 def test_with_lora_outputs_are_cut_and_inputs_padded(monkeypatch: pytest.MonkeyPatch, standin_config: Any) -> None:
-    """An adapter adds to an output of logical size; shares that begin inside a block are served all the same."""
+    """An adapter adds to an output of logical size; shares that begin inside a block are still served."""
     from vllm.config import LoRAConfig
 
     monkeypatch.setattr(standin_config, "lora_config", LoRAConfig(max_lora_rank=8))
@@ -197,7 +197,7 @@ def test_with_lora_outputs_are_cut_and_inputs_padded(monkeypatch: pytest.MonkeyP
 def test_an_mlp_of_which_a_layer_is_not_known_keeps_nothing(
     unknown: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only where gate, up and down are all padded do their tails stay."""
+    """Padding is kept only if gate, up and down are all padded."""
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 
     _pretend_rank(monkeypatch, 1, 0)
@@ -212,7 +212,7 @@ def test_an_mlp_of_which_a_layer_is_not_known_keeps_nothing(
 
 @pytest.mark.parametrize("option", ["gather_output", "skip_bias_add", "input_is_parallel"])
 def test_what_passes_through_other_hands_is_cut(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An output that ranks gather, or to which the model adds the bias itself, and an input that a layer divides."""
+    """An output that ranks gather, or to which the model adds the bias, and an input that a layer divides."""
     from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 
     _pretend_rank(monkeypatch, 2, 1)
@@ -227,7 +227,7 @@ def test_what_passes_through_other_hands_is_cut(option: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("attribute", ["gather_output", "input_is_parallel"])
 def test_a_vllm_whose_layers_say_less_keeps_nothing(attribute: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the attribute that says whether a share stays on its rank outputs are cut, and nothing else changes."""
+    """Without the attribute that says whether a share stays on its rank, outputs are cut; nothing else changes."""
     from vllm.model_executor.layers import linear
 
     above_class, down_class = (

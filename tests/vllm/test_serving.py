@@ -1,9 +1,9 @@
-"""Converted checkpoints answer as their originals do, by vLLM's CPU build, eager, one rank.
+"""Converted checkpoints produce the outputs of their originals, in vLLM's CPU build, eager, one rank.
 
-Tokens and logprobs are equal to the last digit where activations are quantized per token: the kernel sums the same
-products, and those of padding are zeros. Where they are quantized per tensor, that build's GEMM groups its float32 sums
-by K, so that a sum may be rounded to the other one of two neighbouring bfloat16 numbers: one of the 15,000 outputs of
-all layers of such a model was seen to differ, by one such step.
+Tokens and logprobs are equal to the last digit if activations are quantized per token: the kernel sums the same
+products, and those of padding are zeros. If they are quantized per tensor, that build's GEMM groups its float32 sums
+by K, so a sum may be rounded to the neighbouring bfloat16 number: one of the 15,000 outputs of all layers of such a
+model was seen to differ, by one such step.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.vllm
 Find = Callable[[str], Path]
 Convert = Callable[..., Path]
 
-# One step of a bfloat16 number is 2^-8 of it; the logits here are about 1, and logprobs are differences of them.
+# One bfloat16 step is 2^-8 of a number; the logits here are about 1, and logprobs are differences of them.
 BFLOAT16_STEP = 2.0**-8
 VISION = Path(__file__).parent / "standins_vision"
 MEDIA = Path(sys.prefix) / "media"
@@ -55,9 +55,9 @@ def test_tiny_models_answer_as_their_originals(name: str, tiny: Find, converted:
     ],
 )
 def test_models_of_real_tools_answer_as_their_originals(name: str, case: Find, converted: Convert) -> None:
-    """What llm-compressor and ModelOpt wrote: biases, ignored layers, fused on disk, vLLM's Transformers backend.
+    """Checkpoints of llm-compressor and ModelOpt: biases, ignored layers, fused on disk, vLLM's Transformers backend.
 
-    Padding is kept inside the MLPs, but for the one whose gate and up are INT8.
+    Padding is kept inside the MLPs, except for the one whose gate and up are INT8.
     """
     _, padded = _check_equal(case(name), converted(case(name)))
     assert bool(padded.kept_layers) == (name != "good/llama_mixed_fp8_int8")
@@ -66,7 +66,7 @@ def test_models_of_real_tools_answer_as_their_originals(name: str, case: Find, c
 def test_a_mamba_mixer_answers_from_an_output_that_is_not_copied(
     case: Find, converted: Convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows of its `in_proj`, 616 of 624 columns, are a view, loaded by Mamba's own loaders; answers are equal."""
+    """The rows of its `in_proj`, 616 of 624 columns, are a view, filled by Mamba's own loaders; answers are equal."""
     views = []
 
     def record(output: torch.Tensor, n: int, **options: bool) -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_a_mamba_mixer_answers_from_an_output_that_is_not_copied(
 
 
 def test_attention_that_takes_no_view_gets_a_copy(tiny: Find, converted: Convert) -> None:
-    """DeepSeek's attention without MLA slices its latent so that the CPU's rotary operator would misread a view."""
+    """DeepSeek's attention without MLA slices its latent; the CPU's rotary operator would misread a view."""
     original, padded = (
         serve_apart(model, PROMPTS, {"VLLM_MLA_DISABLE": "1"})
         for model in (tiny("deepseek"), converted(tiny("deepseek")))
@@ -101,7 +101,7 @@ def test_attention_that_takes_no_view_gets_a_copy(tiny: Find, converted: Convert
     ],
 )
 def test_static_models_answer_as_their_originals(name: str, case: Find, converted: Convert) -> None:
-    """Each tool's static layout, and a ModelOpt checkpoint whose config.json names no method.
+    """Each tool's static layout, and a ModelOpt checkpoint without a method in config.json.
 
     Scales per tensor: q, k, v and gate, up are requantized to their largest scale at load, in padded form too.
     """
@@ -109,19 +109,19 @@ def test_static_models_answer_as_their_originals(name: str, case: Find, converte
 
 
 def test_a_block_scaled_model_answers_as_its_original(tiny: Find, converted: Convert) -> None:
-    """vLLM takes a hidden size of six blocks and a quarter; the stand-in's sums are exact, whatever their size."""
+    """vLLM takes a hidden size of six and a quarter blocks; the stand-in's sums are exact for any size."""
     _check_equal(tiny("llama_block"), converted(tiny("llama_block")))
 
 
 def test_blocks_that_straddle_matrices_answer_as_when_absorbed(tiny: Find, converted: Convert) -> None:
-    """Gate and up of 213 rows in blocks of 32: the other way to give each row its scale needs no plugin."""
+    """Gate and up of 213 rows in blocks of 32: absorbing is the other way to keep each row's scale."""
     original = tiny("llama_block_inner")
     _check_equal(converted(original, "--absorb"), converted(original))
 
 
 @pytest.mark.parametrize("name", ["good/llama_block", "good/llama_wide_block"])
 def test_block_scaled_models_of_real_tools_answer_as_when_absorbed(name: str, case: Find, converted: Convert) -> None:
-    """llm-compressor's layout, where queries, keys and values straddle blocks too; both ways ask for the plugin."""
+    """llm-compressor's layout, in which queries, keys and values straddle blocks too; both ways need the plugin."""
     padded, absorbed = (serve(converted(case(name), *options)) for options in ((), ("--absorb",)))
     assert padded.answers == absorbed.answers
     assert len(padded.padded_layers) == len(absorbed.padded_layers) == 8
@@ -129,14 +129,14 @@ def test_block_scaled_models_of_real_tools_answer_as_when_absorbed(name: str, ca
 
 @pytest.mark.parametrize("name", ["llama_kv_cache", "llama_modelopt_kv_cache"])
 def test_the_kv_cache_has_the_originals_dtype(name: str, tiny: Find, converted: Convert) -> None:
-    """FP8 scales of the KV cache make it FP8, as without padding, whether vLLM decides by the scheme or the method."""
+    """FP8 scales of the KV cache make it FP8, as without padding, whether the scheme or the method decides."""
     original, padded = _check_equal(tiny(name), converted(tiny(name)))
     assert padded.kv_cache_dtype == original.kv_cache_dtype
     assert padded.kv_cache_dtype.startswith("fp8")
 
 
 def test_a_vision_tower_answers_as_its_original(case: Find, converted: Convert) -> None:
-    """Qwen2.5-VL with an image: its vision tower is padded too, under the names that the model gives its modules."""
+    """Qwen2.5-VL with an image: its vision tower is padded too, under the model's names for its modules."""
     environment = with_torchvision()
     image = {"prompt_token_ids": [20, 30, 3, 6, 4, 50, 60, 70], "image_size": [70, 98]}  # 6 stands for the image
 
@@ -152,7 +152,7 @@ def test_a_vision_tower_answers_as_its_original(case: Find, converted: Convert) 
 
 
 def test_a_gated_delta_net_answers_as_its_original(tiny: Find, converted: Convert) -> None:
-    """Qwen3.5's linear attention, whose fused projections load by rules of their own."""
+    """Qwen3.5's linear attention, whose fused projections have loaders of their own."""
     models = tiny("qwen3_5"), converted(tiny("qwen3_5"))
     original, padded = (serve_apart(model, PROMPTS, with_torchvision()) for model in models)
     assert padded.answers == original.answers
@@ -162,9 +162,9 @@ def test_a_gated_delta_net_answers_as_its_original(tiny: Find, converted: Conver
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_several_ranks_answer_as_the_original_on_as_many(num_ranks: int, tiny: Find, converted: Convert) -> None:
-    """One padded checkpoint serves any number of ranks, also where only a rank's share is unaligned.
+    """One padded checkpoint serves any number of ranks, even if only a rank's share is unaligned.
 
-    Four ranks hold copies of two key-value heads.
+    Four ranks have copies of two key-value heads.
     """
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     options = {"tensor_parallel_size": num_ranks, "distributed_executor_backend": "mp"}
@@ -197,7 +197,7 @@ def _check_padded(original: Served, padded: Served) -> None:
 
 
 def with_torchvision() -> dict[str, str]:
-    """Return the environment in which vLLM imports models that have a vision tower."""
+    """Return an environment in which vLLM can import models with a vision tower."""
     return {"PYTHONPATH": os.pathsep.join([str(VISION), *_torchvision(), os.environ["PYTHONPATH"]])}
 
 

