@@ -1,19 +1,27 @@
 """Bad input on the command line: exit status 1, one clear line, no traceback, nothing left behind."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pytest
-from helpers import cases_dir, copy_case, files_of, llama, tensor_rows
+from helpers import case_names, cases_dir, copy_case, files_of, llama, tensor_rows
 from test_verify import convert_to
 
 from fp8pad import staged
+from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.cli.main import main
+from fp8pad.errors import Fp8padError
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import find_engine
+from fp8pad.record import Policy
+from fp8pad.summary import plan_document
 from fp8pad.verification import verify
 
 # One layer of each has a scale that fp8pad does not understand: it is carried unchanged, with a reason.
@@ -166,3 +174,35 @@ def test_a_full_disk_is_refused_and_stays_empty(
         assert "cannot be written: No space left on device" in refused("convert", model, small_disk / "out")
     assert list(small_disk.iterdir()) == []
     assert verify(llama(tmp_path / "small"), convert_to(tmp_path / "small", small_disk / "out"), Progress()).ok
+
+
+def _places(value: object, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield where the keys of nested objects are."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*place, key)
+            yield from _places(inner, (*place, key))
+
+
+def _with(document: Any, place: tuple[str, ...], value: object) -> Any:
+    """Return a copy of nested objects with another value at one place."""
+    first, *rest = place
+    return {**document, first: _with(document[first], tuple(rest), value) if rest else value}
+
+
+def test_any_key_of_a_config_may_have_any_value(tmp_path: Path) -> None:
+    """Each that a case has, once, is a list, an object or a number: it ends in a plan or in one of our errors."""
+    odd_values: tuple[object, ...] = ([], {}, -1)
+    tried: set[tuple[str, ...]] = set()
+    policy, engine = Policy(absorb=True, absorb_experts=True, tensor_parallel_size=8), find_engine()
+    for number, name in enumerate(case_names("good", "variants")):
+        source = read_unconverted(copy_case(name, tmp_path / str(number)))
+        config = source.configs["config.json"]
+        for place in set(_places(config)) - tried:
+            tried.add(place)
+            for value in odd_values:
+                with suppress(Fp8padError):
+                    configs = {**source.configs, "config.json": _with(config, place, value)}
+                    plan = plan_checkpoint(source.shards, configs, policy)
+                    json.dumps(plan_document(source, plan, engine))
+    assert len(tried) > 100

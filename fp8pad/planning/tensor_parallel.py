@@ -176,7 +176,7 @@ def shared_counts(config: Json) -> tuple[SharedCount, ...]:
     text = next((part for part in parts if isinstance(part, Mapping)), None)
     if text is not None:
         return shared_counts(text)
-    groups, are_copied = _first_count(config, _MAMBA_GROUPS), config.get("model_type") not in _WITHOUT_COPIES
+    groups, are_copied = _first_count(config, _MAMBA_GROUPS), str(config.get("model_type")) not in _WITHOUT_COPIES
     found = [
         (_first_count(config, _HEADS), "attention heads", False),
         (None if config.get("kv_lora_rank") else _key_value_heads(config), "key-value heads", are_copied),
