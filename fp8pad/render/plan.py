@@ -123,7 +123,7 @@ def _show_costs(screen: Screen, source: Checkpoint, plan: CheckpointPlan, with_c
     screen.section("What it costs")
     facts = [*edit_facts(plan.config_edits), ("tensors", growth(plan.bytes_before, plan.bytes_after))]
     if share := flops_added_share(plan.layers):
-        facts.append(("FLOPs", f"{share:+.2%} over these layers, each counted once"))
+        facts.append(("FLOPs", f"{share:+.2%} over all FP8 layers, each counted once"))
     facts += list(_file_facts(source, output_files(source, plan, with_card)))
     screen.rows([*facts, *note_facts(plan)])
 
