@@ -627,11 +627,13 @@ def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     made = headers(LLAMA | {"intermediate_size": 384}, COMPRESSED, {f"{MLP}.down_proj": (200, 384)})
     steps = list(advice(source, planned(made, Policy()), find_engine("transformers-5.24"), "OUT"))
-    assert steps == [("transformers 5.24 serves the original as it is: do not convert it for this engine", "")]
+    assert steps == [
+        ("transformers 5.24 does better with the original ('serves'): do not convert it for this engine", "")
+    ]
     made = headers(LLAMA, CHANNELS, {f"{MLP}.down_proj": (200, 216)})
     ((said, _),) = advice(source, planned(made, Policy()), find_engine("transformers-5.24"), "OUT")
-    assert said == "transformers 5.24 is not known to refuse the original: do not convert it for this engine"
-    keeps = "SGLang 0.5.23 serves the original ('Triton only'): do not convert it"
+    assert said == "transformers 5.24 does better with the original ('not known'): do not convert it for this engine"
+    keeps = "SGLang 0.5.23 does better with the original ('Triton only'): do not convert it"
     for model_type in ("llama", "unknown"):
         config = LLAMA | {"model_type": model_type, "intermediate_size": 216}
         plan = planned(headers(config, CHANNELS, gated(MLP, 216)), Policy())

@@ -141,7 +141,8 @@ CHECKPOINT: Mapping[str, Any] = {
     "finish": typer.Option("--finish", help="Publish shards that were written with --shards; they must be complete."),
     "link": typer.Option(help="How unchanged shards are placed; auto: reflink if possible, otherwise copy."),
     "overwrite": typer.Option(
-        "--overwrite", help="Replace a folder if each of its files is fp8pad's, or has the name of one of the new files."
+        "--overwrite",
+        help="Replace a folder if each of its files is fp8pad's, or has the name of one of the new files.",
     ),
     "resume": typer.Option(help="Resume an interrupted run."),
     "verify": typer.Option(help="What is re-read before publishing: padded tensors, every byte (full), or nothing."),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes, costs_the_same, nearest_served_policy
-from fp8pad.planning.engines import Engine, Outcome
+from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge, converted_verdict
 from fp8pad.record import Policy
@@ -46,7 +46,7 @@ def advice(
     absorbed, policy = better_absorbed(plan, at, outcome) or (None, plan.policy)
     if made.refused:
         how = "like this for" if absorbed else "for"
-        yield f"{engine.title} {_does(outcome)}: do not convert it {how} this engine", ""
+        yield f"{engine.title} does better with the original ('{outcome}'): do not convert it {how} this engine", ""
     elif plan.changes_nothing:
         yield f"nothing to convert for TP {ranks}: the checkpoint would stay as it is", ""
     elif not is_written and not (absorbed and costs_the_same(plan, absorbed)):
@@ -67,12 +67,3 @@ def _nearest(plan: CheckpointPlan, engine: Engine) -> tuple[str, Policy | None]:
     if not Judge(plan, engine).original(policy.tensor_parallel_size).findings:
         return f"TP {policy.tensor_parallel_size} works with the original as it is", None
     return f"TP {policy.tensor_parallel_size} works with:", policy
-
-
-def _does(outcome: Outcome) -> str:
-    """Return what an engine does with an original that it does not refuse."""
-    if outcome == "serves":
-        return "serves the original as it is"
-    if outcome == "not known":
-        return "is not known to refuse the original"
-    return f"serves the original ('{outcome}')"
