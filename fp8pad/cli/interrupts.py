@@ -17,7 +17,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a signal interrupt the work inside, print so, and exit with 128 plus its number, as shells report it."""
+    """Let a signal interrupt the work inside, print a line, and exit with 128 plus its number, as shells report it."""
     received = [signal.SIGINT]
 
     def terminate(number: int, _frame: FrameType | None) -> None:

@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def _complete_at_the_first_tab() -> None:
-    """Make typer's zsh script complete at the first TAB, when zsh loads it; as it is, it then only defines itself."""
+    """Make typer's zsh script complete at the first TAB, when zsh loads it; by default it only defines itself then."""
     if not any(word.endswith("-completion") for word in sys.argv[1:]):
         return
     from typer import _completion_shared

@@ -1,4 +1,4 @@
-"""As much of torch as describing a CPU takes."""
+"""The part of torch that is needed to describe a CPU."""
 
 from types import SimpleNamespace
 

@@ -1,6 +1,6 @@
-"""As much of vLLM's interface as a golden run uses, over a model that multiplies token ids.
+"""The part of vLLM's interface that a golden run uses, over a model that multiplies token ids.
 
-The environment says how it misbehaves: FAKE_SHIFT is added to a logprob, FAKE_FAULT names a way to fail.
+The environment selects its faults: FAKE_SHIFT is added to a logprob, FAKE_FAULT names a way to fail.
 """
 
 import os
@@ -19,7 +19,7 @@ VOCAB_SIZE = 258
 
 @dataclass
 class SamplingParams:
-    """What is asked for."""
+    """The requested sampling."""
 
     temperature: float
     max_tokens: int
@@ -29,11 +29,11 @@ class SamplingParams:
 
 
 class LLM:
-    """Answers with tokens that depend on the prompt alone."""
+    """Answers with tokens that depend only on the prompt."""
 
     def __init__(self, model: str, **options: Any) -> None:
         print(f"Loading {model} with {sorted(options)}")
-        for descriptor in (1, 2):  # as code in C does, and processes of the engine's own
+        for descriptor in (1, 2):  # like C code, and child processes of the engine
             os.write(descriptor, b"stray: written\n")
             subprocess.run(["sh", "-c", f"echo stray: echoed >&{descriptor}"], check=True)
         with suppress(OSError), Path("/dev/tty").open("w") as terminal:

@@ -1,7 +1,7 @@
-"""A vLLM plugin of the tests alone: torch stand-ins for operators that vLLM's CPU build lacks.
+"""A vLLM plugin only for tests: torch stand-ins for operators that vLLM's CPU build lacks.
 
 With them static, per-tensor and block-scaled checkpoints serve on the CPU, through vLLM's own layers, loaders and
-requantization; the original and the converted one alike.
+requantization, both the original and the converted one.
 """
 
 # ruff: noqa: N803
@@ -13,10 +13,10 @@ _libraries: list[torch.library.Library] = []
 
 
 def register() -> None:
-    """Define the operators, once in a process, where vLLM is its CPU build."""
+    """Define the operators, once per process, if vLLM is its CPU build."""
     if _libraries or torch.version.cuda:
         return
-    import vllm._custom_ops  # noqa: F401  defines the operators that are there
+    import vllm._custom_ops  # noqa: F401  defines the existing operators
 
     library = torch.library.Library("_C", "FRAGMENT")
     # vLLM's CPU build has a nameless, empty overload of the first.
@@ -51,7 +51,7 @@ def _add_block_kernel() -> None:
     from vllm.platforms import PlatformEnum
 
     linear._POSSIBLE_FP8_BLOCK_KERNELS[PlatformEnum.CPU] = [_block_kernel()]
-    # On CPUs with AMX another kernel comes first, which fails where K is not a multiple of 32.
+    # On CPUs with AMX another kernel comes first, which fails if K is not a multiple of 32.
     kernels = linear._POSSIBLE_FP8_KERNELS
     kernels[PlatformEnum.CPU] = [kernel for kernel in kernels[PlatformEnum.CPU] if kernel.__name__ != _AMX_KERNEL]
 
@@ -59,8 +59,8 @@ def _add_block_kernel() -> None:
 def _block_kernel() -> type:
     """Return a kernel for block scales, for CPUs without AMX: it multiplies as vLLM's Triton kernel does.
 
-    The sums of a block's products are exact in float64, so that no size changes how they are rounded; they are scaled
-    and added up in float32, block by block.
+    The sums of a block's products are exact in float64, so their rounding does not depend on sizes; they are scaled and
+    added up in float32, block by block.
     """
     from vllm.model_executor.kernels.linear import Fp8BlockScaledMMLinearKernel
 

@@ -1,4 +1,4 @@
-"""Python runs this first where this folder is on PYTHONPATH: two operators that torchvision's import asks for.
+"""Python runs this first if this folder is on PYTHONPATH: it defines two operators that importing torchvision needs.
 
 There is no torchvision for the torch of vLLM's CPU build. Its Python parts, all that Qwen2.5-VL's image processor
 needs, work beside it once the operators of its missing library have names.
