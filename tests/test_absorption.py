@@ -309,7 +309,8 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"intermediate_size": [213, 213]}, "its value is a list"),
+        ({"intermediate_size": [213, 212]}, "its value is a list of different sizes"),
+        ({"intermediate_size": []}, "its value is a list of different sizes"),
         ({"intermediate_size": "213"}, "its value is not a size: '213'"),
         ({"intermediate_size": True}, "its value is not a size: True"),
         ({"hidden_act": "expcos"}, "the activation 'expcos' is not known to be finite at 0"),
@@ -575,16 +576,20 @@ def test_a_size_that_another_key_repeats() -> None:
     )
 
 
-@pytest.mark.parametrize("repeated", [213, [213, 213], 214])
+@pytest.mark.parametrize("repeated", [213, [213, 213], 214, [213, 214]])
 def test_a_size_that_the_engine_takes_from_another_key(repeated: object) -> None:
-    """vLLM takes the size of Hunyuan's experts from moe_intermediate_size if set: one number is edited too."""
+    """vLLM takes the size of Hunyuan's experts from moe_intermediate_size if set, a list where it is published."""
     config = llama(model_type="hunyuan_v1_moe", intermediate_size=213, moe_intermediate_size=repeated)
     mlp = "model.layers.0.mlp.experts.0"
     tensors = channel(f"{mlp}.gate_proj", 213, 64) | channel(f"{mlp}.up_proj", 213, 64)
     found = plan_layer(config, tensors | channel(f"{mlp}.down_proj", 64, 213), EXPERTS)
     edits = {edit.key: edit.new for edit in found.edits}
-    assert edits == ({"intermediate_size": 224, "moe_intermediate_size": 224} if repeated == 213 else {})
-    if repeated != 213:
+    places = {
+        213: ["moe_intermediate_size"],
+        (213, 213): ["moe_intermediate_size.0", "moe_intermediate_size.1"],
+    }.get(tuple(repeated) if isinstance(repeated, list) else repeated)
+    assert edits == (dict.fromkeys(["intermediate_size", *places], 224) if places else {})
+    if places is None:
         reason = f"moe_intermediate_size is {repeated!r}, where intermediate_size is 213"
         assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
 

@@ -16,6 +16,7 @@ from helpers import (
     copy_case,
     files_of,
     framed,
+    gated,
     llama,
     safetensors_bytes,
     stored,
@@ -128,6 +129,26 @@ def test_absorbed_tensors_in_segments_come_back(tmp_path: Path) -> None:
     convert(source, plan, tmp_path / "out", OPTIONS, Progress())
     assert (tmp_path / "out" / "config.json").read_text() == '{"intermediate_size": 16, "é": "ü"}'
     restore(tmp_path / "out", tmp_path / "restored", WriteOptions(verify="full"))
+    assert files_of(tmp_path / "restored") == files_of(model)
+
+
+@pytest.mark.parametrize("per_layer", [[21, 21], 21])
+def test_a_size_that_a_list_repeats_for_each_layer_comes_back(per_layer: object, tmp_path: Path) -> None:
+    """Each place of the list is edited, as Hunyuan's published configs need; and one number is still one edit."""
+    config = FBGEMM | {
+        "model_type": "hunyuan_v1_moe",
+        "hidden_act": "silu",
+        "intermediate_size": 21,
+        "moe_intermediate_size": per_layer,
+    }
+    tensors = gated("model.layers.0.mlp.shared_mlp", 21, 32) | gated("model.layers.1.mlp.experts.0", 21, 32)
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}, config)
+    out_dir = convert_to(model, tmp_path / "out", Policy(absorb=True, absorb_experts=True))
+    written = json.loads((out_dir / "config.json").read_text())
+    assert written["intermediate_size"] == 32
+    assert written["moe_intermediate_size"] == ([32, 32] if isinstance(per_layer, list) else 32)
+    assert verify(model, out_dir, Progress()).ok
+    restore(out_dir, tmp_path / "restored", WriteOptions(verify="full"))
     assert files_of(tmp_path / "restored") == files_of(model)
 
 

@@ -32,6 +32,9 @@ def edited_config(
 def _replace(document: dict[str, Any], key: str, value: Any, must_exist: bool = True) -> None:
     section, _, last = key.rpartition(".")
     found = value_at(document, section) if section else document
-    if not isinstance(found, dict) or (must_exist and last not in found):
+    if isinstance(found, list) and value_at(document, key) is not None:
+        found[int(last)] = value
+    elif isinstance(found, dict) and not (must_exist and last not in found):
+        found[last] = value
+    else:
         raise ConfigError(f"{CONFIG_FILE}: {key}: no such key")
-    found[last] = value

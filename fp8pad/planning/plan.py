@@ -1,5 +1,6 @@
 """The plan: one frozen object that the screen, the writer and the records all read."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,8 +128,8 @@ class CheckpointPlan:
 
     @property
     def grown(self) -> Sizes:
-        """The old and the new value of each config key that absorbing changes, by path."""
-        return {edit.key: (edit.old, edit.new) for edit in self.config_edits}
+        """The old and the new value of each config key that absorbing changes, by path; of a list, of the whole."""
+        return {re.sub(r"\.\d+$", "", edit.key): (edit.old, edit.new) for edit in self.config_edits}
 
     @property
     def edits_config(self) -> bool:

@@ -72,10 +72,13 @@ def _places(config: Json) -> dict[str, Any]:
 
 
 def value_at(config: Json, key: str) -> Any:
-    """Return the value at a dotted key of a config; None if there is none."""
+    """Return the value at a dotted key of a config, a number being a place in a list; None if there is none."""
     value: Any = config
     for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, list):
+            value = next((item for place, item in enumerate(value) if str(place) == part), None)
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 

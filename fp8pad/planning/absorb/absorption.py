@@ -166,12 +166,12 @@ def _notes(assessment: Assessment, old: int) -> Iterator[str]:
 
 
 def _edits(assessment: Assessment, old: int, new: int) -> Iterator[ConfigEdit]:
-    size = assessment.size
-    yield ConfigEdit(CONFIG_FILE, size.path, old, new)
-    yield from (ConfigEdit(CONFIG_FILE, size.section.dotted(key), old, new) for key in size.repeats)
-    for path, mirror in size.section.mirrors:
-        if size.key in mirror:
-            yield ConfigEdit(CONFIG_FILE, f"{path}.{size.key}" if path else str(size.key), old, new)
+    section, key = assessment.size.section, assessment.size.key or ""
+    sizes = {section.dotted(other): section.config.get(other) for other in (key, *assessment.size.repeats)}
+    sizes |= {f"{path}.{key}" if path else key: mirror[key] for path, mirror in section.mirrors if key in mirror}
+    for path, value in sizes.items():
+        places = [f"{path}.{place}" for place in range(len(value))] if isinstance(value, list) else [path]
+        yield from (ConfigEdit(CONFIG_FILE, place, old, new) for place in places)
 
 
 def _lora_notes(padded: Iterable[str]) -> Iterator[str]:

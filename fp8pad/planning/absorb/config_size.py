@@ -1,6 +1,7 @@
 """What config.json says about an inner size, and about the factor by which it is multiplied in an MLP."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, inner_sizes
 from fp8pad.planning.absorb.growth import NotAbsorbableError
@@ -10,25 +11,32 @@ from fp8pad.record import CONFIG_FILE
 def config_size(size: GovernedSize) -> int:
     """Return the value of a key; `NotAbsorbableError` if it is not a single size, or differs where it is repeated.
 
-    If the key is missing or null, the model's default applies, which the tensors show.
+    A list, one size per layer, counts if it is the same throughout. If the key is missing or null, the model's default
+    applies, which the tensors show.
     """
     if reason := next((governed.mlp.unabsorbable for governed in size.axes if governed.mlp.unabsorbable), None):
         raise NotAbsorbableError(reason)
     key = size.key or ""
-    value = size.section.config.get(key)
+    value = _one_of(size.section.config.get(key))
     if value is None:
         return _implied_size(size)
     if isinstance(value, list):
-        raise NotAbsorbableError("its value is a list")
+        raise NotAbsorbableError("its value is a list of different sizes")
     if not _is_count(value):
         raise NotAbsorbableError(f"its value is not a size: {value!r}")
     for other in size.repeats:
-        if size.section.config[other] != value:
+        if _one_of(size.section.config[other]) != value:
             raise NotAbsorbableError(f"{other} is {size.section.config[other]!r}, where {key} is {value}")
     for path, mirror in size.section.mirrors:
-        if mirror.get(key, value) != value:
+        if _one_of(mirror.get(key, value)) != value:
             raise NotAbsorbableError(f"{path or CONFIG_FILE} repeats it with another value, {mirror[key]!r}")
     return int(value)
+
+
+def _one_of(value: Any) -> Any:
+    """The one value that a list has throughout; a list of several as it is."""
+    is_uniform = isinstance(value, list) and value and all(item == value[0] for item in value)
+    return value[0] if is_uniform else value
 
 
 def _implied_size(size: GovernedSize) -> int:
