@@ -736,14 +736,19 @@ def test_a_config_that_contradicts_an_mlp_that_is_not_fp8_is_no_concern_of_the_p
         assert not plan.config_edits
 
 
+KIMI_MLP = {f"vision_tower.encoder.blocks.0.mlp.{name}.weight": ("BF16", (213, 256)) for name in ("fc0", "fc1")}
+
+
 @pytest.mark.parametrize(
     ("config", "shapes", "ranks", "outcome"),
     [
         # vLLM replicates the tower of Gemma 4, and divides that of Qwen2.5-VL.
         ("gemma4", plain("model.vision_tower.encoder.layers.0.mlp", 213, leaf="linear.weight"), 2, "serves"),
         ("qwen2_5_vl", plain("visual.blocks.0.mlp", 213), 2, "refuses"),
-        # If ranks cannot share the heads, towers of some models are replicated.
+        # If ranks cannot share the heads, towers of some models are replicated, such as Kimi's.
         ("qwen2_5_vl", plain("visual.blocks.0.mlp", 212), 8, "serves"),
+        ("kimi_k25", KIMI_MLP, 2, "refuses"),
+        ("kimi_k25", KIMI_MLP, 8, "serves"),
     ],
 )
 def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
@@ -751,7 +756,8 @@ def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
 ) -> None:
     """A tower that is not divided can have any size, and one that may not be divided is not reported."""
     text = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 8}
-    tower = {"model_type": config, "num_attention_heads": 4, "intermediate_size": 213, "hidden_act": "silu"}
+    heads = "vt_num_attention_heads" if config == "kimi_k25" else "num_attention_heads"
+    tower = {"model_type": config, heads: 4, "intermediate_size": 213, "hidden_act": "silu"}
     made = beside_fp8({"model_type": config, "text_config": text, "vision_config": tower}, shapes)
     assert Judge(planned(made, Policy()), VLLM).original(ranks).outcome == outcome
 

@@ -36,7 +36,7 @@ _FUSED = {
         ("wq_a", "wkv"),
     ) for last in names
 }  # fmt: skip
-_HEADS = ("num_attention_heads", "n_head", "num_heads")
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "vt_num_attention_heads")
 _TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
 _KEY_VALUE_HEADS = (
     "n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups"
