@@ -309,8 +309,9 @@ def test_stacked_experts_with_block_scales(is_transposed: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"intermediate_size": [213, 212]}, "its value is a list of different sizes"),
-        ({"intermediate_size": []}, "its value is a list of different sizes"),
+        ({"intermediate_size": [213, 212]}, "its value is a list, not of one size for each layer"),
+        ({"intermediate_size": []}, "its value is a list, not of one size for each layer"),
+        ({"intermediate_size": [213] * 5000}, "its value is a list, not of one size for each layer"),
         ({"intermediate_size": "213"}, "its value is not a size: '213'"),
         ({"intermediate_size": True}, "its value is not a size: True"),
         ({"hidden_act": "expcos"}, "the activation 'expcos' is not known to be finite at 0"),

@@ -76,7 +76,8 @@ def value_at(config: Json, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
         if isinstance(value, list):
-            value = next((item for place, item in enumerate(value) if str(place) == part), None)
+            place = int(part) if part.isascii() and part.isdecimal() and len(part) < 10 else len(value)
+            value = value[place] if place < len(value) else None
         else:
             value = value.get(part) if isinstance(value, Mapping) else None
     return value

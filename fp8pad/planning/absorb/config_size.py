@@ -7,6 +7,8 @@ from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, inner_si
 from fp8pad.planning.absorb.growth import NotAbsorbableError
 from fp8pad.record import CONFIG_FILE
 
+_MOST_LAYERS = 4096
+
 
 def config_size(size: GovernedSize) -> int:
     """Return the value of a key; `NotAbsorbableError` if it is not a single size, or differs where it is repeated.
@@ -21,7 +23,7 @@ def config_size(size: GovernedSize) -> int:
     if value is None:
         return _implied_size(size)
     if isinstance(value, list):
-        raise NotAbsorbableError("its value is a list of different sizes")
+        raise NotAbsorbableError("its value is a list, not of one size for each layer")
     if not _is_count(value):
         raise NotAbsorbableError(f"its value is not a size: {value!r}")
     for other in size.repeats:
@@ -34,9 +36,10 @@ def config_size(size: GovernedSize) -> int:
 
 
 def _one_of(value: Any) -> Any:
-    """The one value that a list has throughout; a list of several as it is."""
-    is_uniform = isinstance(value, list) and value and all(item == value[0] for item in value)
-    return value[0] if is_uniform else value
+    """The one value that a list has throughout; a list of several, or of more than a model has layers, as it is."""
+    if not isinstance(value, list) or not 0 < len(value) <= _MOST_LAYERS:
+        return value
+    return value[0] if all(item == value[0] for item in value) else value
 
 
 def _implied_size(size: GovernedSize) -> int:
