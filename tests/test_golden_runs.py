@@ -288,7 +288,7 @@ def test_a_padded_model_is_not_given_to_transformers(golden: Run, recorded: Path
     ("arguments", "message"),
     [
         (("record", "gone", "-o", "g.json"), "error: gone: no such folder"),
-        (("record", "{example}", "-o", "gone/g.json"), "error: gone/g.json: gone is no folder"),
+        (("record", "{example}", "-o", "gone/g.json"), "error: gone/g.json: gone is not a folder"),
         (("record", "{example}", "-o", "."), "error: .: cannot be written"),
         (("check", "{example}", "gone.json"), "error: gone.json: No such file or directory"),
         (("check", "{example}", "{example}/config.json"), "error: config.json: not a golden file"),
@@ -296,7 +296,7 @@ def test_a_padded_model_is_not_given_to_transformers(golden: Run, recorded: Path
             ("check", "{example}", "{example}/model.safetensors"),
             "error: model.safetensors: not a golden file: not UTF-8",
         ),
-        (("check", "{example}", "golden.json", "--junit", "gone/r.xml"), "error: gone/r.xml: gone is no folder"),
+        (("check", "{example}", "golden.json", "--junit", "gone/r.xml"), "error: gone/r.xml: gone is not a folder"),
     ],
 )
 def test_files_that_cannot_be_used_are_one_line(

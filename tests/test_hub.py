@@ -382,7 +382,7 @@ def test_a_folder_that_others_could_write_to_is_refused(
     [
         ("org/other", r"org/other: no such folder, and no such model on http://\S+; if it is private, `hf auth login`"),
         ("org/name@v9", r"org/name@v9: there is no revision v9"),
-        ("org/na..me", r"org/na\.\.me: no such folder, and on the hub: is no name of a model: .*"),
+        ("org/na..me", r"org/na\.\.me: no such folder, and on the hub: is not the name of a model: .*"),
         ("org/gated", r"org/gated: is gated; accept its terms on http://\S+, and `hf auth login`"),
         ("org/private", r"org/private: no such folder, and no such model .*"),
     ],
@@ -456,7 +456,7 @@ FORGED: dict[str, tuple[dict[str, object], str]] = {
     "a name that is no UTF-8": ({"rfilename": "\ud800"}, "not UTF-8"),
     "a name of 300 bytes": ({"rfilename": "a" * 300}, "too long"),
     "a name twice": ({"rfilename": "config.json"}, "twice"),
-    "a name in other words": ({"rfilename": "./config.json"}, "in other words"),
+    "a name in other words": ({"rfilename": "./config.json"}, "in two spellings"),
     "a name that huggingface_hub refuses": ({"rfilename": "a\\..\\b"}, "outside"),
     "1,400 folders in each other": ({"rfilename": "a/" * 1400 + "b"}, "too long"),
     "a path of 10,000 bytes": ({"rfilename": "a/" * 5000 + "b"}, "too long"),
@@ -513,7 +513,7 @@ def test_a_forged_commit_is_a_line(hub: FakeHub, model: Path, monkeypatch: pytes
     hub.add(NAME, model)
     send = _Handler._json
     monkeypatch.setattr(_Handler, "_json", lambda handler, document, *_: send(handler, {**document, "sha": commit}))
-    with pytest.raises(HubError, match=f"^{NAME}: the hub tells no commit of it, but"):
+    with pytest.raises(HubError, match=f"^{NAME}: expected the hub to name a commit, got"):
         read_from(NAME)
 
 

@@ -13,7 +13,7 @@ def check_writable(file: Path) -> None:
     if file.exists() and not file.is_file():  # a pipe, or /dev/stdout: it would be replaced
         raise OutputError(f"{file}: cannot be written: expected a regular file")
     if not file.parent.is_dir():
-        raise OutputError(f"{file}: {file.parent} is no folder")
+        raise OutputError(f"{file}: {file.parent} is not a folder")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise OutputError(f"{file}: cannot be written")
     if file.exists() and any(_holds_checkpoint(folder) for folder in (file.parent, file.resolve().parent)):

@@ -66,7 +66,7 @@ def hub_errors(hub_id: HubId, or_folder: bool = False) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise HubError(f"{begin}{_first_line(error)}") from error
     except errors.HFValidationError as error:
-        raise HubError(f"{begin}is no name of a model: {_first_line(error)}") from error
+        raise HubError(f"{begin}is not the name of a model: {_first_line(error)}") from error
     except (errors.HTTPError, ConnectionError) as error:
         raise HubError(f"{begin}{constants.ENDPOINT} cannot be reached: {_first_line(error)}") from error
 

@@ -79,18 +79,18 @@ class Repo:
         except HFValidationError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:  # the client does not check answers
-            raise HubError(f"{hub_id}: what the hub tells of it cannot be read: {shown(error)}") from error
+            raise HubError(f"{hub_id}: the hub's answer cannot be read: {shown(error)}") from error
         if not _is_hash(info.sha):
-            raise HubError(f"{hub_id}: the hub tells no commit of it, but {shown(info.sha)}")
+            raise HubError(f"{hub_id}: expected the hub to name a commit, got {shown(info.sha)}")
         files: dict[str, HubFile] = {}
         for sibling in info.siblings or ():
             name = _safe_name(sibling.rfilename, hub_id)
             if name in files or name != sibling.rfilename:
-                raise HubError(f"{hub_id}: lists {shown(name)} twice, or in other words: {shown(sibling.rfilename)}")
+                raise HubError(f"{hub_id}: lists {shown(name)} twice, or in two spellings: {shown(sibling.rfilename)}")
             digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
             has_size = type(sibling.size) is int and 0 <= sibling.size < MAX_FILE_BYTES
             if not has_size or not _is_hash(digest):
-                raise HubError(f"{hub_id}: {name}: the hub tells no size or no hash of it")
+                raise HubError(f"{hub_id}: {name}: the hub gives no size or no hash for it")
             files[name] = HubFile(name, sibling.size, digest, sibling.lfs is not None)
         _check_folders(files.keys(), hub_id)
         return cls(hub_id, info.sha, files)
