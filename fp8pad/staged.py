@@ -1,6 +1,5 @@
 """Staging a checkpoint: what is checked before writing, and what a run that ends early leaves for the next one."""
 
-import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,8 +24,8 @@ from fp8pad.text import counted
 def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator[Output]:
     """Lock the staging folder of `out_dir` while a checkpoint is written; `out_dir` changes only when it is published.
 
-    A run that ends early leaves its finished shards for the next one, unless the disk is full; a note on the error says
-    so. Raises `OutputError` if nothing can be written to `out_dir`, if possible before anything is created.
+    A run that ends early leaves its finished shards for the next one; a note on the error says so. Raises `OutputError`
+    if nothing can be written to `out_dir`, if possible before anything is created.
     """
     target = check_destination(contents.source, out_dir)
     is_there = not options.overwrite and contents.seems_written(target, is_hashed(contents.source, options))
@@ -128,8 +127,7 @@ def _end_early(out: Output, error: BaseException) -> str | None:
         recover(staging)
         left += _folders_left(staging, is_kept)
         out.is_published = out.is_published or (is_published(staging) and not out.is_there)
-        gives_up = not out.options.finishes and (is_disk_full(error) or _fails_again(out, error))
-        if not (out.is_published or gives_up):
+        if not (out.is_published or _fails_again(out, error)):
             outdated = set(_outdated_keys(out))
             staging.keep_finished(lambda key: key not in outdated)
             if staging.num_finished:
@@ -144,7 +142,8 @@ def _end_early(out: Output, error: BaseException) -> str | None:
 
 def _fails_again(out: Output, error: BaseException) -> bool:
     """Return whether the next run would end like this one: every shard is finished, and one is wrong."""
-    return isinstance(error, VerifyError) and _num_finished(out) == len(out.contents.layouts)
+    is_wrong = isinstance(error, VerifyError) and not out.options.finishes
+    return is_wrong and _num_finished(out) == len(out.contents.layouts)
 
 
 def _num_finished(out: Output) -> int:
@@ -182,17 +181,3 @@ def _outdated_keys(out: Output) -> Iterator[str]:
             if source.identities[layout.file].is_that_of(FileIdentity.of((source.root / layout.file).stat())):
                 continue
         yield out.writer.key(layout)
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether writing an output file failed for lack of disk space or quota; stderr does not count."""
-    while error:
-        cause = error.__cause__
-        if (
-            isinstance(error, OutputError)
-            and isinstance(cause, OSError)
-            and cause.errno in {errno.ENOSPC, errno.EDQUOT}
-        ):
-            return True
-        error = cause
-    return False

@@ -17,11 +17,7 @@ from fp8pad import staged
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.cli.main import main
-from fp8pad.errors import Fp8padError
-from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.engines import find_engine
-from fp8pad.record import Policy
-from fp8pad.summary import plan_document
+from fp8pad.errors import OutputError
 from fp8pad.verification import verify
 
 # One layer of each has a scale that fp8pad does not understand: it is carried unchanged, with a reason.
@@ -163,7 +159,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_full_disk_is_refused_and_stays_empty(
+def test_a_full_disk_is_refused(
     tmp_path: Path, small_disk: Path, refused: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is refused before writing if that is known, otherwise when the disk is full; what fits is written."""
@@ -171,8 +167,9 @@ def test_a_full_disk_is_refused_and_stays_empty(
     assert "not enough disk space" in refused("convert", model, small_disk / "out")
     with monkeypatch.context() as patch:
         patch.setattr(staged, "check_space", lambda *_: None)
-        assert "cannot be written: No space left on device" in refused("convert", model, small_disk / "out")
-    assert list(small_disk.iterdir()) == []
+        with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+            convert_to(model, small_disk / "out")
+    assert not (small_disk / "out").exists()
     assert verify(llama(tmp_path / "small"), convert_to(tmp_path / "small", small_disk / "out"), Progress()).ok
 
 

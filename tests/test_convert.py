@@ -635,19 +635,23 @@ def failing_with(code: int, after: int = 0) -> Callable[..., int]:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("after", [0, 1, 4, 7])
-def test_a_disk_that_fills_up_leaves_nothing(
+def test_a_disk_that_fills_up_leaves_finished_shards_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, after: int
 ) -> None:
-    """Whichever write fails, the error names a file and everything written is removed."""
+    """Whichever write fails, the error names a file, and what is not finished is removed."""
     model = llama(tmp_path / "model", num_shards=3)
-    monkeypatch.setattr(os, "pwrite", failing_with(code, after))
-    with pytest.raises(OutputError, match=r"^(model-|config|fp8pad).*cannot be written: "):
-        converted(model, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", failing_with(code, after))
+        with pytest.raises(OutputError, match=r"^(model-|config|fp8pad).*cannot be written: "):
+            converted(model, tmp_path / "out", WriteOptions(jobs=1))
+    staged = list((tmp_path / ".out.fp8pad" / "staged").glob("*"))
+    assert {path.suffix for path in staged} <= {".finished"}
+    assert not (tmp_path / "out").exists()
+    assert len(converted(model, tmp_path / "out").resumed) == len(staged)
 
 
-def test_a_full_disk_that_is_not_ours_costs_no_finished_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example the disk behind stderr. The second shard is written at the same time and may be finished too."""
+def test_progress_that_fails_costs_no_finished_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example on a full disk behind stderr. The second shard may be finished too."""
     model = llama(tmp_path / "model", num_shards=2)
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "finish_file", failing_with(errno.ENOSPC))

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from fake_hub import TOKEN, FakeHub, _Handler, fake_hub
-from helpers import INDEX, Counter, files_of, llama, safetensors_bytes, write_checkpoint
+from helpers import INDEX, Counter, files_of, gated, llama, safetensors_bytes, write_checkpoint
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
 import huggingface_hub
@@ -28,7 +28,7 @@ from fp8pad.checkpoint.options import Executor, Link
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import opened, work_folder
 from fp8pad.hub.ids import HubId
-from fp8pad.hub.repo import FIRST_BYTES
+from fp8pad.hub.repo import FIRST_BYTES, Repo
 from fp8pad.library import convert_shards
 from fp8pad.planning.engines import find_engine
 from fp8pad.render.console import stdout_console
@@ -125,6 +125,44 @@ def test_a_plan_reads_headers_and_texts_alone(hub: FakeHub, model: Path) -> None
         "model.safetensors.index.json": 1,
     }
     assert hub.sent < 300_000
+
+
+def test_texts_of_adapters_are_fetched_where_sizes_are_absorbed(hub: FakeHub, tmp_path: Path) -> None:
+    """Those in folders of their own too; what else is called config.json there is a file like others."""
+    layers = gated("model.layers.0.mlp", 100, 64)
+    config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 100, "hidden_act": "silu"}
+    config |= {"quantization_config": {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}}
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": layers}, config)
+    (model / "lora").mkdir()
+    (model / "lora" / "config.json").write_text("{}")
+    (model / "lora" / "adapter_config.json").write_text(json.dumps({"target_modules": ["down_proj"]}))
+    hub.add(NAME, model)
+    assert not any(note.startswith("lora/: ") for note in fp8pad.plan(NAME).plan.notes)
+    assert {"lora/config.json", "lora/adapter_config.json"}.isdisjoint(hub.requests)
+    assert any(note.startswith("lora/: ") for note in fp8pad.plan(NAME, absorb=True).plan.notes)
+    assert "lora/config.json" not in hub.requests
+
+
+def test_a_text_is_stored_chunk_by_chunk(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight of them, of 256 MB each, would else be in memory at a time."""
+    content = (model / "config.json").read_text().encode() + b" " * 1_000_000
+    (model / "config.json").write_bytes(content)
+    hub.add(NAME, model)
+    chunks, stored = Repo.chunks, list[int]()
+
+    def seen(repo: Repo, file: str, begin: int, end: int) -> Iterator[bytes]:
+        for chunk in chunks(repo, file, begin, end):
+            yield chunk
+            if file == "config.json":
+                begin += len(chunk)
+                assert (tmp_path / "outline" / file).read_bytes()[:begin] == content[:begin]
+                stored.append(begin)
+
+    monkeypatch.setattr(Repo, "chunks", seen)
+    Repo.of(HubId(NAME, None)).outline(tmp_path / "outline")
+    assert (len(stored) > 2, stored[-1]) == (True, len(content))
 
 
 def test_a_long_header_takes_a_second_request(hub: FakeHub, tmp_path: Path) -> None:
@@ -610,20 +648,28 @@ def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypat
 
 
 def test_a_full_disk_is_a_line(hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data that were fetched so far stay for the next run."""
+    """Data that were fetched so far stay for the next run; a full cache is named."""
 
-    def write(opened_file: BinaryIO, chunk: bytes) -> None:
-        opened_file.write(chunk[:100])
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     hub.add(NAME, model)
     work = tmp_path / "work"
     with monkeypatch.context() as patch:
-        patch.setattr("fp8pad.hub.fetcher._write", write)
+        patch.setattr("os.fsync", fail)
         with pytest.raises(OutputError, match="cannot be written: No space left on device"):
             fetch(NAME, FIRST, hub, work)
-    assert [path.stat().st_size for path in work.iterdir()] == [100]
+    assert [path.stat().st_size for path in work.iterdir()] == [(model / FIRST).stat().st_size]
+    hub.sent = 0
     assert fetch(NAME, FIRST, hub, work) == (model / FIRST).read_bytes()
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    line = f"{constants.HF_HUB_CACHE}: cannot be written: No space left on device, while fetching {FIRST}"
+    with (
+        pytest.raises(OutputError, match=line),
+        opened(NAME, read_unconverted, use_cache=True) as checkpoint,
+        checkpoint.fetched(FIRST),
+    ):
+        pytest.fail("it went on")
 
 
 def left_beside(out_dir: Path) -> set[str]:
@@ -868,7 +914,11 @@ def test_pushing_checks_and_uploads(hub: FakeHub, model: Path, tmp_path: Path, m
 
 
 def test_pushing_uploads_what_the_record_names_alone(
-    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Secrets, links and other files are excluded and named; names are not patterns."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -890,6 +940,7 @@ def test_pushing_uploads_what_the_record_names_alone(
     pushed = hub.repos["org/padded"]
     assert pushed.commits[pushed.revisions["main"]] == expected
     push_screen(report).show(stdout_console())
+    assert "  excluded  not named in fp8pad.json: .env, .git, folder, " in capsys.readouterr().out
 
 
 def test_a_folder_without_its_tokenizer_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ from fp8pad.errors import AlteredPaddingError, CheckpointError, OutputError, Rec
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments
+from fp8pad.render.console import stdout_console
+from fp8pad.render.reports import restoration_screen
 from fp8pad.unpadding import UnpadReport, unpad
 from fp8pad.verification import verify
 from fp8pad.verification.disagreements import examine
@@ -62,6 +64,17 @@ def test_checkpoints_of_other_tools_come_back(path: str, policy: Policy, tmp_pat
         restore(tmp_path / "out", restored)
     excluded = set(read_unconverted(model).excluded)
     assert files_of(restored) == {name: content for name, content in files_of(model).items() if name not in excluded}
+
+
+def test_what_does_not_come_along_is_named_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of another form that somebody added, and folders that are never copied."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
+    (out_dir / "pytorch_model.bin").write_bytes(b"")
+    (out_dir / ".git").mkdir()
+    restoration_screen(restore(out_dir, tmp_path / "restored")).show(stdout_console())
+    shown = capsys.readouterr().out
+    assert "  excluded  links out of the folder, or never copied: .git\n" in shown
+    assert "  excluded  other forms of the weights: pytorch_model.bin\n" in shown
 
 
 @settings(deadline=None, max_examples=60)

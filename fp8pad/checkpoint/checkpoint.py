@@ -6,7 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from fp8pad.checkpoint.files import Advance, FileIdentity, check_identity, copied_mode, encoded, open_file
+from fp8pad.checkpoint.files import (
+    Advance,
+    FileIdentity,
+    check_identity,
+    copied_mode,
+    file_sha256,
+    open_file,
+    text_sha256,
+)
 from fp8pad.checkpoint.folder import INDEX_FILE, is_excluded_link, list_folder, read_text, read_text_and_identity
 from fp8pad.checkpoint.headers import LENGTH_BYTES, header_of, read_prefix
 from fp8pad.checkpoint.json_text import parse_object
@@ -134,13 +142,7 @@ class Checkpoint:
 
     def has_text(self, file: str, text: str) -> bool:
         """Return whether a file holds this text, with less memory than `text` needs; raises as `text` does."""
-        with open_file(self.root / file, file, self.identities[file]) as opened:
-            offset, size = 0, self.identities[file].size
-            for part in encoded(text):
-                if offset + len(part) > size or opened.read(offset, len(part)) != part:
-                    return False
-                offset += len(part)
-            return offset == size
+        return file_sha256(self.root / file, file, self.identities[file]) == text_sha256(text)
 
     def header_text(self, file: str) -> bytes:
         """Return the bytes of a shard's header; `CheckpointError` if the shard changed since it was read."""

@@ -11,7 +11,7 @@ from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, FileIdentity, OpenFil
 from fp8pad.checkpoint.grid import Run
 from fp8pad.checkpoint.json_text import first_difference
 from fp8pad.checkpoint.layout import ShardLayout, Step, Transfer
-from fp8pad.checkpoint.transfer import Buffers, Bytes, Sums, passed
+from fp8pad.checkpoint.transfer import Bytes, Sums, passed, read_bytes
 from fp8pad.errors import shown
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
@@ -69,12 +69,11 @@ def compare_data(
     """
     sums = sums or Sums("none")
     sums.begin(transfer, source, target.read(0, transfer.target_start))
-    expected_buffers, found_buffers = Buffers(), Buffers()
     for step in transfer.steps:
         done = 0
         for chunk in step.chunks(BUFFER_BYTES):
-            expected = np.frombuffer(passed(step, chunk, source, sums, expected_buffers), np.uint8)
-            found = np.frombuffer(found_buffers.read(target, chunk.target, chunk.target_bytes), np.uint8)
+            expected = passed(step, chunk, source, sums)
+            found = read_bytes(target, chunk.target, chunk.target_bytes)
             done += chunk.target_bytes
             if (first := _first_difference(expected, found)) is not None:
                 yield _differing(transfer.layout, step, chunk.target + first, expected[first], found[first])
@@ -97,7 +96,7 @@ def compare_files(file: str, expected: Path, found: Path) -> Iterator[Mismatch]:
     with open_file(expected, file) as before, open_file(found, file) as after:
         for offset in range(0, sizes[0], BUFFER_BYTES):
             count = min(BUFFER_BYTES, sizes[0] - offset)
-            one, other = (np.frombuffer(opened.read(offset, count), np.uint8) for opened in (before, after))
+            one, other = (read_bytes(opened, offset, count) for opened in (before, after))
             if (first := _first_difference(one, other)) is not None:
                 yield Mismatch(file, f"byte {offset + first}", f"0x{one[first]:02x}", f"0x{other[first]:02x}")
                 return
@@ -136,7 +135,7 @@ def _wrong_padding(layout: ShardLayout, step: Step, target: OpenFile, advance: A
     for chunk in step.chunks(BUFFER_BYTES):
         if chunk.is_copy:
             continue
-        found = np.frombuffer(target.read(chunk.target, chunk.target_bytes), np.uint8)
+        found = read_bytes(target, chunk.target, chunk.target_bytes)
         stack = found.reshape(chunk.target_shape)
         gaps = (gap for gap in chunk.pieces() if None in (gap[0].source, gap[1].source))
         if wrong := [first for gap in gaps if (first := _first_wrong(stack, *gap, fill)) is not None]:

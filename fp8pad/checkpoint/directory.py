@@ -4,7 +4,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,11 @@ class Directory:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.descriptor)
 
-    def files(self) -> Iterator[str]:
-        """Yield the relative names of all entries below this folder that are not folders, links included."""
+    def files(self, not_entered: Container[str] = ()) -> Iterator[str]:
+        """Yield the relative names of all entries below this folder that are not folders that are entered.
+
+        It is a loop over strings: neither recursion nor splitting paths limits how deeply folders can be nested.
+        """
         pending = [""]
         while pending:
             folder = pending.pop()
@@ -92,7 +95,7 @@ class Directory:
                 with os.scandir(descriptor) as entries:
                     for entry in entries:
                         name = f"{folder}{entry.name}"
-                        if entry.is_dir(follow_symlinks=False):
+                        if entry.is_dir(follow_symlinks=False) and entry.name not in not_entered:
                             pending.append(f"{name}/")
                         else:
                             yield name

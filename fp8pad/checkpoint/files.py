@@ -181,9 +181,9 @@ def create_file(path: str | Path, file: str, mode: int = 0o664, dir_fd: int | No
         os.close(descriptor)
 
 
-def file_sha256(path: Path, file: str) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; `CheckpointError` if it cannot be read."""
-    with open_file(path, file) as opened, os.fdopen(os.dup(opened.descriptor), "rb") as stream:
+def file_sha256(path: Path, file: str, expected: FileIdentity | None = None) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; raises as `open_file` does."""
+    with open_file(path, file, expected) as opened, os.fdopen(os.dup(opened.descriptor), "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -1,12 +1,12 @@
 """The files of a checkpoint folder: which are copied, which are excluded, and their text."""
 
-import os
 import re
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from fp8pad.checkpoint.directory import open_directory
 from fp8pad.checkpoint.files import FileIdentity, open_file
 from fp8pad.errors import CheckpointError, ConfigError
 from fp8pad.record import RECORD_FILE
@@ -45,16 +45,18 @@ def list_folder(
     """
     identities: dict[str, FileIdentity] = {}
     excluded: list[str] = []
-    for name in _walk(root):
+    for name in _names(root):
         if name in own_files:
             continue
-        path = root / name
-        status = _status(path, name)
+        try:
+            status = (root / name).stat()
+        except OSError as error:
+            raise CheckpointError(f"{name}: cannot be read: {error.strerror}") from error
         if is_other_form(name) or not stat.S_ISREG(status.st_mode) or (not follow_links and leads_out(root, name)):
             excluded.append(name)
         else:
             identities[name] = FileIdentity.of(status)
-    return dict(sorted(identities.items())), excluded
+    return identities, excluded
 
 
 def is_other_form(name: str) -> bool:
@@ -114,38 +116,16 @@ def read_text_and_identity(root: Path, file: str) -> tuple[str, FileIdentity]:
         raise ConfigError(str(error)) from error
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Yield the relative names of everything below a folder, except the subfolders that are entered.
-
-    It is a loop over strings: neither recursion nor splitting paths limits how deeply folders can be nested.
-    """
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        for name, is_folder in _entries(root, folder):
-            if is_folder and name not in NEVER_COPIED:
-                pending.append(f"{folder}{name}/")
-            else:
-                yield folder + name
-
-
-def _entries(root: Path, folder: str) -> list[tuple[str, bool]]:
-    """Return each name in a folder, and whether it is a folder (not a link to one)."""
+def _names(root: Path) -> list[str]:
+    """Return the relative names of all entries below a folder, except the subfolders that are entered."""
     try:
-        with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118  a Path would split the name
-            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        with open_directory(root.resolve()) as folder:
+            names = sorted(folder.files(NEVER_COPIED))
     except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    for name, _ in found:
+        raise CheckpointError(f"{root / str(error.filename)}: cannot be read: {error.strerror}") from error
+    for name in names:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise CheckpointError(f"{folder + name!r}: expected a file name in UTF-8") from error
-    return found
-
-
-def _status(path: Path, name: str) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise CheckpointError(f"{name}: cannot be read: {error.strerror}") from error
+            raise CheckpointError(f"{name!r}: expected a file name in UTF-8") from error
+    return names

@@ -60,14 +60,14 @@ class Sums:
         self._source_sha256 = hashlib.sha256(source.read(0, transfer.source_start))
         self._target_sha256 = None if transfer.layout.is_untouched else hashlib.sha256(target_prefix)
 
-    def add(self, step: Step, source: memoryview, target: memoryview) -> None:
+    def add(self, step: Step, source: Bytes, target: Bytes) -> None:
         """Add bytes that were read from the source, and the bytes of the target that they become."""
         if self.reads_back(step):
-            self.checksums[step.tensor.name] = checksum(target, self.checksums.get(step.tensor.name, 0))
+            self.checksums[step.tensor.name] = checksum(target.data, self.checksums.get(step.tensor.name, 0))
         if self.hashed:
-            self._source_sha256.update(source)
+            self._source_sha256.update(source.data)
             if self._target_sha256:
-                self._target_sha256.update(target)
+                self._target_sha256.update(target.data)
 
     @property
     def hashes(self) -> Hashes | None:
@@ -78,24 +78,11 @@ class Sums:
         return Hashes(self._target_sha256.hexdigest() if self._target_sha256 else source, source)
 
 
-class Buffers:
-    """Memory for one chunk at a time, to read and to write; what is returned is valid until the next chunk."""
-
-    def __init__(self) -> None:
-        self._sides = [bytearray(), bytearray()]
-
-    def read(self, file: OpenFile, offset: int, num_bytes: int) -> memoryview:
-        """Read exactly `num_bytes` bytes at `offset`; raises as `OpenFile.read` does."""
-        return file.read_into(offset, self._side(0, num_bytes))
-
-    def to_write(self, num_bytes: int) -> Bytes:
-        """Return bytes to write to, with arbitrary content."""
-        return np.frombuffer(self._side(1, num_bytes), np.uint8)
-
-    def _side(self, number: int, num_bytes: int) -> memoryview:
-        if len(self._sides[number]) < num_bytes:
-            self._sides[number] = bytearray(max(num_bytes, BUFFER_BYTES))
-        return memoryview(self._sides[number])[:num_bytes]
+def read_bytes(file: OpenFile, offset: int, num_bytes: int) -> Bytes:
+    """Read exactly `num_bytes` bytes at `offset`; raises as `OpenFile.read` does, but fills no memory with zeros."""
+    buffer = np.empty(num_bytes, np.uint8)
+    file.read_into(offset, buffer.data)
+    return buffer
 
 
 def checksum(data: memoryview, before: int = 0) -> int:
@@ -122,14 +109,13 @@ def write_shard(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Su
     """
     prefix = target_prefix(transfer, source)
     sums.begin(transfer, source, prefix)
-    buffers = Buffers()
     target.resize(transfer.layout.target_bytes)
     target.write(0, prefix)
     advance(len(prefix))
     started = 0
     for step in transfer.steps:
         for chunk in step.chunks(BUFFER_BYTES if step.grid or sums.looks_at(step) else KERNEL_COPY_BYTES):
-            _write_chunk(step, chunk, (source, target), sums, buffers)
+            _write_chunk(step, chunk, (source, target), sums)
             advance(chunk.target_bytes)
             if (end := chunk.target + chunk.target_bytes) - started >= WRITE_BACK_BYTES:
                 target.start_write_back(started, end)
@@ -145,12 +131,11 @@ def read_back(transfer: Transfer, target: OpenFile, prefix: bytes, sums: Sums, a
     if target.identity.size != transfer.layout.target_bytes or target.read(0, len(prefix)) != prefix:
         yield "header"
         return
-    buffers = Buffers()
     for step in transfer.steps:
         if sums.reads_back(step):
             found = 0
             for chunk in step.chunks(BUFFER_BYTES):
-                found = checksum(buffers.read(target, chunk.target, chunk.target_bytes), found)
+                found = checksum(read_bytes(target, chunk.target, chunk.target_bytes).data, found)
                 advance(chunk.target_bytes)
             if found != sums.checksums.get(step.tensor.name, 0):
                 yield step.tensor.name
@@ -158,23 +143,23 @@ def read_back(transfer: Transfer, target: OpenFile, prefix: bytes, sums: Sums, a
 
 def shard_hashes(transfer: Transfer, source: OpenFile) -> Hashes | None:
     """Hash a shard and, without writing it, what becomes of it."""
-    sums, buffers = Sums("none", hashed=True), Buffers()
+    sums = Sums("none", hashed=True)
     sums.begin(transfer, source, target_prefix(transfer, source))
     for step in transfer.steps:
         for chunk in step.chunks(BUFFER_BYTES):
-            passed(step, chunk, source, sums, buffers)
+            passed(step, chunk, source, sums)
     return sums.hashes
 
 
-def passed(step: Step, chunk: Chunk, source: OpenFile, sums: Sums, buffers: Buffers) -> memoryview:
+def passed(step: Step, chunk: Chunk, source: OpenFile, sums: Sums) -> Bytes:
     """Read a chunk from the source and return its bytes in the target; both are added to `sums`."""
-    before = buffers.read(source, chunk.source, chunk.source_bytes)
-    after = before if chunk.is_copy else _placed(step, chunk, before, buffers)
+    before = read_bytes(source, chunk.source, chunk.source_bytes)
+    after = before if chunk.is_copy else _placed(step, chunk, before)
     sums.add(step, before, after)
     return after
 
 
-def _write_chunk(step: Step, chunk: Chunk, files: tuple[OpenFile, OpenFile], sums: Sums, buffers: Buffers) -> None:
+def _write_chunk(step: Step, chunk: Chunk, files: tuple[OpenFile, OpenFile], sums: Sums) -> None:
     source, target = files
     looked_at = sums.looks_at(step)
     if chunk.is_copy and not looked_at:
@@ -184,15 +169,16 @@ def _write_chunk(step: Step, chunk: Chunk, files: tuple[OpenFile, OpenFile], sum
     has_zeros = step.grid is None or not any(step.grid.fill)
     is_hole = has_zeros and chunk.source_bytes and not any(source.data_ranges(chunk.source, chunk.source_bytes))
     if looked_at or not is_hole:
-        after = passed(step, chunk, source, sums, buffers)
+        after = passed(step, chunk, source, sums)
         if not is_hole:
-            target.write(chunk.target, after)
+            target.write(chunk.target, after.data)
 
 
-def _placed(step: Step, chunk: Chunk, before: memoryview, buffers: Buffers) -> memoryview:
+def _placed(step: Step, chunk: Chunk, before: Bytes) -> Bytes:
     """Return the target's bytes of a chunk, from the source's."""
-    fill, after = np.frombuffer(step.grid.fill if step.grid else b"\0", np.uint8), buffers.to_write(chunk.target_bytes)
-    source = np.frombuffer(before, np.uint8).reshape(chunk.source_shape)
+    fill = np.frombuffer(step.grid.fill if step.grid else b"\0", np.uint8)
+    after = np.empty(chunk.target_bytes, np.uint8)
+    source = before.reshape(chunk.source_shape)
     target = after.reshape(chunk.target_shape)
     if fill.any():
         after.reshape(-1, fill.size)[:] = fill
@@ -203,4 +189,4 @@ def _placed(step: Step, chunk: Chunk, before: memoryview, buffers: Buffers) -> m
             piece[:] = source[:, from_row : from_row + row.size, from_column : from_column + column.size]
         elif not fill.any():
             piece[:] = 0
-    return after.data
+    return after

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fp8pad.checkpoint.files import Advance, open_file, writing
 from fp8pad.errors import HubError, OutputError
 from fp8pad.hub.ids import hub_errors
-from fp8pad.hub.repo import Beginning, HubFile, Repo, is_text, make_hole
+from fp8pad.hub.repo import TEXTS, Beginning, HubFile, Repo, make_hole
 from fp8pad.text import size
 
 CHUNK_BYTES = 1 << 20
@@ -54,20 +53,20 @@ class Fetcher:
     def fetched_bytes(self, name: str) -> int:
         """Return the number of bytes that `fetched` reports to `advance`."""
         file = self.files.repo.files.get(name)
-        return 0 if file is None or is_text(name) else file.size
+        return 0 if file is None or name in TEXTS else file.size
 
     @contextmanager
     def fetched(self, name: str, advance: Advance) -> Iterator[bool]:
         """Provide the complete file `name` inside the `with` block; yield whether it is a temporary copy."""
         file, path = self.files.repo.files.get(name), self.root / name
-        if file is None or (is_text(name) and path.exists()):
+        if file is None or (name in TEXTS and path.exists()):
             yield False
             return
         part = self.parts / part_name(file)
         with hub_errors(self.files.repo.hub_id):
             cached = self._cached(file, advance)
             if cached is None:
-                self._download(file, part, (lambda _: None) if is_text(name) else advance)
+                self._download(file, part, (lambda _: None) if name in TEXTS else advance)
             else:
                 advance(self.fetched_bytes(name))
             self._check_beginning(name, cached or part)
@@ -85,7 +84,7 @@ class Fetcher:
 
         A file that is there already is trusted. One fetched now is hashed, and removed if wrong or if `advance` raises.
         """
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
         repo, commit = self.files.repo.hub_id.repo, self.files.repo.commit
         found = try_to_load_from_cache(repo, file.name, revision=commit)
@@ -93,7 +92,13 @@ class Fetcher:
             return Path(found).resolve()
         if not self.files.use_cache:
             return None
-        link = Path(hf_hub_download(repo, file.name, revision=commit))
+        try:
+            link = Path(hf_hub_download(repo, file.name, revision=commit))
+        except OSError as error:
+            if error.errno is None or isinstance(error, ConnectionError):  # of the hub, which hub_errors tells
+                raise
+            where = f"{constants.HF_HUB_CACHE}: cannot be written"
+            raise OutputError(f"{where}: {error.strerror}, while fetching {file.name}") from error
         blob, digest, is_right = link.resolve(), file.digest(), False
         try:
             with blob.open("rb") as fetched:
@@ -130,8 +135,8 @@ class Fetcher:
         planned = self.files.beginnings.get(name)
         if planned:
             with open_file(path, name) as whole:
-                found = Beginning.of(whole.read(0, planned.num_bytes).tobytes())
-            if found != planned:
+                found = hashlib.sha256(whole.read(0, planned.num_bytes)).hexdigest()
+            if found != planned.sha256:
                 raise HubError(f"{self.files.repo.hub_id}: {name}: its header is not the one that was sent at first")
 
     def _check_space(self, file: HubFile, done_bytes: int) -> None:
@@ -149,13 +154,14 @@ class Fetcher:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(part):
             descriptor = os.open(part, flags, 0o664)  # it may be hard-linked into the output
-        with open(descriptor, "r+b", buffering=0) as opened_part:  # noqa: PTH123  a descriptor, not a path
+        with open(descriptor, "r+b") as opened_part:  # noqa: PTH123  a descriptor, not a path
             while chunk := opened_part.read(CHUNK_BYTES):
                 digest.update(chunk)
                 advance(len(chunk))
             for chunk in self.files.repo.chunks(file.name, opened_part.tell(), file.size):
                 with writing(part):
-                    _write(opened_part, chunk)
+                    opened_part.write(chunk)
+                    opened_part.flush()
                 digest.update(chunk)
                 advance(len(chunk))
             with writing(part):
@@ -171,9 +177,3 @@ def part_name(file: HubFile) -> str:
 def is_part(path: Path) -> bool:
     """Return whether a path is a fetched file, by its name and file type."""
     return re.fullmatch("[0-9a-f]{64}", path.name) is not None and path.is_file() and not path.is_symlink()
-
-
-def _write(opened_file: Any, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[opened_file.write(view) :]

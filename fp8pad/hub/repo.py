@@ -17,7 +17,7 @@ from fp8pad.errors import HubError, shown
 from fp8pad.hub.ids import HubId
 from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, RECORD_FILE
 
-TEXTS = frozenset({CONFIG_FILE, INDEX_FILE, RECORD_FILE, MODELOPT_FILE, "adapter_config.json"})
+TEXTS = frozenset({CONFIG_FILE, INDEX_FILE, RECORD_FILE, MODELOPT_FILE})  # fetched whole before anything else
 FIRST_BYTES = 1 << 17  # of a shard: nearly every header is shorter
 REQUESTS = 8  # at a time, while headers are fetched
 RETRIED = (408, 429, 500, 502, 503, 504)  # huggingface_hub's default; its version 1.0 retried only 503
@@ -54,11 +54,6 @@ class Beginning:
 
     num_bytes: int
     sha256: str
-
-    @classmethod
-    def of(cls, data: bytes) -> "Beginning":
-        """Return the number and the SHA-256 of the first bytes of a file."""
-        return cls(len(data), hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,30 +107,30 @@ class Repo:
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             make_hole(path, file.size)
-        wanted = [file for file in self.files.values() if is_text(file.name) or _has_header(file.name)]
+        wanted = [file for file in self.files.values() if file.name in TEXTS or _has_header(file.name)]
         with ThreadPoolExecutor(REQUESTS) as pool:
             beginnings = pool.map(lambda file: self._fill(root / file.name, file), wanted)
             return {file.name: each for file, each in zip(wanted, beginnings, strict=True)}
 
     def _fill(self, path: Path, file: HubFile) -> Beginning:
-        if is_text(file.name):
-            data = self.read(file.name, 0, min(file.size, max_text_bytes(file.name)))
-        else:
-            data = self.read(file.name, 0, min(file.size, FIRST_BYTES))
-            end = min(LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little"), file.size)
-            if len(data) < end <= LENGTH_BYTES + MAX_HEADER_BYTES:
-                data += self.read(file.name, len(data), end)
-        if len(data) == file.size:
-            digest = file.digest()
-            digest.update(data)
+        """Fetch a text, or the header of a shard, chunk by chunk: several at a time could need a lot of memory."""
+        done, end = 0, min(file.size, max_text_bytes(file.name) if file.name in TEXTS else FIRST_BYTES)
+        first, sha256, digest = b"", hashlib.sha256(), file.digest()
+        with path.open("r+b") as outline:
+            while done < end:
+                for chunk in self.chunks(file.name, done, end):
+                    with writing(path):
+                        outline.write(chunk)
+                        outline.flush()
+                    first += chunk[: LENGTH_BYTES - len(first)]
+                    sha256.update(chunk)
+                    digest.update(chunk)
+                done, header_end = end, LENGTH_BYTES + int.from_bytes(first, "little")
+                if file.name not in TEXTS and header_end <= LENGTH_BYTES + MAX_HEADER_BYTES:
+                    end = max(end, min(header_end, file.size))
+        if done == file.size:
             self.check(file, digest.hexdigest())
-        with writing(path), path.open("r+b") as opened_file:
-            opened_file.write(data)
-        return Beginning.of(data)
-
-    def read(self, file: str, begin: int, end: int) -> bytes:
-        """Read bytes `[begin, end)` of a file."""
-        return b"".join(self.chunks(file, begin, end))
+        return Beginning(done, sha256.hexdigest())
 
     def chunks(self, file: str, begin: int, end: int) -> Iterator[bytes]:
         """Yield bytes `[begin, end)` of a file; if the connection breaks, the rest is requested again."""
@@ -180,11 +175,6 @@ def make_hole(path: Path, size: int) -> None:
     """Create a sparse file of `size` bytes."""
     with writing(path), path.open("wb") as hole:
         hole.truncate(size)
-
-
-def is_text(name: str) -> bool:
-    """Return whether a file is fetched whole before anything else."""
-    return PurePosixPath(name).name in TEXTS
 
 
 def _has_header(name: str) -> bool:

@@ -55,18 +55,12 @@ def result_of(work: object, answer: Mapping[str, Any]) -> Any:
 
 
 def error_to_json(error: Exception) -> dict[str, Any]:
-    """Return an error as its class name and message, with the errno of its cause, if there is one."""
-    cause = error if isinstance(error, OSError) else error.__cause__
-    return {"error": type(error).__name__, "message": str(error), "errno": getattr(cause, "errno", None)}
+    """Return an error as its class name and message."""
+    return {"error": type(error).__name__, "message": str(error)}
 
 
 def _error_of(answer: Mapping[str, Any]) -> Exception:
-    kind = getattr(errors, answer["error"], None)
-    cause = OSError(answer["errno"], answer["message"]) if answer["errno"] else None
-    if kind is None:
-        return cause or ClusterError(answer["message"])
-    error: Exception = kind(answer["message"])
-    error.__cause__ = cause
+    error: Exception = getattr(errors, answer["error"], ClusterError)(answer["message"])
     if "host" in answer:
         error.add_note(f"on node {answer['host']} of the Ray cluster")
     return error

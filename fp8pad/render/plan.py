@@ -133,19 +133,19 @@ def _file_facts(source: Checkpoint, files: OutputFiles) -> Iterator[Fact]:
     for label, names in (("rewritten", files.rewritten), ("kept", files.kept)):
         if names:
             yield label, _files(names, shards)
-    yield from excluded_facts(source, files.excluded)
+    yield from excluded_facts(files.excluded, source.links_out)
 
 
-def excluded_facts(source: Checkpoint, names: Iterable[str]) -> Iterator[Fact]:
-    """Yield a row for each reason why files are excluded, and one without a reason for files that are never copied."""
+def excluded_facts(names: Iterable[str], links_out: Container[str] = (), others: str = "") -> Iterator[Fact]:
+    """Yield a row for each reason why files are excluded; `others` is the reason for files that are never copied."""
     why: dict[str, list[str]] = {}
     for name in names:
-        if name in source.links_out:
+        if name in links_out:
             reason = "links out of MODEL, which --follow-links copies: "
         elif is_other_form(name) or is_shard(name) or name == MISTRAL_CONFIG_FILE:
             reason = "other forms of the weights: "
         else:
-            reason = ""
+            reason = others
         why.setdefault(reason, []).append(name)
     for reason, alike in sorted(why.items()):
         yield "excluded", f"{reason}{shortened(alike)}"

@@ -10,6 +10,7 @@ from fp8pad.checkpoint.destination import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.record import RECORD_FILE
 from fp8pad.render.advice import advice
 from fp8pad.render.console import Fact, command, growth, shell_command, shortened
 from fp8pad.render.plan import excluded_facts, not_understood_facts, note_facts, skipped_facts
@@ -41,7 +42,7 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     facts.append(("files", growth(report.source_bytes, report.written_bytes)))
     named = ("rewritten", report.rewritten), ("resumed", () if report.was_complete else report.resumed)
     facts += [(label, shortened(names)) for label, names in named if names]
-    facts += excluded_facts(source, report.excluded)
+    facts += excluded_facts(report.excluded, source.links_out)
     screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced), *note_facts(plan)])
     if not show_refusal(screen, plan, engine):
         _show_serving(screen, plan, out_dir)
@@ -106,8 +107,8 @@ def _verdict(report: VerifyReport) -> str:
 def restoration_screen(report: UnpadReport) -> Screen:
     """Lay out what was restored and what was excluded."""
     verdict = f"restored, {counted(report.tensors_unpadded, 'tensor')} as before padding"
-    named = ("resumed", report.resumed), ("excluded", report.excluded)
-    facts = [(label, shortened(names)) for label, names in named if names]
+    facts = [("resumed", shortened(report.resumed))] if report.resumed else []
+    facts += excluded_facts(report.excluded, others="links out of the folder, or never copied: ")
     facts += [*_replaced_facts(report.replaced), *(("note", printable(note)) for note in report.notes)]
     return _screen(report.restored_dir, verdict, facts)
 
@@ -123,5 +124,5 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
 def push_screen(report: PushReport) -> Screen:
     """Lay out where the checkpoint is now, and what was excluded."""
     facts = [("commit", printable(report.url))]
-    facts += [("excluded", shortened(report.excluded))] if report.excluded else []
+    facts += [("excluded", f"not named in {RECORD_FILE}: {shortened(report.excluded)}")] if report.excluded else []
     return _screen(report.out_dir, f"pushed to {report.repo}", facts)
