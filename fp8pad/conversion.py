@@ -107,7 +107,7 @@ def convert(
         resumed=out.resumed,
         verified=options.verify,
         replaced=replaced,
-        was_complete=out.is_there,
+        was_complete=out.there is not None,
     )
 
 

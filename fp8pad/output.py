@@ -9,7 +9,6 @@ from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import Advance, encoded, file_sha256
-from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.lock import join_staging
 from fp8pad.checkpoint.options import WriteOptions
@@ -20,7 +19,7 @@ from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.errors import OutputError
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
-from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
+from fp8pad.record import RECORD_FILE, CheckpointRecord
 
 
 @dataclass(slots=True)
@@ -28,14 +27,14 @@ class Output:
     """A checkpoint that is being written; `resumed` are shards that an earlier run finished.
 
     `notes` are sentences about what is left in the staging folder at the end; `record_bytes` is the size of
-    fp8pad.json. If `is_there`, names, sizes and texts suggest that an earlier run published it already: its bytes are
+    fp8pad.json. `there` is what an earlier run published already, as far as names, sizes and texts tell: its bytes are
     compared instead of written.
     """
 
     contents: Contents
     options: WriteOptions
     writer: Writer
-    is_there: bool
+    there: Contents | None
     resumed: tuple[str, ...] = ()
     is_published: bool = False
     notes: tuple[str, ...] = ()
@@ -53,8 +52,8 @@ class Output:
 
     def write_files(self, progress: Progress) -> dict[str, Hashes]:
         """Write shards and other files; return their hashes, or nothing if hashes were not asked for."""
-        if self.is_there:
-            return self._compare_files(progress)
+        if self.there:
+            return self._compare_files(self.there.record, progress)
         contents, source, writer = self.contents, self.contents.source, self.writer
         total_bytes = sum(map(writer.work_bytes, contents.layouts)) + contents.other_bytes
         total_bytes += sum(map(source.fetched_bytes, source.other_files))
@@ -66,9 +65,9 @@ class Output:
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
 
-    def _compare_files(self, progress: Progress) -> dict[str, Hashes]:
+    def _compare_files(self, record: CheckpointRecord | None, progress: Progress) -> dict[str, Hashes]:
         """Return hashes if asked for or recorded; raise `OutputError` if a file differs from what would be written."""
-        source, target, record = self.contents.source, self.out_dir, self._record_there()
+        source, target = self.contents.source, self.out_dir
         progress.say(f"{target}: seems complete; comparing its bytes")
         is_recorded = record is not None and any(entry.sha256 for entry in record.files.values())
         is_hashed = self.writer.is_hashed or is_recorded
@@ -97,9 +96,6 @@ class Output:
         names = (*self.resumed, *source.other_files)
         return {file: hashes for file, hashes in zip(names, found, strict=True) if hashes}
 
-    def _record_there(self) -> CheckpointRecord | None:
-        return parse_record(read_text(self.out_dir, RECORD_FILE)) if self.contents.record else None
-
     @property
     def _not_empty(self) -> OutputError:
         return OutputError(f"{self.out_dir}: is not empty; use --overwrite to replace it")
@@ -117,8 +113,8 @@ class Output:
 
         If the files exist already, raise `OutputError` unless their record, hashes included, equals `record`.
         """
-        if self.is_there:
-            if record != self._record_there():
+        if self.there:
+            if record != self.there.record:
                 raise self._not_empty
             return
         if record:
@@ -132,7 +128,7 @@ class Output:
         """Move what was written to `out_dir`; return what was replaced."""
         contents, writer, staging, replaced = self.contents, self.writer, self.writer.staging, None
         check_unchanged(contents.source)
-        if not self.is_there:
+        if not self.there:
             keys = {layout.file: writer.key(layout) for layout in contents.layouts}
             others = (*contents.source.other_files, *([RECORD_FILE] if contents.record else []), *contents.texts)
             keys |= {file: writer.file_key(file) for file in others}

@@ -28,14 +28,14 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     if nothing can be written to `out_dir`, if possible before anything is created.
     """
     target = check_destination(contents.source, out_dir)
-    is_there = not options.overwrite and contents.seems_written(target, is_hashed(contents.source, options))
-    if not staging_path(target).exists() and not is_there:
+    there = None if options.overwrite else contents.found_at(target, is_hashed(contents.source, options))
+    if not staging_path(target).exists() and not there:
         check_replaceable(target, out_dir, contents.names, options.overwrite)
     with hold_staging(target) as staging:
-        out = Output(contents, options, Writer(contents.source, staging, options), is_there)
+        out = Output(contents, options, Writer(contents.source, staging, options), there)
         try:
             recover(staging)
-            if not is_there:
+            if not there:
                 _begin(out, out_dir)
             yield out
             recover(staging)
@@ -126,7 +126,7 @@ def _end_early(out: Output, error: BaseException) -> str | None:
     try:
         recover(staging)
         left += _folders_left(staging, is_kept)
-        out.is_published = out.is_published or (is_published(staging) and not out.is_there)
+        out.is_published = out.is_published or (is_published(staging) and not out.there)
         if not (out.is_published or _fails_again(out, error)):
             outdated = set(_outdated_keys(out))
             staging.keep_finished(lambda key: key not in outdated)

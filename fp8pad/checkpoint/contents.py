@@ -66,21 +66,26 @@ class Contents:
         fetched_bytes = sum(sorted(map(self.source.fetched_bytes, copied))[-options.jobs :])
         return sum(map(self._stored_bytes, stored)) + self.other_bytes + fetched_bytes
 
-    def seems_written(self, target: Path, needs_hashes: bool) -> bool:
-        """Return whether `target` has these files and no others, of the same sizes, texts and record.
+    def found_at(self, target: Path, needs_hashes: bool) -> "Contents | None":
+        """Return this with the record in `target`, if `target` has these files alone, with these sizes and texts.
 
+        Its record has to equal this one, apart from hashes, which it may have, or has to have if it `needs_hashes`.
         This is what a run leaves that succeeds, or that is killed when it only has to remove its staging files.
         """
         with suppress(OSError, CheckpointError):
             with open_directory(target) as folder:
-                if set(folder.files()) != self.names:
-                    return False
-            return (
-                all((target / file).lstat().st_size == sizes.size for file, sizes in self.files.items())
-                and all(read_text(target, file) == text() for file, text in self.texts.items())
-                and (self.record is None or _is_recorded(self.record, target, needs_hashes))
-            )
-        return False
+                is_same = set(folder.files()) == self.names
+            is_same = is_same and all((target / file).lstat().st_size == each.size for file, each in self.files.items())
+            if not is_same or any(read_text(target, file) != text() for file, text in self.texts.items()):
+                return None
+            if self.record is None:
+                return self
+            found = parse_record(read_text(target, RECORD_FILE))
+            has_hashes = all(entry.sha256 for entry in found.files.values())
+            files = {name: FileRecord(entry.source_size, entry.size) for name, entry in found.files.items()}
+            if replace(found, files=files) == self.record and (has_hashes or not needs_hashes):
+                return replace(self, record=found)
+        return None
 
 
 def contents_of(
@@ -93,11 +98,3 @@ def contents_of(
     sizes |= {file: before[file].size for file in source.other_files}
     files = {file: FileRecord(before[file].size if file in before else 0, size) for file, size in sorted(sizes.items())}
     return Contents(source, layouts, texts, files)
-
-
-def _is_recorded(record: CheckpointRecord, target: Path, needs_hashes: bool) -> bool:
-    """Return whether `target` has this record, with hashes of all files if it `needs_hashes`."""
-    found = parse_record(read_text(target, RECORD_FILE))
-    has_hashes = all(entry.sha256 for entry in found.files.values())
-    files = {name: FileRecord(entry.source_size, entry.size) for name, entry in found.files.items()}
-    return replace(found, files=files) == record and (has_hashes or not needs_hashes)
