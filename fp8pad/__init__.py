@@ -66,10 +66,7 @@ __version__ = "0.1.0"
 
 # Not `__all__`, since `help(fp8pad)` would print the full help of everything in it.
 _OFFERED = {
-    "conversion": (
-        "ConvertReport",
-        "SliceReport",
-    ),
+    "conversion": ("ConvertReport", "SliceReport"),
     "errors": (
         "AlreadyPaddedError",
         "AlteredPaddingError",
@@ -87,16 +84,7 @@ _OFFERED = {
         "VerifyError",
     ),
     "inspection": ("Inspection",),
-    "library": (
-        "PlanReport",
-        "convert",
-        "convert_shards",
-        "inspect",
-        "plan",
-        "push",
-        "unpad",
-        "verify",
-    ),
+    "library": ("PlanReport", "convert", "convert_shards", "inspect", "plan", "push", "unpad", "verify"),
     "unpadding": ("UnpadReport",),
     "upload": ("PushReport",),
     "verification": ("VerifyReport",),
