@@ -17,7 +17,11 @@ from fp8pad import staged
 from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.cli.main import main
-from fp8pad.errors import OutputError
+from fp8pad.errors import Fp8padError, OutputError
+from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import find_engine
+from fp8pad.record import Policy
+from fp8pad.summary import plan_document
 from fp8pad.verification import verify
 
 # One layer of each has a scale that fp8pad does not understand: it is carried unchanged, with a reason.
