@@ -307,7 +307,7 @@ def _planned(
                 check_worth_converting(planned.plan, described)
         except NotServedError as error:
             error.report = planned
-            error.add_note("nothing was written; --force converts all the same")
+            error.add_note("nothing was written; use --force to convert anyway")
             raise
         yield planned
 

@@ -117,7 +117,7 @@ def _check_finished(out: Output) -> None:
     missing = [number for number, layout in enumerate(layouts) if not out.writer.is_finished(layout)]
     if missing:
         count = f"{len(missing)} of {len(layouts)} shards"
-        raise OutputError(f"{count} are not finished; the first is written by --shards {missing[0]}")
+        raise OutputError(f"{count} are not finished; write the first one with --shards {missing[0]}")
 
 
 def _end_early(out: Output, error: BaseException) -> str | None:
@@ -165,7 +165,7 @@ def _folders_left(staging: Staging, is_left: Callable[[str], bool]) -> Iterator[
     """Yield notes on the complete folders in the staging folder that are not removed."""
     with writing(staging.root.path):
         for folder in (staging.root.path / name for name in staging.root.names() if is_left(name)):
-            yield f"{folder} is of another run, or stood at its OUT_DIR: move it away if you need it, else remove it"
+            yield f"{folder} was left by another run, or was at its OUT_DIR: move it away if you need it, otherwise remove it"
 
 
 def others_left(num_finished: int, folder: Path) -> str:

@@ -112,7 +112,7 @@ def _notes_on_changed(changed: Iterable[Mismatch], converted: Checkpoint, record
     """Yield one note per changed file; files that are excluded and not recorded are reported as excluded anyway."""
     for file, found in {found.file: found for found in changed}.items():
         if file in converted.other_files:
-            yield f"{found}: it is carried as it is"
+            yield f"{found}: it is copied unchanged"
         elif file in record.files:
             yield f"{found}: it is not restored"
 

@@ -246,7 +246,7 @@ def test_steering_characters_of_a_name_are_escaped(fp8pad: Fp8pad) -> None:
     """A name can neither break an error's single line nor colour the terminal."""
     assert (
         fp8pad("plan", "a\nb\x1b[31m").stderr
-        == "error: a\\nb\\x1b[31m: no such folder; a model of the hub is named ORG/NAME\n"
+        == "error: a\\nb\\x1b[31m: no such folder; models on the hub are named ORG/NAME\n"
     )
 
 
@@ -256,7 +256,7 @@ def test_a_mistyped_path_gets_a_suggestion(
     """A folder that differs by one letter is suggested; nothing is if no name is similar."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(example, "llama-fp8")
-    unknown = "no such folder; a model of the hub is named ORG/NAME"
+    unknown = "no such folder; models on the hub are named ORG/NAME"
     assert fp8pad("plan", "lama-fp8").stderr == f"error: lama-fp8: {unknown}; did you mean llama-fp8?\n"
     assert fp8pad("plan", "mistral").stderr == f"error: mistral: {unknown}\n"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -334,7 +334,7 @@ def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path:
 def test_an_address_is_named_as_it_was_typed(fp8pad: Fp8pad) -> None:
     """A URL keeps its double slash in messages; `Path` would drop it."""
     url = "https://huggingface.co/org/none"
-    expected = f"error: {url}: no such folder; a model of the hub is named ORG/NAME\n"
+    expected = f"error: {url}: no such folder; models on the hub are named ORG/NAME\n"
     assert fp8pad("plan", url).stderr == expected
 
 
@@ -457,9 +457,9 @@ def test_what_was_replaced_is_told(fp8pad: Fp8pad, example: Path, converted: Pat
     """The summary says how many files were replaced, and which were edited after fp8pad wrote them."""
     (converted / "tokenizer_config.json").write_text("edited")
     files = sorted(path.name for path in converted.iterdir())
-    assert "that lay there" not in fp8pad("convert", example, converted.with_name("other")).stdout
+    assert "that were there" not in fp8pad("convert", example, converted.with_name("other")).stdout
     finished = fp8pad("convert", example, converted, "--overwrite")
-    assert f"{len(files)} files that lay there" in finished.stdout
+    assert f"{len(files)} files that were there" in finished.stdout
     (converted / "tokenizer_config.json").write_text("edited again")
     document = json.loads(fp8pad("convert", example, converted, "--overwrite", "--json").stdout)
     assert document["files_replaced"] == files
@@ -550,9 +550,7 @@ def test_no_page_takes_the_place_of_a_file_of_a_checkpoint(fp8pad: Fp8pad, tmp_p
     for command in (["plan", model, "--html", page], ["golden", "record", model, "-o", page]):
         finished = fp8pad(*command)
         assert finished.status == 1
-        assert (
-            finished.stderr == f"error: {page}: is a file in the folder of a checkpoint; name another, or a new one\n"
-        )
+        assert finished.stderr == f"error: {page}: is a file of a checkpoint; choose another file name\n"
     assert files_of(model) == before
     assert fp8pad("plan", model, "--html", model / "plan.html").status == 0
 
@@ -768,7 +766,7 @@ def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: 
     assert "model.layers.0.self_attn.o_proj" in run.stdout
     assert "vllm serve" not in run.stdout
     assert "error: not served by vLLM 0.33 at TP 2: 1 layer, the first: model.layers.0.self_attn.o_proj" in run.stderr
-    assert "nothing was written; --force converts all the same" in run.stderr
+    assert "nothing was written; use --force to convert anyway" in run.stderr
     as_json = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--json")
     assert (as_json.status, json.loads(as_json.stdout)["refused"]) == (1, ["model.layers.0.self_attn.o_proj"])
     assert fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--dry-run").status == 1

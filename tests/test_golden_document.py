@@ -83,7 +83,7 @@ def changed(*path: str | int, to: Any) -> str:
         (changed("answers", 0, "logprobs", 0, 0, 1, to=float("nan")), "expected a finite number, got NaN"),
         (changed("answers", 0, "logprobs", 0, 0, 1, to=10**400), "expected a finite number, got 1000"),
         (changed("answers", 0, "logprobs", 0, 0, 1, to=-0.2), r"answers\[0\]: digest: .* the file was changed"),
-        (changed("answers", 0, "prompt_token_ids", to=[]), r"answers\[0\]: a prompt without tokens"),
+        (changed("answers", 0, "prompt_token_ids", to=[]), r"answers\[0\]: the prompt has no tokens"),
     ],
 )
 def test_what_is_not_a_golden_file_is_refused(text: str, message: str) -> None:

@@ -71,14 +71,14 @@ def test_jsonl_holds_text_or_token_ids(tmp_path: Path) -> None:
     [
         ("p.txt", b"", "p.txt: expected one prompt per line, found none"),
         ("p.txt", b" \n\t\n", "p.txt: expected one prompt per line, found none"),
-        ("p.txt", b"ab\n123\n", "p.txt: line 2: a prompt without tokens"),
+        ("p.txt", b"ab\n123\n", "p.txt: line 2: the prompt has no tokens"),
         ("p.txt", b"caf\xe9", "p.txt: not UTF-8: byte 0xe9 at 3"),
         ("p.jsonl", b"ab", "p.jsonl: line 1: not JSON"),
         ("p.jsonl", b'"ab"', "p.jsonl: line 1: expected .*prompt"),
         ("p.jsonl", b'{"text": "ab"}', "p.jsonl: line 1: expected .*prompt"),
         ("p.jsonl", b'\n{"prompt": 7}', "p.jsonl: line 2: prompt: expected str, got 7"),
-        ("p.jsonl", b'{"prompt": ""}', "p.jsonl: line 1: a prompt without tokens"),
-        ("p.jsonl", b'{"prompt_token_ids": []}', "p.jsonl: line 1: a prompt without tokens"),
+        ("p.jsonl", b'{"prompt": ""}', "p.jsonl: line 1: the prompt has no tokens"),
+        ("p.jsonl", b'{"prompt_token_ids": []}', "p.jsonl: line 1: the prompt has no tokens"),
         ("p.jsonl", b'{"prompt_token_ids": [1.5]}', r"prompt_token_ids\[0\]: expected int, got 1.5"),
     ],
 )
@@ -98,9 +98,9 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ((3,) * 25, "prompt 2: 25 tokens and an answer of 16 are longer than the 40 that the model takes"),
-        ((3, 50), "prompt 2: a token id that is not below the vocabulary's size, 50"),
-        ((-1,), "prompt 2: a token id that is not below the vocabulary's size, 50"),
+        ((3,) * 25, "prompt 2: 25 tokens plus an answer of 16 exceed the context length of 40"),
+        ((3, 50), "prompt 2: a token id is not below the vocabulary size, 50"),
+        ((-1,), "prompt 2: a token id is not below the vocabulary size, 50"),
     ],
 )
 def test_prompts_that_cannot_be_asked_are_refused(prompt: tuple[int, ...], message: str) -> None:

@@ -203,9 +203,9 @@ def test_another_model_is_refused(golden: Run, recorded: Path, example: Path, tm
     config = (example / "config.json").read_text().replace('"silu"', '"gelu"')
     (tmp_path / "other" / "config.json").write_text(config)
     (line,) = failure(golden("check", "other", recorded))
-    assert line.startswith("error: other: not the model that was recorded (llama-fp8): expected fingerprint sha256:")
+    assert line.startswith("error: other: is not the model that was recorded (llama-fp8): expected fingerprint sha256:")
     (line,) = failure(golden("compare", example, "other"))
-    assert line == f"error: other: not the model of {example}: their fingerprints differ"
+    assert line == f"error: other: is not the same model as {example}: their fingerprints differ"
 
 
 def test_compare_does_both(golden: Run, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_prompts_of_token_ids_need_no_tokenizer(golden: Run, example: Path, tmp_
     ("content", "message"),
     [
         (b"", "error: p.jsonl: expected one prompt per line, found none"),
-        (b'{"prompt_token_ids": [300]}', "error: prompt 1: a token id that is not below the vocabulary's size, 258"),
+        (b'{"prompt_token_ids": [300]}', "error: prompt 1: a token id is not below the vocabulary size, 258"),
         (b"\xff", "error: p.jsonl: not UTF-8: byte 0xff at 0"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_prompt_that_is_too_long_is_one_line(golden: Run, example: Path, tmp_p
     """The model's own limit applies."""
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt_token_ids": [5] * 250}))
     assert failure(golden("record", example, "-o", "g.json", "--prompts", "p.jsonl")) == [
-        "error: prompt 1: 250 tokens and an answer of 16 are longer than the 256 that the model takes"
+        "error: prompt 1: 250 tokens plus an answer of 16 exceed the context length of 256"
     ]
 
 
@@ -256,7 +256,7 @@ def test_a_prompt_that_is_too_long_is_one_line(golden: Run, example: Path, tmp_p
         ("raise", "failed on {model}: RuntimeError: no kernel for this [layer]", "  SomeError: the cause, far above"),
         ("kill", "failed on {model}: ended by SIGKILL", "  Loading {model} with"),
         ("nan", "'s reply: answers[0]: logprobs[0][0][1]: expected a finite number, got NaN", None),
-        ("lose", " did not answer the prompts that it was given, in their order", None),
+        ("lose", " did not return one answer for each prompt, in the order of the prompts", None),
     ],
 )
 def test_an_engine_that_fails_is_one_line_and_its_last_lines(
@@ -281,7 +281,9 @@ def test_a_padded_model_is_not_given_to_transformers(golden: Run, recorded: Path
     converted = recorded.parent / "padded"
     convert(example, converted)
     (line,) = failure(golden("check", "padded", recorded, "--engine", "transformers"))
-    assert line.startswith("error: padded: padded, so only vLLM with the fp8pad plugin can run it, not transformers;")
+    assert line.startswith(
+        "error: padded: is padded, so only vLLM with the fp8pad plugin can run it, not transformers;"
+    )
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_what_is_planned_by_is_what_the_hub_has_a_hash_of(
     with pytest.raises(HubError, match=rf"^{NAME}: config\.json: sha1: expected [0-9a-f]{{40}}, got [0-9a-f]{{40}}$"):
         read_from(NAME)
     altered.append((b'"BF16"', b'"F16" '))
-    with pytest.raises(HubError, match=r"safetensors: its header is not the one that was sent at first"):
+    with pytest.raises(HubError, match=r"safetensors: its header differs from the first one sent"):
         fp8pad.convert(NAME, tmp_path / "out", executor=executor)
     assert not altered
     assert not (tmp_path / "out").exists()
@@ -263,9 +263,9 @@ def test_a_slice_that_is_being_written_is_refused(hub: FakeHub, model: Path, tmp
     hub.add(NAME, model)
     with opened(NAME, read_unconverted, work_folder(tmp_path / "out", range(1))) as checkpoint:
         for _ in range(2):  # the folder, empty as yet, stays locked
-            with pytest.raises(OutputError, match="another run is fetching to it"):
+            with pytest.raises(OutputError, match="another run is downloading into it"):
                 convert_shards(NAME, tmp_path / "out", range(1))
-        with checkpoint.fetched(FIRST), pytest.raises(OutputError, match="another run is fetching to it"):
+        with checkpoint.fetched(FIRST), pytest.raises(OutputError, match="another run is downloading into it"):
             convert_shards(NAME, tmp_path / "out", range(1))
         assert not (tmp_path / "out").exists()
     assert left_beside(tmp_path / "out") == set()
@@ -294,9 +294,7 @@ def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(
-            OutputError, match=r"fp8pad-hub: cannot be removed: .*; what it was fetched for is complete"
-        ):
+        with pytest.raises(OutputError, match=r"fp8pad-hub: cannot be removed: .*; everything else succeeded"):
             fp8pad.convert(NAME, tmp_path / "out")
     assert fp8pad.verify(model, tmp_path / "out").ok
     fp8pad.convert(NAME, tmp_path / "out")
@@ -411,17 +409,20 @@ def test_a_folder_that_others_could_write_to_is_refused(
             work.chmod(0o777)
         case _:
             monkeypatch.setattr(Path, "mkdir", mkdir_second)
-    with pytest.raises(OutputError, match="only you may write to"), opened(NAME, read_unconverted, work):
+    with pytest.raises(OutputError, match="only you can write to"), opened(NAME, read_unconverted, work):
         raise AssertionError
 
 
 @pytest.mark.parametrize(
     ("model_id", "message"),
     [
-        ("org/other", r"org/other: no such folder, and no such model on http://\S+; if it is private, `hf auth login`"),
+        (
+            "org/other",
+            r"org/other: no such folder, and no such model on http://\S+; if it is private, run `hf auth login`",
+        ),
         ("org/name@v9", r"org/name@v9: there is no revision v9"),
         ("org/na..me", r"org/na\.\.me: no such folder, and on the hub: is not the name of a model: .*"),
-        ("org/gated", r"org/gated: is gated; accept its terms on http://\S+, and `hf auth login`"),
+        ("org/gated", r"org/gated: is gated; accept its terms on http://\S+ and run `hf auth login`"),
         ("org/private", r"org/private: no such folder, and no such model .*"),
     ],
 )
@@ -484,7 +485,7 @@ def test_names_that_lead_elsewhere_are_refused(hub: FakeHub, model: Path) -> Non
     """A hub's answer is not trusted."""
     commit = hub.add(NAME, model)
     hub.repos[NAME].commits[commit]["../evil.txt"] = b"evil"
-    with pytest.raises(HubError, match=r'lists a file that lies outside of it: "\.\./evil\.txt"$'):
+    with pytest.raises(HubError, match=r'lists a file outside the repository: "\.\./evil\.txt"$'):
         read_from(NAME)
 
 
@@ -641,7 +642,7 @@ def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypat
         assert str(checkpoint) == NAME
     with pytest.raises(
         HubError,
-        match="org/other: no such folder, and on the hub: offline mode is on, and not all of it is in the cache",
+        match="org/other: no such folder, and on the hub: offline mode is on, and the model is not completely in the cache",
     ):
         read_from("org/other")
     assert hub.requests == {}

@@ -133,7 +133,7 @@ def test_a_link_in_the_place_of_the_old_folder_is_not_replaced(staging: Staging,
     assert files_of(tmp_path / "elsewhere") == before
 
 
-LEFT = "stood at its OUT_DIR: move it away if you need it, else remove it"
+LEFT = "was at its OUT_DIR: move it away if you need it, otherwise remove it"
 
 
 def failing(number: int) -> Callable[..., object]:
@@ -207,12 +207,12 @@ def test_what_cannot_be_put_back_is_kept(tmp_path: Path, told: list[str]) -> Non
         with pytest.raises(OutputError, match="is not empty") as caught:
             fp8pad.convert(model, tmp_path / "out")
         (kept,) = (tmp_path / HIDDEN).glob("kept.*")
-        assert caught.value.__notes__ == [f"{kept} is of another run, or {LEFT}"]
+        assert caught.value.__notes__ == [f"{kept} was left by another run, or {LEFT}"]
         assert names(kept) == ["old"]
         assert files_of(tmp_path / "out") == {"mine": b"mine"}
     shutil.rmtree(tmp_path / "out")
     fp8pad.convert(model, tmp_path / "out")
-    assert told == [f"{kept} is of another run, or {LEFT}"]
+    assert told == [f"{kept} was left by another run, or {LEFT}"]
     assert names(kept) == ["old"]
 
 
@@ -278,7 +278,7 @@ def test_of_two_folders_that_were_replaced_one_is_kept_and_named(tmp_path: Path,
     old = files_of(hidden / "replaced")
     fp8pad.convert(llama(tmp_path.with_name(f"{tmp_path.name}-model")), tmp_path / "out", overwrite=True)
     (kept,) = hidden.iterdir()
-    assert told == [f"{kept} is of another run, or {LEFT}"]
+    assert told == [f"{kept} was left by another run, or {LEFT}"]
     assert files_of(kept) == old
 
 

@@ -127,7 +127,7 @@ def test_a_shard_that_was_altered_after_its_slice_is_written_again(model: Path, 
 def test_finishing_too_early_says_which_shards_are_missing(model: Path, tmp_path: Path) -> None:
     """The finished ones are kept."""
     write_slice(model, tmp_path / "out", range(2, 4))
-    with pytest.raises(OutputError, match="3 of 5 shards are not finished; the first is written by --shards 0"):
+    with pytest.raises(OutputError, match="3 of 5 shards are not finished; write the first one with --shards 0"):
         converted(model, tmp_path / "out", finishes=True)
     assert len(write_slice(model, tmp_path / "out", range(2)).finished) == 4
 
@@ -141,9 +141,9 @@ def test_a_folder_of_another_run_stays_and_is_named(model: Path, tmp_path: Path)
         (folder / "config.json").write_text("theirs")
     result = CliRunner().invoke(app, ["convert", str(model), str(tmp_path / "out")])
     assert result.exit_code == 0
-    assert f"{tmp_path}/.out.fp8pad/files.0123456789abcdef is of another run" in " ".join(result.stderr.split())
+    assert f"{tmp_path}/.out.fp8pad/files.0123456789abcdef was left by another run" in " ".join(result.stderr.split())
     report = unpad(tmp_path / "out", tmp_path / "restored", WriteOptions(), Progress())
-    assert f"{tmp_path}/.restored.fp8pad/files.0123456789abcdef is of another run" in report.notes[-1]
+    assert f"{tmp_path}/.restored.fp8pad/files.0123456789abcdef was left by another run" in report.notes[-1]
     for name in ("out", "restored"):
         assert (tmp_path / f".{name}.fp8pad" / "files.0123456789abcdef" / "config.json").read_text() == "theirs"
 
@@ -256,12 +256,12 @@ def test_a_slice_that_fails_leaves_the_others_what_they_have(
     ("arguments", "status", "message"),
     [
         (["--shards", "4-5"], 1, "expected positions from 0 to 4, got 5"),
-        (["--shards", "2-1"], 2, "expected a shard's position"),
-        (["--shards", "x"], 2, "expected a shard's position"),
-        (["--shards", "0", "--finish"], 2, "--shards does not go with --finish"),
-        (["--shards", "0", "--executor", "ray"], 2, "--shards does not go with --executor ray"),
-        (["--shards", "0", "--no-resume"], 2, "--shards does not go with --no-resume"),
-        (["--shards", "0", "--dry-run"], 2, "--shards does not go with --dry-run"),
+        (["--shards", "2-1"], 2, "expected the number of a shard"),
+        (["--shards", "x"], 2, "expected the number of a shard"),
+        (["--shards", "0", "--finish"], 2, "--shards cannot be combined with --finish"),
+        (["--shards", "0", "--executor", "ray"], 2, "--shards cannot be combined with --executor ray"),
+        (["--shards", "0", "--no-resume"], 2, "--shards cannot be combined with --no-resume"),
+        (["--shards", "0", "--dry-run"], 2, "--shards cannot be combined with --dry-run"),
         (
             ["--finish", "--no-resume"],
             1,

@@ -191,8 +191,8 @@ def test_what_was_added_later_comes_along(tmp_path: Path) -> None:
     report = restore(out_dir, tmp_path / "restored")
     assert files_of(tmp_path / "restored") == files_of(model) | {"README.md": b"padded", "tokenizer.json": b"edited"}
     notes = (
-        "README.md: file: expected no such file, got 6 bytes: it is carried as it is",
-        "tokenizer.json: size: expected 18 bytes, got 6 bytes: it is carried as it is",
+        "README.md: file: expected no such file, got 6 bytes: it is copied unchanged",
+        "tokenizer.json: size: expected 18 bytes, got 6 bytes: it is copied unchanged",
     )
     assert report == UnpadReport(tmp_path / "restored", tensors_unpadded=2, excluded=(), resumed=(), notes=notes)
 
@@ -204,7 +204,7 @@ def test_an_edit_of_the_same_size_is_told_by_its_hash(tmp_path: Path) -> None:
     (out_dir / "tokenizer.json").write_bytes(b"x" * (model / "tokenizer.json").stat().st_size)
     (note,) = restore(out_dir, tmp_path / "restored").notes
     assert note.startswith("tokenizer.json: sha256: expected ")
-    assert note.endswith(": it is carried as it is")
+    assert note.endswith(": it is copied unchanged")
 
 
 @pytest.mark.parametrize("is_padded", [True, False])

@@ -234,7 +234,7 @@ def test_links_and_open_modes_are_noted(model: Path, out_dir: Path, tmp_path: Pa
     report = check(model, out_dir)
     assert report.ok
     assert f"config.json: is a link to {tmp_path / 'moved.json'}" in report.notes
-    assert "tokenizer.json: every user may write to it" in report.notes
+    assert "tokenizer.json: is writable by every user" in report.notes
 
 
 def test_a_snapshot_in_a_cache_is_all_links(model: Path, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_copy_that_was_never_converted_is_only_a_copy(model: Path, tmp_path: P
     report = check(model, copy)
     assert (report.ok, report.has_records) == (True, False)
     assert report.notes == (f"{copy}: was not converted; converting would pad 4 tensors",)
-    with pytest.raises(RecordError, match=r"has no fp8pad\.json; name the checkpoint"):
+    with pytest.raises(RecordError, match=r"has no fp8pad\.json; to compare it with the original"):
         verify(None, copy, Progress())
 
 
@@ -324,7 +324,7 @@ def test_arguments_the_other_way_round_are_said(model: Path, out_dir: Path) -> N
     """The hint is the right command, instead of the advice to unpad first."""
     with pytest.raises(AlreadyPaddedError, match=f"the arguments are swapped: fp8pad verify {model} {out_dir}"):
         check(out_dir, model)
-    with pytest.raises(AlreadyPaddedError, match=r"name the checkpoint that .* was converted from, or .* alone"):
+    with pytest.raises(AlreadyPaddedError, match=r"name the original of .* instead, or .* alone"):
         check(out_dir, out_dir)
 
 
@@ -338,11 +338,11 @@ def test_no_later_version_makes_a_published_checkpoint_wrong(
         padded = convert_to(example, tmp_path / "padded", Policy(absorb=True))
         without = check(example, absorbed)
     assert without.ok
-    assert any("in another way than this version would" in note for note in without.notes)
+    assert any("differently than this version would" in note for note in without.notes)
     assert any("would not change intermediate_size from 213 to 224" in note for note in without.notes)
     report = check(example, padded)
     assert report.ok
-    assert any("in another way than this version would" in note for note in report.notes)
+    assert any("differently than this version would" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("absorb", [False, True])

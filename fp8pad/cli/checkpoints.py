@@ -38,7 +38,7 @@ def plan(
 ) -> None:
     """Show what converting would change, and the cost.
 
-    Reads headers and config.json alone, and writes nothing.
+    Reads only headers and config.json, and writes nothing.
     """
     from fp8pad.planning import check_understood
     from fp8pad.planning.comparison import check_worth_converting
@@ -116,7 +116,7 @@ def _check_together(shards: range | None, dry_run: bool, asked: Mapping[str, Any
     }
     for name, is_given in others.items():
         if is_given and shards is not None:
-            raise typer.BadParameter(f"--shards does not go with {name}")
+            raise typer.BadParameter(f"--shards cannot be combined with {name}")
 
 
 def _run(

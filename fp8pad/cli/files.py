@@ -17,7 +17,7 @@ def check_writable(file: Path) -> None:
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise OutputError(f"{file}: cannot be written")
     if file.exists() and any(_holds_checkpoint(folder) for folder in (file.parent, file.resolve().parent)):
-        raise OutputError(f"{file}: is a file in the folder of a checkpoint; name another, or a new one")
+        raise OutputError(f"{file}: is a file of a checkpoint; choose another file name")
 
 
 def _holds_checkpoint(folder: Path) -> bool:

@@ -28,7 +28,7 @@ def _shards(argument: str | range) -> range:
         return argument
     first, _, last = argument.partition("-")
     if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
-        raise typer.BadParameter("expected a shard's position, or the first and the last, as 0-9")
+        raise typer.BadParameter("expected the number of a shard, or a range such as 0-9")
     return range(int(first), int(last or first) + 1)
 
 
@@ -80,9 +80,9 @@ CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 if the engine would refuse the result at this TP size.")
 ]
 HtmlOption = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write the main tables of the plan as an HTML page, too.")
+    Path | None, typer.Option("--html", metavar="FILE", help="Also write the main tables of the plan as an HTML page.")
 ]
-AllOption = Annotated[bool, typer.Option("--all", help="List aligned layers, too.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Also list aligned layers.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and nothing else.")]
 GoldenOutOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Golden file to write.")]
@@ -97,7 +97,7 @@ def _ranks(help: str, most: int | None = None) -> Any:  # noqa: A002  typer's wo
     return typer.Option("--tensor-parallel-size", "--tp", "-tp", metavar="N", min=1, max=most, help=help)
 
 
-BenchRanksOption = Annotated[int, _ranks("Time what one of N ranks of MODEL does.")]
+BenchRanksOption = Annotated[int, _ranks("Time what one of N tensor-parallel ranks of MODEL computes.")]
 
 # Options of the library's functions, by their names there
 CHECKPOINT: Mapping[str, Any] = {
@@ -128,8 +128,7 @@ CHECKPOINT: Mapping[str, Any] = {
     ),
     "force": typer.Option(
         "--force",
-        help="Convert even if the engine would refuse the result although it serves the original, or another option "
-        "helps.",
+        help="Convert even if the engine would refuse the result, but the original or another option would work.",
     ),
     "jobs": typer.Option(
         "--jobs", "-j", metavar="N", min=1, help="Shards to process in parallel, on each node of a cluster."
@@ -142,13 +141,13 @@ CHECKPOINT: Mapping[str, Any] = {
     "link": typer.Option(help="How unchanged shards are placed; auto: reflink if possible, otherwise copy."),
     "overwrite": typer.Option(
         "--overwrite",
-        help="Replace a folder if each of its files is fp8pad's, or has the name of one of the new files.",
+        help="Replace a folder if every file in it is listed in its fp8pad.json or has the name of a new file.",
     ),
     "resume": typer.Option(help="Resume an interrupted run."),
     "verify": typer.Option(help="What is re-read before publishing: padded tensors, every byte (full), or nothing."),
     "card": typer.Option(help="Say in README.md, the model card, what was changed and how to serve the result."),
-    "hash": typer.Option("--hash", help="Record the SHA-256 of every file, as --verify full does too."),
-    "cache": typer.Option("--cache", help="Keep a model of the hub in huggingface_hub's cache."),
+    "hash": typer.Option("--hash", help="Record the SHA-256 of every file, as --verify full also does."),
+    "cache": typer.Option("--cache", help="Keep a model from the hub in huggingface_hub's cache."),
     "private": typer.Option("--private", help="Make the model private, if it does not exist yet."),
 }
 PUSH: Mapping[str, Any] = {**CHECKPOINT, "card": typer.Option(help="Require that README.md says what was changed.")}
@@ -162,7 +161,7 @@ RECORD: Mapping[str, Any] = {
     "mode": typer.Option(help="Run the model eagerly or compiled; eager is reproducible bit for bit."),
     "dtype": typer.Option(metavar="DTYPE", help="Compute in this dtype."),
     "seed": typer.Option(help="Seed of the engine and of the built-in prompts."),
-    "tensor_parallel_size": _ranks("Ranks that serve the model."),
+    "tensor_parallel_size": _ranks("Number of tensor-parallel ranks that serve the model."),
     "max_model_len": typer.Option(metavar="N", min=1, help="Context length; default: what the prompts need."),
     "max_tokens": typer.Option(metavar="N", min=1, help="Tokens per answer."),
     "top_k": typer.Option(metavar="K", min=1, help="Logprobs to keep per token."),
@@ -172,9 +171,12 @@ RECORD: Mapping[str, Any] = {
 CHECK: Mapping[str, Any] = {
     "atol": typer.Option(min=0.0, help="Allowed difference of logprobs; default: 0 when bitwise equality is expected."),
     "allow_ties": typer.Option(
-        "--allow-ties", help="Accept another token where both were about as likely; later tokens are not compared."
+        "--allow-ties",
+        help="Accept a different token if both were about equally likely; later tokens are not compared.",
     ),
-    "strict": typer.Option("--strict", help="Refuse another engine, version, device or setting than recorded."),
+    "strict": typer.Option(
+        "--strict", help="Fail if the engine, version, device or a setting is not the recorded one."
+    ),
     "engine": typer.Option(help="Override the recorded engine."),
     "mode": typer.Option(help="Override the recorded mode."),
     "tensor_parallel_size": _ranks("Override the recorded TP size."),

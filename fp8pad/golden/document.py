@@ -109,14 +109,14 @@ def parse_document(text: str, file: str) -> GoldenDocument:
         where = f"{file}: answers[{index}]"
         check_answer(answer, golden.settings, where)
         if document["answers"][index].get("digest") != answer.digest():
-            raise GoldenError(f"{where}: digest: it is not that of the answer beside it: the file was changed")
+            raise GoldenError(f"{where}: digest: does not match the answer: the file was changed")
     return golden
 
 
 def check_answer(answer: Answer, settings: Settings, where: str) -> None:
     """Raise `GoldenError` unless an answer has a prompt, the requested number of tokens, and a step for each."""
     if not answer.prompt_token_ids:
-        raise GoldenError(f"{where}: a prompt without tokens")
+        raise GoldenError(f"{where}: the prompt has no tokens")
     if len(answer.token_ids) != settings.max_tokens or len(answer.logprobs) != settings.max_tokens:
         raise GoldenError(f"{where}: expected {settings.max_tokens} tokens with logprobs, got {len(answer.token_ids)}")
     for token_id, step in zip(answer.token_ids, answer.logprobs, strict=True):

@@ -113,7 +113,9 @@ def _failure(request: Request, status: int, document: dict[str, Any], last_lines
 
 def _checked(reply: Reply, request: Request) -> Reply:
     if [answer.prompt_token_ids for answer in reply.answers] != list(request.prompts):
-        raise GoldenError(f"{request.settings.engine} did not answer the prompts that it was given, in their order")
+        raise GoldenError(
+            f"{request.settings.engine} did not return one answer for each prompt, in the order of the prompts"
+        )
     for number, answer in enumerate(reply.answers, start=1):
         check_answer(answer, request.settings, f"{request.settings.engine}'s answer to prompt {number}")
     return reply

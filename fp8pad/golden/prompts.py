@@ -27,7 +27,7 @@ def built_in_prompts(config: Mapping[str, Any], max_tokens: int, seed: int) -> t
     """
     vocab_size = _text_value(config, "vocab_size")
     if vocab_size is None:
-        raise GoldenError("config.json: vocab_size: no such key, so there is no built-in prompt; use --prompts")
+        raise GoldenError("config.json: vocab_size: no such key, so built-in prompts cannot be made; use --prompts")
     special = set(_special_token_ids(config))
     ordinary = [token_id for token_id in range(vocab_size) if token_id not in special] or range(vocab_size)
     longest = max(1, (model_length(config) or max_tokens + max(BUILT_IN_LENGTHS)) - max_tokens)
@@ -47,7 +47,7 @@ def read_prompts(file: Path, tokenize: Tokenize) -> tuple[Prompt, ...]:
     prompts = {where: _prompt(line, where, file.suffix == ".jsonl", tokenize) for where, line in lines if line.strip()}
     for where, prompt in prompts.items():
         if not prompt:
-            raise GoldenError(f"{where}: a prompt without tokens")
+            raise GoldenError(f"{where}: the prompt has no tokens")
     if not prompts:
         raise GoldenError(f"{file.name}: expected one prompt per line, found none")
     return tuple(prompts.values())
@@ -59,11 +59,11 @@ def check_prompts(prompts: Sequence[Prompt], config: Mapping[str, Any], max_toke
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) + max_tokens > max_model_len:
             raise GoldenError(
-                f"prompt {number}: {len(prompt)} tokens and an answer of {max_tokens}"
-                f" are longer than the {max_model_len} that the model takes"
+                f"prompt {number}: {len(prompt)} tokens plus an answer of {max_tokens}"
+                f" exceed the context length of {max_model_len}"
             )
         if vocab_size is not None and not all(0 <= token_id < vocab_size for token_id in prompt):
-            raise GoldenError(f"prompt {number}: a token id that is not below the vocabulary's size, {vocab_size}")
+            raise GoldenError(f"prompt {number}: a token id is not below the vocabulary size, {vocab_size}")
 
 
 def model_length(config: Mapping[str, Any]) -> int | None:
@@ -87,10 +87,10 @@ def _load_tokenizer(model: Path, trust_remote_code: bool) -> Any:
 
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except ImportError as error:
-        raise GoldenError(f"prompts of text need transformers, which cannot be imported: {error}") from error
+        raise GoldenError(f"text prompts need transformers, which cannot be imported: {error}") from error
     except Exception as error:  # a tokenizer may come with its own code, and raise anything
         cause = str(error).strip().partition("\n")[0]
-        raise GoldenError(f"{model}: prompts of text need its tokenizer, which cannot be loaded: {cause}") from error
+        raise GoldenError(f"{model}: text prompts need its tokenizer, which cannot be loaded: {cause}") from error
 
 
 def _text_value(config: Mapping[str, Any], key: str) -> int | None:

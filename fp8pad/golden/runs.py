@@ -77,7 +77,7 @@ def compare(
 ) -> Comparison:
     """Record one model and check another against it; raises as `record` and `check` do."""
     if fingerprint(read_checkpoint(model_a)) != fingerprint(read_checkpoint(model_b)):
-        raise GoldenError(f"{model_b}: not the model of {model_a}: their fingerprints differ")
+        raise GoldenError(f"{model_b}: is not the same model as {model_a}: their fingerprints differ")
     return check(model_b, record(model_a, record_options, progress), check_options, progress)
 
 
@@ -90,8 +90,8 @@ def _run(source: Checkpoint, request: Request, progress: Progress) -> Reply:
     settings = request.settings
     if settings.engine != "vllm" and plugin_config(source.configs[CONFIG_FILE]):
         raise GoldenError(
-            f"{source.root}: padded, so only vLLM with the fp8pad plugin can run it, not {settings.engine};"
-            " a checkpoint that --absorb leaves without padding runs in any engine"
+            f"{source.root}: is padded, so only vLLM with the fp8pad plugin can run it, not {settings.engine};"
+            " a checkpoint converted with --absorb runs in any engine if nothing else had to be padded"
         )
     progress.say(f"{source.root.name}: {counted(len(request.prompts), 'prompt')} to {settings.engine}, {settings.mode}")
     reply = run_engine(request, progress)
@@ -103,7 +103,7 @@ def _run(source: Checkpoint, request: Request, progress: Progress) -> Reply:
 def _check_model(source: Checkpoint, golden: GoldenDocument) -> None:
     if (found := fingerprint(source)) != golden.fingerprint:
         raise GoldenError(
-            f"{source.root}: not the model that was recorded ({golden.model}):"
+            f"{source.root}: is not the model that was recorded ({golden.model}):"
             f" expected fingerprint {golden.fingerprint[:19]}..., got {found[:19]}..."
         )
 

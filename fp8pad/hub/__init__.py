@@ -114,7 +114,7 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
             if parts.is_dir():
                 shutil.rmtree(parts)
         except OSError as error:
-            done = "what it was fetched for is complete"
+            done = "everything else succeeded"
             raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
 
 
@@ -124,7 +124,7 @@ def _locked(parts: Path) -> Iterator[None]:
 
     It is checked after it is opened: before that, somebody could still replace it.
     """
-    not_ours = f"{parts}: is not a folder that only you may write to; remove it"
+    not_ours = f"{parts}: is not a folder that only you can write to; remove it"
     with writing(parts):
         try:
             parts.mkdir(mode=0o700, exist_ok=True)
@@ -141,7 +141,7 @@ def _locked(parts: Path) -> Iterator[None]:
             try:
                 fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise OutputError(f"{parts}: another run is fetching to it") from error
+                raise OutputError(f"{parts}: another run is downloading into it") from error
         yield
 
 

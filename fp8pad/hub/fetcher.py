@@ -137,14 +137,14 @@ class Fetcher:
             with open_file(path, name) as whole:
                 found = hashlib.sha256(whole.read(0, planned.num_bytes)).hexdigest()
             if found != planned.sha256:
-                raise HubError(f"{self.files.repo.hub_id}: {name}: its header is not the one that was sent at first")
+                raise HubError(f"{self.files.repo.hub_id}: {name}: its header differs from the first one sent")
 
     def _check_space(self, file: HubFile, done_bytes: int) -> None:
         needed_bytes, free_bytes = file.size - done_bytes, shutil.disk_usage(self.parts).free
         if needed_bytes > free_bytes:
             place, hint = self.parts, ""
             if not self.files.parts:
-                place, hint = Path(tempfile.gettempdir()), "; set TMPDIR to a folder that has more"
+                place, hint = Path(tempfile.gettempdir()), "; set TMPDIR to a folder with more space"
             needs = f"{size(needed_bytes)} needed, {size(free_bytes)} free{hint}"
             raise OutputError(f"{place}: not enough disk space for {file.name}: {needs}")
 

@@ -36,7 +36,7 @@ def check_path(model: str | os.PathLike[str]) -> None:
     text = re.sub(r"^(\w+):/+", r"\1://", os.fspath(model))  # pathlib merges slashes
     if not Path(model).exists():
         is_path = text.startswith((".", "/", "~")) or (text.endswith("/") and "://" not in text)
-        hint = "" if is_path else "; a model of the hub is named ORG/NAME"
+        hint = "" if is_path else "; models on the hub are named ORG/NAME"
         raise CheckpointError(f"{text}: no such folder{hint}")
 
 
@@ -47,22 +47,24 @@ def hub_errors(hub_id: HubId, or_folder: bool = False) -> Iterator[None]:
     try:
         from huggingface_hub import constants, errors
     except ImportError as error:
-        hint = "models of the hub need huggingface_hub: pip install 'fp8pad[hub]'"
+        hint = "models on the hub need huggingface_hub: pip install 'fp8pad[hub]'"
         no_folder = "no such folder; " if or_folder else ""
         raise HubError(f"{hub_id}: {no_folder}{hint}") from error
     try:
         yield
     except errors.GatedRepoError as error:
-        raise HubError(f"{hub_id}: is gated; accept its terms on {constants.ENDPOINT}, and `hf auth login`") from error
+        raise HubError(
+            f"{hub_id}: is gated; accept its terms on {constants.ENDPOINT} and run `hf auth login`"
+        ) from error
     except errors.RepositoryNotFoundError as error:
-        hint = "if it is private, `hf auth login`"
+        hint = "if it is private, run `hf auth login`"
         no_folder = "no such folder, and " if or_folder else ""
         raise HubError(f"{hub_id}: {no_folder}no such model on {constants.ENDPOINT}; {hint}") from error
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{hub_id}: there is no revision {hub_id.revision or 'main'}") from error
     except errors.LocalEntryNotFoundError as error:
         cause = "offline mode is on" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-        raise HubError(f"{begin}{cause}, and not all of it is in the cache") from error
+        raise HubError(f"{begin}{cause}, and the model is not completely in the cache") from error
     except errors.HfHubHTTPError as error:
         raise HubError(f"{begin}{_first_line(error)}") from error
     except errors.HFValidationError as error:

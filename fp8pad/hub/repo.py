@@ -190,7 +190,7 @@ def _safe_name(name: object, hub_id: HubId) -> str:
     path = PurePosixPath(name if isinstance(name, str) else "")
     parts = str(path).replace("\\", "/").split("/")  # as huggingface_hub does for Windows
     if path.is_absolute() or ".." in parts or "\0" in str(path) or not path.parts:
-        raise HubError(f"{hub_id}: lists a file that lies outside of it: {shown(name)}")
+        raise HubError(f"{hub_id}: lists a file outside the repository: {shown(name)}")
     try:
         encoded = str(path).encode()
     except UnicodeEncodeError as error:

@@ -36,7 +36,7 @@ def run_on_cluster(
     is no cluster, if it goes away, if its nodes cannot be used or if an item is lost repeatedly.
     """
     order = {"address": workers.ray_address, "jobs": workers.jobs, "work": work_to_text(work)}
-    lost = ClusterError(f"{workers.ray_address}: the Ray cluster went away in the middle of the work")
+    lost = ClusterError(f"{workers.ray_address}: the Ray cluster was lost during the run")
     results: dict[int, R] = {}
     with _driver() as (requests, answers):
         lines = _lines(answers)

@@ -92,7 +92,7 @@ class RayCluster:
                     yield {"number": task.number, "host": task.host, **answer}
             worked = time.monotonic() if self._running else worked
             if time.monotonic() - worked > NODE_SECONDS:
-                raise ClusterError(f"no node of the Ray cluster had a CPU for {NODE_SECONDS:.0f} seconds")
+                raise ClusterError(f"no node of the Ray cluster had a free CPU for {NODE_SECONDS:.0f} seconds")
 
     def _placed(self, waiting: list[_Task]) -> Iterator[tuple[_Task, dict[str, Any]]]:
         """Take waiting tasks for which a node has room; yield each with the Ray options for that node."""
@@ -136,7 +136,7 @@ def worker_function() -> Callable[[str, str, str], dict[str, Any]]:
             import fp8pad
             from fp8pad.parallel import orders
         except ImportError as error:
-            return {"unfit": f"has no fp8pad in the Python of Ray: {error}"}
+            return {"unfit": f"cannot import fp8pad in Ray's Python: {error}"}
         if fp8pad.__version__ != version:
             return {"unfit": f"has fp8pad {fp8pad.__version__}, and this is {version}"}
         answer: dict[str, Any] = json.loads(orders.to_text(orders.perform(work, item)))

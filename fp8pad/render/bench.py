@@ -28,7 +28,7 @@ def bench_screen(report: Report) -> Screen:
         for name in _OTHERS
     ]
     facts += [("machine", printable(machine.device)), ("versions", printable(versions)), ("date", machine.date)]
-    headline = f"Microseconds of an aligned layer ({report.dtype}), and how many times as long the others take"
+    headline = f"Microseconds for an aligned layer ({report.dtype}), and the other times relative to it"
     screen = Screen()
     screen.paragraph(Text(headline, style="bold"))
     screen.rows(_case_rows(report.cases), header=("layer", "[N, K]", "tokens", "aligned", "quartiles", *_OTHERS))

@@ -97,7 +97,7 @@ def _verdict(report: VerifyReport) -> str:
         return f"differs from {against}; the first differences are:"
     tensors = counted(report.tensors_checked, "tensor")
     if not report.has_records:
-        return f"an equal copy of {report.model}: {tensors}; it has no records of fp8pad"
+        return f"an equal copy of {report.model}: {tensors}; it has no fp8pad records"
     checked = "every byte" if report.model else "every padded byte"
     hashes = f", and the SHA-256 of {counted(report.files_hashed, 'file')}" if report.files_hashed else ""
     source = f" of {report.model}" if report.model else ""
@@ -117,7 +117,7 @@ def _replaced_facts(replaced: Replaced | None) -> list[Fact]:
     """Return how many existing files were replaced, and which of them had been edited."""
     if not replaced:
         return []
-    facts = [("replaced", f"{counted(len(replaced.files), 'file')} that lay there")]
+    facts = [("replaced", f"{counted(len(replaced.files), 'file')} that were there")]
     return facts + ([("", f"edited since: {shortened(replaced.edited)}")] if replaced.edited else [])
 
 

@@ -129,7 +129,7 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
     converted, record, original = examined.converted, examined.record, examined.original
     files = record.files if record else {}
     if record is None and source is None:
-        raise RecordError(f"{converted.root}: has no {RECORD_FILE}; name the checkpoint that it has to equal as well")
+        raise RecordError(f"{converted.root}: has no {RECORD_FILE}; to compare it with the original, name that first")
     _check_source(source, converted)
     if source and not source.remote and set(source.excluded) & set(converted.other_files):  # perhaps by --follow-links
         source = replace(read_checkpoint(source.root, follow_links=True), name=source.name)
@@ -167,10 +167,10 @@ def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
     if source is None or (mark := padding_mark(source)) is None:
         return
     if padding_mark(converted):
-        hint = f"name the checkpoint that {converted.root} was converted from, or {converted.root} alone"
+        hint = f"name the original of {converted.root} instead, or {converted.root} alone"
     else:
         hint = f"the arguments are swapped: fp8pad verify {converted.root} {source}"
-    raise AlreadyPaddedError(f"{source}: was padded by fp8pad itself ({mark}); {hint}")
+    raise AlreadyPaddedError(f"{source}: is itself padded by fp8pad ({mark}); {hint}")
 
 
 def _sizes_of_copy(source: Checkpoint | None) -> dict[str, FileRecord]:
@@ -208,13 +208,13 @@ def _plan_differences(
     try:
         plan = plan_checkpoint(source.shards, source.configs, record.policy if record else Policy())
     except CheckpointError as error:
-        notes.append(f"{source}: cannot be planned today: {error}")
+        notes.append(f"{source}: cannot be planned by this version: {error}")
     else:
         edits = {edit.key for edit in plan.config_edits}
         if record is None and not plan.changes_nothing:
             notes.append(f"{out_dir}: was not converted; converting would pad {counted(len(plan.tensors), 'tensor')}")
         elif record and (plan.tensors, plan.modules) != (record.tensors, modules):
-            notes.append(f"{out_dir}: fp8pad {record.fp8pad_version} padded it in another way than this version would")
+            notes.append(f"{out_dir}: fp8pad {record.fp8pad_version} padded it differently than this version would")
     strange = [edit for edit in (record.config_edits if record else ()) if edit.key not in edits]
     if edits:
         expected = "no edit, as this version would make none"

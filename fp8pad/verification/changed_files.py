@@ -52,11 +52,13 @@ def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Ite
             yield Mismatch(file, "size", f"{files[file].size} bytes", f"{found[file]} bytes")
     for file in sorted(set(converted.excluded) - files.keys()):
         if PurePath(file).name not in NEVER_COPIED or (converted.root / file).is_symlink():
-            yield Mismatch(file, "file", "no such file", "other weights, a link out of the folder, or no regular file")
+            yield Mismatch(
+                file, "file", "no such file", "other weights, a link out of the folder, or not a regular file"
+            )
 
 
 def _instead(converted: Checkpoint, file: str) -> str:
-    return "no regular file, or a link out of the folder" if file in converted.excluded else "no such file"
+    return "not a regular file, or a link out of the folder" if file in converted.excluded else "no such file"
 
 
 def notes_on_files(converted: Checkpoint) -> Iterator[str]:
@@ -66,4 +68,4 @@ def notes_on_files(converted: Checkpoint) -> Iterator[str]:
         if path.is_symlink() and not leads_to_blob(converted.root, file):
             yield f"{file}: is a link to {path.resolve()}"
         if path.stat().st_mode & 0o002:
-            yield f"{file}: every user may write to it"
+            yield f"{file}: is writable by every user"

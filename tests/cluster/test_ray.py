@@ -127,7 +127,7 @@ def test_another_version_on_a_node_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 def test_a_node_without_fp8pad_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The function that is sent can say so without importing fp8pad."""
     monkeypatch.setitem(sys.modules, "fp8pad", None)
-    assert "has no fp8pad" in ray_driver.worker_function()("1", "", "")["unfit"]
+    assert "cannot import fp8pad" in ray_driver.worker_function()("1", "", "")["unfit"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "no-port"])

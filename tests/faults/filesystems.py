@@ -123,7 +123,7 @@ def wrong_on(folder: Path, expected: dict[str, bytes], can: dict[str, bool]) -> 
     source = files_of(folder / "model")
     if not can["folders for one user"]:
         ended = fp8pad("convert", "model", "out", cwd=folder)
-        if ended.returncode != 1 or "everybody may write" not in ended.stderr or (folder / "out").exists():
+        if ended.returncode != 1 or "anyone can write" not in ended.stderr or (folder / "out").exists():
             yield f"what everybody may write to is not refused: {ended.returncode}: {ended.stderr}"
         return
     steps: list[tuple[tuple[str, ...], str, dict[str, bytes] | None]] = [

@@ -395,7 +395,7 @@ def _(root: Path) -> None:
     edit(converted(root) / "fp8pad.json", lambda d: d["files"]["model.safetensors"].pop("sha256"))
 
 
-@attempt("a file that every user may write to, verify", "verify", "out", status=0, says="every user may write")
+@attempt("a file that every user may write to, verify", "verify", "out", status=0, says="is writable by every user")
 def _(root: Path) -> None:
     (converted(root) / "model.safetensors").chmod(0o666)
 
