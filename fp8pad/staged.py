@@ -165,7 +165,10 @@ def _folders_left(staging: Staging, is_left: Callable[[str], bool]) -> Iterator[
     """Yield notes on the complete folders in the staging folder that are not removed."""
     with writing(staging.root.path):
         for folder in (staging.root.path / name for name in staging.root.names() if is_left(name)):
-            yield f"{folder} was left by another run, or was at its OUT_DIR: move it away if you need it, otherwise remove it"
+            yield (
+                f"{folder} was left by another run, or was at its OUT_DIR: "
+                "move it away if you need it, otherwise remove it"
+            )
 
 
 def others_left(num_finished: int, folder: Path) -> str:
