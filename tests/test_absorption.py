@@ -87,7 +87,7 @@ def test_every_tensor_of_the_key_grows() -> None:
     assert found.refusals == {}
     assert found.notes[-1] == (
         "intermediate_size also sizes 3 weights that are not FP8, model.layers.1.mlp.gate_proj.weight among them: a "
-        "GPU may add their products in another order, which can change an answer's last digits"
+        "GPU may sum their products in another order, which can change the last digits of an output"
     )
 
 
@@ -331,7 +331,7 @@ def test_a_size_that_is_left_to_a_default(change: dict[str, Any]) -> None:
     config = {key: value for key, value in llama().items() if key != "intermediate_size"} | change
     found = plan_layer(config, gated(MLP, 213, 136))
     assert found.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
-    assert found.notes[0] == "intermediate_size is not in config.json, where 213 is the default; it is added"
+    assert found.notes[0] == "intermediate_size is not in config.json, so that it has its default, 213; it is added"
 
 
 def test_a_default_that_the_tensors_do_not_agree_on() -> None:
@@ -385,11 +385,11 @@ activation = "relu"
     [
         (
             {f"{MLP}.inner_norm.weight": ("BF16", (213,))},
-            f"{MLP}.inner_norm.weight [213] has that size too and is not described",
+            f"{MLP}.inner_norm.weight [213] also has that size, but is not described by the family file",
         ),
         (
             {"mtp.layers.0.mlp.up_proj.weight": ("BF16", (213, 136))},
-            "mtp.layers.0.mlp.up_proj.weight [213, 136] has that size too and is not described",
+            "mtp.layers.0.mlp.up_proj.weight [213, 136] also has that size, but is not described by the family file",
         ),
         (
             {f"{MLP}.up_proj.lora_B.default.weight": ("BF16", (213, 8))},
@@ -409,7 +409,7 @@ activation = "relu"
                 "model.layers.1.mlp.up_proj.weight": ("I8", (213, 136)),
                 "model.layers.1.mlp.down_proj.weight": ("I8", (136, 213)),
             },
-            "model.layers.1.mlp.gate_proj.weight is I8 [213, 136], a layout that is not padded",
+            "model.layers.1.mlp.gate_proj.weight is I8 [213, 136], a layout that fp8pad does not pad",
         ),
         (
             {
@@ -417,7 +417,7 @@ activation = "relu"
                 "model.layers.1.mlp.up_proj.weight_packed": ("U8", (213, 68)),
                 "model.layers.1.mlp.down_proj.weight_packed": ("U8", (136, 107)),
             },
-            "model.layers.1.mlp.gate_proj.weight_packed has no weight: a layout that is not padded",
+            "model.layers.1.mlp.gate_proj.weight_packed has no weight: a layout that fp8pad does not pad",
         ),
     ],
 )
@@ -450,7 +450,7 @@ def test_an_unknown_model_type_is_not_guessed(policy: Policy) -> None:
     """Names like Llama's are not enough without a family file."""
     found = plan_layer(llama() | {"model_type": "blob"}, gated(MLP, 213, 136), policy)
     assert found.tensors == {}
-    assert found.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/families knows the model type blob"
+    assert found.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/families describes the model type blob"
 
 
 def test_modules_that_a_family_rules_out() -> None:
@@ -472,7 +472,7 @@ def test_a_size_that_two_sections_repeat() -> None:
     )
     config["intermediate_size"] = 300
     assert plan_layer(config, gated(MLP, 213, 136)).notes == (
-        "text_config.intermediate_size is not absorbed: config.json repeats it with another value, 300",
+        "text_config.intermediate_size is not absorbed: config.json has another value for it, 300",
     )
 
 
@@ -485,7 +485,7 @@ def test_a_config_that_disagrees_with_the_tensors() -> None:
     )
 
     plain = plan_layer(llama(intermediate_size=212), gated(MLP, 213, 136), Policy())
-    assert plain.notes == (f"{error.value}; both are carried as they are",)
+    assert plain.notes == (f"{error.value}; both are left unchanged",)
 
 
 @pytest.mark.parametrize("policy", [Policy(absorb=True, absorb_experts=True), Policy()])
@@ -614,7 +614,7 @@ def test_layers_of_twice_the_width() -> None:
     assert [edit.new for edit in found.edits] == [224]
     found = plan_layer(gemma4(), wide | gated(f"{text}.2.mlp", 300, 64))
     assert (found.edits, len(found.notes)) == ((), 1)
-    assert "is no multiple of it" in found.notes[0]
+    assert "is not a multiple of it" in found.notes[0]
 
 
 def test_a_key_that_forbids_absorbing() -> None:

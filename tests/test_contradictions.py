@@ -34,7 +34,7 @@ def planned(
 @pytest.mark.parametrize(
     ("tensors", "quantization", "message"),
     [
-        ([], FP8, "no tensors at all"),
+        ([], FP8, "has no tensors"),
         (PER_CHANNEL, None, "a.proj.weight: F8_E4M3, but config.json has no quantization_config"),
         (
             PER_CHANNEL,
@@ -94,7 +94,7 @@ def planned(
                 ("a.up_proj.weight_scale", "F32", ()),
             ],
             FP8,
-            r"a.up_proj.weight: expected 213 rows as a.gate_proj.weight \[213, 8\] asks for, got \[212, 8\]",
+            r"a.up_proj.weight: expected 213 rows to match a.gate_proj.weight \[213, 8\], got \[212, 8\]",
         ),
     ],
 )
@@ -141,5 +141,7 @@ def test_a_config_of_two_formats_is_no_contradiction() -> None:
 def test_a_pattern_that_names_no_module_is_refused() -> None:
     """A typo in --skip would pad a module that should be left unchanged."""
     assert planned(PER_TENSOR, policy=Policy(skip=("a.*",))).changes_nothing
-    with pytest.raises(PlanError, match=r"--skip b\.\*: .* match whole names, .*; try '\*b\.\*'$"):
+    with pytest.raises(
+        PlanError, match=r"--skip b\.\*: no module has this name, and patterns match whole names; try '\*b\.\*'$"
+    ):
         planned(PER_TENSOR, policy=Policy(skip=("a.*", "b.*")))

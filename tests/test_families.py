@@ -138,7 +138,7 @@ def test_a_malformed_file_is_refused_with_its_place(change: tuple[str, str], mes
 def test_the_whole_config_cannot_be_a_part_with_parts() -> None:
     """A section that refers to the whole model again would recurse forever."""
     known = index_families({"a.toml": 'model_types = ["a"]\n[[section]]\nkeys = [""]\nprefixes = [""]\nlike = "a"'})
-    with pytest.raises(PlanError, match=r"^a: the whole config cannot be a part that has parts itself$"):
+    with pytest.raises(PlanError, match=r"^a: a section of the whole config cannot have sections of its own$"):
         sections_of({"model_type": "a"}, known)
 
 

@@ -404,7 +404,7 @@ def test_what_cannot_be_absorbed_is_padded_and_says_why() -> None:
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG | {"model_type": "unheard_of"}}, Policy(absorb=True))
     assert plan.config_edits == ()
     assert {layer.axes for layer in plan.layers} == {AxisActions("pad", "pad")}
-    assert plan.layers[0].reason.endswith("no file in planning/families knows the model type unheard_of")
+    assert plan.layers[0].reason.endswith("no file in planning/families describes the model type unheard_of")
 
 
 def test_the_config_is_replaced_in_place() -> None:
@@ -518,7 +518,7 @@ def test_adapters_that_no_longer_fit_are_named() -> None:
     header = shard("m.safetensors", *tensors)
     absorbed = plan_checkpoint([header], {"config.json": config}, Policy(absorb=True))
     names = "model.layers.*.mlp.gate_proj, model.layers.*.mlp.up_proj, model.layers.*.mlp.down_proj"
-    assert f"LoRA adapters trained on the original do not fit what is absorbed: {names}" in absorbed.notes
+    assert f"LoRA adapters trained on the original do not fit the absorbed modules: {names}" in absorbed.notes
     assert plan_checkpoint([header], {"config.json": config}, Policy()).notes == ()
 
 
@@ -536,7 +536,7 @@ def test_adapters_of_stacked_experts_are_named_too(suffix: str) -> None:
     config = {**CONFIG, "model_type": "qwen3_moe", "moe_intermediate_size": 213, "hidden_act": "silu"}
     plan = plan_checkpoint([header], {"config.json": config}, Policy(absorb_experts=True))
     names = "model.layers.*.mlp.experts.gate_up_proj, model.layers.*.mlp.experts.down_proj"
-    assert plan.notes == (f"LoRA adapters trained on the original do not fit what is absorbed: {names}",)
+    assert plan.notes == (f"LoRA adapters trained on the original do not fit the absorbed modules: {names}",)
 
 
 def test_an_edit_changes_one_of_two_sections_that_are_alike() -> None:

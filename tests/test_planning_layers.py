@@ -119,7 +119,7 @@ def test_a_stack_that_no_family_describes_is_skipped(name: str) -> None:
     """A 3-D FP8 weight of any name is named and left unchanged, as is its scale, whatever its shape."""
     (linear,), _ = recognised((name, "F8_E4M3", (4, 90, 136)), (f"{name}_scale", "F32", (4, 3)))
     assert (linear.is_expert, linear.granularity, linear.is_understood) == (True, None, True)
-    assert linear.skip_reason == "matrices stacked in one 3-D weight, whose order no family file tells"
+    assert linear.skip_reason == "matrices stacked in one 3-D weight, whose axis order no family file describes"
 
 
 @pytest.mark.parametrize(
@@ -166,10 +166,10 @@ def test_a_name_tells_a_linear_from_a_table(name: str, kind: str | None) -> None
     [
         ("model.embed_tokens_per_layer", {}, "an embedding, not a Linear"),
         ("ngram_embedding.shard_0", {}, "an embedding, not a Linear"),
-        ("memory", {}, "'memory' is not a name that engines give a Linear"),
+        ("memory", {}, "'memory' is not a name that engines use for a Linear"),
         ("memory", {"bias": (136,)}, None),
         ("memory", {"input_scale": ()}, None),
-        ("memory", {"norm": (136,)}, "'memory' is not a name that engines give a Linear"),
+        ("memory", {"norm": (136,)}, "'memory' is not a name that engines use for a Linear"),
     ],
 )
 def test_what_is_not_known_to_be_a_linear_is_carried(
@@ -208,12 +208,12 @@ def test_what_is_not_known_to_be_a_linear_is_carried(
         (
             [("a.proj.weight", "F8_E4M3", (100, 64)), ("a.proj.weight_scale", "F32", (100, 2))],
             {"quant_method": "torchao"},
-            "scales F32 [100, 2] of a layout that is not padded (torchao)",
+            "scales F32 [100, 2] of a layout that fp8pad does not pad (torchao)",
         ),
         (
             [("a.stack.weight", "F8_E4M3", (4, 90, 136))],
             FP8,
-            "matrices stacked in one 3-D weight, whose order no family file tells",
+            "matrices stacked in one 3-D weight, whose axis order no family file describes",
         ),
     ],
 )
@@ -269,7 +269,7 @@ def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
         "mlp.up_proj.weight": "I8, not FP8",
         "mlp.down_proj.weight_packed": "U8, not FP8",
         "mlp.down_proj.weight_scale": "an FP8 scale, not a weight",
-        "conv.weight": "FP8, but of 4 dimensions, not the weight of a Linear",
+        "conv.weight": "FP8, but with 4 dimensions, not the weight of a Linear",
         "table": "FP8, but not the 2-D weight of a Linear",
     }
 
@@ -281,7 +281,7 @@ def test_modelopts_grids_are_recognised_and_skipped(grid: tuple[int, ...]) -> No
         ("a.weight", "F8_E4M3", (200, 300)), ("a.weight_scale", "F32", grid), quantization=MODELOPT_BLOCK
     )
     assert linear.granularity == PerBlock(128, 128)
-    assert linear.skip_reason == "block scales of ModelOpt, which the runtime does not pad"
+    assert linear.skip_reason == "ModelOpt block scales, which the plugin does not pad"
 
 
 def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:
@@ -291,5 +291,5 @@ def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:
     (linear,), _ = recognised(
         ("a.weight", "F8_E4M3", (100, 64)), ("a.weight_scale", "U8", (100, 2)), quantization=quantization
     )
-    reason = "MXFP8, scales U8 [100, 2]: one for each 32 inputs, which is not padded"
+    reason = "MXFP8, scales U8 [100, 2]: one for each 32 inputs, which fp8pad does not pad"
     assert (linear.granularity, linear.skip_reason, linear.is_understood) == (None, reason, True)

@@ -122,7 +122,7 @@ def test_a_size_that_both_orders_could_have() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"model_type": "blob"}, "no file in planning/families knows the model type blob"),
+        ({"model_type": "blob"}, "no file in planning/families describes the model type blob"),
         ({"model_type": "llama"}, "no file in planning/families describes these experts"),
         ({"moe_intermediate_size": [200]}, "moe_intermediate_size is not absorbed: its value is a list"),
         ({"hidden_act": "expcos"}, "moe_intermediate_size is not absorbed: the activation 'expcos' is not known"),
@@ -158,7 +158,7 @@ def test_a_stack_flattened_to_two_dimensions_is_no_linear() -> None:
     plan = planned(config, tensors, EXPERTS)
     assert not plan.tensors
     assert [layer.axes.k for layer in plan.layers] == ["skip", "skip"]
-    assert all("[1600, 128], a layout that is not padded" in layer.reason for layer in plan.layers)
+    assert all("[1600, 128], a layout that fp8pad does not pad" in layer.reason for layer in plan.layers)
     assert not any(layer.is_understood for layer in plan.layers)
 
 

@@ -723,7 +723,7 @@ def test_absorbing_grows_mlps_that_are_not_fp8_where_ranks_cannot_share_them_and
     int8 = beside_fp8(LLAMA | {"intermediate_size": 213}, plain(MLP, 213, "I8"))
     plan = planned(int8, Policy(tensor_parallel_size=2, absorb=True))
     assert not plan.config_edits
-    assert any("is I8 [213, 256], a layout that is not padded" in note for note in plan.notes)
+    assert any("is I8 [213, 256], a layout that fp8pad does not pad" in note for note in plan.notes)
     assert converted_verdict(plan, VLLM).outcome == "refuses"
 
 

@@ -53,7 +53,7 @@ def _runtime_forward(shape: LayerShape) -> Forward:
     layer, kernel = _layer(shape.padded_shape)
     padded_n, padded_k = shape.padded_shape
     if padded_k > shape.k and not pad_where_quantized(kernel, padded_k):
-        raise TypeError(f"the runtime does not pad in {type(kernel).__name__}")
+        raise TypeError(f"fp8pad does not pad during quantization for {type(kernel).__name__}")
     if padded_n == shape.n:
         return lambda x: kernel.apply_weights(layer, x)
     strided = takes_strided_rows(shape.name)

@@ -101,7 +101,7 @@ def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
     for pattern in policy.skip:
         if not any(fnmatchcase(module, pattern) for module in modules):
             wider = "" if pattern.startswith("*") else f"; try '*{pattern}'"
-            raise PlanError(f"--skip {pattern}: patterns match whole names, and no module has this one{wider}")
+            raise PlanError(f"--skip {pattern}: no module has this name, and patterns match whole names{wider}")
 
 
 def _all_tensors(

@@ -25,7 +25,7 @@ def check_consistent(
 ) -> None:
     """Raise `PlanError` for tensors that contradict each other or the quantization config."""
     if not tensors:
-        raise PlanError("model.safetensors: no tensors at all")
+        raise PlanError("model.safetensors: has no tensors")
     for tensor in tensors.values():
         if tensor.dtype in FP8_WEIGHT_DTYPES and len(tensor.shape) != 2:
             _check_shape(tensor, tensors)
@@ -44,7 +44,7 @@ def _check_shape(tensor: TensorHeader, tensors: Mapping[str, TensorHeader]) -> N
         raise PlanError(f"{tensor.name}: a size of 0 in {list(tensor.shape)}")
     scale = next((name for name in scale_names(tensor.name) if name in tensors), None)
     if len(tensor.shape) < 2 and scale and not is_scale_name(tensor.name):
-        raise PlanError(f"{tensor.name}: expected a matrix, as {scale} belongs to it, got {list(tensor.shape)}")
+        raise PlanError(f"{tensor.name}: expected a matrix, since {scale} belongs to it, got {list(tensor.shape)}")
 
 
 def _check_quantized(linear: Fp8Linear, quantization: Quantization | None) -> None:
@@ -128,5 +128,5 @@ def _check_siblings(linears: Sequence[Fp8Linear]) -> None:
             if other and shape[axis] != other[other_axis]:
                 raise PlanError(
                     f"{name}.weight: expected {other[other_axis]} {'rows' if axis == 0 else 'columns'}"
-                    f" as {parent}{dot}{sibling}.weight {list(other)} asks for, got {list(shape)}"
+                    f" to match {parent}{dot}{sibling}.weight {list(other)}, got {list(shape)}"
                 )

@@ -83,7 +83,7 @@ def _untouched(tensor: TensorHeader) -> UntouchedTensor | None:
     elif is_scale_name(tensor.name):
         reason = "an FP8 scale, not a weight"
     elif len(tensor.shape) > 2:
-        reason = f"FP8, but of {len(tensor.shape)} dimensions, not the weight of a Linear"
+        reason = f"FP8, but with {len(tensor.shape)} dimensions, not the weight of a Linear"
         is_understood = "conv" in tensor.name
     else:
         reason, is_understood = "FP8, but not the 2-D weight of a Linear", False
@@ -116,7 +116,7 @@ def _scaled(
     reason = _ROUTED if is_expert else _unpadded(name, granularity, scale, model)
     if reason or kind_of(name) or name in model.described or _has_inputs(name, weight, model.tensors):
         return granularity, reason, True
-    return granularity, f"{own_name(name)!r} is not a name that engines give a Linear", False
+    return granularity, f"{own_name(name)!r} is not a name that engines use for a Linear", False
 
 
 def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _Model) -> str | None:
@@ -133,13 +133,15 @@ def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _
 def _stack(name: str, weight: TensorHeader, scale: TensorHeader | None, model: _Model) -> Fp8Linear:
     order = model.experts.get(name)
     if order is None:
-        reason = "matrices stacked in one 3-D weight, whose order no family file tells"
+        reason = "matrices stacked in one 3-D weight, whose axis order no family file describes"
         is_expert = _EXPERTS.search(name) is not None
         return Fp8Linear(name, weight, scale, None, reason, is_understood=is_expert, is_expert=is_expert)
     granularity = granularity_of(weight.shape, scale.shape, model.granularities, order) if scale else None
     reason = "experts stacked in one 3-D weight"
     if granularity is None:
-        reason += f", with scales {list(scale.shape)} of a layout that is not padded" if scale else ", without a scale"
+        reason += (
+            f", with scales {list(scale.shape)} of a layout that fp8pad does not pad" if scale else ", without a scale"
+        )
     elif order == "kn":
         reason += ", stored as [num_experts, K, N]"
     is_understood = granularity is not None

@@ -122,12 +122,12 @@ def is_weight_only(config: Json | None) -> bool:
 
 def _notes(document: Json, source: BaseSource, method: str, where: str) -> Iterator[str]:
     if source.file == CONFIG_FILE and "quant_method" not in document:
-        yield f"{where} names no quant_method; it is read as {method}"
+        yield f"{where} has no quant_method; it is read as {method}"
     checked = 0
     for pattern in _patterns(document):
         checked += len(pattern)
         if checked <= _MOST_PATTERN_CHARACTERS and (reason := _why_not_a_pattern(pattern)):
-            yield f"{where}: {shown(pattern)} is not a regular expression that can be read: {reason}"
+            yield f"{where}: {shown(pattern)} is not a valid regular expression: {reason}"
 
 
 def _patterns(document: Json) -> Iterator[str]:

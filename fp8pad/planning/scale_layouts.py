@@ -34,11 +34,11 @@ def other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quanti
     num_n, num_k = weight.shape
     found = f"scales {scale.dtype} {list(scale.shape)}"
     if scale.dtype in ("U8", "F8_E8M0") and scale.shape == (num_n, num_blocks(num_k, _MX_GROUP)):
-        return f"MXFP8, {found}: one for each {_MX_GROUP} inputs, which is not padded", True
+        return f"MXFP8, {found}: one for each {_MX_GROUP} inputs, which fp8pad does not pad", True
     if quantization is None:
         return f"{found}, but no quantization config", False
     if quantization.formats.has_other_fp8:
-        return f"{found} of a layout that is not padded ({quantization.method})", False
+        return f"{found} of a layout that fp8pad does not pad ({quantization.method})", False
     return f"{found} where {_expected(weight, quantization)} is expected", False
 
 
@@ -51,8 +51,8 @@ def _expected(weight: TensorHeader, quantization: Quantization) -> str:
 def unpadded_blocks(block: PerBlock, scale: TensorHeader, quantization: Quantization | None) -> str | None:
     """Return why the runtime does not pad this kind of block scales; None if it does."""
     if block == PerBlock(_MX_GROUP, _MX_GROUP) and scale.dtype == "F8_E8M0":
-        return f"MXFP8 in blocks of {_MX_GROUP} x {_MX_GROUP}, which the runtime does not pad"
+        return f"MXFP8 in blocks of {_MX_GROUP} x {_MX_GROUP}, which the plugin does not pad"
     # vLLM's ModelOpt method makes scales [R, 1, C, 1] of its own, and refuses an unaligned K (modelopt.py).
     if len(scale.shape) == 4 or (quantization is not None and quantization.method.startswith("modelopt")):
-        return "block scales of ModelOpt, which the runtime does not pad"
+        return "ModelOpt block scales, which the plugin does not pad"
     return None

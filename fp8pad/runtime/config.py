@@ -94,7 +94,7 @@ def base_method(base: Mapping[str, Any]) -> str:
     """Return the `quant_method` of an original config; raises `RecordError` if it neither names nor implies one."""
     method = quantization_method(base)
     if method is None:
-        raise RecordError(f"config.json: quantization_config: base names no quant_method, only {sorted(base)}")
+        raise RecordError(f"config.json: quantization_config: base has no quant_method, only {sorted(base)}")
     return method
 
 

@@ -59,14 +59,14 @@ _PARAMETER = "vllm.model_executor.parameter"
 _UTILS = f"{_QUANTIZATION}.utils.quant_utils"
 
 _SIZES = "input_size_per_partition, output_partition_sizes, input_size, output_size"
-_SLOWER = "activations are padded by a copy of their own, not where they are quantized"
-_COPIED = "outputs are cut inside MLPs too"
+_SLOWER = "activations are padded by a separate copy, not during quantization"
+_COPIED = "outputs inside MLPs are cut too"
 
 QUANTIZE = EngineSymbol(
     "vllm._custom_ops",
     "scaled_fp8_quant(input, scale, num_token_padding, scale_ub, use_per_token_if_dynamic, output)",
     "quantizes into rows that lie further apart than they are long",
-    without="Python takes longer over few tokens",
+    without="for few tokens, Python takes longer",
 )
 
 # What correct outputs depend on: module, signature and purpose.
@@ -84,21 +84,25 @@ _NEEDED = (
         "QuantizationConfig.apply_vllm_mapper(self, hf_to_vllm_mapper)",
         "renames modules as the model renames its weights",
     ),
-    (_CONFIG, "QuantizationConfig.get_quant_method(self, layer, prefix)", "hands out the linear method of each layer"),
+    (_CONFIG, "QuantizationConfig.get_quant_method(self, layer, prefix)", "returns the linear method of each layer"),
     (
         _LINEAR,
         f"LinearMethodBase.create_weights(self, layer, {_SIZES}, params_dtype, extra_weight_attrs)",
         "is given padded sizes",
     ),
     (_LINEAR, "LinearMethodBase.apply(self, layer, x, bias)", "is given a padded x"),
-    (_LINEAR, "UnquantizedLinearMethod", "tells layers that the original leaves unquantized"),
+    (_LINEAR, "UnquantizedLinearMethod", "marks layers that the original leaves unquantized"),
     (_LINEAR, "LinearBase.tp_rank", "says which share of a layer a rank loads"),
     (_LINEAR, "LinearBase.tp_size", "says how many ranks share a layer"),
-    (_PARAMETER, "BasevLLMParameter.weight_loader", "is the property by which every loader of a parameter is reached"),
-    (_UTILS, "get_and_maybe_dequant_weights(layer, out_dtype)", "reads MLA's `kv_b_proj` past its linear method"),
-    (_LOADER, "DefaultModelLoader.load_weights(self, model, model_config)", "is where a model is whole"),
-    (_MODELS, "WeightsMapper.apply_list(self, values)", "maps a weight's name to the model's"),
-    (f"{_KERNELS}.marlin", "MarlinFP8ScaledMMLinearKernel", "is told padded sizes by its name"),
+    (_PARAMETER, "BasevLLMParameter.weight_loader", "is the property through which loaders of parameters are reached"),
+    (
+        _UTILS,
+        "get_and_maybe_dequant_weights(layer, out_dtype)",
+        "reads MLA's `kv_b_proj` without calling its linear method",
+    ),
+    (_LOADER, "DefaultModelLoader.load_weights(self, model, model_config)", "is where a model is completely loaded"),
+    (_MODELS, "WeightsMapper.apply_list(self, values)", "maps a weight's name to the name in the model"),
+    (f"{_KERNELS}.marlin", "MarlinFP8ScaledMMLinearKernel", "is recognised by its name, and given padded sizes"),
 )
 
 # The attributes that hold a layer's kernel, and where it was in some versions.
@@ -115,11 +119,11 @@ _KERNEL_PLACES = (
 # `enabled()` says whether it calls vLLM's CUDA operator, or native operations.
 _QUANTIZER = (
     (f"{_KERNELS}.cutlass", "CutlassFP8ScaledMMLinearKernel.quant_fp8", "quantizes an activation for CUTLASS", _SLOWER),
-    (_QUANT_FP8, "QuantFP8.forward_cuda(self, x, scale, scale_ub)", "is what one launch of ours does as well", _SLOWER),
-    (_QUANT_FP8, "QuantFP8.use_per_token_if_dynamic", "tells scales per token from one for all", _SLOWER),
-    (_QUANT_FP8, "QuantFP8.is_group_quant", "tells scales for groups of values", _SLOWER),
-    (_QUANT_FP8, "QuantFP8.num_token_padding", "tells whether tokens are padded too", _SLOWER),
-    (_QUANT_FP8, "QuantFP8.enabled", "tells vLLM's operator from native operations", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.forward_cuda(self, x, scale, scale_ub)", "is replaced by a single launch", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.use_per_token_if_dynamic", "distinguishes scales per token from one for all", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.is_group_quant", "says whether scales are for groups of values", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.num_token_padding", "says whether tokens are padded too", _SLOWER),
+    (_QUANT_FP8, "QuantFP8.enabled", "distinguishes vLLM's operator from native operations", _SLOWER),
 )
 
 # What else only speed depends on: module, signature, purpose, and what is lost without it.
@@ -146,11 +150,13 @@ def untried(version: str) -> str | None:
     try:
         found = Version(version).release[:2]
     except InvalidVersion:
-        return f"vLLM {version} has no version number; fp8pad was tried with {first} to {last}"
+        return f"vLLM {version} has no version number; fp8pad was tested with {first} to {last}"
     if found < FIRST_VERSION:
         raise EngineError(f"vLLM {version}: padded checkpoints need vLLM {first} or newer")
     return (
-        f"vLLM {version} is newer than what fp8pad was tried with, {first} to {last}" if found > LAST_VERSION else None
+        f"vLLM {version} is newer than the versions that fp8pad was tested with, {first} to {last}"
+        if found > LAST_VERSION
+        else None
     )
 
 
@@ -164,7 +170,7 @@ def slower(version: str, lookup: Lookup | None = None) -> list[str]:
         if fault := _fault(symbol, lookup or installed):
             said = f"vLLM {version}: {symbol.module}.{symbol.name}, which {symbol.why}{fault}"
             if symbol.without is None:
-                raise EngineError(f"{said}; serve the original, or what `fp8pad unpad` makes, with this vLLM")
+                raise EngineError(f"{said}; serve the original, which `fp8pad unpad` restores, with this vLLM")
             remarks.append(f"{said}: {symbol.without}")
     return remarks
 

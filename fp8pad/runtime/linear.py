@@ -94,7 +94,9 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         """Let the base convert the padded weights to its kernel's layout; pad the bias, once."""
         sizes = self.sizes
         if sizes.is_padded and getattr(layer, "is_bmm", False):  # DeepSeek-V4's wo_a, once the model is made
-            raise UnsupportedLayerError(f"{self.record.prefix}: vLLM multiplies its weight by itself, unpadded")
+            raise UnsupportedLayerError(
+                f"{self.record.prefix}: vLLM multiplies by its weight directly, without the plugin"
+            )
         _write_sizes(layer, sizes.padded_k, sizes.padded_partitions)
         try:
             super().process_weights_after_loading(layer)

@@ -53,7 +53,7 @@ def activate() -> None:
 
     doubt = untried(vllm.__version__)
     if doubt and os.environ.get(STRICT) == "1":
-        raise EngineError(f"{doubt}; {STRICT}=1 refuses it")
+        raise EngineError(f"{doubt}; refused because {STRICT}=1")
     remarks = ([doubt] if doubt else []) + slower(vllm.__version__)
     if remarks:
         LOGGER.warning("fp8pad: %s", "; ".join(remarks))
@@ -139,7 +139,7 @@ def _notes(model: torch.nn.Module) -> Iterator[str]:
         if missing:
             yield (
                 f"fp8pad: {missing[0]} is padded, but no layer has this name, nor that of {len(missing) - 1} others. "
-                "If vLLM loads it into a layer of another name, serve the original, or what `fp8pad unpad` makes"
+                "If vLLM loads it into a layer of another name, serve the original, which `fp8pad unpad` restores"
             )
 
 

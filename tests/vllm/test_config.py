@@ -70,7 +70,7 @@ def test_the_method_of_the_original_is_derived(base: dict[str, Any], method: str
 
 def test_an_original_without_a_method_is_refused() -> None:
     """Nothing is guessed: the message says what was found."""
-    with pytest.raises(RecordError, match=r"base names no quant_method, only \['bits'\]"):
+    with pytest.raises(RecordError, match=r"base has no quant_method, only \['bits'\]"):
         base_method({"bits": 8})
 
 

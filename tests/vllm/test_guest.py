@@ -75,7 +75,7 @@ def test_a_newer_vllm_is_served_with_one_warning(
     for _ in range(2):
         assert RECORD_KEY in _claim()
     (message,) = _said(caplog)
-    assert "vLLM 0.99.0 is newer than what fp8pad was tried with, 0.26 to 0.33" in message
+    assert "vLLM 0.99.0 is newer than the versions that fp8pad was tested with, 0.26 to 0.33" in message
 
 
 def test_a_newer_vllm_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_newer_vllm_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FP8PAD_STRICT", "1")
     register()
     assert Fp8padConfigMethods.override_quantization_method(dict(BASE), None, hf_config=None) is None
-    with pytest.raises(EngineError, match=r"0\.26 to 0\.33; FP8PAD_STRICT=1 refuses it"):
+    with pytest.raises(EngineError, match=r"0\.26 to 0\.33; refused because FP8PAD_STRICT=1"):
         _claim()
 
 

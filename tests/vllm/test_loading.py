@@ -300,7 +300,7 @@ def test_a_weight_that_vllm_reads_itself_is_refused(rank: tuple[int, int]) -> No
     """The batched products of DeepSeek-V4's `wo_a` bypass its linear method."""
     layer = _replicated(_Config(LayerParts("x", (_module(213, HIDDEN),))))
     layer.is_bmm = True
-    with pytest.raises(UnsupportedLayerError, match="x: vLLM multiplies its weight by itself"):
+    with pytest.raises(UnsupportedLayerError, match="x: vLLM multiplies by its weight directly"):
         layer.quant_method.process_weights_after_loading(layer)
 
 

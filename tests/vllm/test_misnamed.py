@@ -119,7 +119,7 @@ def test_a_load_that_fails_names_padded_modules_that_are_nowhere() -> None:
         _load(model, PADDED)
     (note,) = raised.value.__notes__
     assert note.startswith("fp8pad: mlp.w2 is padded, but no layer has this name, nor that of 0 others. ")
-    assert note.endswith("serve the original, or what `fp8pad unpad` makes")
+    assert note.endswith("serve the original, which `fp8pad unpad` restores")
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -56,7 +56,7 @@ def absorb(
     absorbable = tuple(each.absorbable for each in assessed if each.absorbable)
     if not (policy.absorb or policy.absorb_experts):
         contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
-        carried = tuple(f"{contradiction}; both are carried as they are" for contradiction in contradictions)
+        carried = tuple(f"{contradiction}; both are left unchanged" for contradiction in contradictions)
         return Absorption(absorbable=absorbable, notes=carried)
     padded: dict[str, PaddedTensor] = {}
     edits: list[ConfigEdit] = []
@@ -154,14 +154,14 @@ def _notes(assessment: Assessment, old: int) -> Iterator[str]:
     """Yield a note if a key is added to config.json, and one if weights that are not FP8 grow too."""
     size = assessment.size
     if size.section.config.get(size.key or "") is None:
-        yield f"{size.path} is not in {CONFIG_FILE}, where {old} is the default; it is added"
+        yield f"{size.path} is not in {CONFIG_FILE}, so that it has its default, {old}; it is added"
     alike = [each for each in assessment.weights if each.example.tensor.dtype in FLOAT_DTYPES]
     names = [governed.tensor.name for each in alike for governed in each.members]
     if names:  # libraries choose the order of additions by size
         also = "also " if assessment.has_fp8 else ""
         yield (
-            f"{size.path} {also}sizes {len(names)} weights that are not FP8, {names[0]} among them: "
-            "a GPU may add their products in another order, which can change an answer's last digits"
+            f"{size.path} {also}sizes {len(names)} weights that are not FP8, such as {names[0]}: "
+            "a GPU may sum their products in another order, which can change the last digits of an output"
         )
 
 
@@ -178,7 +178,7 @@ def _lora_notes(padded: Iterable[str]) -> Iterator[str]:
     """Yield a note on the LoRA adapters that no longer fit: those of modules whose sizes change in the config."""
     weights = (module_name(name) for name in padded if not is_scale_name(name) and not name.endswith("bias"))
     if patterns := dict.fromkeys(_NUMBER.sub("*", module) for module in weights):
-        yield f"LoRA adapters trained on the original do not fit what is absorbed: {', '.join(patterns)}"
+        yield f"LoRA adapters trained on the original do not fit the absorbed modules: {', '.join(patterns)}"
 
 
 def _refusals(
@@ -191,7 +191,7 @@ def _refusals(
     reasons: dict[str, str] = {}
     for section in reversed(sections):
         if section.family is None:
-            reason = f"no file in planning/families knows the model type {section.model_type}"
+            reason = f"no file in planning/families describes the model type {section.model_type}"
             reasons |= {linear.name: reason for linear in linears if linear.name.startswith(section.prefixes)}
     reasons |= governed_axes.unabsorbable
     if policy.absorb_experts:

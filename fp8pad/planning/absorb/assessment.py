@@ -157,7 +157,9 @@ def _check_complete(size: GovernedSize) -> None:
         with_weight = {governed.role for governed in mlp if governed.leaf == "weight"}
         if role := next((role for role in mlp[0].mlp.parts if role not in with_weight), None):
             if other := next((governed.tensor.name for governed in mlp if governed.role == role), None):
-                raise NotAbsorbableError(f"{other} has no weight: a layout that is not padded")
+                raise NotAbsorbableError(f"{other} has no weight: a layout that fp8pad does not pad")
             raise NotAbsorbableError(f"{mlp[0].block.rstrip('.')} has no {role} weight: it may be tied to another")
     for tensor in size.unclaimed_tensors:
-        raise NotAbsorbableError(f"{tensor.name} {list(tensor.shape)} has that size too and is not described")
+        raise NotAbsorbableError(
+            f"{tensor.name} {list(tensor.shape)} also has that size, but is not described by the family file"
+        )

@@ -31,7 +31,7 @@ def config_size(size: GovernedSize) -> int:
             raise NotAbsorbableError(f"{other} is {size.section.config[other]!r}, where {key} is {value}")
     for path, mirror in size.section.mirrors:
         if _one_of(mirror.get(key, value)) != value:
-            raise NotAbsorbableError(f"{path or CONFIG_FILE} repeats it with another value, {mirror[key]!r}")
+            raise NotAbsorbableError(f"{path or CONFIG_FILE} has another value for it, {mirror[key]!r}")
     return int(value)
 
 
@@ -60,7 +60,7 @@ def multiplier(axes: Sequence[GovernedAxis], size: GovernedSize, value: int) -> 
     if len(inner) == 1:
         times, rest = divmod(inner.pop(), value)
         if rest or not times:
-            raise NotAbsorbableError(f"the size of {axes[0].module} is no multiple of it")
+            raise NotAbsorbableError(f"the size of {axes[0].module} is not a multiple of it")
     if times is None:
         raise NotAbsorbableError(f"{size.section.dotted(rule.multiplier_key or '')} is not in the config")
     return times

@@ -43,7 +43,9 @@ def grown(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int, new
 def _check_weight(governed: GovernedAxis, linear: Fp8Linear | None) -> None:
     tensor = governed.tensor
     if not governed.is_plain_weight or (tensor.dtype in FP8_WEIGHT_DTYPES and linear is None):
-        raise NotAbsorbableError(f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, a layout that is not padded")
+        raise NotAbsorbableError(
+            f"{tensor.name} is {tensor.dtype} {list(tensor.shape)}, a layout that fp8pad does not pad"
+        )
     if linear and not linear.is_understood:
         raise NotAbsorbableError(f"{tensor.name} is not understood: {linear.skip_reason}")
 
@@ -52,17 +54,19 @@ def _resized(governed: GovernedAxis, shape: Shape, index: int, inner_size: int, 
     """Return the shape of a weight or bias with another inner size in dimension `index`."""
     if shape[index] != inner_size * governed.width:
         expected = inner_size * governed.width
-        raise PlanError(f"{governed.tensor.name}: expected {expected} in place {index}, got {list(shape)}")
+        raise PlanError(f"{governed.tensor.name}: expected {expected} at index {index}, got {list(shape)}")
     return (*shape[:index], new_size * governed.width, *shape[index + 1 :])
 
 
 def _scale_shape(governed: GovernedAxis, linear: Fp8Linear, inner_size: int, new_size: int) -> Shape:
     scale, weight, granularity = governed.tensor, linear.weight.shape, linear.granularity
     if granularity is None or scale.dtype not in ONE_BYTES:
-        raise NotAbsorbableError(f"{scale.name} has a layout that is not padded ({linear.skip_reason or scale.dtype})")
+        raise NotAbsorbableError(
+            f"{scale.name} has a layout that fp8pad does not pad ({linear.skip_reason or scale.dtype})"
+        )
     if isinstance(granularity, PerBlock) and governed.num_segments > 1 and inner_size % granularity.n:
         where = f"a block of {granularity.n} rows straddles gate and up in {governed.module}"
-        raise NotAbsorbableError(f"{where}: {inner_size} is not a multiple")
+        raise NotAbsorbableError(f"{where}: {inner_size} is not a multiple of it")
     new_weight = _resized(governed, weight, governed.dimension, inner_size, new_size)
     return resized_scale(granularity, scale.shape, weight, new_weight, governed.order)
 

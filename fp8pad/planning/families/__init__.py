@@ -84,7 +84,7 @@ def _parts(parent: Section, places: Sequence[str], known: Mapping[str, Family]) 
             mirrors=tuple((parent.dotted(other) if other else parent.path, mirror) for other, mirror in mirrors),
         )
         if not key and section.family and section.family.section:
-            raise PlanError(f"{model_type}: the whole config cannot be a part that has parts itself")
+            raise PlanError(f"{model_type}: a section of the whole config cannot have sections of its own")
         yield section
         yield from _parts(section, section.prefixes, known)
 
