@@ -137,8 +137,9 @@ def _notes(model: torch.nn.Module) -> Iterator[str]:
         padded = [name for name, module in config.fp8pad_modules.items() if module.is_padded]
         missing = [name for name in padded if name not in there]
         if missing:
+            more = f" ({len(missing) - 1} more)" if len(missing) > 1 else ""
             yield (
-                f"fp8pad: {missing[0]} is padded, but no layer has this name, nor that of {len(missing) - 1} others. "
+                f"fp8pad: no layer of this model has the name of a padded module, {missing[0]}{more}. "
                 "If vLLM loads it into a layer of another name, serve the original, which `fp8pad unpad` restores"
             )
 

@@ -118,7 +118,7 @@ def test_a_load_that_fails_names_padded_modules_that_are_nowhere() -> None:
     with pytest.raises(ValueError, match="is not") as raised:
         _load(model, PADDED)
     (note,) = raised.value.__notes__
-    assert note.startswith("fp8pad: mlp.w2 is padded, but no layer has this name, nor that of 0 others. ")
+    assert note.startswith("fp8pad: no layer of this model has the name of a padded module, mlp.w2. ")
     assert note.endswith("serve the original, which `fp8pad unpad` restores")
 
 
