@@ -86,7 +86,7 @@ def test_every_tensor_of_the_key_grows() -> None:
     assert found.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
     assert found.refusals == {}
     assert found.notes[-1] == (
-        "intermediate_size also sizes 3 weights that are not FP8, model.layers.1.mlp.gate_proj.weight among them: a "
+        "intermediate_size also sizes 3 weights that are not FP8, such as model.layers.1.mlp.gate_proj.weight: a "
         "GPU may sum their products in another order, which can change the last digits of an output"
     )
 
@@ -186,7 +186,7 @@ def test_a_block_that_straddles_gate_and_up_stops_the_key() -> None:
     assert refused.notes == (
         (
             f"intermediate_size is not absorbed: a block of 128 rows straddles gate and up in {MLP}.gate_up_proj:"
-            " 213 is not a multiple"
+            " 213 is not a multiple of 128"
         ),
     )
     config["intermediate_size"] = 384
@@ -491,7 +491,7 @@ def test_a_config_that_disagrees_with_the_tensors() -> None:
 @pytest.mark.parametrize("policy", [Policy(absorb=True, absorb_experts=True), Policy()])
 def test_a_bias_of_another_length(policy: Policy) -> None:
     """A bias that does not fit its weight is an error, whether the weight is absorbed or not."""
-    with pytest.raises(PlanError, match=r"gate_proj\.bias: expected 213 in place 0, got \[212\]"):
+    with pytest.raises(PlanError, match=r"gate_proj\.bias: expected 213 at index 0, got \[212\]"):
         plan_layer(llama(), gated(MLP, 213, 136) | {f"{MLP}.gate_proj.bias": ("BF16", (212,))}, policy)
 
 
@@ -507,7 +507,7 @@ def test_a_bias_of_another_length_in_a_stack(policy: Policy) -> None:
         f"{experts}.down_proj_scale": ("F32", (4, 1, 64)),
     }
     config = {"model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 213, "quantization_config": CHANNEL}
-    with pytest.raises(PlanError, match=r"gate_up_proj_bias: expected 426 in place 1, got \[4, 425\]"):
+    with pytest.raises(PlanError, match=r"gate_up_proj_bias: expected 426 at index 1, got \[4, 425\]"):
         plan_layer(config, tensors, policy)
 
 

@@ -57,7 +57,7 @@ def planned(
         (
             [("a.norm.weight", "F8_E4M3", (136,)), ("a.norm.weight_scale", "F32", ())],
             FP8,
-            r"a.norm.weight: expected a matrix, as a.norm.weight_scale belongs to it, got \[136\]",
+            r"a.norm.weight: expected a matrix, since a.norm.weight_scale belongs to it, got \[136\]",
         ),
         (
             [("a.weight", "F8_E4M3", ()), ("a.weight_scale", "F32", ())],

@@ -66,7 +66,7 @@ def _scale_shape(governed: GovernedAxis, linear: Fp8Linear, inner_size: int, new
         )
     if isinstance(granularity, PerBlock) and governed.num_segments > 1 and inner_size % granularity.n:
         where = f"a block of {granularity.n} rows straddles gate and up in {governed.module}"
-        raise NotAbsorbableError(f"{where}: {inner_size} is not a multiple of it")
+        raise NotAbsorbableError(f"{where}: {inner_size} is not a multiple of {granularity.n}")
     new_weight = _resized(governed, weight, governed.dimension, inner_size, new_size)
     return resized_scale(granularity, scale.shape, weight, new_weight, governed.order)
 
