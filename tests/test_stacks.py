@@ -124,7 +124,7 @@ def test_a_size_that_both_orders_could_have() -> None:
     [
         ({"model_type": "blob"}, "no file in planning/families describes the model type blob"),
         ({"model_type": "llama"}, "no file in planning/families describes these experts"),
-        ({"moe_intermediate_size": [200]}, "moe_intermediate_size is not absorbed: its value is a list"),
+        ({"moe_intermediate_size": [200, 208]}, "moe_intermediate_size is not absorbed: its value is a list"),
         ({"hidden_act": "expcos"}, "moe_intermediate_size is not absorbed: the activation 'expcos' is not known"),
     ],
 )
