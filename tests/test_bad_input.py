@@ -192,14 +192,14 @@ def _with(document: Any, place: tuple[str, ...], value: object) -> Any:
 
 
 def test_any_key_of_a_config_may_have_any_value(tmp_path: Path) -> None:
-    """Each that a case has, once, is a list, an object or a number: it ends in a plan or in one of our errors."""
-    odd_values: tuple[object, ...] = ([], {}, -1)
+    """Each of a case is a list once, and an object or a number once: it ends in a plan or in one of our errors."""
     tried: set[tuple[str, ...]] = set()
     policy, engine = Policy(absorb=True, absorb_experts=True, tensor_parallel_size=8), find_engine()
     for number, name in enumerate(case_names("good", "variants")):
         source = read_unconverted(copy_case(name, tmp_path / str(number)))
         config = source.configs["config.json"]
-        for place in set(_places(config)) - tried:
+        for place in sorted(set(_places(config)) - tried):
+            odd_values: tuple[object, ...] = ([], {} if len(tried) % 2 else -1)
             tried.add(place)
             for value in odd_values:
                 with suppress(Fp8padError):
