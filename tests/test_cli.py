@@ -291,6 +291,7 @@ def test_what_may_be_a_folder_or_a_hub_id_is_said_to_be_neither(
 ) -> None:
     """A suggested folder comes before the hub's answer, unless the name can only be a hub's."""
     monkeypatch.chdir(tmp_path)
+    pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = fp8pad("plan", "god/opt_dyn").stderr
     assert said.startswith("error: god/opt_dyn: no such folder, and on the hub: offline mode is on")
