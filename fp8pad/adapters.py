@@ -77,7 +77,7 @@ def _touched(source: Checkpoint, folder: str, modules: list[str]) -> list[str]:
         names = {f".{tensor.name}." for tensor in read_header(root / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS).tensors}
         paths = {path for name in names for path in _paths_in(name)}
         return [module for module in modules if module in paths]
-    with suppress(CheckpointError), source.fetched(PurePosixPath(folder, ADAPTER_CONFIG).as_posix()):
+    with source.fetched(PurePosixPath(folder, ADAPTER_CONFIG).as_posix()), suppress(CheckpointError):
         # Tensor names in a pickle are not read.
         targets = parse_object(ADAPTER_CONFIG, read_text(root, ADAPTER_CONFIG)).get("target_modules")
         if isinstance(targets, list):

@@ -9,6 +9,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.errors import ConfigError
 from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.record import by_key
 
 CARD_FILE = "README.md"
 BEGIN, END = "<!-- fp8pad -->", "<!-- /fp8pad -->"
@@ -105,7 +106,7 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield f"{padded} padded to sizes that FP8 kernels accept (zeros; 1.0 in scales)."
     else:
         yield "No tensor was changed: fp8pad pads each rank's share as vLLM loads it."
-    for edit in plan.config_edits:
+    for edit in by_key(plan.config_edits):
         yield f"- `{edit.file}`: `{edit.key}` is {edit.new} instead of {edit.old}."
     yield ""
     if plan.needs_runtime:

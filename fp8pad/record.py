@@ -5,8 +5,9 @@ Parsing is strict: what is missing, of another type, or of an unknown version is
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, islice
 from typing import Annotated, Any, Literal
 
@@ -144,6 +145,11 @@ class ConfigEdit:
     key: str
     old: Size
     new: Size
+
+
+def by_key(edits: Iterable[ConfigEdit]) -> tuple[ConfigEdit, ...]:
+    """Return the edits for people: those of a list's items, which all change alike, as one edit of the list."""
+    return tuple(dict.fromkeys(replace(edit, key=re.sub(r"(\.\d+)+$", "", edit.key)) for edit in edits))
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,13 @@ def test_metadata_may_have_the_keys_of_a_tensor() -> None:
     assert parse_json({"__metadata__": metadata}, 0).metadata == metadata
 
 
+def test_tensors_may_have_the_names_of_keys() -> None:
+    """Three of them, called as the entries of one, are a header."""
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    header = parse_json(dict.fromkeys(entry, entry), 0)
+    assert [tensor.name for tensor in header.tensors] == list(entry)
+
+
 @pytest.mark.parametrize(
     ("document", "data_bytes", "message"),
     [

@@ -127,7 +127,9 @@ def test_a_plan_reads_headers_and_texts_alone(hub: FakeHub, model: Path) -> None
     assert hub.sent < 300_000
 
 
-def test_texts_of_adapters_are_fetched_where_sizes_are_absorbed(hub: FakeHub, tmp_path: Path) -> None:
+def test_texts_of_adapters_are_fetched_where_sizes_are_absorbed(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those in folders of their own too; what else is called config.json there is a file like others."""
     layers = gated("model.layers.0.mlp", 100, 64)
     config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 100, "hidden_act": "silu"}
@@ -141,6 +143,13 @@ def test_texts_of_adapters_are_fetched_where_sizes_are_absorbed(hub: FakeHub, tm
     assert {"lora/config.json", "lora/adapter_config.json"}.isdisjoint(hub.requests)
     assert any(note.startswith("lora/: ") for note in fp8pad.plan(NAME, absorb=True).plan.notes)
     assert "lora/config.json" not in hub.requests
+
+    def fail(*_: object) -> None:
+        raise HubError(f"{NAME}: the hub is down")
+
+    monkeypatch.setattr("fp8pad.hub.fetcher.Fetcher._fetch", fail)
+    with pytest.raises(HubError, match="is down"):
+        fp8pad.plan(NAME, absorb=True)
 
 
 def test_a_text_is_stored_chunk_by_chunk(
@@ -310,8 +319,12 @@ def test_a_full_temporary_folder_is_a_line(
     def fail(*_: object) -> None:
         raise OutputError("x: cannot be written: No space left on device")
 
-    monkeypatch.setattr("fp8pad.hub.repo.make_hole", fail)
-    with pytest.raises(OutputError, match="No space left on device; set TMPDIR"):
+    with monkeypatch.context() as patch:
+        patch.setattr("fp8pad.hub.repo.make_hole", fail)
+        with pytest.raises(OutputError, match="No space left on device; set TMPDIR"):
+            read_from(NAME)
+    monkeypatch.setattr("os.pwrite", no_space)  # while a text of a few bytes is written
+    with pytest.raises(OutputError, match=r"json: cannot be written: No space left on device; set TMPDIR"):
         read_from(NAME)
 
 
@@ -650,20 +663,16 @@ def test_offline_mode_reads_the_cache_alone(hub: FakeHub, model: Path, monkeypat
 
 def test_a_full_disk_is_a_line(hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Data that were fetched so far stay for the next run; a full cache is named."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     hub.add(NAME, model)
     work = tmp_path / "work"
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", fail)
+        patch.setattr("os.fsync", no_space)
         with pytest.raises(OutputError, match="cannot be written: No space left on device"):
             fetch(NAME, FIRST, hub, work)
     assert [path.stat().st_size for path in work.iterdir()] == [(model / FIRST).stat().st_size]
     hub.sent = 0
     assert fetch(NAME, FIRST, hub, work) == (model / FIRST).read_bytes()
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_space)
     line = f"{constants.HF_HUB_CACHE}: cannot be written: No space left on device, while fetching {FIRST}"
     with (
         pytest.raises(OutputError, match=line),
@@ -671,6 +680,11 @@ def test_a_full_disk_is_a_line(hub: FakeHub, model: Path, tmp_path: Path, monkey
         checkpoint.fetched(FIRST),
     ):
         pytest.fail("it went on")
+
+
+def no_space(*_: object, **__: object) -> None:
+    """Fail as a call does when a disk is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def left_beside(out_dir: Path) -> set[str]:

@@ -36,7 +36,7 @@ from fp8pad.conversion import convert
 from fp8pad.errors import AlteredPaddingError, CheckpointError, OutputError, RecordError, VerifyError
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments
+from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments, by_key
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import restoration_screen
 from fp8pad.unpadding import UnpadReport, unpad
@@ -160,6 +160,9 @@ def test_a_size_that_a_list_repeats_for_each_layer_comes_back(per_layer: object,
     written = json.loads((out_dir / "config.json").read_text())
     assert written["intermediate_size"] == 32
     assert written["moe_intermediate_size"] == ([32, 32] if isinstance(per_layer, list) else 32)
+    record = read_record(read_checkpoint(out_dir))
+    edits = by_key(record.config_edits) if record else ()
+    assert [(edit.key, edit.new) for edit in edits] == [("intermediate_size", 32), ("moe_intermediate_size", 32)]
     assert verify(model, out_dir, Progress()).ok
     restore(out_dir, tmp_path / "restored", WriteOptions(verify="full"))
     assert files_of(tmp_path / "restored") == files_of(model)

@@ -83,11 +83,8 @@ class Directory:
             os.unlink(name, dir_fd=self.descriptor)
 
     def files(self, not_entered: Container[str] = ()) -> Iterator[str]:
-        """Yield the relative names of all entries below this folder that are not folders that are entered.
-
-        It is a loop over strings: neither recursion nor splitting paths limits how deeply folders can be nested.
-        """
-        pending = [""]
+        """Yield the relative names of all entries below this folder; other folders than `not_entered` are entered."""
+        pending = [""]  # strings: neither recursion nor splitting paths limits how deeply folders can be nested
         while pending:
             folder = pending.pop()
             descriptor = os.open(folder or ".", _OPEN_FOLDER, dir_fd=self.descriptor)

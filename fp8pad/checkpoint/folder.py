@@ -29,7 +29,7 @@ OTHER_FORM_FOLDERS = frozenset({"original", "onnx"})
 # A git clone's history holds the original weights again; .cache belongs to huggingface_hub.
 NEVER_COPIED = frozenset({".git", ".cache"})
 
-# Limits in bytes of texts that are read whole; parsed, they take up to 20 times as much memory. An index of 200,000
+# Limits in bytes of texts that are read whole; parsed, they take up to 60 times as much memory. An index of 200,000
 # tensors has 20 MB; if 60,000 Linears are padded, config.json has 7 MB and fp8pad.json 40 MB.
 _MAX_TEXT_BYTES, _MAX_LIST_BYTES = 32_000_000, {INDEX_FILE: 64_000_000, RECORD_FILE: 128_000_000}
 
@@ -117,12 +117,13 @@ def read_text_and_identity(root: Path, file: str) -> tuple[str, FileIdentity]:
 
 
 def _names(root: Path) -> list[str]:
-    """Return the relative names of all entries below a folder, except the subfolders that are entered."""
+    """Return the relative names of all files and links below a folder, and of subfolders that are not entered."""
     try:
         with open_directory(root.resolve()) as folder:
             names = sorted(folder.files(NEVER_COPIED))
     except OSError as error:
-        raise CheckpointError(f"{root / str(error.filename)}: cannot be read: {error.strerror}") from error
+        place = root / error.filename if isinstance(error.filename, str) else root  # else a descriptor
+        raise CheckpointError(f"{place}: cannot be read: {error.strerror}") from error
     for name in names:
         try:
             name.encode()

@@ -109,9 +109,9 @@ def _parse_json(text: bytes, file: str) -> dict[str, Any]:
         if len(document) < len(pairs):
             ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
             raise ValueError(f"{name} occurs twice")
-        if document.keys() != {"dtype", "shape", "data_offsets"} or isinstance(shape := document["shape"], str):
-            return document
-        if isinstance(shape, list):
+        if document.keys() != {"dtype", "shape", "data_offsets"} or isinstance(document["shape"], str | tuple | dict):
+            return document  # perhaps the metadata, or the whole header, of three tensors with these names
+        if isinstance(shape := document["shape"], list):
             shape = shapes.setdefault(repr(shape), tuple(shape))
         return document["dtype"], shape, document["data_offsets"]
 

@@ -27,7 +27,7 @@ def parse_object(file: str, text: str) -> Json:
 def dumps_like(original: str, document: Mapping[str, Any], file: str) -> str:
     """Return `document` as JSON text with the indentation, separators, escapes and ending of the text `original`.
 
-    `ConfigError` names it as `file` if it is too long to be read again, as deeply nested lists can be when indented.
+    `ConfigError` names it as `file` if it has more characters than bytes are read again, as indented lists can have.
     """
     indent = re.match(rf"\s*\{{\s*?\n([ \t]{{1,{MAX_INDENT}}})(?![ \t])", original)
     colon = re.match(r'^\s*\{\s*"(?:[^"\\]++|\\.)*+"(\s{0,16}:\s{0,16})(?!\s)', original)

@@ -20,7 +20,7 @@ from fp8pad.errors import OutputError
 from fp8pad.record import CONFIG_FILE
 
 _MAX_PUBLICATION_BYTES = 1000
-_OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})  # of renaming a folder to where something stands
+_OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})  # if the destination of a rename is occupied
 
 
 def publish(

@@ -144,18 +144,18 @@ class Staging:
         """Remove the files that this process began and did not finish."""
         self._keep(lambda name: not name.endswith(f".{self.token}{_UNFINISHED}"))
 
-    def keep_finished(self, is_kept: Callable[[str], bool]) -> None:
+    def keep_finished(self, is_wanted: Callable[[str], bool]) -> None:
         """Remove all staged files except the finished shards, with their notes, whose keys are to be kept."""
-        self._keep(lambda name: name.endswith((_FINISHED, _NOTE)) and is_kept(name.partition(".")[0]))
+        self._keep(lambda name: name.endswith((_FINISHED, _NOTE)) and is_wanted(name.partition(".")[0]))
 
-    def _keep(self, is_kept: Callable[[str], bool]) -> None:
+    def _keep(self, is_wanted: Callable[[str], bool]) -> None:
         with writing(self.staged.path):
             for name in self.staged.names():
-                if not is_kept(name):
+                if not is_wanted(name):
                     self.staged.unlink(name)
 
     def remove(self) -> None:
-        """Remove everything; the publication and the lock go last."""
+        """Remove everything but folders that were set aside; the publication and the lock go last."""
         with writing(self.root.path):
             self.root.discard(STAGED)
             self.root.unlink(PUBLICATION)
@@ -163,7 +163,8 @@ class Staging:
             try:
                 os.rmdir(self.root.path.name, dir_fd=self.parent.descriptor)
             except OSError as error:
-                if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST}:  # another process came to lock
+                # Another process came to lock, or a folder was set aside.
+                if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST}:
                     raise
 
 

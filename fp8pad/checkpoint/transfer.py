@@ -1,4 +1,4 @@
-"""Move the bytes of a shard through one bounded buffer, or in the kernel if they need not be looked at.
+"""Move the bytes of a shard through small buffers, or in the kernel if they need not be looked at.
 
 Data that is read back is compared with checksums of the bytes that were written, so that the source is read once.
 """
@@ -79,7 +79,7 @@ class Sums:
 
 
 def read_bytes(file: OpenFile, offset: int, num_bytes: int) -> Bytes:
-    """Read exactly `num_bytes` bytes at `offset`; raises as `OpenFile.read` does, but fills no memory with zeros."""
+    """Read exactly `num_bytes` bytes at `offset`, into memory that is not zeroed first; raises as `OpenFile.read`."""
     buffer = np.empty(num_bytes, np.uint8)
     file.read_into(offset, buffer.data)
     return buffer

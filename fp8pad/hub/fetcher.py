@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fp8pad.checkpoint.files import Advance, open_file, writing
+from fp8pad.checkpoint.files import Advance, OpenFile, open_file, writing
 from fp8pad.errors import HubError, OutputError
 from fp8pad.hub.ids import hub_errors
 from fp8pad.hub.repo import TEXTS, Beginning, HubFile, Repo, make_hole
@@ -95,7 +95,7 @@ class Fetcher:
         try:
             link = Path(hf_hub_download(repo, file.name, revision=commit))
         except OSError as error:
-            if error.errno is None or isinstance(error, ConnectionError):  # of the hub, which hub_errors tells
+            if error.errno is None or isinstance(error, ConnectionError):  # a network error, which hub_errors reports
                 raise
             where = f"{constants.HF_HUB_CACHE}: cannot be written"
             raise OutputError(f"{where}: {error.strerror}, while fetching {file.name}") from error
@@ -154,14 +154,14 @@ class Fetcher:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(part):
             descriptor = os.open(part, flags, 0o664)  # it may be hard-linked into the output
-        with open(descriptor, "r+b") as opened_part:  # noqa: PTH123  a descriptor, not a path
+        with open(descriptor, "r+b", buffering=0) as opened_part:  # noqa: PTH123  a descriptor, not a path
             while chunk := opened_part.read(CHUNK_BYTES):
                 digest.update(chunk)
                 advance(len(chunk))
-            for chunk in self.files.repo.chunks(file.name, opened_part.tell(), file.size):
-                with writing(part):
-                    opened_part.write(chunk)
-                    opened_part.flush()
+            offset = opened_part.tell()
+            for chunk in self.files.repo.chunks(file.name, offset, file.size):
+                OpenFile(descriptor, str(part)).write(offset, chunk)
+                offset += len(chunk)
                 digest.update(chunk)
                 advance(len(chunk))
             with writing(part):

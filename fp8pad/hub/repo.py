@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fp8pad.checkpoint.files import FileIdentity, writing
+from fp8pad.checkpoint.files import FileIdentity, OpenFile, writing
 from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, is_other_form, max_text_bytes
 from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES
 from fp8pad.checkpoint.staging import MAX_NAME_BYTES
@@ -116,12 +116,14 @@ class Repo:
         """Fetch a text, or the header of a shard, chunk by chunk: several at a time could need a lot of memory."""
         done, end = 0, min(file.size, max_text_bytes(file.name) if file.name in TEXTS else FIRST_BYTES)
         first, sha256, digest = b"", hashlib.sha256(), file.digest()
-        with path.open("r+b") as outline:
+        with writing(path):
+            opened_outline = path.open("r+b", buffering=0)
+        with opened_outline:
+            outline, offset = OpenFile(opened_outline.fileno(), str(path)), 0
             while done < end:
                 for chunk in self.chunks(file.name, done, end):
-                    with writing(path):
-                        outline.write(chunk)
-                        outline.flush()
+                    outline.write(offset, chunk)
+                    offset += len(chunk)
                     first += chunk[: LENGTH_BYTES - len(first)]
                     sha256.update(chunk)
                     digest.update(chunk)

@@ -1,6 +1,5 @@
 """The plan: one frozen object that the screen, the writer and the records all read."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,7 @@ from math import gcd, lcm
 from fp8pad.geometry import round_up
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.tensor_parallel import SharedCount, Sizes
-from fp8pad.record import Axis, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy
+from fp8pad.record import Axis, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy, by_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +128,7 @@ class CheckpointPlan:
     @property
     def grown(self) -> Sizes:
         """The old and the new value of each config key that absorbing changes, by path; of a list, of the whole."""
-        return {re.sub(r"\.\d+$", "", edit.key): (edit.old, edit.new) for edit in self.config_edits}
+        return {edit.key: (edit.old, edit.new) for edit in by_key(self.config_edits)}
 
     @property
     def edits_config(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fp8pad.record import ConfigEdit, Policy
+from fp8pad.record import ConfigEdit, Policy, by_key
 from fp8pad.text import printable, size
 
 WIDE = 100_000  # columns if stdout is not a terminal
@@ -96,7 +96,7 @@ def share_of(part: int, whole: int) -> float:
 
 def edit_facts(edits: Iterable[ConfigEdit]) -> Iterator[Fact]:
     """Yield a row for each size that absorbing changes."""
-    for edit in edits:
+    for edit in by_key(edits):
         yield "config", printable(f"{edit.file}: {edit.key}: {edit.old} -> {edit.new}")
 
 

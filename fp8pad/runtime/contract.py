@@ -27,7 +27,7 @@ class EngineSymbol:
 
     `signature` is the name of a function or class in `module`, or `CLASS.NAME` for a method or an attribute, including
     instance attributes. With `NAME(FIRST, SECOND)`, the function's parameters must begin with these. `older` is its
-    name in some versions. `without` says what is lost without the symbol; None means correct outputs.
+    name in some versions. `without` says what is lost without the symbol; None if it is required for correct outputs.
     """
 
     module: str

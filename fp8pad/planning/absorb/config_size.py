@@ -36,7 +36,7 @@ def config_size(size: GovernedSize) -> int:
 
 
 def _one_of(value: Any) -> Any:
-    """The one value that a list has throughout; a list of several, or of more than a model has layers, as it is."""
+    """Return the value that all items of a list share; any other value, and a list that is too long, unchanged."""
     if not isinstance(value, list) or not 0 < len(value) <= _MOST_LAYERS:
         return value
     return value[0] if all(item == value[0] for item in value) else value
