@@ -154,5 +154,6 @@ class SentWriter:
 
 def label_of(layouts: Iterable[ShardLayout], options: WriteOptions) -> str:
     """Return the name of the step whose bytes are counted; bytes that are read back are counted again."""
-    label = "unpadding" if any(layout.unpads for layout in layouts) else "padding"
+    changed = [layout for layout in layouts if not layout.is_untouched]
+    label = ("unpadding" if changed[0].unpads else "padding") if changed else "copying"
     return label if options.verify == "none" else f"{label} and reading back"

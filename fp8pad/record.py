@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, islice
 from typing import Annotated, Any, Literal
 
-from fp8pad.errors import RecordError, UsageError
+from fp8pad.errors import RecordError, UsageError, shown
 from fp8pad.geometry import as_matrices
 from fp8pad.reading import ALWAYS_WRITTEN, PositiveSize, Reader, Size, check_fields
 
@@ -224,6 +224,12 @@ class FileRecord:
     size: Size
     sha256: str | None = None
     source_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for a hash that is not 64 hexadecimal digits."""
+        for digest in (self.sha256, self.source_sha256):
+            if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"expected a SHA-256, got {shown(digest)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
     except ImportError as error:
         raise HubError("push needs huggingface_hub: pip install 'fp8pad[hub]'") from error
     if not (out_dir / RECORD_FILE).exists() and read_record(read_checkpoint(out_dir)) is None:
-        hint = "`fp8pad convert MODEL OUT_DIR` first"
+        hint = "convert it first; an equal copy is published like the original"
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}, so it is not a converted checkpoint; {hint}")
     report = verify(None, out_dir, progress)
     if not report.ok:

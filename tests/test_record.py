@@ -44,7 +44,7 @@ RECORD = CheckpointRecord(
     config_edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),),
     base_source=BaseSource("hf_quant_config.json", None),
     originals={"config.json": '{"é": 1}\n'},
-    files={"a.safetensors": FileRecord(10, 20, "ab", "cd"), "README.md": FileRecord(1, 1)},
+    files={"a.safetensors": FileRecord(10, 20, "ab" * 32, "cd" * 32), "README.md": FileRecord(1, 1)},
 )
 QUANTIZATION = QuantizationRecord(
     {"a": ModuleRecord((213, 136), (224, 144), (16, 16))}, {"quant_method": "fp8"}, "0.1.0"
@@ -80,7 +80,7 @@ def test_the_record_is_written_as_it_is_specified() -> None:
     assert document["tensors"]["a.weight_scale"]["fill"] == 1
     assert document["base_source"] == {"file": "hf_quant_config.json", "key": None}
     assert document["files"] == {
-        "a.safetensors": {"source_size": 10, "size": 20, "sha256": "ab", "source_sha256": "cd"},
+        "a.safetensors": {"source_size": 10, "size": 20, "sha256": "ab" * 32, "source_sha256": "cd" * 32},
         "README.md": {"source_size": 1, "size": 1},
     }
     assert "é" in "".join(RECORD.text_parts())
@@ -184,6 +184,7 @@ def nested(levels: int) -> Any:
         (lambda d: d.update(originals={"config.json": {}}), "originals"),
         (lambda d: d["files"]["README.md"].pop("size"), "size: expected int"),
         (lambda d: d["files"]["README.md"].update(sha256=1), "sha256: expected str"),
+        (lambda d: d["files"]["README.md"].update(sha256="AB" * 32), 'expected a SHA-256, got "ABAB'),
     ],
 )
 def test_what_is_not_as_specified_is_refused(damage: Callable[[Any], None], place: str) -> None:

@@ -11,7 +11,7 @@ from helpers import copy_case
 from plans import CHANNELS, COMPRESSED, FP8, Headers, Shapes, attention, gated, headers
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
-from fp8pad.errors import UsageError
+from fp8pad.errors import NotServedError, UsageError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import (
     Absorbed,
@@ -25,7 +25,7 @@ from fp8pad.planning.engines import Engine, Said, engines, find_engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.sharding import Shape
-from fp8pad.planning.verdict import Judge, Verdict, converted_verdict
+from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
 from fp8pad.tensors import TensorHeader
@@ -577,7 +577,7 @@ def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
         first, (said, command) = advice(source, plan, VLLM, "OUT")
         own = "", f"fp8pad convert {source} OUT --tensor-parallel-size 2"
         assert first == (same if plan.changes_nothing else own)
-        assert said == "'serves' instead of 'Triton only' takes:"
+        assert said == "for 'serves' instead of 'Triton only':"
         assert command.endswith("OUT --tensor-parallel-size 2 --absorb --absorb-experts")
         written = list(advice(source, plan, VLLM, "OUT", is_written=True))
         assert written == [*([same] if plan.changes_nothing else []), (said, command)]
@@ -622,6 +622,19 @@ def test_advice_is_the_same_from_a_table_that_is_known(tmp_path: Path, monkeypat
             assert list(advice(source, plan, VLLM, "OUT", sizes=sizes)) == steps
 
 
+def test_nothing_is_gained_where_the_original_is_served(tmp_path: Path) -> None:
+    """vLLM pads an odd vocabulary itself; kernels that one asks for are another reason to convert."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    made = headers(LLAMA | {"vocab_size": 259}, CHANNELS, {"lm_head": (259, 128)} | attention(32))
+    plan = planned(made, Policy())
+    assert not plan.changes_nothing
+    (same,) = advice(source, plan, VLLM, "OUT")
+    assert same == ("nothing to gain at TP 1: vLLM 0.33 serves the original as it is", "")
+    ((said, command),) = advice(source, planned(made, Policy(alignment="marlin")), VLLM, "OUT")
+    assert not said
+    assert command.endswith("OUT --alignment marlin")
+
+
 def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
     """Fewer ranks do not help if nothing is wrong; absorbing may, if it does better than the original."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
@@ -638,8 +651,8 @@ def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
         config = LLAMA | {"model_type": model_type, "intermediate_size": 216}
         plan = planned(headers(config, CHANNELS, gated(MLP, 216)), Policy())
         first, *rest = advice(source, plan, find_engine("sglang-0.5.23"), "OUT")
-        assert first == (f"{keeps} {'like this ' if rest else ''}for this engine", "")
-        assert [said for said, _ in rest] == (["'serves' instead of 'Triton only' takes:"] if plan.absorbable else [])
+        assert first == (f"{keeps} {'this way ' if rest else ''}for this engine", "")
+        assert [said for said, _ in rest] == (["for 'serves' instead of 'Triton only':"] if plan.absorbable else [])
         assert bool(rest) == (model_type == "llama")
         assert all(command.endswith(" OUT --absorb") for _, command in rest)
 
@@ -742,7 +755,8 @@ KIMI_MLP = {f"vision_tower.encoder.blocks.0.mlp.{name}.weight": ("BF16", (213, 2
 @pytest.mark.parametrize(
     ("config", "shapes", "ranks", "outcome"),
     [
-        # vLLM replicates the tower of Gemma 4, and divides that of Qwen2.5-VL.
+        # vLLM replicates the towers of Gemma 4 and Muse Glimmer, and divides that of Qwen2.5-VL.
+        ("muse_glimmer", {"model.vision_tower.layers.0.mlp.fc1.weight": ("BF16", (213, 256))}, 2, "serves"),
         ("gemma4", plain("model.vision_tower.encoder.layers.0.mlp", 213, leaf="linear.weight"), 2, "serves"),
         ("qwen2_5_vl", plain("visual.blocks.0.mlp", 213), 2, "refuses"),
         # If ranks cannot share the heads, towers of some models are replicated, such as Kimi's.
@@ -760,6 +774,11 @@ def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
     tower = {"model_type": config, heads: 4, "intermediate_size": 213, "hidden_act": "silu"}
     made = beside_fp8({"model_type": config, "text_config": text, "vision_config": tower}, shapes)
     assert Judge(planned(made, Policy()), VLLM).original(ranks).outcome == outcome
+    if outcome == "refuses":  # what is in the way is no FP8 layer
+        with pytest.raises(
+            NotServedError, match=rf"at TP {ranks}: 213 neurons of {re.escape(next(iter(shapes))[:12])}"
+        ):
+            check_served(planned(made, Policy(tensor_parallel_size=ranks)), VLLM)
 
 
 def test_an_mlp_that_the_models_own_file_pads_is_not_refused() -> None:

@@ -30,7 +30,7 @@ OTHER_FORM_FOLDERS = frozenset({"original", "onnx"})
 NEVER_COPIED = frozenset({".git", ".cache"})
 
 # Limits in bytes of texts that are read whole; parsed, they take up to 60 times as much memory. An index of 200,000
-# tensors has 20 MB; if 60,000 Linears are padded, config.json has 7 MB and fp8pad.json 40 MB.
+# tensors has 20 MB; if 60,000 Linears are padded, an indented config.json has 23 MB and fp8pad.json 62 MB.
 _MAX_TEXT_BYTES, _MAX_LIST_BYTES = 32_000_000, {INDEX_FILE: 64_000_000, RECORD_FILE: 128_000_000}
 
 

@@ -115,7 +115,7 @@ CHECKPOINT: Mapping[str, Any] = {
     "skip": typer.Option(
         callback=lambda names: tuple(names or ()),
         metavar="PATTERN",
-        help="Leave modules with matching names unchanged; can be repeated.",
+        help="Leave modules unchanged whose whole name matches, such as '*.q_proj'; can be repeated.",
     ),
     "strict": typer.Option("--strict", help="Fail if an FP8 layer is not understood."),
     "follow_links": typer.Option(

@@ -58,9 +58,11 @@ def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
 
 def check_served(plan: CheckpointPlan, engine: Engine) -> None:
     """Raise `NotServedError` if the engine is known to refuse what the plan makes, at the plan's TP size."""
-    if refused := converted_verdict(plan, engine).refused:
-        at = f"{engine.title} at TP {plan.policy.tensor_parallel_size}"
-        raise NotServedError(f"not served by {at}: {counted(len(refused), 'layer')}, the first: {refused[0]}")
+    verdict = converted_verdict(plan, engine)
+    if refused := verdict.refused:
+        at, cause = f"{engine.title} at TP {plan.policy.tensor_parallel_size}", verdict.refusals[0]
+        layers = f"{counted(len(refused), 'layer')}, the first: {refused[0]}"
+        raise NotServedError(f"not served by {at}: {cause.why if cause.of_whole_model else layers}")
 
 
 class Judge:

@@ -26,10 +26,10 @@ def advice(
     """Yield next steps: a sentence and a command, one of which may be empty. `options` are added to a conversion.
 
     If the engine refuses both the plan's result and the original, suggest the nearest policy whose result it does not
-    refuse. Otherwise suggest to keep the original, if only that is served, or the plan's own conversion, if it changes
-    anything and is not written yet; and to absorb, if the engine then does better. If absorbing costs the same as the
-    plan, suggest only that, even if it saves nothing but the plugin. If there is nothing to do, suggest another size at
-    which converting helps. `sizes` is the result of `compare_sizes`, if that is known already.
+    refuse. Otherwise suggest to keep the original, if only that is served or nothing is gained, or the plan's own
+    conversion, if that is not written yet; and to absorb, if the engine then does better. If absorbing costs the same
+    as the plan, suggest only that, even if it saves nothing but the plugin. If nothing is gained, suggest another size
+    at which converting helps. `sizes` is the result of `compare_sizes`, if that is known already.
     """
 
     def converting(policy: Policy) -> str:
@@ -43,19 +43,22 @@ def advice(
         yield said, converting(nearest) if nearest else ""
         return
     outcome = (at.original if made.refused else made).outcome
+    no_gain = plan.changes_nothing or (at.original.outcome == "serves" and plan.policy.alignment == "auto")
     absorbed, policy = better_absorbed(plan, at, outcome) or (None, plan.policy)
     if made.refused:
-        how = "like this for" if absorbed else "for"
-        yield f"{engine.title} does better with the original ('{outcome}'): do not convert it {how} this engine", ""
+        how = " this way" if absorbed else ""
+        yield f"{engine.title} does better with the original ('{outcome}'): do not convert it{how} for this engine", ""
     elif plan.changes_nothing:
         yield f"nothing to convert for TP {ranks}: the checkpoint would stay as it is", ""
+    elif no_gain:
+        yield f"nothing to gain at TP {ranks}: {engine.title} serves the original as it is", ""
     elif not is_written and not (absorbed and costs_the_same(plan, absorbed)):
         yield "", converting(plan.policy)
     if absorbed and absorbed.verdict.outcome != outcome:
-        yield f"'{absorbed.verdict.outcome}' instead of '{outcome}' takes:", converting(policy)
-    elif absorbed and not is_written:
+        yield f"for '{absorbed.verdict.outcome}' instead of '{outcome}':", converting(policy)
+    elif absorbed and not is_written and not no_gain:
         yield f"absorbed for TP {ranks}, it needs no plugin and costs no more:", converting(policy)
-    elif plan.changes_nothing and (helped := next((at.num_ranks for at in sizes if at.is_helped), None)):
+    elif no_gain and (helped := next((at.num_ranks for at in sizes if at.is_helped), None)):
         yield f"converting helps at TP {helped}:", command("plan", source, "--tensor-parallel-size", helped)
 
 
