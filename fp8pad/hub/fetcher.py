@@ -158,9 +158,9 @@ class Fetcher:
             while chunk := opened_part.read(CHUNK_BYTES):
                 digest.update(chunk)
                 advance(len(chunk))
-            offset = opened_part.tell()
+            target, offset = OpenFile(descriptor, str(part)), opened_part.tell()
             for chunk in self.files.repo.chunks(file.name, offset, file.size):
-                OpenFile(descriptor, str(part)).write(offset, chunk)
+                target.write(offset, chunk)
                 offset += len(chunk)
                 digest.update(chunk)
                 advance(len(chunk))

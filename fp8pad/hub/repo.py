@@ -114,25 +114,25 @@ class Repo:
 
     def _fill(self, path: Path, file: HubFile) -> Beginning:
         """Fetch a text, or the header of a shard, chunk by chunk: several at a time could need a lot of memory."""
-        done, end = 0, min(file.size, max_text_bytes(file.name) if file.name in TEXTS else FIRST_BYTES)
+        offset, end = 0, min(file.size, max_text_bytes(file.name) if file.name in TEXTS else FIRST_BYTES)
         first, sha256, digest = b"", hashlib.sha256(), file.digest()
         with writing(path):
             opened_outline = path.open("r+b", buffering=0)
         with opened_outline:
-            outline, offset = OpenFile(opened_outline.fileno(), str(path)), 0
-            while done < end:
-                for chunk in self.chunks(file.name, done, end):
+            outline = OpenFile(opened_outline.fileno(), str(path))
+            while offset < end:
+                for chunk in self.chunks(file.name, offset, end):
                     outline.write(offset, chunk)
                     offset += len(chunk)
                     first += chunk[: LENGTH_BYTES - len(first)]
                     sha256.update(chunk)
                     digest.update(chunk)
-                done, header_end = end, LENGTH_BYTES + int.from_bytes(first, "little")
+                header_end = LENGTH_BYTES + int.from_bytes(first, "little")
                 if file.name not in TEXTS and header_end <= LENGTH_BYTES + MAX_HEADER_BYTES:
                     end = max(end, min(header_end, file.size))
-        if done == file.size:
+        if offset == file.size:
             self.check(file, digest.hexdigest())
-        return Beginning(done, sha256.hexdigest())
+        return Beginning(offset, sha256.hexdigest())
 
     def chunks(self, file: str, begin: int, end: int) -> Iterator[bytes]:
         """Yield bytes `[begin, end)` of a file; if the connection breaks, the rest is requested again."""
