@@ -16,10 +16,11 @@ from fp8pad.checkpoint.json_text import dumps_like, index_text, parse_object, st
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.errors import CheckpointError, PlanError
+from fp8pad.parsing import check_density
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.reading import check_density
-from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord, QuantizationRecord
+from fp8pad.quantization_config import QuantizationRecord
+from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord
 
 
 def converted_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = False) -> Contents:

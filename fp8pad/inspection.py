@@ -11,15 +11,9 @@ from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.planning import plan_checkpoint
-from fp8pad.record import (
-    FORMAT_VERSION,
-    RECORD_FILE,
-    CheckpointRecord,
-    Policy,
-    QuantizationRecord,
-    parse_record,
-    tensor_to_json,
-)
+from fp8pad.quantization_config import QuantizationRecord
+from fp8pad.reading import to_json
+from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, Policy, parse_record
 from fp8pad.summary import headline
 from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
 from fp8pad.verification.disagreements import examine, quantization_of
@@ -64,7 +58,7 @@ class Inspection:
                 "policy": self.record.policy.to_json(),
                 "source_bytes": self.source_bytes,
                 "size_bytes": self.size_bytes,
-                "tensors": {name: tensor_to_json(tensor) for name, tensor in self.record.tensors.items()},
+                "tensors": {name: to_json(tensor) for name, tensor in self.record.tensors.items()},
                 "config_edits": [asdict(edit) for edit in self.record.config_edits],
             }
         return document

@@ -1,15 +1,14 @@
 """Strict reading of JSON into frozen dataclasses, by their type hints."""
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import cache
-from math import isfinite
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from fp8pad.errors import Fp8padError, shown
+from fp8pad.parsing import parsed
 
 T = TypeVar("T")
 
@@ -18,14 +17,6 @@ PositiveSize = Annotated[int, range(1, 2**63), "a positive size"]
 
 # Metadata of a field that has a default but is in every file: a file without it is damaged.
 ALWAYS_WRITTEN = {"always written": True}
-
-MAX_SHARED = 16  # entries of an object that may be shared, or of a list in it; objects for one tensor have six
-_CONTAINERS = frozenset({list, dict})
-MAX_NESTING = 100  # levels of objects and lists, far below the recursion limit of what copies and writes them
-
-# A list or object takes up to 90 bytes of memory, but only two characters of text: beyond the first 100,000, each needs
-# some text of its own. In headers and records of the shortest names, each has 13 characters; in real ones, 28 or more.
-_FREE_CONTAINERS, _CONTAINER_CHARACTERS = 100_000, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +30,9 @@ class Reader:
     is_by_hand: bool = False
 
     def parse_json(self, text: str, where: str, shares: bool = False) -> Any:
-        """Parse JSON text; with `shares`, small equal objects become one object.
-
-        JSON that could not be written again is refused too: nesting deeper than `MAX_NESTING`, the escape of a lone
-        surrogate, which UTF-8 cannot encode, or a number such as 1e999. `check_density` refuses more.
-        """
+        """Parse JSON text; see `parsing.parsed`."""
         try:
-            return _parsed(text, _sharing() if shares else None)
+            return parsed(text, shares)
         except ValueError as error:
             raise self.error(f"{where}: not JSON: {error}") from error
 
@@ -70,16 +57,6 @@ class Reader:
             raise self.error(f"{where}{error.place}: {error}") from None
 
 
-def check_density(parts: Iterable[str]) -> None:
-    """Raise `ValueError` if JSON has so many lists and objects that the size of its text does not bound its memory."""
-    length = count = 0
-    for part in parts:
-        length += len(part)
-        count += part.count("[") + part.count("{")
-    if (count - _FREE_CONTAINERS) * _CONTAINER_CHARACTERS > length:
-        raise ValueError(f"expected fewer lists and objects than {count} in {length} characters")
-
-
 def check_fields(found: object, error: type[Fp8padError]) -> None:
     """Raise `error` if a field of a dataclass has a value that `Reader.read` would refuse; tuples count as lists."""
     for name, kind, _ in _fields_of(cast("Any", type(found))):
@@ -88,6 +65,11 @@ def check_fields(found: object, error: type[Fp8padError]) -> None:
             _at(name, kind, list(value) if type(value) is tuple else value, False)
         except _MalformedError as malformed:
             raise error(f"{malformed.place.removeprefix(': ')}: {malformed}") from None
+
+
+def to_json(found: Any) -> dict[str, Any]:
+    """Return a dataclass, and those in it, as JSON objects; fields that are None are omitted."""
+    return asdict(found, dict_factory=lambda items: {name: value for name, value in items if value is not None})
 
 
 class _MalformedError(Exception):
@@ -190,58 +172,6 @@ def _expect(holds: bool, wanted: str, value: Any) -> Any:
     if not holds:
         raise _MalformedError(f"expected {wanted}, got {shown(value)}")
     return value
-
-
-def _parsed(text: str, object_hook: Callable[[dict[str, Any]], Any] | None) -> Any:
-    check_density((text,))
-    try:
-        document = json.loads(text, object_hook=object_hook, parse_float=_float)
-    except RecursionError as error:
-        raise ValueError(f"expected at most {MAX_NESTING} levels") from error
-    _check_nesting(document)
-    if "\\u" in text:
-        json.dumps(document, ensure_ascii=False).encode()
-    return document
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if not isfinite(value):
-        raise ValueError(f"expected a number that a double can hold, got {shown(text)}")
-    return value
-
-
-def _sharing() -> Callable[[dict[str, Any]], Any]:
-    """Return an object hook that replaces an object with an equal earlier one; inner objects were replaced before."""
-    known: dict[object, dict[str, Any]] = {}
-
-    def share(found: dict[str, Any]) -> dict[str, Any]:
-        if len(found) > MAX_SHARED or any(_is_deep(value) for value in found.values() if type(value) is list):
-            return found
-        values = (id(value) if type(value) is dict else repr(value) for value in found.values())
-        return known.setdefault((*found, *values), found)
-
-    return share
-
-
-def _is_deep(values: list[Any]) -> bool:
-    """Return whether a list is long or has containers in it: each enclosing object would read all of it again."""
-    return len(values) > MAX_SHARED or not _CONTAINERS.isdisjoint(map(type, values))
-
-
-def _check_nesting(document: object) -> None:
-    level = [document]
-    for _ in range(MAX_NESTING):
-        level = [inner for value in level for inner in _inside(value)]
-        if not level:
-            return
-    raise ValueError(f"expected at most {MAX_NESTING} levels")
-
-
-def _inside(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
 
 
 def _is_finite(value: object) -> bool:

@@ -8,12 +8,13 @@ import pytest
 from helpers import gated, linear
 
 from fp8pad.errors import ConfigError, PlanError
+from fp8pad.padded import AxisActions, PaddedTensor, Segments
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
-from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments
+from fp8pad.record import ConfigEdit, Policy
 from fp8pad.tensors import TensorHeader
 
 CHANNEL = {

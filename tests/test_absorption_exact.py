@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fp8pad.geometry import as_matrices, num_blocks
+from fp8pad.padded import PaddedTensor
 from fp8pad.planning.absorb.absorption import Absorption, absorb
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import Description, Mlp, Section, families, sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
-from fp8pad.record import PaddedTensor, Policy
+from fp8pad.record import Policy
 from fp8pad.tensors import TensorHeader
 
 Array = NDArray[np.int64]

@@ -5,8 +5,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fp8pad.padded import AxisActions
 from fp8pad.planning.linear import LayerPlan
-from fp8pad.record import AxisActions
 from fp8pad.render.folding import group_layers, name_patterns
 from fp8pad.scales import PerChannel
 

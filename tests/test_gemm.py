@@ -22,8 +22,9 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
 from fp8pad.errors import CheckpointError
+from fp8pad.padded import AxisActions, PaddedTensor, Segments
 from fp8pad.planning import plan_checkpoint
-from fp8pad.record import AxisActions, PaddedTensor, Policy, Segments
+from fp8pad.record import Policy
 from fp8pad.tensors import FP8_WEIGHT_DTYPES
 from fp8pad.verification import verify
 

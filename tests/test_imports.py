@@ -15,7 +15,8 @@ ROOT = Path(fp8pad.__file__).parent
 EXAMPLE = ROOT.parent / "examples" / "llama-fp8"
 
 # What each part may import, from this project and from others; the first name that matches a module decides.
-PURE = {"errors", "geometry", "reading", "record", "scales", "tensors", "text"}
+RECORDS = {"errors", "geometry", "padded", "parsing", "quantization_config", "reading", "record"}
+PURE = RECORDS | {"scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
 WRITING = READING | {"converted", "hub", "output", "parallel", "staged"}
 JUDGING = WRITING | {"card", "verification"}
@@ -28,8 +29,11 @@ ALLOWED: dict[str, set[str]] = {
     "text": set(),
     "tensors": set(),
     "scales": {"geometry"},
-    "reading": {"errors"},
-    "record": {"errors", "geometry", "reading"},
+    "parsing": {"errors"},
+    "reading": {"errors", "parsing"},
+    "padded": {"geometry", "reading"},
+    "record": {"errors", "padded", "reading"},
+    "quantization_config": {"errors", "padded", "reading", "record"},
     "planning": PURE | {"__init__", "planning"},
     "checkpoint": PURE | {"checkpoint", "numpy", "safetensors"},
     "parallel": {"", "__init__", "checkpoint", "errors", "parallel", "ray", "reading"},
@@ -53,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "errors",
         "geometry",
         "packaging",
-        "record",
+        "quantization_config",
         "runtime",
         "scales",
         "torch",

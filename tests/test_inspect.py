@@ -16,8 +16,9 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError, RecordError
 from fp8pad.inspection import inspect_checkpoint
+from fp8pad.padded import AxisActions, PaddedTensor
 from fp8pad.planning import plan_checkpoint
-from fp8pad.record import AxisActions, PaddedTensor, Policy
+from fp8pad.record import Policy
 from fp8pad.render.console import stdout_console
 from fp8pad.render.inspection import inspection_screen
 

@@ -24,7 +24,7 @@ from fp8pad.checkpoint.layout import Transfer, logical_shard, original_layout, s
 from fp8pad.checkpoint.options import VerifyDepth
 from fp8pad.checkpoint.transfer import Hashes, Sums, checksum, read_back, target_prefix, write_shard
 from fp8pad.errors import CheckpointError, OutputError, PlanError
-from fp8pad.record import AxisActions, PaddedTensor, Segments
+from fp8pad.padded import AxisActions, PaddedTensor, Segments
 
 AXES = AxisActions("pad", "pad")
 FILE = "model.safetensors"

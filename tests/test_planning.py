@@ -8,23 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fp8pad.padded import AxisActions, PaddedTensor
 from fp8pad.planning import padding, plan_checkpoint
 from fp8pad.planning.alignment import KERNEL_MULTIPLES
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.sharding import Sharding
-from fp8pad.record import (
-    Alignment,
-    AxisActions,
-    BaseSource,
-    ConfigEdit,
-    Json,
-    ModuleRecord,
-    PaddedTensor,
-    Policy,
-    QuantizationRecord,
-)
+from fp8pad.quantization_config import ModuleRecord, QuantizationRecord
+from fp8pad.record import Alignment, BaseSource, ConfigEdit, Json, Policy
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from fp8pad.errors import GoldenError
-from fp8pad.reading import ALWAYS_WRITTEN, MAX_NESTING, MAX_SHARED, PositiveSize, Reader, Size
+from fp8pad.parsing import MAX_NESTING, MAX_SHARED
+from fp8pad.reading import ALWAYS_WRITTEN, PositiveSize, Reader, Size
 
 READER = Reader(GoldenError)
 

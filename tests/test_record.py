@@ -11,22 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp8pad.errors import RecordError
+from fp8pad.padded import AxisActions, PaddedTensor, Segments
+from fp8pad.quantization_config import ModuleRecord, QuantizationRecord, parse_quantization_config
+from fp8pad.reading import to_json
 from fp8pad.record import (
-    AxisActions,
     BaseSource,
     CheckpointRecord,
     ConfigEdit,
     FileRecord,
-    ModuleRecord,
-    PaddedTensor,
     Policy,
-    QuantizationRecord,
-    Segments,
-    parse_quantization_config,
     parse_record,
     parse_shard_metadata,
     shard_metadata,
-    tensor_to_json,
 )
 
 RECORD = CheckpointRecord(
@@ -116,7 +112,7 @@ def test_optional_fields_are_left_out_where_they_say_nothing() -> None:
 def test_segments_count_their_axis_from_the_end() -> None:
     """None means the N axis, which segments nearly always divide."""
     assert [Segments((), (), axis).matrix_axis for axis in (None, -2, -1)] == [1, 1, 2]
-    assert "axis" not in tensor_to_json(RECORD.tensors["a.weight"])["segments"]
+    assert "axis" not in to_json(RECORD.tensors["a.weight"])["segments"]
 
 
 A = "a.weight"

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 
 from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.padded import AxisActions, Disposition
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.sharding import Sharding
 from fp8pad.planning.tensor_parallel import SharedCount
-from fp8pad.record import AxisActions, ConfigEdit, Disposition, Policy
+from fp8pad.record import ConfigEdit, Policy
 from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
 from fp8pad.render.plan import how, plan_screen, skipped_facts
 from fp8pad.render.progress import BarProgress, LineProgress

@@ -189,7 +189,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.torch
 def test_a_vllm_that_lacks_everything_starts_other_models(engine: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The method is registered silently; a padded checkpoint gets an error that names the missing symbol."""
-    from fp8pad.record import QuantizationRecord
+    from fp8pad.quantization_config import QuantizationRecord
     from fp8pad.runtime import register
 
     register()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fp8pad.record import ModuleRecord
+from fp8pad.quantization_config import ModuleRecord
 from fp8pad.runtime.parts import LayerParts, find_renamed
 
 IN_PROJ = ModuleRecord((568, 136), (576, 144), (16, 16))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import round_up
-from fp8pad.record import ModuleRecord
+from fp8pad.quantization_config import ModuleRecord
 from fp8pad.runtime.parts import WEIGHT, LayerParts, find_layer, leading_sizes
 from fp8pad.runtime.sizes import Rank, RankSizes, Span
 from fp8pad.scales import PerBlock, PerChannel

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from fp8pad.padded import AxisActions
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import families, sections_of
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.scale_layouts import granularity_of
-from fp8pad.record import AxisActions, Policy
+from fp8pad.record import Policy
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 from fp8pad.tensors import ShardHeader, TensorHeader
 

@@ -8,9 +8,10 @@ from helpers import llama
 
 from fp8pad import library
 from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.padded import AxisActions
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.linear import LayerPlan
-from fp8pad.record import AxisActions, ConfigEdit, Policy
+from fp8pad.record import ConfigEdit, Policy
 from fp8pad.scales import PerChannel
 from fp8pad.summary import flops_added_share, output_files
 

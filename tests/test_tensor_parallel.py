@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import round_up
+from fp8pad.padded import AxisActions
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.sharding import RankPart
 from fp8pad.planning.tensor_parallel import shardings
-from fp8pad.record import AxisActions, Json, ModuleRecord
+from fp8pad.quantization_config import ModuleRecord
+from fp8pad.record import Json
 from fp8pad.runtime.parts import FUSED_MODULES, LayerParts
 from fp8pad.runtime.sizes import Rank, RankSizes
 from fp8pad.scales import PerBlock, PerChannel

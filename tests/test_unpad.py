@@ -35,8 +35,9 @@ from fp8pad.checkpoint.writer import Writer
 from fp8pad.conversion import convert
 from fp8pad.errors import AlteredPaddingError, CheckpointError, OutputError, RecordError, VerifyError
 from fp8pad.inspection import inspect_checkpoint
+from fp8pad.padded import AxisActions, PaddedTensor, Segments
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import AxisActions, ConfigEdit, PaddedTensor, Policy, Segments, by_key
+from fp8pad.record import ConfigEdit, Policy, by_key
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import restoration_screen
 from fp8pad.unpadding import UnpadReport, unpad

@@ -27,17 +27,8 @@ from fp8pad.checkpoint.shards import (
     shard_files,
 )
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, HeaderError, RecordError
-from fp8pad.record import (
-    CONFIG_FILE,
-    METADATA_KEY,
-    MODELOPT_FILE,
-    QUANT_METHOD,
-    RECORD_FILE,
-    CheckpointRecord,
-    Json,
-    parse_record,
-    plugin_config,
-)
+from fp8pad.quantization_config import QUANT_METHOD, plugin_config
+from fp8pad.record import CONFIG_FILE, METADATA_KEY, MODELOPT_FILE, RECORD_FILE, CheckpointRecord, Json, parse_record
 from fp8pad.tensors import ShardHeader
 
 

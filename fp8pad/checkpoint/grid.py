@@ -9,7 +9,7 @@ from itertools import product
 from math import prod
 
 from fp8pad.geometry import as_matrices
-from fp8pad.record import PaddedTensor, Segments
+from fp8pad.padded import PaddedTensor, Segments
 from fp8pad.tensors import DTYPE_BITS, ONE_BYTES
 
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from fp8pad.checkpoint.files import OpenFile, open_file
 from fp8pad.errors import HeaderError, shown
-from fp8pad.reading import check_density
+from fp8pad.parsing import check_density
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
 METADATA = "__metadata__"

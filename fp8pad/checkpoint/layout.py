@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from fp8pad.checkpoint.grid import Chunk, Grid, copy_chunks, tensor_grid
 from fp8pad.checkpoint.headers import LENGTH_BYTES, MAX_HEADER_BYTES, framed, header_bytes, in_data_order, parse_header
 from fp8pad.errors import PlanError
-from fp8pad.record import METADATA_KEY, PaddedTensor, shard_metadata
+from fp8pad.padded import PaddedTensor
+from fp8pad.record import METADATA_KEY, shard_metadata
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 

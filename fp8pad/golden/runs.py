@@ -22,7 +22,8 @@ from fp8pad.golden.request import (
     settings_to_check,
     settings_to_record,
 )
-from fp8pad.record import CONFIG_FILE, plugin_config
+from fp8pad.quantization_config import plugin_config
+from fp8pad.record import CONFIG_FILE
 from fp8pad.text import counted, printable
 
 

@@ -20,9 +20,11 @@ from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.errors import PlanError
 from fp8pad.geometry import as_matrices
 from fp8pad.hub import opened
+from fp8pad.padded import PaddedTensor
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.config import edited_config
-from fp8pad.record import CONFIG_FILE, BaseSource, PaddedTensor, Policy, QuantizationRecord
+from fp8pad.quantization_config import QuantizationRecord
+from fp8pad.record import CONFIG_FILE, BaseSource, Policy
 
 QUANTIZATION_CONFIG = "quantization_config"
 Tensors = dict[str, torch.Tensor]

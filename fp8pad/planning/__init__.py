@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from fp8pad.errors import PlanError
+from fp8pad.padded import PaddedTensor
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
 from fp8pad.planning.absorb.inner import inner_axes, shared_neurons
 from fp8pad.planning.absorb.matching import find_governed
@@ -20,7 +21,8 @@ from fp8pad.planning.padding import padded_tensors, plan_layers, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.planning.tensor_parallel import shardings, shared_counts
-from fp8pad.record import CONFIG_FILE, Json, ModuleRecord, PaddedTensor, Policy
+from fp8pad.quantization_config import ModuleRecord
+from fp8pad.record import CONFIG_FILE, Json, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
 
 _module = lru_cache(ModuleRecord)  # many layers are equal

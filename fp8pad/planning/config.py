@@ -6,7 +6,8 @@ from typing import Any
 
 from fp8pad.errors import ConfigError
 from fp8pad.planning.quantization import record_key, value_at
-from fp8pad.record import CONFIG_FILE, BaseSource, ConfigEdit, Json, QuantizationRecord
+from fp8pad.quantization_config import QuantizationRecord
+from fp8pad.record import CONFIG_FILE, BaseSource, ConfigEdit, Json
 
 
 def edited_config(

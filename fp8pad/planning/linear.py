@@ -6,8 +6,8 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from fp8pad.geometry import is_aligned, padded_shape
+from fp8pad.padded import Axis, AxisActions
 from fp8pad.planning.sharding import COLUMN, Fit, RankPart, Shape, Sharding
-from fp8pad.record import Axis, AxisActions
 from fp8pad.scales import Granularity, Order, in_order
 from fp8pad.tensors import TensorHeader
 

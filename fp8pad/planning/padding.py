@@ -5,12 +5,13 @@ from dataclasses import replace
 from typing import Literal
 
 from fp8pad.geometry import padded_shape
+from fp8pad.padded import Axis, AxisActions, Disposition, PaddedTensor, Shape
 from fp8pad.planning.absorb.absorption import Absorption
 from fp8pad.planning.alignment import alignment_of
 from fp8pad.planning.linear import Fp8Linear, LayerPlan
 from fp8pad.planning.reasons import reason_of
 from fp8pad.planning.sharding import Sharding
-from fp8pad.record import Axis, AxisActions, Disposition, PaddedTensor, Policy, Shape
+from fp8pad.record import Policy
 from fp8pad.scales import PerBlock, in_order, resized_scale
 from fp8pad.tensors import tensor_bytes
 

@@ -6,9 +6,11 @@ from functools import cached_property
 from math import gcd, lcm
 
 from fp8pad.geometry import round_up
+from fp8pad.padded import Axis, PaddedTensor
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.tensor_parallel import SharedCount, Sizes
-from fp8pad.record import Axis, BaseSource, ConfigEdit, Json, ModuleRecord, PaddedTensor, Policy, by_key
+from fp8pad.quantization_config import ModuleRecord
+from fp8pad.record import BaseSource, ConfigEdit, Json, Policy, by_key
 
 
 @dataclass(frozen=True, slots=True)

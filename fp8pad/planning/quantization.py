@@ -8,7 +8,8 @@ from typing import Any
 
 from fp8pad.errors import ConfigError, shown
 from fp8pad.planning.weight_formats import WeightFormats, read_formats, read_object
-from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, BaseSource, Json, quantization_method
+from fp8pad.quantization_config import quantization_method
+from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, BaseSource, Json
 
 QUANTIZATION_KEY = "quantization_config"
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from rich.text import Text
 
 from fp8pad.inspection import Inspection
-from fp8pad.record import CheckpointRecord, PaddedTensor, Policy
+from fp8pad.padded import PaddedTensor
+from fp8pad.record import CheckpointRecord, Policy
 from fp8pad.render.console import Fact, edit_facts, growth
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import how

@@ -9,11 +9,11 @@ from rich.text import Text
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import is_other_form
 from fp8pad.checkpoint.shards import MISTRAL_CONFIG_FILE, is_shard
+from fp8pad.padded import AxisActions
 from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
-from fp8pad.record import AxisActions
 from fp8pad.render.advice import advice
 from fp8pad.render.console import Fact, edit_facts, growth, shortened
 from fp8pad.render.folding import group_layers

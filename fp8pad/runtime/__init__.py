@@ -16,7 +16,7 @@ def register() -> None:
     try:
         from vllm.model_executor.layers.quantization import register_quantization_config
 
-        from fp8pad.record import QUANT_METHOD
+        from fp8pad.quantization_config import QUANT_METHOD
         from fp8pad.runtime.config import make_config_class
 
         register_quantization_config(QUANT_METHOD)(make_config_class())

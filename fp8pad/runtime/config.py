@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fp8pad.errors import RecordError
-from fp8pad.record import QUANT_METHOD, ModuleRecord, parse_quantization_config, quantization_method
+from fp8pad.quantization_config import QUANT_METHOD, ModuleRecord, parse_quantization_config, quantization_method
 from fp8pad.runtime.layer import is_quantized_linear
 from fp8pad.runtime.linear import InnerTails, PaddedLinearMethod, padded_linear_method
 from fp8pad.runtime.parts import find_layer, find_renamed

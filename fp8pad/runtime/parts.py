@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fp8pad.errors import UnsupportedLayerError
-from fp8pad.record import ModuleRecord
+from fp8pad.quantization_config import ModuleRecord
 from fp8pad.scales import Granularity, PerBlock, PerChannel
 
 ShardId = str | int | tuple[int, ...] | None

@@ -20,7 +20,8 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
-from fp8pad.record import CONFIG_FILE, FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, ModuleRecord, Policy
+from fp8pad.quantization_config import ModuleRecord
+from fp8pad.record import CONFIG_FILE, FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
 from fp8pad.text import counted
 from fp8pad.verification.changed_files import changed_files, is_dangerous, is_wrong, notes_on_files
 from fp8pad.verification.checks import byte_differences

@@ -14,21 +14,11 @@ from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.checkpoint.json_text import dumps_like, index_text, states_total
 from fp8pad.errors import CheckpointError
 from fp8pad.geometry import as_matrices
+from fp8pad.padded import PaddedTensor, Shape
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.quantization import value_at
-from fp8pad.record import (
-    CONFIG_FILE,
-    METADATA_KEY,
-    RECORD_FILE,
-    CheckpointRecord,
-    Json,
-    PaddedTensor,
-    QuantizationRecord,
-    Shape,
-    parse_quantization_config,
-    parse_shard_metadata,
-    plugin_config,
-)
+from fp8pad.quantization_config import QuantizationRecord, parse_quantization_config, plugin_config
+from fp8pad.record import CONFIG_FILE, METADATA_KEY, RECORD_FILE, CheckpointRecord, Json, parse_shard_metadata
 from fp8pad.tensors import ShardHeader
 from fp8pad.verification.original import Original, original_json, original_of
 

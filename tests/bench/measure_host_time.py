@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fp8pad.geometry import padded_shape
-from fp8pad.record import ModuleRecord
+from fp8pad.quantization_config import ModuleRecord
 from fp8pad.runtime.config import padded_config
 
 # N and K in a decoder layer of `llama-hidden-4104` (examples/gpu/synthetic.py), by what is unaligned.

@@ -22,7 +22,8 @@ from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import find_engine
-from fp8pad.record import Policy, parse_quantization_config, parse_record, parse_shard_metadata
+from fp8pad.quantization_config import parse_quantization_config
+from fp8pad.record import Policy, parse_record, parse_shard_metadata
 from fp8pad.summary import plan_document
 from fp8pad.unpadding import unpad
 from fp8pad.verification import verify

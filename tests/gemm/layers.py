@@ -15,8 +15,8 @@ import numpy as np
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.geometry import as_matrices
+from fp8pad.padded import PaddedTensor
 from fp8pad.planning.linear import Fp8Linear
-from fp8pad.record import PaddedTensor
 from fp8pad.scales import PerBlock
 from fp8pad.tensors import TensorHeader
 from gemm.float8 import Bytes, Floats, scale_values

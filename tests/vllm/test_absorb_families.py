@@ -16,11 +16,12 @@ import pytest
 from test_absorption_exact import segment_places
 
 from fp8pad.geometry import as_matrices
+from fp8pad.padded import PaddedTensor
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.families import families, sections_of
-from fp8pad.record import PaddedTensor, Policy
+from fp8pad.record import Policy
 from fp8pad.tensors import ShardHeader, TensorHeader
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (make test-vllm)")

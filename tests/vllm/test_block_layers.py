@@ -14,7 +14,8 @@ from fp8pad.geometry import padded_shape
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.verdict import Judge
-from fp8pad.record import ModuleRecord, Policy
+from fp8pad.quantization_config import ModuleRecord
+from fp8pad.record import Policy
 from fp8pad.runtime.linear import padded_linear_method
 from fp8pad.runtime.parts import LayerParts
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fp8pad.errors import RecordError
-from fp8pad.record import ModuleRecord, QuantizationRecord
+from fp8pad.quantization_config import ModuleRecord, QuantizationRecord
 from fp8pad.runtime.config import RECORD_KEY, Fp8padConfigMethods, base_method, make_config_class
 from fp8pad.runtime.linear import InnerTails, PaddedLinearMethod
 from fp8pad.runtime.parts import LayerParts

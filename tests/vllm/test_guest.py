@@ -14,7 +14,7 @@ import pytest
 from serving import serve_apart
 
 from fp8pad.errors import EngineError
-from fp8pad.record import QuantizationRecord
+from fp8pad.quantization_config import QuantizationRecord
 from fp8pad.runtime import contract, patches, register
 from fp8pad.runtime.config import RECORD_KEY, Fp8padConfigMethods
 from fp8pad.runtime.contract import EngineSymbol

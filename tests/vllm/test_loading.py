@@ -8,7 +8,7 @@ import torch
 
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import num_blocks, padded_shape
-from fp8pad.record import ModuleRecord
+from fp8pad.quantization_config import ModuleRecord
 from fp8pad.runtime.linear import padded_linear_method
 from fp8pad.runtime.parts import LayerParts
 

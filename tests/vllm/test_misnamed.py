@@ -8,7 +8,7 @@ import pytest
 import torch
 from serving import serve
 
-from fp8pad.record import ModuleRecord
+from fp8pad.quantization_config import ModuleRecord
 from fp8pad.runtime.config import padded_config_class
 from fp8pad.runtime.patches import loading_misnamed
 

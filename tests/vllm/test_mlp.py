@@ -15,7 +15,7 @@ from test_block_layers import _grown as grown_to_blocks
 from test_block_layers import _pretend_rank
 
 from fp8pad.geometry import round_up
-from fp8pad.record import ModuleRecord
+from fp8pad.quantization_config import ModuleRecord
 from fp8pad.runtime.config import padded_config
 from fp8pad.runtime.linear import PaddedLinearMethod
 from fp8pad.runtime.patches import startup_line

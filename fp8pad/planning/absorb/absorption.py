@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fp8pad.errors import CheckpointError, PlanError
+from fp8pad.padded import Axis, PaddedTensor
 from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes
 from fp8pad.planning.families import Section
@@ -18,7 +19,7 @@ from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import is_scale_name, module_name
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.planning.tensor_parallel import SharedCount
-from fp8pad.record import CONFIG_FILE, Axis, ConfigEdit, PaddedTensor, Policy
+from fp8pad.record import CONFIG_FILE, ConfigEdit, Policy
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 

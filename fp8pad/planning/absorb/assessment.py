@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from fp8pad.errors import CheckpointError, ConfigError
+from fp8pad.padded import PaddedTensor
 from fp8pad.planning.absorb.config_size import config_size, multiplier
 from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
@@ -13,7 +14,7 @@ from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.plan import AbsorbableSize
-from fp8pad.record import CONFIG_FILE, PaddedTensor, Policy
+from fp8pad.record import CONFIG_FILE, Policy
 
 
 @dataclass(frozen=True, slots=True)

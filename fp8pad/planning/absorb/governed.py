@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from fp8pad.padded import Axis
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import Role
 from fp8pad.planning.linear_names import Division
-from fp8pad.record import Axis
 from fp8pad.scales import Order
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
 

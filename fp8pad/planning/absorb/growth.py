@@ -4,9 +4,9 @@ from math import prod
 from typing import Literal
 
 from fp8pad.errors import PlanError
+from fp8pad.padded import AxisActions, PaddedTensor, Segments, Shape
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxis
 from fp8pad.planning.linear import Fp8Linear
-from fp8pad.record import AxisActions, PaddedTensor, Segments, Shape
 from fp8pad.scales import PerBlock, resized_scale
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES
 

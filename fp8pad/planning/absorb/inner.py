@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from fp8pad.padded import Axis
 from fp8pad.planning.absorb.assessment import check_activation
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes, GovernedAxis, GovernedSize
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.tensor_parallel import SharedCount, num_heads
-from fp8pad.record import Axis
 
 
 def inner_axes(governed_axes: GovernedAxes, linears: Iterable[Fp8Linear]) -> Mapping[str, Axis]:

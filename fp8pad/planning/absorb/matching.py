@@ -8,10 +8,10 @@ from itertools import chain
 from typing import Any
 
 from fp8pad.errors import PlanError
+from fp8pad.padded import Axis
 from fp8pad.planning.absorb.governed import GovernedAxes, GovernedAxis, GovernedSize, inner_sizes
 from fp8pad.planning.families import Description, Mlp, Section
 from fp8pad.planning.linear_names import Division
-from fp8pad.record import Axis
 from fp8pad.tensors import TensorHeader
 
 _WORD_IN_BRACES = re.compile(r"\{\w+\}")
