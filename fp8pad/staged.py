@@ -1,6 +1,6 @@
 """Staging a checkpoint: what is checked before writing, and what a run that ends early leaves for the next one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import check_destination, check_replaceable, check_space
 from fp8pad.checkpoint.files import FileIdentity, writing
+from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
@@ -84,6 +85,11 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
         progress.start(label_of(layouts, options), sum(map(writer.work_bytes, layouts)), len(layouts))
         try:
             run_all(writer.write_shard, layouts, options.jobs, progress)
+        except BaseException as error:
+            with suppress(OSError):
+                if num_finished := _num_finished(writer, layouts):
+                    error.add_note(f"run the same command to resume: {_finished(num_finished, writer, layouts)}")
+            raise
         finally:
             staging.discard_unfinished()
         return tuple(layout.file for layout in contents.layouts if writer.is_finished(layout))
@@ -143,22 +149,28 @@ def _end_early(out: Output, error: BaseException) -> str | None:
 def _fails_again(out: Output, error: BaseException) -> bool:
     """Return whether the next run would end like this one: every shard is finished, and one is wrong."""
     is_wrong = isinstance(error, VerifyError) and not out.options.finishes
-    return is_wrong and _num_finished(out) == len(out.contents.layouts)
+    return is_wrong and _num_finished(out.writer, out.contents.layouts) == len(out.contents.layouts)
 
 
-def _num_finished(out: Output) -> int:
-    return sum(out.writer.staging.finished(out.writer.key(layout)) is not None for layout in out.contents.layouts)
+def _num_finished(writer: Writer, layouts: Sequence[ShardLayout]) -> int:
+    return sum(writer.staging.finished(writer.key(layout)) is not None for layout in layouts)
+
+
+def _finished(num_finished: int, writer: Writer, layouts: Sequence[ShardLayout]) -> str:
+    return f"{num_finished} of {len(layouts)} shards are finished in {writer.staging.root.path}"
 
 
 def _resumable(out: Output, error: BaseException) -> str:
-    staging, num_shards, num_finished = out.writer.staging, len(out.contents.layouts), _num_finished(out)
+    writer, layouts = out.writer, out.contents.layouts
+    num_finished = _num_finished(writer, layouts)
     if not num_finished:
-        return others_left(staging.num_finished, staging.root.path)
+        return others_left(writer.staging.num_finished, writer.staging.root.path)
+    finished = _finished(num_finished, writer, layouts)
     # Running the same command again would not help.
-    if (out.options.finishes and num_finished < num_shards) or isinstance(error, AlteredPaddingError):
-        return f"{num_finished} of {num_shards} shards are finished in {staging.root.path}"
+    if (out.options.finishes and num_finished < len(layouts)) or isinstance(error, AlteredPaddingError):
+        return finished
     command = "the same command" if out.options.resume else "the same command without --no-resume"
-    return f"run {command} to resume: {num_finished} of {num_shards} shards are finished in {staging.root.path}"
+    return f"run {command} to resume: {finished}"
 
 
 def _folders_left(staging: Staging, is_left: Callable[[str], bool]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from fp8pad.converted import check_folders
 from fp8pad.errors import RecordError, VerifyError
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
 from fp8pad.staged import staged
+from fp8pad.verification import NO_HASHES
 from fp8pad.verification.changed_files import changed_files, is_dangerous
 from fp8pad.verification.disagreements import examine
 from fp8pad.verification.original import Original
@@ -29,8 +30,8 @@ class UnpadReport:
     """What was restored: the folder, the number of tensors that were cut, and the files that were not copied.
 
     `resumed` are shards that an earlier run finished, `replaced` is what was at `restored_dir` before. `notes` are
-    sentences about what was added, edited or removed since the conversion and what happens to it, and about what is
-    left next to `restored_dir`.
+    sentences about what was added, edited or removed since the conversion and what happens to it, about what could not
+    be checked, and about what is left next to `restored_dir`.
     """
 
     restored_dir: Path
@@ -84,7 +85,8 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         out.write_texts()
         replaced = out.publish()
     changed += _edited(record, contents.source.other_files, hashes)
-    notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record), *out.notes)
+    unchecked = () if is_recorded else (NO_HASHES,)
+    notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record), *unchecked, *out.notes)
     return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)
 
 

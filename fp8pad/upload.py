@@ -16,12 +16,13 @@ from fp8pad.verification import verify
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What was pushed, the URL of the commit, and which files of the folder were not uploaded."""
+    """What was pushed, the URL of the commit, which files of the folder were not uploaded, and notes of `verify`."""
 
     out_dir: Path
     repo: str
     url: str
     excluded: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad push --json` prints."""
@@ -31,6 +32,7 @@ class PushReport:
             "repo": self.repo,
             "url": self.url,
             "files_left_out": list(self.excluded),
+            "notes": list(self.notes),
         }
 
 
@@ -65,7 +67,7 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
         added = [CommitOperationAdd(file, str(out_dir / file)) for file in files]
         commit = api.create_commit(repo, added, commit_message="Pad with fp8pad")
     excluded = {*converted.identities, *converted.excluded} - {*files}
-    return PushReport(out_dir, repo, commit.commit_url, tuple(sorted(excluded)))
+    return PushReport(out_dir, repo, commit.commit_url, tuple(sorted(excluded)), report.notes)
 
 
 def _files_to_push(converted: Checkpoint) -> list[str]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import fast_folder
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
 sys.path.append(str(Path(__file__).parent / "faults"))
 
-from faults import FAULTS, count, fast_folder, inject, scenarios
+from faults import FAULTS, count, inject, scenarios
 from races import EVENTS, replay
 from syscalls import Call, is_supported, supervise
 

@@ -1,6 +1,8 @@
 """A sample of `make fuzz` with hypothesis, and every input that ever found a bug."""
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,12 @@ from hypothesis import strategies as st
 os.environ.setdefault("FUZZ_CASES", "4")
 sys.path.append(str(Path(__file__).parent / "fuzz"))
 
+import fuzz
+import targets
 from edits import Choices
 from malformed import judge, run
-from targets import TARGETS
 
-UNIQUE = dict(TARGETS)
+UNIQUE = dict(targets.TARGETS)
 
 
 class Bytes:
@@ -82,3 +85,23 @@ def test_any_input_ends_in_a_result_or_in_one_of_our_errors(name: str, data: byt
     """Each target checks more than that; see there."""
     target: Callable[[Choices], str] = UNIQUE[name]
     assert target(Bytes(data))
+
+
+def test_fuzzing_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither after Ctrl-C, while libFuzzer, which removes nothing, works in the folder that it was given."""
+
+    def interrupted(*_: object, env: dict[str, str], **__: object) -> None:
+        folder = Path(env["FUZZ_FOLDER"])
+        assert folder.parent == tmp_path
+        (folder / "area").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fuzz.py"])
+    monkeypatch.setattr(fuzz, "fast_folder", lambda: str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        fuzz.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]
+    assert targets.FOLDER.name in str(targets.MODELS[0])

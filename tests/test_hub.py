@@ -35,6 +35,7 @@ from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
 from fp8pad.render.reports import push_screen
 from fp8pad.text import size
+from fp8pad.verification import NO_HASHES
 
 sys.path.append(str(Path(__file__).parent / "cluster"))
 from ray_work import run_sent
@@ -926,6 +927,7 @@ def test_pushing_checks_and_uploads(hub: FakeHub, model: Path, tmp_path: Path, m
     assert pushed.commits[pushed.revisions["main"]] == files_of(tmp_path / "out")
     assert b"base_model: org/name\n" in pushed.commits[pushed.revisions["main"]]["README.md"]
     assert report.url.startswith(f"{hub.endpoint}/org/padded/commit/")
+    assert report.to_json()["notes"] == []
 
 
 def test_pushing_uploads_what_the_record_names_alone(
@@ -955,7 +957,10 @@ def test_pushing_uploads_what_the_record_names_alone(
     pushed = hub.repos["org/padded"]
     assert pushed.commits[pushed.revisions["main"]] == expected
     push_screen(report).show(stdout_console())
-    assert "  excluded  not named in fp8pad.json: .env, .git, folder, " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "  excluded  not named in fp8pad.json: .env, .git, folder, " in shown
+    assert NO_HASHES in report.to_json()["notes"]
+    assert "fp8pad.json holds no hashes" in shown
 
 
 def test_a_folder_without_its_tokenizer_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:

@@ -111,6 +111,21 @@ def test_a_run_that_ends_while_the_old_folder_is_removed(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("name", ["replaced", "kept.0123"])
+def test_what_took_the_place_of_the_old_folder_does_not_hide_it(tmp_path: Path, write: Write, name: str) -> None:
+    """After a kill between two steps of replacing, the error says where the old folder is; then it is put back."""
+    write(tmp_path / "out")
+    staging, old = tmp_path / ".out.fp8pad", files_of(tmp_path / "out")
+    staging.mkdir(0o700)
+    (tmp_path / "out").rename(staging / name)
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match="out: expected a folder") as error:
+        write(tmp_path / "out")
+    assert error.value.__notes__ == [f"{staging / name} was at {tmp_path / 'out'} before"]
+    assert files_of(staging / name) == old
+    assert (tmp_path / "out").read_text() == "a file"
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "link to a folder", "pipe"])
 def test_what_is_no_plain_file_counts_as_a_file(tmp_path: Path, write: Write, kind: str) -> None:
     """A link is not followed: its target is neither checked nor lost."""

@@ -238,7 +238,7 @@ def test_slices_work_together_and_a_whole_run_alone(model: Path, tmp_path: Path)
 def test_a_slice_that_fails_leaves_the_others_what_they_have(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It removes only what it has started itself."""
+    """It removes only what it has started itself, and says that the same command resumes what it has finished."""
     write_slice(model, tmp_path / "out", range(2))
 
     def full(*_: object) -> None:
@@ -246,10 +246,15 @@ def test_a_slice_that_fails_leaves_the_others_what_they_have(
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "write_shard", full)
-        with pytest.raises(OutputError, match="No space left"):
+        with pytest.raises(OutputError, match="No space left") as none:
             write_slice(model, tmp_path / "out", range(2, 4))
+        with pytest.raises(OutputError, match="No space left") as one:
+            write_slice(model, tmp_path / "out", range(1, 3))
     names = [path.suffix for path in (tmp_path / ".out.fp8pad" / "staged").iterdir()]
     assert sorted(names) == [".finished"] * 2 + [".note"] * 2
+    assert not hasattr(none.value, "__notes__")
+    folder = tmp_path / ".out.fp8pad"
+    assert one.value.__notes__ == [f"run the same command to resume: 1 of 2 shards are finished in {folder}"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import files_of
@@ -200,6 +201,45 @@ def test_nothing_stays_where_a_file_is_there_until_it_is_closed(
         staging.remove()
         assert names(tmp_path / HIDDEN) == [".nfs0001"]
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("inodes", [1, 2])
+def test_a_disk_that_is_full_at_once_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inodes: int
+) -> None:
+    """There is room for the folder, or for its lock too, and for nothing else."""
+    opened, made = os.open, Directory.make
+
+    def full(*arguments: Any, **named: Any) -> int:
+        if arguments[0] == "lock" and inodes == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(*arguments, **named)
+
+    def make(folder: Directory, name: str, mode: int) -> None:
+        if name == "staged":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made(folder, name, mode)
+
+    monkeypatch.setattr(os, "open", full)
+    monkeypatch.setattr(Directory, "make", make)
+    with pytest.raises(OutputError, match="No space left"), hold_staging(tmp_path / "out"):
+        pytest.fail("there is no room")
+    assert names(tmp_path) == []
+
+
+def test_processes_that_share_the_lock_may_begin_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them finds that the other has just made what it wants to make."""
+    made = Directory.make
+
+    def make(folder: Directory, name: str, mode: int) -> None:
+        if name == "staged":
+            made(folder, name, mode)
+        made(folder, name, mode)
+
+    monkeypatch.setattr(Directory, "make", make)
+    with hold_staging(tmp_path / "out", shared=True) as staging:
+        stage(staging, "a")
+        assert names(staging.staged.path) == ["a.finished"]
 
 
 @pytest.mark.parametrize("mask", [0o777, 0o377, 0o177])

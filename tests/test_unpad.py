@@ -41,7 +41,7 @@ from fp8pad.record import ConfigEdit, Policy, by_key
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import restoration_screen
 from fp8pad.unpadding import UnpadReport, unpad
-from fp8pad.verification import verify
+from fp8pad.verification import NO_HASHES, verify
 from fp8pad.verification.disagreements import examine
 
 OPTIONS = WriteOptions()
@@ -197,6 +197,7 @@ def test_what_was_added_later_comes_along(tmp_path: Path) -> None:
     notes = (
         "README.md: file: expected no such file, got 6 bytes: it is copied unchanged",
         "tokenizer.json: size: expected 18 bytes, got 6 bytes: it is copied unchanged",
+        NO_HASHES,
     )
     assert report == UnpadReport(tmp_path / "restored", tensors_unpadded=2, excluded=(), resumed=(), notes=notes)
 
@@ -472,7 +473,7 @@ def test_a_missing_file_that_no_engine_obeys_is_a_note(tmp_path: Path) -> None:
     out_dir = convert_to(model, tmp_path / "out")
     (out_dir / "LICENSE").unlink()
     report = restore(out_dir, tmp_path / "restored")
-    assert report.notes == ("LICENSE is missing (4 bytes): it is not restored",)
+    assert report.notes == ("LICENSE is missing (4 bytes): it is not restored", NO_HASHES)
     assert not (tmp_path / "restored" / "LICENSE").exists()
     (out_dir / "modeling_x.py").unlink()
     with pytest.raises(RecordError, match=r"out: modeling_x\.py is missing \(5 bytes\)$"):

@@ -17,7 +17,7 @@ from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.directory import Directory, is_file, open_directory
 from fp8pad.checkpoint.files import OpenFile, open_file, writing
 from fp8pad.checkpoint.folder import SHARD_SUFFIX, max_text_bytes
-from fp8pad.checkpoint.staging import staging_path
+from fp8pad.checkpoint.staging import KEPT, REPLACED, staging_path
 from fp8pad.errors import OutputError, RecordError
 from fp8pad.record import RECORD_FILE, CheckpointRecord, parse_record
 from fp8pad.text import size
@@ -34,6 +34,17 @@ def check_destination(source: Checkpoint, out_dir: Path) -> Path:
         raise OutputError(f"{out_dir}: cannot be resolved: {error}") from error
     if any(path.is_symlink() for path in (target, *target.parents)):
         raise OutputError(f"{out_dir}: cannot be resolved: a loop of symbolic links")
+    try:
+        _check_usable(source, target, out_dir)
+    except OutputError as error:
+        for name in (REPLACED, f"{KEPT}.*"):  # a run was killed, and something else took the place of what it replaced
+            for folder in staging_path(target).glob(name) if target.name else ():
+                error.add_note(f"{folder} was at {out_dir} before")
+        raise
+    return target
+
+
+def _check_usable(source: Checkpoint, target: Path, out_dir: Path) -> None:
     if target.exists() and not target.is_dir():
         raise OutputError(f"{out_dir}: expected a folder")
     _check_apart(source, target, out_dir)
@@ -48,7 +59,6 @@ def check_destination(source: Checkpoint, out_dir: Path) -> Path:
     for mount in _mount_points():
         if mount.is_relative_to(target):
             raise OutputError(f"{out_dir}: something is mounted in it, at {mount}; choose another folder")
-    return target
 
 
 def check_replaceable(target: Path, out_dir: Path, new_files: Set[str], overwrite: bool) -> None:

@@ -43,12 +43,21 @@ def hold_staging(out_dir: Path, shared: bool = False) -> Iterator[Staging]:
             parent = above.enter_context(open_directory(out_dir.parent))
         with ExitStack() as opened:
             with writing(path):
-                root = _locked(parent, path.name, opened, shared)
-                if not root.status(STAGED):
-                    root.make(STAGED, 0o700)
+                root = _locked(parent, path.name, above, opened, shared)
+                _make_staged(root, shared)
                 staged = opened.enter_context(root.open(STAGED))
-            above.callback(_remove_if_empty, path.name, parent)  # on NFS, a removed lock file stays until it is closed
             yield Staging(root, staged, parent, out_dir)
+
+
+def _make_staged(root: Directory, shared: bool) -> None:
+    try:
+        root.make(STAGED, 0o700)
+    except FileExistsError:  # of an earlier run, or of another process that shares the lock
+        pass
+    except OSError:
+        if not shared:
+            root.unlink(LOCK)
+        raise
 
 
 @contextmanager
@@ -78,8 +87,8 @@ def _remove_if_empty(folder: Path | str, above: Directory | None = None) -> None
         os.rmdir(folder, dir_fd=above.descriptor if above else None)
 
 
-def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Directory:
-    """Return the staging folder, locked until `opened` is closed."""
+def _locked(parent: Directory, name: str, above: ExitStack, opened: ExitStack, shared: bool) -> Directory:
+    """Return the staging folder, locked until `opened` is closed; if it is empty by then, `above` removes it."""
     while True:
         with suppress(FileExistsError):
             parent.make(name, 0o700)
@@ -90,6 +99,7 @@ def _locked(parent: Directory, name: str, opened: ExitStack, shared: bool) -> Di
             except NotADirectoryError as error:  # also for a symbolic link
                 raise OutputError(f"{parent.path / name}: {_EXPECTED}") from error
             _check_own(root)
+            above.callback(_remove_if_empty, name, parent)  # on NFS, a removed lock file stays until it is closed
             lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root.descriptor)
             opened.callback(os.close, lock)
             if _lock(lock, root, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):

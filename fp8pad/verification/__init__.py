@@ -29,6 +29,7 @@ from fp8pad.verification.disagreements import examine, quantization_of
 from fp8pad.verification.original import Original, original_of
 
 LOCAL_WORKERS = Workers()
+NO_HASHES = f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +147,7 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
         compared, files_hashed = byte_differences(original, source, workers, progress)
         differences += compared
     if record and not source and not any(entry.sha256 for entry in record.files.values()):
-        notes.append(
-            f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
-        )
+        notes.append(NO_HASHES)
     named = {*expected, *files, *converted.text_files, *(shard.file for shard in converted.shards)}
     found = [*examined.faults, *(each for each in differences if is_wrong(each.file, named))]
     notes += [str(each) for each in differences if not is_wrong(each.file, named)]

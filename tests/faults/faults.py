@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fake_hub import fake_hub
-from helpers import files_of, linear, llama, write_checkpoint
+from helpers import fast_folder, files_of, linear, llama, write_checkpoint
 from huggingface_hub import constants
 from syscalls import Call, Supervised, is_supported, supervise
 
@@ -340,11 +340,6 @@ def _try(scenario: Scenario, number: int, fault: str, base: Path, report: Report
     for line in wrong:
         report.wrong.append(f"{scenario.name}: {fault} at {call}: {line}")
         print(report.wrong[-1], flush=True)
-
-
-def fast_folder() -> str | None:
-    """Return a folder in memory, where syncing costs nothing."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def main() -> int:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from faults import Files, Scenario, count, fast_folder, in_child, scenarios, supervised
-from helpers import files_of
+from faults import Files, Scenario, count, in_child, scenarios, supervised
+from helpers import fast_folder, files_of
 from syscalls import Call, is_supported
 
 SHARD = "model/model-00002-of-00004.safetensors"

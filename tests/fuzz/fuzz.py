@@ -13,12 +13,15 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from helpers import fast_folder
 
 BUILD = Path("build/fuzz")
 MAX_SECONDS = 20
@@ -33,7 +36,6 @@ def main() -> None:
     arguments = parser.parse_args()
     (BUILD / "corpus").mkdir(parents=True, exist_ok=True)
     before = len(list((BUILD / "findings").glob("*.txt")))
-    environment = os.environ | {"FUZZ_TARGET": arguments.target or ""}
     options = [
         f"-max_total_time={round(arguments.minutes * 60)}",
         "-max_len=4096",
@@ -42,7 +44,10 @@ def main() -> None:
         "-print_final_stats=1",
     ]
     command = [sys.executable, __file__, "--worker", *options, str(BUILD / "corpus")]
-    run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="fp8pad-fuzz-", dir=fast_folder()) as folder:  # libFuzzer ends without us
+        environment = os.environ | {"FUZZ_TARGET": arguments.target or "", "FUZZ_FOLDER": folder}
+        run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     (BUILD / "log.txt").write_text(run.stderr)
     _report(arguments.minutes, run.stderr)
     found = len(list((BUILD / "findings").glob("*.txt"))) - before

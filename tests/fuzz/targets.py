@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edits import Choices, edited, spelt
-from helpers import case_names, copy_case
+from helpers import case_names, copy_case, fast_folder
 from safetensors import SafetensorError, deserialize
 
 from fp8pad.checkpoint.checkpoint import read_unconverted
@@ -28,7 +28,8 @@ from fp8pad.summary import plan_document
 from fp8pad.unpadding import unpad
 from fp8pad.verification import verify
 
-AREA = Path(tempfile.mkdtemp(prefix="fp8pad-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+FOLDER = tempfile.TemporaryDirectory(prefix="fp8pad-fuzz-", dir=os.environ.get("FUZZ_FOLDER") or fast_folder())
+AREA = Path(FOLDER.name, "area")
 MAX_DATA_BYTES = 1 << 20
 MAX_BYTES = 1_200_000
 DEPTHS: tuple[VerifyDepth, VerifyDepth] = ("padded", "full")
@@ -49,8 +50,7 @@ STRICTER = re.compile(
 def _models() -> list[Path]:
     """Write every small case that converts to a separate folder."""
     names = case_names("good", "variants")[: int(os.environ.get("FUZZ_CASES", "1000"))]
-    base = Path(tempfile.mkdtemp(prefix="fp8pad-fuzz-cases-", dir=AREA.parent))
-    copies = [copy_case(path, base / str(number)) for number, path in enumerate(names)]
+    copies = [copy_case(path, Path(FOLDER.name, "cases", str(number))) for number, path in enumerate(names)]
     return [
         copy for copy in copies if sum(file.stat().st_size for file in copy.rglob("*") if file.is_file()) < MAX_BYTES
     ]
