@@ -157,16 +157,15 @@ def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None
 
 def absorbed_at(plan: CheckpointPlan, judge: Judge, num_ranks: int, experts: bool) -> Absorbed:
     """Return what an engine does if inner sizes are absorbed for `num_ranks`, with or without routed experts."""
-    sizes = {
-        place: size.size_at(num_ranks) for place, size in enumerate(plan.absorbable) if experts or not size.is_expert
-    }
+    absorbed = [(size, size.size_at(num_ranks)) for size in plan.absorbable if experts or not size.is_expert]
     growths = tuple(
         Growth(size.path, size.old, new, size.weight_bytes * (new - size.old) // size.old)
-        for size, new in ((plan.absorbable[place], new) for place, new in sizes.items())
+        for size, new in absorbed
         if new > size.old
     )
-    verdict, needs_runtime = judge.padded(num_ranks, sizes)
-    return Absorbed(verdict, experts, needs_runtime, growths, judge.added_bytes(sizes))
+    grown = {size.path: (size.old, new) for size, new in absorbed}
+    verdict, needs_runtime = judge.padded(num_ranks, grown)
+    return Absorbed(verdict, experts, needs_runtime, growths, judge.added_bytes(grown))
 
 
 def _verdict_document(verdict: Verdict) -> dict[str, Any]:

@@ -89,11 +89,6 @@ class LayerPlan:
         return self.config_shape[-2], self.config_shape[-1]
 
     @property
-    def logical_matrix(self) -> Shape:
-        """The `(N, K)` of the source; of one matrix, if several are stacked."""
-        return self.logical_shape[-2], self.logical_shape[-1]
-
-    @property
     def is_absorbed(self) -> bool:
         """Whether the edited config asks for another size."""
         return "absorb" in self.axes.both

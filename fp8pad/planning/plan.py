@@ -55,19 +55,20 @@ class UntouchedTensor:
 class AlikeLayers:
     """Layers that every engine treats in the same way: one of them, and the indices of all in the plan.
 
-    `grows` are the indices of the absorbable sizes that govern an axis of it, each with the axis and the factor.
+    `grows` are the absorbable sizes that govern an axis of it: their paths, each with the axis and the factor.
     """
 
     example: LayerPlan
     places: list[int]
-    grows: tuple[tuple[int, Axis, int], ...]
+    grows: tuple[tuple[str, Axis, int], ...]
 
-    def grown(self, sizes: Mapping[int, int]) -> tuple[int, int]:
-        """Return the `(N, K)` of one of their matrices if `sizes` are absorbed: new values, by index in the plan."""
-        num_n, num_k = self.example.logical_matrix
-        for place, axis, times in self.grows:
-            if place in sizes:
-                num_n, num_k = (sizes[place] * times, num_k) if axis == "n" else (num_n, sizes[place] * times)
+    def grown(self, sizes: Sizes) -> tuple[int, int]:
+        """Return the `(N, K)` of one of their matrices if `sizes`, old and new by path, are absorbed."""
+        num_n, num_k = self.example.logical_shape[-2:]
+        for path, axis, times in self.grows:
+            if path in sizes:
+                grown = sizes[path][1] * times
+                num_n, num_k = (grown, num_k) if axis == "n" else (num_n, grown)
         return num_n, num_k
 
 
@@ -106,10 +107,10 @@ class CheckpointPlan:
     @cached_property
     def alike(self) -> tuple[AlikeLayers, ...]:
         """The layers in groups, so that each group is assessed only once."""
-        grows: dict[str, list[tuple[int, Axis, int]]] = {}
-        for place, size in enumerate(self.absorbable):
+        grows: dict[str, list[tuple[str, Axis, int]]] = {}
+        for size in self.absorbable:
             for name, (axis, times) in size.governed.items():
-                grows.setdefault(name, []).append((place, axis, times))
+                grows.setdefault(name, []).append((size.path, axis, times))
         groups: dict[object, AlikeLayers] = {}
         for place, layer in enumerate(self.layers):
             sizes = tuple(grows.get(layer.name, ()))

@@ -1,6 +1,6 @@
 """What an engine does with a checkpoint at a tensor-parallel size, as it is and as it will be converted."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -53,7 +53,7 @@ class Verdict:
 
 def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
     """Return what an engine does with the checkpoint that `plan` makes, at the plan's tensor-parallel size."""
-    return Judge(plan, engine).converted()
+    return Judge(plan, engine).verdict(plan.grown, plan.policy.tensor_parallel_size, plan.needs_runtime)
 
 
 def check_served(plan: CheckpointPlan, engine: Engine) -> None:
@@ -85,44 +85,13 @@ class Judge:
         counts = plan.shared_counts
         self._counts = [count for count in counts if not matches((count.module,), [*unloaded, *by_model])]
 
-    def original(self, num_ranks: int) -> Verdict:
-        """Return what the engine does with the checkpoint as it is."""
-        return self._verdict(lambda group: group.example.logical_matrix, num_ranks, needs_runtime=False)
+    def verdict(self, grown: Sizes, num_ranks: int, needs_runtime: bool) -> Verdict:
+        """Return the verdict on a checkpoint with `grown` sizes, loaded by fp8pad's plugin or by the engine alone.
 
-    def converted(self) -> Verdict:
-        """Return what the engine does with the checkpoint that the plan makes, at the plan's tensor-parallel size."""
-        ranks, needs_runtime = self._plan.policy.tensor_parallel_size, self._plan.needs_runtime
-        return self._verdict(lambda group: group.example.matrix_shape, ranks, needs_runtime, self._plan.grown)
-
-    def padded(self, num_ranks: int, sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Verdict, bool]:
-        """Return what the engine does with a checkpoint converted for `num_ranks`, and whether it needs the plugin.
-
-        `sizes` are the new values of the plan's absorbable sizes that are absorbed, by their index.
+        `grown` are the old and new values of the sizes that are absorbed, by their path in config.json.
         """
-        needs_runtime = any(group.example.pads(group.grown(sizes), num_ranks) for group in self._plan.alike)
-        absorbed = {(size := self._plan.absorbable[place]).path: (size.old, new) for place, new in sizes.items()}
-        return self._verdict(lambda group: group.grown(sizes), num_ranks, needs_runtime, absorbed), needs_runtime
-
-    def added_bytes(self, sizes: Mapping[int, int]) -> int:
-        """Return how many bytes converting adds to tensors, by padding and by absorbing `sizes`, as in `padded`."""
-        absorbed = ((self._plan.absorbable[place], new) for place, new in sizes.items())
-        total = sum(size.other_bytes * (new - size.old) // size.old for size, new in absorbed)
-        for group in self._plan.alike:
-            layer, shape = group.example, group.grown(sizes)
-            made = layer.aligned(shape) if layer.is_for_runtime else shape
-            total += len(group.places) * (layer.bytes_at(made) - layer.bytes_at(layer.logical_matrix))
-        return total
-
-    def _verdict(
-        self,
-        shape_of: Callable[[AlikeLayers], Shape],
-        num_ranks: int,
-        needs_runtime: bool,
-        grown: Sizes = MappingProxyType({}),
-    ) -> Verdict:
-        """Return the verdict on layers of these shapes, loaded by fp8pad's plugin or by the engine alone."""
         said_of = self._padded if needs_runtime else self._stock
-        groups = [(group, said_of(group.example, shape_of(group), num_ranks)) for group in self._groups]
+        groups = [(group, said_of(group.example, group.grown(grown), num_ranks)) for group in self._groups]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
         indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
         is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
@@ -143,6 +112,25 @@ class Judge:
                 Finding(*said, tuple(layers[place].name for place in where), said == of_model) for where, said in found
             )
         )
+
+    def original(self, num_ranks: int) -> Verdict:
+        """Return what the engine does with the checkpoint as it is."""
+        return self.verdict({}, num_ranks, needs_runtime=False)
+
+    def padded(self, num_ranks: int, grown: Sizes = MappingProxyType({})) -> tuple[Verdict, bool]:
+        """Return what the engine does with a checkpoint converted for `num_ranks`, and whether it needs the plugin."""
+        needs_runtime = any(group.example.pads(group.grown(grown), num_ranks) for group in self._plan.alike)
+        return self.verdict(grown, num_ranks, needs_runtime), needs_runtime
+
+    def added_bytes(self, grown: Sizes) -> int:
+        """Return how many bytes converting adds to tensors, by padding and by absorbing, as in `padded`."""
+        absorbable = {size.path: size for size in self._plan.absorbable}
+        total = sum(absorbable[path].other_bytes * (new - old) // old for path, (old, new) in grown.items())
+        for group in self._plan.alike:
+            layer, shape = group.example, group.grown(grown)
+            made = layer.aligned(shape) if layer.is_for_runtime else shape
+            total += len(group.places) * (layer.bytes_at(made) - layer.bytes_at(group.grown({})))
+        return total
 
     def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
         """Return the outcome for a layer `(N, K)` that the engine loads as it is; None if it just serves it."""
