@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import read_text
+from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.quantization_config import QuantizationRecord
@@ -71,7 +72,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
     if it cannot be read as a checkpoint.
     """
     converted = read_checkpoint(path)
-    if padding_mark(converted) is None:
+    if converted.padding_mark is None:
         raise RecordError(
             f"{path}: was not padded by fp8pad: {_planned(converted)}; see `fp8pad plan {shlex.quote(str(path))}`"
         )

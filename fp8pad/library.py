@@ -286,7 +286,7 @@ def _planned(
     option makes.
     """
     from fp8pad.adapters import adapter_notes, other_weight_notes
-    from fp8pad.checkpoint.checkpoint import read_unconverted
+    from fp8pad.checkpoint.read import read_unconverted
     from fp8pad.hub import opened
     from fp8pad.planning import check_understood, plan_checkpoint
     from fp8pad.planning.comparison import check_worth_converting

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fp8pad.checkpoint.checkpoint import check_unchanged
 from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
@@ -127,7 +126,7 @@ class Output:
     def publish(self) -> Replaced | None:
         """Move what was written to `out_dir`; return what was replaced."""
         contents, writer, staging, replaced = self.contents, self.writer, self.writer.staging, None
-        check_unchanged(contents.source)
+        contents.source.check_unchanged()
         if not self.there:
             keys = {layout.file: writer.key(layout) for layout in contents.layouts}
             others = (*contents.source.other_files, *([RECORD_FILE] if contents.record else []), *contents.texts)

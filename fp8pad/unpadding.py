@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.card import CARD_FILE
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.contents import Contents, contents_of
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import file_sha256, text_sha256
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import check_folders
 from fp8pad.errors import RecordError, VerifyError
@@ -62,7 +63,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     missing, malformed or does not fit the files; see `convert` for other errors.
     """
     converted = read_checkpoint(out_dir)
-    record = read_record(converted)
+    record = converted.read_record()
     if record is None:
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}; only a checkpoint that fp8pad padded can be unpadded")
     faults, original = examine(converted, record)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.card import BEGIN, CARD_FILE
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint, read_record
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import leads_out
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.errors import HubError, RecordError, UsageError, VerifyError
 from fp8pad.hub.ids import HubId, hub_errors
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE
@@ -50,7 +51,7 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
         from huggingface_hub import CommitOperationAdd, HfApi
     except ImportError as error:
         raise HubError("push needs huggingface_hub: pip install 'fp8pad[hub]'") from error
-    if not (out_dir / RECORD_FILE).exists() and read_record(read_checkpoint(out_dir)) is None:
+    if not (out_dir / RECORD_FILE).exists() and read_checkpoint(out_dir).read_record() is None:
         hint = "convert it first; an equal copy is published like the original"
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}, so it is not a converted checkpoint; {hint}")
     report = verify(None, out_dir, progress)
@@ -72,7 +73,7 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
 
 def _files_to_push(converted: Checkpoint) -> list[str]:
     """Return the files fp8pad.json names, itself and the model card; `VerifyError` for a link out of the folder."""
-    record = read_record(converted)
+    record = converted.read_record()
     known = {*(record.files if record else ()), RECORD_FILE, CARD_FILE}
     for file in sorted(known & {*converted.identities, *converted.excluded}):
         if leads_out(converted.root, file):

@@ -10,7 +10,7 @@ from helpers import gated, linear, safetensors_bytes, write_checkpoint
 
 import fp8pad
 from fp8pad.adapters import _touched, adapter_notes
-from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import find_engine

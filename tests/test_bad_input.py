@@ -14,8 +14,8 @@ from helpers import case_names, cases_dir, copy_case, files_of, llama, tensor_ro
 from test_verify import convert_to
 
 from fp8pad import staged
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.cli.main import main
 from fp8pad.errors import Fp8padError, OutputError
 from fp8pad.planning import plan_checkpoint

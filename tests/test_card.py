@@ -11,7 +11,8 @@ from helpers import files_of, llama
 
 import fp8pad
 from fp8pad.card import BEGIN, with_section
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import CheckpointError
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import restoration_screen

@@ -11,14 +11,7 @@ from typing import Any
 import pytest
 from helpers import FBGEMM, INDEX, llama, safetensors_bytes, write_checkpoint
 
-from fp8pad.checkpoint.checkpoint import (
-    _FolderReader,
-    _other_copies,
-    check_unchanged,
-    padding_mark,
-    read_checkpoint,
-    read_unconverted,
-)
+from fp8pad.checkpoint.read import _FolderReader, _other_copies, read_checkpoint, read_unconverted
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, ConfigError
 from fp8pad.record import shard_metadata
 from fp8pad.verification.changed_files import notes_on_files
@@ -407,7 +400,7 @@ def test_any_record_marks_a_checkpoint_as_padded_already(tmp_path: Path, mark: s
     else:
         config = {"quantization_config": garbage}
         (root / "config.json").write_text(json.dumps(config if mark == "method" else {"text_config": config}))
-    assert padding_mark(read_checkpoint(root))
+    assert read_checkpoint(root).padding_mark
     with pytest.raises(AlreadyPaddedError, match="fp8pad unpad"):
         read_unconverted(root)
 
@@ -416,13 +409,13 @@ def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
     """Size, mtime and inode must not change, or the data may come half from each version."""
     root = llama(tmp_path / "model")
     source = read_unconverted(root)
-    check_unchanged(source)
+    source.check_unchanged()
     os.utime(root / "tokenizer.json", ns=(0, 0))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: was changed"):
-        check_unchanged(source)
+        source.check_unchanged()
     (root / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: can no longer be read"):
-        check_unchanged(source)
+        source.check_unchanged()
 
 
 @pytest.mark.parametrize("file", ["config.json", "hf_quant_config.json", INDEX])

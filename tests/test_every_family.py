@@ -7,9 +7,9 @@ import pytest
 from helpers import files_of, write_checkpoint
 from tiny_families import LAYOUTS, MODEL_TYPES, TinyModel, tiny_model
 
-from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_checkpoint, read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import absorbed_at, compare_sizes

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from helpers import llama
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import open_file
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import CheckpointError
 from fp8pad.planning import plan_checkpoint

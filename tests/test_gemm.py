@@ -17,9 +17,9 @@ from helpers import case_names, copy_case, linear, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_checkpoint, read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import CheckpointError
 from fp8pad.padded import AxisActions, PaddedTensor, Segments

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from helpers import case_names, copy_case, linear, write_checkpoint
 
-from fp8pad.checkpoint.checkpoint import read_checkpoint, read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_checkpoint, read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import RecordError
 from fp8pad.golden.fingerprint import fingerprint

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from helpers import copy_case
 
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan

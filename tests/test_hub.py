@@ -23,8 +23,9 @@ import huggingface_hub
 from huggingface_hub import constants
 
 import fp8pad
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.options import Executor, Link
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import opened, work_folder
 from fp8pad.hub.ids import HubId

@@ -10,9 +10,9 @@ import pytest
 from helpers import FBGEMM, copy_case, files_of, gated, llama, safetensors_bytes, stored, write_checkpoint
 from test_verify import convert_to, edit_json
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError, RecordError
 from fp8pad.inspection import inspect_checkpoint

@@ -7,9 +7,9 @@ import pytest
 from helpers import case_names
 from outputs import OPTIONS, RECORDED, digests_of
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy

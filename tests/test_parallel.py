@@ -17,9 +17,9 @@ from typing import TextIO
 import pytest
 from helpers import Counter, files_of, llama
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import ClusterError, OutputError
 from fp8pad.parallel import orders, run_all

@@ -13,7 +13,8 @@ from helpers import copy_case
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.checkpoint.checkpoint import Checkpoint
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.padded import AxisActions, Disposition
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import find_engine

@@ -11,11 +11,11 @@ from helpers import files_of, llama, write_checkpoint
 from typer.testing import CliRunner
 
 from fp8pad.checkpoint import writer
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.files import writing
 from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.checkpoint.writer import Writer
 from fp8pad.cli.main import app

@@ -7,7 +7,7 @@ import pytest
 from helpers import llama
 
 from fp8pad import library
-from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.padded import AxisActions
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.linear import LayerPlan

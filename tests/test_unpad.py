@@ -27,10 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_verify import convert_to, edit_json
 
-from fp8pad.checkpoint.checkpoint import read_checkpoint, read_record, read_unconverted
 from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_checkpoint, read_unconverted
 from fp8pad.checkpoint.writer import Writer
 from fp8pad.conversion import convert
 from fp8pad.errors import AlteredPaddingError, CheckpointError, OutputError, RecordError, VerifyError
@@ -161,7 +161,7 @@ def test_a_size_that_a_list_repeats_for_each_layer_comes_back(per_layer: object,
     written = json.loads((out_dir / "config.json").read_text())
     assert written["intermediate_size"] == 32
     assert written["moe_intermediate_size"] == ([32, 32] if isinstance(per_layer, list) else 32)
-    record = read_record(read_checkpoint(out_dir))
+    record = read_checkpoint(out_dir).read_record()
     edits = by_key(record.config_edits) if record else ()
     assert [(edit.key, edit.new) for edit in edits] == [("intermediate_size", 32), ("moe_intermediate_size", 32)]
     assert verify(model, out_dir, Progress()).ok
@@ -332,7 +332,7 @@ def test_the_check_of_padding_stops_and_knows_its_shard(tmp_path: Path) -> None:
     """It stops early when another shard fails, and a replaced shard is not reported as altered."""
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
     source = read_checkpoint(out_dir)
-    record = read_record(source)
+    record = source.read_record()
     assert record is not None
     _, original = examine(source, record)
     assert original is not None

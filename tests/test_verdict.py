@@ -10,7 +10,7 @@ import pytest
 from helpers import copy_case
 from plans import CHANNELS, COMPRESSED, FP8, Headers, Shapes, attention, gated, headers
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import NotServedError, UsageError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import (

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from helpers import INDEX, files_of, llama, stored, stored_header, write_checkpoint
 
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_unconverted
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.inspection import inspect_checkpoint

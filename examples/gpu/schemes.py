@@ -24,7 +24,7 @@ from agreement import Agreement, request
 from checkpoints import KINDS, make_checkpoints, needs_plugin, parse, served_by
 from engine import Engine, EngineError, options_for
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 

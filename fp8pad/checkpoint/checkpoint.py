@@ -1,8 +1,8 @@
-"""A checkpoint folder as one frozen object: shard headers, index, configs and other files."""
+"""A checkpoint folder as one frozen object: shard headers, configs and other files; read.py makes it."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,21 +15,14 @@ from fp8pad.checkpoint.files import (
     open_file,
     text_sha256,
 )
-from fp8pad.checkpoint.folder import INDEX_FILE, is_excluded_link, list_folder, read_text, read_text_and_identity
-from fp8pad.checkpoint.headers import LENGTH_BYTES, header_of, read_prefix
-from fp8pad.checkpoint.json_text import parse_object
-from fp8pad.checkpoint.shards import (
-    MISTRAL_CONFIG_FILE,
-    check_format,
-    checked,
-    is_shard,
-    parse_index,
-    shard_files,
-)
-from fp8pad.errors import AlreadyPaddedError, CheckpointError, HeaderError, RecordError
+from fp8pad.checkpoint.folder import INDEX_FILE, read_text, read_text_and_identity
+from fp8pad.checkpoint.headers import LENGTH_BYTES, read_prefix
+from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.quantization_config import QUANT_METHOD, plugin_config
-from fp8pad.record import CONFIG_FILE, METADATA_KEY, MODELOPT_FILE, RECORD_FILE, CheckpointRecord, Json, parse_record
+from fp8pad.record import CONFIG_FILE, METADATA_KEY, RECORD_FILE, CheckpointRecord, Json, parse_record
 from fp8pad.tensors import ShardHeader
+
+MISTRAL_CONFIG_FILE = "params.json"  # the config of the weights in consolidated*.safetensors
 
 
 class Remote(Protocol):
@@ -121,6 +114,25 @@ class Checkpoint:
         )
 
     @property
+    def padding_mark(self) -> str | None:
+        """What marks it as written by fp8pad: any of the three records, valid or not; None if nothing does."""
+        if RECORD_FILE in self.other_files or RECORD_FILE in self.excluded:
+            return RECORD_FILE
+        for file, config in self.configs.items():
+            if plugin_config(config):
+                return f"quant_method {QUANT_METHOD} in {file}"
+        marked = (shard.file for shard in self.shards if METADATA_KEY in (shard.metadata or {}))
+        return next((f"the metadata of {file}" for file in marked), None)
+
+    def read_record(self) -> CheckpointRecord | None:
+        """Return what fp8pad.json says, None if fp8pad did not write the checkpoint; `RecordError` if it is missing."""
+        if RECORD_FILE in self.other_files:
+            return parse_record(read_text(self.root, RECORD_FILE))
+        if mark := self.padding_mark:
+            raise RecordError(f"{self.root}: {RECORD_FILE} is missing, but {mark} shows that fp8pad padded it")
+        return None
+
+    @property
     def text_files(self) -> tuple[str, ...]:
         """The names of the files that are read whole and rewritten: the index, if there is one, and config.json."""
         return (INDEX_FILE, CONFIG_FILE) if self.has_index else (CONFIG_FILE,)
@@ -140,119 +152,11 @@ class Checkpoint:
         with open_file(self.root / file, file, self.identities[file]) as shard:
             return read_prefix(shard, self.identities[file].size)[LENGTH_BYTES:]
 
-
-def read_unconverted(model_dir: Path, follow_links: bool = False) -> Checkpoint:
-    """Read a checkpoint to be converted.
-
-    Raises `CheckpointError` if its files are missing, damaged or disagree, `ConfigError` if config.json is not a JSON
-    object, and `AlreadyPaddedError` if fp8pad wrote it.
-    """
-    source = read_checkpoint(model_dir, follow_links)
-    if mark := padding_mark(source):
-        raise AlreadyPaddedError(f"{model_dir}: was padded by fp8pad already ({mark}); run `fp8pad unpad` first")
-    return source
-
-
-def read_checkpoint(root: Path, follow_links: bool = False) -> Checkpoint:
-    """Read any checkpoint, padded or not; see `read_unconverted` for errors, `list_folder` for links.
-
-    Messages begin with the folder, since a command may read two.
-    """
-    try:
-        return _read_folder(root, follow_links)
-    except CheckpointError as error:
-        raise type(error)(f"{root}: {error}") from error
-
-
-def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
-    if not root.is_dir():
-        raise CheckpointError("expected a folder" if root.exists() else "no such folder")
-    check_format(root)
-    reader = _FolderReader(root)
-    configs = {CONFIG_FILE: parse_object(CONFIG_FILE, reader.text(CONFIG_FILE))}
-    if (modelopt_text := reader.optional_text(MODELOPT_FILE)) is not None:
-        configs[MODELOPT_FILE] = parse_object(MODELOPT_FILE, modelopt_text)
-    weight_map = parse_index(reader.optional_text(INDEX_FILE))
-    has_index = bool(weight_map)
-    shards = tuple(checked(map(reader.header, shard_files(root, weight_map)), weight_map))
-    own_files = {CONFIG_FILE, *([INDEX_FILE] if has_index else []), *(shard.file for shard in shards)}
-    found, excluded = list_folder(root, own_files, follow_links)
-    if MODELOPT_FILE in excluded:  # a link out of the folder is followed, as for config.json: the plan needs it
-        found[MODELOPT_FILE] = reader.identities[MODELOPT_FILE]
-        excluded.remove(MODELOPT_FILE)
-    links_out = tuple(sorted(file for file in excluded if is_excluded_link(root, file)))
-    copies = _other_copies(reader, found, shards)
-    return Checkpoint(
-        root=root,
-        shards=shards,
-        configs=configs,
-        has_index=has_index,
-        other_files=tuple(file for file in found if file not in copies),
-        excluded=tuple(sorted((*excluded, *copies))),
-        identities={file: each for file, each in (found | reader.identities).items() if file not in copies},
-        links_out=links_out,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _FolderReader:
-    """Reads files of the folder `root` and records the identity of each."""
-
-    root: Path
-    identities: dict[str, FileIdentity] = field(default_factory=dict)
-
-    def text(self, file: str) -> str:
-        text, self.identities[file] = read_text_and_identity(self.root, file)
-        return text
-
-    def optional_text(self, file: str) -> str | None:
-        path = self.root / file
-        return self.text(file) if path.exists() or path.is_symlink() else None
-
-    def header(self, file: str) -> ShardHeader:
-        with open_file(self.root / file, file) as shard:
-            self.identities[file] = shard.identity
-            return header_of(shard, shard.identity.size)
-
-
-def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:
-    """Return the other safetensors files that hold tensors of the same names: second copies of the weights."""
-    copies: set[str] = set()
-    others = list(filter(is_shard, files))
-    names = {tensor.name for shard in shards for tensor in shard.tensors} if others else ()
-    for file in others:
-        with suppress(HeaderError):  # not weights that fp8pad can read, so it is copied
-            copies |= {file for tensor in reader.header(file).tensors if tensor.name in names}
-    return copies
-
-
-def padding_mark(source: Checkpoint) -> str | None:
-    """Return what marks a checkpoint as written by fp8pad: any of the three records, valid or not; None if nothing."""
-    if RECORD_FILE in source.other_files or RECORD_FILE in source.excluded:
-        return RECORD_FILE
-    for file, config in source.configs.items():
-        if plugin_config(config):
-            return f"quant_method {QUANT_METHOD} in {file}"
-    for shard in source.shards:
-        if METADATA_KEY in (shard.metadata or {}):
-            return f"the metadata of {shard.file}"
-    return None
-
-
-def read_record(converted: Checkpoint) -> CheckpointRecord | None:
-    """Return what fp8pad.json says, None if fp8pad did not write the checkpoint; `RecordError` if it is missing."""
-    if RECORD_FILE in converted.other_files:
-        return parse_record(read_text(converted.root, RECORD_FILE))
-    if mark := padding_mark(converted):
-        raise RecordError(f"{converted.root}: {RECORD_FILE} is missing, but {mark} shows that fp8pad padded it")
-    return None
-
-
-def check_unchanged(source: Checkpoint) -> None:
-    """Raise `CheckpointError` if a file of the checkpoint was changed or replaced since it was read."""
-    for file, before in source.identities.items():
-        try:
-            found = FileIdentity.of((source.root / file).stat())
-        except OSError as error:
-            raise CheckpointError(f"{file}: can no longer be read: {error.strerror}") from error
-        check_identity(file, before, found)
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` if a file of the checkpoint was changed or replaced since it was read."""
+        for file, before in self.identities.items():
+            try:
+                found = FileIdentity.of((self.root / file).stat())
+            except OSError as error:
+                raise CheckpointError(f"{file}: can no longer be read: {error.strerror}") from error
+            check_identity(file, before, found)

@@ -59,6 +59,11 @@ def list_folder(
     return identities, excluded
 
 
+def is_shard(name: str) -> bool:
+    """Return whether a shard can have this name: a safetensors file in the folder itself."""
+    return name.endswith(SHARD_SUFFIX) and "/" not in name and "\0" not in name and name != SHARD_SUFFIX
+
+
 def is_other_form(name: str) -> bool:
     """Return whether a file, by its relative name, holds the weights of the shards in another format."""
     folder, _, _ = name.partition("/")

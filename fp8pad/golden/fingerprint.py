@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_record
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.errors import RecordError
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.quantization import value_at
@@ -26,7 +26,7 @@ def fingerprint(source: Checkpoint) -> str:
     config and with the old values of the sizes that absorbing edited. Raises `RecordError` for an fp8pad checkpoint
     whose fp8pad.json is missing or malformed, or contradicts config.json.
     """
-    record = read_record(source)
+    record = source.read_record()
     shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()} if record else {}
     tensors = sorted(
         [tensor.name, tensor.dtype, list(shapes.get(tensor.name, tensor.shape))]

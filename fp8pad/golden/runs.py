@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fp8pad import __version__
-from fp8pad.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.errors import GoldenError
 from fp8pad.golden.compare import Comparison, compare_answers
 from fp8pad.golden.document import GoldenDocument, parse_document, read_text

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fp8pad import __version__
-from fp8pad.checkpoint.checkpoint import read_unconverted
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import PlanError
 from fp8pad.geometry import as_matrices
 from fp8pad.hub import opened

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from rich.text import Text
 
-from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.folder import is_other_form
-from fp8pad.checkpoint.shards import MISTRAL_CONFIG_FILE, is_shard
+from fp8pad.checkpoint.checkpoint import MISTRAL_CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.folder import is_other_form, is_shard
 from fp8pad.padded import AxisActions
 from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import Engine

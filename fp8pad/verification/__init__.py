@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.card import CARD_FILE
-from fp8pad.checkpoint.checkpoint import Checkpoint, padding_mark, read_checkpoint, read_record
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch
 from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
@@ -115,7 +116,7 @@ class _Examined:
 
 def _examined(out_dir: Path) -> _Examined:
     converted = read_checkpoint(out_dir)
-    record = read_record(converted)
+    record = converted.read_record()
     if record is None:
         return _Examined(converted, None, (), original_of(converted, None))
     faults, original = examine(converted, record)
@@ -164,9 +165,9 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
 
 
 def _check_source(source: Checkpoint | None, converted: Checkpoint) -> None:
-    if source is None or (mark := padding_mark(source)) is None:
+    if source is None or (mark := source.padding_mark) is None:
         return
-    if padding_mark(converted):
+    if converted.padding_mark:
         hint = f"name the original of {converted.root} instead, or {converted.root} alone"
     else:
         hint = f"the arguments are swapped: fp8pad verify {converted.root} {source}"

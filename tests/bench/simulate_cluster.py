@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 from sparse_checkpoint import Tensor, write_sparse_shard
 
 from fp8pad import output
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.checkpoint.writer import Written
 from fp8pad.conversion import convert
 from fp8pad.output import SentWriter

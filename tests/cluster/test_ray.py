@@ -12,9 +12,9 @@ import pytest
 from helpers import Counter, files_of, llama
 from ray_work import Dies, Fails, Square
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.options import Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, ClusterError, OutputError
 from fp8pad.parallel import ray_driver

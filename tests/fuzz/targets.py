@@ -13,11 +13,11 @@ from edits import Choices, edited, spelt
 from helpers import case_names, copy_case, fast_folder
 from safetensors import SafetensorError, deserialize
 
-from fp8pad.checkpoint.checkpoint import read_unconverted
 from fp8pad.checkpoint.headers import LENGTH_BYTES, parse_header
 from fp8pad.checkpoint.json_text import parse_object
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
+from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError
 from fp8pad.planning import plan_checkpoint

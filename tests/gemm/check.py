@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fp8pad.checkpoint.checkpoint import read_checkpoint, read_record, read_unconverted
+from fp8pad.checkpoint.read import read_checkpoint, read_unconverted
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import CONFIG_FILE
@@ -19,7 +19,7 @@ def products_differ(model: Path, out_dir: Path, arithmetic: Arithmetic | None = 
     with the checkpoint.
     """
     source, converted = read_unconverted(model), read_checkpoint(out_dir)
-    record = read_record(converted)
+    record = converted.read_record()
     padded = record.tensors if record else {}
     tensors = {tensor.name: tensor for shard in source.shards for tensor in shard.tensors}
     recognised, _ = recognise(tensors, find_quantization(source.configs), source.configs[CONFIG_FILE])

@@ -14,9 +14,9 @@ from gemm.check import products_differ  # noqa: E402
 from gemm.products import best_arithmetic  # noqa: E402
 from helpers import linear, write_checkpoint  # noqa: E402
 
-from fp8pad.checkpoint.checkpoint import read_unconverted  # noqa: E402
 from fp8pad.checkpoint.options import WriteOptions  # noqa: E402
 from fp8pad.checkpoint.progress import Progress  # noqa: E402
+from fp8pad.checkpoint.read import read_unconverted  # noqa: E402
 from fp8pad.conversion import convert  # noqa: E402
 from fp8pad.planning import plan_checkpoint  # noqa: E402
 from fp8pad.record import Policy  # noqa: E402

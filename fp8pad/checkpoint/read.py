@@ -1,22 +1,114 @@
-"""Which files of a checkpoint folder are its shards, and whether names, index and headers agree."""
+"""Read a checkpoint folder: which files are its shards, whether names, index and headers agree, what fp8pad wrote."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fp8pad.checkpoint.folder import INDEX_FILE, SHARD_SUFFIX, is_other_form
+from fp8pad.checkpoint.checkpoint import MISTRAL_CONFIG_FILE, Checkpoint
+from fp8pad.checkpoint.files import FileIdentity, open_file
+from fp8pad.checkpoint.folder import (
+    INDEX_FILE,
+    SHARD_SUFFIX,
+    is_excluded_link,
+    is_other_form,
+    is_shard,
+    list_folder,
+    read_text_and_identity,
+)
+from fp8pad.checkpoint.headers import header_of
 from fp8pad.checkpoint.json_text import parse_object
-from fp8pad.errors import CheckpointError
-from fp8pad.record import CONFIG_FILE
+from fp8pad.errors import AlreadyPaddedError, CheckpointError, HeaderError
+from fp8pad.record import CONFIG_FILE, MODELOPT_FILE
 from fp8pad.tensors import ShardHeader
 
 SINGLE_SHARD = "model.safetensors"
-MISTRAL_CONFIG_FILE = "params.json"  # the config of the weights in consolidated*.safetensors
 
 
-def is_shard(name: str) -> bool:
-    """Return whether a shard can have this name: a safetensors file in the folder itself."""
-    return name.endswith(SHARD_SUFFIX) and "/" not in name and "\0" not in name and name != SHARD_SUFFIX
+def read_unconverted(model_dir: Path, follow_links: bool = False) -> Checkpoint:
+    """Read a checkpoint to be converted.
+
+    Raises `CheckpointError` if its files are missing, damaged or disagree, `ConfigError` if config.json is not a JSON
+    object, and `AlreadyPaddedError` if fp8pad wrote it.
+    """
+    source = read_checkpoint(model_dir, follow_links)
+    if mark := source.padding_mark:
+        raise AlreadyPaddedError(f"{model_dir}: was padded by fp8pad already ({mark}); run `fp8pad unpad` first")
+    return source
+
+
+def read_checkpoint(root: Path, follow_links: bool = False) -> Checkpoint:
+    """Read any checkpoint, padded or not; see `read_unconverted` for errors, `list_folder` for links.
+
+    Messages begin with the folder, since a command may read two.
+    """
+    try:
+        return _read_folder(root, follow_links)
+    except CheckpointError as error:
+        raise type(error)(f"{root}: {error}") from error
+
+
+def _read_folder(root: Path, follow_links: bool) -> Checkpoint:
+    if not root.is_dir():
+        raise CheckpointError("expected a folder" if root.exists() else "no such folder")
+    check_format(root)
+    reader = _FolderReader(root)
+    configs = {CONFIG_FILE: parse_object(CONFIG_FILE, reader.text(CONFIG_FILE))}
+    if (modelopt_text := reader.optional_text(MODELOPT_FILE)) is not None:
+        configs[MODELOPT_FILE] = parse_object(MODELOPT_FILE, modelopt_text)
+    weight_map = parse_index(reader.optional_text(INDEX_FILE))
+    has_index = bool(weight_map)
+    shards = tuple(checked(map(reader.header, shard_files(root, weight_map)), weight_map))
+    own_files = {CONFIG_FILE, *([INDEX_FILE] if has_index else []), *(shard.file for shard in shards)}
+    found, excluded = list_folder(root, own_files, follow_links)
+    if MODELOPT_FILE in excluded:  # a link out of the folder is followed, as for config.json: the plan needs it
+        found[MODELOPT_FILE] = reader.identities[MODELOPT_FILE]
+        excluded.remove(MODELOPT_FILE)
+    links_out = tuple(sorted(file for file in excluded if is_excluded_link(root, file)))
+    copies = _other_copies(reader, found, shards)
+    return Checkpoint(
+        root=root,
+        shards=shards,
+        configs=configs,
+        has_index=has_index,
+        other_files=tuple(file for file in found if file not in copies),
+        excluded=tuple(sorted((*excluded, *copies))),
+        identities={file: each for file, each in (found | reader.identities).items() if file not in copies},
+        links_out=links_out,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _FolderReader:
+    """Reads files of the folder `root` and records the identity of each."""
+
+    root: Path
+    identities: dict[str, FileIdentity] = field(default_factory=dict)
+
+    def text(self, file: str) -> str:
+        text, self.identities[file] = read_text_and_identity(self.root, file)
+        return text
+
+    def optional_text(self, file: str) -> str | None:
+        path = self.root / file
+        return self.text(file) if path.exists() or path.is_symlink() else None
+
+    def header(self, file: str) -> ShardHeader:
+        with open_file(self.root / file, file) as shard:
+            self.identities[file] = shard.identity
+            return header_of(shard, shard.identity.size)
+
+
+def _other_copies(reader: _FolderReader, files: Iterable[str], shards: Iterable[ShardHeader]) -> set[str]:
+    """Return the other safetensors files that hold tensors of the same names: second copies of the weights."""
+    copies: set[str] = set()
+    others = list(filter(is_shard, files))
+    names = {tensor.name for shard in shards for tensor in shard.tensors} if others else ()
+    for file in others:
+        with suppress(HeaderError):  # not weights that fp8pad can read, so it is copied
+            copies |= {file for tensor in reader.header(file).tensors if tensor.name in names}
+    return copies
 
 
 def check_format(root: Path) -> None:
