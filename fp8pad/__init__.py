@@ -50,7 +50,6 @@ if TYPE_CHECKING:  # `as` marks re-exports for type checkers
     from fp8pad.errors import UsageError as UsageError
     from fp8pad.errors import VerifyError as VerifyError
     from fp8pad.inspection import Inspection as Inspection
-    from fp8pad.library import PlanReport as PlanReport
     from fp8pad.library import convert as convert
     from fp8pad.library import convert_shards as convert_shards
     from fp8pad.library import inspect as inspect
@@ -58,6 +57,7 @@ if TYPE_CHECKING:  # `as` marks re-exports for type checkers
     from fp8pad.library import push as push
     from fp8pad.library import unpad as unpad
     from fp8pad.library import verify as verify
+    from fp8pad.planned import PlanReport as PlanReport
     from fp8pad.unpadding import UnpadReport as UnpadReport
     from fp8pad.upload import PushReport as PushReport
     from fp8pad.verification import VerifyReport as VerifyReport
@@ -84,7 +84,8 @@ _OFFERED = {
         "VerifyError",
     ),
     "inspection": ("Inspection",),
-    "library": ("PlanReport", "convert", "convert_shards", "inspect", "plan", "push", "unpad", "verify"),
+    "library": ("convert", "convert_shards", "inspect", "plan", "push", "unpad", "verify"),
+    "planned": ("PlanReport",),
     "unpadding": ("UnpadReport",),
     "upload": ("PushReport",),
     "verification": ("VerifyReport",),

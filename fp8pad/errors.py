@@ -67,7 +67,7 @@ class AlteredPaddingError(VerifyError):
 class NotServedError(Fp8padError):
     """The engine would refuse the converted checkpoint at the tensor-parallel size that it is planned for.
 
-    `report` is the `library.PlanReport` of the conversion, which was not started.
+    `report` is the `planned.PlanReport` of the conversion, which was not started.
     """
 
     report: Any = None

@@ -6,23 +6,21 @@ paths; models may also be hub ids. Nothing is printed, unless `progress=True` as
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from fp8pad.checkpoint.options import DEFAULT_JOBS, Executor, Link, VerifyDepth, Workers, WriteOptions
 from fp8pad.checkpoint.progress import Progress, ProgressCallback, progress_of
-from fp8pad.errors import CheckpointError, NotServedError, UsageError, shown
+from fp8pad.errors import UsageError, shown
 from fp8pad.record import Alignment, Policy
 
 if TYPE_CHECKING:
-    from fp8pad.checkpoint.checkpoint import Checkpoint
     from fp8pad.conversion import ConvertReport, SliceReport
     from fp8pad.inspection import Inspection
-    from fp8pad.planning.plan import CheckpointPlan
+    from fp8pad.planned import PlanReport
     from fp8pad.unpadding import UnpadReport
     from fp8pad.upload import PushReport
     from fp8pad.verification import VerifyReport
@@ -32,23 +30,6 @@ if TYPE_CHECKING:
 StrPath: TypeAlias = str | os.PathLike[str]
 # True shows a tqdm bar, or tqdm's widget in a notebook, if tqdm is installed.
 ProgressOption: TypeAlias = Progress | ProgressCallback | bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class PlanReport:
-    """What converting `source` would do, with or without the model card, and the engine that it is meant for."""
-
-    source: "Checkpoint"
-    plan: "CheckpointPlan"
-    engine: str | None = None
-    card: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what `fp8pad plan --json` prints."""
-        from fp8pad.planning.engines import find_engine
-        from fp8pad.summary import plan_document
-
-        return plan_document(self.source, self.plan, find_engine(self.engine), self.card)
 
 
 def plan(
@@ -63,7 +44,7 @@ def plan(
     follow_links: bool = False,
     card: bool = True,
     engine: str | None = None,
-) -> PlanReport:
+) -> "PlanReport":
     """Plan what converting `model` would change; only headers and config.json are read.
 
     `skip` is a pattern of module names, or several. With `follow_links`, symbolic links out of the folder are followed;
@@ -71,9 +52,11 @@ def plan(
     invalid option, and `CheckpointError` if `model` cannot be read or contradicts itself, or, with `strict`, if one of
     its FP8 layers is not understood.
     """
+    from fp8pad.planned import planned
+
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
-    with _planned(model, policy, strict=strict, follow_links=follow_links, card=card, engine=engine) as planned:
-        return planned
+    with planned(model, policy, strict=strict, follow_links=follow_links, card=card, engine=engine) as found:
+        return found
 
 
 def convert(
@@ -113,6 +96,7 @@ def convert(
     """
     from fp8pad.conversion import convert as convert_checkpoint
     from fp8pad.hub import work_folder
+    from fp8pad.planned import planned
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     options = WriteOptions(
@@ -129,8 +113,8 @@ def convert(
     )
     told, target = _told(progress), Path(out_dir)
     how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
-    with _planned(model, policy, **how, engine=engine, work_dir=work_folder(target), progress=told) as planned:
-        report = convert_checkpoint(planned.source, planned.plan, target, options, told)
+    with planned(model, policy, **how, engine=engine, work_dir=work_folder(target), progress=told) as found:
+        report = convert_checkpoint(found.source, found.plan, target, options, told)
     return replace(report, engine=engine)
 
 
@@ -164,6 +148,7 @@ def convert_shards(
     """
     from fp8pad.conversion import convert_slice
     from fp8pad.hub import work_folder
+    from fp8pad.planned import planned
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     options = WriteOptions(
@@ -171,8 +156,8 @@ def convert_shards(
     )
     told, target = _told(progress), Path(out_dir)
     how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
-    with _planned(model, policy, **how, engine=engine, work_dir=work_folder(target, shards), progress=told) as planned:
-        return convert_slice(planned.source, planned.plan, target, options, told)
+    with planned(model, policy, **how, engine=engine, work_dir=work_folder(target, shards), progress=told) as found:
+        return convert_slice(found.source, found.plan, target, options, told)
 
 
 def verify(
@@ -264,52 +249,6 @@ def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
         return (skip,) if isinstance(skip, str) else tuple(skip)
     except TypeError as error:
         raise UsageError(f"skip: expected a pattern, or several, got {shown(skip)}") from error
-
-
-@contextmanager
-def _planned(
-    model: StrPath,
-    policy: Policy,
-    *,
-    strict: bool,
-    follow_links: bool,
-    card: bool,
-    engine: str | None,
-    force: bool = True,
-    work_dir: Path | None = None,
-    cache: bool = False,
-    progress: Progress | None = None,
-) -> Iterator[PlanReport]:
-    """Open a model and plan.
-
-    Without `force`, raise `NotServedError` if the engine refuses the result, but serves the original or what another
-    option makes.
-    """
-    from fp8pad.adapters import adapter_notes, other_weight_notes
-    from fp8pad.checkpoint.read import read_unconverted
-    from fp8pad.hub import opened
-    from fp8pad.planning import check_understood, plan_checkpoint
-    from fp8pad.planning.comparison import check_worth_converting
-    from fp8pad.planning.engines import find_engine
-
-    described = find_engine(engine)
-    with opened(model, partial(read_unconverted, follow_links=follow_links), work_dir, cache, progress) as source:
-        try:
-            plan = plan_checkpoint(source.shards, source.configs, policy)
-        except CheckpointError as error:
-            raise type(error)(f"{source}: {error}") from error
-        if strict:
-            check_understood(plan)
-        notes = *plan.notes, *other_weight_notes(source, plan), *adapter_notes(source, plan)
-        planned = PlanReport(source, replace(plan, notes=notes), engine, card)
-        try:
-            if not force:
-                check_worth_converting(planned.plan, described)
-        except NotServedError as error:
-            error.report = planned
-            error.add_note("nothing was written; use --force to convert anyway")
-            raise
-        yield planned
 
 
 def _told(progress: ProgressOption) -> Progress:

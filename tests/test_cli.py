@@ -562,7 +562,7 @@ def test_failing_files_are_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
     def read_unconverted(_: Path, **__: bool) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/disk/model.safetensors")
 
-    monkeypatch.setattr("fp8pad.checkpoint.read.read_unconverted", read_unconverted)
+    monkeypatch.setattr("fp8pad.planned.read_unconverted", read_unconverted)
     finished = fp8pad("plan", example)
     assert (finished.status, finished.stderr) == (1, "error: /disk/model.safetensors: No space left on device\n")
 
@@ -573,7 +573,7 @@ def test_the_unforeseen_is_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
     def read_unconverted(_: Path, **__: bool) -> None:
         raise RecursionError("too deep\nfor a line")
 
-    monkeypatch.setattr("fp8pad.checkpoint.read.read_unconverted", read_unconverted)
+    monkeypatch.setattr("fp8pad.planned.read_unconverted", read_unconverted)
     finished = fp8pad("plan", example)
     expected = (
         "error: unexpected RecursionError: too deep\\nfor a line; please report it with what FP8PAD_DEBUG=1 shows\n"
@@ -614,7 +614,7 @@ def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: 
     def read_unconverted(_: Path, **__: bool) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fp8pad.checkpoint.read.read_unconverted", read_unconverted)
+    monkeypatch.setattr("fp8pad.planned.read_unconverted", read_unconverted)
     finished = fp8pad("plan", example)
     assert (finished.status, finished.stderr) == (130, "interrupted\n")
 

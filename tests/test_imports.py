@@ -20,9 +20,9 @@ PURE = RECORDS | {"scales", "tensors", "text"}
 READING = PURE | {"planning", "checkpoint"}
 WRITING = READING | {"converted", "hub", "output", "parallel", "staged"}
 JUDGING = WRITING | {"card", "verification"}
-RESULTS = {"conversion", "verification", "unpadding", "inspection", "upload", "golden", "bench"}
+RESULTS = {"conversion", "verification", "unpadding", "inspection", "planned", "upload", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
-    "__init__": {"conversion", "inspection", "library", "unpadding", "upload", "verification"},
+    "__init__": {"conversion", "inspection", "library", "planned", "unpadding", "upload", "verification"},
     "__main__": {"cli"},
     "errors": set(),
     "geometry": set(),
@@ -45,7 +45,8 @@ ALLOWED: dict[str, set[str]] = {
     "conversion": WRITING | {"card", "summary"},
     "hub": READING | {"hub", "huggingface_hub"},
     "integrations": READING | {"__init__", "hub", "torch", "tqdm"},
-    "library": READING | RESULTS | {"adapters", "hub", "integrations", "summary"},
+    "planned": READING | {"adapters", "hub", "summary"},
+    "library": READING | RESULTS | {"hub", "integrations"},
     "verification": JUDGING,
     "upload": JUDGING | {"huggingface_hub"},
     "unpadding": JUDGING,

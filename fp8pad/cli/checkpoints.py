@@ -19,6 +19,7 @@ from fp8pad.errors import NotServedError, RecordError, VerifyError
 from fp8pad.text import printable
 
 if TYPE_CHECKING:
+    from fp8pad.planned import PlanReport
     from fp8pad.render.screen import Report, Screen
 
 Found = TypeVar("Found", bound="Report")
@@ -52,7 +53,7 @@ def plan(
     engine = find_engine(asked["engine"])
     report = library.plan(model, **{**asked, "strict": False})
 
-    def screen(found: library.PlanReport) -> "Screen":
+    def screen(found: "PlanReport") -> "Screen":
         return plan_screen(found.source, found.plan, engine, show_all, found.card, out_dir=_out_dir)
 
     show(report, screen, as_json, _quiet)

@@ -22,7 +22,7 @@ from fp8pad.upload import PushReport
 from fp8pad.verification import VerifyReport
 
 if TYPE_CHECKING:
-    from fp8pad.library import PlanReport
+    from fp8pad.planned import PlanReport
 
 _VERIFIED = {
     "padded": "every header, size and padded tensor read back",
