@@ -187,17 +187,3 @@ def test_what_is_refused(x: "torch.Tensor", padded_k: int) -> None:
     """A padded K that is too small or not a multiple of 16, and another dtype or rank, are errors."""
     with pytest.raises(ValueError, match="expected"):
         kernels.quantize_and_pad(x, padded_k)
-
-
-@pytest.mark.parametrize("scheme", ["static", "per_token", "scale_ub", "per_tensor"])
-def test_operators_tell_the_truth_about_themselves(scheme: str) -> None:
-    """The fake implementations, the schemas and the kernels agree, so that torch.compile can rely on them."""
-    x = _activation(3, 20)
-    cases = {
-        "static": (torch.ops.fp8pad.quantize_static.default, (x, torch.ones(1), 32)),
-        "per_token": (torch.ops.fp8pad.quantize_per_token.default, (x, None, 32)),
-        "scale_ub": (torch.ops.fp8pad.quantize_per_token.default, (x, torch.ones(1), 32)),
-        "per_tensor": (torch.ops.fp8pad.quantize_per_tensor.default, (x, 32)),
-    }
-    operator, arguments = cases[scheme]
-    torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))

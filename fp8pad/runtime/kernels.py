@@ -2,7 +2,7 @@
 
 `quantize_and_pad(x, padded_k, scale=..., scale_ub=..., per_token=...) -> (x_fp8, x_scale)`; a vLLM layer calls it
 through `activations.pad_where_quantized`. Nothing here pads a weight or waits for the device, so a CUDA graph can
-capture it; `torch.compile` sees operators with fake implementations.
+capture it; `torch.compile` traces into the operators, so that compiled code launches their kernels itself.
 
 What vLLM 0.26 to 0.33 computes (its `csrc`, `w8a8/fp8/common.cu`), with absmax over all values that share a scale:
 
@@ -12,15 +12,14 @@ What vLLM 0.26 to 0.33 computes (its `csrc`, `w8a8/fp8/common.cu`), with absmax 
 * NaN is ignored in absmax, and every NaN, including that of inf / inf, becomes the largest value, +448.
 """
 
-from collections.abc import Callable
 from math import gcd
-from typing import Any
 
 import torch
 import triton
+from torch.library import triton_op, wrap_triton
 
 from fp8pad.geometry import num_blocks
-from fp8pad.runtime import triton_kernels
+from fp8pad.runtime.triton_kernels import cut_kernel, maxima_kernel, per_tensor_kernel, per_token_kernel
 
 # Longer rows are read block by block, and twice: the second time from the cache. Registers for a whole row would leave
 # too few programs running (13653 wide, 16384 rows, H100: 263 us in blocks of 8192, 452 us in one block).
@@ -30,8 +29,6 @@ MOST_WARPS = 8
 # A tensor's absmax takes two launches: every program of the second reads all results of the first. With a fixed number
 # of results (a power of two), one kernel serves any number of tokens.
 NUM_MAXIMA = 512
-
-_library = torch.library.Library("fp8pad", "FRAGMENT")
 
 
 def quantize_and_pad(
@@ -58,16 +55,41 @@ def quantize_and_pad(
     return x_fp8, x_scale
 
 
-def _operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated function as `torch.ops.fp8pad.<schema>`, for any device that Triton compiles for."""
+@triton_op("fp8pad::quantize_per_token", mutates_args=())
+def _quantize_per_token(
+    x: torch.Tensor, scale_ub: torch.Tensor | None, padded_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x = _checked_rows(x, padded_k)
+    x_fp8, scale = _empty_fp8(x, padded_k), _empty_scale(x, x.shape[0], 1)
+    block = _block(padded_k)
+    wrap_triton(per_token_kernel)[x.shape[0],](
+        x, x_fp8, scale, scale_ub, *_layout(x), padded_k, block, num_warps=_num_warps(block)
+    )
+    return x_fp8, scale
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        name = _library.define(schema)
-        _library.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fp8pad::{name}", fake, lib=_library)
-        return function
 
-    return register
+@triton_op("fp8pad::quantize_static", mutates_args=())
+def _quantize_static(x: torch.Tensor, scale: torch.Tensor, padded_k: int) -> torch.Tensor:
+    x = _checked_rows(x, padded_k)
+    x_fp8, tile = _empty_fp8(x, padded_k), _block(padded_k)
+    wrap_triton(per_tensor_kernel)[x.shape[0], num_blocks(padded_k, tile)](
+        x, x_fp8, scale, None, *_layout(x), padded_k, tile, 0, num_warps=_num_warps(tile)
+    )
+    return x_fp8
+
+
+@triton_op("fp8pad::quantize_per_tensor", mutates_args=())
+def _quantize_per_tensor(x: torch.Tensor, padded_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    x = _checked_rows(x, padded_k)
+    x_fp8, scale, maxima = _empty_fp8(x, padded_k), _empty_scale(x, 1), _empty_scale(x, NUM_MAXIMA)
+    if not x.shape[0]:
+        return x_fp8, scale.zero_()
+    block, tile = _block(x.shape[1]), _block(padded_k)
+    wrap_triton(maxima_kernel)[NUM_MAXIMA,](x, maxima, x.shape[0], *_layout(x), block, num_warps=_num_warps(block))
+    wrap_triton(per_tensor_kernel)[x.shape[0], num_blocks(padded_k, tile)](
+        x, x_fp8, scale, maxima, *_layout(x), padded_k, tile, NUM_MAXIMA, num_warps=_num_warps(tile)
+    )
+    return x_fp8, scale
 
 
 def _empty_fp8(x: torch.Tensor, padded_k: int) -> torch.Tensor:
@@ -78,50 +100,6 @@ def _empty_scale(x: torch.Tensor, *shape: int) -> torch.Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
-@_operator(
-    "quantize_per_token(Tensor x, Tensor? scale_ub, int padded_k) -> (Tensor, Tensor)",
-    fake=lambda x, _, padded_k: (_empty_fp8(x, padded_k), _empty_scale(x, x.shape[0], 1)),
-)
-def _quantize_per_token(
-    x: torch.Tensor, scale_ub: torch.Tensor | None, padded_k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    x = _checked_rows(x, padded_k)
-    x_fp8, scale = _empty_fp8(x, padded_k), _empty_scale(x, x.shape[0], 1)
-    if x.shape[0]:
-        block = _block(padded_k)
-        triton_kernels.per_token_kernel[(x.shape[0],)](
-            x, x_fp8, scale, scale_ub, *_layout(x), padded_k, block, num_warps=_num_warps(block)
-        )
-    return x_fp8, scale
-
-
-@_operator(
-    "quantize_static(Tensor x, Tensor scale, int padded_k) -> Tensor",
-    fake=lambda x, _, padded_k: _empty_fp8(x, padded_k),
-)
-def _quantize_static(x: torch.Tensor, scale: torch.Tensor, padded_k: int) -> torch.Tensor:
-    x = _checked_rows(x, padded_k)
-    x_fp8 = _empty_fp8(x, padded_k)
-    _quantize_tiles(x, x_fp8, scale, maxima=None)
-    return x_fp8
-
-
-@_operator(
-    "quantize_per_tensor(Tensor x, int padded_k) -> (Tensor, Tensor)",
-    fake=lambda x, padded_k: (_empty_fp8(x, padded_k), _empty_scale(x, 1)),
-)
-def _quantize_per_tensor(x: torch.Tensor, padded_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    x = _checked_rows(x, padded_k)
-    x_fp8, scale = _empty_fp8(x, padded_k), _empty_scale(x, 1)
-    if not x.shape[0]:
-        return x_fp8, scale.zero_()
-    maxima = _empty_scale(x, NUM_MAXIMA)
-    block = _block(x.shape[1])
-    triton_kernels.maxima_kernel[maxima.shape](x, maxima, x.shape[0], *_layout(x), block, num_warps=_num_warps(block))
-    _quantize_tiles(x, x_fp8, scale, maxima)
-    return x_fp8, scale
-
-
 def cut_columns(x: torch.Tensor, n: int) -> torch.Tensor:
     """Return the first `n` columns of `x` `[M, padded_n]` as a contiguous tensor, fastest if 16 divides `padded_n`.
 
@@ -129,24 +107,9 @@ def cut_columns(x: torch.Tensor, n: int) -> torch.Tensor:
     """
     if not x.is_contiguous() or x.shape[1] % 16:
         return x[:, :n].clone(memory_format=torch.contiguous_format)
-    out = x.new_empty((x.shape[0], n))
-    if x.shape[0]:
-        tile = _block(n)
-        triton_kernels.cut_kernel[(x.shape[0], num_blocks(n, tile))](
-            x, out, x.shape[1], gcd(n, 16), n, tile, num_warps=_num_warps(tile)
-        )
+    out, tile = x.new_empty((x.shape[0], n)), _block(n)
+    cut_kernel[x.shape[0], num_blocks(n, tile)](x, out, x.shape[1], gcd(n, 16), n, tile, num_warps=_num_warps(tile))
     return out
-
-
-def _quantize_tiles(x: torch.Tensor, x_fp8: torch.Tensor, scale: torch.Tensor, maxima: torch.Tensor | None) -> None:
-    if not x.shape[0]:
-        return
-    padded_k = x_fp8.shape[1]
-    tile = _block(padded_k)
-    num_maxima = 0 if maxima is None else maxima.numel()
-    triton_kernels.per_tensor_kernel[(x.shape[0], num_blocks(padded_k, tile))](
-        x, x_fp8, scale, maxima, *_layout(x), padded_k, tile, num_maxima, num_warps=_num_warps(tile)
-    )
 
 
 def _checked_rows(x: torch.Tensor, padded_k: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ pytest.importorskip("vllm", reason="vLLM's operators are the reference")
 
 import triton
 import triton.language as tl
+from torch._inductor.utils import run_and_get_code
 from vllm import _custom_ops as vllm_ops
 from vllm.config import VllmConfig, set_current_vllm_config
 
@@ -248,8 +249,9 @@ def test_layer(n: int, k: int, dtype: torch.dtype) -> None:
             assert expected.abs().max() > 0
 
 
-def test_compiled_layer() -> None:
-    """When compiled, a padded layer is one graph and equals eager vLLM: our operator rounds in the same way."""
+def test_compiled_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When compiled, a padded layer is one graph and equals eager vLLM: our kernel rounds in the same way."""
+    monkeypatch.undo()  # Triton 3.6 cannot compile a fill of FP8 values
     n, k = 1280, 3420
     weight, scale = torch.randn(n, k, device="cuda").to(torch.float8_e4m3fn), torch.rand(n, 1, device="cuda") / k
     with torch.inference_mode(), vllm_operators():
@@ -273,8 +275,9 @@ def _loaded(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tu
 
 
 @pytest.mark.parametrize("scheme", ["token", "tensor", "static"])
-def test_compiled_without_a_graph_break(scheme: str) -> None:
-    """torch.compile takes the operators as they are, with dynamic numbers of tokens; results are equal."""
+def test_compiled_without_a_graph_break(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile traces into the operators, with dynamic numbers of tokens; results are equal."""
+    monkeypatch.undo()
     arguments = {"token": {}, "tensor": {"per_token": False}, "static": {"scale": torch.tensor([0.02], device="cuda")}}
 
     def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -285,3 +288,32 @@ def test_compiled_without_a_graph_break(scheme: str) -> None:
         x = torch.randn(num_tokens, 3420, device="cuda", dtype=torch.bfloat16)
         for got, expected in zip(compiled(x), quantize(x), strict=True):
             assert torch.equal(got.view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("scheme", ["static", "per_token", "scale_ub", "per_tensor"])
+def test_operators_tell_the_truth_about_themselves(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schemas, shapes without values and traced kernels agree, so that torch.compile can rely on them."""
+    monkeypatch.undo()
+    x, one = torch.randn(3, 20, device="cuda", dtype=torch.bfloat16), torch.ones(1, device="cuda")
+    cases = {
+        "static": (torch.ops.fp8pad.quantize_static.default, (x, one, 32)),
+        "per_token": (torch.ops.fp8pad.quantize_per_token.default, (x, None, 32)),
+        "scale_ub": (torch.ops.fp8pad.quantize_per_token.default, (x, one, 32)),
+        "per_tensor": (torch.ops.fp8pad.quantize_per_tensor.default, (x, 32)),
+    }
+    operator, arguments = cases[scheme]
+    torch.library.opcheck(operator, arguments)
+
+
+def test_compiled_code_launches_the_kernel_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor calls the Triton kernel without Python of ours in between, and copies nothing for it."""
+    monkeypatch.undo()
+    x = torch.randn(33, 3420, device="cuda", dtype=torch.bfloat16)
+    compiled = torch.compile(lambda x: kernels.quantize_and_pad(x * 2, 3424), fullgraph=True, dynamic=True)
+    _, (code,) = run_and_get_code(compiled, x)
+    _, _, call = code.partition("def call(")
+    assert "torch.ops.fp8pad" not in call
+    assert [line.split(".run(")[0].strip() for line in call.splitlines() if ".run(" in line] == [
+        "triton_poi_fused_mul_0",
+        "per_token_kernel_0",
+    ]
