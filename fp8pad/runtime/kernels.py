@@ -1,3 +1,4 @@
+# mypy: disable-error-code="untyped-decorator"
 """Quantize an activation to FP8 and pad its K in one launch, byte for byte as vLLM quantizes it; cut an output to N.
 
 `quantize_and_pad(x, padded_k, scale=..., scale_ub=..., per_token=...) -> (x_fp8, x_scale)`; a vLLM layer calls it
