@@ -243,7 +243,7 @@ def absorbed(at: AtSize) -> str:
     """Return the absorbed form's outcome and the growth of sizes; or why there is none, in the words of `plan`."""
     form = at.absorbed
     if form is None:
-        nothing = "nothing to absorb" if at.original.findings else "no need"
+        nothing = "not absorbed" if at.original.findings else "no need"
         return at.refused.outcome if at.refused else nothing
     sizes = [f"{size.key} {size.old} -> {size.new} ({size.new / size.old - 1:+.1%})" for size in form.growths]
     return "<br>".join([f"{form.verdict.outcome}{', with the plugin' if form.needs_runtime else ''}", *sizes])

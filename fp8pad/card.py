@@ -113,12 +113,12 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
         yield "Needs vLLM 0.26 or newer with fp8pad installed: other engines refuse it, or ignore its scales."
     else:
         yield "Any engine that serves the original serves it; no plugin is needed."
-    sizes = [str(size) for size in (1, 2, 4, 8) if _can_share(plan, size)]
-    yield f"Tensor-parallel sizes: {', '.join(sizes)}{' only' if len(sizes) == 1 else ''}."
+    yield from _tensor_parallel_sizes(plan)
     yield ""
     yield "```sh"
     if plan.needs_runtime:
-        yield f"pip install .                  # in a clone of {_repository()}, into the environment of vLLM"
+        if url := _repository():
+            yield f"pip install git+{url}  # into the environment of vLLM"
         yield "vllm serve DIR"
     if repo := hub_repo(source):
         yield f"fp8pad verify {repo} DIR   # compares every byte with the original"
@@ -129,13 +129,27 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
     yield "```"
 
 
+def _tensor_parallel_sizes(plan: CheckpointPlan) -> Iterator[str]:
+    """Yield for which sizes it was padded, and at which others ranks can share it though a layer is unaligned."""
+    padded, others = list[str](), list[str]()
+    for size in sorted({1, 2, 4, 8, plan.policy.tensor_parallel_size}):
+        fits = {alike.example.fit_at(size) for alike in plan.alike if alike.example.name not in plan.modules}
+        if _can_share(plan, size):
+            is_padded = plan.policy.tensor_parallel_size % size == 0 or "unaligned" not in fits
+            (padded if is_padded else others).append(str(size))
+    if padded:
+        yield f"Padded for tensor-parallel sizes: {', '.join(padded)}."
+    if others:
+        yield f"Ranks can share its layers at these sizes too, where some are not aligned: {', '.join(others)}."
+
+
 def _repository() -> str:
-    """Return the repository's URL from the package metadata, or the project's name if it has none."""
+    """Return the repository's URL from the package metadata; empty if it has none."""
     try:
         urls = importlib.metadata.metadata("fp8pad").get_all("Project-URL") or ()
     except importlib.metadata.PackageNotFoundError:
         urls = ()
-    return next((url.partition(", ")[2] for url in urls if url.startswith("Repository, ")), "fp8pad")
+    return next((url.partition(", ")[2] for url in urls if url.startswith("Repository, ")), "")
 
 
 def _can_share(plan: CheckpointPlan, num_ranks: int) -> bool:

@@ -27,8 +27,8 @@ class Inspection:
     """The records of a checkpoint, None if one is missing or cannot be read, and where they disagree.
 
     `record` is fp8pad.json, `quantization` is what config.json tells the runtime (None if the checkpoint is only
-    absorbed). `size_bytes` counts all files that are not excluded, fp8pad.json included. `disagreements` and `notes`
-    are sentences; a note is not a fault.
+    absorbed, or if it cannot be read); `is_legible` is False if one of the two cannot be read. `size_bytes` counts all
+    files that are not excluded, fp8pad.json included. `disagreements` and `notes` are sentences; a note is not a fault.
     """
 
     path: Path
@@ -37,6 +37,7 @@ class Inspection:
     size_bytes: int
     disagreements: tuple[str, ...]
     notes: tuple[str, ...]
+    is_legible: bool = True
 
     @property
     def source_bytes(self) -> int:
@@ -78,7 +79,8 @@ def inspect_checkpoint(path: Path) -> Inspection:
         )
     faults: list[str] = []
     record = _attempt(lambda: parse_record(read_text(path, RECORD_FILE)), faults)
-    quantization = _attempt(lambda: quantization_of(converted), [] if record else faults)
+    unread: list[str] = []
+    quantization = _attempt(lambda: quantization_of(converted), unread)
     found: list[Mismatch] = []
     notes: list[str] = []
     if record:
@@ -93,8 +95,9 @@ def inspect_checkpoint(path: Path) -> Inspection:
         record=record,
         quantization=quantization,
         size_bytes=sum(identity.size for identity in converted.identities.values()),
-        disagreements=(*faults, *map(str, found)),
+        disagreements=(*faults, *([] if record else unread), *map(str, found)),
         notes=(*notes, *notes_on_files(converted)),
+        is_legible=not (faults or unread),
     )
 
 

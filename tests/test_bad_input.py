@@ -94,6 +94,11 @@ def test_a_layer_that_is_not_understood_is_carried(
         shown = " ".join(capsys.readouterr().out.split())
         assert "1 FP8 layer not understood: carried unchanged" in shown
         assert f"{CARRIED[name]}: model.layers.1.mlp.down_proj" in shown
+    monkeypatch.setattr(sys, "argv", ["fp8pad", "convert", "-q", str(model), str(tmp_path / "quiet")])
+    with pytest.raises(SystemExit):
+        main()
+    warning = "warning: 1 FP8 layer not understood: carried unchanged, the first: model.layers.1.mlp.down_proj\n"
+    assert capsys.readouterr() == ("", warning)
     kept, padded = (tensor_rows_of(model, out_dir, f"model.layers.{number}.mlp.down_proj.weight") for number in (1, 0))
     assert np.array_equal(kept[0], kept[1])
     assert padded[0].shape != padded[1].shape
@@ -117,7 +122,9 @@ def test_a_converted_checkpoint_is_refused_with_a_hint(tmp_path: Path, refused: 
     """Padding twice would lose the first record."""
     model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
     convert_to(model, out_dir)
-    assert "fp8pad unpad" in refused("convert", out_dir, tmp_path / "again")
+    for arguments in (["convert", out_dir, tmp_path / "again"], ["plan", out_dir]):
+        error = refused(*map(str, arguments))
+        assert "`fp8pad inspect` shows what was done, `fp8pad unpad` restores the original" in error
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "out"]
 
 

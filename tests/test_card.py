@@ -145,7 +145,7 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
     assert (
         "\nNeeds vLLM 0.26 or newer with fp8pad installed: other engines refuse it, or ignore its scales.\n" in padded
     )
-    assert "\nTensor-parallel sizes: 1 only.\n" in padded
+    assert "\nPadded for tensor-parallel sizes: 1.\n" in padded
     assert "\nvllm serve DIR\n" in padded
     assert "\nfp8pad verify ORIGINAL DIR " in padded  # without it, bytes of layers are not compared
     without_plugin = with_section("", source, replace(fp8pad.plan(example).plan, modules={}))
@@ -157,10 +157,20 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
 
 def test_sizes_are_those_at_which_heads_can_be_shared_too(model: Path) -> None:
     """28 heads can be divided among four ranks but not eight, though the FP8 layers could."""
-    assert "\nTensor-parallel sizes: 1, 2, 4, 8.\n" in section_on("", read_unconverted(model))[1]
+    assert "too, where some are not aligned: 2, 4, 8.\n" in section_on("", read_unconverted(model))[1]
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"num_attention_heads": 28}))
-    assert "\nTensor-parallel sizes: 1, 2, 4.\n" in section_on("", read_unconverted(model))[1]
+    assert "too, where some are not aligned: 2, 4.\n" in section_on("", read_unconverted(model))[1]
+
+
+def test_sizes_that_it_was_not_padded_for_are_told_apart(tmp_path: Path) -> None:
+    """Layers of `[32, 16]` are padded at load for four ranks if it was converted for two, but not for one."""
+    model = llama(tmp_path / "model", n=1368, k=256)
+    for size, padded, others in ((1, "1", "2, 4, 8"), (2, "1, 2, 4, 8", ""), (16, "1, 2, 4, 8, 16", "")):
+        card = with_section("", read_unconverted(model), fp8pad.plan(model, tensor_parallel_size=size).plan)
+        assert f"\nPadded for tensor-parallel sizes: {padded}.\n" in card
+        rest = f"Ranks can share its layers at these sizes too, where some are not aligned: {others}."
+        assert (rest in card) == bool(others)
 
 
 @pytest.mark.parametrize("card", [None, "# A model\n", "---\nlicense: mit\n---\n\n# A model"])
@@ -213,11 +223,11 @@ def test_no_card_is_written_where_none_is_wanted(model: Path, tmp_path: Path) ->
 
 
 def test_a_released_package_names_its_repository(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The section has the address in the package's metadata, or only the project's name without one."""
+    """The section has the address in the package's metadata, or no command to install it without one."""
     released, installed = Message(), importlib.metadata.metadata
     released["Project-URL"] = "Changelog, https://forge.example/fp8pad/blob/main/CHANGELOG.md"
     released["Project-URL"] = "Repository, https://forge.example/fp8pad"
     monkeypatch.setattr(importlib.metadata, "metadata", lambda name: released if name == "fp8pad" else installed(name))
-    assert "in a clone of https://forge.example/fp8pad, into" in section_on("", read_unconverted(model))[1]
+    assert "pip install git+https://forge.example/fp8pad  # into" in section_on("", read_unconverted(model))[1]
     del released["Project-URL"]
-    assert "in a clone of fp8pad, into" in section_on("", read_unconverted(model))[1]
+    assert "pip install" not in section_on("", read_unconverted(model))[1]

@@ -273,7 +273,8 @@ def test_what_is_clearly_a_path_is_never_asked_of_the_hub(
     fp8pad: Fp8pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, command: tuple[str, ...]
 ) -> None:
     """The error does not call it a hub id either."""
-    (tmp_path / "here" / "models" / "opt-dyn").mkdir(parents=True)
+    llama(tmp_path / "here" / "models" / "opt-dyn")
+    (tmp_path / "here" / "models" / "opt_dyn.txt").touch()  # no folder, so it is not suggested
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr("fp8pad.hub._found", lambda _: pytest.fail("it was asked"))
     model = form.format("models/opt_dyn")
@@ -327,9 +328,10 @@ def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path:
     """If nothing needs padding at one TP size, both commands name a size at which something does."""
     model = llama(tmp_path / "model", n=32, k=16)
     planned, done = fp8pad("plan", model).stdout, fp8pad("convert", model, tmp_path / "out").stdout
-    hint = planned[planned.index("\nNext\n") :]
-    assert "--tensor-parallel-size 2" in hint
-    assert hint in done
+    _, same, *hint = planned[planned.index("\nNext\n") :].lstrip().splitlines()
+    assert same == "  nothing to convert for TP 1: the checkpoint would stay as it is"
+    assert "--tensor-parallel-size 2" in hint[-1]
+    assert "\n".join(["Next", *hint]) in done
 
 
 def test_an_address_is_named_as_it_was_typed(fp8pad: Fp8pad) -> None:
@@ -846,7 +848,18 @@ def test_usage_is_written_as_it_is_elsewhere(fp8pad: Fp8pad) -> None:
     """Names of arguments have no braces, in help and in errors."""
     assert "fp8pad convert [OPTIONS] MODEL OUT_DIR\n" in fp8pad("convert", "--help").stdout
     assert "fp8pad verify [OPTIONS] [MODEL] OUT_DIR\n" in fp8pad("verify", "--help").stdout
-    assert "fp8pad convert [OPTIONS] MODEL OUT_DIR\n" in fp8pad("convert").stderr
+    for arguments, wrong in (
+        (["convert", "x"], "missing argument 'OUT_DIR'"),
+        (["convert", "x", "y", "--link", "z"], "invalid value for '--link': 'z' is not one of 'auto', "),
+        (["convert", "x", "y", "--shards", "z"], "invalid value for '--shards': expected the number of a shard, or "),
+        (["convert", "x", "y", "--lonk", "z"], "no such option: --lonk"),
+    ):
+        finished = fp8pad(*arguments)
+        assert (finished.status, finished.stdout) == (2, "")
+        error, usage = finished.stderr.splitlines()
+        assert error.startswith(f"error: {wrong}")
+        assert usage == "  usage: fp8pad convert [OPTIONS] MODEL OUT_DIR; see fp8pad convert --help"
+    assert "Usage: fp8pad golden [OPTIONS] COMMAND" in fp8pad("golden").stderr
 
 
 def test_what_is_not_assessed_is_not_said_to_be_served(fp8pad: Fp8pad, tmp_path: Path) -> None:
@@ -855,7 +868,7 @@ def test_what_is_not_assessed_is_not_said_to_be_served(fp8pad: Fp8pad, tmp_path:
     shard = {name: ("F8_E4M3", (128, 384))}
     run = fp8pad("plan", write_checkpoint(tmp_path / "unknown", {"model.safetensors": shard}, config))
     assert run.status == 0
-    said = "serves (as it is, padded): as far as is known; scales that fp8pad does not understand are not assessed"
+    said = "not known (as it is, padded): fp8pad does not know this layout of scales"
     assert f"{said}: model.layers.0.self_attn.o_proj" in run.stdout
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fp8pad.errors import PlanError
+from fp8pad.errors import PlanError, UsageError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import Json, Policy
@@ -141,7 +141,27 @@ def test_a_config_of_two_formats_is_no_contradiction() -> None:
 def test_a_pattern_that_names_no_module_is_refused() -> None:
     """A typo in --skip would pad a module that should be left unchanged."""
     assert planned(PER_TENSOR, policy=Policy(skip=("a.*",))).changes_nothing
-    with pytest.raises(
-        PlanError, match=r"--skip b\.\*: no module has this name, and patterns match whole names; try '\*b\.\*'$"
-    ):
+    with pytest.raises(UsageError, match=r"--skip b\.\*: no module has this name, and patterns match whole names$"):
         planned(PER_TENSOR, policy=Policy(skip=("a.*", "b.*")))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("q_proj", "*q_proj"),
+        ("self_attn", "*self_attn.*"),
+        ("model.layers.0", "model.layers.0.*"),
+        ("*.q_prj", "*.q_proj"),
+        ("mlp.q_prj", "*.q_proj"),
+        ("nothing", None),
+    ],
+)
+def test_a_suggested_pattern_matches_something(pattern: str, meant: str | None) -> None:
+    """It is tried before it is suggested."""
+    name = "model.layers.0.self_attn.q_proj"
+    tensors: Tensors = [(f"{name}.weight", "F8_E4M3", (136, 213)), (f"{name}.weight_scale", "F32", ())]
+    with pytest.raises(UsageError) as refused:
+        planned(tensors, policy=Policy(skip=(pattern,)))
+    assert str(refused.value).partition("; did you mean ")[2] == (f"'{meant}'?" if meant else "")
+    if meant:
+        assert planned(tensors, policy=Policy(skip=(meant,))).changes_nothing

@@ -1,6 +1,7 @@
 """Inspecting: what the records say, and where they disagree."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from fp8pad.render.console import stdout_console
 from fp8pad.render.inspection import inspection_screen
 
 NAME = "model.layers.0.mlp.down_proj"
+PADDED_BADLY = {"quant_method": "fp8pad", "format_version": 1, "modules": "garbage"}
 
 
 @pytest.fixture
@@ -219,6 +221,23 @@ def test_a_garbled_record_is_a_disagreement(out_dir: Path) -> None:
     assert [fault.split(":")[0] for fault in found.disagreements] == ["fp8pad.json", "config.json"]
 
 
+@pytest.mark.parametrize("file", ["fp8pad.json", "config.json"])
+def test_nothing_is_promised_from_a_record_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    """No engine is named; the screen says which file is wrong and what to do, and has no empty sections."""
+    out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
+    edit_json(out_dir / file, lambda document: document.update(format_version="x", quantization_config=PADDED_BADLY))
+    found = inspect_checkpoint(out_dir)
+    inspection_screen(found).show(stdout_console())
+    shown = capsys.readouterr().out
+    assert "\nHow it is served\n  not known, since a record cannot be read\n" in shown
+    assert f"\n  disagrees  {file if file == 'fp8pad.json' else 'fp8pad.json: record'}" in shown
+    assert "\n  Undo these changes, get the files again, or convert the original again.\n" in shown
+    assert ("\nFrom the record\n" in shown) == (file == "config.json")
+    assert "any engine" not in shown
+
+
 def test_a_missing_record_is_a_disagreement(out_dir: Path) -> None:
     """The other records show that the checkpoint was padded."""
     (out_dir / "fp8pad.json").unlink()
@@ -278,6 +297,15 @@ def test_files_that_changed_are_told_by_their_danger(out_dir: Path) -> None:
         "modeling_llama.py: file: expected no such file, got 9 bytes",
         "tokenizer.json: size: expected 18 bytes, got 2 bytes",
     )
+
+
+def test_what_is_never_copied_is_told_by_its_kind(out_dir: Path) -> None:
+    """Weights in another form, a link out of the folder, or no file at all."""
+    (out_dir / "consolidated.safetensors").write_bytes((out_dir / "model.safetensors").read_bytes())
+    (out_dir / "linked.py").symlink_to(Path(__file__))
+    os.mkfifo(out_dir / "pipe.py")
+    said = [fault.split("got ")[1] for fault in inspect_checkpoint(out_dir).disagreements]
+    assert said == ["another form of the weights", "a link out of the folder", "not a regular file"]
 
 
 def test_the_document_of_a_script(out_dir: Path) -> None:

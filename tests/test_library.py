@@ -21,7 +21,7 @@ import fp8pad as library
 from fp8pad import errors
 from fp8pad.checkpoint.progress import progress_of
 from fp8pad.cli import checkpoints
-from fp8pad.errors import CheckpointError, Fp8padError, HeaderError, OutputError, PlanError, UsageError
+from fp8pad.errors import CheckpointError, Fp8padError, HeaderError, OutputError, UsageError
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
     """Each cause has its own class, and nothing exits."""
     with pytest.raises(CheckpointError, match="no such folder"):
         library.plan(tmp_path / "missing")
-    with pytest.raises(PlanError, match="patterns match whole names"):
+    with pytest.raises(UsageError, match="patterns match whole names"):
         library.convert(model, tmp_path / "out", skip=["nothing"])
     with pytest.raises(OutputError, match="model folder itself"):
         library.convert(model, model)

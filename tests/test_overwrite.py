@@ -68,6 +68,18 @@ def test_a_folder_that_holds_anything_else_is_refused(
     assert untouched(tmp_path) == before
 
 
+def test_overwriting_is_offered_only_where_it_is_done(tmp_path: Path) -> None:
+    """A folder with files of others is refused in the same words without the option."""
+    model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
+    converted(model, out_dir)
+    (out_dir / "tokenizer.json").write_text("edited")
+    with pytest.raises(OutputError, match=r"is not empty; use --overwrite to replace it$"):
+        converted(model, out_dir)
+    (out_dir / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputError, match=r"is not empty: holds 1 file that fp8pad did not write: thesis.tex; choose"):
+        converted(model, out_dir)
+
+
 def test_a_folder_that_cannot_be_moved_is_refused_at_once(
     tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

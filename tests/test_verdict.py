@@ -28,7 +28,8 @@ from fp8pad.planning.sharding import Shape
 from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
-from fp8pad.tensors import TensorHeader
+from fp8pad.render.verdict import unabsorbed
+from fp8pad.tensors import ShardHeader, TensorHeader
 
 VLLM = find_engine()
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu"}
@@ -455,6 +456,46 @@ def test_layers_are_looked_at_in_groups_that_a_rule_may_tell_apart_by_name(monke
     assert all("shared_experts" in name for name in by_outcome["serves"])  # gate and down: up's end is the layer's
 
 
+def test_fp8_weights_that_are_no_layers_are_not_promised_either() -> None:
+    """A tensor that fp8pad cannot tell is named in every verdict, unless the engine does not load it."""
+    shards, configs = headers(LLAMA, FP8, {"model.layers.0.self_attn.o_proj": (256, 256)})
+    odd = ShardHeader("odd.safetensors", 288, 0, (TensorHeader("mix.weight", "F8_E4M3", (8, 4, 3, 3), 0),))
+    plan = plan_checkpoint([*shards, odd], configs, Policy())
+    for verdict in (Judge(plan, VLLM).original(2), Judge(plan, VLLM).padded(2)[0], converted_verdict(plan, VLLM)):
+        assert [(found.outcome, found.layers) for found in verdict.findings] == [("not known", ("mix.weight",))]
+
+
+def test_an_engine_that_ignores_an_unknown_method_answers_wrongly_unless_sizes_differ() -> None:
+    """transformers only warns, and loads tensors whose sizes the config has; SGLang refuses the method."""
+    made = headers(LLAMA | {"intermediate_size": 384}, CHANNELS, gated(MLP, 1368))
+    for engine, at_load in (("transformers", "answers wrongly"), ("sglang", "refuses")):
+        judge = Judge(planned(made, Policy()), find_engine(engine))
+        assert judge.padded(1)[0].outcome == "refuses"  # 1368 rows become 1376 on disk
+        made_aligned = headers(LLAMA, CHANNELS, {"model.layers.0.self_attn.o_proj": (256, 144)})
+        judge = Judge(planned(made_aligned, Policy()), find_engine(engine))
+        verdict, needs_runtime = judge.padded(2)
+        assert (verdict.outcome, needs_runtime) == (at_load, True)
+
+
+def test_absorbing_that_is_impossible_has_its_reason(tmp_path: Path) -> None:
+    """Without --absorb too; with it, the list of layers has the reason, and the next command not the option."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    config, why = (
+        LLAMA | {"model_type": "unheard_of"},
+        "no file in planning/families describes the model type unheard_of",
+    )
+    made = headers(config, FP8, gated(MLP, 320) | {"model.layers.0.self_attn.o_proj": (200, 200)})
+    general = "not absorbed: only inner sizes of MLPs can be absorbed", ()
+    plan, asked = (planned(made, Policy(absorb=absorb)) for absorb in (False, True))
+    names = tuple(layer.name for layer in plan.layers)
+    told = [(said, tuple(layers)) for said, layers in unabsorbed(compare_sizes(plan, VLLM), plan)]
+    assert told == [(f"not absorbed: {why}", names), general]
+    assert not any(why in layer.reason for layer in plan.layers)
+    assert all(why in layer.reason for layer in asked.layers)
+    assert list(unabsorbed(compare_sizes(asked, VLLM), asked)) == [general]
+    assert not any("--absorb" in command for _, command in advice(source, asked, VLLM, "OUT"))
+
+
 def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:
     """Four heads of 64, two keys of 64 and two values of 32 in one weight: none of its matrices is whole blocks."""
     config = {"architectures": ["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2_flash", "num_attention_heads": 4}
@@ -466,10 +507,10 @@ def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:
 
 
 def test_scales_that_are_not_understood_are_no_wall() -> None:
-    """Nothing is known about such a layer: it is named, and counts as served."""
+    """Nothing is known about such a layer: it is named, and is not refused."""
     quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_group"}}}
     plan = planned(headers(LLAMA, quark, {"model.layers.0.mlp.down_proj": (256, 320)}), Policy(tensor_parallel_size=4))
-    assert said(converted_verdict(plan, VLLM)) == {"serves": {"down_proj"}}
+    assert said(converted_verdict(plan, VLLM)) == {"not known": {"down_proj"}}
 
 
 @pytest.mark.parametrize("name", sorted(engines()))
@@ -580,7 +621,7 @@ def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
         assert said == "for 'serves' instead of 'Triton only':"
         assert command.endswith("OUT --tensor-parallel-size 2 --absorb --absorb-experts")
         written = list(advice(source, plan, VLLM, "OUT", is_written=True))
-        assert written == [*([same] if plan.changes_nothing else []), (said, command)]
+        assert written == [(said, command)]
 
 
 @pytest.mark.parametrize("aligned", [216, 20_000])

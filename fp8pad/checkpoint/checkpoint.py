@@ -127,7 +127,10 @@ class Checkpoint:
     def read_record(self) -> CheckpointRecord | None:
         """Return what fp8pad.json says, None if fp8pad did not write the checkpoint; `RecordError` if it is missing."""
         if RECORD_FILE in self.other_files:
-            return parse_record(read_text(self.root, RECORD_FILE))
+            try:
+                return parse_record(read_text(self.root, RECORD_FILE))
+            except CheckpointError as error:
+                raise type(error)(f"{self.root}: {error}") from error
         if mark := self.padding_mark:
             raise RecordError(f"{self.root}: {RECORD_FILE} is missing, but {mark} shows that fp8pad padded it")
         return None

@@ -66,12 +66,12 @@ def check_replaceable(target: Path, out_dir: Path, new_files: Set[str], overwrit
     with writing(out_dir):
         if not target.exists() or not any(target.iterdir()):
             return
+        with open_directory(target) as old:
+            check_replaced(old, new_files, out_dir)
         if not overwrite:
             raise OutputError(f"{out_dir}: is not empty; use --overwrite to replace it")
         if not os.access(target, os.W_OK):  # moving a folder needs write permission
             raise OutputError(f"{out_dir}: is read-only and cannot be replaced; run `chmod u+w` on it first")
-        with open_directory(target) as old:
-            check_replaced(old, new_files, out_dir)
 
 
 def check_space(target: Path, needed_bytes: int, reclaimed_bytes: int) -> None:
@@ -155,7 +155,8 @@ def check_replaced(old: Directory, new_files: Set[str], out_dir: Path) -> Replac
         if foreign := [file for file in files if file not in known]:
             named = ", ".join(foreign[:_NAMED]) + (", ..." if len(foreign) > _NAMED else "")
             count = f"{len(foreign)} file{'s' if len(foreign) > 1 else ''}"
-            raise OutputError(f"{out_dir}: holds {count} that fp8pad did not write: {named}; choose another folder")
+            hint = "choose another folder"
+            raise OutputError(f"{out_dir}: is not empty: holds {count} that fp8pad did not write: {named}; {hint}")
         edited = [file for file in files if record and not _is_recorded(old, file, record)]
     return Replaced(tuple(files), tuple(edited))
 

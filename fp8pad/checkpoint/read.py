@@ -34,7 +34,8 @@ def read_unconverted(model_dir: Path, follow_links: bool = False) -> Checkpoint:
     """
     source = read_checkpoint(model_dir, follow_links)
     if mark := source.padding_mark:
-        raise AlreadyPaddedError(f"{model_dir}: was padded by fp8pad already ({mark}); run `fp8pad unpad` first")
+        hint = "`fp8pad inspect` shows what was done, `fp8pad unpad` restores the original"
+        raise AlreadyPaddedError(f"{model_dir}: was padded by fp8pad already ({mark}); {hint}")
     return source
 
 

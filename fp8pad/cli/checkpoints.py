@@ -16,7 +16,7 @@ from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
 from fp8pad.cli.signatures import takes, those_of
 from fp8pad.errors import NotServedError, RecordError, VerifyError
-from fp8pad.text import printable
+from fp8pad.text import counted, printable
 
 if TYPE_CHECKING:
     from fp8pad.planned import PlanReport
@@ -96,7 +96,11 @@ def convert(
     run = partial(_run, quiet=quiet, as_json=as_json)
     try:
         if shards is None:
-            run(library.convert, model, out_dir, screen=lambda found: conversion_screen(found, engine), **asked)
+            done = run(library.convert, model, out_dir, screen=lambda found: conversion_screen(found, engine), **asked)
+            if (unknown := done.plan.not_understood) and (quiet or as_json):  # the summary says it, too
+                count = counted(len(unknown), "FP8 layer")
+                warning = f"warning: {count} not understood: carried unchanged, the first: {unknown[0].name}"
+                typer.echo(printable(warning), err=True)
         else:
             chosen = those_of(library.convert_shards, asked)
             finish = command("convert", model, out_dir, *words_of(library.convert, asked), "--finish")

@@ -57,6 +57,9 @@ golden_app = typer.Typer(
 )
 
 
+_MISUSE: type[Exception] = typer.BadParameter.__mro__[1]  # the root of such errors, in typer or in click
+
+
 class _Command(TyperCommand):
     """A command whose usage has the common form: `fp8pad convert [OPTIONS] MODEL OUT_DIR`.
 
@@ -110,16 +113,33 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that the locale cannot encode
     try:
         try:
-            app([re.sub(r"^-tp(?=\d+$)", "-tp=", word) for word in sys.argv[1:]])  # typer does not parse "-tp2"
+            words = [re.sub(r"^-tp(?=\d+$)", "-tp=", word) for word in sys.argv[1:]]  # typer does not parse "-tp2"
+            sys.exit(app(words, standalone_mode=False) or 0)
         finally:
             sys.stdout.flush()  # so that a closed pipe is noticed here, not when the interpreter exits
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except _MISUSE as error:
+        _fail_to_parse(error)
     except Exception as error:
         if os.environ.get("FP8PAD_DEBUG") == "1":
             raise
         _fail(error)
+
+
+def _fail_to_parse(error: Any) -> NoReturn:
+    """Show an error of typer's parser as all errors are shown, with the usage of the command below it."""
+    message = error.format_message()
+    if message.startswith("Usage:"):  # no command was given
+        typer.echo(message, err=True)
+        sys.exit(2)
+    message = message.replace("Value error, ", "").replace(". Did", "; did").rstrip(".")
+    found = UsageError(message[:1].lower() + message[1:])
+    if error.ctx:
+        usage = " ".join(error.ctx.get_usage().split()).removeprefix("Usage: ")
+        found.add_note(f"usage: {usage}; see {error.ctx.command_path} --help")
+    _fail(found)
 
 
 def _complete_at_the_first_tab() -> None:
@@ -159,7 +179,7 @@ def _suggestion(error: Exception, message: str) -> str:
             return f"; did you mean {models[0]}?" if models else ""
         path, begin = Path(argument), f"{argument}: " if isinstance(error, HubError) else f"{argument}: no such "
         if message.startswith(begin) and not path.exists() and path.parent.is_dir():
-            names = [entry.name for entry in path.parent.iterdir()]
+            names = [config.parent.name for config in path.parent.glob("*/config.json")]
             if close := difflib.get_close_matches(path.name, names, n=1, cutoff=0.75):
                 return f"; did you mean {path.with_name(close[0])}?"
     return ""

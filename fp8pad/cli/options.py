@@ -83,7 +83,7 @@ HtmlOption = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Also write the main tables of the plan as an HTML page.")
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Also list aligned layers.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary, only errors.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and nothing else.")]
 GoldenOutOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Golden file to write.")]
 JunitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write a JUnit file for CI.")]

@@ -1,12 +1,13 @@
 """Headers, config and policy in, a `CheckpointPlan` out: pure, without torch, files or tensor bytes."""
 
+import difflib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from fp8pad.errors import PlanError
+from fp8pad.errors import PlanError, UsageError
 from fp8pad.padded import PaddedTensor
 from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
 from fp8pad.planning.absorb.inner import inner_axes, shared_neurons
@@ -102,8 +103,12 @@ def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
     modules = {module_name(name) for name in tensors} if policy.skip else ()
     for pattern in policy.skip:
         if not any(fnmatchcase(module, pattern) for module in modules):
-            wider = "" if pattern.startswith("*") else f"; try '*{pattern}'"
-            raise PlanError(f"--skip {pattern}: no module has this name, and patterns match whole names{wider}")
+            names = {module.rpartition(".")[2] for module in modules}
+            close = difflib.get_close_matches(pattern.rpartition(".")[2], names, n=1)
+            tried = (f"*{pattern}", f"{pattern}.*", f"*{pattern}.*", *(f"*.{name}" for name in close))
+            found = next((wider for wider in tried if any(fnmatchcase(module, wider) for module in modules)), None)
+            hint = f"; did you mean '{found}'?" if found else ""
+            raise UsageError(f"--skip {pattern}: no module has this name, and patterns match whole names{hint}")
 
 
 def _all_tensors(

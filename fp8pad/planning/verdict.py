@@ -8,6 +8,7 @@ from fp8pad.errors import NotServedError
 from fp8pad.geometry import is_aligned
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Said, matches
 from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
 from fp8pad.planning.quantization import is_weight_only, method_of_rules
 from fp8pad.planning.sharding import Fit, RankPart, Shape
@@ -82,6 +83,8 @@ class Judge:
         # Findings are about loaded layers only. Whether the plugin is needed depends on all layers, loaded or not.
         self._groups = [group for group in groups if not matches((group.example.name,), unloaded)]
         by_model = [pattern for rule in self._rules if rule.left_to_model for pattern in rule.modules]
+        unknown = (tensor.name for tensor in plan.untouched if not tensor.is_understood)
+        self._unknown = tuple(name for name in unknown if not matches((module_name(name),), unloaded))
         counts = plan.shared_counts
         self._counts = [count for count in counts if not matches((count.module,), [*unloaded, *by_model])]
 
@@ -107,11 +110,10 @@ class Judge:
                 places.setdefault(said, []).extend(group.places)
         found = sorted((sorted(where), said) for said, where in places.items())
         layers = self._plan.layers
-        return Verdict(
-            tuple(
-                Finding(*said, tuple(layers[place].name for place in where), said == of_model) for where, said in found
-            )
-        )
+        findings = [
+            Finding(*said, tuple(layers[place].name for place in where), said == of_model) for where, said in found
+        ]
+        return Verdict((*findings, *([Finding(*_UNKNOWN, self._unknown)] if self._unknown else [])))
 
     def original(self, num_ranks: int) -> Verdict:
         """Return what the engine does with the checkpoint as it is."""
@@ -146,7 +148,7 @@ class Judge:
         if not layer.is_for_runtime or (is_whole and self._engine.has_runtime):
             return self._stock(layer, shape, num_ranks)
         if not self._engine.has_runtime:
-            return NO_RUNTIME
+            return NO_RUNTIME if layer.aligned(shape) != shape else (self._engine.unknown_method, NO_RUNTIME[1])
         if said := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
             return said
         part, kernel = layer.sharding.part(shape, num_ranks), layer.kernel_shape(shape, num_ranks)
@@ -173,6 +175,7 @@ class Judge:
         return "aligned" if is_aligned(kernel, (self._engine.multiple, self._engine.multiple)) else "unaligned"
 
 
+_UNKNOWN: Said = ("not known", "FP8 weights that fp8pad does not understand")
 NO_RUNTIME: Said = ("refuses", "fp8pad has no plugin for this engine")
 # What the plugin cannot fix, wherever vLLM would split a layer.
 _RUNTIME: Mapping[Fit, Said] = {

@@ -1,6 +1,7 @@
 """The recommended next steps after a plan: one rule for the screen, the HTML page and the summary of a conversion."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ def advice(
     """
 
     def converting(policy: Policy) -> str:
-        return convert_command(source, out_dir, policy, *options)
+        return convert_command(source, out_dir, _needed(policy, plan), *options)
 
     sizes = sizes or list(compare_sizes(plan, engine))
     made, ranks = converted_verdict(plan, engine), plan.policy.tensor_parallel_size
@@ -49,7 +50,8 @@ def advice(
         how = " this way" if absorbed else ""
         yield f"{engine.title} does better with the original ('{outcome}'): do not convert it{how} for this engine", ""
     elif plan.changes_nothing:
-        yield f"nothing to convert for TP {ranks}: the checkpoint would stay as it is", ""
+        same = f"nothing to convert for TP {ranks}: the checkpoint would stay as it is", ""
+        yield from () if is_written else (same,)
     elif no_gain:
         yield f"nothing to gain at TP {ranks}: {engine.title} serves the original as it is", ""
     elif not is_written and not (absorbed and costs_the_same(plan, absorbed)):
@@ -60,6 +62,12 @@ def advice(
         yield f"absorbed for TP {ranks}, it needs no plugin and costs no more:", converting(policy)
     elif no_gain and (helped := next((at.num_ranks for at in sizes if at.is_helped), None)):
         yield f"converting helps at TP {helped}:", command("plan", source, "--tensor-parallel-size", helped)
+
+
+def _needed(policy: Policy, plan: CheckpointPlan) -> Policy:
+    """Return a policy without `absorb` if there is nothing to absorb."""
+    is_idle = not (plan.config_edits if policy == plan.policy else plan.absorbable)
+    return replace(policy, absorb=False, absorb_experts=False) if is_idle else policy
 
 
 def _nearest(plan: CheckpointPlan, engine: Engine) -> tuple[str, Policy | None]:

@@ -25,11 +25,13 @@ def inspection_screen(inspection: Inspection) -> Screen:
     if inspection.disagreements:
         screen.section("Inconsistent records")
         screen.rows((Text("disagrees", style="bold red"), printable(said)) for said in inspection.disagreements)
+        screen.paragraph("Undo these changes, get the files again, or convert the original again.", 2)
     if record and record.tensors:
         screen.section("What was changed")
         screen.rows(_tensor_rows(record.tensors), header=("tensors", "[N, K]", "padded", "fill", "how"))
-    screen.section("From the record")
     facts = [*(_record_facts(record, inspection) if record else ())]
+    if facts or inspection.notes:
+        screen.section("From the record")
     screen.rows([*facts, *(("note", printable(sentence)) for sentence in inspection.notes)])
     return screen
 
@@ -61,6 +63,8 @@ def _absorbed(policy: Policy) -> str:
 
 
 def _serving(inspection: Inspection) -> str:
+    if not inspection.is_legible:
+        return "not known, since a record cannot be read"
     if inspection.quantization is None:
         return "any engine that runs the original"
     layers = counted(len(inspection.quantization.modules), "padded layer")

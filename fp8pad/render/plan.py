@@ -23,6 +23,7 @@ from fp8pad.text import counted, printable
 
 MOST_SHARDS = 3
 
+_DONE = ("pad", "absorb")
 _STYLES = dict(zip(ACTIONS, ("yellow", "cyan", "cyan", "yellow", "magenta", "dim"), strict=True))
 
 
@@ -53,11 +54,9 @@ def plan_screen(
 
 def how(axes: AxisActions) -> str:
     """Return text such as `pad N, K`, `absorb N, pad K`, `aligned` or `unchanged`."""
-    if axes.n == axes.k == "skip":
-        return "unchanged"
-    if axes.n == axes.k == "aligned":
-        return "aligned"
-    done = [(disposition, axis) for disposition, axis in ((axes.n, "N"), (axes.k, "K")) if disposition != "aligned"]
+    done = [(disposition, axis) for disposition, axis in ((axes.n, "N"), (axes.k, "K")) if disposition in _DONE]
+    if not done:
+        return "unchanged" if "skip" in axes.both else "aligned"
     return ", ".join(
         f"{disposition} {', '.join(axis for _, axis in group)}"
         for disposition, group in groupby(done, key=lambda item: item[0])
@@ -81,7 +80,7 @@ def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
     screen.rows([_row(pattern, layer) for pattern, layer in group_layers(listed)], header)
     folded = [("aligned", f"{counted(len(aligned), 'layer')}, unchanged (--all lists them)")] if aligned else []
     untouched = [tensor for tensor in plan.untouched if tensor.is_understood]
-    screen.rows([*folded, *not_understood_facts(plan), *_by_reason("not FP8 layers", untouched)])
+    screen.rows([*folded, *not_understood_facts(plan), *_by_reason("other weights", untouched)])
 
 
 def _row(pattern: str, layer: LayerPlan) -> Row:
@@ -106,8 +105,9 @@ def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
 
 
 def note_facts(plan: CheckpointPlan) -> Iterator[Fact]:
-    """Yield a row for each note of a plan."""
-    yield from (("note", printable(note)) for note in plan.notes)
+    """Yield a row for each note of a plan, except those that the reason of a layer says already."""
+    reasons = {alike.example.reason for alike in plan.alike}
+    yield from (("note", printable(note)) for note in plan.notes if not any(note in reason for reason in reasons))
 
 
 def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> Iterator[Fact]:

@@ -16,6 +16,7 @@ from fp8pad.text import printable
 Cell = tuple[Outcome | None, str]
 
 FORMS = ("as it is", "padded (plugin)", "absorbed")
+NOT_ABSORBED = "not absorbed"
 CONVERTED_FOR = "padded, absorbed: converted for the size of the row, with -tp TP"
 
 STYLES: dict[Outcome, str] = {
@@ -43,6 +44,8 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
         screen.paragraph(at_sizes, 2)
         for finding, forms in found:
             screen.paragraph(_outcome(finding).append(f" ({forms}): {_why(finding)}"), 4, hang=2)
+    for why, names in unabsorbed(sizes, plan):
+        screen.paragraph(printable(why) + (f": {patterns(names)}" if names else ""), 2, hang=2)
 
 
 def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
@@ -54,7 +57,7 @@ def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
     if at.refused:
         return original, padded, (at.refused.outcome, "")
     if at.absorbed is None:
-        return original, padded, (None, "nothing to absorb" if at.original.findings else "no need")
+        return original, padded, (None, NOT_ABSORBED if at.original.findings else "no need")
     plugin = "with the plugin" if at.absorbed.needs_runtime else "without a plugin"
     experts = ", experts too" if at.absorbed.experts else ""
     costs = added(at.absorbed.added_bytes, plan.bytes_before)
@@ -78,6 +81,23 @@ def reasons(sizes: Iterable[AtSize]) -> Iterator[tuple[str, Sequence[tuple[Findi
         if found := tuple(_found(at)):
             alike.setdefault(found, []).append(str(at.num_ranks))
     return ((f"TP {', '.join(at_sizes)}", found) for found, at_sizes in alike.items())
+
+
+def unabsorbed(sizes: Iterable[AtSize], plan: CheckpointPlan) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield why nothing is absorbed where an engine does not simply serve the original, with the layers.
+
+    Reasons that the list of layers has, since absorbing was asked for, are not repeated. The last one is a general one.
+    """
+    helpless = [at.original.findings for at in sizes if not (at.absorbed or at.refused)]
+    names = {name for findings in helpless for found in findings if not found.of_whole_model for name in found.layers}
+    alike: dict[str, list[str]] = {}
+    for layer in plan.layers if names else ():
+        if layer.name in names and layer.unabsorbed and layer.unabsorbed not in layer.reason:
+            alike.setdefault(layer.unabsorbed, []).append(layer.name)
+    for why, layers in alike.items():
+        yield why if NOT_ABSORBED in why else f"{NOT_ABSORBED}: {why}", layers
+    if names:
+        yield f"{NOT_ABSORBED}: only inner sizes of MLPs can be absorbed", ()
 
 
 def _found(at: AtSize) -> list[tuple[Finding, str]]:

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
-from fp8pad.checkpoint.folder import NEVER_COPIED, leads_to_blob
+from fp8pad.checkpoint.folder import NEVER_COPIED, leads_out, leads_to_blob
 from fp8pad.record import RECORD_FILE, FileRecord
 
 # Files that an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too.
@@ -52,13 +52,16 @@ def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Ite
             yield Mismatch(file, "size", f"{files[file].size} bytes", f"{found[file]} bytes")
     for file in sorted(set(converted.excluded) - files.keys()):
         if PurePath(file).name not in NEVER_COPIED or (converted.root / file).is_symlink():
-            yield Mismatch(
-                file, "file", "no such file", "other weights, a link out of the folder, or not a regular file"
-            )
+            yield Mismatch(file, "file", "no such file", _instead(converted, file))
 
 
 def _instead(converted: Checkpoint, file: str) -> str:
-    return "not a regular file, or a link out of the folder" if file in converted.excluded else "no such file"
+    """Return what is there instead of a file that a checkpoint may hold."""
+    if file not in converted.excluded:
+        return "no such file"
+    if leads_out(converted.root, file):
+        return "a link out of the folder"
+    return "another form of the weights" if (converted.root / file).is_file() else "not a regular file"
 
 
 def notes_on_files(converted: Checkpoint) -> Iterator[str]:

@@ -29,8 +29,8 @@ class Absorption:
     """What absorbing changes.
 
     `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refusals` maps each axis
-    `(module, axis)` that was to be absorbed, but is not, to the reason. `notes` are sentences for the plan.
-    `absorbable` are the inner sizes that could be absorbed, asked for or not.
+    `(module, axis)` that was to be absorbed, but is not, to the reason; if nothing was to be absorbed, each that cannot
+    be. `notes` are sentences for the plan. `absorbable` are the inner sizes that could be absorbed, asked for or not.
     """
 
     tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
@@ -58,11 +58,14 @@ def absorb(
     if not (policy.absorb or policy.absorb_experts):
         contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
         carried = tuple(f"{contradiction}; both are left unchanged" for contradiction in contradictions)
-        return Absorption(absorbable=absorbable, notes=carried)
+        refused = [(each, _why_not(each, policy)) for each in assessed if each.obstacle]
+        asked = replace(policy, absorb=True, absorb_experts=True)
+        refusals = _refusals(refused, governed_axes, sections, linears, asked)
+        return Absorption(absorbable=absorbable, notes=carried, refusals=refusals)
     padded: dict[str, PaddedTensor] = {}
     edits: list[ConfigEdit] = []
     notes: list[str] = []
-    refused: list[tuple[Assessment, str]] = []
+    refused = []
     for each in assessed:
         if not _is_asked_for(each, policy, neurons):
             continue

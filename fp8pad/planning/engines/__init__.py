@@ -96,7 +96,8 @@ class Rule:
 class Engine:
     """One engine and version; N and K must be multiples of `multiple` for its kernels, unless scales are per block.
 
-    `has_runtime` says whether fp8pad has a plugin for it, so that it serves padded checkpoints.
+    `has_runtime` says whether fp8pad has a plugin for it, so that it serves padded checkpoints. If not, it loads none
+    in which a tensor is larger, and does `unknown_method` with the others.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Engine:
     multiple: PositiveSize
     has_runtime: bool
     rule: tuple[Rule, ...]
+    unknown_method: Outcome = "refuses"
 
     @property
     def title(self) -> str:
