@@ -75,18 +75,19 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
         """Let the base create parameters of padded sizes, which show only their logical part to loaders."""
         block = block_of(self, layer)
         sizes = RankSizes.of(output_partition_sizes, input_size_per_partition, self.record, block, rank_of(layer))
-        super().create_weights(layer, sizes.padded_k, list(sizes.padded_partitions), *args, **kwargs)
-        _write_sizes(layer, sizes.k, sizes.partitions)
+        (n, k), (padded_n, padded_k) = sizes.logical_shape, sizes.padded_shape
+        super().create_weights(layer, padded_k, list(sizes.padded_partitions), *args, **kwargs)
+        _write_sizes(layer, k, sizes.partitions)
         if sizes.is_padded or self.record.is_padded:
             show_views(layer, self.record, sizes, block)
         self.sizes, self.slices = sizes, sizes.slices
-        self.has_padded_rows, self.has_padded_columns = sizes.padded_n > sizes.n, sizes.padded_k > sizes.k
-        self.num_leading = sizes.n if self.slices == (slice(0, sizes.n),) else None
+        self.has_padded_rows, self.has_padded_columns = padded_n > n, padded_k > k
+        self.num_leading = n if self.slices == (slice(0, n),) else None
         self.inner_tails.add(self, layer)
         kernel = kernel_of(self, layer)
         self.leaves_rows_strided = takes_strided_rows(self.record.prefix)
         self.reads_layer_sizes = kernel is None or type(kernel).__name__.startswith(_KERNELS_THAT_READ_SIZES)
-        self.pads_where_quantized = self.has_padded_columns and pad_where_quantized(kernel, sizes.padded_k)
+        self.pads_where_quantized = self.has_padded_columns and pad_where_quantized(kernel, padded_k)
         if not sizes.is_padded:
             self.apply = super().apply  # type: ignore[method-assign]  # a forward has nothing to add
 
@@ -97,11 +98,11 @@ class PaddedLinearMethod(LinearMethodBase):  # type: ignore[misc]
             raise UnsupportedLayerError(
                 f"{self.record.prefix}: vLLM multiplies by its weight directly, without the plugin"
             )
-        _write_sizes(layer, sizes.padded_k, sizes.padded_partitions)
+        _write_sizes(layer, sizes.columns.padded_size, sizes.padded_partitions)
         try:
             super().process_weights_after_loading(layer)
         finally:
-            _write_sizes(layer, sizes.k, sizes.partitions)
+            _write_sizes(layer, sizes.columns.size, sizes.partitions)
         for parameter in layer.parameters(recurse=False):
             hide_view(parameter)
         bias = getattr(layer, "bias", None)
@@ -199,7 +200,7 @@ def _write_sizes(layer: torch.nn.Module, k: int, partitions: Sequence[int]) -> N
 
 def _spread(bias: torch.Tensor, sizes: RankSizes) -> torch.Tensor:
     """Return `bias`, `[N]`, with zeros around each span of rows."""
-    padded = bias.new_zeros(sizes.padded_n)
+    padded = bias.new_zeros(sizes.padded_shape[0])
     for rows, part in zip(sizes.slices, bias.split([span.size for span in sizes.rows]), strict=True):
         padded[rows] = part
     return padded

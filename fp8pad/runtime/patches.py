@@ -169,4 +169,4 @@ def _way(method: PaddedLinearMethod) -> str:
         return "inside MLPs, kept"
     if method.pads_where_quantized:
         return "padded where quantized"
-    return "padded before the kernel" if method.sizes.padded_k > method.sizes.k else "cut after the kernel"
+    return "padded before the kernel" if method.has_padded_columns else "cut after the kernel"

@@ -90,34 +90,14 @@ class RankSizes:
         return cls(tuple(partitions), rows, Span.whole(k, multiple_k), is_placed)
 
     @property
-    def n(self) -> int:
-        """The layer's N on this rank, without padding."""
-        return sum(self.partitions)
-
-    @property
-    def k(self) -> int:
-        """The layer's K on this rank, without padding."""
-        return self.columns.size
-
-    @property
-    def padded_n(self) -> int:
-        """The layer's N on this rank, as the kernel gets it."""
-        return sum(span.padded_size for span in self.rows)
-
-    @property
-    def padded_k(self) -> int:
-        """The layer's K on this rank, as the kernel gets it."""
-        return self.columns.padded_size
-
-    @property
     def logical_shape(self) -> tuple[int, int]:
-        """`[N, K]` without padding."""
-        return self.n, self.k
+        """The layer's `[N, K]` on this rank, without padding."""
+        return sum(self.partitions), self.columns.size
 
     @property
     def padded_shape(self) -> tuple[int, int]:
-        """`[N, K]` as the kernel gets it."""
-        return self.padded_n, self.padded_k
+        """The layer's `[N, K]` on this rank, as the kernel gets it."""
+        return sum(span.padded_size for span in self.rows), self.columns.padded_size
 
     @property
     def is_padded(self) -> bool:
@@ -129,7 +109,7 @@ class RankSizes:
         """The partitions to request from the engine: each matrix padded, or only the last, by the whole tail."""
         if self.is_placed:
             return tuple(span.padded_size for span in self.rows)
-        return (*self.partitions[:-1], self.partitions[-1] + self.padded_n - self.n)
+        return (*self.partitions[:-1], self.partitions[-1] + self.padded_shape[0] - self.logical_shape[0])
 
     @property
     def rooms(self) -> tuple[slice, ...]:
@@ -189,13 +169,12 @@ def _check_shares(
 ) -> None:
     has_all_columns = all(part.logical_shape[1] == k for part in record.known)
     if not _has_all_rows(partitions, record) and any(n % block[0] for n in partitions):
-        raise _inside_a_block(record.prefix, f"{list(partitions)} rows", block[0], num_ranks)
-    if not has_all_columns and k % block[1]:
-        raise _inside_a_block(record.prefix, f"{k} columns", block[1], num_ranks)
-
-
-def _inside_a_block(prefix: str, share: str, block: int, num_ranks: int) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"{prefix}: on {num_ranks} ranks, a share of {share} begins inside a scale block of {block}; padding at load "
-        f"cannot fix it: serve on fewer ranks, or, inside an MLP, use `fp8pad convert --absorb -tp {num_ranks}`"
+        share, size = f"{list(partitions)} rows", block[0]
+    elif not has_all_columns and k % block[1]:
+        share, size = f"{k} columns", block[1]
+    else:
+        return
+    raise UnsupportedLayerError(
+        f"{record.prefix}: on {num_ranks} ranks, a share of {share} begins inside a scale block of {size}; padding at "
+        f"load cannot fix it: serve on fewer ranks, or, inside an MLP, use `fp8pad convert --absorb -tp {num_ranks}`"
     )
