@@ -7,6 +7,7 @@ import pytest
 
 from fp8pad.errors import ConfigError
 from fp8pad.planning.quantization import Quantization, find_quantization, record_key
+from fp8pad.planning.weight_formats import OTHER_FP8
 from fp8pad.record import BaseSource, Json
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
 
@@ -87,9 +88,9 @@ def test_formats_of_each_method(
     document: Json, granularities: set[Granularity], has_other_fp8: bool, others: list[str]
 ) -> None:
     """Each tool's config is read as the granularities and other formats that it allows."""
-    formats = found(document).formats
-    assert (set(formats.granularities), formats.has_other_fp8) == (granularities, has_other_fp8)
-    assert list(formats.others) == others
+    quantization = found(document)
+    assert (set(quantization.granularities), OTHER_FP8 in quantization.formats) == (granularities, has_other_fp8)
+    assert list(quantization.others) == others
 
 
 FBGEMM = {"quant_method": "fbgemm_fp8"}

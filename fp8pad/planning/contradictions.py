@@ -7,6 +7,7 @@ from fp8pad.errors import PlanError
 from fp8pad.planning.linear import CONV1D, Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
+from fp8pad.planning.weight_formats import OTHER_FP8
 from fp8pad.scales import Granularity, PerChannel, PerTensor, stored_scale_shapes
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
@@ -53,8 +54,8 @@ def _check_quantized(linear: Fp8Linear, quantization: Quantization | None) -> No
         return
     if quantization is None:
         raise PlanError(f"{linear.weight.name}: {linear.weight.dtype}, but config.json has no quantization_config")
-    if quantization.formats.excludes_fp8:
-        says = " and ".join(quantization.formats.others)
+    if quantization.formats and quantization.formats == quantization.others:
+        says = " and ".join(quantization.others)
         raise PlanError(f"{linear.weight.name}: {linear.weight.dtype}, but {quantization.where} says {says}")
 
 
@@ -94,14 +95,14 @@ def _check_input_scale(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -
 
 def _check_granularities(linears: Sequence[Fp8Linear], quantization: Quantization | None) -> None:
     """Refuse a config that fits none of its weights, although a weight has scales of a known granularity."""
-    if quantization is None or quantization.formats.has_other_fp8 or any(linear.granularity for linear in linears):
+    if quantization is None or OTHER_FP8 in quantization.formats or any(linear.granularity for linear in linears):
         return
     for linear in linears:
         others: tuple[Granularity, ...] = (PerChannel(), PerTensor())
-        for granularity in (other for other in others if other not in quantization.formats.granularities):
+        for granularity in (other for other in others if other not in quantization.granularities):
             shapes = stored_scale_shapes(granularity, linear.weight.shape)
             if linear.scale and len(linear.weight.shape) == 2 and linear.scale.shape in shapes:
-                names = " or ".join(dict.fromkeys(allowed.name for allowed in quantization.formats.granularities))
+                names = " or ".join(dict.fromkeys(allowed.name for allowed in quantization.granularities))
                 raise PlanError(
                     f"{linear.scale.name}: expected {names or 'no'} scales, as {quantization.where} says, "
                     f"got {granularity.name} scales {list(linear.scale.shape)}"

@@ -33,14 +33,10 @@ class _Model:
 
     tensors: Mapping[str, TensorHeader]
     quantization: Quantization | None
+    granularities: tuple[Granularity, ...]
     experts: Mapping[str, Order | None]
     described: Collection[str]
     has_conv1d: bool
-
-    @property
-    def granularities(self) -> tuple[Granularity, ...]:
-        """What the quantization config allows."""
-        return self.quantization.formats.granularities if self.quantization else ()
 
 
 def recognise(
@@ -57,7 +53,8 @@ def recognise(
     """
     linears, untouched = [], []
     has_conv1d = not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config))
-    model = _Model(tensors, quantization, experts, described, has_conv1d)
+    granularities = quantization.granularities if quantization else ()
+    model = _Model(tensors, quantization, granularities, experts, described, has_conv1d)
     for tensor in tensors.values():
         if _is_weight(tensor):
             linears.append(_linear(tensor, model))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp8pad.errors import ConfigError, shown
-from fp8pad.planning.weight_formats import WeightFormats, read_formats, read_object
+from fp8pad.planning.weight_formats import OTHER_FP8, Format, read_formats, read_object
 from fp8pad.quantization_config import quantization_method
 from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, BaseSource, Json
+from fp8pad.scales import Granularity
 
 QUANTIZATION_KEY = "quantization_config"
 
@@ -28,18 +29,27 @@ _MOST_PATTERN_CHARACTERS = 2_000  # compiling can take a millisecond for each
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """A quantization config as vLLM reads it: `config` was found at `source`; `notes` are sentences for the plan."""
+    """A quantization config as vLLM reads it: `config` was found at `source`, in messages `where`.
+
+    `formats` are those that it names for weights; `notes` are sentences for the plan.
+    """
 
     source: BaseSource
+    where: str
     config: Json
     method: str
-    formats: WeightFormats
+    formats: tuple[Format, ...]
     notes: tuple[str, ...] = ()
 
     @property
-    def where(self) -> str:
-        """Where it was found, for messages."""
-        return f"{self.source.file}: {self.source.key}" if self.source.key else self.source.file
+    def granularities(self) -> tuple[Granularity, ...]:
+        """Those that the scales of an FP8 weight may have."""
+        return tuple(found for found in self.formats if found is not OTHER_FP8 and not isinstance(found, str))
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The formats that are not FP8."""
+        return tuple(found for found in self.formats if isinstance(found, str))
 
 
 def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
@@ -99,7 +109,7 @@ def _read(document: Json, source: BaseSource) -> Quantization:
     if method is None or not isinstance(document.get("quant_method", ""), str):
         raise ConfigError(f"{where}: quant_method: expected a method's name, got {shown(document.get('quant_method'))}")
     formats = read_formats(method, document, where)
-    return Quantization(source, document, method, formats, tuple(_notes(document, source, method, where)))
+    return Quantization(source, where, document, method, formats, tuple(_notes(document, source, method, where)))
 
 
 def method_of_rules(config: Json | None) -> str | None:

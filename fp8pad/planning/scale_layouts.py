@@ -5,6 +5,7 @@ from typing import get_args
 
 from fp8pad.geometry import num_blocks
 from fp8pad.planning.quantization import Quantization
+from fp8pad.planning.weight_formats import OTHER_FP8
 from fp8pad.scales import Granularity, GranularityName, Order, PerBlock, Shape, stored_scale_shapes
 from fp8pad.tensors import TensorHeader
 
@@ -37,13 +38,13 @@ def other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quanti
         return f"MXFP8, {found}: one for each {_MX_GROUP} inputs, which fp8pad does not pad", True
     if quantization is None:
         return f"{found}, but no quantization config", False
-    if quantization.formats.has_other_fp8:
+    if OTHER_FP8 in quantization.formats:
         return f"{found} of a layout that fp8pad does not pad ({quantization.method})", False
     return f"{found} where {_expected(weight, quantization)} is expected", False
 
 
 def _expected(weight: TensorHeader, quantization: Quantization) -> str:
-    allowed = {granularity.name: granularity for granularity in quantization.formats.granularities}
+    allowed = {granularity.name: granularity for granularity in quantization.granularities}
     known = (allowed[name] for name in get_args(GranularityName) if name in allowed)
     return " or ".join(f"a {it.name} scale {list(it.scale_shape(weight.shape))}" for it in known) or "no FP8 weight"
 

@@ -1,7 +1,6 @@
 """What a quantization config says about the weights, in the format of each tool."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fp8pad.errors import ConfigError, shown
@@ -27,41 +26,24 @@ _NOT_FP8_METHODS = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class WeightFormats:
-    """The formats that a quantization config names.
+# What a config says of some weights: FP8 whose scales have a granularity, FP8 that is scaled in a way that fp8pad does not
+# pad (groups, MX, ...), or the name of a format that is not FP8.
+OTHER_FP8 = None
+Format = Granularity | str | None
 
-    `granularities` are those that the scales of an FP8 weight may have. `has_other_fp8` says that FP8 weights may be
-    scaled in a way that fp8pad does not pad (groups, MX, ...). `others` names the formats that are not FP8.
+
+def read_formats(method: str, document: Json, where: str) -> tuple[Format, ...]:
+    """Return the formats that the quantization config of one method names, each once.
+
+    Raises `ConfigError` if it is malformed or the method is unknown.
     """
-
-    granularities: tuple[Granularity, ...] = ()
-    has_other_fp8: bool = False
-    others: tuple[str, ...] = ()
-
-    @property
-    def excludes_fp8(self) -> bool:
-        """Whether it names formats, and none of them is FP8."""
-        return bool(self.others) and not (self.granularities or self.has_other_fp8)
-
-
-_OTHER_FP8 = WeightFormats(has_other_fp8=True)
-
-
-def read_formats(method: str, document: Json, where: str) -> WeightFormats:
-    """Read the quantization config of one method; `ConfigError` if it is malformed or the method is unknown."""
     if method in _READERS:
-        found = list(_READERS[method](document, where))
-        return WeightFormats(
-            tuple(dict.fromkeys(granularity for formats in found for granularity in formats.granularities)),
-            any(formats.has_other_fp8 for formats in found),
-            tuple(dict.fromkeys(other for formats in found for other in formats.others)),
-        )
+        return tuple(dict.fromkeys(_READERS[method](document, where)))
     if method in _OTHER_METHODS:
-        return _OTHER_FP8
+        return (OTHER_FP8,)
     if method in _NOT_FP8_METHODS:
         bits = document.get("bits", document.get("w_bit"))
-        return _not_fp8(f"{bits}-bit {method}" if bits else method)
+        return (f"{bits}-bit {method}" if bits else method,)
     raise ConfigError(f"{where}: quant_method: expected one of {', '.join(_READERS)}, got {method!r}")
 
 
@@ -72,43 +54,35 @@ def read_object(value: Any, where: str, key: str) -> Json:
     return value
 
 
-def _fp8(granularity: Granularity) -> WeightFormats:
-    return WeightFormats((granularity,))
-
-
-def _scaled(strategy: str, block: Any, where: str) -> WeightFormats:
-    """Return the formats of FP8 weights with scales per tensor, channel or block, as most tools name them."""
+def _scaled(strategy: str, block: Any, where: str) -> Format:
+    """Return the format of FP8 weights with scales per tensor, channel or block, as most tools name them."""
     if strategy == "block":
-        return _fp8(_block(block, where))
+        return _block(block, where)
     plain: Mapping[str, Granularity] = {"tensor": PerTensor(), "channel": PerChannel()}
-    return _fp8(plain[strategy]) if strategy in plain else _OTHER_FP8
+    return plain.get(strategy, OTHER_FP8)
 
 
-def _not_fp8(name: str) -> WeightFormats:
-    return WeightFormats(others=(name,))
-
-
-def _compressed_tensors(document: Json, where: str) -> Iterator[WeightFormats]:
+def _compressed_tensors(document: Json, where: str) -> Iterator[Format]:
     for name, group in read_object(document.get("config_groups", {}), where, "config_groups").items():
         weights = read_object(group, where, f"config_groups.{name}").get("weights")
         if not isinstance(weights, Mapping):
             continue
         kind, bits = weights.get("type"), weights.get("num_bits")
         if (kind, bits) != ("float", 8):
-            yield _not_fp8(f"{bits}-bit {kind}")
+            yield f"{bits}-bit {kind}"
             continue
         key = f"config_groups.{name}.weights.block_structure"
         yield _scaled(str(weights.get("strategy")), weights.get("block_structure"), f"{where}: {key}")
 
 
-def _fine_grained(document: Json, where: str) -> Iterator[WeightFormats]:
+def _fine_grained(document: Json, where: str) -> Iterator[Format]:
     if document.get("weight_block_size") is None:
-        yield WeightFormats((PerTensor(), PerChannel()))
+        yield from (PerTensor(), PerChannel())
     else:
-        yield _fp8(_block(document["weight_block_size"], f"{where}: weight_block_size"))
+        yield _block(document["weight_block_size"], f"{where}: weight_block_size")
 
 
-def _modelopt(document: Json, where: str) -> Iterator[WeightFormats]:
+def _modelopt(document: Json, where: str) -> Iterator[Format]:
     quantization = read_object(document.get("quantization", document), where, "quantization")
     algorithm = str(quantization.get("quant_algo")).upper()
     if algorithm != "MIXED_PRECISION":
@@ -119,20 +93,20 @@ def _modelopt(document: Json, where: str) -> Iterator[WeightFormats]:
         if isinstance(layer, Mapping):
             yield _modelopt_algorithm(str(layer.get("quant_algo")).upper())
     # The layers that are not in the table, or all layers if there is none, may be anything.
-    yield WeightFormats(() if layers else tuple(_MODELOPT.values()), has_other_fp8=True)
+    yield from (OTHER_FP8, *(() if layers else _MODELOPT.values()))
 
 
-def _modelopt_algorithm(algorithm: str) -> WeightFormats:
+def _modelopt_algorithm(algorithm: str) -> Format:
     if algorithm in _MODELOPT:
-        return _fp8(_MODELOPT[algorithm])
-    return _OTHER_FP8 if algorithm == "NONE" or "FP8" in algorithm else _not_fp8(algorithm)
+        return _MODELOPT[algorithm]
+    return OTHER_FP8 if algorithm == "NONE" or "FP8" in algorithm else algorithm
 
 
-def _quark(document: Json, where: str) -> Iterator[WeightFormats]:
+def _quark(document: Json, where: str) -> Iterator[Format]:
     for weight in _quark_weights(document, where):
         dtype, scheme = str(weight.get("dtype")), str(weight.get("qscheme")).partition("per_")[2]
         is_fp8 = dtype.startswith("fp8")
-        yield _scaled(scheme, weight.get("block_size"), f"{where}: block_size") if is_fp8 else _not_fp8(dtype)
+        yield _scaled(scheme, weight.get("block_size"), f"{where}: block_size") if is_fp8 else dtype
 
 
 def _quark_weights(document: Json, where: str) -> Iterator[Json]:
@@ -145,23 +119,23 @@ def _quark_weights(document: Json, where: str) -> Iterator[Json]:
         yield from (read_object(item, where, "weight") for item in weights if item is not None)
 
 
-def _auto_round(document: Json, where: str) -> Iterator[WeightFormats]:
+def _auto_round(document: Json, where: str) -> Iterator[Format]:
     data_type = str(document.get("data_type", "int"))
     bits, group_size = document.get("bits"), document.get("group_size")
     if data_type in {"fp", "fp8"} and isinstance(group_size, list):
-        yield _fp8(_block(group_size, f"{where}: group_size"))
+        yield _block(group_size, f"{where}: group_size")
     elif "fp" in data_type and bits != 4:
-        yield _OTHER_FP8
+        yield OTHER_FP8
     else:
-        yield _not_fp8(f"{bits}-bit {data_type}")
+        yield f"{bits}-bit {data_type}"
     if document.get("extra_config"):
-        yield _OTHER_FP8  # layers with settings of their own
+        yield OTHER_FP8  # layers with settings of their own
 
 
-_READERS: Mapping[str, Callable[[Json, str], Iterator[WeightFormats]]] = {
+_READERS: Mapping[str, Callable[[Json, str], Iterator[Format]]] = {
     "compressed-tensors": _compressed_tensors,
     "fp8": _fine_grained,
-    "fbgemm_fp8": lambda *_: iter([_fp8(PerChannel())]),
+    "fbgemm_fp8": lambda *_: iter([PerChannel()]),
     "modelopt": _modelopt,
     "modelopt_fp4": _modelopt,
     "modelopt_mixed": _modelopt,
