@@ -47,7 +47,7 @@ def plan_layer(config: Mapping[str, Any], tensors: Tensors, policy: Policy = ABS
     quantization = find_quantization({"config.json": config})
     sections = sections_of(config)
     governed = find_governed(sections, headers)
-    linears, _ = recognise(headers, quantization, config, governed.routed_experts)
+    linears, _ = recognise(headers, quantization, config, governed.modules)
     absorption = absorb(governed, sections, linears, policy)
     # Notes about LoRA adapters have a test of their own.
     return replace(absorption, notes=tuple(note for note in absorption.notes if not note.startswith("LoRA")))

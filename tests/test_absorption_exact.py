@@ -172,7 +172,7 @@ def plan_layer(config: Mapping[str, Any], arrays: Arrays, dtypes: Mapping[str, s
     quantization = find_quantization({"config.json": config})
     sections = sections_of(config)
     governed = find_governed(sections, headers)
-    linears, _ = recognise(headers, quantization, config, governed.routed_experts)
+    linears, _ = recognise(headers, quantization, config, governed.modules)
     policy = Policy(absorb=True, absorb_experts=True, tensor_parallel_size=case.tensor_parallel_size)
     absorption = absorb(governed, sections, linears, policy)
     reasons = {mlp.unabsorbable for _, mlp in described(config)}

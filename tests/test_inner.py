@@ -26,7 +26,7 @@ def inner_of(config: Mapping[str, Any], tensors: Tensors, text: str | None = Non
     headers = {name: TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items()}
     sections = sections_of(config, index_families({"toy.toml": text}) if text else None)
     governed = find_governed(sections, headers)
-    linears, _ = recognise(headers, find_quantization({"config.json": config}), config, governed.routed_experts)
+    linears, _ = recognise(headers, find_quantization({"config.json": config}), config, governed.modules)
     return inner_axes(governed, linears)
 
 

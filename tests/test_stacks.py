@@ -117,7 +117,8 @@ def test_a_size_that_both_orders_could_have() -> None:
         tensors = stack(folder + "gate_up_proj", 400, 200, order, "channel")
         tensors |= stack(folder + "down_proj", 200, 200, order, "channel")
         headers = {name: TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in tensors.items()}
-        assert set(find_governed(sections_of(config), headers).routed_experts.values()) == {order}
+        modules = find_governed(sections_of(config), headers).modules.values()
+        assert {axis.order for axis in modules if axis.mlp.experts} == {order}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def layer(
     """Return a layer of a model with this config; it is aligned at TP 1, or treated as such."""
     scales = PerBlock(*block) if block else PerChannel()
     axes = AxisActions("aligned", "aligned")
-    sharding = shardings({name: shape}, sections_of(config), roles={})[name]
+    sharding = shardings({name: shape}, sections_of(config))[name]
     return LayerPlan(name, scales, shape, shape, alignment, axes, "aligned", shape, sharding)
 
 
@@ -210,7 +210,7 @@ def test_the_family_knows_its_mlps_by_whatever_name() -> None:
     shapes = {"model.layers.7.ff.out": (256, 384), "model.layers.7.ff.in": (768, 256), "model.ff.out": (256, 384)}
     sections = sections_of(config, known)
     weights = {f"{name}.weight": TensorHeader(f"{name}.weight", "F8_E4M3", shape, 0) for name, shape in shapes.items()}
-    found = shardings(shapes, sections, find_governed(sections, weights).roles)
+    found = shardings(shapes, sections, find_governed(sections, weights).modules)
     assert [each.axis for each in found.values()] == ["row", "column", "column"]
     assert found["model.layers.7.ff.in"].rank_rows(768, 2) == (192, 192)
 
@@ -274,7 +274,7 @@ def test_a_query_is_followed_by_a_key_only_where_there_is_one() -> None:
     """Latent attention has only queries, whose last block need not be full; grouped-query attention fuses them."""
     alone, fused = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
     shapes = {alone: (200, 256), fused: (200, 256), "model.layers.1.self_attn.k_proj": (200, 256)}
-    found = shardings(shapes, (), {})
+    found = shardings(shapes, ())
     assert [(how.place, len(how.fused_with)) for how in found.values()] == [(0, 0), (0, 1), (1, 1)]
     assert [how.ends_inside_block(how.part((200, 256), 1), B) for how in found.values()] == [False, True, False]
 
@@ -283,6 +283,6 @@ def test_a_query_is_followed_by_a_key_only_where_there_is_one() -> None:
 def test_what_the_runtime_finds_fused_the_plan_fuses(parts: tuple[str, ...]) -> None:
     """Each matrix is fused with all the others, in this order."""
     sizes = {f"x.{name}": 16 * (place + 1) for place, name in enumerate(parts)}
-    found = shardings({name: (num_n, 256) for name, num_n in sizes.items()}, (), {})
+    found = shardings({name: (num_n, 256) for name, num_n in sizes.items()}, ())
     assert all(how.fused_n(sizes[name], 1) == sum(sizes.values()) for name, how in found.items())
     assert [how.place for how in found.values()] == list(range(len(parts)))

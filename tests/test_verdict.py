@@ -24,7 +24,6 @@ from fp8pad.planning.comparison import (
 from fp8pad.planning.engines import Engine, Said, engines, find_engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.sharding import Shape
 from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
@@ -443,12 +442,12 @@ def test_layers_are_looked_at_in_groups_that_a_rule_may_tell_apart_by_name(monke
     plan = planned(headers(config, FP8, shapes), Policy())
     looked_at: list[str] = []
 
-    def count(judge: Judge, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
+    def count(judge: Judge, layer: LayerPlan, *args: Any) -> Said | None:
         looked_at.append(layer.name)
-        return stock(judge, layer, shape, num_ranks)
+        return said_of(judge, layer, *args)
 
-    stock = Judge._stock
-    monkeypatch.setattr(Judge, "_stock", count)
+    said_of = Judge._said
+    monkeypatch.setattr(Judge, "_said", count)
     findings = Judge(plan, VLLM).original(1).findings
     assert len(looked_at) <= 12
     by_outcome = {finding.outcome: finding.layers for finding in findings}

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from fp8pad.planning.absorb.governed import GovernedAxis
 from fp8pad.planning.linear import CONV1D, Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, kind_of, module_name, own_name, scale_names
 from fp8pad.planning.plan import UntouchedTensor
@@ -34,8 +35,8 @@ class _Model:
     tensors: Mapping[str, TensorHeader]
     quantization: Quantization | None
     granularities: tuple[Granularity, ...]
-    experts: Mapping[str, Order | None]
     described: Collection[str]
+    experts: Mapping[str, Order | None]
     has_conv1d: bool
 
 
@@ -43,18 +44,17 @@ def recognise(
     tensors: Mapping[str, TensorHeader],
     quantization: Quantization | None,
     config: Json,
-    experts: Mapping[str, Order | None] = MappingProxyType({}),
-    described: Collection[str] = (),
+    described: Mapping[str, GovernedAxis] = MappingProxyType({}),
 ) -> tuple[tuple[Fp8Linear, ...], tuple[UntouchedTensor, ...]]:
     """Split a checkpoint's weights into FP8 Linears and others, the latter each with a reason.
 
-    `experts` are the routed experts according to the model's family file, with the order of the axes of those that are
-    stacked. `described` are modules that a family file describes as Linears, whatever they are called.
+    `described` are modules that a family file describes as Linears of MLPs, whatever they are called.
     """
     linears, untouched = [], []
     has_conv1d = not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config))
     granularities = quantization.granularities if quantization else ()
-    model = _Model(tensors, quantization, granularities, experts, described, has_conv1d)
+    experts = {name: axis.order for name, axis in described.items() if axis.mlp.experts}
+    model = _Model(tensors, quantization, granularities, described, experts, has_conv1d)
     for tensor in tensors.values():
         if _is_weight(tensor):
             linears.append(_linear(tensor, model))

@@ -4,12 +4,13 @@ How a module is divided depends on its place in the network. Its name tells (pla
 use one name for different things, the family file says which is meant.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import itemgetter
 from types import MappingProxyType
 
+from fp8pad.planning.absorb.governed import GovernedAxis
 from fp8pad.planning.families import Section
 from fp8pad.planning.families.family import Role
 from fp8pad.planning.linear_names import Division, Part, part_by_name
@@ -82,25 +83,22 @@ class SharedCount:
 def shardings(
     shapes: Mapping[str, tuple[int, int]],
     sections: Sequence[Section],
-    roles: Mapping[str, Role],
-    divided: Mapping[str, Division] = {},
-    gated: Container[str] = (),
+    modules: Mapping[str, GovernedAxis] = MappingProxyType({}),
+    divided: Mapping[str, Division] = MappingProxyType({}),
 ) -> dict[str, Sharding]:
     """Return how each of `shapes`, `(N, K)` by module, is divided among ranks.
 
-    `roles` are the roles of modules in MLPs, and `divided` is how others are divided, according to family files;
-    `gated` are the modules of MLPs with a gate.
+    `modules` are those in MLPs, and `divided` is how others are divided, according to family files.
     """
-    described = {name: _PART_OF_ROLE[role] for name, role in roles.items()} | dict(divided)
+    described = {name: _PART_OF_ROLE[axis.role] for name, axis in modules.items()} | dict(divided)
     found = {
         name: _sharding(name, num_n, described[name] if name in described else part_by_name(name), sections)
         for name, (num_n, _) in shapes.items()
     }
-    replicated = {name for name, division in divided.items() if division == "replicated"}
     halves = {
-        name: role
-        for name, role in roles.items()
-        if role in ("gate", "up") and name in gated and name not in replicated
+        name: axis.role
+        for name, axis in modules.items()
+        if axis.role in ("gate", "up") and axis.mlp.is_gated and divided.get(name) != "replicated"
     }
     return {name: _fused(how, *_beside(name, shapes, halves.get(name), found)) for name, how in found.items()}
 

@@ -93,8 +93,9 @@ class Judge:
 
         `grown` are the old and new values of the sizes that are absorbed, by their path in config.json.
         """
-        said_of = self._padded if needs_runtime else self._stock
-        groups = [(group, said_of(group.example, group.grown(grown), num_ranks)) for group in self._groups]
+        groups = [
+            (group, self._said(group.example, group.grown(grown), num_ranks, needs_runtime)) for group in self._groups
+        ]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
         indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
         is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
@@ -134,29 +135,24 @@ class Judge:
             total += len(group.places) * (layer.bytes_at(made) - layer.bytes_at(group.grown({})))
         return total
 
-    def _stock(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
-        """Return the outcome for a layer `(N, K)` that the engine loads as it is; None if it just serves it."""
-        part, kernel = layer.sharding.part(shape, num_ranks), layer.kernel_shape(shape, num_ranks)
-        return self._said(layer, shape, part, kernel, self._stock_fit(layer, part, kernel))
+    def _said(self, layer: LayerPlan, shape: Shape, num_ranks: int, needs_runtime: bool) -> Said | None:
+        """Return the outcome for a layer `(N, K)`; None if the engine just serves it.
 
-    def _padded(self, layer: LayerPlan, shape: Shape, num_ranks: int) -> Said | None:
-        """Return the outcome for a layer of a checkpoint that the plugin loads, if it handles this layer at all.
-
-        The plugin leaves a tensor to the engine if it is a whole layer of the engine and has nothing to pad.
+        The plugin leaves a layer to the engine if it does not handle it at all, and a tensor that is a whole layer of
+        the engine if it has nothing to pad.
         """
-        is_whole = len(layer.sharding.groups) > 1 and not layer.pads(shape, num_ranks)
-        if not layer.is_for_runtime or (is_whole and self._engine.has_runtime):
-            return self._stock(layer, shape, num_ranks)
-        if not self._engine.has_runtime:
-            return NO_RUNTIME if layer.aligned(shape) != shape else (self._engine.unknown_method, NO_RUNTIME[1])
-        if said := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
-            return said
         part, kernel = layer.sharding.part(shape, num_ranks), layer.kernel_shape(shape, num_ranks)
-        return self._said(layer, shape, part, layer.aligned(kernel), "aligned")
-
-    def _said(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> Said | None:
-        holding = (rule.said for rule in self._rules if rule.holds(layer, shape, part, kernel, fit))
-        return next(holding, None)
+        has_runtime = self._engine.has_runtime
+        is_whole = len(layer.sharding.groups) > 1 and not layer.pads(shape, num_ranks)
+        if not needs_runtime or not layer.is_for_runtime or (is_whole and has_runtime):
+            fit = self._stock_fit(layer, part, kernel)
+        elif not has_runtime:
+            return NO_RUNTIME if layer.aligned(shape) != shape else (self._engine.unknown_method, NO_RUNTIME[1])
+        elif said := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
+            return said
+        else:
+            kernel, fit = layer.aligned(kernel), "aligned"
+        return next((rule.said for rule in self._rules if rule.holds(layer, shape, part, kernel, fit)), None)
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart, kernel: Shape) -> Fit:
         if layer.granularity is None:

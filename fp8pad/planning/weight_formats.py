@@ -26,7 +26,7 @@ _NOT_FP8_METHODS = frozenset(
 )  # fmt: skip
 
 
-# What a config says of some weights: FP8 whose scales have a granularity, FP8 that is scaled in a way that fp8pad does not
+# What a config says of some weights: FP8 whose scales have a granularity, FP8 with other scales, which fp8pad does not
 # pad (groups, MX, ...), or the name of a format that is not FP8.
 OTHER_FP8 = None
 Format = Granularity | str | None

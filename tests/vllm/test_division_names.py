@@ -53,5 +53,5 @@ def test_a_name_that_vllms_models_use_for_one_thing_is_taken_for_it() -> None:
         kinds[name].add(kind)
     clear = {name: next(iter(found)) for name, found in kinds.items() if len(found) == 1 and name not in OTHERWISE}
     assert len(clear) > 100
-    said = shardings({f"x.{name}": (256, 256) for name in clear}, (), {})
+    said = shardings({f"x.{name}": (256, 256) for name in clear}, ())
     assert {name: said[f"x.{name}"].axis for name in clear} == clear

@@ -199,12 +199,11 @@ def _refusals(
             reasons |= {linear.name: reason for linear in linears if linear.name.startswith(section.prefixes)}
     reasons |= governed_axes.unabsorbable
     if policy.absorb_experts:
-        described = governed_axes.routed_experts
         unknown = "no file in planning/families describes these experts"
         reasons |= {
             linear.name: unknown
             for linear in linears
-            if linear.is_expert and linear.name not in described and linear.name not in reasons
+            if linear.is_expert and linear.name not in governed_axes.modules and linear.name not in reasons
         }
     refusals: dict[tuple[str, Axis], str] = {}
     for name, reason in reasons.items():

@@ -125,7 +125,7 @@ class GovernedSize:
         return tuple(map(tuple, mlps.values()))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GovernedAxes:
     """All inner sizes of a model, and the modules that family files rule out, with the reason.
 
@@ -136,22 +136,10 @@ class GovernedAxes:
     unabsorbable: Mapping[str, str]
     divided: Mapping[str, Division] = field(default_factory=dict)
 
-    @property
-    def roles(self) -> Mapping[str, Role]:
-        """The role of each described module in its MLP."""
-        return {governed.module: governed.role for size in self.sizes for governed in size.axes}
-
-    @property
-    def gated(self) -> frozenset[str]:
-        """The modules of MLPs with a gate."""
-        return frozenset(governed.module for size in self.sizes for governed in size.axes if governed.mlp.is_gated)
-
-    @property
-    def routed_experts(self) -> Mapping[str, Order | None]:
-        """The modules of routed experts, each with the order of its axes if it is stacked."""
-        return {
-            governed.module: governed.order for size in self.sizes for governed in size.axes if governed.mlp.experts
-        }
+    @cached_property
+    def modules(self) -> Mapping[str, GovernedAxis]:
+        """The modules of MLPs, each with the axis of one of its tensors, which has its MLP, role and order."""
+        return {governed.module: governed for size in self.sizes for governed in size.axes}
 
 
 def inner_sizes(axes: Sequence[GovernedAxis]) -> set[int]:
