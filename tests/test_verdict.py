@@ -35,6 +35,10 @@ LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads":
 MOE = {"model_type": "qwen3_moe", "num_experts": 1, "num_experts_per_tok": 1, "hidden_act": "silu"}
 MLP = "model.layers.0.mlp"
 EXPERT = "model.layers.0.mlp.experts.0"
+INT8 = (
+    "intermediate_size is not absorbed: model.layers.0.mlp.gate_proj.weight_scale [213, 1] is not a tensor that fp8pad"
+    " knows how to pad"
+)
 
 
 def planned(made: Headers, policy: Policy) -> CheckpointPlan:
@@ -484,15 +488,20 @@ def test_absorbing_that_is_impossible_has_its_reason(tmp_path: Path) -> None:
         "no file in planning/families describes the model type unheard_of",
     )
     made = headers(config, FP8, gated(MLP, 320) | {"model.layers.0.self_attn.o_proj": (200, 200)})
-    general = "not absorbed: only inner sizes of MLPs can be absorbed", ()
+    general = "only inner sizes of MLPs can be absorbed", ()
     plan, asked = (planned(made, Policy(absorb=absorb)) for absorb in (False, True))
     names = tuple(layer.name for layer in plan.layers)
     told = [(said, tuple(layers)) for said, layers in unabsorbed(compare_sizes(plan, VLLM), plan)]
-    assert told == [(f"not absorbed: {why}", names), general]
+    assert told == [(why, names), general]
     assert not any(why in layer.reason for layer in plan.layers)
     assert all(why in layer.reason for layer in asked.layers)
     assert list(unabsorbed(compare_sizes(asked, VLLM), asked)) == [general]
     assert not any("--absorb" in command for _, command in advice(source, asked, VLLM, "OUT"))
+    source = read_unconverted(copy_case("good/llama_mixed_fp8_int8", tmp_path))  # an MLP in INT8
+    for absorb in (False, True):
+        plan = plan_checkpoint(source.shards, source.configs, Policy(absorb=absorb, tensor_parallel_size=2))
+        reasons = [reason for reason, _ in unabsorbed(compare_sizes(plan, VLLM), plan)]
+        assert [*reasons, *plan.notes] == [*([] if absorb else [INT8]), general[0], *([INT8] if absorb else [])]
 
 
 def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:

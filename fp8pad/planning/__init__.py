@@ -4,6 +4,7 @@ import difflib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -86,7 +87,10 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         notes=(*(quantization.notes if quantization else ()), *absorption.notes),
         architectures=_architectures(config),
         absorbable=absorption.absorbable,
-        shared_counts=(*shared_counts(config), *neurons),
+        shared_counts=(
+            *shared_counts(config),
+            *(replace(each, unabsorbed=absorption.refusals.get((each.module, "n"), "")) for each in neurons),
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from fp8pad.render.advice import advice
 from fp8pad.render.console import added, growth
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import layer_how, proposed_out_dir
-from fp8pad.render.verdict import CONVERTED_FOR, FORMS, cells, reasons, unabsorbed, where
+from fp8pad.render.verdict import CONVERTED_FOR, FORMS, NOT_ABSORBED, cells, reasons, unabsorbed, where
 from fp8pad.summary import action, headline
 from fp8pad.text import printable, size
 
@@ -84,7 +84,9 @@ def _verdict(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> I
             layers = _code(where(finding))
             why = _text(f"({forms}): {finding.why}") + (f": {layers}" if layers else "")
             yield f'<p class="soft">{_outcome(finding.outcome)} {why}</p>'
-    for reason, names in unabsorbed(sizes, plan):
+    if helpless := list(unabsorbed(sizes, plan)):
+        yield f"<h3>{_text(NOT_ABSORBED)}</h3>"
+    for reason, names in helpless:
         yield f'<p class="soft">{_text(reason)}{": " if names else ""}{_code(name_patterns(names))}</p>'
 
 

@@ -94,7 +94,7 @@ def _row(pattern: str, layer: LayerPlan) -> Row:
 def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     """Yield the number of FP8 layers that are not understood and carried unchanged, and a row for each reason."""
     if unknown := plan.not_understood:
-        yield "", f"{counted(len(unknown), 'FP8 layer')} not understood: carried unchanged"
+        yield "warning", f"{counted(len(unknown), 'FP8 layer')} not understood: carried unchanged"
         yield from _by_reason("not understood", unknown)
 
 

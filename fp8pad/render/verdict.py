@@ -44,8 +44,10 @@ def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan,
         screen.paragraph(at_sizes, 2)
         for finding, forms in found:
             screen.paragraph(_outcome(finding).append(f" ({forms}): {_why(finding)}"), 4, hang=2)
-    for why, names in unabsorbed(sizes, plan):
-        screen.paragraph(printable(why) + (f": {patterns(names)}" if names else ""), 2, hang=2)
+    if helpless := list(unabsorbed(sizes, plan)):
+        screen.paragraph(NOT_ABSORBED, 2)
+    for why, names in helpless:
+        screen.paragraph(printable(why) + (f": {patterns(names)}" if names else ""), 4, hang=2)
 
 
 def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
@@ -88,16 +90,19 @@ def unabsorbed(sizes: Iterable[AtSize], plan: CheckpointPlan) -> Iterator[tuple[
 
     Reasons that the list of layers has, since absorbing was asked for, are not repeated. The last one is a general one.
     """
-    helpless = [at.original.findings for at in sizes if not (at.absorbed or at.refused)]
-    names = {name for findings in helpless for found in findings if not found.of_whole_model for name in found.layers}
+    helpless = [at for at in sizes if not (at.absorbed or at.refused)]
+    found = [found for at in helpless for found in at.original.findings if not found.of_whole_model]
+    names = {name for each in found for name in each.layers}
     alike: dict[str, list[str]] = {}
     for layer in plan.layers if names else ():
         if layer.name in names and layer.unabsorbed and layer.unabsorbed not in layer.reason:
             alike.setdefault(layer.unabsorbed, []).append(layer.name)
-    for why, layers in alike.items():
-        yield why if NOT_ABSORBED in why else f"{NOT_ABSORBED}: {why}", layers
+    for count in plan.shared_counts:
+        if count.unabsorbed and not all(count.is_shared_by(at.num_ranks) for at in helpless):
+            alike.setdefault(count.unabsorbed, [])
+    yield from ((why, layers) for why, layers in alike.items() if why not in plan.notes)
     if names:
-        yield f"{NOT_ABSORBED}: only inner sizes of MLPs can be absorbed", ()
+        yield "only inner sizes of MLPs can be absorbed", ()
 
 
 def _found(at: AtSize) -> list[tuple[Finding, str]]:
@@ -116,7 +121,7 @@ def show_refusal(screen: Screen, plan: CheckpointPlan, engine: Engine) -> bool:
     if refusals:
         screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
     for refusal in refusals:
-        screen.paragraph(_outcome(refusal).append(f": {_why(refusal)}"), 2)
+        screen.paragraph(_outcome(refusal).append(f": {_why(refusal)}"), 2, hang=2)
     return bool(refusals)
 
 
