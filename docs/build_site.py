@@ -32,7 +32,7 @@ def main() -> None:
     """Write the pages and build the site."""
     shutil.rmtree(PAGES, ignore_errors=True)
     for path in sorted((ROOT / "docs").rglob("*")):
-        if path.is_file() and path.suffix in (".md", ".svg", ".png"):
+        if path.is_file() and path.suffix in (".md", ".svg", ".png", ".css"):
             write(path, Path(path.relative_to(ROOT / "docs")))
     for name, (source, _) in MOVED.items():
         write(ROOT / source, Path(name))
@@ -67,7 +67,11 @@ def commands() -> str:
     names = ["", *(command.__name__ for command, *_ in COMMANDS), "golden"]
     names += [f"golden {command.__name__}" for command, *_ in GOLDEN_COMMANDS]
     pages = [f"## {f'fp8pad {name}'.strip()}\n\n```text\n{help_of(name)}```\n" for name in names]
-    return "# Commands\n\nEvery command and option, as `--help` prints them.\n\n" + "\n".join(pages)
+    text = (
+        "Every command and option, as `--help` prints them. Errors are one line on stderr, `error: ...`, sometimes with"
+        " a hint below it; the exit status is then 1, after wrong usage 2, and after a signal 128 plus its number."
+    )
+    return f"# Commands\n\n{text}\n\n" + "\n".join(pages)
 
 
 def help_of(name: str) -> str:
