@@ -1,14 +1,13 @@
 """The files of a converted checkpoint, derived from source and plan: `convert` writes them, `verify` compares."""
 
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 
 from fp8pad import __version__
 from fp8pad.card import CARD_FILE, read_card, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.contents import Contents, contents_of
+from fp8pad.checkpoint.contents import Contents, Text, contents_of
 from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.folder import INDEX_FILE, max_text_bytes
 from fp8pad.checkpoint.headers import framed
@@ -33,9 +32,9 @@ def converted_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = 
         source = source.with_edited_config()
     layouts = tuple(shard_layout(shard, plan.tensors) for shard in source.shards)
     _check_complete(source, plan, layouts)
-    texts: dict[str, Callable[[], str]] = {CONFIG_FILE: partial(_config, source, plan)}
+    texts = {CONFIG_FILE: Text.of(_config(source, plan))}
     if source.has_index:
-        texts = {INDEX_FILE: partial(_index, source, plan, layouts), **texts}
+        texts = {INDEX_FILE: Text.of(_index(source, plan, layouts)), **texts}
     if plan.changes_nothing:
         return contents_of(source, layouts, texts)
     originals = {
@@ -45,7 +44,7 @@ def converted_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = 
     }
     if with_card and (card := read_card(source)) is not None:
         originals[CARD_FILE] = card
-        texts = {CARD_FILE: partial(with_section, card, source, plan), **texts}
+        texts = {CARD_FILE: Text.of(with_section(card, source, plan)), **texts}
         source = replace(source, other_files=tuple(file for file in source.other_files if file != CARD_FILE))
     check_folders(source, {RECORD_FILE, *texts})
     contents = contents_of(source, layouts, texts)
@@ -70,7 +69,7 @@ def record_with(contents: Contents, hashes: Mapping[str, Hashes]) -> CheckpointR
     known = dict(hashes)
     for file, text in contents.texts.items():
         before = record.originals[file] if file in record.originals else contents.source.text(file)
-        known[file] = Hashes(text_sha256(text()), text_sha256(before))
+        known[file] = Hashes(text.sha256, text_sha256(before))
     files = {
         file: replace(sizes, sha256=known[file].sha256, source_sha256=known[file].source_sha256)
         for file, sizes in record.files.items()
@@ -87,17 +86,21 @@ def check_folders(source: Checkpoint, written: Container[str]) -> None:
 
 def _check_readable(record: CheckpointRecord, texts: Iterable[str]) -> None:
     """Raise `PlanError` for a text that could not be read again: too long with all hashes, or too many lists in it."""
-    digest = "0" * 64
-    files = {file: replace(sizes, sha256=digest, source_sha256=digest) for file, sizes in record.files.items()}
     sizes = {file: record.files[file].size for file in texts}
-    sizes[RECORD_FILE] = sum(len(part.encode()) for part in replace(record, files=files).text_parts())
+    sizes[RECORD_FILE] = len(record.files) * len(f',\n   "sha256": "{"0" * 64}",\n   "source_sha256": "{"0" * 64}"')
+
+    def counted_parts() -> Iterator[str]:
+        for part in record.text_parts():
+            sizes[RECORD_FILE] += len(part.encode())
+            yield part
+
+    try:
+        check_density(counted_parts())  # originals have brackets of their own
+    except ValueError as error:
+        raise PlanError(f"{RECORD_FILE}: could not be read back: {error}") from error
     for file, size in sizes.items():
         if size > (limit := max_text_bytes(file)):
             raise PlanError(f"{file}: would have {size} bytes, more than the {limit} that fp8pad reads")
-    try:
-        check_density(record.text_parts())  # originals have brackets of their own
-    except ValueError as error:
-        raise PlanError(f"{RECORD_FILE}: could not be read back: {error}") from error
 
 
 def _check_complete(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]) -> None:

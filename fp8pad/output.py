@@ -7,7 +7,7 @@ from pathlib import Path
 from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import Replaced
-from fp8pad.checkpoint.files import Advance, encoded, file_sha256
+from fp8pad.checkpoint.files import Advance, file_sha256
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.lock import join_staging
 from fp8pad.checkpoint.options import WriteOptions
@@ -121,7 +121,7 @@ class Output:
                 RECORD_FILE, (part.encode() for part in record.text_parts()), record.originals
             )
         for file, text in self.contents.texts.items():
-            self.writer.write_text(file, encoded(text()))
+            self.writer.write_text(file, text.parts())
 
     def publish(self) -> Replaced | None:
         """Move what was written to `out_dir`; return what was replaced."""

@@ -1,17 +1,16 @@
 """Unpad a checkpoint: the exact inverse of converting, according to fp8pad.json."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
-from fp8pad.checkpoint.contents import Contents, contents_of
+from fp8pad.checkpoint.contents import Contents, Text, contents_of
 from fp8pad.checkpoint.destination import Replaced
-from fp8pad.checkpoint.files import file_sha256, text_sha256
+from fp8pad.checkpoint.files import file_sha256
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_checkpoint
@@ -81,7 +80,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         hashes = out.write_files(progress)
         # Other files may have been edited since: they are compared only on request.
         known = {file: each for file, each in hashes.items() if file in shards or options.verify == "full"}
-        known |= {file: Hashes(text_sha256(text()), "") for file, text in contents.texts.items()}
+        known |= {file: Hashes(text.sha256, "") for file, text in contents.texts.items()}
         _check_hashes(out_dir, record, known)
         out.write_texts()
         replaced = out.publish()
@@ -96,8 +95,8 @@ def _contents(original: Original, record: CheckpointRecord) -> Contents:
     card = record.originals.get(CARD_FILE)
     without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
     other_files = tuple(file for file in original.converted.other_files if file not in without)
-    texts: dict[str, Callable[[], str]] = {CARD_FILE: lambda: record.originals[CARD_FILE]} if card else {}
-    texts |= {file: partial(original.text, file) for file in original.converted.text_files}
+    texts = {CARD_FILE: Text.of(card)} if card else {}
+    texts |= {file: Text.of(original.text(file)) for file in original.converted.text_files}
     source = replace(original.converted, other_files=other_files)
     check_folders(source, texts)
     return contents_of(source, original.layouts, texts)

@@ -1,6 +1,8 @@
 """The files of a checkpoint to be written: their names, the disk space they need, and whether they exist already."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.destination import can_clone
 from fp8pad.checkpoint.directory import open_directory
-from fp8pad.checkpoint.files import text_bytes
+from fp8pad.checkpoint.files import encoded, file_sha256
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
@@ -17,17 +19,42 @@ from fp8pad.record import RECORD_FILE, CheckpointRecord, FileRecord, parse_recor
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """The text of a file to be written, with its size in bytes and its SHA-256.
+
+    It is kept compressed, in parts: the text of an index can be as large as all headers, and takes time to derive.
+    """
+
+    compressed: tuple[bytes, ...]
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, text: str) -> "Text":
+        """Compress a text."""
+        compressed, size, digest = [], 0, hashlib.sha256()
+        for part in encoded(text):
+            compressed.append(zlib.compress(part, 1))
+            size += len(part)
+            digest.update(part)
+        return cls(tuple(compressed), size, digest.hexdigest())
+
+    def parts(self) -> Iterator[bytes]:
+        """Yield the text in UTF-8, in parts."""
+        return map(zlib.decompress, self.compressed)
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """The files of a checkpoint to be written from `source`, whose other files are copied unchanged.
 
-    `layouts` are its shards. `texts` make its text files when they are needed, since an index can be as large as all
-    headers; the last one is the file without which nothing can be loaded. `files` are the sizes of all of these. A
-    `record` is written too, once all files are hashed; it holds no hashes here.
+    `layouts` are its shards, `texts` its text files; the last one is the file without which nothing can be loaded.
+    `files` are the sizes of all of these. A `record` is written too, once all files are hashed; it has no hashes here.
     """
 
     source: Checkpoint
     layouts: tuple[ShardLayout, ...]
-    texts: Mapping[str, Callable[[], str]]
+    texts: Mapping[str, Text]
     files: Mapping[str, FileRecord]
     record: CheckpointRecord | None = None
 
@@ -76,7 +103,7 @@ class Contents:
             with open_directory(target) as folder:
                 is_same = set(folder.files()) == self.names
             is_same = is_same and all((target / file).lstat().st_size == each.size for file, each in self.files.items())
-            if not is_same or any(read_text(target, file) != text() for file, text in self.texts.items()):
+            if not is_same or any(file_sha256(target / file, file) != text.sha256 for file, text in self.texts.items()):
                 return None
             if self.record is None:
                 return self
@@ -88,13 +115,11 @@ class Contents:
         return None
 
 
-def contents_of(
-    source: Checkpoint, layouts: tuple[ShardLayout, ...], texts: Mapping[str, Callable[[], str]]
-) -> Contents:
+def contents_of(source: Checkpoint, layouts: tuple[ShardLayout, ...], texts: Mapping[str, Text]) -> Contents:
     """Return what is made from `source`, without a record; a new file has a source size of 0."""
     before = source.identities
     sizes = {layout.file: layout.target_bytes for layout in layouts}
-    sizes |= {file: text_bytes(text()) for file, text in texts.items()}
+    sizes |= {file: text.size for file, text in texts.items()}
     sizes |= {file: before[file].size for file in source.other_files}
     files = {file: FileRecord(before[file].size if file in before else 0, size) for file, size in sorted(sizes.items())}
     return Contents(source, layouts, texts, files)
