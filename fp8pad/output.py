@@ -1,21 +1,24 @@
 """The checkpoint that `convert` and `unpad` write: staged next to its destination, then published in one step."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.contents import Contents
+from fp8pad.checkpoint.copying import copy_range
 from fp8pad.checkpoint.destination import Replaced
-from fp8pad.checkpoint.files import Advance, file_sha256
+from fp8pad.checkpoint.files import Advance, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.lock import join_staging
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import publish
+from fp8pad.checkpoint.staging import key_of
 from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.checkpoint.writer import Writer, Written
-from fp8pad.errors import OutputError
+from fp8pad.errors import OutputError, VerifyError
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_all, work_on_all
 from fp8pad.record import RECORD_FILE, CheckpointRecord
@@ -59,7 +62,7 @@ class Output:
         files = (*(layout.file for layout in contents.layouts), *source.other_files)
         progress.start(label_of(contents.layouts, self.options), total_bytes, len(files))
         shards = self._write_shards(progress)
-        others = run_all(writer.copy_other_file, source.other_files, self.options.jobs, progress)
+        others = run_all(self._copy_other_file, source.other_files, self.options.jobs, progress)
         written = dict(zip(files, (*shards, *others), strict=True))
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
@@ -68,8 +71,7 @@ class Output:
         """Return hashes if asked for or recorded; raise `OutputError` if a file differs from what would be written."""
         source, target = self.contents.source, self.out_dir
         progress.say(f"{target}: seems complete; comparing its bytes")
-        is_recorded = record is not None and any(entry.sha256 for entry in record.files.values())
-        is_hashed = self.writer.is_hashed or is_recorded
+        is_hashed = self.writer.is_hashed or (record is not None and record.has_hashes)
 
         def compare(checked: ShardLayout | str, advance: Advance) -> Hashes | None:
             if isinstance(checked, str):
@@ -117,11 +119,45 @@ class Output:
                 raise self._not_empty
             return
         if record:
-            self.record_bytes = self.writer.write_text(
+            self.record_bytes = self._write_text(
                 RECORD_FILE, (part.encode() for part in record.text_parts()), record.originals
             )
         for file, text in self.contents.texts.items():
-            self.writer.write_text(file, text.parts())
+            self._write_text(file, text.parts())
+
+    def _copy_other_file(self, file: str, advance: Advance) -> Written:
+        """Copy a file unchanged; raises as `Writer.write_shard` does."""
+        checkpoint, staging, key, hashes = self.contents.source, self.writer.staging, key_of(file), None
+        origin, expected = checkpoint.root / file, checkpoint.identities[file]
+        with checkpoint.fetched(file, advance):
+            with (
+                open_file(origin, file, expected) as source,
+                staging.create(key, file, source.copied_mode(self.writer.group)) as target,
+            ):
+                copy_range(source, target, (0, 0), expected.size, advance)
+            if self.writer.is_hashed:
+                hashes = Hashes(file_sha256(staging.unfinished_path(key), file), file_sha256(origin, file))
+        if hashes and hashes.sha256 != hashes.source_sha256:
+            raise VerifyError(f"{file}: what was read back differs from what was written")
+        staging.complete(key, file)
+        return Written(hashes)
+
+    def _write_text(self, file: str, parts: Iterable[bytes], holds: Iterable[str] = ()) -> int:
+        """Write a text file and read it back; return its size in bytes. Raises as `Writer.write_shard` does.
+
+        Its permissions are no wider than those of the files whose text it `holds`.
+        """
+        staging, key, digest, num_bytes = self.writer.staging, key_of(file), hashlib.sha256(), 0
+        mode = self.contents.source.copied_mode(file, self.writer.group, holds)
+        with staging.create(key, file, mode) as target:
+            for part in parts:
+                target.write(num_bytes, part)
+                digest.update(part)
+                num_bytes += len(part)
+        if file_sha256(staging.unfinished_path(key), file) != digest.hexdigest():
+            raise VerifyError(f"{file}: what was read back differs from what was written")
+        staging.complete(key, file)
+        return num_bytes
 
     def publish(self) -> Replaced | None:
         """Move what was written to `out_dir`; return what was replaced."""
@@ -130,7 +166,7 @@ class Output:
         if not self.there:
             keys = {layout.file: writer.key(layout) for layout in contents.layouts}
             others = (*contents.source.other_files, *([RECORD_FILE] if contents.record else []), *contents.texts)
-            keys |= {file: writer.file_key(file) for file in others}
+            keys |= {file: key_of(file) for file in others}
             mode, group = contents.source.copied_folder_mode, writer.group
             replaced = publish(staging, keys, self.options.overwrite, lambda folder: mode(folder, group))
         self.is_published = True

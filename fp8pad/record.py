@@ -115,6 +115,11 @@ class CheckpointRecord:
     originals: Mapping[str, str]
     files: Mapping[str, FileRecord]
 
+    @property
+    def has_hashes(self) -> bool:
+        """Whether it has the hash of any file; a record that is not damaged has both of all files, or none."""
+        return any(entry.sha256 or entry.source_sha256 for entry in self.files.values())
+
     def text_parts(self) -> Iterator[str]:
         """Yield the text of `fp8pad.json` in parts: it can take more memory than all headers of a large checkpoint."""
         document: dict[str, Any] = {

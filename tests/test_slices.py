@@ -17,10 +17,10 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.checkpoint.staging import Staging
-from fp8pad.checkpoint.writer import Writer
 from fp8pad.cli.main import app
 from fp8pad.conversion import ConvertReport, SliceReport, convert, convert_slice
 from fp8pad.errors import OutputError
+from fp8pad.output import Output
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.unpadding import unpad
@@ -208,7 +208,7 @@ def test_a_disk_that_fails_at_the_end_costs_no_slice(
             raise OSError(code, "the disk")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "write_text", fail)
+        patch.setattr(Output, "_write_text", fail)
         with pytest.raises(OutputError, match="the disk"):
             converted(model, tmp_path / "out", finishes=True)
     assert staged(tmp_path / "out") == before

@@ -168,6 +168,11 @@ class Staging:
                     raise
 
 
+def key_of(*made_from: object) -> str:
+    """Return the key of a file in the staging folder, a digest of its name and of what else it is made from."""
+    return hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]
+
+
 def staging_path(out_dir: Path) -> Path:
     """Return the path of the staging folder of `out_dir`, a resolved path; the folder need not exist."""
     name = f".{out_dir.name}.fp8pad"

@@ -1,10 +1,8 @@
-"""Write the files of one checkpoint from those of another into a staging folder, and read them back."""
+"""Write the shards of one checkpoint from those of another into a staging folder, and read them back."""
 
-import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -13,11 +11,11 @@ from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_data
-from fp8pad.checkpoint.copying import clone, copy_range
+from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.files import Advance, FileIdentity, file_sha256, open_file, writing
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import WriteOptions
-from fp8pad.checkpoint.staging import Staging
+from fp8pad.checkpoint.staging import Staging, key_of
 from fp8pad.checkpoint.transfer import Hashes, Sums, read_back, target_prefix, write_shard
 from fp8pad.errors import AlteredPaddingError, OutputError, VerifyError
 
@@ -32,7 +30,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes files of `source` into a staging folder, and reads them back, as the options say."""
+    """Writes shards of `source` into a staging folder, and reads them back, as the options say."""
 
     source: Checkpoint
     staging: Staging
@@ -51,11 +49,7 @@ class Writer:
 
     def key(self, layout: ShardLayout) -> str:
         """Return the key of a shard in the staging folder, a digest of what it is made from."""
-        return _key(layout.file, self.source.identities[layout.file], layout.digest)
-
-    def file_key(self, file: str) -> str:
-        """Return the key of another file in the staging folder."""
-        return _key(file)
+        return key_of(layout.file, self.source.identities[layout.file], layout.digest)
 
     def is_finished(self, layout: ShardLayout) -> bool:
         """Return whether an earlier run left a shard that could be this one; its bytes are not compared here.
@@ -149,40 +143,6 @@ class Writer:
             return None
         return Written(hashes if self.is_hashed else None, resumed=True)
 
-    def copy_other_file(self, file: str, advance: Advance) -> Written:
-        """Copy a file unchanged; raises as `write_shard` does."""
-        origin, key, expected = self.source.root / file, self.file_key(file), self.source.identities[file]
-        with self.source.fetched(file, advance):
-            with (
-                open_file(origin, file, expected) as source,
-                self.staging.create(key, file, source.copied_mode(self.group)) as target,
-            ):
-                copy_range(source, target, (0, 0), expected.size, advance)
-            hashes = None
-            if self.is_hashed:
-                hashes = Hashes(file_sha256(self.staging.unfinished_path(key), file), file_sha256(origin, file))
-        if hashes and hashes.sha256 != hashes.source_sha256:
-            raise VerifyError(f"{file}: what was read back differs from what was written")
-        self.staging.complete(key, file)
-        return Written(hashes)
-
-    def write_text(self, file: str, parts: Iterable[bytes], holds: Iterable[str] = ()) -> int:
-        """Write a text file and read it back; return its size in bytes. Raises as `write_shard` does.
-
-        Its permissions are no wider than those of the files whose text it `holds`.
-        """
-        key, digest, num_bytes = self.file_key(file), hashlib.sha256(), 0
-        mode = self.source.copied_mode(file, self.group, holds)
-        with self.staging.create(key, file, mode) as target:
-            for part in parts:
-                target.write(num_bytes, part)
-                digest.update(part)
-                num_bytes += len(part)
-        if file_sha256(self.staging.unfinished_path(key), file) != digest.hexdigest():
-            raise VerifyError(f"{file}: what was read back differs from what was written")
-        self.staging.complete(key, file)
-        return num_bytes
-
     @property
     def is_hashed(self) -> bool:
         """Whether every file is hashed."""
@@ -244,7 +204,3 @@ class Writer:
 def is_hashed(source: Checkpoint, options: WriteOptions) -> bool:
     """Return whether every file is hashed: on request, for full verification, and if its bytes come from the hub."""
     return options.hash or options.verify == "full" or source.remote is not None
-
-
-def _key(*made_from: object) -> str:
-    return hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]

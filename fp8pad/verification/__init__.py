@@ -6,15 +6,13 @@ edit of a key that it would not edit is a mismatch: nothing else shows whether i
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import MAX_MISMATCHES, Mismatch
-from fp8pad.checkpoint.files import text_sha256
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_checkpoint
@@ -27,7 +25,7 @@ from fp8pad.text import counted
 from fp8pad.verification.changed_files import changed_files, is_dangerous, is_wrong, notes_on_files
 from fp8pad.verification.checks import byte_differences
 from fp8pad.verification.disagreements import examine, quantization_of
-from fp8pad.verification.original import Original, original_of
+from fp8pad.verification.original import Original, missing_hashes, original_of, wrong_hashes
 
 LOCAL_WORKERS = Workers()
 NO_HASHES = f"{RECORD_FILE} holds no hashes (`convert --hash`): without the source, only padded bytes can be checked"
@@ -120,9 +118,8 @@ def _examined(out_dir: Path) -> _Examined:
     if record is None:
         return _Examined(converted, None, (), original_of(converted, None))
     faults, original = examine(converted, record)
-    faults += _missing_hashes(record)
-    if original and any(entry.sha256 for entry in record.files.values()):
-        faults += _wrong_hashes(record, original)
+    if record.has_hashes:
+        faults += [*missing_hashes(record), *(wrong_hashes(record, original) if original else ())]
     if original:  # its versions take less memory
         converted, record = original.converted, original.record or record
     return _Examined(converted, record, tuple(faults), original)
@@ -147,7 +144,7 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
     elif len(examined.faults) < MAX_MISMATCHES:
         compared, files_hashed = byte_differences(original, source, workers, progress)
         differences += compared
-    if record and not source and not any(entry.sha256 for entry in record.files.values()):
+    if record and not source and not record.has_hashes:
         notes.append(NO_HASHES)
     named = {*expected, *files, *converted.text_files, *(shard.file for shard in converted.shards)}
     found = [*examined.faults, *(each for each in differences if is_wrong(each.file, named))]
@@ -178,24 +175,6 @@ def _sizes_of_copy(source: Checkpoint | None) -> dict[str, FileRecord]:
     """Return the other files that must be there because the source has them, whatever the record says."""
     sizes = {file: source.identities[file].size for file in source.other_files} if source else {}
     return {file: FileRecord(size, size) for file, size in sizes.items()}
-
-
-def _missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
-    """Yield files that lack hashes while others have them: either all files of a checkpoint are hashed, or none."""
-    if any(entry.sha256 or entry.source_sha256 for entry in record.files.values()):
-        for file, entry in record.files.items():
-            if not (entry.sha256 and entry.source_sha256):
-                yield Mismatch(RECORD_FILE, f"files: {file}", "both hashes, as other files have", "not both")
-
-
-def _wrong_hashes(record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:
-    """Yield hashes of the source that are not those of its texts, or of files that were copied."""
-    rewritten = {*original.converted.text_files, *({CARD_FILE} & record.originals.keys())}
-    shards = {layout.file for layout in original.layouts}
-    for file, entry in record.files.items():
-        expected = text_sha256(original.text(file)) if file in rewritten else entry.sha256
-        if file not in shards and entry.source_sha256 != expected:
-            yield Mismatch(RECORD_FILE, f"files: {file}: source_sha256", str(expected), str(entry.source_sha256))
 
 
 def _plan_differences(

@@ -1,10 +1,12 @@
 """The source of a converted checkpoint, as its record describes it: `unpad` writes it, `verify` compares with it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.compare import header_differences
-from fp8pad.checkpoint.files import text_bytes
+from fp8pad.checkpoint.compare import Mismatch, header_differences
+from fp8pad.checkpoint.files import text_bytes, text_sha256
 from fp8pad.checkpoint.folder import INDEX_FILE, max_text_bytes
 from fp8pad.checkpoint.json_text import index_text, parse_object
 from fp8pad.checkpoint.layout import ShardLayout, original_layout, shard_layout
@@ -71,3 +73,20 @@ def _layout(padded: ShardHeader, record: CheckpointRecord) -> ShardLayout:
     for difference in header_differences(shard_layout(layout.other()[0], layout.tensors).other()[0], padded):
         raise CheckpointError(f"{RECORD_FILE} does not fit its shards: {difference}")
     return layout
+
+
+def missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
+    """Yield files without hashes in a record that has some: either all files of a checkpoint are hashed, or none."""
+    for file, entry in record.files.items():
+        if not (entry.sha256 and entry.source_sha256):
+            yield Mismatch(RECORD_FILE, f"files: {file}", "both hashes, as other files have", "not both")
+
+
+def wrong_hashes(record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:
+    """Yield hashes of the source that are not those of its texts, or of files that were copied."""
+    rewritten = {*original.converted.text_files, *({CARD_FILE} & record.originals.keys())}
+    shards = {layout.file for layout in original.layouts}
+    for file, entry in record.files.items():
+        expected = text_sha256(original.text(file)) if file in rewritten else entry.sha256
+        if file not in shards and entry.source_sha256 != expected:
+            yield Mismatch(RECORD_FILE, f"files: {file}: source_sha256", str(expected), str(entry.source_sha256))
