@@ -222,6 +222,10 @@ def scenarios(base: Path) -> Iterator[Scenario]:
     def interrupted(area: Path) -> None:
         supervise(lambda: run((*convert, "1"), area), area, lambda call: "SIGKILL" if call.number == 150 else None)
 
+    def sliced(area: Path) -> None:
+        for shards in ("0-1", "2-3"):
+            run_in_child((*convert, "1", "--shards", shards), area)
+
     warm_up(fresh, base)
     run_in_child((*convert, "1"), fresh)
     converted = files_of(fresh / "out")
@@ -229,7 +233,9 @@ def scenarios(base: Path) -> Iterator[Scenario]:
     for jobs in ("1", "4"):
         yield Scenario(f"convert, {jobs} jobs", (*convert, jobs), fresh, nothing, None, converted)
         yield Scenario(f"resume, {jobs} jobs", (*convert, jobs), fresh, interrupted, None, converted)
-    yield Scenario("hard links", (*convert, "1", "--link", "hardlink"), fresh, nothing, None, converted)
+        links = (*convert, jobs, "--link", "hardlink")
+        yield Scenario(f"hard links, {jobs} jobs", links, fresh, nothing, None, converted)
+    yield Scenario("finish, 1 jobs", (*convert, "1", "--finish"), fresh, sliced, None, converted)
     replaced = base / "replaced"
     shutil.copytree(fresh, replaced)
     llama(replaced / "other", num_shards=5)  # other shards: the old folder has files that the new one lacks
