@@ -493,6 +493,30 @@ def test_a_result_that_does_not_fit_is_a_line(tmp_path: Path, num_shards: int) -
     assert (run.returncode, run.stderr) == (1, "error: stdout: No space left on device\n")
 
 
+@pytest.mark.parametrize(("stdout", "cause"), [("/dev/full", "No space left on device"), ("", "Broken pipe")])
+def test_what_is_done_is_said_if_the_result_cannot_be_printed(tmp_path: Path, stdout: str, cause: str) -> None:
+    """Otherwise the exit status looks as if nothing had been written."""
+    llama(tmp_path / "model")
+    for command, done in (
+        ("convert model out --shards 0", "the shards are finished"),
+        ("convert model out", "out is complete"),
+        ("unpad out restored", "restored is complete"),
+    ):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(os.open(stdout, os.O_WRONLY) if stdout else os.dup(writer)) as unwritable:
+            run = subprocess.run(
+                [sys.executable, "-m", "fp8pad", *command.split()],
+                cwd=tmp_path,
+                stdout=unwritable,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        os.close(writer)
+        assert (run.returncode, run.stderr.splitlines()[-1]) == (1, f"error: stdout: {cause}; {done}")
+
+
 def test_a_current_folder_that_is_gone_is_a_line(
     fp8pad: Fp8pad, example: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ A command has the options of the library function with the same name. It imports
 `fp8pad --help` loads neither numpy nor rich.
 """
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from fp8pad import library
 from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
 from fp8pad.cli.signatures import takes, those_of
-from fp8pad.errors import NotServedError, RecordError, VerifyError
+from fp8pad.errors import NotServedError, OutputError, RecordError, VerifyError
 from fp8pad.text import counted, printable
 
 if TYPE_CHECKING:
@@ -93,7 +95,8 @@ def convert(
     if dry_run:
         for_plan = those_of(library.plan, asked)
         return plan(model, check=not asked["force"], as_json=as_json, _out_dir=out_dir, _quiet=quiet, **for_plan)
-    run = partial(_run, quiet=quiet, as_json=as_json)
+    finished = f"{out_dir} is complete" if shards is None else "the shards are finished"
+    run = partial(_run, quiet=quiet, as_json=as_json, done=finished)
     try:
         if shards is None:
             done = run(library.convert, model, out_dir, screen=lambda found: conversion_screen(found, engine), **asked)
@@ -130,15 +133,25 @@ def _run(
     screen: "Callable[[Found], Screen]",
     quiet: bool,
     as_json: bool,
+    done: str = "",
     **asked: Any,
 ) -> Found:
-    """Call a function of the library, and show its progress and then its report."""
+    """Call a function of the library, and show its progress and then its report.
+
+    If the report cannot be shown, the error says what is `done` all the same.
+    """
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.screen import show
 
     with shown_progress(quiet) as progress:
         report = function(*arguments, progress=progress, **asked)
-    show(report, screen, as_json, quiet)
+    try:
+        show(report, screen, as_json, quiet)
+    except OSError as error:
+        if not done:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"stdout: {error.strerror}; {done}") from error
     return report
 
 
@@ -175,7 +188,8 @@ def unpad(
     """Restore the original, byte for byte."""
     from fp8pad.render.reports import restoration_screen
 
-    _run(library.unpad, out_dir, restored_dir, screen=restoration_screen, quiet=quiet, as_json=as_json, **asked)
+    run = partial(_run, quiet=quiet, as_json=as_json, done=f"{restored_dir} is complete")
+    run(library.unpad, out_dir, restored_dir, screen=restoration_screen, **asked)
 
 
 @takes(library.push, options.PUSH)
@@ -193,7 +207,8 @@ def push(
     """
     from fp8pad.render.reports import push_screen
 
-    _run(library.push, out_dir, repo, screen=push_screen, quiet=quiet, as_json=as_json, **asked)
+    run = partial(_run, quiet=quiet, as_json=as_json, done=f"{out_dir} is pushed")
+    run(library.push, out_dir, repo, screen=push_screen, **asked)
 
 
 def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = False) -> None:
