@@ -190,6 +190,29 @@ def test_the_current_folder_is_refused_and_so_are_those_above_it(
     assert untouched(tmp_path) == before
 
 
+@pytest.mark.parametrize("alias", ["alias/model", "alias", "alias/home/user", "alias/padded"])
+def test_another_path_to_a_folder_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alias: str) -> None:
+    """A bind mount, or another case where the file system ignores it, leads to the model or to the home folder."""
+    real = tmp_path / "real"
+    model = llama(real / "model")
+    (real / "home" / "user").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(real / "home" / "user"))
+    converted(model, real / "padded")
+    (tmp_path / "alias").symlink_to(real)
+    before = untouched(real)
+    target = tmp_path / alias
+
+    def resolved(path: Path, strict: bool = False) -> Path:  # it does not know that these are the same
+        return path
+
+    monkeypatch.setattr(Path, "resolve", resolved)
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)
+    source = real / ("padded" if alias == "alias/padded" else "model")
+    with pytest.raises(OutputError, match=r"is the model folder itself|contains the model|is the home folder"):
+        (restore if source.name == "padded" else converted)(source, target, OVERWRITE)
+    assert untouched(real) == before
+
+
 def test_the_root_is_refused(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is checked before anything could be written."""
     monkeypatch.setattr(destination, "existing_parent", lambda _: pytest.fail("it went on"))

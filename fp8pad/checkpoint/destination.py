@@ -49,7 +49,7 @@ def _check_usable(source: Checkpoint, target: Path, out_dir: Path) -> None:
         raise OutputError(f"{out_dir}: expected a folder")
     _check_apart(source, target, out_dir)
     for place, name in _places():
-        if place.is_relative_to(target):
+        if _is_within(place, target):
             raise OutputError(f"{out_dir}: is {name}, or contains it; choose another folder")
     parent = existing_parent(target)
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -117,17 +117,29 @@ def _mount_points() -> Iterator[Path]:
 
 def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
     model = source.root.resolve()
-    if target == model:
+    if _is_same(target, model):
         raise OutputError(f"{out_dir}: is the model folder itself")
-    if target.is_relative_to(model):
+    if _is_within(target, model):
         raise OutputError(f"{out_dir}: is inside the model folder {source.root}")
     if holder := next((parent for parent in target.parents if (parent / RECORD_FILE).exists()), None):
         raise OutputError(f"{out_dir}: is inside {holder}, which fp8pad wrote; verify would report it there")
-    for path in (model, *((source.root / file).resolve() for file in source.identities)):
-        if path.is_relative_to(target):
+    files = ((source.root / file).resolve() for file in source.identities)
+    for path in (model, *(path for path in files if not path.is_relative_to(model))):
+        if _is_within(path, target):
             raise OutputError(f"{out_dir}: contains the model, or a file that it links to: {path}")
-        if path.is_relative_to(staging := staging_path(target)):
+        if _is_within(path, staging := staging_path(target)):
             raise OutputError(f"{out_dir}: the model, or a file that it links to, is in the staging folder {staging}")
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return any(_is_same(above, folder) for above in (path, *path.parents))
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file; through a bind mount, or in another case, one has several paths."""
+    with suppress(OSError):
+        return path == other or path.samefile(other)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
