@@ -609,6 +609,19 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
         converted(model, tmp_path / "closed" / "out")
 
 
+@pytest.mark.parametrize("link", ["copy", "hardlink"])
+def test_a_shard_that_becomes_a_loop_of_links_is_an_error(tmp_path: Path, link: Link) -> None:
+    """Python has an exception of its own for that, which is no `OSError`."""
+    model = write_checkpoint(tmp_path / "model", {"a.safetensors": linear("model.layers.0.mlp.down_proj", 32, 32)})
+    source = read_unconverted(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    (model / "a.safetensors").unlink()
+    (model / "a.safetensors").symlink_to("a.safetensors")
+    with pytest.raises((CheckpointError, OSError), match="safetensors"):
+        convert(source, plan, tmp_path / "out", WriteOptions(link=link), Progress())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
 def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
     """The data may come half from each version."""
     model = llama(tmp_path / "model")

@@ -123,7 +123,7 @@ def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
         raise OutputError(f"{out_dir}: is inside the model folder {source.root}")
     if holder := next((parent for parent in target.parents if (parent / RECORD_FILE).exists()), None):
         raise OutputError(f"{out_dir}: is inside {holder}, which fp8pad wrote; verify would report it there")
-    files = ((source.root / file).resolve() for file in source.identities)
+    files = (Path(os.path.realpath(source.root / file)) for file in source.identities)  # no error for a loop of links
     for path in (model, *(path for path in files if not path.is_relative_to(model))):
         if _is_within(path, target):
             raise OutputError(f"{out_dir}: contains the model, or a file that it links to: {path}")

@@ -184,7 +184,7 @@ class Writer:
     def _share(self, layout: ShardLayout, origin: Path, key: str, is_ours: bool) -> bool:
         """Let an untouched shard share the source's data, by a hard link or a clone; False if it has to be copied."""
         link, folder, expected = self.options.link, self.staging.out_dir.parent, self.source.identities[layout.file]
-        if (is_ours or link == "hardlink") and self.staging.link_from(origin.resolve(), key, layout.file):
+        if (is_ours or link == "hardlink") and self.staging.link_from(Path(os.path.realpath(origin)), key, layout.file):
             with open_file(self.staging.unfinished_path(key), layout.file, expected):
                 return True
         if link == "hardlink":
