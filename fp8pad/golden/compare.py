@@ -89,7 +89,9 @@ def compare_answers(
 
 
 def _compare(number: int, expected: Answer, got: Answer, atol: float, allow_ties: bool) -> PromptResult:
-    num_compared = _num_comparable(expected, got)
+    pairs = zip(expected.token_ids, got.token_ids, strict=True)
+    up_to_other = (step + 1 for step, (one, other) in enumerate(pairs) if one != other)
+    num_compared = next(up_to_other, len(expected.token_ids))
     steps = zip(expected.logprobs[:num_compared], got.logprobs[:num_compared], strict=True)
     deltas = [logprob_deltas(*step) for step in steps]
     return PromptResult(
@@ -100,12 +102,6 @@ def _compare(number: int, expected: Answer, got: Answer, atol: float, allow_ties
         max_abs_difference=max(max(of_step.values()) for of_step in deltas),
         difference=_first_difference(expected, got, deltas, atol, allow_ties),
     )
-
-
-def _num_comparable(expected: Answer, got: Answer) -> int:
-    """Count the tokens up to and including the first that differs."""
-    pairs = zip(expected.token_ids, got.token_ids, strict=True)
-    return next((step + 1 for step, (one, other) in enumerate(pairs) if one != other), len(expected.token_ids))
 
 
 def logprob_deltas(expected: Step, got: Step) -> dict[int, float]:

@@ -12,7 +12,7 @@ from fp8pad.golden.compare import Comparison, compare_answers
 from fp8pad.golden.document import GoldenDocument, parse_document, read_text
 from fp8pad.golden.engines import run_engine
 from fp8pad.golden.fingerprint import fingerprint
-from fp8pad.golden.prompts import Prompt, built_in_prompts, check_prompts, read_prompts, tokenizer
+from fp8pad.golden.prompts import built_in_prompts, check_prompts, read_prompts, tokenizer
 from fp8pad.golden.request import (
     CheckOptions,
     RecordOptions,
@@ -36,7 +36,12 @@ def record(model: Path, options: RecordOptions, progress: Progress) -> GoldenDoc
     """
     source = read_checkpoint(model)
     config = source.configs[CONFIG_FILE]
-    prompts, prompts_from = _prompts(source, options)
+    if options.prompts is None:
+        prompts = built_in_prompts(config, options.max_tokens, options.seed)
+        prompts_from = f"built-in, seed {options.seed}"
+    else:
+        prompts = read_prompts(options.prompts, tokenizer(source.root, options.trust_remote_code))
+        prompts_from = printable(options.prompts.name)
     settings = settings_to_record(config, prompts, options)
     check_prompts(prompts, config, settings.max_tokens, settings.max_model_len)
     reply = _run(source, Request(str(model), settings, prompts, options.trust_remote_code, None), progress)
@@ -58,7 +63,11 @@ def check(model: Path, golden: GoldenDocument, options: CheckOptions, progress: 
     `options.strict`, with other settings or in another environment.
     """
     source = read_checkpoint(model)
-    _check_model(source, golden)
+    if (found := fingerprint(source)) != golden.fingerprint:
+        raise GoldenError(
+            f"{source.root}: is not the model that was recorded ({golden.model}):"
+            f" expected fingerprint {golden.fingerprint[:19]}..., got {found[:19]}..."
+        )
     settings = settings_to_check(golden.settings, options)
     warnings = differences(golden.settings, settings)
     if warnings and options.strict:
@@ -100,19 +109,3 @@ def _run(source: Checkpoint, request: Request, progress: Progress) -> Reply:
     where = f"{settings.engine} {reply.environment.engine_version} on {reply.environment.device}"
     progress.say(f"{source.root.name}: answered by {where}")
     return reply
-
-
-def _check_model(source: Checkpoint, golden: GoldenDocument) -> None:
-    if (found := fingerprint(source)) != golden.fingerprint:
-        raise GoldenError(
-            f"{source.root}: is not the model that was recorded ({golden.model}):"
-            f" expected fingerprint {golden.fingerprint[:19]}..., got {found[:19]}..."
-        )
-
-
-def _prompts(source: Checkpoint, options: RecordOptions) -> tuple[tuple[Prompt, ...], str]:
-    if options.prompts is None:
-        config = source.configs[CONFIG_FILE]
-        return built_in_prompts(config, options.max_tokens, options.seed), f"built-in, seed {options.seed}"
-    prompts = read_prompts(options.prompts, tokenizer(source.root, options.trust_remote_code))
-    return prompts, printable(options.prompts.name)

@@ -38,15 +38,11 @@ def main(request_file: str, reply_file: str) -> int:
         traceback.print_exc()
         cause = shorten(str(error), _LONGEST_CAUSE, placeholder=" ...")
         document = {"failed": f"{type(error).__name__}: {cause}" if cause else type(error).__name__}
-    _publish(document, Path(reply_file))
-    return 0 if "reply" in document else 1
-
-
-def _publish(document: dict[str, Any], file: Path) -> None:
-    """Write the whole file before it gets its name: the parent process reads it as soon as it exists."""
-    unfinished = file.with_suffix(".unfinished")
+    # The whole file is written before it gets its name: the parent process reads it as soon as it exists.
+    unfinished = Path(reply_file).with_suffix(".unfinished")
     unfinished.write_text(json.dumps(document), encoding="utf-8")
-    unfinished.rename(file)
+    unfinished.rename(reply_file)
+    return 0 if "reply" in document else 1
 
 
 def _reply(request: Request) -> Reply:

@@ -40,13 +40,10 @@ def other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quanti
         return f"{found}, but no quantization config", False
     if OTHER_FP8 in quantization.formats:
         return f"{found} of a layout that fp8pad does not pad ({quantization.method})", False
-    return f"{found} where {_expected(weight, quantization)} is expected", False
-
-
-def _expected(weight: TensorHeader, quantization: Quantization) -> str:
     allowed = {granularity.name: granularity for granularity in quantization.granularities}
     known = (allowed[name] for name in get_args(GranularityName) if name in allowed)
-    return " or ".join(f"a {it.name} scale {list(it.scale_shape(weight.shape))}" for it in known) or "no FP8 weight"
+    expected = " or ".join(f"a {it.name} scale {list(it.scale_shape(weight.shape))}" for it in known)
+    return f"{found} where {expected or 'no FP8 weight'} is expected", False
 
 
 def unpadded_blocks(block: PerBlock, scale: TensorHeader, quantization: Quantization | None) -> str | None:

@@ -6,7 +6,7 @@ from math import prod
 
 from fp8pad import __version__
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, Growth, compare_sizes
+from fp8pad.planning.comparison import AtSize, compare_sizes
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
@@ -141,18 +141,16 @@ def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> Ite
             f"TP {at.num_ranks}",
             padded,
             added(found.added_bytes, plan.bytes_before),
-            "<br>".join(_growths(found.growths)),
+            "<br>".join(
+                f"<code>{_text(grown.key)}</code> {grown.old} &rarr; {grown.new}: +{size(grown.added_bytes)}"
+                for grown in found.growths
+            ),
         )
         for at in sizes
         if (found := at.absorbed)
     ]
     if rows:
         yield _table(("", "padded, on disk", "absorbed", "absorbed weights by config key"), rows)
-
-
-def _growths(growths: Iterable[Growth]) -> Iterator[str]:
-    for grown in growths:
-        yield f"<code>{_text(grown.key)}</code> {grown.old} &rarr; {grown.new}: +{size(grown.added_bytes)}"
 
 
 def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine, sizes: Sequence[AtSize]) -> Iterator[str]:

@@ -1,15 +1,15 @@
 """Whether an inner size can be absorbed, according to the config, its MLPs, and each tensor that it governs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fp8pad.errors import CheckpointError, ConfigError
 from fp8pad.padded import PaddedTensor
 from fp8pad.planning.absorb.config_size import config_size, multiplier
-from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize, MlpId
+from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
 from fp8pad.planning.alignment import alignment_of
+from fp8pad.planning.engines import matches
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
 from fp8pad.planning.linear import Fp8Linear
@@ -64,31 +64,28 @@ class Assessment:
 
 def assess(size: GovernedSize, linears: Mapping[str, Fp8Linear], policy: Policy) -> Assessment:
     """Determine whether an inner size can be absorbed, asked for or not."""
+    tensors = _alike(size, linears, None)
     try:
         old = config_size(size)
-        times = {axes[0].mlp_id: multiplier(axes, size, old) for axes in size.mlps}
-    except NotAbsorbableError as error:
-        return Assessment(size, _alike(size, linears, {}), obstacle=error)
-    found = Assessment(size, _alike(size, linears, times))
-    try:
-        _check_sizes(found, old)
-        _check_skipped(size, policy)
+        tensors = _alike(size, linears, old)
+        _check_sizes(size, tensors, old)
+        if skipped := next((axis.module for axis in size.axes if matches((axis.module,), policy.skip)), None):
+            raise NotAbsorbableError(f"{skipped} is to be carried unchanged (--skip)")
         for mlp in {governed.mlp for governed in size.axes}:
             check_activation(mlp, size.section)
         _check_complete(size)
-        for alike in found.tensors:
+        for alike in tensors:
             alike.grown(old, old)
     except (NotAbsorbableError, CheckpointError) as error:
-        return replace(found, obstacle=error)
-    return replace(found, absorbable=_absorbable(found, old, policy))
+        return Assessment(size, tensors, obstacle=error)
+    return Assessment(size, tensors, _absorbable(size, tensors, old, policy))
 
 
-def _alike(
-    size: GovernedSize, linears: Mapping[str, Fp8Linear], times: Mapping[MlpId, int]
-) -> tuple[AlikeTensors, ...]:
+def _alike(size: GovernedSize, linears: Mapping[str, Fp8Linear], old: int | None) -> tuple[AlikeTensors, ...]:
+    """Group the tensors of a size; without its `old` value, their factors are not known, and not used."""
     found: dict[object, AlikeTensors] = {}
     for mlp in size.mlps:
-        often, module = times.get(mlp[0].mlp_id, 1), ""
+        often, module = multiplier(mlp, size, old) if old else 1, ""
         for governed in mlp:
             if governed.module != module:
                 module, linear = governed.module, linears.get(governed.module)
@@ -100,8 +97,9 @@ def _alike(
     return tuple(found.values())
 
 
-def _absorbable(assessment: Assessment, old: int, policy: Policy) -> AbsorbableSize:
-    size, fp8 = assessment.size, [alike for alike in assessment.weights if alike.linear]
+def _absorbable(size: GovernedSize, tensors: Sequence[AlikeTensors], old: int, policy: Policy) -> AbsorbableSize:
+    weights = [alike for alike in tensors if alike.example.leaf == "weight"]
+    fp8 = [alike for alike in weights if alike.linear]
     return AbsorbableSize(
         path=size.path,
         old=old,
@@ -111,33 +109,26 @@ def _absorbable(assessment: Assessment, old: int, policy: Policy) -> AbsorbableS
             for alike in fp8
             for governed in alike.members
         },
-        alignments=frozenset((alike.multiple(policy), alike.times) for alike in assessment.weights),
+        alignments=frozenset((alike.multiple(policy), alike.times) for alike in weights),
         weight_bytes=sum(len(alike.members) * alike.example.tensor.num_bytes for alike in fp8),
         other_bytes=sum(
             len(alike.members) * alike.example.tensor.num_bytes
-            for alike in assessment.tensors
+            for alike in tensors
             if not (alike.linear and alike.example.tensor in (alike.linear.weight, alike.linear.scale))
             and alike.grown(old, 2 * old)
         ),
     )
 
 
-def _check_sizes(assessment: Assessment, value: int) -> None:
+def _check_sizes(size: GovernedSize, tensors: Sequence[AlikeTensors], value: int) -> None:
     """Raise `ConfigError` if a weight that the key sizes has another size."""
-    size = assessment.size
-    for alike in assessment.tensors:
+    for alike in tensors:
         governed, length = alike.example, value * alike.times * alike.example.width
         if governed.is_plain_weight and governed.tensor.shape[governed.dimension] != length:
             raise ConfigError(
                 f"{CONFIG_FILE}: {size.path} asks for {length} {'rows' if governed.axis == 'n' else 'columns'}"
                 f" of {governed.tensor.name}, got {list(governed.tensor.shape)}"
             )
-
-
-def _check_skipped(size: GovernedSize, policy: Policy) -> None:
-    for module in dict.fromkeys(governed.module for governed in size.axes if policy.skip):
-        if any(fnmatchcase(module, pattern) for pattern in policy.skip):
-            raise NotAbsorbableError(f"{module} is to be carried unchanged (--skip)")
 
 
 def check_activation(mlp: Mlp, section: Section) -> None:

@@ -24,9 +24,6 @@ _WEIGHT_INDEX: Mapping[Order | None, Mapping[Axis, int]] = {
 }
 _PLAIN = FP8_WEIGHT_DTYPES | FLOAT_DTYPES
 
-# A rule, and what distinguishes the MLPs of one rule.
-MlpId = tuple[Mlp, tuple[str, ...]]
-
 
 class GovernedAxis(NamedTuple):
     """One tensor of an MLP, with an axis that the MLP's inner size governs.
@@ -43,11 +40,6 @@ class GovernedAxis(NamedTuple):
     mlp: Mlp
     instance: tuple[str, ...]
     order: Order | None = None
-
-    @property
-    def mlp_id(self) -> MlpId:
-        """The MLP that the tensor belongs to."""
-        return self.mlp, self.instance
 
     @property
     def axis(self) -> Axis:
@@ -119,9 +111,9 @@ class GovernedSize:
     @cached_property
     def mlps(self) -> tuple[tuple[GovernedAxis, ...], ...]:
         """The axes, grouped by MLP."""
-        mlps: defaultdict[MlpId, list[GovernedAxis]] = defaultdict(list)
+        mlps: defaultdict[object, list[GovernedAxis]] = defaultdict(list)
         for governed in self.axes:
-            mlps[governed.mlp_id].append(governed)
+            mlps[governed.mlp, governed.instance].append(governed)
         return tuple(map(tuple, mlps.values()))
 
 

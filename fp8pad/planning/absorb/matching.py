@@ -161,11 +161,7 @@ def _with_unclaimed(size: GovernedSize, unclaimed: Sequence[TensorHeader]) -> Go
     blocks = tuple({governed.block for governed in size.axes if governed.role == "down"})
     mlps = {governed.mlp for governed in size.axes}
     texts = {pattern.partition("}.")[2] for mlp in mlps for pattern in mlp.parts.values()} - {""}
-    elsewhere = re.compile("|".join(rf"(^|\.){_any_number(text)}\." for text in texts) or r"(?!)")
+    any_numbers = (r"\d+".join(map(re.escape, _WORD_IN_BRACES.split(text))) for text in texts)
+    elsewhere = re.compile("|".join(rf"(^|\.){text}\." for text in any_numbers) or r"(?!)")
     found = (tensor for tensor in alike if tensor.name.startswith(blocks) or elsewhere.search(tensor.name))
     return replace(size, unclaimed_tensors=tuple(found))
-
-
-def _any_number(pattern: str) -> str:
-    """Return a regular expression that matches a pattern with any numbers."""
-    return r"\d+".join(map(re.escape, _WORD_IN_BRACES.split(pattern)))

@@ -7,7 +7,8 @@ from functools import cache
 from importlib.resources import files
 
 from fp8pad.errors import PlanError
-from fp8pad.planning.families.family import Description, Family, Mlp, read_family
+from fp8pad.planning.families.family import Description, Family, Mlp
+from fp8pad.reading import Reader
 from fp8pad.record import Json
 
 __all__ = ["Description", "Family", "Mlp", "Section", "families", "index_families", "sections_of"]
@@ -53,11 +54,14 @@ def families() -> Mapping[str, Family]:
 
 
 def index_families(texts: Mapping[str, str]) -> Mapping[str, Family]:
-    """Parse family files, given by name, into a map from model type to family."""
+    """Parse family files, given by name, into a map from model type to family.
+
+    Raises `PlanError`, naming the file and the entry, if anything in one is not as specified.
+    """
     known: dict[str, Family] = {}
     for file, text in texts.items():
         try:
-            family = read_family(tomllib.loads(text), file)
+            family = Reader(PlanError, is_by_hand=True).read(Family, tomllib.loads(text), file)
         except tomllib.TOMLDecodeError as error:
             raise PlanError(f"{file}: not TOML: {error}") from error
         for model_type in family.model_types:

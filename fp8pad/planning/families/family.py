@@ -1,12 +1,8 @@
 """The content of a family file as frozen data, read strictly. README.md in this folder describes the format."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-from fp8pad.errors import PlanError
-from fp8pad.reading import Reader
+from typing import Annotated, Literal
 
 Role = Literal["gate", "up", "gate_up", "down"]
 
@@ -111,6 +107,11 @@ class Description:
     replicated: tuple[Pattern, ...] = ()
     section: tuple["SectionRule", ...] = ()
 
+    @property
+    def is_described(self) -> bool:
+        """Whether anything is described here."""
+        return bool(self.mlp or self.unabsorbable or self.section)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SectionRule(Description):
@@ -129,11 +130,6 @@ class SectionRule(Description):
         if self.like and self.is_described:
             raise ValueError("expected either like or a description of its own")
 
-    @property
-    def is_described(self) -> bool:
-        """Whether the part is described here."""
-        return bool(self.mlp or self.unabsorbable or self.section)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family(Description):
@@ -144,10 +140,5 @@ class Family(Description):
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a file that describes nothing."""
-        if not (self.mlp or self.unabsorbable or self.section):
+        if not self.is_described:
             raise ValueError("expected at least one [[mlp]], [[unabsorbable]] or [[section]]")
-
-
-def read_family(document: Mapping[str, Any], file: str) -> Family:
-    """Read a parsed family file; `PlanError` naming the file and the entry if anything in it is not as specified."""
-    return Reader(PlanError, is_by_hand=True).read(Family, document, file)
