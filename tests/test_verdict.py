@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -751,18 +752,25 @@ def plain(prefix: str, inner: int, dtype: str = "BF16", leaf: str = "weight") ->
     return {f"{name}.{leaf}": (dtype, shape) for name, shape in gated(prefix, inner).items()}
 
 
-@pytest.mark.parametrize(
-    ("dtype", "leaf"), [("BF16", "weight"), ("F16", "weight"), ("I8", "weight"), ("I32", "weight_packed")]
-)
-def test_mlps_that_are_not_fp8_are_refused_where_ranks_cannot_share_them(dtype: str, leaf: str) -> None:
-    """vLLM divides MLPs of any dtype: 214 neurons fit two ranks but not four, 213 fit neither."""
+def test_mlps_that_are_not_fp8_are_refused_where_ranks_cannot_share_them() -> None:
+    """vLLM divides MLPs and experts of any dtype: 214 neurons fit two ranks but not four, 213 fit neither."""
+    leaves = {"BF16": "weight", "F16": "weight", "I8": "weight", "U8": "weight", "I32": "weight_packed"}
     for inner, served in ((213, {1}), (214, {1, 2}), (216, {1, 2, 4})):
-        made = beside_fp8(LLAMA | {"intermediate_size": inner}, plain(MLP, inner, dtype, leaf))
-        judge = Judge(planned(made, Policy()), VLLM)
-        for ranks in (1, 2, 4):
+        dense = LLAMA | {"intermediate_size": inner}
+        routed = LLAMA | MOE | {"moe_intermediate_size": inner}
+        stacked = {f"{MLP}.experts.down_proj": ("BF16", (4, 256, inner))}
+        by_row = {**stacked, f"{MLP}.experts.gate_up_proj": ("BF16", (4, 2 * inner, 256))}
+        by_column = {name: (dtype, (n, k, m)) for name, (dtype, (n, m, k)) in by_row.items()}
+        models = [
+            *((dtype, dense, plain(MLP, inner, dtype, leaf)) for dtype, leaf in leaves.items()),
+            *((dtype, routed, plain(f"{MLP}.experts.0", inner, dtype, leaf)) for dtype, leaf in leaves.items()),
+            *(("BF16", routed, tensors) for tensors in (by_row, by_column)),
+        ]
+        for (dtype, config, tensors), ranks in product(models, (1, 2, 4)):
+            judge = Judge(planned(beside_fp8(config, tensors), Policy()), VLLM)
+            why = f"{inner} neurons of {MLP} ({dtype}), which {ranks} ranks cannot share evenly"
             for verdict in (judge.original(ranks), judge.padded(ranks)[0]):
                 found = {finding.why for finding in verdict.findings if finding.outcome == "refuses"}
-                why = f"{inner} neurons of {MLP} ({dtype}), which {ranks} ranks cannot share evenly"
                 assert found == (set() if ranks in served else {why})
 
 
@@ -782,6 +790,11 @@ def test_absorbing_grows_mlps_that_are_not_fp8_where_ranks_cannot_share_them_and
         assert claimed.added_bytes == plan.bytes_after - plan.bytes_before
     refused = planned(made, Policy(tensor_parallel_size=2))
     assert nearest_served_policy(refused, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+    for policy in (Policy(tensor_parallel_size=2), Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)):
+        routed = planned(
+            beside_fp8(LLAMA | MOE | {"moe_intermediate_size": 213}, plain(f"{MLP}.experts.0", 213)), policy
+        )
+        assert converted_verdict(routed, VLLM).outcome == ("serves" if policy.absorb else "refuses")
     int8 = beside_fp8(LLAMA | {"intermediate_size": 213}, plain(MLP, 213, "I8"))
     plan = planned(int8, Policy(tensor_parallel_size=2, absorb=True))
     assert not plan.config_edits

@@ -50,7 +50,7 @@ def shared_neurons(governed_axes: GovernedAxes, fp8: Collection[str]) -> Iterato
     """Yield the inner sizes of MLPs that are not FP8, which ranks must share evenly; `fp8` are the FP8 modules.
 
     vLLM divides gate, up and down of any dtype (layers/linear.py, `divide`), unless the family file says that it
-    replicates them. Routed experts are ignored.
+    replicates them, and the experts of any dtype (layers/fused_moe/config.py, `FusedMoEConfig.__post_init__`).
     """
     known: set[object] = set()
     for size in governed_axes.sizes:
@@ -61,7 +61,7 @@ def shared_neurons(governed_axes: GovernedAxes, fp8: Collection[str]) -> Iterato
             known.add(what)
             heads = num_heads(governed.module, (size.section,))[0]
             if heads and governed_axes.divided.get(governed.module) != "replicated":
-                number = governed.tensor.shape[0] // governed.width
+                number = governed.tensor.shape[governed.dimension] // governed.width
                 what_and_where = f"neurons of {governed.block.rstrip('.')} ({governed.tensor.dtype})"
                 yield SharedCount(number, what_and_where, module=governed.module, path=size.path, heads=heads)
 
@@ -69,6 +69,6 @@ def shared_neurons(governed_axes: GovernedAxes, fp8: Collection[str]) -> Iterato
 def _has_rows(governed: GovernedAxis) -> bool:
     """Return whether the rows of a tensor are neurons; other quantization formats pack along columns."""
     is_weight = governed.leaf == "weight_packed" or (
-        governed.leaf == "weight" and governed.tensor.dtype in FLOAT_DTYPES | {"I8"}
+        governed.leaf == "weight" and governed.tensor.dtype in FLOAT_DTYPES | {"I8", "U8"}
     )
-    return is_weight and governed.axis == "n" and not governed.mlp.experts and len(governed.tensor.shape) == 2
+    return is_weight and governed.axis == "n" and len(governed.tensor.shape) == (3 if governed.order else 2)
