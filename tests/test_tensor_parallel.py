@@ -116,6 +116,38 @@ def test_key_value_heads_go_by_several_names(sizes: Json) -> None:
     assert rank_shape(layer("model.layers.0.self_attn.k_proj", (256, 2048), config=config), 8) == (128, 2048)
 
 
+@pytest.mark.parametrize(
+    ("config", "name", "num_n", "by_ranks"),
+    [
+        # MiMo-V2-Flash: 4 heads of 192 (128 for values), and 8 in layers with a sliding window; SGLang pull request
+        # 21102 shows that 8 ranks hold 192 rows each of the latter's 1,536.
+        ("mimo_v2_flash", "k_proj", 768, {2: 384, 4: 192, 8: 192}),
+        ("mimo_v2_flash", "v_proj", 512, {4: 128, 8: 128}),
+        ("mimo_v2_flash", "k_proj", 1536, {4: 384, 8: 192, 16: 192}),
+        ("mimo_v2_flash", "v_proj", 1024, {8: 128, 16: 128}),
+        # Gemma 4 26B-A4B: 8 heads of 256, and 2 of 512 in layers with full attention.
+        ("gemma4_text", "k_proj", 2048, {4: 512, 8: 256, 16: 256}),
+        ("gemma4_text", "k_proj", 1024, {2: 512, 4: 512, 8: 512}),
+    ],
+)
+def test_layers_of_a_second_kind_have_their_own_number_of_key_value_heads(
+    config: str, name: str, num_n: int, by_ranks: dict[int, int]
+) -> None:
+    """Which kind a layer is, its number of rows tells."""
+    sizes: dict[str, Json] = {
+        "mimo_v2_flash": {
+            "num_attention_heads": 64, "num_key_value_heads": 4, "head_dim": 192, "v_head_dim": 128,
+            "swa_num_key_value_heads": 8, "swa_head_dim": 192, "swa_v_head_dim": 128,
+        },
+        "gemma4_text": {
+            "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256,
+            "num_global_key_value_heads": 2, "global_head_dim": 512,
+        },
+    }  # fmt: skip
+    plan = layer(f"model.layers.0.self_attn.{name}", (num_n, 4096), config={"model_type": config, **sizes[config]})
+    assert {ranks: rank_shape(plan, ranks)[0] for ranks in by_ranks} == by_ranks
+
+
 def test_key_value_heads_fused_with_the_queries_are_copied_too() -> None:
     """32 heads and 2 key-value heads in one tensor: eight ranks hold 4 + 1 + 1 heads; 5 heads cannot be split."""
     config: Json = {"model_type": "glm4", "num_attention_heads": 32, "num_key_value_heads": 2}

@@ -42,6 +42,9 @@ _TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
 _KEY_VALUE_HEADS = (
     "n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups"
 )  # fmt: skip
+# Layers of a second kind may have another number of key-value heads, and heads of other sizes: MiMo-V2, Gemma 4.
+_OTHER_KEY_VALUE_HEADS = ("swa_num_key_value_heads", "num_global_key_value_heads")
+_HEAD_SIZES = ("head_dim", "v_head_dim", "swa_head_dim", "swa_v_head_dim", "global_head_dim")
 # Models whose ranks hold no copies of key-value heads: vllm/model_executor/models/param2moe.py:121,
 # vllm/models/inkling/nvidia/sconv_swa_attn.py:142, vllm/models/muse_spark/common/layers.py:369.
 _WITHOUT_COPIES = frozenset({"inkling_model", "inkling_text", "muse_spark_text", "musespark1x_text", "param2moe"})
@@ -135,15 +138,23 @@ def _sharding(name: str, num_n: int, part: Part | None, sections: Sequence[Secti
         return Sharding(is_vocabulary=True)
     if part != "gate_up" and last not in _ATTENTION:
         return COLUMN
-    groups = (RowGroup(), RowGroup()) if part == "gate_up" else _attention(last, *num_heads(name, sections))
+    groups = (RowGroup(), RowGroup()) if part == "gate_up" else _attention(last, num_n, _config_of(name, sections))
     return Sharding(groups=groups) if num_n % sum(group.weight for group in groups) == 0 else COLUMN
 
 
-def _attention(last: str, queries: int | None, keys: int | None) -> tuple[RowGroup, ...]:
-    """Return the attention matrices in a layer by its last name, and the numbers of query and key-value heads."""
+def _attention(last: str, num_n: int, config: Json) -> tuple[RowGroup, ...]:
+    """Return the attention matrices in a layer of `num_n` rows by its last name and the config's numbers of heads.
+
+    Nothing is known of heads that the config does not count; without key-value heads it has as many as heads.
+    """
+    queries = num_heads(config)
+    keys = _key_value_heads(config) or queries
     if queries and last in _QUERIES:
         return (RowGroup(queries, queries),)
     if keys and last in _KEY_VALUE:
+        sizes = {config.get(key) for key in _HEAD_SIZES}
+        counts = [keys, *(count for key in _OTHER_KEY_VALUE_HEADS if (count := _first_count(config, (key,))))]
+        keys = next((count for count in counts if num_n % count == 0 and num_n // count in sizes), keys)
         return (RowGroup(keys, keys, is_copied=True),)
     if queries and keys and last in _FUSED_ATTENTION:
         key_value = RowGroup(keys, keys, is_copied=True)
@@ -151,19 +162,17 @@ def _attention(last: str, queries: int | None, keys: int | None) -> tuple[RowGro
     return (RowGroup(),)
 
 
-def num_heads(module: str, sections: Sequence[Section]) -> tuple[int | None, int | None]:
-    """Return the numbers of heads and of key-value heads of the part of the model that `module` belongs to.
-
-    None if its config does not say; a config without key-value heads has as many as heads.
-    """
+def _config_of(module: str, sections: Sequence[Section]) -> Json:
+    """Return the config of the part of the model that a module belongs to; it is empty if none is known."""
     around = [
         (len(prefix), section) for section in sections for prefix in section.prefixes if module.startswith(prefix)
     ]
-    if not around:
-        return None, None
-    config = max(around, key=itemgetter(0))[1].config
-    queries = _first_count(config, _HEADS)
-    return queries, _key_value_heads(config) or queries
+    return max(around, key=itemgetter(0))[1].config if around else {}
+
+
+def num_heads(config: Json) -> int | None:
+    """Return the number of attention heads of a part of a model; None if its config does not say."""
+    return _first_count(config, _HEADS)
 
 
 def shared_counts(config: Json) -> tuple[SharedCount, ...]:
@@ -178,7 +187,7 @@ def shared_counts(config: Json) -> tuple[SharedCount, ...]:
         return shared_counts(text)
     groups, are_copied = _first_count(config, _MAMBA_GROUPS), str(config.get("model_type")) not in _WITHOUT_COPIES
     found = [
-        (_first_count(config, _HEADS), "attention heads", False),
+        (num_heads(config), "attention heads", False),
         (None if config.get("kv_lora_rank") else _key_value_heads(config), "key-value heads", are_copied),
         (_first_count(config, _MAMBA_HEADS), "Mamba heads", False),
         (groups if groups != 1 else None, "groups of Mamba heads", False),

@@ -59,7 +59,7 @@ def shared_neurons(governed_axes: GovernedAxes, fp8: Collection[str]) -> Iterato
             if what in known or governed.module in fp8 or not _has_rows(governed):
                 continue
             known.add(what)
-            heads = num_heads(governed.module, (size.section,))[0]
+            heads = num_heads(size.section.config)
             if heads and governed_axes.divided.get(governed.module) != "replicated":
                 number = governed.tensor.shape[governed.dimension] // governed.width
                 what_and_where = f"neurons of {governed.block.rstrip('.')} ({governed.tensor.dtype})"
