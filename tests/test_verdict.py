@@ -843,6 +843,21 @@ def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
             check_served(planned(made, Policy(tensor_parallel_size=ranks)), VLLM)
 
 
+@pytest.mark.parametrize(
+    ("kind", "outcome"), [("GraniteMoe", "refuses"), ("GraniteMoeShared", "refuses"), ("GraniteMoeHybrid", "not known")]
+)
+def test_stacked_experts_whose_scales_a_model_does_not_load_are_refused(kind: str, outcome: str) -> None:
+    """Of Granite's models only the hybrid one loads the scales; method fbgemm_fp8 has no experts of its own."""
+    stacks = {"input_linear": (2, 192, 256), "output_linear": (2, 256, 96)}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, (experts, num_n, num_k) in stacks.items():
+        module = f"model.layers.0.block_sparse_moe.{name}"
+        tensors[f"{module}.weight"] = ("F8_E4M3", (experts, num_n, num_k))
+        tensors[f"{module}.weight_scale"] = ("F32", (experts, num_n, 1))
+    config = {"model_type": kind.lower(), "architectures": [f"{kind}ForCausalLM"], "intermediate_size": 96}
+    assert Judge(planned(beside_fp8(config, tensors), Policy()), VLLM).original(1).outcome == outcome
+
+
 def test_an_mlp_that_the_models_own_file_pads_is_not_refused() -> None:
     """DeepSeek-V4's shared experts of any dtype: the rule for method fp8 names them by module."""
     shared = {f"layers.0.ffn.shared_experts.{name}.weight": ("BF16", (213, 256)) for name in ("w1", "w3")}

@@ -144,3 +144,12 @@ def test_deepseek_v41s_method_takes_columns_in_whole_blocks(num_k: int, is_taken
     blocks = {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}
     said = outcomes(config, blocks, {f"{MLP}.down_proj": (64, num_k)}, 1)
     assert said == {"down_proj": "serves" if is_taken else "refuses"}
+
+
+@pytest.mark.parametrize(("leaf", "is_found"), [("weight", True), ("weight_scale", False)])
+def test_granites_stacked_experts(leaf: str, is_found: bool) -> None:
+    """vLLM renames their weights and leaves the scales alone, for which it has no parameter."""
+    from vllm.model_executor.models.granitemoe import GraniteMoeModel
+
+    names = [f"layers.0.block_sparse_moe.{name}.{leaf}" for name in ("input_linear", "output_linear")]
+    assert [GraniteMoeModel.hf_to_vllm_mapper._map_name(name) != name for name in names] == [is_found] * 2
