@@ -758,13 +758,14 @@ def test_mlps_that_are_not_fp8_are_refused_where_ranks_cannot_share_them() -> No
     for inner, served in ((213, {1}), (214, {1, 2}), (216, {1, 2, 4})):
         dense = LLAMA | {"intermediate_size": inner}
         routed = LLAMA | MOE | {"moe_intermediate_size": inner}
-        stacked = {f"{MLP}.experts.down_proj": ("BF16", (4, 256, inner))}
-        by_row = {**stacked, f"{MLP}.experts.gate_up_proj": ("BF16", (4, 2 * inner, 256))}
-        by_column = {name: (dtype, (n, k, m)) for name, (dtype, (n, m, k)) in by_row.items()}
-        models = [
+        stacks = {f"{MLP}.experts.down_proj": (256, inner), f"{MLP}.experts.gate_up_proj": (2 * inner, 256)}
+        models: list[tuple[str, Mapping[str, Any], dict[str, tuple[str, tuple[int, ...]]]]] = [
             *((dtype, dense, plain(MLP, inner, dtype, leaf)) for dtype, leaf in leaves.items()),
             *((dtype, routed, plain(f"{MLP}.experts.0", inner, dtype, leaf)) for dtype, leaf in leaves.items()),
-            *(("BF16", routed, tensors) for tensors in (by_row, by_column)),
+            *(
+                ("BF16", routed, {name: ("BF16", (4, *shape[::step])) for name, shape in stacks.items()})
+                for step in (1, -1)
+            ),
         ]
         for (dtype, config, tensors), ranks in product(models, (1, 2, 4)):
             judge = Judge(planned(beside_fp8(config, tensors), Policy()), VLLM)

@@ -1,14 +1,24 @@
 """A vLLM plugin only for tests: torch stand-ins for operators that vLLM's CPU build lacks.
 
-With them static, per-tensor and block-scaled checkpoints serve on the CPU, through vLLM's own layers, loaders and
-requantization, both the original and the converted one.
+With them static, per-tensor and block-scaled checkpoints and experts serve on the CPU, through vLLM's own layers,
+loaders and requantization, both the original and the converted one.
 """
 
 # ruff: noqa: N803
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
+from torch.nn import functional
 
 _AMX_KERNEL = "CPUFp8PerTensorScaledMMLinearKernel"
+_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu2": lambda x: functional.relu(x).square(),
+}
 _libraries: list[torch.library.Library] = []
 
 
@@ -26,6 +36,7 @@ def register() -> None:
     library.impl("silu_and_mul_quant", _silu_and_mul_quant, "CPU")
     _libraries.append(library)
     _add_block_kernel()
+    _add_experts()
 
 
 def _static_scaled_fp8_quant(
@@ -84,3 +95,91 @@ def _block_kernel() -> type:
             return total.to(self.config.out_dtype)
 
     return TorchFp8BlockScaledMMKernel
+
+
+def _add_experts() -> None:
+    """Let a stand-in take the place of Triton's experts, and one that takes no refined blocks of HPC's."""
+    from vllm.model_executor.layers.fused_moe.oracle import fp8 as oracle
+
+    experts = _experts()
+
+    class TorchExpertsOfPublishedBlocks(experts):  # type: ignore[valid-type]
+        @staticmethod
+        def _supports_quant_scheme(weight_key: Any, activation_key: Any) -> bool:  # noqa: ARG004
+            return tuple(weight_key.scale.group_shape) in ((128, 128), (32, 32))  # of models in the tests
+
+    kernels = {
+        oracle.Fp8MoeBackend.TRITON: [experts],
+        oracle.Fp8MoeBackend.HPC: [TorchExpertsOfPublishedBlocks],
+        oracle.Fp8MoeBackend.CPU: [],  # for CPUs with AMX
+    }
+    others = oracle.backend_to_kernel_cls
+    oracle.backend_to_kernel_cls = lambda backend: kernels[backend] if backend in kernels else others(backend)
+
+
+def _experts() -> type:
+    """Return experts that multiply activations of any precision with dequantized weights, with sums in float64."""
+    from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
+
+    class TorchExperts(TritonExperts):
+        expects_unquantized_inputs = True
+
+        @staticmethod
+        def _supports_current_device() -> bool:
+            return True
+
+        @staticmethod
+        def _supports_activation(activation: Any) -> bool:
+            return activation.value.removesuffix("_no_mul") in _ACTIVATIONS
+
+        @staticmethod
+        def _supports_quant_scheme(weight_key: Any, activation_key: Any) -> bool:  # noqa: ARG004
+            return weight_key is not None
+
+        def workspace_shapes(self, M: int, N: int, K: int, *others: Any) -> tuple[tuple[int, ...], ...]:  # noqa: ARG002
+            return (1,), (1,), (M, K)
+
+        def apply(
+            self,
+            output: torch.Tensor,
+            hidden_states: torch.Tensor,
+            *,
+            w1: torch.Tensor,
+            w2: torch.Tensor,
+            topk_weights: torch.Tensor,
+            topk_ids: torch.Tensor,
+            activation: Any,
+            apply_router_weight_on_input: bool,
+            **others: Any,  # noqa: ARG002
+        ) -> None:
+            total = torch.zeros(output.shape, dtype=torch.float64)
+            for expert in topk_ids.unique().tolist():
+                first, second = (
+                    _dequantized(weight[expert], scale[expert], self.quant_config.block_shape)
+                    for weight, scale in ((w1, self.w1_scale), (w2, self.w2_scale))
+                )
+                tokens, places = (topk_ids == expert).nonzero(as_tuple=True)
+                inner = (hidden_states[tokens].double() @ first.T).bfloat16()
+                inner = _activated(activation.value, inner.float()).bfloat16()
+                weights = 1.0 if apply_router_weight_on_input else topk_weights[tokens, places, None].double()
+                total.index_add_(0, tokens, (inner.double() @ second.T).bfloat16().double() * weights)
+            output.copy_(total)
+
+    return TorchExperts
+
+
+def _dequantized(weight: torch.Tensor, scale: torch.Tensor, block: list[int] | None) -> torch.Tensor:
+    if block:
+        scale = scale.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+        scale = scale[: weight.shape[0], : weight.shape[1]]
+    else:
+        scale = scale.reshape(-1, 1)
+    return (weight.float() * scale.float()).double()
+
+
+def _activated(name: str, x: torch.Tensor) -> torch.Tensor:
+    function = _ACTIVATIONS[name.removesuffix("_no_mul")]
+    if name.endswith("_no_mul"):
+        return function(x)
+    gate, up = x.chunk(2, dim=-1)
+    return function(gate) * up
