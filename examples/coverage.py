@@ -1,4 +1,4 @@
-"""Write docs/coverage.md: what fp8pad knows about every architecture in vLLM's registry.
+"""Write docs/coverage.md: which models are covered, and how sure that is, for every class in vLLM's registry.
 
     python examples/coverage.py path/to/site-packages/vllm
 
@@ -9,8 +9,9 @@ imported: its registry is read as text.
 import argparse
 import ast
 import re
+import runpy
+import sys
 import tomllib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -18,7 +19,52 @@ from pathlib import Path
 
 from fp8pad.planning.families import Description, families
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs" / "coverage.md"
+# Served in other tests or on GPUs: docs/support.md.
+SERVED_ELSEWHERE = {
+    "deepseek_v2", "gpt_bigcode", "llama", "opt", "qwen2_5_vl", "qwen2_moe", "qwen3_5", "qwen3_5_moe", "step3p5",
+    "zamba2",
+}  # fmt: skip
+HEAD = """# Is my model covered, and how sure is that?
+
+Any FP8 layer can be padded, whatever the model. A *covered* model has a family file, which says which config keys size
+its MLPs, and which of its parts are divided among ranks in unusual ways. `--absorb` needs that, padding can then stay
+inside MLPs, and `plan` knows more about tensor parallelism.
+
+Look for the `model_type` in your config.json; for a multimodal model, for the one in its `text_config` too. A type that
+is not on this page is padded, nothing of it is absorbed, and `plan` knows its layers by name alone.
+
+| type | how sure | types |
+|---|---|---|
+| **bold** | **served**: vLLM served a checkpoint of this type before and after converting, as `plan` had said, and the \
+answers were compared ([in which layouts](support.md#tiny-models-of-many-families)) | {served} |
+| *italic* | **planned**: for the sizes of a published FP8 checkpoint, `plan` says the same as a separate reading of \
+vLLM's code (`tests/published_models.py`, `examples/real_models.py`) | {planned} |
+| plain | **read**: the family file was written from the code of vLLM {version} and of transformers. The test suite \
+converts a generated checkpoint, verifies it, restores it byte for byte, and proves absorbing in exact arithmetic; types \
+that transformers has are compared with models that it saves | {read} |
+
+This page is made by `examples/coverage.py`, and names every class in vLLM's registry.
+
+## Covered
+
+| model types | classes in vLLM |
+|---|---|"""
+CANNOT = """
+## Padded, but not absorbed
+
+| model types | classes in vLLM | why |
+|---|---|---|"""
+REST = """
+## The other classes in vLLM's registry
+"""
+OTHERS = {
+    "nothing": "Nothing to absorb",
+    "backend": "Any model that transformers has, covered if its model type is on this page",
+    "draft": "Drafts for speculative decoding, covered in their model's checkpoint, or if their model type is here",
+    "unknown": "Not known",
+}
 
 # Architectures inside checkpoints of other models (layers for multi-token prediction), or separate draft models.
 DRAFT = re.compile(r"MTP|Eagle|EAGLE|DFlash|DSpark|XPress|LiLiCorr|ParseAux|AssistantModel|Peagle")
@@ -146,51 +192,67 @@ def family_files() -> dict[str, str]:
     return found
 
 
-def has_absorbable(description: Description) -> bool:
-    """Return whether any MLP of a family can be absorbed; a part that is described elsewhere counts."""
-    return any(mlp.size_key for mlp in description.mlp) or any(
-        has_absorbable(part) or not part.is_described for part in description.section
-    )
+def why_not(description: Description) -> str | None:
+    """Return why nothing of a family can be absorbed; None if some of it can, or a part that is described elsewhere."""
+    if any(mlp.size_key for mlp in description.mlp) or any(not part.is_described for part in description.section):
+        return None
+    reasons = [rule.reason for rule in description.unabsorbable]
+    reasons += [mlp.unabsorbable for mlp in description.mlp if mlp.unabsorbable]
+    parts = [why_not(part) for part in description.section]
+    return None if None in parts else [*reasons, *filter(None, parts)][0]
 
 
-def row(architecture: str, group: str, types: Mapping[str, set[str]]) -> tuple[str, str, str]:
-    """Return the state of an architecture, its known model types, and the files that describe them."""
-    known, by_file = families(), family_files()
-    candidates = {*MODEL_TYPES.get(architecture, ()), *types.get(architecture, ())}
-    described = sorted(model_type for model_type in candidates if model_type in known)
-    names = ", ".join(f"`{name}`" for name in described)
-    where = ", ".join(sorted({by_file[name] for name in described}))
-    if architecture in NOTHING:
-        return "nothing to absorb", "", NOTHING[architecture]
-    if described:
-        state = "described" if any(has_absorbable(known[name]) for name in described) else "cannot be absorbed"
-        return state, names, where
-    if "TRANSFORMERS_BACKEND" in group:
-        return "by its model type", "", "any model that transformers has"
-    if DRAFT.search(architecture):
-        return "a draft", "", "described where its checkpoint is one with its model's, or has a known model type"
-    return "unknown", "", ""
+def described_types(architecture: str, types: Mapping[str, set[str]]) -> list[str]:
+    """Return the model types of an architecture that family files describe."""
+    return sorted({*MODEL_TYPES.get(architecture, ()), *types.get(architecture, ())} & families().keys())
 
 
-def table(vllm: Path, version: str) -> str:
+def evidence() -> tuple[set[str], set[str]]:
+    """Return the model types that were served before and after converting, and those whose published sizes are planned.
+
+    They are read from the tests and examples that do it.
+    """
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "vllm")]
+    from published_models import published
+    from served_models import MODELS as SERVED
+
+    real_models = runpy.run_path(str(ROOT / "examples" / "real_models.py"))["MODELS"]
+    configs = [model.config for model in (*published(), *real_models)]
+    planned = {
+        kind for config in configs for kind in (config["model_type"], config.get("text_config", {}).get("model_type"))
+    }
+    return SERVED_ELSEWHERE | {model_type for model_type, _ in SERVED}, planned - {None}
+
+
+def coverage(vllm: Path, version: str) -> str:
     """Return the text of docs/coverage.md."""
-    types = model_types_by_architecture()
-    rows = {name: (module, *row(name, group, types)) for name, group, module in registry(vllm)}
-    counts = Counter(state for _, state, _, _ in rows.values())
-    lines = [
-        "# What is known of each architecture",
-        "",
-        f"Every architecture in the registry of vLLM {version}, and whether a file in `fp8pad/planning/families` says",
-        "which config key sizes its MLPs. *Described*: `--absorb` can grow it. *Cannot be absorbed*: a file says why.",
-        "*Unknown*: its layers are padded, and nothing is absorbed. Made by `examples/coverage.py`.",
-        "",
-        "; ".join(f"{state}: {count}" for state, count in counts.most_common()) + ".",
-        "",
-        "| architecture | module of vLLM | state | model types | file, or reason |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [f"| {name} | {' | '.join(rows[name])} |" for name in sorted(rows, key=str.lower)]
-    return "\n".join(lines) + "\n"
+    types, (served, planned), by_file = model_types_by_architecture(), evidence(), family_files()
+    classes: dict[str, list[str]] = {file: [] for file in by_file.values()}
+    others: dict[str, list[str]] = {}
+    for name, group, _ in registry(vllm):
+        if name in NOTHING:
+            others.setdefault("nothing", []).append(f"`{name}` ({NOTHING[name]})")
+        elif found := described_types(name, types):
+            classes[by_file[found[0]]].append(f"`{name}`")
+        else:
+            kind = "backend" if "TRANSFORMERS_BACKEND" in group else "draft" if DRAFT.search(name) else "unknown"
+            others.setdefault(kind, []).append(f"`{name}`")
+
+    def marked(model_type: str) -> str:
+        mark = "**" if model_type in served else "*" if model_type in planned else ""
+        return f"{mark}`{model_type}`{mark}"
+
+    rows: dict[bool, list[str]] = {True: [], False: []}
+    in_files = {file: sorted((kind for kind in by_file if by_file[kind] == file), key=str.lower) for file in classes}
+    for file, kinds in sorted(in_files.items(), key=lambda item: item[1][0].lower()):
+        reason = next((why for kind in kinds if (why := why_not(families()[kind]))), None)
+        cells = [", ".join(map(marked, kinds)), ", ".join(sorted({*classes[file]}, key=str.lower))]
+        rows[reason is None].append(f"| {' | '.join([*cells, *([reason] if reason else [])])} |")
+    known = families().keys()
+    counts = {"served": served & known, "planned": (planned - served) & known, "read": known - served - planned}
+    head = HEAD.format(version=version, **{grade: len(kinds) for grade, kinds in counts.items()})
+    rest = [f"- **{OTHERS[kind]}**: {', '.join(sorted({*names}))}" for kind, names in sorted(others.items())]
+    return "\n".join([head, *rows[True], CANNOT, *rows[False], REST, *rest]) + "\n"
 
 
 def main() -> None:
@@ -199,8 +261,7 @@ def main() -> None:
     parser.add_argument("vllm", type=Path, help="vLLM's folder in site-packages")
     vllm = parser.parse_args().vllm
     version = next(vllm.parent.glob("vllm-*.dist-info")).name.split("-")[1].removesuffix(".dist")
-    DOCS.write_text(table(vllm, version))
-    print(DOCS.read_text().split("\n")[6])
+    DOCS.write_text(coverage(vllm, version))
 
 
 if __name__ == "__main__":

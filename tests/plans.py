@@ -8,7 +8,12 @@ from fp8pad.tensors import ShardHeader, TensorHeader
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 BLOCKS = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]}
 COMPRESSED = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": BLOCKS}}}
-CHANNELS = {"quant_method": "fbgemm_fp8"}
+_CHANNEL = {"type": "float", "num_bits": 8, "strategy": "channel"}
+_TOKEN = {"type": "float", "num_bits": 8, "strategy": "token", "dynamic": True}
+CHANNELS = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": _CHANNEL, "input_activations": _TOKEN}},
+}
 
 Shapes = dict[str, tuple[int, int]]
 Headers = tuple[tuple[ShardHeader], dict[str, Mapping[str, Any]]]
@@ -19,11 +24,11 @@ def headers(
 ) -> Headers:
     """Return the header of one shard with these Linears, scaled as the quantization config says, and the config.
 
-    `scheme` is "channel" or "block"; if not given, the former for method fbgemm_fp8, and the latter for others.
+    `scheme` is "channel" or "block"; if not given, the former for `CHANNELS`, and the latter for others.
     """
     tensors: list[TensorHeader] = []
     method, block = quantization["quant_method"], quantization.get("weight_block_size", (128, 128))
-    scheme = scheme or ("channel" if method == "fbgemm_fp8" else "block")
+    scheme = scheme or ("channel" if quantization == CHANNELS else "block")
     for name, (num_n, num_k) in shapes.items():
         scale_shape = (num_n, 1) if scheme == "channel" else (-(-num_n // block[0]), -(-num_k // block[1]))
         scale_name = f"{name}.weight_scale{'_inv' if method == 'fp8' else ''}"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from helpers import copy_case, files_of, llama, write_checkpoint
+from plans import CHANNELS
 
 from fp8pad import __version__
 from fp8pad.checkpoint import writer
@@ -327,6 +328,7 @@ def test_a_linked_folder_says_how_its_links_come_along(fp8pad: Fp8pad, example: 
 def test_an_equal_copy_comes_with_the_hint_of_its_plan(fp8pad: Fp8pad, tmp_path: Path) -> None:
     """If nothing needs padding at one TP size, both commands name a size at which something does."""
     model = llama(tmp_path / "model", n=32, k=16)
+    (model / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": CHANNELS}))
     planned, done = fp8pad("plan", model).stdout, fp8pad("convert", model, tmp_path / "out").stdout
     _, same, *hint = planned[planned.index("\nNext\n") :].lstrip().splitlines()
     assert same == "  nothing to convert for TP 1: the checkpoint would stay as it is"

@@ -337,6 +337,7 @@ def test_an_expert_is_one_layer() -> None:
 
 AUTO_ROUND = {"quant_method": "auto-round", "data_type": "fp", "bits": 8, "group_size": [128, 128]}
 MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8_PB_WO"}
+FBGEMM = {"quant_method": "fbgemm_fp8"}
 MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": {"x": MODELOPT}}
 
 
@@ -349,20 +350,34 @@ MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized
         (MODELOPT, MLP, "serves"),
         (MODELOPT, EXPERT, "refuses"),
         (MIXED, EXPERT, "serves"),
-        (CHANNELS, EXPERT, "not known"),
+        (FBGEMM, EXPERT, "refuses"),
     ],
 )
 def test_scales_that_an_engine_has_no_place_for_are_refused_whatever_is_padded(
     quantization: dict[str, Any], prefix: str, outcome: str
 ) -> None:
     """Per-channel scales with method fp8, and experts that a method does not support, aligned or padded."""
-    scheme = "channel" if quantization == {"quant_method": "fp8"} else None
+    scheme = "channel" if quantization in ({"quant_method": "fp8"}, FBGEMM) else None
     for inner in (256, 208):
         made = headers(LLAMA | {"intermediate_size": inner}, quantization, gated(prefix, inner), scheme)
         plan = planned(made, Policy())
         if inner == 256 or outcome == "refuses":
             assert Judge(plan, VLLM).original(1).outcome == outcome
             assert converted_verdict(plan, VLLM).outcome == outcome
+
+
+def test_a_method_that_the_engine_refuses_is_served_by_the_plugin_alone() -> None:
+    """vLLM 0.33 wants an option for fbgemm_fp8; a padded checkpoint names a method of its own."""
+    made = headers(LLAMA | {"intermediate_size": 216}, FBGEMM, gated(MLP, 216), "channel")
+    for policy, outcome in ((Policy(), "serves"), (Policy(absorb=True), "refuses")):
+        plan = planned(made, policy)
+        assert converted_verdict(plan, VLLM).outcome == outcome
+        (finding,) = Judge(plan, VLLM).original(1).findings
+        assert finding.of_whole_model
+        assert (
+            finding.why
+            == "vLLM refuses method fbgemm_fp8 as deprecated, unless --allow-deprecated-quantization is given"
+        )
 
 
 def test_an_odd_vocabulary_is_no_wall() -> None:
@@ -693,7 +708,7 @@ def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
     assert steps == [
         ("transformers 5.24 does better with the original ('serves'): do not convert it for this engine", "")
     ]
-    made = headers(LLAMA, CHANNELS, {f"{MLP}.down_proj": (200, 216)})
+    made = headers(LLAMA, FBGEMM, {f"{MLP}.down_proj": (200, 216)}, "channel")
     ((said, _),) = advice(source, planned(made, Policy()), find_engine("transformers-5.24"), "OUT")
     assert said == "transformers 5.24 does better with the original ('not known'): do not convert it for this engine"
     keeps = "SGLang 0.5.23 does better with the original ('Triton only'): do not convert it"
@@ -845,10 +860,10 @@ def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
 
 
 @pytest.mark.parametrize(
-    ("kind", "outcome"), [("GraniteMoe", "refuses"), ("GraniteMoeShared", "refuses"), ("GraniteMoeHybrid", "not known")]
+    ("kind", "outcome"), [("GraniteMoe", "refuses"), ("GraniteMoeShared", "refuses"), ("GraniteMoeHybrid", "serves")]
 )
 def test_stacked_experts_whose_scales_a_model_does_not_load_are_refused(kind: str, outcome: str) -> None:
-    """Of Granite's models only the hybrid one loads the scales; method fbgemm_fp8 has no experts of its own."""
+    """Of Granite's models only the hybrid one loads the scales of `input_linear` and `output_linear`."""
     stacks = {"input_linear": (2, 192, 256), "output_linear": (2, 256, 96)}
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, (experts, num_n, num_k) in stacks.items():

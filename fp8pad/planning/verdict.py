@@ -77,6 +77,8 @@ class Judge:
             for rule in engine.rule
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
+        whole: tuple[Fit, ...] = ("indivisible", "any")
+        self._of_model = {fit: next((rule.said for rule in self._rules if rule.fits == (fit,)), None) for fit in whole}
         patterns = sorted({pattern for rule in self._rules for pattern in rule.modules})
         unloaded = [pattern for rule in self._rules if rule.unloaded for pattern in rule.modules]
         groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
@@ -97,13 +99,14 @@ class Judge:
             (group, self._said(group.example, group.grown(grown), num_ranks, needs_runtime)) for group in self._groups
         ]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
-        indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
+        indivisible, refused = self._of_model["indivisible"], self._of_model["any"]
         is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
         uneven = next((count for count in self._counts if not count.is_shared_by(num_ranks, grown)), None)
-        of_model: Said | None = None
-        if uneven and indivisible and not is_said:
+        of_model = None if needs_runtime else refused
+        if uneven and indivisible and not is_said and not of_model:
             why = f"{uneven.number_of(grown)} {uneven.what}, which {num_ranks} ranks cannot share evenly"
             of_model = indivisible[0], why
+        if of_model:
             groups = [(group, of_model) for group, _ in groups]
         places: dict[Said, list[int]] = {}
         for group, said in groups:

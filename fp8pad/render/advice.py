@@ -74,7 +74,7 @@ def _nearest(plan: CheckpointPlan, engine: Engine) -> tuple[str, Policy | None]:
     """Return what works though the plan does not, and the policy, if something has to be converted for it."""
     policy = nearest_served_policy(plan, engine)
     if policy is None:
-        return f"no option makes it work in {engine.title}, nor does a smaller TP size", None
+        return f"no option of fp8pad makes it work in {engine.title}, nor does a smaller TP size", None
     if not Judge(plan, engine).original(policy.tensor_parallel_size).findings:
         return f"TP {policy.tensor_parallel_size} works with the original as it is", None
     return f"TP {policy.tensor_parallel_size} works with:", policy

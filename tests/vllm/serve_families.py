@@ -80,14 +80,17 @@ def serve_apart(models: Sequence[Path], plugins: str) -> None:
         command = [sys.executable, __file__, str(left[0].parent), "--serve", *map(str, left)]
         run = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
         if failed := next((model for model in left if not answers_file(model).exists()), None):
-            lines = [line for line in run.stderr.splitlines() if line.strip()] or [f"exit status {run.returncode}"]
-            answers_file(failed).write_text(json.dumps({"error": lines[-1]}))
+            answers_file(failed).write_text(json.dumps({"error": f"exit status {run.returncode}"}))
 
 
 def serve_each(models: Sequence[Path]) -> None:
-    """Serve models in this process, and write down their answers."""
+    """Serve models in this process, and write down their answers; stop after one that the engine refuses."""
     for model in models:
-        served = asdict(serve(model))
+        try:
+            served = asdict(serve(model))
+        except Exception as error:
+            answers_file(model).write_text(json.dumps({"error": " ".join(str(error).split())[:120]}))
+            return
         answers_file(model).write_text(json.dumps(served))
 
 

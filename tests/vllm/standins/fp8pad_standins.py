@@ -28,6 +28,10 @@ def register() -> None:
         return
     import vllm._custom_ops  # noqa: F401  defines the existing operators
 
+    # vLLM's attention uses AMX, for which a process must ask; otherwise only oneDNN's first multiplication does.
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
+
     library = torch.library.Library("_C", "FRAGMENT")
     # vLLM's CPU build has a nameless, empty overload of the first.
     library.define("static_scaled_fp8_quant.torch(Tensor! out, Tensor input, Tensor scale, int[]? group_shape) -> ()")
