@@ -147,13 +147,10 @@ _LATENT: Json = {
     "v_head_dim": 16, "num_attention_heads": 16, "num_key_value_heads": 16, "topk_method": "noaux_tc",
 }  # fmt: skip
 _LINEAR: Json = {
-    "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_key_heads": 4, "linear_num_value_heads": 8,
+    "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
     "layer_types": ["linear_attention", "full_attention"], "shared_expert_intermediate_size": 104,
 }  # fmt: skip
-_LINEAR_BLOCKS: Json = {
-    **_LINEAR, "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4, "shared_expert_intermediate_size": 384,
-}  # fmt: skip
+_LINEAR_BLOCKS: Json = {**_LINEAR, "shared_expert_intermediate_size": 384}
 _MAMBA: Json = {
     "mamba_n_heads": 8, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_expand": 2,
     "mamba_chunk_size": 16,
@@ -167,7 +164,8 @@ MODELS: Mapping[tuple[str, str], Json] = {
     ("qwen3_5_moe_text", "fp8, block"): {**_MOE_BLOCKS, **_LINEAR_BLOCKS},
     ("qwen3_next", "compressed-tensors, channel"): {**_MOE, **_LINEAR},
     ("llama4_text", "compressed-tensors, channel"): {
-        **_SMALL_EXPERTS, "intermediate_size_mlp": 216, "interleave_moe_layer_step": 2, "attention_chunk_size": 128,
+        **_SMALL_EXPERTS, "num_experts_per_tok": 1, "intermediate_size_mlp": 216, "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 128,
     },
     ("ministral3", "fp8, static"): _TEXT,
     ("mistral", "fbgemm"): _TEXT,

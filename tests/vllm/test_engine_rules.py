@@ -153,3 +153,31 @@ def test_granites_stacked_experts(leaf: str, is_found: bool) -> None:
 
     names = [f"layers.0.block_sparse_moe.{name}.{leaf}" for name in ("input_linear", "output_linear")]
     assert [GraniteMoeModel.hf_to_vllm_mapper._map_name(name) != name for name in names] == [is_found] * 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "share", "blocks", "size"),
+    [
+        ("auto", 192, 64, 192), ("auto", 48, 128, 48), ("triton", 192, 64, 192), ("triton", 48, 128, 128),
+        ("marlin", 192, 128, 256), ("marlin", 48, 128, 128), ("marlin", 256, 128, 256),
+    ],
+)  # fmt: skip
+def test_a_named_backend_makes_vllm_pad_experts_that_it_cannot_take_in_finer_blocks(
+    monkeypatch: pytest.MonkeyPatch, backend: str, share: int, blocks: int, size: int
+) -> None:
+    """Named or not, Triton refines blocks; what is too fine for it, or for the kernel that is named, is then padded."""
+    from vllm.model_executor.layers.fused_moe.experts import triton_moe
+    from vllm.model_executor.layers.fused_moe.oracle.fp8 import resolve_fp8_moe_weight_block_shape
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8Dynamic128Sym
+
+    monkeypatch.setattr(triton_moe.current_platform, "supports_fp8", lambda: True)
+    config = SimpleNamespace(
+        moe_backend=backend, tp_size=8, ep_size=1, intermediate_size=8 * share, intermediate_size_per_partition=share,
+        hidden_dim=256, is_lora_enabled=False, has_bias=False,
+    )  # fmt: skip
+    found, _ = resolve_fp8_moe_weight_block_shape(config, [128, 128], kFp8Dynamic128Sym, True)
+    assert (list(found), config.intermediate_size_per_partition) == ([blocks, blocks], size)
+    config.intermediate_size_per_partition, config.intermediate_size = 88, 704
+    if backend != "auto":
+        with pytest.raises(ValueError, match="requires 128-aligned global expert dimensions"):
+            resolve_fp8_moe_weight_block_shape(config, [128, 128], kFp8Dynamic128Sym, True)
