@@ -87,7 +87,7 @@ def serve_each(models: Sequence[Path]) -> None:
     """Serve models in this process, and write down their answers; stop after one that the engine refuses."""
     for model in models:
         try:
-            served = asdict(serve(model, allow_deprecated_quantization=True))  # for fbgemm_fp8
+            served = asdict(serve(model))
         except Exception as error:
             answers_file(model).write_text(json.dumps({"error": " ".join(str(error).split())[:120]}))
             return

@@ -51,13 +51,14 @@ def _quark(weight: Json, inputs: Json) -> Json:
     return {"quant_method": "quark", "global_quant_config": quantized, **layers, "export": export}
 
 
-def _channel(weight: torch.Tensor, dtype: torch.dtype = torch.bfloat16, ends: str = "one") -> Tensors:
-    scale = (weight.abs().amax(dim=-1, keepdim=True).clamp(min=1e-9) / FP8_MAX).to(dtype)  # [N, 1]
-    return {"weight": _fp8(weight, scale), "weight_scale": scale if ends == "one" else scale.squeeze(-1)}
+def _channel(weight: torch.Tensor) -> Tensors:
+    scale = (weight.abs().amax(dim=-1, keepdim=True).clamp(min=1e-9) / FP8_MAX).bfloat16()  # [N, 1]
+    return {"weight": _fp8(weight, scale), "weight_scale": scale}
 
 
 def _flat_channel(weight: torch.Tensor) -> Tensors:
-    return _channel(weight, torch.float32, ends="none")
+    scale = weight.abs().amax(dim=-1).clamp(min=1e-9) / FP8_MAX  # [N]
+    return {"weight": _fp8(weight, scale[:, None]), "weight_scale": scale}
 
 
 def _tensor(weight: torch.Tensor) -> Tensors:
@@ -103,7 +104,6 @@ _DYNAMIC: Json = {**STATIC, "dynamic": True}
 _IN_BLOCKS: Json = {"strategy": "block", "block_structure": [128, 128]}
 _IN_GROUPS: Json = {**TOKEN, "strategy": "group", "group_size": 128}
 _HUGGING_FACE: Json = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-_FBGEMM: Json = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
 _PER_CHANNEL: Json = {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
 _PER_TENSOR: Json = {"quant_method": "modelopt", "quant_algo": "FP8"}
 _SKIPPED = "modules_to_not_convert"
@@ -117,7 +117,6 @@ LAYOUTS: Mapping[str, Layout] = {
     "fp8, exponents": Layout({**FINE_GRAINED, "scale_fmt": "ue8m0"}, _SKIPPED, _exponents),
     "fp8, static": Layout({**_HUGGING_FACE, "activation_scheme": "static"}, "ignored_layers", _static),
     "fp8, tensor": Layout(_HUGGING_FACE, "ignored_layers", _tensor),
-    "fbgemm": Layout(_FBGEMM, _SKIPPED, lambda weight: _channel(weight, torch.float32)),
     "modelopt, channel": Layout(_PER_CHANNEL, "ignore", _flat_channel),
     "modelopt, tensor": Layout(_PER_TENSOR, "ignore", _static),
     "quark, tensor": Layout(_quark(BY_TENSOR, BY_TENSOR), "exclude", _static),
@@ -168,7 +167,7 @@ MODELS: Mapping[tuple[str, str], Json] = {
         "attention_chunk_size": 128,
     },
     ("ministral3", "fp8, static"): _TEXT,
-    ("mistral", "fbgemm"): _TEXT,
+    ("mistral", "modelopt, channel"): _TEXT,
     ("gemma3_text", "modelopt, channel"): _TEXT,
     ("gemma4_text", "compressed-tensors, channel"): {
         **_TEXT, "global_head_dim": 32, "num_global_key_value_heads": 2, "vocab_size_per_layer_input": 512,
