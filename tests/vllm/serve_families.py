@@ -79,7 +79,8 @@ def serve_apart(models: Sequence[Path], plugins: str) -> None:
     while left := [model for model in models if not answers_file(model).exists()][:AT_A_TIME]:
         command = [sys.executable, __file__, str(left[0].parent), "--serve", *map(str, left)]
         run = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
-        if failed := next((model for model in left if not answers_file(model).exists()), None):
+        failed = next((model for model in left if not answers_file(model).exists()), None)
+        if run.returncode and failed:
             answers_file(failed).write_text(json.dumps({"error": f"exit status {run.returncode}"}))
 
 

@@ -180,7 +180,7 @@ MODELS: Mapping[tuple[str, str], Json] = {
     ("deepseek_v3", "fp8, block"): _LATENT,
     ("phi", "compressed-tensors, tensor"): _TEXT,
     ("phi3", "quark, channel"): {**_TEXT, "intermediate_size": 248},
-    ("phimoe", "compressed-tensors, channel"): _SMALL_EXPERTS,
+    ("phimoe", "compressed-tensors, channel"): {**_SMALL_EXPERTS, "architectures": ["PhiMoEForCausalLM"]},
     ("granite", "auto-round"): _BLOCKS,
     ("granitemoehybrid", "modelopt, channel"): {
         **_TEXT, **_MAMBA, "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 216,
@@ -248,8 +248,9 @@ def build(model_type: str, layout: str, folder: Path) -> Path:
             others += [module] if leaf == "weight" and tensor.dim() == 2 and "embed" not in module else []
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     document = json.loads((folder / "config.json").read_text())
-    # vLLM asks for these, which transformers does not save.
-    document |= {key: sizes[key] for key in ("topk_method", "scoring_func", "use_routing_bias") if key in sizes}
+    # vLLM asks for these, which transformers does not save, or spells differently.
+    keys = {"topk_method", "scoring_func", "use_routing_bias", "architectures"} & sizes.keys()
+    document |= {key: sizes[key] for key in keys}
     document["quantization_config"] = {**how.config, how.others: others}
     (folder / "config.json").write_text(json.dumps(document, indent=1))
     return folder
