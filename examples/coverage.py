@@ -37,13 +37,13 @@ is not on this page is padded, nothing of it is absorbed, and `plan` knows its l
 
 | type | how sure | types |
 |---|---|---|
-| **bold** | **served**: vLLM served a checkpoint of this type before and after converting, as `plan` had said, and the \
-answers were compared ([in which layouts](support.md#tiny-models-of-many-families)) | {served} |
+| **bold** | **served**: vLLM served a checkpoint of this type before and after converting, as `plan` had said, and \
+the answers were compared ([in which layouts](support.md#tiny-models-of-many-families)) | {served} |
 | *italic* | **planned**: for the sizes of a published FP8 checkpoint, `plan` says the same as a separate reading of \
 vLLM's code (`tests/published_models.py`, `examples/real_models.py`) | {planned} |
 | plain | **read**: the family file was written from the code of vLLM {version} and of transformers. The test suite \
-converts a generated checkpoint, verifies it, restores it byte for byte, and proves absorbing in exact arithmetic; types \
-that transformers has are compared with models that it saves | {read} |
+converts a generated checkpoint, verifies it, restores it byte for byte, and proves absorbing in exact arithmetic; \
+types that transformers has are compared with models that it saves | {read} |
 
 This page is made by `examples/coverage.py`, and names every class in vLLM's registry.
 

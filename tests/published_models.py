@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fp8pad.tensors import ShardHeader, TensorHeader
 
-Scales = Literal["tensor", "channel", "block", "exponents", "mistral", "NVFP4", "MXFP4", "BF16"]
+Scales = Literal["tensor", "channel", "block", "compressed block", "exponents", "mistral", "NVFP4", "MXFP4", "BF16"]
 Json = dict[str, Any]
 # Rows, columns, and scales other than the checkpoint's.
 Linears = dict[str, tuple[int, int] | tuple[int, int, Scales]]
@@ -76,6 +76,8 @@ def _stored(num_n: int, num_k: int, scales: Scales) -> Iterator[tuple[str, str, 
             yield "weight_scale", "BF16", (num_n, 1)
         case "block":
             yield "weight_scale_inv", "F32", grid
+        case "compressed block":
+            yield "weight_scale", "BF16", grid
         case "exponents":
             yield "scale", "F8_E8M0", grid
         case "mistral":
@@ -320,3 +322,21 @@ def published() -> Iterator[Published]:
         **mlp("model.layers.3.mlp.experts.0", 1536, 5120),
     }
     yield Published("GLM-4.7-FP8", config, "channel", layers, "SSSSS")
+    blocks = {"type": "float", "num_bits": 8, "strategy": "block", "block_structure": [128, 128]}
+    inputs = {"type": "float", "num_bits": 8, "strategy": "group", "group_size": 128, "dynamic": True}
+    group = {"targets": ["Linear"], "weights": blocks, "input_activations": inputs}
+    config = {
+        "model_type": "laguna",
+        **_heads(48, 8, 128, 2048, 8192),
+        "moe_intermediate_size": 512,
+        "num_experts": 256,
+    }
+    config |= {"shared_expert_intermediate_size": 512, "num_experts_per_tok": 8}
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    layers = {
+        **stored_as("BF16", attention("model.layers.1.self_attn", 64, 8, 128, 2048)),
+        **mlp(dense, 8192, 2048),
+        **mlp("model.layers.1.mlp.shared_expert", 512, 2048),
+        **mlp("model.layers.1.mlp.experts.0", 512, 2048),
+    }
+    yield Published("Laguna-XS.2-FP8", config, "compressed block", layers, "SSSRR")
