@@ -5,6 +5,7 @@ It works in both directions: from the logical tensor to the padded one, which ha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -123,10 +124,6 @@ class Grid:
     columns: AxisMap
     fill: bytes
 
-    def inverse(self) -> "Grid":
-        """Return the grid in the opposite direction."""
-        return Grid(self.num_matrices, self.rows.inverse(), self.columns.inverse(), self.fill)
-
     def chunks(self, source: int, target: int, limit: int) -> Iterator[Chunk]:
         """Yield all bytes of the target, in order, in chunks of at most `limit` bytes on either side.
 
@@ -183,8 +180,12 @@ def fill_chunks(target: int, num_bytes: int, limit: int, unit: int) -> Iterator[
         yield Chunk(0, target + begin, AxisMap(0, min(limit, num_bytes - begin), ()))
 
 
-def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
-    """Return how a tensor of `dtype` is padded; `ValueError` if its shapes, dtype or fill do not allow it."""
+@lru_cache(256)  # many tensors share few shapes, and then one grid
+def tensor_grid(dtype: str, tensor: PaddedTensor, is_inverse: bool = False) -> Grid:
+    """Return how a tensor of `dtype` is padded, or how it is cut if `is_inverse`.
+
+    Raises `ValueError` if its shapes, dtype or fill do not allow it.
+    """
     num_matrices, logical_n, logical_k = as_matrices(tensor.logical_shape)
     num_padded_matrices, padded_n, padded_k = as_matrices(tensor.padded_shape)
     if num_matrices != num_padded_matrices or DTYPE_BITS[dtype] % 8:
@@ -199,6 +200,8 @@ def tensor_grid(dtype: str, tensor: PaddedTensor) -> Grid:
         rows, columns = ONE, rows.times(columns.source_size)
     if rows.is_same:
         num_matrices, rows = 1, _whole(num_matrices * rows.source_size)
+    if is_inverse:
+        rows, columns = rows.inverse(), columns.inverse()
     return Grid(num_matrices, rows, columns, ONE_BYTES[dtype] if tensor.fill else bytes(element_bytes))
 
 

@@ -56,11 +56,21 @@ def parse_header(prefix: bytes, file_bytes: int, file: str) -> ShardHeader:
 
     Raises `HeaderError` for anything that the format forbids, a tensor named twice included.
     """
-    document = _parse_json(prefix[LENGTH_BYTES:], file)
+    if not prefix.startswith(b"{", LENGTH_BYTES):
+        got = prefix[LENGTH_BYTES : 2 * LENGTH_BYTES]
+        raise HeaderError(f"{file}: header: expected JSON that begins with '{{', got {got!r}")
+    data_start = len(prefix)
+    try:
+        text = str(memoryview(prefix)[LENGTH_BYTES:], "utf-8")
+        del prefix  # a header of many tensors takes so much memory that each copy of it counts
+        document = _parse_json(text)
+        del text
+    except (ValueError, RecursionError) as error:
+        raise HeaderError(f"{file}: header: {error}") from error
     metadata = _metadata(document.pop(METADATA, None), file)
-    tensors = tuple(_tensor(name, entry, file) for name, entry in document.items())
-    _check_dense(tensors, file_bytes - len(prefix), file)
-    return ShardHeader(file, file_bytes, len(prefix), tensors, metadata)
+    tensors = tuple(_tensor(name, document.pop(name), file) for name in list(document))
+    _check_dense(tensors, file_bytes - data_start, file)
+    return ShardHeader(file, file_bytes, data_start, tensors, metadata)
 
 
 def header_bytes(tensors: Iterable[TensorHeader], metadata: Mapping[str, str] | None) -> bytes:
@@ -93,10 +103,7 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _parse_json(text: bytes, file: str) -> dict[str, Any]:
-    if not text.startswith(b"{"):
-        raise HeaderError(f"{file}: header: expected JSON that begins with '{{', got {text[:8]!r}")
-
+def _parse_json(text: str) -> dict[str, Any]:
     def refuse_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
@@ -115,17 +122,13 @@ def _parse_json(text: bytes, file: str) -> dict[str, Any]:
             shape = shapes.setdefault(repr(shape), tuple(shape))
         return document["dtype"], shape, document["data_offsets"]
 
-    try:
-        decoded = text.decode()
-        check_density((decoded,))
-        parse_int = _whole_number if "-0" in decoded else None  # Python's own is faster
-        document = json.loads(decoded, object_pairs_hook=compact, parse_constant=refuse_constant, parse_int=parse_int)
-        if b"\\u" in text:
-            json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate could not be written again
-    except (ValueError, RecursionError) as error:
-        raise HeaderError(f"{file}: header: {error}") from error
+    check_density((text,))
+    parse_int = _whole_number if "-0" in text else None  # Python's own is faster
+    document = json.loads(text, object_pairs_hook=compact, parse_constant=refuse_constant, parse_int=parse_int)
+    if "\\u" in text:
+        json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate could not be written again
     if not isinstance(document, dict):
-        raise HeaderError(f"{file}: header: expected an object")
+        raise ValueError("expected an object")
     return document
 
 

@@ -107,11 +107,7 @@ class ShardLayout:
         source, target = (other, self.header) if self.unpads != self.is_padded else (self.header, other)
         pairs = zip(in_data_order(source.tensors), in_data_order(target.tensors), strict=True)
         starts = source.data_start, target.data_start
-        grids = {key: self._grid(*key) for key in {(t.dtype, self.tensors.get(t.name)) for t in source.tensors}}  # few
-        steps = (
-            Step(t, starts[0] + s.begin, starts[1] + t.begin, grids[t.dtype, self.tensors.get(t.name)])
-            for s, t in pairs
-        )
+        steps = (Step(t, starts[0] + s.begin, starts[1] + t.begin, self._grid(t)) for s, t in pairs)
         return Transfer(self, *starts, prefix, tuple(steps))
 
     def inverse(self) -> "ShardLayout":
@@ -123,9 +119,9 @@ class ShardLayout:
             return tensor.shape
         return resized.logical_shape if self.unpads else resized.padded_shape
 
-    def _grid(self, dtype: str, resized: PaddedTensor | None) -> Grid | None:
-        grid = tensor_grid(dtype, resized) if resized else None
-        return grid.inverse() if grid and self.unpads else grid
+    def _grid(self, tensor: TensorHeader) -> Grid | None:
+        resized = self.tensors.get(tensor.name)
+        return tensor_grid(tensor.dtype, resized, self.unpads) if resized else None
 
 
 def shard_layout(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> ShardLayout:

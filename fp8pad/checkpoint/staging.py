@@ -173,12 +173,17 @@ def key_of(*made_from: object) -> str:
     return hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]
 
 
+def hidden_name(name: str, suffix: str) -> str:
+    """Return the name of a hidden folder that belongs to a folder called `name`, which is hashed if it is too long."""
+    hidden = f".{name}{suffix}"
+    if len(os.fsencode(hidden)) > MAX_NAME_BYTES:
+        hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()}{suffix}"
+    return hidden
+
+
 def staging_path(out_dir: Path) -> Path:
     """Return the path of the staging folder of `out_dir`, a resolved path; the folder need not exist."""
-    name = f".{out_dir.name}.fp8pad"
-    if len(os.fsencode(name)) > MAX_NAME_BYTES:
-        name = f".{hashlib.sha256(os.fsencode(out_dir.name)).hexdigest()}.fp8pad"
-    return out_dir.with_name(name)
+    return out_dir.with_name(hidden_name(out_dir.name, ".fp8pad"))
 
 
 def is_kept(name: str) -> bool:

@@ -6,7 +6,6 @@ downloads. Requests go through huggingface_hub, which handles tokens, HF_ENDPOIN
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from fp8pad.checkpoint.destination import existing_parent
 from fp8pad.checkpoint.directory import open_directory
 from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.staging import MAX_NAME_BYTES
+from fp8pad.checkpoint.staging import hidden_name
 from fp8pad.errors import CheckpointError, OutputError
 from fp8pad.hub.fetcher import Fetcher, HubFiles, is_part
 from fp8pad.hub.ids import HubId, check_path, hub_errors
@@ -163,10 +162,7 @@ def work_folder(out_dir: Path, shards: range | None = None) -> Path:
     """
     target = out_dir.absolute()
     which = f"-{shards.start}-{shards.stop - 1}" if shards is not None else ""
-    name = f".{target.name}.fp8pad-hub{which}"
-    if len(os.fsencode(name)) > MAX_NAME_BYTES:
-        name = f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()}.fp8pad-hub{which}"
-    return existing_parent(target) / name
+    return existing_parent(target) / hidden_name(target.name, f".fp8pad-hub{which}")
 
 
 def _found(hub_id: HubId) -> Repo | Path:

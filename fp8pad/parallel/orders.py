@@ -6,9 +6,8 @@ them are read strictly, by their types.
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from fp8pad import errors
@@ -20,7 +19,7 @@ _READER = Reader(ClusterError)
 
 def to_text(value: object) -> str:
     """Return dataclasses, nested ones included, as JSON on one line."""
-    return json.dumps(value, default=_plain)
+    return json.dumps(value, default=asdict)
 
 
 def work_to_text(work: object) -> str:
@@ -70,13 +69,3 @@ def _hints(kind: type) -> dict[str, Any]:
     """Return the types of an item and of a result."""
     hints = get_type_hints(kind.__call__, include_extras=True)
     return {"item": next(iter(hints.values())), "return": hints["return"]}
-
-
-def _plain(value: object) -> Any:
-    if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is not sent")
