@@ -28,10 +28,6 @@ def register() -> None:
         return
     import vllm._custom_ops  # noqa: F401  defines the existing operators
 
-    # vLLM's attention uses AMX, for which a process must ask; otherwise only oneDNN's first multiplication does.
-    if torch.cpu._is_amx_tile_supported():
-        torch.cpu._init_amx()
-
     library = torch.library.Library("_C", "FRAGMENT")
     # vLLM's CPU build has a nameless, empty overload of the first.
     library.define("static_scaled_fp8_quant.torch(Tensor! out, Tensor input, Tensor scale, int[]? group_shape) -> ()")
@@ -91,6 +87,9 @@ def _block_kernel() -> type:
             As: torch.Tensor,
             Bs: torch.Tensor,
         ) -> torch.Tensor:
+            # vLLM's attention uses AMX, for which a process must ask; other kernels do that themselves.
+            if torch.cpu._is_amx_tile_supported():
+                torch.cpu._init_amx()
             rows = torch.arange(B.shape[0]) // self.weight_group_shape.row
             width = self.weight_group_shape.col
             total = torch.zeros(A.shape[0], B.shape[0])
