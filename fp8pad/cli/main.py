@@ -120,6 +120,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except typer.Abort as error:  # Ctrl-C while click parses
+        raise KeyboardInterrupt from error
     except _MISUSE as error:
         _fail_to_parse(error)
     except Exception as error:
