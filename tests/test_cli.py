@@ -886,7 +886,7 @@ def test_usage_is_written_as_it_is_elsewhere(fp8pad: Fp8pad) -> None:
         assert error.startswith(f"error: {wrong}")
         # click calls the program what python was told to run
         assert re.fullmatch(r"  usage: .*fp8pad convert \[OPTIONS\] MODEL OUT_DIR; see .*fp8pad convert --help", usage)
-    assert "Usage: fp8pad golden [OPTIONS] COMMAND" in fp8pad("golden").stderr
+    assert "fp8pad golden [OPTIONS] COMMAND" in fp8pad("golden").stderr
 
 
 def test_what_is_not_assessed_is_not_said_to_be_served(fp8pad: Fp8pad, tmp_path: Path) -> None:
