@@ -152,7 +152,7 @@ def _attention(last: str, num_n: int, config: Json) -> tuple[RowGroup, ...]:
     if queries and last in _QUERIES:
         return (RowGroup(queries, queries),)
     if keys and last in _KEY_VALUE:
-        sizes = {config.get(key) for key in _HEAD_SIZES}
+        sizes = [config.get(key) for key in _HEAD_SIZES]
         counts = [keys, *(count for key in _OTHER_KEY_VALUE_HEADS if (count := _first_count(config, (key,))))]
         keys = next((count for count in counts if num_n % count == 0 and num_n // count in sizes), keys)
         return (RowGroup(keys, keys, is_copied=True),)
