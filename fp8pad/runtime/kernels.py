@@ -44,8 +44,8 @@ def quantize_and_pad(
 
     With `scale` (one element, FP32) the quantization is static, and that scale is returned. Otherwise it is dynamic:
     one scale per token, `[M, 1]`, its absmax limited by `scale_ub` (one element, FP32) if given; or, if not
-    `per_token`, one for all, `[1]`. Rows of `x` may be strided. `padded_k` is a multiple of 16 and at least K.
-    Raises `ValueError` if it is not, or if `x` has another shape or dtype.
+    `per_token`, one for all, `[1]`, not set if M is 0. Rows of `x` may be strided. `padded_k` is a multiple of 16 and
+    at least K. Raises `ValueError` if it is not, or if `x` has another shape or dtype.
     """
     if scale is not None:
         return torch.ops.fp8pad.quantize_static(x, scale, padded_k), scale
@@ -83,8 +83,6 @@ def _quantize_static(x: torch.Tensor, scale: torch.Tensor, padded_k: int) -> tor
 def _quantize_per_tensor(x: torch.Tensor, padded_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     x = _checked_rows(x, padded_k)
     x_fp8, scale, maxima = _empty_fp8(x, padded_k), _empty_scale(x, 1), _empty_scale(x, NUM_MAXIMA)
-    if not x.shape[0]:
-        return x_fp8, scale.zero_()
     block, tile = _block(x.shape[1]), _block(padded_k)
     wrap_triton(maxima_kernel)[NUM_MAXIMA,](x, maxima, x.shape[0], *_layout(x), block, num_warps=_num_warps(block))
     wrap_triton(per_tensor_kernel)[x.shape[0], num_blocks(padded_k, tile)](

@@ -1,6 +1,7 @@
 # ruff: noqa: E402 (what these tests need is looked for before it is imported)
 """The kernel that quantizes and pads against vLLM's own operators, byte for byte, on a CUDA device."""
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -39,6 +40,11 @@ def _poisoned_results(monkeypatch: pytest.MonkeyPatch) -> None:
         return filled.view(torch.float8_e4m3fn)
 
     monkeypatch.setattr(kernels, "_empty_fp8", poisoned)
+
+
+def _scheme(name: str) -> dict[str, Any]:
+    """Return the arguments of `quantize_and_pad` for a scale per token, per tensor, or a static one."""
+    return {"token": {}, "tensor": {"per_token": False}, "static": {"scale": torch.tensor([0.02], device="cuda")}}[name]
 
 
 def _assert_as_vllm(x: torch.Tensor, **scheme: Any) -> None:
@@ -190,11 +196,17 @@ def test_cut_columns(n: int, padded_n: int, dtype: torch.dtype) -> None:
         assert torch.equal(cut.view(torch.int16), x[:, :n].contiguous().view(torch.int16))
 
 
-def test_no_tokens() -> None:
-    """An empty batch launches nothing."""
-    x = torch.empty(0, 213, device="cuda", dtype=torch.bfloat16)
-    assert kernels.quantize_and_pad(x, 224)[0].shape == (0, 224)
-    assert kernels.quantize_and_pad(x, 224, per_token=False)[1].tolist() == [0.0]
+@pytest.mark.parametrize("scheme", ["token", "tensor", "static"])
+def test_no_tokens(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty batch is no error, compiled for some tokens or not."""
+    monkeypatch.undo()
+    quantize = functools.partial(kernels.quantize_and_pad, padded_k=224, **_scheme(scheme))
+    compiled = torch.compile(quantize, fullgraph=True, dynamic=True)
+    for num_tokens in (3, 0):
+        x = torch.ones(num_tokens, 213, device="cuda", dtype=torch.bfloat16)
+        assert quantize(x)[0].shape == compiled(x)[0].shape == (num_tokens, 224)
+    assert kernels.cut_columns(torch.empty(0, 224, device="cuda"), 213).shape == (0, 213)
+    torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("scheme", [{}, {"per_token": False}, {"scale": 0.02}], ids=["token", "tensor", "static"])
@@ -278,10 +290,10 @@ def _loaded(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> tu
 def test_compiled_without_a_graph_break(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile traces into the operators, with dynamic numbers of tokens; results are equal."""
     monkeypatch.undo()
-    arguments = {"token": {}, "tensor": {"per_token": False}, "static": {"scale": torch.tensor([0.02], device="cuda")}}
+    arguments = _scheme(scheme)
 
     def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return kernels.quantize_and_pad(torch.nn.functional.relu(x), 3424, **arguments[scheme])
+        return kernels.quantize_and_pad(torch.nn.functional.relu(x), 3424, **arguments)
 
     compiled = torch.compile(quantize, fullgraph=True, dynamic=True)
     for num_tokens in (3, 700):
