@@ -305,7 +305,7 @@ def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(OutputError, match=r"fp8pad-hub: cannot be removed: .*; the result is complete"):
+        with pytest.raises(OutputError, match=r"fp8pad-hub: cannot be removed: .*; what was asked for is done"):
             fp8pad.convert(NAME, tmp_path / "out")
     assert fp8pad.verify(model, tmp_path / "out").ok
     fp8pad.convert(NAME, tmp_path / "out")

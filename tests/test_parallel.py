@@ -238,3 +238,11 @@ def test_every_command_writes_the_same_through_orders(tmp_path: Path, monkeypatc
     shard.write_bytes(shard.read_bytes()[:-1] + b"\7")
     (found,) = verify(model, tmp_path / "ray", Progress(), workers=options).mismatches
     assert found.file == source.shards[1].file
+
+
+def test_what_json_cannot_hold_is_not_sent() -> None:
+    """A field of another class is named; nested dataclasses and tuples are JSON."""
+    sent = json.loads(orders.to_text({"policy": Policy(skip=("lm_head",))}))
+    assert sent["policy"]["skip"] == ["lm_head"]
+    with pytest.raises(TypeError, match=r"^a PosixPath cannot be sent to another process$"):
+        orders.to_text({"folder": Path("model")})

@@ -19,6 +19,7 @@ from fp8pad.planning.comparison import (
     Growth,
     absorbed_at,
     better_absorbed,
+    check_worth_converting,
     compare_sizes,
     nearest_served_policy,
 )
@@ -366,18 +367,28 @@ def test_scales_that_an_engine_has_no_place_for_are_refused_whatever_is_padded(
             assert converted_verdict(plan, VLLM).outcome == outcome
 
 
-def test_a_method_that_the_engine_refuses_is_served_by_the_plugin_alone() -> None:
+def test_a_method_that_the_engine_refuses_is_served_by_the_plugin_alone(tmp_path: Path) -> None:
     """vLLM 0.33 wants an option for fbgemm_fp8; a padded checkpoint names a method of its own."""
     made = headers(LLAMA | {"intermediate_size": 216}, FBGEMM, gated(MLP, 216), "channel")
     for policy, outcome in ((Policy(), "serves"), (Policy(absorb=True), "refuses")):
         plan = planned(made, policy)
         assert converted_verdict(plan, VLLM).outcome == outcome
-        (finding,) = Judge(plan, VLLM).original(1).findings
-        assert finding.of_whole_model
+        of_model, of_layers = Judge(plan, VLLM).original(1).findings
+        assert of_model.of_whole_model
         assert (
-            finding.why
+            of_model.why
             == "vLLM refuses method fbgemm_fp8 as deprecated, unless --allow-deprecated-quantization is given"
         )
+        assert (of_layers.outcome, of_layers.layers) == ("pads in every forward", (f"{MLP}.down_proj",))
+    for ranks in (1, 2):  # `plan` absorbs
+        plan = planned(made, Policy(absorb=True, tensor_parallel_size=ranks))
+        assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=ranks)
+        with pytest.raises(NotServedError, match="vLLM refuses method fbgemm_fp8"):
+            check_worth_converting(plan, VLLM)
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    ((said, command),) = advice(source, plan, VLLM, "OUT")
+    assert said.startswith("TP 2")
+    assert command.endswith("OUT --tensor-parallel-size 2")
 
 
 def test_an_odd_vocabulary_is_no_wall() -> None:
@@ -482,6 +493,7 @@ def test_fp8_weights_that_are_no_layers_are_not_promised_either() -> None:
     plan = plan_checkpoint([*shards, odd], configs, Policy())
     for verdict in (Judge(plan, VLLM).original(2), Judge(plan, VLLM).padded(2)[0], converted_verdict(plan, VLLM)):
         assert [(found.outcome, found.layers) for found in verdict.findings] == [("not known", ("mix.weight",))]
+    assert list(unabsorbed(compare_sizes(plan, VLLM, (1, 2)), plan)) == []
 
 
 def test_an_engine_that_ignores_an_unknown_method_answers_wrongly_unless_sizes_differ() -> None:
@@ -489,11 +501,17 @@ def test_an_engine_that_ignores_an_unknown_method_answers_wrongly_unless_sizes_d
     made = headers(LLAMA | {"intermediate_size": 384}, CHANNELS, gated(MLP, 1368))
     for engine, at_load in (("transformers", "answers wrongly"), ("sglang", "refuses")):
         judge = Judge(planned(made, Policy()), find_engine(engine))
-        assert judge.padded(1)[0].outcome == "refuses"  # 1368 rows become 1376 on disk
+        (finding,) = judge.padded(1)[0].findings  # 1368 rows become 1376 on disk
+        assert (finding.outcome, len(finding.layers)) == ("refuses", 3)
+        aligned = {"model.layers.0.self_attn.o_proj": (256, 160)}
+        plan = planned(headers(LLAMA, CHANNELS, gated(MLP, 1368) | aligned), Policy(tensor_parallel_size=4))
+        (finding,) = Judge(plan, find_engine(engine)).padded(4)[0].findings  # o_proj is padded at load alone
+        assert (finding.outcome, finding.layers) == ("refuses", tuple(layer.name for layer in plan.layers))
         made_aligned = headers(LLAMA, CHANNELS, {"model.layers.0.self_attn.o_proj": (256, 144)})
         judge = Judge(planned(made_aligned, Policy()), find_engine(engine))
         verdict, needs_runtime = judge.padded(2)
         assert (verdict.outcome, needs_runtime) == (at_load, True)
+        assert [finding.layers for finding in verdict.findings] == [("model.layers.0.self_attn.o_proj",)]
 
 
 def test_absorbing_that_is_impossible_has_its_reason(tmp_path: Path) -> None:
@@ -784,7 +802,8 @@ def test_mlps_that_are_not_fp8_are_refused_where_ranks_cannot_share_them() -> No
         ]
         for (dtype, config, tensors), ranks in product(models, (1, 2, 4)):
             judge = Judge(planned(beside_fp8(config, tensors), Policy()), VLLM)
-            why = f"{inner} neurons of {MLP} ({dtype}), which {ranks} ranks cannot share evenly"
+            experts = "the experts of " if config is routed else ""
+            why = f"{inner} neurons of {experts}{MLP} ({dtype}), which {ranks} ranks cannot share evenly"
             for verdict in (judge.original(ranks), judge.padded(ranks)[0]):
                 found = {finding.why for finding in verdict.findings if finding.outcome == "refuses"}
                 assert found == (set() if ranks in served else {why})

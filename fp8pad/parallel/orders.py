@@ -6,7 +6,7 @@ them are read strictly, by their types.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any, get_type_hints
 
@@ -19,7 +19,13 @@ _READER = Reader(ClusterError)
 
 def to_text(value: object) -> str:
     """Return dataclasses, nested ones included, as JSON on one line."""
-    return json.dumps(value, default=asdict)
+    return json.dumps(value, default=_fields)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if not is_dataclass(value):
+        raise TypeError(f"a {type(value).__name__} cannot be sent to another process")
+    return {field.name: getattr(value, field.name) for field in fields(value)}  # `asdict` copies all that is in it
 
 
 def work_to_text(work: object) -> str:

@@ -5,7 +5,6 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import lru_cache
 
 from fp8pad.errors import PlanError, UsageError
@@ -26,6 +25,7 @@ from fp8pad.planning.tensor_parallel import shardings, shared_counts
 from fp8pad.quantization_config import ModuleRecord
 from fp8pad.record import CONFIG_FILE, Json, Policy
 from fp8pad.tensors import ShardHeader, TensorHeader, tensor_bytes
+from fp8pad.text import matches
 
 _module = lru_cache(ModuleRecord)  # many layers are equal
 
@@ -106,11 +106,11 @@ def check_understood(plan: CheckpointPlan) -> None:
 def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
     modules = {module_name(name) for name in tensors} if policy.skip else ()
     for pattern in policy.skip:
-        if not any(fnmatchcase(module, pattern) for module in modules):
+        if not matches(modules, (pattern,)):
             names = {module.rpartition(".")[2] for module in modules}
             close = difflib.get_close_matches(pattern.rpartition(".")[2], names, n=1)
             tried = (f"*{pattern}", f"{pattern}.*", f"*{pattern}.*", *(f"*.{name}" for name in close))
-            found = next((wider for wider in tried if any(fnmatchcase(module, wider) for module in modules)), None)
+            found = next((wider for wider in tried if matches(modules, (wider,))), None)
             hint = f"; did you mean '{found}'?" if found else ""
             raise UsageError(f"--skip {pattern}: no module has this name, and patterns match whole names{hint}")
 

@@ -94,11 +94,12 @@ def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = (
 def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None:
     """Return the policy nearest to the plan's own whose checkpoint `engine` does not refuse; None if there is none.
 
-    Absorbing is tried first, without the routed experts before with them, then fewer ranks, then both.
+    Padding alone is tried first, then absorbing, without the routed experts before with them, then fewer ranks, then
+    both.
     """
     judge, size = Judge(plan, engine), plan.policy.tensor_parallel_size
     fewer = [replace(plan.policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
-    nearest = [*_absorbing(plan.policy), *fewer, *(policy for asked in fewer for policy in _absorbing(asked))]
+    nearest = [*_alternatives(plan.policy), *fewer, *(each for asked in fewer for each in _alternatives(asked))]
     return next((policy for policy in nearest if not _converted_by(policy, plan, judge).refused), None)
 
 
@@ -116,8 +117,9 @@ def check_worth_converting(plan: CheckpointPlan, engine: Engine) -> None:
             raise
 
 
-def _absorbing(policy: Policy) -> list[Policy]:
-    return [replace(policy, absorb=True, absorb_experts=experts) for experts in (False, True)]
+def _alternatives(policy: Policy) -> list[Policy]:
+    asked = (False, False), (True, False), (True, True)
+    return [replace(policy, absorb=absorb, absorb_experts=experts) for absorb, experts in asked]
 
 
 def _converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict:

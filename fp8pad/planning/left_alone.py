@@ -1,12 +1,12 @@
 """Linears that could be padded, but are not, because of --skip, of what they are fused with, or of engines' code."""
 
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 
 from fp8pad.planning.engines import Rule, find_engine
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import PerBlock
+from fp8pad.text import matches
 
 
 def left_alone(
@@ -17,7 +17,7 @@ def left_alone(
     method = quantization.method if quantization else None
     by_model = [rule for rule in find_engine().rule if rule.left_to_model and rule.is_about(method, architectures)]
     for linear in linears:
-        if pattern := next((pattern for pattern in skip if fnmatchcase(linear.name, pattern)), None):
+        if pattern := next((pattern for pattern in skip if matches((linear.name,), (pattern,))), None):
             yield linear._replace(skip_reason=f"--skip {pattern}", is_understood=True)
         elif linear.skip_reason is None and linear.name in unlike:
             yield linear._replace(skip_reason=unlike[linear.name], is_understood=False)

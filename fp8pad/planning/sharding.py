@@ -13,7 +13,7 @@ from fp8pad.planning.linear_names import Division
 
 Rows = tuple[int, ...]
 Shape = tuple[int, int]
-Fit = Literal["aligned", "unaligned", "ends inside block", "inside block", "indivisible", "not assessed", "any"]
+Fit = Literal["aligned", "unaligned", "ends inside block", "inside block", "indivisible", "not assessed"]
 FusedScales = Literal["right", "others'"]
 
 _VOCABULARY_MULTIPLE = 64  # `DEFAULT_VOCAB_PADDING_SIZE`, vllm/model_executor/layers/vocab_parallel_embedding.py

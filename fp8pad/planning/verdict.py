@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from fp8pad.errors import NotServedError
 from fp8pad.geometry import is_aligned
-from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Said, matches
+from fp8pad.planning.engines import OUTCOMES, Engine, Outcome, Said
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
@@ -14,12 +14,12 @@ from fp8pad.planning.quantization import is_weight_only, method_of_rules
 from fp8pad.planning.sharding import Fit, RankPart, Shape
 from fp8pad.planning.tensor_parallel import Sizes
 from fp8pad.scales import PerBlock
-from fp8pad.text import counted
+from fp8pad.text import counted, matches
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that an engine does with some layers, by module names, and why.
+    """One thing that an engine does with some layers, by module names, and why; unknown weights have tensor names.
 
     A finding about the whole model, such as that ranks cannot share its heads, lists all its FP8 layers.
     """
@@ -49,7 +49,7 @@ class Verdict:
     @property
     def refused(self) -> tuple[str, ...]:
         """The layers for which the checkpoint cannot be used with the engine."""
-        return tuple(name for finding in self.refusals for name in finding.layers)
+        return tuple(dict.fromkeys(name for finding in self.refusals for name in finding.layers))
 
 
 def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
@@ -77,8 +77,8 @@ class Judge:
             for rule in engine.rule
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
-        whole: tuple[Fit, ...] = ("indivisible", "any")
-        self._of_model = {fit: next((rule.said for rule in self._rules if rule.fits == (fit,)), None) for fit in whole}
+        self._indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
+        self._of_method = next((rule.said for rule in self._rules if rule.of_model), None)
         patterns = sorted({pattern for rule in self._rules for pattern in rule.modules})
         unloaded = [pattern for rule in self._rules if rule.unloaded for pattern in rule.modules]
         groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
@@ -95,27 +95,30 @@ class Judge:
 
         `grown` are the old and new values of the sizes that are absorbed, by their path in config.json.
         """
+        shapes = [(group, group.grown(grown)) for group in self._groups]
+        is_larger = any(group.example.is_for_runtime and group.example.aligned(it) != it for group, it in shapes)
+        no_plugin = NO_RUNTIME if is_larger else (self._engine.unknown_method, NO_RUNTIME[1])
         groups = [
-            (group, self._said(group.example, group.grown(grown), num_ranks, needs_runtime)) for group in self._groups
+            (group, self._said(group.example, shape, num_ranks, needs_runtime, no_plugin)) for group, shape in shapes
         ]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
-        indivisible, refused = self._of_model["indivisible"], self._of_model["any"]
+        indivisible, of_model = self._indivisible, None
         is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
         uneven = next((count for count in self._counts if not count.is_shared_by(num_ranks, grown)), None)
-        of_model = None if needs_runtime else refused
-        if uneven and indivisible and not is_said and not of_model:
+        if uneven and indivisible and not is_said:
             why = f"{uneven.number_of(grown)} {uneven.what}, which {num_ranks} ranks cannot share evenly"
             of_model = indivisible[0], why
-        if of_model:
             groups = [(group, of_model) for group, _ in groups]
+        of_method = None if needs_runtime else self._of_method
         places: dict[Said, list[int]] = {}
-        for group, said in groups:
+        for group, said in [*((group, of_method) for group in self._groups), *groups]:
             if said:
                 places.setdefault(said, []).extend(group.places)
-        found = sorted((sorted(where), said) for said, where in places.items())
+        found = sorted((said not in (of_method, of_model), sorted(where), said) for said, where in places.items())
         layers = self._plan.layers
         findings = [
-            Finding(*said, tuple(layers[place].name for place in where), said == of_model) for where, said in found
+            Finding(*said, tuple(layers[place].name for place in where), not of_layers)
+            for of_layers, where, said in found
         ]
         return Verdict((*findings, *([Finding(*_UNKNOWN, self._unknown)] if self._unknown else [])))
 
@@ -138,9 +141,12 @@ class Judge:
             total += len(group.places) * (layer.bytes_at(made) - layer.bytes_at(group.grown({})))
         return total
 
-    def _said(self, layer: LayerPlan, shape: Shape, num_ranks: int, needs_runtime: bool) -> Said | None:
+    def _said(
+        self, layer: LayerPlan, shape: Shape, num_ranks: int, needs_runtime: bool, no_plugin: Said
+    ) -> Said | None:
         """Return the outcome for a layer `(N, K)`; None if the engine just serves it.
 
+        `no_plugin` is what happens to a padded checkpoint in an engine that fp8pad has no plugin for.
         The plugin leaves a layer to the engine if it does not handle it at all, and a tensor that is a whole layer of
         the engine if it has nothing to pad.
         """
@@ -150,7 +156,7 @@ class Judge:
         if not needs_runtime or not layer.is_for_runtime or (is_whole and has_runtime):
             fit = self._stock_fit(layer, part, kernel)
         elif not has_runtime:
-            return NO_RUNTIME if layer.aligned(shape) != shape else (self._engine.unknown_method, NO_RUNTIME[1])
+            return no_plugin
         elif said := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
             return said
         else:

@@ -93,15 +93,16 @@ def unabsorbed(sizes: Iterable[AtSize], plan: CheckpointPlan) -> Iterator[tuple[
     helpless = [at for at in sizes if not (at.absorbed or at.refused)]
     found = [found for at in helpless for found in at.original.findings if not found.of_whole_model]
     names = {name for each in found for name in each.layers}
+    layers = [layer for layer in plan.layers if layer.name in names]
     alike: dict[str, list[str]] = {}
-    for layer in plan.layers if names else ():
-        if layer.name in names and layer.unabsorbed and layer.unabsorbed not in layer.reason:
+    for layer in layers:
+        if layer.unabsorbed and layer.unabsorbed not in layer.reason:
             alike.setdefault(layer.unabsorbed, []).append(layer.name)
     for count in plan.shared_counts:
         if count.unabsorbed and not all(count.is_shared_by(at.num_ranks) for at in helpless):
             alike.setdefault(count.unabsorbed, [])
-    yield from ((why, layers) for why, layers in alike.items() if why not in plan.notes)
-    if names:
+    yield from ((why, of_why) for why, of_why in alike.items() if why not in plan.notes)
+    if layers:
         yield "only inner sizes of MLPs can be absorbed", ()
 
 

@@ -5,7 +5,6 @@ changed or removed, or if a file was added that an engine loads, runs or obeys.
 """
 
 from collections.abc import Container, Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import PurePath
 
 from fp8pad.card import CARD_FILE
@@ -13,6 +12,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import NEVER_COPIED, leads_out, leads_to_blob
 from fp8pad.record import RECORD_FILE, FileRecord
+from fp8pad.text import matches
 
 # Files that an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too.
 # Tokenizers are not among them, since people do add those.
@@ -28,7 +28,7 @@ HARMLESS = ("tokenizer_config.json",)
 def is_dangerous(file: str) -> bool:
     """Return whether a file, by its relative name, changes what an engine does with the checkpoint."""
     name = PurePath(file).name.lower()
-    return name not in HARMLESS and any(fnmatchcase(name, pattern) for pattern in DANGEROUS)
+    return name not in HARMLESS and matches((name,), DANGEROUS)
 
 
 def is_wrong(file: str, named: Container[str]) -> bool:

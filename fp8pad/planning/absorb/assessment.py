@@ -9,12 +9,12 @@ from fp8pad.planning.absorb.config_size import config_size, multiplier
 from fp8pad.planning.absorb.governed import GovernedAxis, GovernedSize
 from fp8pad.planning.absorb.growth import NotAbsorbableError, grown
 from fp8pad.planning.alignment import alignment_of
-from fp8pad.planning.engines import matches
 from fp8pad.planning.families import Mlp, Section
 from fp8pad.planning.families.family import FINITE_AT_ZERO, ZERO_AT_ZERO
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.plan import AbsorbableSize
 from fp8pad.record import CONFIG_FILE, Policy
+from fp8pad.text import matches
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,15 +55,16 @@ def shared_neurons(governed_axes: GovernedAxes, fp8: Collection[str]) -> Iterato
     known: set[object] = set()
     for size in governed_axes.sizes:
         for governed in size.axes:
-            what = governed.mlp, governed.tensor.dtype, governed.tensor.shape
-            if what in known or governed.module in fp8 or not _has_rows(governed):
+            kind = governed.mlp, governed.tensor.dtype, governed.tensor.shape
+            if kind in known or governed.module in fp8 or not _has_rows(governed):
                 continue
-            known.add(what)
+            known.add(kind)
             heads = num_heads(size.section.config)
             if heads and governed_axes.divided.get(governed.module) != "replicated":
                 number = governed.tensor.shape[governed.dimension] // governed.width
-                what_and_where = f"neurons of {governed.block.rstrip('.')} ({governed.tensor.dtype})"
-                yield SharedCount(number, what_and_where, module=governed.module, path=size.path, heads=heads)
+                experts = "the experts of " if governed.mlp.experts else ""
+                what = f"neurons of {experts}{governed.block.rstrip('.')} ({governed.tensor.dtype})"
+                yield SharedCount(number, what, module=governed.module, path=size.path, heads=heads)
 
 
 def _has_rows(governed: GovernedAxis) -> bool:

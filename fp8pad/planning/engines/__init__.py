@@ -5,7 +5,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from math import gcd
@@ -17,6 +16,7 @@ from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.sharding import Fit, FusedScales, RankPart, Shape
 from fp8pad.reading import PositiveSize, Reader
 from fp8pad.scales import GranularityName
+from fp8pad.text import matches
 
 Kind = Literal["dense", "expert"]
 Outcome = Literal["serves", "pads in every forward", "Triton only", "not known", "answers wrongly", "refuses"]
@@ -36,6 +36,7 @@ class Rule:
     others' (`Sharding.fused_scales`). `source` is the place in the engine's code, and `known` says whether it was only
     read, or on what device and when it was seen. `left_to_model` layers are handled by the engine's own code for the
     model, with no room for fp8pad's plugin; `unloaded` ones are not loaded, and nothing else is said about them.
+    `of_model` is about the whole model unless fp8pad's plugin serves it: the engine refuses its quantization method.
     """
 
     outcome: Outcome
@@ -55,6 +56,7 @@ class Rule:
     weight_only: bool | None = None
     left_to_model: bool = False
     unloaded: bool = False
+    of_model: bool = False
 
     @property
     def said(self) -> Said:
@@ -111,11 +113,6 @@ class Engine:
     def title(self) -> str:
         """Name and version, as people write them."""
         return f"{self.name} {self.version}"
-
-
-def matches(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    """Return whether any of the names matches any of the patterns, in which `*` matches anything."""
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 @cache
