@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.contents import Contents
 from fp8pad.checkpoint.destination import check_destination, check_replaceable, check_space
 from fp8pad.checkpoint.files import FileIdentity, writing
@@ -87,7 +88,8 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
             run_all(writer.write_shard, layouts, options.jobs, progress)
         except BaseException as error:
             with suppress(OSError):
-                if num_finished := _num_finished(writer, layouts):
+                usable = [layout for layout in layouts if not _is_outdated(layout, source)]
+                if num_finished := _num_finished(writer, usable):
                     error.add_note(f"run the same command to resume: {_finished(num_finished, writer, layouts)}")
             raise
         finally:
@@ -134,7 +136,8 @@ def _end_early(out: Output, error: BaseException) -> str | None:
         left += _folders_left(staging, is_kept)
         out.is_published = out.is_published or (is_published(staging) and not out.there)
         if not (out.is_published or _fails_again(out, error)):
-            outdated = set(_outdated_keys(out))
+            layouts, source = out.contents.layouts, out.contents.source
+            outdated = {out.writer.key(layout) for layout in layouts if _is_outdated(layout, source)}
             staging.keep_finished(lambda key: key not in outdated)
             if staging.num_finished:
                 return "; ".join((_resumable(out, error), *left))
@@ -188,11 +191,8 @@ def others_left(num_finished: int, folder: Path) -> str:
     return f"{folder} holds {counted(num_finished, 'shard')} written with other options or from another source"
 
 
-def _outdated_keys(out: Output) -> Iterator[str]:
-    """Yield the keys of shards whose source has changed since it was read."""
-    source = out.contents.source
-    for layout in out.contents.layouts:
-        with suppress(OSError):
-            if source.identities[layout.file].is_that_of(FileIdentity.of((source.root / layout.file).stat())):
-                continue
-        yield out.writer.key(layout)
+def _is_outdated(layout: ShardLayout, source: Checkpoint) -> bool:
+    """Return whether the source of a shard has changed since it was read."""
+    with suppress(OSError):
+        return not source.identities[layout.file].is_that_of(FileIdentity.of((source.root / layout.file).stat()))
+    return True

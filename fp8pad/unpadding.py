@@ -74,8 +74,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         if found.file in record.files and found.file not in converted.identities and is_dangerous(found.file):
             raise RecordError(f"{out_dir}: {found}")
     shards = {layout.file for layout in original.layouts}
-    is_recorded = any(record.files[file].source_sha256 for file in shards & record.files.keys())
-    is_hashed = is_recorded and options.verify == "padded"
+    is_hashed = record.has_hashes and options.verify == "padded"
     with staged(contents, restored_dir, replace(options, verify="full") if is_hashed else options) as out:
         hashes = out.write_files(progress)
         # Other files may have been edited since: they are compared only on request.
@@ -85,7 +84,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         out.write_texts()
         replaced = out.publish()
     changed += _edited(record, contents.source.other_files, hashes)
-    unchecked = () if is_recorded else (NO_HASHES,)
+    unchecked = () if record.has_hashes else (NO_HASHES,)
     notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record), *unchecked, *out.notes)
     return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)
 

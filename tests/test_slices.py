@@ -257,6 +257,26 @@ def test_a_slice_that_fails_leaves_the_others_what_they_have(
     assert one.value.__notes__ == [f"run the same command to resume: 1 of 2 shards are finished in {folder}"]
 
 
+def test_a_finished_shard_whose_source_changed_meanwhile_is_not_promised(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run would not use it."""
+    write_slice(model, tmp_path / "out", range(2))
+    first = sorted(model.glob("*.safetensors"))[0]
+
+    def full(*_: object) -> None:
+        (model / "copy").write_bytes(first.read_bytes())
+        (model / "copy").replace(first)
+        raise OutputError("No space left on device")
+
+    monkeypatch.setattr(writer, "write_shard", full)
+    with pytest.raises(OutputError, match="No space left") as error:
+        write_slice(model, tmp_path / "out", range(3))
+    assert [note.partition(" shards")[0] for note in error.value.__notes__] == [
+        "run the same command to resume: 1 of 3"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -108,9 +108,9 @@ class Contents:
             if self.record is None:
                 return self
             found = parse_record(read_text(target, RECORD_FILE))
-            has_hashes = all(entry.sha256 for entry in found.files.values())
+            all_hashed = all(entry.sha256 for entry in found.files.values())
             files = {name: FileRecord(entry.source_size, entry.size) for name, entry in found.files.items()}
-            if replace(found, files=files) == self.record and (has_hashes or not needs_hashes):
+            if replace(found, files=files) == self.record and (all_hashed or not needs_hashes):
                 return replace(self, record=found)
         return None
 

@@ -4,8 +4,6 @@ A command has the options of the library function with the same name. It imports
 `fp8pad --help` loads neither numpy nor rich.
 """
 
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +15,8 @@ from fp8pad import library
 from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
 from fp8pad.cli.signatures import takes, those_of
-from fp8pad.errors import NotServedError, OutputError, RecordError, VerifyError
-from fp8pad.text import counted, printable
+from fp8pad.errors import NotServedError, RecordError, VerifyError
+from fp8pad.text import printable
 
 if TYPE_CHECKING:
     from fp8pad.planned import PlanReport
@@ -87,6 +85,7 @@ def convert(
     """
     from fp8pad.planning.engines import find_engine
     from fp8pad.render.console import command, words_of
+    from fp8pad.render.plan import not_understood
     from fp8pad.render.reports import conversion_screen, refusal_screen, slice_screen
     from fp8pad.render.screen import show
 
@@ -100,10 +99,9 @@ def convert(
     try:
         if shards is None:
             done = run(library.convert, model, out_dir, screen=lambda found: conversion_screen(found, engine), **asked)
-            if (unknown := done.plan.not_understood) and (quiet or as_json):  # the summary says it, too
-                count = counted(len(unknown), "FP8 layer")
-                warning = f"warning: {count} not understood: carried unchanged, the first: {unknown[0].name}"
-                typer.echo(printable(warning), err=True)
+            if (quiet or as_json) and (warning := not_understood(done.plan)):  # the summary says it, too
+                first = done.plan.not_understood[0].name
+                typer.echo(printable(f"warning: {warning}, the first: {first}"), err=True)
         else:
             chosen = those_of(library.convert_shards, asked)
             finish = command("convert", model, out_dir, *words_of(library.convert, asked), "--finish")
@@ -136,22 +134,13 @@ def _run(
     done: str = "",
     **asked: Any,
 ) -> Found:
-    """Call a function of the library, and show its progress and then its report.
-
-    If the report cannot be shown, the error says what is `done` all the same.
-    """
+    """Call a function of the library, and show its progress and then its report; for `done`, see `show`."""
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.screen import show
 
     with shown_progress(quiet) as progress:
         report = function(*arguments, progress=progress, **asked)
-    try:
-        show(report, screen, as_json, quiet)
-    except OSError as error:
-        if not done:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"stdout: {error.strerror}; {done}") from error
+    show(report, screen, as_json, quiet, done)
     return report
 
 

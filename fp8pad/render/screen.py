@@ -1,5 +1,6 @@
 """Lay out text for any width: columns if they fit, otherwise paragraphs; commands are never broken."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
+from fp8pad.errors import OutputError
 from fp8pad.render.console import print_json, stdout_console
 
 _LONG_ENOUGH = re.compile(r"\S{10,}")
@@ -35,8 +37,13 @@ class Report(Protocol):
 Found = TypeVar("Found", bound=Report)
 
 
-def show(found: Found, screen_of: "Callable[[Found], Screen]", as_json: bool, quiet: bool = False) -> None:
-    """Print a command's result as JSON or, unless `quiet`, as text; an `OSError` has stdout as its file name."""
+def show(
+    found: Found, screen_of: "Callable[[Found], Screen]", as_json: bool, quiet: bool = False, done: str = ""
+) -> None:
+    """Print a command's result as JSON or, unless `quiet`, as text; an `OSError` has stdout as its file name.
+
+    If there is something `done` all the same, `OutputError` says so instead.
+    """
     try:
         if as_json:
             print_json(found.to_json())
@@ -44,6 +51,9 @@ def show(found: Found, screen_of: "Callable[[Found], Screen]", as_json: bool, qu
             screen_of(found).show(stdout_console())
         sys.stdout.flush()
     except OSError as error:
+        if done:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered is not written at exit
+            raise OutputError(f"stdout: {error.strerror}; {done}") from error
         error.filename = "stdout"
         raise
 
