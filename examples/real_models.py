@@ -195,9 +195,16 @@ MODELS = (
 def main() -> None:
     """Print the table, or write one model."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", nargs=2, metavar=("MODEL", "FOLDER"), help="write a model's headers and config")
+    names = [model.name for model in MODELS]
+    about = f"write a model's headers and config to a new folder; MODEL: {', '.join(names)}"
+    parser.add_argument("--write", nargs=2, metavar=("MODEL", "FOLDER"), help=about)
     if written := parser.parse_args().write:
-        write(written[0], Path(written[1]))
+        name, folder = written
+        if name not in names:
+            parser.error(f"{name}: expected one of {', '.join(names)}")
+        if Path(folder).exists():
+            parser.error(f"{folder}: exists already")
+        write(name, Path(folder))
     else:
         print_table()
 

@@ -116,10 +116,9 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
     yield from _tensor_parallel_sizes(plan)
     yield ""
     yield "```sh"
-    if plan.needs_runtime:
-        if url := _repository():
-            yield f"pip install git+{url}  # into the environment of vLLM"
-        yield "vllm serve DIR"
+    if plan.needs_runtime and (url := _repository()):
+        yield f"pip install git+{url}  # into the environment of vLLM"
+    yield "vllm serve DIR"
     if repo := hub_repo(source):
         yield f"fp8pad verify {repo} DIR   # compares every byte with the original"
     else:

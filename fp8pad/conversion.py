@@ -92,7 +92,9 @@ def convert(
         hashes = out.write_files(progress)
         out.write_texts(record_with(contents, hashes))
         replaced = out.publish()
-    for note in out.notes:
+    given = {"--hash": options.hash, "--absorb": plan.policy.absorb, "--absorb-experts": plan.policy.absorb_experts}
+    idle = [name for name, is_given in given.items() if is_given and plan.changes_nothing]
+    for note in (*out.notes, *([f"{', '.join(idle)}: no effect, since an equal copy has no records"] if idle else [])):
         progress.say(note)
     return ConvertReport(
         source=contents.source,

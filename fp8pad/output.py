@@ -30,13 +30,14 @@ class Output:
 
     `notes` are sentences about what is left in the staging folder at the end; `record_bytes` is the size of
     fp8pad.json. `there` is what an earlier run published already, as far as names, sizes and texts tell: its bytes are
-    compared instead of written.
+    compared instead of written. `asked` is the destination as the user wrote it.
     """
 
     contents: Contents
     options: WriteOptions
     writer: Writer
     there: Contents | None
+    asked: Path
     resumed: tuple[str, ...] = ()
     is_published: bool = False
     notes: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ class Output:
     def _compare_files(self, record: CheckpointRecord | None, progress: Progress) -> dict[str, Hashes]:
         """Return hashes if asked for or recorded; raise `OutputError` if a file differs from what would be written."""
         source, target = self.contents.source, self.out_dir
-        progress.say(f"{target}: seems complete; comparing its bytes")
+        progress.say(f"{self.asked}: seems complete; comparing its bytes")
         is_hashed = self.writer.is_hashed or (record is not None and record.has_hashes)
 
         def compare(checked: ShardLayout | str, advance: Advance) -> Hashes | None:
@@ -99,7 +100,7 @@ class Output:
 
     @property
     def _not_empty(self) -> OutputError:
-        return OutputError(f"{self.out_dir}: is not empty; use --overwrite to replace it")
+        return OutputError(f"{self.asked}: is not empty; use --overwrite to replace it")
 
     def _write_shards(self, progress: Progress) -> list[Written]:
         options, writer = self.options, self.writer

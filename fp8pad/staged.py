@@ -16,7 +16,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import forget_publication, is_published, recover
 from fp8pad.checkpoint.staging import Staging, is_files, is_kept, staging_path
 from fp8pad.checkpoint.writer import Writer, is_hashed
-from fp8pad.errors import AlteredPaddingError, OutputError, VerifyError
+from fp8pad.errors import AlteredPaddingError, OutputError, UsageError, VerifyError
 from fp8pad.output import Output, label_of
 from fp8pad.parallel import run_all
 from fp8pad.text import counted
@@ -34,7 +34,7 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     if not staging_path(target).exists() and not there:
         check_replaceable(target, out_dir, contents.names, options.overwrite)
     with hold_staging(target) as staging:
-        out = Output(contents, options, Writer(contents.source, staging, options), there)
+        out = Output(contents, options, Writer(contents.source, staging, options), there, out_dir)
         try:
             recover(staging)
             if not there:
@@ -68,11 +68,11 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
     """Write some shards into the staging folder and leave them there; return the names of all that are finished.
 
     Other processes may write other shards at the same time; a last run must publish all of them. Raises what `staged`
-    raises, and `OutputError` if there are fewer shards.
+    raises, and `UsageError` if there are fewer shards.
     """
     shards, num_shards = options.shards or range(0), len(contents.layouts)
     if shards.stop > num_shards:
-        raise OutputError(f"--shards: expected positions from 0 to {num_shards - 1}, got {shards.stop - 1}")
+        raise UsageError(f"--shards: expected positions from 0 to {num_shards - 1}, got {shards.stop - 1}")
     target, source = check_destination(contents.source, out_dir), contents.source
     layouts = contents.layouts[shards.start : shards.stop]
     check_replaceable(target, out_dir, contents.names, options.overwrite)

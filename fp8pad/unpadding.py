@@ -31,7 +31,7 @@ class UnpadReport:
 
     `resumed` are shards that an earlier run finished, `replaced` is what was at `restored_dir` before. `notes` are
     sentences about what was added, edited or removed since the conversion and what happens to it, about what could not
-    be checked, and about what is left next to `restored_dir`.
+    be checked, and about what is left next to `restored_dir`. If `was_complete`, nothing was written.
     """
 
     restored_dir: Path
@@ -40,6 +40,7 @@ class UnpadReport:
     resumed: tuple[str, ...]
     replaced: Replaced | None = None
     notes: tuple[str, ...] = ()
+    was_complete: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad unpad --json` prints."""
@@ -50,6 +51,7 @@ class UnpadReport:
             "files_left_out": list(self.excluded),
             "files_resumed": list(self.resumed),
             "notes": list(self.notes),
+            **({"was_complete": True} if self.was_complete else {}),
             **(self.replaced.to_json() if self.replaced else {}),
         }
 
@@ -86,7 +88,8 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     changed += _edited(record, contents.source.other_files, hashes)
     unchecked = () if record.has_hashes else (NO_HASHES,)
     notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record), *unchecked, *out.notes)
-    return UnpadReport(restored_dir, len(record.tensors), converted.excluded, out.resumed, replaced, notes)
+    was, excluded = out.there is not None, converted.excluded
+    return UnpadReport(restored_dir, len(record.tensors), excluded, out.resumed, replaced, notes, was_complete=was)
 
 
 def _contents(original: Original, record: CheckpointRecord) -> Contents:

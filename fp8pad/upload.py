@@ -1,5 +1,6 @@
 """Push a converted checkpoint to the hub, if it verifies and its model card says what was changed."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,22 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
 
     First the checkpoint is verified against its own records; if `needs_card`, its model card must say what was changed.
     Raises `UsageError` if `repo` is not a name, `VerifyError` or `RecordError` if a check fails, and `HubError` if the
-    upload does.
+    upload does, or cannot succeed without a login.
     """
     hub_id = HubId.parse(f"hf://{repo}")
     if hub_id is None or hub_id.revision:
         raise UsageError(f"{repo}: expected the name of a model on the hub, org/name")
     try:
-        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
     except ImportError as error:
         raise HubError("push needs huggingface_hub: pip install 'fp8pad[hub]'") from error
     if not (out_dir / RECORD_FILE).exists() and read_checkpoint(out_dir).read_record() is None:
-        hint = "convert it first; an equal copy is published like the original"
+        hint = f"convert it first; an equal copy is published with `hf upload {repo} {shlex.quote(str(out_dir))}`"
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}, so it is not a converted checkpoint; {hint}")
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{repo}: nothing can be pushed: offline mode is on (HF_HUB_OFFLINE)")
+    if get_token() is None:
+        raise HubError(f"{repo}: not logged in: run `hf auth login`")
     report = verify(None, out_dir, progress)
     if not report.ok:
         raise VerifyError(f"{out_dir}: is not pushed: {report.mismatches[0]}")
@@ -62,6 +67,8 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
         raise RecordError(f"{out_dir}: is not pushed: {CARD_FILE} does not say what fp8pad changed; see --no-card")
     converted = read_checkpoint(out_dir)
     files = _files_to_push(converted)
+    for note in report.notes:
+        progress.say(note)
     with hub_errors(hub_id):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)

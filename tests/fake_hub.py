@@ -129,10 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "GET" | "HEAD", [org, name, "resolve", revision, *file]:
                 self._resolve(f"{org}/{name}", revision, "/".join(file))
             case "POST", ["api", "repos", "create"]:
-                document = json.loads(body)
-                repo = "/".join(filter(None, (document.get("organization"), document["name"])))
-                self.hub.repos.setdefault(repo, Repo({}, {}))
-                self._json({"url": f"{self.hub.endpoint}/{repo}"})
+                self._create(json.loads(body))
             case "POST", ["api", "validate-yaml"]:
                 self._json({"errors": [], "warnings": []})
             case "POST", ["api", "models", org, name, "preupload", *_]:
@@ -174,6 +171,14 @@ class _Handler(BaseHTTPRequestHandler):
         commit = commit_of(files)
         found.commits[commit], found.revisions[revision] = files, commit
         self._json({"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{commit}", "commitOid": commit, "success": True})
+
+    def _create(self, document: dict[str, Any]) -> None:
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._json({"error": "Invalid username or password."}, 401)
+            return
+        repo = "/".join(filter(None, (document.get("organization"), document["name"])))
+        self.hub.repos.setdefault(repo, Repo({}, {}))
+        self._json({"url": f"{self.hub.endpoint}/{repo}"})
 
     def _repo(self, repo: str) -> Repo | None:
         """Return a model if the client may see it; otherwise answer as the hub does."""

@@ -14,8 +14,9 @@ from fp8pad.card import BEGIN, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import CheckpointError
+from fp8pad.planning.engines import find_engine
 from fp8pad.render.console import stdout_console
-from fp8pad.render.reports import restoration_screen
+from fp8pad.render.reports import conversion_screen, restoration_screen
 
 ODD_KEYS = ['"my key": precious', "model.name: x", "co2 emissions: 5"]
 RELATION = "base_model_relation: quantized\n"
@@ -150,9 +151,19 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
     assert "\nfp8pad verify ORIGINAL DIR " in padded  # without it, bytes of layers are not compared
     without_plugin = with_section("", source, replace(fp8pad.plan(example).plan, modules={}))
     assert "no plugin is needed" in without_plugin
-    assert "vllm serve" not in without_plugin
+    assert "```sh\nvllm serve DIR\n" in without_plugin
     absorbed = with_section("", source, fp8pad.plan(example, absorb=True).plan)
     assert "- `config.json`: `intermediate_size` is 224 instead of 213." in absorbed
+
+
+def test_the_summary_asks_for_a_base_model_that_is_not_known(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder's name on the hub is not known; nothing is asked for where no card is written."""
+    for card in (True, False):
+        report = fp8pad.convert(model, tmp_path / f"out{card}", card=card)
+        conversion_screen(report, find_engine()).show(stdout_console())
+        assert ("README.md: before you publish it, set base_model" in capsys.readouterr().out) is card
 
 
 def test_sizes_are_those_at_which_heads_can_be_shared_too(model: Path) -> None:

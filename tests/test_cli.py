@@ -680,6 +680,11 @@ def test_what_fp8pad_does_not_take_is_a_usage_error(fp8pad: Fp8pad, example: Pat
     finished = fp8pad("plan", example, "--engine", "vlm")
     known = "sglang-0.5.23, transformers-5.24, vllm-0.33"
     assert finished == Finished(2, "", f"error: engine vlm: expected one of {known}; did you mean vllm-0.33?\n")
+    finished = fp8pad("plan", example, "--engine", "vllm-0.32")
+    said = f"error: engine vllm-0.32: expected one of {known}; of its versions only 0.33 is described\n"
+    assert finished == Finished(2, "", said)
+    for command in (["plan", example, "--html", "-"], ["golden", "record", example, "-o", "-"]):
+        assert fp8pad(*command) == Finished(2, "", "error: -: expected the name of a file\n")
     for name in ("padded", "org/name@v1", "https://hub/org/name"):
         finished = fp8pad("push", example, name)
         assert finished == Finished(2, "", f"error: {name}: expected the name of a model on the hub, org/name\n")
@@ -854,7 +859,7 @@ def test_what_the_engine_serves_only_as_it_is_is_not_converted(fp8pad: Fp8pad, t
 def test_fewer_ranks_that_serve_the_original_need_no_command(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
     """If one rank serves the original, nothing has to be converted for it."""
     run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
-    assert run.stdout.endswith("\nNext\n  TP 1 works with the original as it is\n")
+    assert run.stdout.endswith("\nNext\n  TP 1: vLLM 0.33 serves the FP8 layers of the original as they are\n")
 
 
 def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, tmp_path: Path) -> None:
@@ -864,7 +869,7 @@ def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, tmp_path: Path) -> No
     refused = write_checkpoint(tmp_path / "refused", {"model.safetensors": shard}, config)
     for options, more in ([], []), (["--overwrite"], ["--overwrite"]), (["--force", "--overwrite"], ["--overwrite"]):
         run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", *options)
-        _, _, after = run.stdout.partition("\nNext\n  TP 1 works with:\n")
+        _, _, after = run.stdout.partition("\nNext\n  TP 1: its FP8 layers are served with:\n")
         helps = shlex.split(after.splitlines()[0])
         assert helps == ["fp8pad", "convert", str(refused), str(tmp_path / "out"), *more]
         assert fp8pad(*helps[1:]).status == 0

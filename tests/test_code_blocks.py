@@ -29,6 +29,7 @@ ELSEWHERE = {
     "make": "CI, and people",
     ".ci/run": "CI",
     "vllm serve": "tests/vllm",
+    "hf auth login": "people, once",
     "ray start": "tests/cluster",
     "fp8pad convert /shared/MODEL": "tests/cluster",
     "examples/ci/golden.sh": "tests/test_golden_runs.py",

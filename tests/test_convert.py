@@ -472,6 +472,36 @@ def test_what_is_complete_already_is_compared_and_kept(tmp_path: Path, changed: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
 
 
+def test_a_folder_is_named_as_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by its absolute path, when the same command runs again or is refused."""
+    monkeypatch.chdir(tmp_path)
+    model, told, progress = llama(tmp_path / "model"), list[str](), Progress()
+    monkeypatch.setattr(progress, "say", told.append)
+    source = read_unconverted(model)
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    for _ in range(2):
+        convert(source, plan, Path("out"), WriteOptions(), progress)
+    assert told == ["out: seems complete; comparing its bytes"]
+    (tmp_path / "out" / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"^out: is not empty"):
+        convert(source, plan, Path("out"), WriteOptions(), progress)
+
+
+def test_options_that_an_equal_copy_ignores_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no fp8pad.json for hashes, and no size to enlarge."""
+    told, progress = list[str](), Progress()
+    monkeypatch.setattr(progress, "say", told.append)
+    for inner, expected in (
+        (32, ["--hash, --absorb: no effect, since an equal copy has no records"]),
+        (21, list[str]()),
+    ):
+        source = read_unconverted(llama(tmp_path / f"model{inner}", n=inner, k=32))
+        plan = plan_checkpoint(source.shards, source.configs, Policy(absorb=True))
+        convert(source, plan, tmp_path / f"out{inner}", WriteOptions(hash=True), progress)
+        assert told == expected
+        told.clear()
+
+
 def test_what_was_made_in_the_place_of_an_output_is_not_replaced_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

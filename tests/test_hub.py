@@ -25,6 +25,7 @@ from huggingface_hub import constants
 import fp8pad
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.options import Executor, Link
+from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import opened, work_folder
@@ -36,6 +37,7 @@ from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
 from fp8pad.render.reports import push_screen
 from fp8pad.text import size
+from fp8pad.upload import push
 from fp8pad.verification import NO_HASHES
 
 sys.path.append(str(Path(__file__).parent / "cluster"))
@@ -964,8 +966,47 @@ def test_pushing_uploads_what_the_record_names_alone(
     assert "fp8pad.json holds no hashes" in shown
 
 
-def test_a_folder_without_its_tokenizer_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+def test_without_a_login_nothing_is_verified_first(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verifying may take an hour, after which the upload would fail."""
+    monkeypatch.setattr("fp8pad.upload.verify", lambda *_: pytest.fail("verified"))
+    fp8pad.convert(model, tmp_path / "out")
+    for offline, said in (False, "not logged in: run `hf auth login`"), (True, "offline mode"):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        with pytest.raises(HubError, match=said):
+            fp8pad.push(tmp_path / "out", "org/padded")
+    assert hub.repos == {}
+
+
+def test_the_hubs_reason_is_said(hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's first line has only the status and the URL."""
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    fp8pad.convert(model, tmp_path / "out")
+    with pytest.raises(HubError, match=r"401.*; Invalid username or password\.; run `hf auth login` with a token that"):
+        fp8pad.push(tmp_path / "out", "org/padded")
+    assert hub.repos == {}
+
+
+def test_what_was_not_checked_is_said_before_the_upload(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without hashes: the hub does not even get a repository before that."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    fp8pad.convert(model, tmp_path / "out")
+    told: list[tuple[str, int]] = []
+    progress = Progress()
+    monkeypatch.setattr(progress, "say", lambda note: told.append((note, len(hub.repos))))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    push(tmp_path / "out", "org/padded", private=False, needs_card=True, progress=progress)
+    assert (told, list(hub.repos)) == ([(NO_HASHES, 0)], ["org/padded"])
+
+
+def test_a_folder_without_its_tokenizer_is_not_pushed(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All files that the record names must exist."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     out_dir = tmp_path / "out"
     fp8pad.convert(model, out_dir)
     (out_dir / "tokenizer.json").unlink()
@@ -975,8 +1016,11 @@ def test_a_folder_without_its_tokenizer_is_not_pushed(hub: FakeHub, model: Path,
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "README.md", "config.json", FIRST])
-def test_a_link_out_of_the_folder_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path, file: str) -> None:
+def test_a_link_out_of_the_folder_is_not_pushed(
+    hub: FakeHub, model: Path, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever its target, even the same bytes, and even under a recorded name."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     out_dir = tmp_path / "out"
     fp8pad.convert(model, out_dir)
     (out_dir / file).rename(tmp_path / "moved")
@@ -1013,8 +1057,11 @@ def test_without_huggingface_hub_the_extra_is_named_at_once(
             command("org/name")
 
 
-def test_what_is_not_fit_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+def test_what_is_not_fit_is_not_pushed(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A damaged one, one without a card, one that was not converted, and an invalid name."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     fp8pad.convert(model, tmp_path / "bare", card=False)
     fp8pad.convert(model, tmp_path / "out", verify="full")
     shard = tmp_path / "out" / FIRST
@@ -1022,7 +1069,7 @@ def test_what_is_not_fit_is_not_pushed(hub: FakeHub, model: Path, tmp_path: Path
     for folder, name, message in (
         (tmp_path / "bare", "org/padded", r"README\.md does not say what fp8pad changed"),
         (tmp_path / "out", "org/padded", rf"is not pushed: {FIRST}: sha256"),
-        (model, "org/padded", r"has no fp8pad\.json, so it is not a converted checkpoint; convert it first; an"),
+        (model, "org/padded", rf"has no fp8pad\.json, .*; convert it first; an .* `hf upload org/padded {model}`"),
         (tmp_path / "bare", "padded", "expected the name of a model on the hub"),
     ):
         with pytest.raises(Fp8padError, match=message):

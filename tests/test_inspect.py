@@ -44,6 +44,16 @@ def test_the_records_are_read(out_dir: Path) -> None:
     assert found.quantization.modules[NAME].padded_shape == (32, 32)
 
 
+def test_layers_and_tensors_are_counted_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some layers have no tensor that is larger: they are padded as they are loaded."""
+    models = {"1 layer (2 tensors with their scales)": (21, 24, 1), "2 layers (as they are loaded)": (32, 48, 2)}
+    for said, (n, k, ranks) in models.items():
+        model = llama(tmp_path / f"model{ranks}", n=n, k=k)
+        out_dir = convert_to(model, tmp_path / f"out{ranks}", Policy(tensor_parallel_size=ranks))
+        inspection_screen(inspect_checkpoint(out_dir)).show(stdout_console())
+        assert f"\n  padded  {said}\n" in capsys.readouterr().out
+
+
 META = f"model.safetensors: __metadata__.fp8pad: {NAME}.weight: logical_shape"
 
 
@@ -294,7 +304,7 @@ def test_files_that_changed_are_told_by_their_danger(out_dir: Path) -> None:
     (out_dir / "modeling_llama.py").write_text("import os")
     (out_dir / "tokenizer.json").write_text("{}")
     assert inspect_checkpoint(out_dir).disagreements == (
-        "modeling_llama.py: file: expected no such file, got 9 bytes",
+        "modeling_llama.py: was added (9 bytes)",
         "tokenizer.json: size: expected 18 bytes, got 2 bytes",
     )
 
@@ -304,8 +314,11 @@ def test_what_is_never_copied_is_told_by_its_kind(out_dir: Path) -> None:
     (out_dir / "consolidated.safetensors").write_bytes((out_dir / "model.safetensors").read_bytes())
     (out_dir / "linked.py").symlink_to(Path(__file__))
     os.mkfifo(out_dir / "pipe.py")
-    said = [fault.split("got ")[1] for fault in inspect_checkpoint(out_dir).disagreements]
-    assert said == ["another form of the weights", "a link out of the folder", "not a regular file"]
+    assert inspect_checkpoint(out_dir).disagreements == (
+        "consolidated.safetensors: was added (another form of the weights)",
+        "linked.py: was added (a link out of the folder)",
+        "pipe.py: was added (not a regular file)",
+    )
 
 
 def test_the_document_of_a_script(out_dir: Path) -> None:

@@ -18,6 +18,18 @@ def test_the_documentation_shows_what_the_example_prints() -> None:
     assert table in (ROOT / "docs" / "absorb.md").read_text("utf-8")
 
 
+def test_wrong_usage_is_one_line(tmp_path: Path) -> None:
+    """Models have the names that --help lists, and nothing is written into a folder that exists."""
+    script = [sys.executable, str(ROOT / "examples" / "real_models.py")]
+    listed = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "Qwen2.5-72B" in listed
+    for name, said in ("Qwen", "Qwen: expected one of "), ("Qwen2.5-72B", f"{tmp_path}: exists already"):
+        run = subprocess.run([*script, "--write", name, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert f"error: {said}" in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_written_is_as_large_as_the_model(tmp_path: Path) -> None:
     """It has all 64 experts in each of 26 layers, with 3 matrices each, so that the costs in `plan` are right."""
     write = runpy.run_path(str(ROOT / "examples" / "real_models.py"))["write"]

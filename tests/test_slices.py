@@ -19,7 +19,7 @@ from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.checkpoint.staging import Staging
 from fp8pad.cli.main import app
 from fp8pad.conversion import ConvertReport, SliceReport, convert, convert_slice
-from fp8pad.errors import OutputError
+from fp8pad.errors import OutputError, UsageError
 from fp8pad.output import Output
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
@@ -280,7 +280,6 @@ def test_a_finished_shard_whose_source_changed_meanwhile_is_not_promised(
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--shards", "4-5"], 1, "expected positions from 0 to 4, got 5"),
         (["--shards", "2-1"], 2, "expected the number of a shard"),
         (["--shards", "x"], 2, "expected the number of a shard"),
         (["--shards", "0", "--finish"], 2, "--shards cannot be combined with --finish"),
@@ -304,6 +303,12 @@ def test_wrong_slices_are_one_line(
     assert run.exit_code == status
     assert message in (run.output if status == 2 else str(run.exception))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_range_past_the_last_shard_is_wrong_usage(model: Path, tmp_path: Path) -> None:
+    """As a range that cannot be read is: exit status 2."""
+    with pytest.raises(UsageError, match="expected positions from 0 to 4, got 5"):
+        write_slice(model, tmp_path / "out", range(4, 6))
 
 
 def test_a_slice_needs_room_for_what_is_not_finished(

@@ -195,11 +195,25 @@ def test_what_was_added_later_comes_along(tmp_path: Path) -> None:
     report = restore(out_dir, tmp_path / "restored")
     assert files_of(tmp_path / "restored") == files_of(model) | {"README.md": b"padded", "tokenizer.json": b"edited"}
     notes = (
-        "README.md: file: expected no such file, got 6 bytes: it is copied unchanged",
+        "README.md: was added (6 bytes): it is copied unchanged",
         "tokenizer.json: size: expected 18 bytes, got 6 bytes: it is copied unchanged",
         NO_HASHES,
     )
     assert report == UnpadReport(tmp_path / "restored", tensors_unpadded=2, excluded=(), resumed=(), notes=notes)
+
+
+def test_restoring_again_says_that_nothing_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As converting again does, in the same words."""
+    out_dir, said = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True), list[Any]()
+    for _ in range(2):
+        report = restore(out_dir, tmp_path / "back")
+        restoration_screen(report).show(stdout_console())
+        said.append((report.was_complete, report.to_json().get("was_complete"), capsys.readouterr().out))
+    back = tmp_path / "back"
+    assert said == [
+        (False, None, f"{back}: restored, 2 tensors as before padding\n"),
+        (True, True, f"{back}: complete already, 2 tensors as before padding\n"),
+    ]
 
 
 def test_an_edit_of_the_same_size_is_told_by_its_hash(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
+from fp8pad.render.console import added
 from fp8pad.render.verdict import unabsorbed
 from fp8pad.tensors import ShardHeader, TensorHeader
 
@@ -113,13 +114,13 @@ def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> 
     assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
 
 
-def test_fewer_ranks_are_judged_with_the_options_asked_for() -> None:
-    """Two heads allow two ranks at most, and 213 rows allow two only if absorbing was requested."""
+def test_fewer_ranks_absorbed_come_before_still_fewer_padded() -> None:
+    """Two heads allow two ranks at most, and 213 rows allow two only absorbed, whether that was asked for or not."""
     shapes = gated(MLP, 213) | attention(64)
     made = headers(LLAMA | {"intermediate_size": 213, "num_attention_heads": 2}, CHANNELS, shapes)
-    for absorb, served in ((True, 2), (False, 1)):
-        policy = Policy(tensor_parallel_size=4, absorb=absorb)
-        assert nearest_served_policy(planned(made, policy), VLLM) == replace(policy, tensor_parallel_size=served)
+    for absorb in (True, False):
+        plan = planned(made, Policy(tensor_parallel_size=4, absorb=absorb))
+        assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
 
 
 def test_fewer_ranks_and_absorbing_experts_are_named_where_it_takes_both(tmp_path: Path) -> None:
@@ -653,14 +654,15 @@ def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
     """The rule is the same whether anything is padded or not; it comes after the plan's own command, if any."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     shapes = gated(EXPERT, 384) | {"model.layers.0.self_attn.o_proj": (256, 256)}
-    same = "nothing to convert for TP 2: the checkpoint would stay as it is", ""
+    same = "padding changes nothing for TP 2", ""
     for num_n in (256, 200):
         shapes["model.layers.0.self_attn.o_proj"] = (num_n, 256)
         plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, shapes), Policy(tensor_parallel_size=2))
         first, (said, command) = advice(source, plan, VLLM, "OUT")
         own = "", f"fp8pad convert {source} OUT --tensor-parallel-size 2"
         assert first == (same if plan.changes_nothing else own)
-        assert said == "for 'serves' instead of 'Triton only':"
+        num_bytes = absorbed_at(plan, Judge(plan, VLLM), 2, experts=True).added_bytes
+        assert said == f"for 'serves' instead of 'Triton only', at {added(num_bytes, plan.bytes_before)}:"
         assert command.endswith("OUT --tensor-parallel-size 2 --absorb --absorb-experts")
         written = list(advice(source, plan, VLLM, "OUT", is_written=True))
         assert written == [(said, command)]
@@ -673,13 +675,29 @@ def test_absorbing_is_advised_where_it_spares_the_plugin_at_the_same_cost(tmp_pa
     shapes = gated(MLP, 216) | {"model.layers.0.self_attn.o_proj": (aligned // 16 * 16, 8192)}
     made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, shapes)
     ((said, command),) = advice(source, planned(made, Policy()), VLLM, "OUT")
-    assert said == "absorbed for TP 1, it needs no plugin and costs no more:"
+    assert said == "absorbed for TP 1, it needs no plugin, and adds at most 0.1 % more than padding:"
     assert command.endswith("OUT --absorb")
     ((said, command),) = advice(source, planned(made, Policy(tensor_parallel_size=4)), VLLM, "OUT")
     assert command.endswith("OUT --tensor-parallel-size 4" + (" --absorb" if aligned > 216 else ""))
     assert list(advice(source, planned(made, Policy()), VLLM, "OUT", is_written=True)) == []
     ((said, _),) = advice(source, planned(made, Policy(absorb=True)), VLLM, "OUT")
     assert not said
+
+
+@pytest.mark.parametrize("inner", [216, 384])
+def test_a_smaller_size_gets_the_same_preference(tmp_path: Path, inner: int) -> None:
+    """The largest size that helps, padded or absorbed; absorbed if that spares the plugin at the same cost."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    shapes = gated(MLP, inner) | attention(32) | {"lm_head": (8192, 8192)}
+    made = headers(LLAMA | {"intermediate_size": inner}, CHANNELS, shapes)
+    at_eight = planned(made, Policy(tensor_parallel_size=8))
+    ((said, command),) = advice(source, at_eight, VLLM, "OUT")
+    ((_, at_four),) = advice(source, planned(made, Policy(tensor_parallel_size=4)), VLLM, "OUT")
+    if inner == 216:
+        assert (said, command) == ("TP 4: its FP8 layers are served with:", at_four)
+        assert command.endswith("OUT --tensor-parallel-size 4 --absorb")
+    else:
+        assert (said, command) == ("TP 4: vLLM 0.33 serves the FP8 layers of the original as they are", "")
 
 
 def test_another_size_is_named_where_padding_or_absorbing_helps_there(tmp_path: Path) -> None:
@@ -735,7 +753,8 @@ def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
         plan = planned(headers(config, CHANNELS, gated(MLP, 216)), Policy())
         first, *rest = advice(source, plan, find_engine("sglang-0.5.23"), "OUT")
         assert first == (f"{keeps} {'this way ' if rest else ''}for this engine", "")
-        assert [said for said, _ in rest] == (["for 'serves' instead of 'Triton only':"] if plan.absorbable else [])
+        assert all(said.startswith("for 'serves' instead of 'Triton only', at +") for said, _ in rest)
+        assert bool(rest) == bool(plan.absorbable)
         assert bool(rest) == (model_type == "llama")
         assert all(command.endswith(" OUT --absorb") for _, command in rest)
 
@@ -902,9 +921,11 @@ def test_an_mlp_that_the_models_own_file_pads_is_not_refused() -> None:
 
 
 def test_an_engine_that_is_not_described_is_refused_with_those_that_are() -> None:
-    """The error lists the accepted names and suggests one."""
+    """The error lists the accepted names; another version is not suggested as if the name were mistyped."""
     known = re.escape(", ".join(engines()))
-    with pytest.raises(UsageError, match=rf"^engine vllm-9: expected one of {known}; did you mean vllm-0\.33\?$"):
+    with pytest.raises(
+        UsageError, match=rf"^engine vllm-9: expected one of {known}; of its versions only 0\.33 is described$"
+    ):
         find_engine("vllm-9")
 
 

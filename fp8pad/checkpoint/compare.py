@@ -30,6 +30,8 @@ class Mismatch:
     def __str__(self) -> str:
         if self.got == "no such file" and self.expected.startswith("a file of "):
             return f"{self.file} is missing ({self.expected.removeprefix('a file of ')})"
+        if self.expected == "no such file":
+            return f"{self.file}: was added ({self.got})"
         return f"{self.file}: {self.place}: expected {self.expected}, got {self.got}"
 
 

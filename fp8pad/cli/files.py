@@ -5,11 +5,13 @@ from pathlib import Path
 
 from fp8pad.checkpoint.files import create_file, writing
 from fp8pad.checkpoint.folder import SHARD_SUFFIX
-from fp8pad.errors import OutputError
+from fp8pad.errors import OutputError, UsageError
 
 
 def check_writable(file: Path) -> None:
-    """Raise `OutputError` if `file` cannot be written, before an engine is started for it."""
+    """Raise `OutputError` if `file` cannot be written, before an engine is started; `UsageError` for `-`."""
+    if str(file) == "-":
+        raise UsageError("-: expected the name of a file")
     if file.exists() and not file.is_file():  # a pipe, or /dev/stdout: it would be replaced
         raise OutputError(f"{file}: cannot be written: expected a regular file")
     if not file.parent.is_dir():

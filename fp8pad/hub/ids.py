@@ -66,7 +66,10 @@ def hub_errors(hub_id: HubId, or_folder: bool = False) -> Iterator[None]:
         cause = "offline mode is on" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         raise HubError(f"{begin}{cause}, and the model is not completely in the cache") from error
     except errors.HfHubHTTPError as error:
-        raise HubError(f"{begin}{_first_line(error)}") from error
+        said = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())  # the hub's reason is last
+        is_denied = error.response is not None and error.response.status_code in (401, 403)
+        hint = "; run `hf auth login` with a token that may do this" if is_denied else ""
+        raise HubError(f"{begin}{said or type(error).__name__}{hint}") from error
     except errors.HFValidationError as error:
         raise HubError(f"{begin}is not the name of a model: {_first_line(error)}") from error
     except (errors.HTTPError, ConnectionError) as error:

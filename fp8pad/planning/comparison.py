@@ -94,12 +94,12 @@ def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = (
 def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None:
     """Return the policy nearest to the plan's own whose checkpoint `engine` does not refuse; None if there is none.
 
-    Padding alone is tried first, then absorbing, without the routed experts before with them, then fewer ranks, then
-    both.
+    At its own size padding alone is tried first, then absorbing, without the routed experts before with them; then the
+    same at each smaller size, the largest first, as the plan asks before that.
     """
     judge, size = Judge(plan, engine), plan.policy.tensor_parallel_size
     fewer = [replace(plan.policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
-    nearest = [*_alternatives(plan.policy), *fewer, *(each for asked in fewer for each in _alternatives(asked))]
+    nearest = [*_alternatives(plan.policy), *(each for asked in fewer for each in (asked, *_alternatives(asked)))]
     return next((policy for policy in nearest if not _converted_by(policy, plan, judge).refused), None)
 
 
@@ -130,14 +130,14 @@ def _converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict
 
 
 def better_absorbed(plan: CheckpointPlan, at: AtSize, made: Outcome) -> tuple[Absorbed, Policy] | None:
-    """Return what absorbing more gives at the plan's size, which `at` is about, and the policy; None if not better.
+    """Return what absorbing more gives at the size that `at` is about, and the policy; None if not better.
 
-    `made` is what the engine does with the checkpoint that the plan makes, or with the original. The same outcome
+    `made` is what the engine does there with the checkpoint that the plan makes, or with the original. The same outcome
     without the plugin is better if it costs the same.
     """
     if (absorbed := at.absorbed) is None:
         return None
-    policy = replace(plan.policy, absorb=True, absorb_experts=absorbed.experts)
+    policy = replace(plan.policy, tensor_parallel_size=at.num_ranks, absorb=True, absorb_experts=absorbed.experts)
     gained = OUTCOMES.index(made) - OUTCOMES.index(absorbed.verdict.outcome)
     spares_plugin = plan.needs_runtime and not absorbed.needs_runtime and costs_the_same(plan, absorbed)
     is_better = gained > 0 or (gained == 0 and spares_plugin)

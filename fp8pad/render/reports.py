@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from fp8pad.card import CARD_FILE, hub_repo
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.engines import Engine
@@ -43,7 +44,10 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     named = ("rewritten", report.rewritten), ("resumed", () if report.was_complete else report.resumed)
     facts += [(label, shortened(names)) for label, names in named if names]
     facts += excluded_facts(report.excluded, source.links_out)
-    screen = _screen(out_dir, verdict, [*facts, *_replaced_facts(report.replaced), *note_facts(plan)])
+    facts += [*_replaced_facts(report.replaced), *note_facts(plan)]
+    if CARD_FILE in report.rewritten and not hub_repo(source):
+        facts.append(("note", f"{CARD_FILE}: before you publish it, set base_model to the original's name on the hub"))
+    screen = _screen(out_dir, verdict, facts)
     if not show_refusal(screen, plan, engine):
         _show_serving(screen, plan, out_dir)
     show_advice(screen, advice(source, plan, engine, out_dir, "--overwrite", is_written=True) if plan.layers else ())
@@ -106,8 +110,9 @@ def _verdict(report: VerifyReport) -> str:
 
 def restoration_screen(report: UnpadReport) -> Screen:
     """Lay out what was restored and what was excluded."""
-    verdict = f"restored, {counted(report.tensors_unpadded, 'tensor')} as before padding"
-    facts = [("resumed", shortened(report.resumed))] if report.resumed else []
+    done = "complete already" if report.was_complete else "restored"
+    verdict = f"{done}, {counted(report.tensors_unpadded, 'tensor')} as before padding"
+    facts = [("resumed", shortened(report.resumed))] if report.resumed and not report.was_complete else []
     facts += excluded_facts(report.excluded, others="links out of the folder, or never copied: ")
     facts += [*_replaced_facts(report.replaced), *(("note", printable(note)) for note in report.notes)]
     return _screen(report.restored_dir, verdict, facts)

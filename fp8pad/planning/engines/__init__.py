@@ -139,4 +139,6 @@ def find_engine(name: str | None = None) -> Engine:
         return max(versions, key=lambda engine: [int(number) for number in re.findall(r"\d+", engine.version)])
     close = difflib.get_close_matches(str(name), engines(), n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
+    if described := [engine.version for engine in engines().values() if engine.name.lower() == kind.rpartition("-")[0]]:
+        hint = f"; of its versions only {', '.join(described)} is described"
     raise UsageError(f"engine {name}: expected one of {', '.join(engines())}{hint}")
