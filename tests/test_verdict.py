@@ -700,6 +700,16 @@ def test_a_smaller_size_gets_the_same_preference(tmp_path: Path, inner: int) -> 
         assert (said, command) == ("TP 4: vLLM 0.33 serves the FP8 layers of the original as they are", "")
 
 
+def test_a_smaller_size_is_not_promised_more_than_its_outcome(tmp_path: Path) -> None:
+    """Ten heads stop four ranks; on two, experts are split inside blocks, which only Triton accepts."""
+    source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
+    heads = {"num_attention_heads": 10, "num_key_value_heads": 10, "moe_intermediate_size": 384}
+    shapes = gated(EXPERT, 384) | gated(MLP, 320)
+    plan = planned(headers(MOE | heads, FP8, shapes), Policy(tensor_parallel_size=4))
+    ((said, command),) = advice(source, plan, VLLM, "OUT")
+    assert (said, command) == ("for 'Triton only' at TP 2:", f"fp8pad convert {source} OUT --tensor-parallel-size 2")
+
+
 def test_another_size_is_named_where_padding_or_absorbing_helps_there(tmp_path: Path) -> None:
     """Experts that are whole blocks on one rank are split inside blocks on two, where absorbing helps."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))

@@ -36,6 +36,10 @@ class Absorbed:
     growths: tuple[Growth, ...]
     added_bytes: int
 
+    def costs_the_same(self, plan: CheckpointPlan) -> bool:
+        """Return whether absorbing adds no more to a checkpoint than the plan does, up to a thousandth of its size."""
+        return self.added_bytes - (plan.bytes_after - plan.bytes_before) <= plan.bytes_before // 1000
+
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad plan --json` says about it."""
         return {
@@ -100,7 +104,7 @@ def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None
     judge, size = Judge(plan, engine), plan.policy.tensor_parallel_size
     fewer = [replace(plan.policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
     nearest = [*_alternatives(plan.policy), *(each for asked in fewer for each in (asked, *_alternatives(asked)))]
-    return next((policy for policy in nearest if not _converted_by(policy, plan, judge).refused), None)
+    return next((policy for policy in nearest if not converted_by(policy, plan, judge).refused), None)
 
 
 def check_worth_converting(plan: CheckpointPlan, engine: Engine) -> None:
@@ -122,7 +126,8 @@ def _alternatives(policy: Policy) -> list[Policy]:
     return [replace(policy, absorb=absorb, absorb_experts=experts) for absorb, experts in asked]
 
 
-def _converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict:
+def converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict:
+    """Return what the engine does with the checkpoint that another policy makes, at that policy's size."""
     ranks = policy.tensor_parallel_size
     if policy.absorb or policy.absorb_experts:
         return absorbed_at(plan, judge, ranks, policy.absorb_experts).verdict
@@ -139,14 +144,9 @@ def better_absorbed(plan: CheckpointPlan, at: AtSize, made: Outcome) -> tuple[Ab
         return None
     policy = replace(plan.policy, tensor_parallel_size=at.num_ranks, absorb=True, absorb_experts=absorbed.experts)
     gained = OUTCOMES.index(made) - OUTCOMES.index(absorbed.verdict.outcome)
-    spares_plugin = plan.needs_runtime and not absorbed.needs_runtime and costs_the_same(plan, absorbed)
+    spares_plugin = plan.needs_runtime and not absorbed.needs_runtime and absorbed.costs_the_same(plan)
     is_better = gained > 0 or (gained == 0 and spares_plugin)
     return (absorbed, policy) if is_better and policy != plan.policy else None
-
-
-def costs_the_same(plan: CheckpointPlan, absorbed: Absorbed) -> bool:
-    """Return whether absorbing adds no more to a checkpoint than the plan does, up to a thousandth of its size."""
-    return absorbed.added_bytes - (plan.bytes_after - plan.bytes_before) <= plan.bytes_before // 1000
 
 
 def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None:

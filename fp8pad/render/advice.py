@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes, costs_the_same, nearest_served_policy
+from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes, converted_by, nearest_served_policy
 from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import converted_verdict
+from fp8pad.planning.verdict import Judge, converted_verdict
 from fp8pad.record import Policy
 from fp8pad.render.console import added, command, convert_command
 
@@ -55,7 +55,7 @@ def advice(
         yield from () if is_written else ((said, ""),)
     elif no_gain:
         yield f"nothing to gain at TP {ranks}: {engine.title} serves the original as it is", ""
-    elif not is_written and not (absorbed and costs_the_same(plan, absorbed)):
+    elif not is_written and not (absorbed and absorbed.costs_the_same(plan)):
         yield "", converting(plan.policy)
     if absorbed and absorbed.verdict.outcome != outcome:
         costs = added(absorbed.added_bytes, plan.bytes_before)
@@ -81,9 +81,9 @@ def _nearest(plan: CheckpointPlan, engine: Engine) -> tuple[str, Policy | None]:
     (at,) = compare_sizes(plan, engine, (policy.tensor_parallel_size,))
     if not at.original.findings:
         return f"TP {at.num_ranks}: {engine.title} serves the FP8 layers of the original as they are", None
-    outcome = at.absorbed.verdict.outcome if policy.absorb and at.absorbed else at.padded.outcome
+    outcome = converted_by(policy, plan, Judge(plan, engine)).outcome
     absorbed = better_absorbed(plan, at, outcome)
-    if absorbed and costs_the_same(plan, absorbed[0]):
+    if absorbed and absorbed[0].costs_the_same(plan):
         policy, outcome = absorbed[1], absorbed[0].verdict.outcome
-    layers = "its FP8 layers are served" if outcome == "serves" else f"'{outcome}'"
-    return f"TP {at.num_ranks}: {layers} with:", policy
+    served = f"TP {at.num_ranks}: its FP8 layers are served with:"
+    return served if outcome == "serves" else f"for '{outcome}' at TP {at.num_ranks}:", policy

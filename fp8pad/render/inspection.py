@@ -71,5 +71,4 @@ def _serving(inspection: Inspection) -> str:
         return "not known, since a record cannot be read"
     if inspection.quantization is None:
         return "any engine that runs the original"
-    layers = counted(len(inspection.quantization.modules), "padded layer")
-    return f"vLLM with fp8pad installed next to it, for {layers}"
+    return "vLLM with fp8pad installed next to it"
