@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "vllm",
     },
     "summary": READING | {"card"},
-    "render": READING | RESULTS | {"__init__", "render", "rich", "summary"},
+    "render": READING | RESULTS | {"__init__", "card", "render", "rich", "summary"},
     "cli": READING | RESULTS | {"__init__", "cli", "library", "output", "render", "typer"},
 }
 # Heavy or optional: parts that may import them do so inside functions.
