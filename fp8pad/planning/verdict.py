@@ -96,11 +96,11 @@ class Judge:
         `grown` are the old and new values of the sizes that are absorbed, by their path in config.json.
         """
         shapes = [(group, group.grown(grown)) for group in self._groups]
-        is_larger = any(group.example.is_for_runtime and group.example.aligned(it) != it for group, it in shapes)
-        no_plugin = NO_RUNTIME if is_larger else (self._engine.unknown_method, NO_RUNTIME[1])
-        groups = [
-            (group, self._said(group.example, shape, num_ranks, needs_runtime, no_plugin)) for group, shape in shapes
-        ]
+        groups = [(group, self._said(group.example, shape, num_ranks, needs_runtime)) for group, shape in shapes]
+        if needs_runtime and not self._engine.has_runtime:
+            is_larger = any(group.example.is_for_runtime and group.example.aligned(it) != it for group, it in shapes)
+            unserved = NO_RUNTIME if is_larger else (self._engine.unknown_method, NO_RUNTIME[1])
+            groups = [(group, unserved) for group, _ in groups]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
         indivisible, of_model = self._indivisible, None
         is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
@@ -141,22 +141,16 @@ class Judge:
             total += len(group.places) * (layer.bytes_at(made) - layer.bytes_at(group.grown({})))
         return total
 
-    def _said(
-        self, layer: LayerPlan, shape: Shape, num_ranks: int, needs_runtime: bool, no_plugin: Said
-    ) -> Said | None:
+    def _said(self, layer: LayerPlan, shape: Shape, num_ranks: int, needs_runtime: bool) -> Said | None:
         """Return the outcome for a layer `(N, K)`; None if the engine just serves it.
 
-        `no_plugin` is what happens to a padded checkpoint in an engine that fp8pad has no plugin for.
         The plugin leaves a layer to the engine if it does not handle it at all, and a tensor that is a whole layer of
         the engine if it has nothing to pad.
         """
         part, kernel = layer.sharding.part(shape, num_ranks), layer.kernel_shape(shape, num_ranks)
-        has_runtime = self._engine.has_runtime
         is_whole = len(layer.sharding.groups) > 1 and not layer.pads(shape, num_ranks)
-        if not needs_runtime or not layer.is_for_runtime or (is_whole and has_runtime):
+        if not needs_runtime or not layer.is_for_runtime or is_whole:
             fit = self._stock_fit(layer, part, kernel)
-        elif not has_runtime:
-            return no_plugin
         elif said := _RUNTIME.get(layer.fit_at(num_ranks, shape)):
             return said
         else:
