@@ -532,7 +532,7 @@ def test_a_current_folder_that_is_gone_is_a_line(
     assert fp8pad("convert", example, tmp_path / "out").status == 0
 
 
-@pytest.mark.parametrize("planted", [".plan.html.unfinished", "plan.html"])
+@pytest.mark.parametrize("planted", [".plan.html.fp8pad-unfinished", "plan.html"])
 def test_a_page_is_written_through_no_link_that_somebody_put_in_its_way(
     fp8pad: Fp8pad, example: Path, tmp_path: Path, planted: str
 ) -> None:
@@ -568,11 +568,13 @@ def test_what_is_no_file_is_not_replaced_by_a_page(fp8pad: Fp8pad, example: Path
     assert not page.is_file()
 
 
-@pytest.mark.parametrize("way", ["config.json", "model.safetensors", "README.md", "link"])
+@pytest.mark.parametrize("way", ["config.json", "model.safetensors", "README.md", "2_Dense/weights.json", "link"])
 def test_no_page_takes_the_place_of_a_file_of_a_checkpoint(fp8pad: Fp8pad, tmp_path: Path, way: str) -> None:
     """Not through a link from elsewhere either; a page with a new name is allowed in that folder."""
     model = llama(tmp_path / "model")
-    (model / "README.md").write_text("a card")
+    (model / "2_Dense").mkdir()
+    for name in ("README.md", "2_Dense/weights.json"):
+        (model / name).write_text("kept")
     (tmp_path / "page.html").symlink_to(model / "config.json")
     before = files_of(model)
     page = tmp_path / "page.html" if way == "link" else model / way

@@ -624,7 +624,7 @@ def test_too_little_space_is_noticed_before_anything_is_written(
         converted(model, tmp_path / "deep" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / ".out.fp8pad" / "staged").mkdir(parents=True)
-    (tmp_path / ".out.fp8pad" / "staged" / "x.unfinished").write_bytes(bytes(4000))
+    (tmp_path / ".out.fp8pad" / "staged" / "a.unfinished").write_bytes(bytes(4000))
     (tmp_path / ".out.fp8pad").chmod(0o700)
     converted(model, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]

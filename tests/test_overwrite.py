@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -211,6 +212,29 @@ def test_another_path_to_a_folder_does_not_hide_it(tmp_path: Path, monkeypatch: 
     with pytest.raises(OutputError, match=r"is the model folder itself|contains the model|is the home folder"):
         (restore if source.name == "padded" else converted)(source, target, OVERWRITE)
     assert untouched(real) == before
+
+
+@pytest.mark.parametrize("way", ["a file", "a folder", "a link to a link"])
+def test_nothing_that_the_model_links_to_is_replaced(tmp_path: Path, way: str) -> None:
+    """Whether fp8pad follows the link or leaves it out: what it leads to may be the only copy."""
+    model, out_dir = llama(tmp_path / "model"), tmp_path / "out"
+    (model / "assets").mkdir()
+    (model / "assets" / "photo").write_text("the only copy")
+    converted(model, out_dir)
+    if way == "a file":
+        (model / "notes.json").symlink_to(out_dir / "fp8pad.json")
+    elif way == "a folder":
+        shutil.rmtree(model / "assets")
+        (model / "assets").symlink_to(out_dir / "assets")
+    else:
+        (model / "model.safetensors").rename(tmp_path / "shard")
+        (model / "model.safetensors").symlink_to("../out/model.safetensors")
+        (out_dir / "model.safetensors").unlink()
+        (out_dir / "model.safetensors").symlink_to("../shard")
+    before = untouched(tmp_path)
+    with pytest.raises(OutputError, match="contains the model, or a file that it links to"):
+        converted(model, out_dir, OVERWRITE)
+    assert untouched(tmp_path) == before
 
 
 def test_the_root_is_refused(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,6 +300,20 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
         pytest.fail("it is not ours")
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    ["files-from-alice/thesis", "kept.alice/thesis", "old.discarded/thesis", "staged/my.note", "staged/a.b"],
+)
+def test_what_others_put_there_is_refused_and_kept(tmp_path: Path, foreign: str) -> None:
+    """Only the very names that fp8pad gives count as its own, not what begins or ends like them."""
+    path = tmp_path / HIDDEN / foreign
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(OutputError, match="was not put there by fp8pad"), hold_staging(tmp_path / "out"):
+        pytest.fail("it is not ours")
+    assert path.read_text() == "mine"
+
+
 def test_a_file_is_never_written_through_another_name_of_it(tmp_path: Path) -> None:
     """A hard link to a source's shard, under the name of the next file to write, keeps its contents."""
     (tmp_path / "shard").write_bytes(b"source")

@@ -148,6 +148,14 @@ def test_layers_of_a_second_kind_have_their_own_number_of_key_value_heads(
     assert {ranks: rank_shape(plan, ranks)[0] for ranks in by_ranks} == by_ranks
 
 
+@pytest.mark.parametrize("key", ["head_dim", "v_head_dim", "swa_head_dim", "swa_v_head_dim", "global_head_dim"])
+@pytest.mark.parametrize("size", [{}, [64]])
+def test_a_size_of_heads_may_be_anything(key: str, size: object) -> None:
+    """Then the numbers of heads decide alone."""
+    config: Json = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, key: size}
+    assert rank_shape(layer("model.layers.0.self_attn.k_proj", (256, 512), config=config), 8) == (64, 512)
+
+
 def test_key_value_heads_fused_with_the_queries_are_copied_too() -> None:
     """32 heads and 2 key-value heads in one tensor: eight ranks hold 4 + 1 + 1 heads; 5 heads cannot be split."""
     config: Json = {"model_type": "glm4", "num_attention_heads": 32, "num_key_value_heads": 2}

@@ -123,12 +123,22 @@ def _check_apart(source: Checkpoint, target: Path, out_dir: Path) -> None:
         raise OutputError(f"{out_dir}: is inside the model folder {source.root}")
     if holder := next((parent for parent in target.parents if (parent / RECORD_FILE).exists()), None):
         raise OutputError(f"{out_dir}: is inside {holder}, which fp8pad wrote; verify would report it there")
-    files = (Path(os.path.realpath(source.root / file)) for file in source.identities)  # no error for a loop of links
+    files = (path for file in (*source.identities, *source.excluded) for path in _led_to(model / file))
     for path in (model, *(path for path in files if not path.is_relative_to(model))):
         if _is_within(path, target):
             raise OutputError(f"{out_dir}: contains the model, or a file that it links to: {path}")
         if _is_within(path, staging := staging_path(target)):
             raise OutputError(f"{out_dir}: the model, or a file that it links to, is in the staging folder {staging}")
+
+
+def _led_to(path: Path) -> Iterator[Path]:
+    """Yield every file and folder that a chain of links leads to: a link in it may be replaced, too."""
+    seen = set[Path]()
+    while path.is_symlink() and path not in seen:
+        seen.add(path)
+        path = Path(os.path.realpath(path.parent), path.readlink())
+        path = Path(os.path.realpath(path.parent), path.name)
+        yield path
 
 
 def _is_within(path: Path, folder: Path) -> bool:

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fp8pad.checkpoint.directory import Directory, is_discarded, is_file, is_folder, open_directory
+from fp8pad.checkpoint.directory import DISCARDED, Directory, is_file, is_folder, open_directory
 from fp8pad.checkpoint.files import writing
 from fp8pad.checkpoint.staging import (
     LOCK,
     PUBLICATION,
     REPLACED,
     STAGED,
-    SUFFIXES,
     Staging,
     is_files,
     is_kept,
+    is_staged,
     staging_path,
 )
 from fp8pad.errors import OutputError
@@ -129,11 +129,13 @@ def _check_own(root: Directory) -> None:
     if root.status(STAGED):
         with root.open(STAGED) as staged:
             for name in staged.names():
-                _check_entry(staged, name, is_file if name.endswith(SUFFIXES) else None)
+                _check_entry(staged, name, is_file if is_staged(name) else None)
 
 
 def _is_known(name: str) -> bool:
-    return name in {STAGED, REPLACED} or is_files(name) or is_kept(name) or is_discarded(name)
+    before = name.removesuffix(DISCARDED)  # `Directory.discard` was killed; subfolders have numbers there
+    is_number = before != name and before.isdecimal()
+    return before in {STAGED, REPLACED} or is_files(before) or is_kept(before) or is_number
 
 
 def _check_entry(folder: Directory, name: str, is_expected: Callable[[os.stat_result | None], bool] | None) -> None:

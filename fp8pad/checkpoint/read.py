@@ -19,7 +19,7 @@ from fp8pad.checkpoint.folder import (
 )
 from fp8pad.checkpoint.headers import header_of
 from fp8pad.checkpoint.json_text import parse_object
-from fp8pad.errors import AlreadyPaddedError, CheckpointError, HeaderError
+from fp8pad.errors import AlreadyPaddedError, CheckpointError, HeaderError, shown
 from fp8pad.record import CONFIG_FILE, MODELOPT_FILE
 from fp8pad.tensors import ShardHeader
 
@@ -138,7 +138,7 @@ def parse_index(text: str | None) -> dict[str, str]:
     files: dict[str, str] = {}  # many tensors share one string for each file
     for name, file in weight_map.items():
         if not isinstance(file, str) or not is_shard(file):
-            raise CheckpointError(f"{INDEX_FILE}: {name}: expected the name of a file in the folder, got {file!r}")
+            raise CheckpointError(f"{INDEX_FILE}: {name}: expected the name of a file in the folder, got {shown(file)}")
         weight_map[name] = files.setdefault(file, file)
     return weight_map
 

@@ -16,13 +16,14 @@ from.
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fp8pad.checkpoint.directory import CANNOT_LINK, Directory, is_discarded, is_file
+from fp8pad.checkpoint.directory import CANNOT_LINK, Directory, is_file
 from fp8pad.checkpoint.files import OpenFile, create_file, writing
 from fp8pad.errors import CheckpointError
 
@@ -31,7 +32,8 @@ MAX_NOTE_BYTES = 1 << 16
 FILES, REPLACED, KEPT, PUBLICATION = "files", "replaced", "kept", "publication"
 LOCK, STAGED = "lock", "staged"
 _FINISHED, _COMPLETE, _UNFINISHED, _NOTE = ".finished", ".complete", ".unfinished", ".note"
-SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
+_SUFFIXES = (_FINISHED, _COMPLETE, _UNFINISHED, _NOTE)
+_HEX = "[0-9a-f]+"  # keys and tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +190,14 @@ def staging_path(out_dir: Path) -> Path:
 
 def is_kept(name: str) -> bool:
     """Return whether a folder of that name was set aside for good."""
-    return name.startswith(KEPT) and not is_discarded(name)
+    return re.fullmatch(rf"{KEPT}\.{_HEX}", name) is not None
 
 
 def is_files(name: str) -> bool:
     """Return whether a folder of that name is one that becomes `out_dir`, in this run or in another."""
-    return name.startswith(FILES) and not is_discarded(name)
+    return re.fullmatch(rf"{FILES}\.{_HEX}", name) is not None
+
+
+def is_staged(name: str) -> bool:
+    """Return whether a file of that name is a shard, or a note on one, that some run wrote to `staged`."""
+    return re.fullmatch(rf"{_HEX}(\.{_HEX})?({'|'.join(map(re.escape, _SUFFIXES))})", name) is not None

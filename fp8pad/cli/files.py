@@ -6,6 +6,7 @@ from pathlib import Path
 from fp8pad.checkpoint.files import create_file, writing
 from fp8pad.checkpoint.folder import SHARD_SUFFIX
 from fp8pad.errors import OutputError, UsageError
+from fp8pad.record import CONFIG_FILE
 
 
 def check_writable(file: Path) -> None:
@@ -18,19 +19,18 @@ def check_writable(file: Path) -> None:
         raise OutputError(f"{file}: {file.parent} is not a folder")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise OutputError(f"{file}: cannot be written")
-    if file.exists() and any(_holds_checkpoint(folder) for folder in (file.parent, file.resolve().parent)):
-        raise OutputError(f"{file}: is a file of a checkpoint; choose another file name")
-
-
-def _holds_checkpoint(folder: Path) -> bool:
-    return (folder / "config.json").exists() or any(folder.glob(f"*{SHARD_SUFFIX}"))
+    for path in (file.absolute(), file.resolve()) if file.exists() else ():
+        for folder in path.parents:
+            signs = (folder / CONFIG_FILE).exists(), any(folder.glob(f"*{SHARD_SUFFIX}"))
+            if all(signs) or (any(signs) and folder == path.parent):  # a config.json above it can be anything
+                raise OutputError(f"{file}: is a file of a checkpoint; choose another file name")
 
 
 def write_text(file: Path, text: str) -> None:
     """Write `text` to `file`, or what it links to, through a new file and a rename; raises `OutputError` on failure."""
     with writing(file):
         target = file.resolve()
-        unfinished = target.with_name(f".{target.name}.unfinished")
+        unfinished = target.with_name(f".{target.name}.fp8pad-unfinished")
         unfinished.unlink(missing_ok=True)
         try:
             with create_file(unfinished, str(file)) as opened:  # a new file: somebody may have put a link there
