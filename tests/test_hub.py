@@ -296,7 +296,7 @@ def test_a_long_name_of_the_output_is_a_name(hub: FakeHub, model: Path, tmp_path
 def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """It says that the output is complete, whichever call fails; the same command removes what stayed."""
+    """It says that the work is done, whichever call fails; the same command removes what stayed."""
     hub.add(NAME, model)
     work, original = work_folder(tmp_path / "out"), getattr(os, call)
 
@@ -312,6 +312,27 @@ def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
     assert fp8pad.verify(model, tmp_path / "out").ok
     fp8pad.convert(NAME, tmp_path / "out")
     assert left_beside(tmp_path / "out") == set()
+
+
+def test_a_slice_whose_fetched_files_cannot_be_removed_does_not_say_that_the_output_is_complete(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is none yet; the shards are finished."""
+    hub.add(NAME, model)
+    work, rmdir = work_folder(tmp_path / "out", range(2)), os.rmdir
+
+    def fail(path: object, *arguments: Any, **keywords: Any) -> Any:
+        if str(path).endswith(work.name):
+            raise OSError(errno.EIO, "Input/output error")
+        return rmdir(path, *arguments, **keywords)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", fail)
+        with pytest.raises(OutputError, match=r"cannot be removed: .*; what was asked for is done$"):
+            fp8pad.convert_shards(NAME, tmp_path / "out", range(2))
+    assert not (tmp_path / "out").exists()
+    fp8pad.convert(NAME, tmp_path / "out", finish=True)
+    assert fp8pad.verify(model, tmp_path / "out").ok
 
 
 def test_a_full_temporary_folder_is_a_line(

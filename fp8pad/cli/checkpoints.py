@@ -85,7 +85,7 @@ def convert(
     """
     from fp8pad.planning.engines import find_engine
     from fp8pad.render.console import command, words_of
-    from fp8pad.render.plan import not_understood
+    from fp8pad.render.plan import not_understood_facts
     from fp8pad.render.reports import conversion_screen, refusal_screen, slice_screen
     from fp8pad.render.screen import show
 
@@ -99,9 +99,9 @@ def convert(
     try:
         if shards is None:
             done = run(library.convert, model, out_dir, screen=lambda found: conversion_screen(found, engine), **asked)
-            if (quiet or as_json) and (warning := not_understood(done.plan)):  # the summary says it, too
+            if (quiet or as_json) and (facts := list(not_understood_facts(done.plan))):  # the summary has them, too
                 first = done.plan.not_understood[0].name
-                typer.echo(printable(f"warning: {warning}, the first: {first}"), err=True)
+                typer.echo(printable(f"warning: {facts[0][1]}, the first: {first}"), err=True)
         else:
             chosen = those_of(library.convert_shards, asked)
             finish = command("convert", model, out_dir, *words_of(library.convert, asked), "--finish")

@@ -91,17 +91,11 @@ def _row(pattern: str, layer: LayerPlan) -> Row:
     return *cells, Text(layer_how(layer), style=style), printable(layer.reason)
 
 
-def not_understood(plan: CheckpointPlan) -> str:
-    """Return how many FP8 layers are not understood and carried unchanged; empty if there are none."""
-    unknown = plan.not_understood
-    return f"{counted(len(unknown), 'FP8 layer')} not understood: carried unchanged" if unknown else ""
-
-
 def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
-    """Yield the number of FP8 layers that are not understood, and a row for each reason."""
-    if said := not_understood(plan):
-        yield "warning", said
-        yield from _by_reason("not understood", plan.not_understood)
+    """Yield the number of FP8 layers that are not understood and carried unchanged, and a row for each reason."""
+    if unknown := plan.not_understood:
+        yield "warning", f"{counted(len(unknown), 'FP8 layer')} not understood: carried unchanged"
+        yield from _by_reason("not understood", unknown)
 
 
 def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
