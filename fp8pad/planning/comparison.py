@@ -7,7 +7,7 @@ from typing import Any
 from fp8pad.errors import NotServedError
 from fp8pad.planning.engines import OUTCOMES, Engine, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, Verdict, check_served
+from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
 from fp8pad.record import Policy
 
 SIZES = (1, 2, 4, 8, 16)
@@ -111,13 +111,15 @@ def check_worth_converting(plan: CheckpointPlan, engine: Engine) -> None:
     """Raise `NotServedError` if the engine is known to refuse the plan's checkpoint, but not every alternative.
 
     Alternatives are another policy's checkpoint and the original. If it refuses all of them, converting makes nothing
-    worse, and the checkpoint may be for another engine.
+    worse, and the checkpoint may be for another engine. A method that the engine takes with an option is no reason.
     """
     try:
         check_served(plan, engine)
     except NotServedError:
-        original = Judge(plan, engine).original(plan.policy.tensor_parallel_size)
-        if not original.refused or nearest_served_policy(plan, engine):
+        judge = Judge(plan, engine)
+        if {(each.outcome, each.why) for each in converted_verdict(plan, engine).refusals} == {judge.of_method}:
+            return
+        if not judge.original(plan.policy.tensor_parallel_size).refused or nearest_served_policy(plan, engine):
             raise
 
 

@@ -67,7 +67,10 @@ def check_served(plan: CheckpointPlan, engine: Engine) -> None:
 
 
 class Judge:
-    """What one engine does with one plan's checkpoint; a group of equal layers is assessed once."""
+    """What one engine does with one plan's checkpoint; a group of equal layers is assessed once.
+
+    `of_method` is what it does with the original's quantization method, whatever the layers, unless it is given an option.
+    """
 
     def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
         self._plan, self._engine = plan, engine
@@ -78,7 +81,7 @@ class Judge:
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
         self._indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
-        self._of_method = next((rule.said for rule in self._rules if rule.of_model), None)
+        self.of_method = next((rule.said for rule in self._rules if rule.of_model), None)
         patterns = sorted({pattern for rule in self._rules for pattern in rule.modules})
         unloaded = [pattern for rule in self._rules if rule.unloaded for pattern in rule.modules]
         groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
@@ -109,7 +112,7 @@ class Judge:
             why = f"{uneven.number_of(grown)} {uneven.what}, which {num_ranks} ranks cannot share evenly"
             of_model = indivisible[0], why
             groups = [(group, of_model) for group, _ in groups]
-        of_method = None if needs_runtime else self._of_method
+        of_method = None if needs_runtime else self.of_method
         places: dict[Said, list[int]] = {}
         for group, said in [*((group, of_method) for group in self._groups), *groups]:
             if said:
