@@ -69,7 +69,7 @@ def check_served(plan: CheckpointPlan, engine: Engine) -> None:
 class Judge:
     """What one engine does with one plan's checkpoint; a group of equal layers is assessed once.
 
-    `of_method` is what it does with the original's quantization method, whatever the layers, unless it is given an option.
+    `of_method` is what it does with any checkpoint of the original's method, unless it is given an option; None: serve.
     """
 
     def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
