@@ -307,7 +307,7 @@ def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(OutputError, match=r"fp8pad-hub: cannot be removed: .*; what was asked for is done"):
+        with pytest.raises(OutputError, match=r"fp8pad-hub: cannot be removed: .*; what was asked for is complete"):
             fp8pad.convert(NAME, tmp_path / "out")
     assert fp8pad.verify(model, tmp_path / "out").ok
     fp8pad.convert(NAME, tmp_path / "out")
@@ -328,7 +328,7 @@ def test_a_slice_whose_fetched_files_cannot_be_removed_does_not_say_that_the_out
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rmdir", fail)
-        with pytest.raises(OutputError, match=r"cannot be removed: .*; what was asked for is done$"):
+        with pytest.raises(OutputError, match=r"cannot be removed: .*; what was asked for is complete$"):
             fp8pad.convert_shards(NAME, tmp_path / "out", range(2))
     assert not (tmp_path / "out").exists()
     fp8pad.convert(NAME, tmp_path / "out", finish=True)

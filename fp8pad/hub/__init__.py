@@ -113,7 +113,7 @@ def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
             if parts.is_dir():
                 shutil.rmtree(parts)
         except OSError as error:
-            done = "what was asked for is done"
+            done = "what was asked for is complete"
             raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
 
 
