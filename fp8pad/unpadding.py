@@ -88,8 +88,15 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     changed += _edited(record, contents.source.other_files, hashes)
     unchecked = () if record.has_hashes else (NO_HASHES,)
     notes = (*_notes_on_changed(changed, converted, record), *_notes_on_card(converted, record), *unchecked, *out.notes)
-    was, excluded = out.there is not None, converted.excluded
-    return UnpadReport(restored_dir, len(record.tensors), excluded, out.resumed, replaced, notes, was_complete=was)
+    return UnpadReport(
+        restored_dir=restored_dir,
+        tensors_unpadded=len(record.tensors),
+        excluded=converted.excluded,
+        resumed=out.resumed,
+        replaced=replaced,
+        notes=notes,
+        was_complete=out.there is not None,
+    )
 
 
 def _contents(original: Original, record: CheckpointRecord) -> Contents:

@@ -99,25 +99,27 @@ class Judge:
         `grown` are the old and new values of the sizes that are absorbed, by their path in config.json.
         """
         shapes = [(group, group.grown(grown)) for group in self._groups]
-        groups = [(group, self._said(group.example, shape, num_ranks, needs_runtime)) for group, shape in shapes]
+        groups: list[tuple[AlikeLayers, Said | None]]
         if needs_runtime and not self._engine.has_runtime:
             is_larger = any(group.example.is_for_runtime and group.example.aligned(it) != it for group, it in shapes)
             unserved = NO_RUNTIME if is_larger else (self._engine.unknown_method, NO_RUNTIME[1])
-            groups = [(group, unserved) for group, _ in groups]
+            groups = [(group, unserved) for group, _ in shapes]
+        else:
+            groups = [(group, self._said(group.example, it, num_ranks, needs_runtime)) for group, it in shapes]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
-        indivisible, of_model = self._indivisible, None
+        indivisible, of_count = self._indivisible, None
         is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
         uneven = next((count for count in self._counts if not count.is_shared_by(num_ranks, grown)), None)
         if uneven and indivisible and not is_said:
             why = f"{uneven.number_of(grown)} {uneven.what}, which {num_ranks} ranks cannot share evenly"
-            of_model = indivisible[0], why
-            groups = [(group, of_model) for group, _ in groups]
+            of_count = indivisible[0], why
+            groups = [(group, of_count) for group, _ in groups]
         of_method = None if needs_runtime else self.of_method
         places: dict[Said, list[int]] = {}
         for group, said in [*((group, of_method) for group in self._groups), *groups]:
             if said:
                 places.setdefault(said, []).extend(group.places)
-        found = sorted((said not in (of_method, of_model), sorted(where), said) for said, where in places.items())
+        found = sorted((said not in (of_method, of_count), sorted(where), said) for said, where in places.items())
         layers = self._plan.layers
         findings = [
             Finding(*said, tuple(layers[place].name for place in where), not of_layers)
