@@ -148,8 +148,8 @@ def cut_output(output: torch.Tensor, n: int, *, strided: bool = False) -> torch.
         return logical.contiguous()
     if strided:
         return logical
-    if not output.is_cuda or not _waits_for_device(logical):
-        return logical.contiguous()
+    if logical.is_contiguous() or not output.is_cuda or not _waits_for_device(logical):
+        return logical.contiguous()  # the view itself if there is only one token
     from fp8pad.runtime.kernels import cut_columns  # Triton, which not every platform has
 
     return cut_columns(output.view(-1, output.shape[-1]), n).view(*output.shape[:-1], n)

@@ -196,6 +196,14 @@ def test_cut_columns(n: int, padded_n: int, dtype: torch.dtype) -> None:
         assert torch.equal(cut.view(torch.int16), x[:, :n].contiguous().view(torch.int16))
 
 
+def test_the_output_of_one_token_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is contiguous without its padding, so a launch would gain nothing, in a CUDA graph either."""
+    monkeypatch.setattr(activations, "_waits_for_device", lambda _: True)
+    output = torch.ones(2, 224, device="cuda", dtype=torch.bfloat16)
+    pointers = [activations.cut_output(rows, 213).data_ptr() for rows in (output[:1], output)]
+    assert [pointer == output.data_ptr() for pointer in pointers] == [True, False]
+
+
 @pytest.mark.parametrize("scheme", ["token", "tensor", "static"])
 def test_no_tokens(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty batch is no error, compiled for some tokens or not."""
