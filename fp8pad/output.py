@@ -20,7 +20,7 @@ from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.errors import OutputError, VerifyError
 from fp8pad.hub import SentCheckpoint
-from fp8pad.parallel import run_all, work_on_all
+from fp8pad.parallel import run_on_threads, run_on_workers
 from fp8pad.record import RECORD_FILE, CheckpointRecord
 
 
@@ -63,7 +63,7 @@ class Output:
         files = (*(layout.file for layout in contents.layouts), *source.other_files)
         progress.start(label_of(contents.layouts, self.options), total_bytes, len(files))
         shards = self._write_shards(progress)
-        others = run_all(self._copy_other_file, source.other_files, self.options.jobs, progress)
+        others = run_on_threads(self._copy_other_file, source.other_files, self.options.jobs, progress)
         written = dict(zip(files, (*shards, *others), strict=True))
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
@@ -92,7 +92,7 @@ class Output:
         data_bytes = sum(layout.data_bytes() + source.fetched_bytes(layout.file) for layout in layouts)
         files: tuple[ShardLayout | str, ...] = (*layouts, *source.other_files)
         progress.start("comparing", data_bytes, len(files))
-        found = run_all(compare, files, self.options.jobs, progress)
+        found = run_on_threads(compare, files, self.options.jobs, progress)
         self.resumed = tuple(layout.file for layout in layouts)
         self.record_bytes = (target / RECORD_FILE).stat().st_size if record else 0
         names = (*self.resumed, *source.other_files)
@@ -104,11 +104,8 @@ class Output:
 
     def _write_shards(self, progress: Progress) -> list[Written]:
         options, writer = self.options, self.writer
-        if options.executor == "local":
-            return run_all(writer.write_shard, self.contents.layouts, options.jobs, progress)
-        source = SentCheckpoint.of(writer.source)
-        sent = SentWriter(source, str(self.out_dir), replace(options, shards=None))
-        return work_on_all(sent, self.contents.layouts, options, progress)
+        sent = SentWriter(SentCheckpoint.of(writer.source), str(self.out_dir), replace(options, shards=None))
+        return run_on_workers(writer.write_shard, self.contents.layouts, options, progress, sent)
 
     def write_texts(self, record: CheckpointRecord | None = None) -> None:
         """Write the record, then the text files, config.json last: without it nothing can be loaded.

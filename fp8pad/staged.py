@@ -18,7 +18,7 @@ from fp8pad.checkpoint.staging import Staging, is_files, is_kept, staging_path
 from fp8pad.checkpoint.writer import Writer, is_hashed
 from fp8pad.errors import AlteredPaddingError, OutputError, UsageError, VerifyError
 from fp8pad.output import Output, label_of
-from fp8pad.parallel import run_all
+from fp8pad.parallel import run_on_threads
 from fp8pad.text import counted
 
 
@@ -85,7 +85,7 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
         _check_room(replace(written, layouts=missing), target, options)
         progress.start(label_of(layouts, options), sum(map(writer.work_bytes, layouts)), len(layouts))
         try:
-            run_all(writer.write_shard, layouts, options.jobs, progress)
+            run_on_threads(writer.write_shard, layouts, options.jobs, progress)
         except BaseException as error:
             with suppress(OSError):
                 usable = [layout for layout in layouts if not _is_outdated(layout, source)]

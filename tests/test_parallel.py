@@ -22,7 +22,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import ClusterError, OutputError
-from fp8pad.parallel import orders, run_all
+from fp8pad.parallel import orders, run_on_threads
 from fp8pad.parallel.cluster import run_on_cluster
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
@@ -45,7 +45,7 @@ def test_results_are_in_the_order_of_the_items(jobs: int) -> None:
         advance(item)
         return item * item
 
-    assert run_all(work, range(5), jobs, counter) == [0, 1, 4, 9, 16]
+    assert run_on_threads(work, range(5), jobs, counter) == [0, 1, 4, 9, 16]
     assert counter.num_bytes == 10
 
 
@@ -77,7 +77,7 @@ def test_an_error_stops_what_is_still_running(error: BaseException) -> None:
         others(item, advance)
 
     with pytest.raises(type(error)):
-        run_all(work, range(50), 2, Progress())
+        run_on_threads(work, range(50), 2, Progress())
     assert len(begun) < 10
     assert not others.ended
 
@@ -93,7 +93,7 @@ def test_of_several_errors_that_of_the_first_item_is_raised(monkeypatch: pytest.
 
     monkeypatch.setattr("fp8pad.parallel.wait", late)
     with pytest.raises(OutputError, match=r"^item 0$"):
-        run_all(work, range(50), 1, Progress())
+        run_on_threads(work, range(50), 1, Progress())
 
 
 def test_a_limit_of_threads_is_a_line_and_stops_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_a_limit_of_threads_is_a_line_and_stops_what_runs(monkeypatch: pytest.Mo
     num_threads = threading.active_count()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(OutputError, match=r"use fewer --jobs$"):
-        run_all(work, range(9), 9, Progress())
+        run_on_threads(work, range(9), 9, Progress())
     assert not work.ended
 
 
@@ -121,13 +121,13 @@ def test_a_signal_while_work_is_handed_out_stops_what_runs() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_all(work, items(), 1, Progress())
+        run_on_threads(work, items(), 1, Progress())
     assert not work.ended
 
 
 def test_no_items_are_no_work() -> None:
     """A checkpoint may have no files besides its shards."""
-    assert run_all(lambda item, _: item, [], 2, Progress()) == []
+    assert run_on_threads(lambda item, _: item, [], 2, Progress()) == []
 
 
 def test_work_and_items_travel_as_json(tmp_path: Path) -> None:

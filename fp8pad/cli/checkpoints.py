@@ -116,7 +116,7 @@ def _check_together(shards: range | None, dry_run: bool, asked: Mapping[str, Any
     """Refuse combinations of options in which one would be ignored."""
     others = {
         "--finish": asked["finish"],
-        "--executor ray": asked["executor"] != "local",
+        f"--executor {asked['executor']}": asked["executor"] != "local",
         "--no-resume": not asked["resume"],
         "--dry-run": dry_run,
     }

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from threading import Event
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
+from fp8pad.checkpoint.files import Advance
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.errors import OutputError
@@ -14,25 +15,31 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def work_on_all(
-    work: Callable[[T, Callable[[int], None]], R], items: Sequence[T], workers: Workers, progress: Progress
+def run_on_workers(
+    work: Callable[[T, Advance], R],
+    items: Sequence[T],
+    workers: Workers,
+    progress: Progress,
+    sent: Callable[[T, Advance], R] | None = None,
 ) -> list[R]:
     """Return `work(item, advance)` for each item, in order; the first error stops the others.
 
-    For a cluster, `work` and items must be serializable as orders.py describes.
+    Other processes do the same by `sent` instead, if it is given; this and items must be serializable, see orders.py.
     """
-    if workers.executor == "local" or not items:
-        return run_all(work, items, workers.jobs, progress)
-    return run_on_cluster(work, items, workers, progress)
+    match workers.executor:
+        case "local":
+            return run_on_threads(work, items, workers.jobs, progress)
+        case "ray":
+            return run_on_cluster(sent or work, items, workers, progress) if items else []
+        case _:
+            assert_never(workers.executor)
 
 
 class _StoppedError(Exception):
     """Raised to stop the work on a shard when another one failed."""
 
 
-def run_all(
-    work: Callable[[T, Callable[[int], None]], R], items: Iterable[T], jobs: int, progress: Progress
-) -> list[R]:
+def run_on_threads(work: Callable[[T, Advance], R], items: Iterable[T], jobs: int, progress: Progress) -> list[R]:
     """Return `work(item, advance)` for each item, in order, `jobs` at a time; the first error stops the others."""
     stop = Event()
 

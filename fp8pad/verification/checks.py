@@ -25,7 +25,7 @@ from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.transfer import Hashes, Sums, shard_hashes
 from fp8pad.hub import SentCheckpoint
-from fp8pad.parallel import work_on_all
+from fp8pad.parallel import run_on_workers
 from fp8pad.verification.original import Original
 
 
@@ -114,7 +114,7 @@ def byte_differences(
     checks = list(_checks(original, source, layouts))
     progress.start("verifying", sum(check.num_bytes for check in checks))
     checker = Checker(SentCheckpoint.of(source) if source else None, str(original.converted.root.absolute()))
-    results = work_on_all(checker, checks, workers, progress)
+    results = run_on_workers(checker, checks, workers, progress)
     num_hashed = sum(check.sha256 is not None and not result for check, result in zip(checks, results, strict=True))
     return [*found, *chain.from_iterable(results)], num_hashed
 
