@@ -13,7 +13,6 @@ import zlib
 from pathlib import Path
 
 import fp8pad
-from fp8pad.planning.engines import find_engine
 from fp8pad.render.html import plan_page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +42,7 @@ def page() -> str:
         model = Path(folder, MODEL)
         runpy.run_path(str(ROOT / "examples" / "real_models.py"))["write"](MODEL, model)
         found = fp8pad.plan(model, tensor_parallel_size=8, absorb=True)
-        return plan_page(found.source, found.plan, find_engine()).replace(f"{folder}/", "")
+        return plan_page(found).replace(f"{folder}/", "")
 
 
 def headings(text: str) -> str:

@@ -21,7 +21,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import AtSize, compare_sizes
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Verdict
+from fp8pad.planning.verdict import Judge, Verdict
 from fp8pad.record import Policy
 from fp8pad.render.folding import name_patterns
 from fp8pad.tensors import ShardHeader, TensorHeader
@@ -227,7 +227,7 @@ def print_table() -> None:
     print("|---|---|---|---|---|")
     for model in MODELS:
         rows: dict[tuple[str, ...], list[str]] = {}
-        for at in compare_sizes(planned(model), find_engine()):
+        for at in compare_sizes(Judge(planned(model), find_engine())):
             row = cells(at.original), at.padded.outcome, absorbed(at)
             rows.setdefault(row, []).append(str(at.num_ranks))
         for row, sizes in rows.items():

@@ -5,29 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.card import CARD_FILE
-from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.converted import converted_files, record_with
-from fp8pad.planning.engines import find_engine
-from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.planned import PlanReport
 from fp8pad.record import FORMAT_VERSION
 from fp8pad.staged import staged, write_slice
-from fp8pad.summary import output_files, plan_document
+from fp8pad.summary import output_files
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertReport:
-    """What was written: counts of tensors and bytes over all files, and file names.
+@dataclass(frozen=True, kw_only=True)
+class ConvertReport(PlanReport):
+    """What was planned, and what was written: counts of tensors and bytes over all files, and file names.
 
     `rewritten` files differ from the source's, `kept` ones do not, `excluded` ones were not copied, and `resumed`
-    shards were finished by an earlier run. `replaced` is what was at `out_dir` before, and `engine` the engine that
-    was planned for. If `was_complete`, nothing was written: every byte was compared.
+    shards were finished by an earlier run. `replaced` is what was at `out_dir` before. If `was_complete`, nothing was
+    written: every byte was compared.
     """
 
-    source: Checkpoint
-    plan: CheckpointPlan
     out_dir: Path
     tensors_padded: int
     source_bytes: int
@@ -38,13 +34,12 @@ class ConvertReport:
     resumed: tuple[str, ...]
     verified: VerifyDepth
     replaced: Replaced | None = None
-    engine: str | None = None
     was_complete: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad convert --json` prints."""
         return {
-            **plan_document(self.source, self.plan, find_engine(self.engine)),
+            **super().to_json(),
             "out_dir": str(self.out_dir),
             "tensors_padded": self.tensors_padded,
             "source_bytes": self.source_bytes,
@@ -77,16 +72,15 @@ class SliceReport:
         }
 
 
-def convert(
-    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: WriteOptions, progress: Progress
-) -> ConvertReport:
-    """Write the checkpoint that `plan` makes of `source` to `out_dir`, which appears when it is complete and verified.
+def convert(planned: PlanReport, out_dir: Path, options: WriteOptions, progress: Progress) -> ConvertReport:
+    """Write the planned checkpoint to `out_dir`, which appears when it is complete and verified.
 
     A plan that changes nothing gives an equal checkpoint without records. Raises `PlanError` if the plan does not fit
     the source, `CheckpointError` if the source cannot be read or changes meanwhile, `OutputError` if `out_dir` cannot
     be written, and `VerifyError` if what was read back is wrong.
     """
-    contents = converted_files(source, plan, with_card=options.card)
+    source, plan = planned.source, planned.plan
+    contents = converted_files(source, plan, planned.card)
     files = output_files(source, plan, with_card=CARD_FILE in contents.texts)
     with staged(contents, out_dir, options) as out:
         hashes = out.write_files(progress)
@@ -97,8 +91,10 @@ def convert(
     for note in (*out.notes, *([f"{', '.join(idle)}: no effect, since an equal copy has no records"] if idle else [])):
         progress.say(note)
     return ConvertReport(
-        source=contents.source,
-        plan=plan,
+        source,
+        plan,
+        planned.engine,
+        planned.card,
         out_dir=out_dir,
         tensors_padded=len(contents.record.tensors) if contents.record else 0,
         source_bytes=sum(sizes.source_size for sizes in contents.files.values()),
@@ -113,9 +109,7 @@ def convert(
     )
 
 
-def convert_slice(
-    source: Checkpoint, plan: CheckpointPlan, out_dir: Path, options: WriteOptions, progress: Progress
-) -> SliceReport:
+def convert_slice(planned: PlanReport, out_dir: Path, options: WriteOptions, progress: Progress) -> SliceReport:
     """Write the shards that `options` name, and leave them staged for a run that `finishes`; see `write_slice`."""
-    contents = converted_files(source, plan, with_card=options.card)
+    contents = converted_files(planned.source, planned.plan, planned.card)
     return SliceReport(out_dir, write_slice(contents, out_dir, options, progress), len(contents.layouts))

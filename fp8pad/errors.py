@@ -41,7 +41,12 @@ class ConfigError(CheckpointError):
 
 
 class PlanError(CheckpointError):
-    """Tensors whose shapes contradict each other, so that no plan can be made."""
+    """Tensors whose shapes contradict each other, or, if that was asked for, FP8 layers that are not understood.
+
+    In the second case, `report` is the `planned.PlanReport`.
+    """
+
+    report: Any = None
 
 
 class RecordError(CheckpointError):

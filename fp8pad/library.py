@@ -8,7 +8,6 @@ paths; models may also be hub ids. Nothing is printed, unless `progress=True` as
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -105,7 +104,6 @@ def convert(
         overwrite=overwrite,
         resume=resume,
         verify=verify,
-        card=card,
         hash=hash,
         executor=executor,
         ray_address=ray_address,
@@ -114,8 +112,7 @@ def convert(
     told, target = _told(progress), Path(out_dir)
     how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
     with planned(model, policy, **how, engine=engine, work_dir=work_folder(target), progress=told) as found:
-        report = convert_checkpoint(found.source, found.plan, target, options, told)
-    return replace(report, engine=engine)
+        return convert_checkpoint(found, target, options, told)
 
 
 def convert_shards(
@@ -151,13 +148,11 @@ def convert_shards(
     from fp8pad.planned import planned
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
-    options = WriteOptions(
-        jobs=jobs, link=link, overwrite=overwrite, verify=verify, card=card, hash=hash, shards=shards
-    )
+    options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, verify=verify, hash=hash, shards=shards)
     told, target = _told(progress), Path(out_dir)
     how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
     with planned(model, policy, **how, engine=engine, work_dir=work_folder(target, shards), progress=told) as found:
-        return convert_slice(found.source, found.plan, target, options, told)
+        return convert_slice(found, target, options, told)
 
 
 def verify(

@@ -1,21 +1,17 @@
-"""A plan in short: the share of FLOPs added, the files that change; and the document of `plan --json`."""
+"""A plan in short: what is done to layers, the share of FLOPs added, and the files that change."""
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from fp8pad.card import CARD_FILE, read_card
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.geometry import is_aligned
-from fp8pad.planning.comparison import compare_sizes
-from fp8pad.planning.engines import Engine
 from fp8pad.planning.linear import LayerPlan
-from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
-from fp8pad.planning.verdict import converted_verdict
-from fp8pad.record import CONFIG_FILE, FORMAT_VERSION
+from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.record import CONFIG_FILE
 from fp8pad.text import counted
 
 # What is done to a layer, as the headline counts it; changed layers first.
@@ -76,46 +72,3 @@ def output_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = Tru
         rewritten.add(CARD_FILE)
     everything = {*source.text_files, *(shard.file for shard in source.shards), *source.other_files}
     return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.excluded)
-
-
-def plan_document(source: Checkpoint, plan: CheckpointPlan, engine: Engine, with_card: bool = True) -> dict[str, Any]:
-    """Return the JSON object that `fp8pad plan --json` prints."""
-    files = output_files(source, plan, with_card)
-    return {
-        "format_version": FORMAT_VERSION,
-        "model": str(source),
-        "policy": plan.policy.to_json(),
-        "layers": [_layer_document(layer) for layer in plan.layers],
-        "untouched": [_tensor_document(tensor) for tensor in plan.untouched],
-        "not_understood": [{"name": weight.name, "reason": weight.reason} for weight in plan.not_understood],
-        "config_edits": [asdict(edit) for edit in plan.config_edits],
-        "bytes_before": plan.bytes_before,
-        "bytes_after": plan.bytes_after,
-        "flops_added_share": flops_added_share(plan.layers),
-        "files_rewritten": list(files.rewritten),
-        "files_kept": list(files.kept),
-        "files_left_out": list(files.excluded),
-        "needs_runtime": plan.needs_runtime,
-        "refused": list(converted_verdict(plan, engine).refused),
-        "engine": {
-            "name": engine.title,
-            "tensor_parallel": [at.to_json() for at in compare_sizes(plan, engine)],
-        },
-        "notes": list(plan.notes),
-    }
-
-
-def _layer_document(layer: LayerPlan) -> dict[str, Any]:
-    return {
-        "name": layer.name,
-        "scheme": layer.granularity.name if layer.granularity else None,
-        "logical_shape": list(layer.logical_shape),
-        "padded_shape": list(layer.padded_shape),
-        "alignment": list(layer.alignment),
-        "disposition": asdict(layer.axes),
-        "reason": layer.reason,
-    }
-
-
-def _tensor_document(tensor: UntouchedTensor) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "reason": tensor.reason}

@@ -13,12 +13,9 @@ from fp8pad.adapters import _touched, adapter_notes
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import PlanError
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.engines import find_engine
 from fp8pad.record import Policy
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import conversion_screen
-
-VLLM = find_engine(None)
 
 DOWN = "model.layers.0.mlp.down_proj"
 CONFIG = {
@@ -99,7 +96,7 @@ def test_other_layers_beside_a_single_shard_are_not_left_behind(
     report = fp8pad.convert(model, tmp_path / "out")
     (note,) = report.plan.notes
     assert note.startswith("extra.safetensors: holds FP8 layers, but no index lists it")
-    conversion_screen(report, VLLM).show(stdout_console())
+    conversion_screen(report).show(stdout_console())
     assert "extra.safetensors: holds FP8 layers" in capsys.readouterr().out
 
 
@@ -116,7 +113,7 @@ def test_the_summary_of_a_conversion_has_the_notes_of_its_plan(
     """An adapter that no longer fits is named by `convert`, not only by `plan`."""
     write_adapter(model, DOWN)
     report = fp8pad.convert(model, tmp_path / "out", absorb=True)
-    conversion_screen(report, VLLM).show(stdout_console())
+    conversion_screen(report).show(stdout_console())
     told = " ".join(capsys.readouterr().out.split())
     assert report.plan.notes
     assert all(note in told for note in report.plan.notes)

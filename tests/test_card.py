@@ -14,7 +14,6 @@ from fp8pad.card import BEGIN, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import CheckpointError
-from fp8pad.planning.engines import find_engine
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import conversion_screen, restoration_screen
 
@@ -162,7 +161,7 @@ def test_the_summary_asks_for_a_base_model_that_is_not_known(
     """A folder's name on the hub is not known; nothing is asked for where no card is written."""
     for card in (True, False):
         report = fp8pad.convert(model, tmp_path / f"out{card}", card=card)
-        conversion_screen(report, find_engine()).show(stdout_console())
+        conversion_screen(report).show(stdout_console())
         assert ("README.md: before you publish it, set base_model" in capsys.readouterr().out) is card
 
 

@@ -813,6 +813,35 @@ def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: 
     assert "Not served by vLLM 0.33 at TP 2" in forced.stdout
 
 
+@pytest.mark.parametrize("options", [("--strict",), ("-tp", "2")])
+def test_what_is_refused_is_shown_in_the_same_way(
+    fp8pad: Fp8pad, tmp_path: Path, refused: Path, options: tuple[str, ...]
+) -> None:
+    """By `convert`, a dry run and a plan that is checked: the plan as text or JSON, then the error."""
+    config = {"model_type": "llama", "quantization_config": BLOCKS}
+    unknown = {"model.layers.0.self_attn.o_proj.weight": ("F8_E4M3", (128, 384))}
+    model = write_checkpoint(tmp_path / "unknown", {"model.safetensors": unknown}, config)
+    if "--strict" not in options:
+        model = refused
+    out_dir = tmp_path / "out"
+    runs = [
+        fp8pad("convert", model, out_dir, *options),
+        fp8pad("convert", model, out_dir, *options, "--dry-run"),
+        fp8pad("plan", model, *options, "--check"),
+    ]
+    for run in runs:
+        assert (run.status, run.stdout.splitlines()[2]) == (1, "What vLLM 0.33 does with it")
+    assert len({run.stdout.replace(str(out_dir), f"{model}-padded") for run in runs}) == 1
+    assert len({run.stderr.splitlines()[0] for run in runs}) == 1
+    documents = [
+        fp8pad("convert", model, out_dir, *options, "--json").stdout,
+        fp8pad("plan", model, *options, "--json").stdout,
+    ]
+    assert len(set(documents)) == 1
+    assert json.loads(documents[0])["format_version"] == 1
+    assert not out_dir.exists()
+
+
 def test_of_a_folder_of_models_one_is_named(fp8pad: Fp8pad, example: Path) -> None:
     """The folder itself has no config.json."""
     run = fp8pad("plan", example.parent)

@@ -44,16 +44,24 @@ from fp8pad.conversion import ConvertReport, convert
 from fp8pad.converted import converted_files
 from fp8pad.errors import CheckpointError, OutputError, PlanError
 from fp8pad.output import Output
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import find_engine
 from fp8pad.record import Policy, parse_record
 from fp8pad.unpadding import unpad
 from fp8pad.verification import verify
 
 
-def converted(model: Path, out_dir: Path, options: WriteOptions = WriteOptions(jobs=1)) -> ConvertReport:  # noqa: B008
+def converted(
+    model: Path,
+    out_dir: Path,
+    options: WriteOptions = WriteOptions(jobs=1),  # noqa: B008
+    card: bool = False,
+) -> ConvertReport:
     """Plan and convert `model` with the default policy."""
     source = read_unconverted(model)
-    return convert(source, plan_checkpoint(source.shards, source.configs, Policy()), out_dir, options, Progress())
+    plan = plan_checkpoint(source.shards, source.configs, Policy())
+    return convert(PlanReport(source, plan, card=card), out_dir, options, Progress())
 
 
 def test_shards_hold_the_padded_tensors(tmp_path: Path) -> None:
@@ -78,6 +86,8 @@ def test_shards_hold_the_padded_tensors(tmp_path: Path) -> None:
     assert report == ConvertReport(
         source=report.source,
         plan=report.plan,
+        engine=find_engine(),
+        card=False,
         out_dir=tmp_path / "out",
         tensors_padded=2,
         source_bytes=sum(len(content) for content in files_of(model).values()),
@@ -98,7 +108,7 @@ def test_grids_of_block_scales_end_in_ones(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": tensors}, config)
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy(alignment=16))
-    convert(source, plan, tmp_path / "out", WriteOptions(), Progress())
+    convert(PlanReport(source, plan, card=False), tmp_path / "out", WriteOptions(), Progress())
     before, after = model / "model.safetensors", tmp_path / "out" / "model.safetensors"
     rows = np.zeros((32, 32, 1), np.uint8)
     rows[:18, :20] = tensor_rows(before, weight)
@@ -306,7 +316,7 @@ def test_shards_and_texts_are_as_private_as_the_source(tmp_path: Path, link: Lin
         (model / name).chmod(private)
     model.chmod(0o710)
     with umask(0o022):
-        converted(model, tmp_path / "out", WriteOptions(link=link, card=True))
+        converted(model, tmp_path / "out", WriteOptions(link=link), card=True)
     assert {path.name: mode(path) for path in (tmp_path / "out").iterdir()} == {
         **modes,
         "fp8pad.json": 0o640,
@@ -321,7 +331,7 @@ def test_a_record_is_as_private_as_every_text_that_it_holds(tmp_path: Path) -> N
     (model / "README.md").write_text("a secret")
     (model / "README.md").chmod(0o600)
     with umask(0o022):
-        converted(model, tmp_path / "out", WriteOptions(card=True))
+        converted(model, tmp_path / "out", card=True)
         assert (mode(tmp_path / "out" / "fp8pad.json"), mode(tmp_path / "out" / "config.json")) == (0o600, 0o644)
         (tmp_path / "out" / "README.md").unlink()
         unpad(tmp_path / "out", tmp_path / "restored", WriteOptions(), Progress())
@@ -480,11 +490,11 @@ def test_a_folder_is_named_as_it_was_asked_for(tmp_path: Path, monkeypatch: pyte
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     for _ in range(2):
-        convert(source, plan, Path("out"), WriteOptions(), progress)
+        convert(PlanReport(source, plan, card=False), Path("out"), WriteOptions(), progress)
     assert told == ["out: seems complete; comparing its bytes"]
     (tmp_path / "out" / "config.json").write_text("{}")
     with pytest.raises(OutputError, match=r"^out: is not empty"):
-        convert(source, plan, Path("out"), WriteOptions(), progress)
+        convert(PlanReport(source, plan, card=False), Path("out"), WriteOptions(), progress)
 
 
 def test_options_that_an_equal_copy_ignores_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,7 +507,7 @@ def test_options_that_an_equal_copy_ignores_are_named(tmp_path: Path, monkeypatc
     ):
         source = read_unconverted(llama(tmp_path / f"model{inner}", n=inner, k=32))
         plan = plan_checkpoint(source.shards, source.configs, Policy(absorb=True))
-        convert(source, plan, tmp_path / f"out{inner}", WriteOptions(hash=True), progress)
+        convert(PlanReport(source, plan, card=False), tmp_path / f"out{inner}", WriteOptions(hash=True), progress)
         assert told == expected
         told.clear()
 
@@ -648,7 +658,7 @@ def test_a_shard_that_becomes_a_loop_of_links_is_an_error(tmp_path: Path, link: 
     (model / "a.safetensors").unlink()
     (model / "a.safetensors").symlink_to("a.safetensors")
     with pytest.raises((CheckpointError, OSError), match="safetensors"):
-        convert(source, plan, tmp_path / "out", WriteOptions(link=link), Progress())
+        convert(PlanReport(source, plan, card=False), tmp_path / "out", WriteOptions(link=link), Progress())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -659,7 +669,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     os.utime(model / "model.safetensors", ns=(0, 0))
     with pytest.raises(CheckpointError, match="was changed while"):
-        convert(source, plan, tmp_path / "out", WriteOptions(), Progress())
+        convert(PlanReport(source, plan, card=False), tmp_path / "out", WriteOptions(), Progress())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -884,7 +894,7 @@ def test_shards_of_another_run_are_not_taken_up(tmp_path: Path, monkeypatch: pyt
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     options = WriteOptions(jobs=1, resume=change != "no-resume")
-    report = convert(source, plan, tmp_path / "out", options, Progress())
+    report = convert(PlanReport(source, plan, card=False), tmp_path / "out", options, Progress())
     assert report.resumed == ()
     assert verify(model, tmp_path / "out", Progress()).ok
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]

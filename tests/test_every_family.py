@@ -11,11 +11,12 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_checkpoint, read_unconverted
 from fp8pad.conversion import convert
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import absorbed_at, compare_sizes
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, converted_verdict
+from fp8pad.planning.verdict import Judge
 from fp8pad.record import Policy
 from fp8pad.tensors import ShardHeader, TensorHeader
 from fp8pad.unpadding import unpad
@@ -53,12 +54,12 @@ def test_the_table_of_sizes_says_what_plans_for_them_do(model_type: str) -> None
 
     plan = planned()
     assert not plan.not_understood
-    (at_size,) = compare_sizes(plan, VLLM, (ranks,))
-    assert at_size.padded == converted_verdict(planned(tensor_parallel_size=ranks), VLLM)
+    (at_size,) = compare_sizes(Judge(plan, VLLM), (ranks,))
+    assert at_size.padded == Judge(planned(tensor_parallel_size=ranks), VLLM).converted
     for experts in (False, True):
         absorbed = planned(tensor_parallel_size=ranks, absorb=True, absorb_experts=experts)
-        claimed = absorbed_at(plan, Judge(plan, VLLM), ranks, experts)
-        assert claimed.verdict == converted_verdict(absorbed, VLLM)
+        claimed = absorbed_at(Judge(plan, VLLM), ranks, experts)
+        assert claimed.verdict == Judge(absorbed, VLLM).converted
         assert claimed.needs_runtime == absorbed.needs_runtime
         assert claimed.added_bytes == absorbed.bytes_after - absorbed.bytes_before
         described = {mlp.size_key for _, mlp in model.mlps if experts or not mlp.experts}
@@ -77,7 +78,7 @@ def test_a_family_is_absorbed_padded_verified_and_restored(model_type: str, tmp_
     policy = Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
     plan = plan_checkpoint(source.shards, source.configs, policy)
     out_dir = tmp_path / "out"
-    convert(source, plan, out_dir, WriteOptions(jobs=1, card=False), Progress())
+    convert(PlanReport(source, plan, card=False), out_dir, WriteOptions(jobs=1), Progress())
     assert verify(model, out_dir, Progress()).ok
     if plan.changes_nothing:
         assert files_of(out_dir) == files_of(model)

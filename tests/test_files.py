@@ -15,6 +15,7 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import CheckpointError
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 
@@ -56,7 +57,7 @@ def test_a_file_that_changed_between_two_readings_is_noticed(
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     change(model / file)
     with pytest.raises(CheckpointError, match=f"{file}: was changed while it was being read"):
-        convert(source, plan, tmp_path / "out", WriteOptions(), Progress())
+        convert(PlanReport(source, plan, card=False), tmp_path / "out", WriteOptions(), Progress())
     assert not (tmp_path / "out").exists()
 
 

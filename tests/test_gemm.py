@@ -23,6 +23,7 @@ from fp8pad.checkpoint.read import read_checkpoint, read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import CheckpointError
 from fp8pad.padded import AxisActions, PaddedTensor, Segments
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.tensors import FP8_WEIGHT_DTYPES
@@ -33,7 +34,7 @@ def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     """Convert a checkpoint and return the output folder."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    convert(source, plan, out_dir, WriteOptions(), Progress())
+    convert(PlanReport(source, plan, card=False), out_dir, WriteOptions(), Progress())
     return out_dir
 
 

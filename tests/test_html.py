@@ -13,8 +13,8 @@ from helpers import copy_case
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.read import read_unconverted
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.engines import find_engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import Policy
 from fp8pad.render.html import plan_page
@@ -55,7 +55,7 @@ def planned(tmp_path: Path) -> tuple[Checkpoint, CheckpointPlan]:
 
 def test_the_page_stands_alone(planned: tuple[Checkpoint, CheckpointPlan]) -> None:
     """Tags are nested correctly, and nothing is loaded; verdict, sizes, costs and the next command are shown."""
-    page = plan_page(*planned, find_engine(None))
+    page = plan_page(PlanReport(*planned))
     outline = Outline()
     outline.feed(page)
     assert (outline.open, outline.links) == ([], [])
@@ -77,7 +77,7 @@ def test_names_are_text(planned: tuple[Checkpoint, CheckpointPlan]) -> None:
     """Names from a checkpoint are escaped."""
     source, plan = planned
     layers = (replace(plan.layers[0], name="<script>alert(1)</script>&\x1b"), *plan.layers[1:])
-    page = plan_page(source, replace(plan, layers=layers, notes=("<b>note</b>",)), find_engine(None))
+    page = plan_page(PlanReport(source, replace(plan, layers=layers, notes=("<b>note</b>",))))
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;\\x1b" in page
     assert "&lt;b&gt;note&lt;/b&gt;" in page
@@ -91,7 +91,7 @@ def test_a_browser_shows_it_without_scrolling_sideways(
 ) -> None:
     """The page is not wider than the window of a phone, a tablet or a desktop."""
     # In an iframe: headless Chromium has no window narrower than 500.
-    page = escape(plan_page(*planned, find_engine(None)))
+    page = escape(plan_page(PlanReport(*planned)))
     probe = "document.title = document.querySelector('iframe').contentDocument.documentElement.scrollWidth"
     size = f'style="border:0" width="{width}" height="9000"'
     (tmp_path / "frame.html").write_text(f'<body><iframe srcdoc="{page}" {size} onload="{probe}"></iframe></body>')
@@ -105,7 +105,7 @@ def test_a_browser_shows_it_without_scrolling_sideways(
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt install chromium)")
 def test_pictures_and_paper_hold_something(planned: tuple[Checkpoint, CheckpointPlan], tmp_path: Path) -> None:
     """In light mode, in dark mode and printed, the page is not empty; dark mode looks different."""
-    (tmp_path / "page.html").write_text(plan_page(*planned, find_engine(None)), "utf-8")
+    (tmp_path / "page.html").write_text(plan_page(PlanReport(*planned)), "utf-8")
     url = (tmp_path / "page.html").as_uri()
     chromium(f"--screenshot={tmp_path / 'day.png'}", url)
     chromium("--blink-settings=preferredColorScheme=0", f"--screenshot={tmp_path / 'night.png'}", url)

@@ -32,7 +32,6 @@ from fp8pad.hub import opened, work_folder
 from fp8pad.hub.ids import HubId
 from fp8pad.hub.repo import FIRST_BYTES, Repo
 from fp8pad.library import convert_shards
-from fp8pad.planning.engines import find_engine
 from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
 from fp8pad.render.reports import push_screen
@@ -935,7 +934,7 @@ def test_no_output_is_proposed_inside_a_cache(hub: FakeHub, model: Path, capsys:
     snapshot = Path(huggingface_hub.snapshot_download(NAME))
     for named in (NAME, snapshot):
         report = fp8pad.plan(named)
-        plan_screen(report.source, report.plan, find_engine()).show(stdout_console())
+        plan_screen(report).show(stdout_console())
         assert f"fp8pad convert {named} name-padded" in capsys.readouterr().out
 
 

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "adapters": READING,
     "output": WRITING,
     "staged": WRITING,
-    "conversion": WRITING | {"card", "summary"},
+    "conversion": WRITING | {"card", "planned", "summary"},
     "hub": READING | {"hub", "huggingface_hub"},
     "integrations": READING | {"__init__", "hub", "torch", "tqdm"},
     "planned": READING | {"adapters", "hub", "summary"},

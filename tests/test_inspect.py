@@ -18,6 +18,7 @@ from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError, RecordError
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.padded import AxisActions, PaddedTensor
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.render.console import stdout_console
@@ -288,7 +289,7 @@ def test_sizes_are_those_that_converting_tells(tmp_path: Path) -> None:
     model = llama(tmp_path / "model")
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
-    report = convert(source, plan, tmp_path / "out", WriteOptions(), Progress())
+    report = convert(PlanReport(source, plan, card=False), tmp_path / "out", WriteOptions(), Progress())
     found = inspect_checkpoint(tmp_path / "out")
     assert (found.source_bytes, found.size_bytes) == (report.source_bytes, report.written_bytes)
     assert found.size_bytes == sum(len(content) for content in files_of(tmp_path / "out").values())

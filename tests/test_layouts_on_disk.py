@@ -11,6 +11,7 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.unpadding import unpad
@@ -55,7 +56,7 @@ def test_block_scales_of_every_tool(layout: str, alignment: Any, tmp_path: Path)
     model, out_dir = write_checkpoint(tmp_path / "model", {FILE: tensors}, config), tmp_path / "out"
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy(alignment=alignment))
-    convert(source, plan, out_dir, WriteOptions(jobs=1), Progress())
+    convert(PlanReport(source, plan, card=False), out_dir, WriteOptions(jobs=1), Progress())
     multiple_n, multiple_k = (block_n, block_k) if alignment == "auto" else (128, 128)
     padded_n, padded_k = -(-N // multiple_n) * multiple_n, -(-K // multiple_k) * multiple_k
     expected = np.zeros((padded_n, padded_k, 1), np.uint8)
@@ -114,7 +115,7 @@ def test_what_is_not_understood_is_carried_byte_for_byte(name: str, tmp_path: Pa
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     assert tuple(weight.name for weight in plan.not_understood) == not_understood
-    convert(source, plan, out_dir, WriteOptions(jobs=1), Progress())
+    convert(PlanReport(source, plan, card=False), out_dir, WriteOptions(jobs=1), Progress())
     assert stored(out_dir / FILE)["mlp.down_proj.weight"][1] == (256, 256)
     for tensor in strange:
         assert np.array_equal(tensor_rows(out_dir / FILE, tensor), tensor_rows(model / FILE, tensor))

@@ -131,7 +131,8 @@ def test_what_a_notebook_shows_of_a_report_is_short(model: Path, tmp_path: Path)
     """It shows names and counts, not every layer or record."""
     planned, out_dir = library.plan(model), tmp_path / "out"
     assert repr(planned) == (
-        f"PlanReport(source=Checkpoint({str(model)!r}), plan=CheckpointPlan(4 layers, 4 changed tensors), engine=None,"
+        f"PlanReport(source=Checkpoint({str(model)!r}), plan=CheckpointPlan(4 layers, 4 changed tensors),"
+        " engine=Engine(name='vLLM', version='0.33', multiple=16, has_runtime=True, unknown_method='refuses'),"
         " card=True)"
     )
     reports = library.convert(model, out_dir), library.inspect(out_dir), library.verify(model, out_dir)

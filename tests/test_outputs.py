@@ -11,6 +11,7 @@ from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 
@@ -26,7 +27,7 @@ def convert_with(model: Path, out_dir: Path, options: tuple[str, ...]) -> None:
     """Convert as the command line does with these options."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, POLICIES[options])
-    convert(source, plan, out_dir, WriteOptions(verify="none"), Progress())
+    convert(PlanReport(source, plan, card=False), out_dir, WriteOptions(verify="none"), Progress())
 
 
 @pytest.mark.parametrize("case", case_names("good", "variants"))

@@ -24,6 +24,7 @@ from fp8pad.conversion import convert
 from fp8pad.errors import ClusterError, OutputError
 from fp8pad.parallel import orders, run_on_threads
 from fp8pad.parallel.cluster import run_on_cluster
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.unpadding import unpad
@@ -229,7 +230,7 @@ def test_every_command_writes_the_same_through_orders(tmp_path: Path, monkeypatc
     plan = plan_checkpoint(source.shards, source.configs, Policy())
     for executor in ("local", "ray"):
         options = WriteOptions(verify="full", executor=executor)
-        convert(source, plan, tmp_path / executor, options, Progress())
+        convert(PlanReport(source, plan, card=False), tmp_path / executor, options, Progress())
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "local")
     assert verify(model, tmp_path / "ray", Progress(), workers=options).ok
     unpad(tmp_path / "ray", tmp_path / "restored", options, Progress())

@@ -21,6 +21,7 @@ from fp8pad.cli.main import app
 from fp8pad.conversion import ConvertReport, SliceReport, convert, convert_slice
 from fp8pad.errors import OutputError, UsageError
 from fp8pad.output import Output
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.unpadding import unpad
@@ -40,7 +41,7 @@ def converted(model: Path, out_dir: Path, policy: Policy = Policy(), **options: 
     """Convert a checkpoint."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    return convert(source, plan, out_dir, WriteOptions(**options), Progress())
+    return convert(PlanReport(source, plan, card=False), out_dir, WriteOptions(**options), Progress())
 
 
 def write_slice(
@@ -53,7 +54,8 @@ def write_slice(
     """Write some shards."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    return convert_slice(source, plan, out_dir, WriteOptions(shards=shards, **options), Progress())
+    chosen = WriteOptions(shards=shards, **options)
+    return convert_slice(PlanReport(source, plan, card=False), out_dir, chosen, Progress())
 
 
 def staged(out_dir: Path) -> list[str]:

@@ -36,6 +36,7 @@ from fp8pad.conversion import convert
 from fp8pad.errors import AlteredPaddingError, CheckpointError, OutputError, RecordError, VerifyError
 from fp8pad.inspection import inspect_checkpoint
 from fp8pad.padded import AxisActions, PaddedTensor, Segments
+from fp8pad.planned import PlanReport
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import ConfigEdit, Policy, by_key
 from fp8pad.render.console import stdout_console
@@ -140,7 +141,7 @@ def test_absorbed_tensors_in_segments_come_back(tmp_path: Path) -> None:
         bytes_before=0,
         bytes_after=0,
     )
-    convert(source, plan, tmp_path / "out", OPTIONS, Progress())
+    convert(PlanReport(source, plan, card=False), tmp_path / "out", OPTIONS, Progress())
     assert (tmp_path / "out" / "config.json").read_text() == '{"intermediate_size": 16, "é": "ü"}'
     restore(tmp_path / "out", tmp_path / "restored", WriteOptions(verify="full"))
     assert files_of(tmp_path / "restored") == files_of(model)

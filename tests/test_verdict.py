@@ -1,7 +1,7 @@
 """What vLLM does with a checkpoint at a TP size, from headers alone; the source of each rule is in its file."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,9 +13,11 @@ from plans import CHANNELS, COMPRESSED, FP8, Headers, Shapes, attention, gated, 
 
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import NotServedError, UsageError
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.comparison import (
     Absorbed,
+    AtSize,
     Growth,
     absorbed_at,
     better_absorbed,
@@ -26,10 +28,12 @@ from fp8pad.planning.comparison import (
 from fp8pad.planning.engines import Engine, Said, engines, find_engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
+from fp8pad.planning.verdict import Judge, Verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
 from fp8pad.render.console import added
+from fp8pad.render.html import plan_page
+from fp8pad.render.plan import plan_screen
 from fp8pad.render.verdict import unabsorbed
 from fp8pad.tensors import ShardHeader, TensorHeader
 
@@ -72,10 +76,10 @@ def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed(
     assert said(Judge(plan, VLLM).original(2)) == refused
     assert plan.modules
     assert not plan.tensors
-    assert converted_verdict(plan, VLLM) == Judge(plan, VLLM).padded(2)[0] == Verdict()
+    assert Judge(plan, VLLM).converted == Judge(plan, VLLM).padded(2)[0] == Verdict()
     absorbed = planned(made, Policy(tensor_parallel_size=2, absorb=True))
     assert not absorbed.modules
-    assert converted_verdict(absorbed, VLLM) == Verdict()
+    assert Judge(absorbed, VLLM).converted == Verdict()
 
 
 def test_a_block_model_whose_mlp_cannot_be_taken_apart_is_served_by_fewer_ranks() -> None:
@@ -83,35 +87,35 @@ def test_a_block_model_whose_mlp_cannot_be_taken_apart_is_served_by_fewer_ranks(
     shapes = {f"{MLP}.gate_up_proj": (2 * 288, 256), f"{MLP}.down_proj": (256, 288)}
     made = headers(LLAMA | {"model_type": "phi3", "intermediate_size": 288}, FP8, shapes)
     plan = planned(made, Policy(tensor_parallel_size=2))
-    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_up_proj", "down_proj"}}
-    assert nearest_served_policy(plan, VLLM) == Policy()
+    assert said(Judge(plan, VLLM).converted) == {"refuses": {"gate_up_proj", "down_proj"}}
+    assert nearest_served_policy(Judge(plan, VLLM)) == Policy()
     made = headers({"model_type": "unknown"}, FP8, gated(MLP, 384))
     plan = planned(made, Policy(tensor_parallel_size=2))
-    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert nearest_served_policy(plan, VLLM) == Policy()
+    assert said(Judge(plan, VLLM).converted) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+    assert nearest_served_policy(Judge(plan, VLLM)) == Policy()
 
 
 def test_columns_that_are_not_whole_blocks_are_refused_as_they_are_and_padded_by_converting() -> None:
     """Activations are quantized in blocks of columns, on one rank too."""
     plan = planned(headers(LLAMA | {"intermediate_size": 320}, FP8, {f"{MLP}.down_proj": (256, 320)}), Policy())
     assert said(Judge(plan, VLLM).original(1)) == {"refuses": {"down_proj"}}
-    assert converted_verdict(plan, VLLM) == Verdict()
+    assert Judge(plan, VLLM).converted == Verdict()
 
 
 def test_attention_that_begins_inside_a_block_is_served_by_fewer_ranks() -> None:
     """Two key-value heads of 64: on two ranks each has half a block, and only fewer ranks help."""
     made = headers(LLAMA | {"intermediate_size": 512}, FP8, gated(MLP, 512) | attention(64))
     plan = planned(made, Policy(tensor_parallel_size=2))
-    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"k_proj", "v_proj"}}
-    assert nearest_served_policy(plan, VLLM) == Policy()
+    assert said(Judge(plan, VLLM).converted) == {"refuses": {"k_proj", "v_proj"}}
+    assert nearest_served_policy(Judge(plan, VLLM)) == Policy()
 
 
 def test_sizes_that_ranks_cannot_share_are_refused_until_they_are_absorbed() -> None:
     """Like 13,653: 213 rows cannot be divided between two ranks, whatever their scales."""
     made = headers(LLAMA | {"intermediate_size": 213}, CHANNELS, gated(MLP, 213))
     plan = planned(made, Policy(tensor_parallel_size=2))
-    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+    assert said(Judge(plan, VLLM).converted) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+    assert nearest_served_policy(Judge(plan, VLLM)) == Policy(tensor_parallel_size=2, absorb=True)
 
 
 def test_fewer_ranks_absorbed_come_before_still_fewer_padded() -> None:
@@ -120,28 +124,28 @@ def test_fewer_ranks_absorbed_come_before_still_fewer_padded() -> None:
     made = headers(LLAMA | {"intermediate_size": 213, "num_attention_heads": 2}, CHANNELS, shapes)
     for absorb in (True, False):
         plan = planned(made, Policy(tensor_parallel_size=4, absorb=absorb))
-        assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+        assert nearest_served_policy(Judge(plan, VLLM)) == Policy(tensor_parallel_size=2, absorb=True)
 
 
 def test_fewer_ranks_and_absorbing_experts_are_named_where_it_takes_both(tmp_path: Path) -> None:
     """The table has such a row; a message that no option works would contradict it."""
     source = read_unconverted(copy_case("good/deepseek_v3_block", tmp_path))
     plan = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=2, absorb=True))
-    assert nearest_served_policy(plan, VLLM) == Policy(absorb=True, absorb_experts=True)
+    assert nearest_served_policy(Judge(plan, VLLM)) == Policy(absorb=True, absorb_experts=True)
 
 
 def test_experts_of_method_fp8_are_left_to_triton_and_others_are_refused() -> None:
     """192 columns with blocks of 128: one method refines them to 64, another refuses; 24 are too few to refine."""
     shapes = gated(EXPERT, 384)
     plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, shapes), Policy(tensor_parallel_size=2))
-    assert said(converted_verdict(plan, VLLM)) == {"Triton only": {"gate_proj", "up_proj", "down_proj"}}
-    assert not converted_verdict(plan, VLLM).refused
+    assert said(Judge(plan, VLLM).converted) == {"Triton only": {"gate_proj", "up_proj", "down_proj"}}
+    assert not Judge(plan, VLLM).converted.refused
     other = headers(MOE | {"moe_intermediate_size": 384}, COMPRESSED, shapes)
     plan = planned(other, Policy(tensor_parallel_size=2))
-    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
-    assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
+    assert said(Judge(plan, VLLM).converted) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+    assert nearest_served_policy(Judge(plan, VLLM)) == Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)
     plan = planned(headers(MOE | {"moe_intermediate_size": 48}, FP8, gated(EXPERT, 48)), Policy(tensor_parallel_size=2))
-    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
+    assert said(Judge(plan, VLLM).converted) == {"refuses": {"gate_proj", "up_proj", "down_proj"}}
 
 
 def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_by_another() -> None:
@@ -150,7 +154,7 @@ def test_a_gate_that_ends_inside_a_block_is_misplaced_by_one_method_and_refused_
     for quantization, outcome in ((FP8, "answers wrongly"), (COMPRESSED, "refuses")):
         plan = planned(headers(LLAMA | {"intermediate_size": 213}, quantization, shapes), Policy())
         assert said(Judge(plan, VLLM).original(1)) == {outcome: {"gate_proj"}}
-        assert Judge(plan, VLLM).padded(1)[0] == converted_verdict(plan, VLLM) == Verdict()
+        assert Judge(plan, VLLM).padded(1)[0] == Judge(plan, VLLM).converted == Verdict()
 
 
 def test_heads_that_begin_inside_a_block_are_misplaced_or_refused() -> None:
@@ -176,10 +180,10 @@ def test_what_shares_a_block_on_disk_and_is_not_padded_is_loaded_by_vllm() -> No
     """Two times one and a half blocks are three: nothing is padded, and vLLM's loader has no room for four."""
     shapes = {f"{MLP}.gate_up_proj": (2 * 192, 256), f"{MLP}.down_proj": (256, 192)}
     plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 192}, FP8, shapes), Policy())
-    assert said(converted_verdict(plan, VLLM)) == {"refuses": {"gate_up_proj"}}
+    assert said(Judge(plan, VLLM).converted) == {"refuses": {"gate_up_proj"}}
     shapes = {f"{MLP}.gate_up_proj": (2 * 160, 256), f"{MLP}.down_proj": (256, 160)}
     plan = planned(headers(LLAMA | {"model_type": "phi3", "intermediate_size": 160}, FP8, shapes), Policy())
-    assert converted_verdict(plan, VLLM) == Verdict()
+    assert Judge(plan, VLLM).converted == Verdict()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,7 @@ def test_blocks_of_other_sizes_are_known(block: tuple[int, int], prefix: str, ou
         made = headers(MOE | {"intermediate_size": inner}, quantization, gated(prefix, inner))
         plan = planned(made, Policy())
         assert Judge(plan, VLLM).original(1).outcome == outcome
-        assert converted_verdict(plan, VLLM).outcome == outcome
+        assert Judge(plan, VLLM).converted.outcome == outcome
 
 
 BLOCKS_OF_32 = {"quant_method": "fp8", "weight_block_size": [32, 32], "scale_fmt": "ue8m0"}
@@ -229,7 +233,7 @@ def test_what_deepseek_v41s_own_method_takes_is_not_padded(inner: int, outcome: 
     plan = planned(headers(config, BLOCKS_OF_32, shapes), Policy())
     assert plan.changes_nothing
     assert "which the model's own method gives to MXFP8's kernels" in plan.layers[0].reason
-    assert converted_verdict(plan, VLLM).outcome == Judge(plan, VLLM).original(1).outcome == outcome
+    assert Judge(plan, VLLM).converted.outcome == Judge(plan, VLLM).original(1).outcome == outcome
     padded = planned(headers(config, FP8, shapes), Policy())
     assert padded.modules
 
@@ -239,7 +243,7 @@ def test_what_cutlass_pads_in_every_forward_is_padded_once_by_converting() -> No
     made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, gated(MLP, 216))
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert said(Judge(plan, VLLM).original(2)) == {"pads in every forward": {"gate_proj", "up_proj", "down_proj"}}
-    assert converted_verdict(plan, VLLM) == Verdict()
+    assert Judge(plan, VLLM).converted == Verdict()
 
 
 WEIGHTS = {"type": "float", "num_bits": 8, "strategy": "channel"}
@@ -266,7 +270,7 @@ def test_weights_that_alone_are_fp8_go_to_marlin(
     assert Judge(plan, VLLM).original(1).outcome == outcome
     assert Judge(plan, VLLM).padded(1)[0].outcome == padded
     marlin = planned(made, Policy(alignment="marlin"))
-    assert converted_verdict(marlin, VLLM) == Verdict()
+    assert Judge(marlin, VLLM).converted == Verdict()
 
 
 @pytest.mark.parametrize("part", ["", "text_config", "llm_config"])
@@ -275,13 +279,15 @@ def test_heads_that_ranks_cannot_share_are_refused_where_attention_is_not_fp8(pa
     sizes = {"intermediate_size": 512, "num_attention_heads": 12, "hidden_act": "silu"}
     config = {"model_type": "x", part: sizes} if part else {"model_type": "llama", **sizes}
     plan = planned(headers(config, FP8, gated(MLP, 512)), Policy())
-    assert [at.original.outcome for at in compare_sizes(plan, VLLM, (1, 2, 4, 8))] == [*["serves"] * 3, "refuses"]
+    assert [at.original.outcome for at in compare_sizes(Judge(plan, VLLM), (1, 2, 4, 8))] == [
+        *["serves"] * 3,
+        "refuses",
+    ]
     (finding,) = Judge(plan, VLLM).original(8).findings
     assert finding.why == "12 attention heads, which 8 ranks cannot share evenly"
     assert finding.of_whole_model
-    assert nearest_served_policy(
-        planned(headers(config, FP8, gated(MLP, 512)), Policy(tensor_parallel_size=8)), VLLM
-    ) == (Policy(tensor_parallel_size=4))
+    judge = Judge(planned(headers(config, FP8, gated(MLP, 512)), Policy(tensor_parallel_size=8)), VLLM)
+    assert nearest_served_policy(judge) == Policy(tensor_parallel_size=4)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +312,7 @@ def test_other_counts_that_ranks_cannot_share_are_refused_too(
     plan = planned(headers(config, FP8, gated(MLP, 2048)), Policy())
     found = [finding.why for finding in Judge(plan, VLLM).original(ranks).findings]
     assert found == ([f"{why}, which {ranks} ranks cannot share evenly"] if why else [])
-    assert bool(absorbed_at(plan, Judge(plan, VLLM), ranks, experts=True).verdict.refused) == bool(why)
+    assert bool(absorbed_at(Judge(plan, VLLM), ranks, experts=True).verdict.refused) == bool(why)
 
 
 def test_kernels_see_the_layer_that_an_engine_makes_of_several() -> None:
@@ -365,7 +371,7 @@ def test_scales_that_an_engine_has_no_place_for_are_refused_whatever_is_padded(
         plan = planned(made, Policy())
         if inner == 256 or outcome == "refuses":
             assert Judge(plan, VLLM).original(1).outcome == outcome
-            assert converted_verdict(plan, VLLM).outcome == outcome
+            assert Judge(plan, VLLM).converted.outcome == outcome
 
 
 def test_a_method_that_the_engine_refuses_is_served_by_the_plugin_alone(tmp_path: Path) -> None:
@@ -373,7 +379,7 @@ def test_a_method_that_the_engine_refuses_is_served_by_the_plugin_alone(tmp_path
     made = headers(LLAMA | {"intermediate_size": 216}, FBGEMM, gated(MLP, 216), "channel")
     for policy, outcome in ((Policy(), "serves"), (Policy(absorb=True), "refuses")):
         plan = planned(made, policy)
-        assert converted_verdict(plan, VLLM).outcome == outcome
+        assert Judge(plan, VLLM).converted.outcome == outcome
         of_model, of_layers = Judge(plan, VLLM).original(1).findings
         assert of_model.of_whole_model
         assert (
@@ -383,12 +389,12 @@ def test_a_method_that_the_engine_refuses_is_served_by_the_plugin_alone(tmp_path
         assert (of_layers.outcome, of_layers.layers) == ("pads in every forward", (f"{MLP}.down_proj",))
     for ranks in (1, 2):  # `plan` absorbs
         plan = planned(made, Policy(absorb=True, tensor_parallel_size=ranks))
-        assert nearest_served_policy(plan, VLLM) == Policy(tensor_parallel_size=ranks)
+        assert nearest_served_policy(Judge(plan, VLLM)) == Policy(tensor_parallel_size=ranks)
         with pytest.raises(NotServedError, match="vLLM refuses method fbgemm_fp8"):
-            check_served(plan, VLLM)
-        check_worth_converting(plan, VLLM)  # whoever absorbs can give the option
+            Judge(plan, VLLM).check_served()
+        check_worth_converting(Judge(plan, VLLM))  # whoever absorbs can give the option
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
-    ((said, command),) = advice(source, plan, VLLM, "OUT")
+    ((said, command),) = advice(PlanReport(source, plan), "OUT")
     assert said.startswith("TP 2")
     assert command.endswith("OUT --tensor-parallel-size 2")
 
@@ -398,7 +404,7 @@ def test_an_odd_vocabulary_is_no_wall() -> None:
     made = headers(LLAMA | {"vocab_size": 259}, CHANNELS, {"lm_head": (259, 128)} | attention(32))
     for ranks in (2, 4):
         plan = planned(made, Policy(tensor_parallel_size=ranks))
-        assert Judge(plan, VLLM).original(ranks) == converted_verdict(plan, VLLM) == Verdict()
+        assert Judge(plan, VLLM).original(ranks) == Judge(plan, VLLM).converted == Verdict()
 
 
 V4 = {"architectures": ["DeepseekV4ForCausalLM"], "model_type": "deepseek_v4", "num_attention_heads": 4}
@@ -432,7 +438,7 @@ def test_what_the_models_own_code_pads_is_left_to_it(inner: int, ranks: int) -> 
     config = V4 | {"num_attention_heads": 16}
     plan = planned(headers(config, FP8, shapes), Policy(tensor_parallel_size=ranks))
     assert plan.changes_nothing
-    assert Judge(plan, VLLM).original(ranks).outcome == converted_verdict(plan, VLLM).outcome == "serves"
+    assert Judge(plan, VLLM).original(ranks).outcome == Judge(plan, VLLM).converted.outcome == "serves"
     compressed = planned(headers(config, COMPRESSED, shapes), Policy(tensor_parallel_size=ranks))
     assert compressed.changes_nothing == (inner == 384 and ranks == 1)
 
@@ -454,7 +460,7 @@ def test_the_plugin_is_needed_for_a_part_that_vllm_does_not_load(part: str) -> N
     shapes = gated("thinker.model.layers.0.mlp", 512) | gated(f"{part}.model.layers.1.mlp.shared_expert", 192)
     plan = planned(headers(config, FP8, shapes), Policy())
     assert plan.needs_runtime
-    assert Judge(plan, VLLM).padded(1) == (converted_verdict(plan, VLLM), True)
+    assert Judge(plan, VLLM).padded(1) == (Judge(plan, VLLM).converted, True)
 
 
 def test_layers_that_are_alike_are_told_apart_by_name_where_a_rule_asks_for_it() -> None:
@@ -493,9 +499,9 @@ def test_fp8_weights_that_are_no_layers_are_not_promised_either() -> None:
     shards, configs = headers(LLAMA, FP8, {"model.layers.0.self_attn.o_proj": (256, 256)})
     odd = ShardHeader("odd.safetensors", 288, 0, (TensorHeader("mix.weight", "F8_E4M3", (8, 4, 3, 3), 0),))
     plan = plan_checkpoint([*shards, odd], configs, Policy())
-    for verdict in (Judge(plan, VLLM).original(2), Judge(plan, VLLM).padded(2)[0], converted_verdict(plan, VLLM)):
+    for verdict in (Judge(plan, VLLM).original(2), Judge(plan, VLLM).padded(2)[0], Judge(plan, VLLM).converted):
         assert [(found.outcome, found.layers) for found in verdict.findings] == [("not known", ("mix.weight",))]
-    assert list(unabsorbed(compare_sizes(plan, VLLM, (1, 2)), plan)) == []
+    assert list(unabsorbed(compare_sizes(Judge(plan, VLLM), (1, 2)), plan)) == []
 
 
 def test_an_engine_that_ignores_an_unknown_method_answers_wrongly_unless_sizes_differ() -> None:
@@ -527,16 +533,16 @@ def test_absorbing_that_is_impossible_has_its_reason(tmp_path: Path) -> None:
     general = "only inner sizes of MLPs can be absorbed", ()
     plan, asked = (planned(made, Policy(absorb=absorb)) for absorb in (False, True))
     names = tuple(layer.name for layer in plan.layers)
-    told = [(said, tuple(layers)) for said, layers in unabsorbed(compare_sizes(plan, VLLM), plan)]
+    told = [(said, tuple(layers)) for said, layers in unabsorbed(compare_sizes(Judge(plan, VLLM)), plan)]
     assert told == [(why, names), general]
     assert not any(why in layer.reason for layer in plan.layers)
     assert all(why in layer.reason for layer in asked.layers)
-    assert list(unabsorbed(compare_sizes(asked, VLLM), asked)) == [general]
-    assert not any("--absorb" in command for _, command in advice(source, asked, VLLM, "OUT"))
+    assert list(unabsorbed(compare_sizes(Judge(asked, VLLM)), asked)) == [general]
+    assert not any("--absorb" in command for _, command in advice(PlanReport(source, asked), "OUT"))
     source = read_unconverted(copy_case("good/llama_mixed_fp8_int8", tmp_path))  # an MLP in INT8
     for absorb in (False, True):
         plan = plan_checkpoint(source.shards, source.configs, Policy(absorb=absorb, tensor_parallel_size=2))
-        reasons = [reason for reason, _ in unabsorbed(compare_sizes(plan, VLLM), plan)]
+        reasons = [reason for reason, _ in unabsorbed(compare_sizes(Judge(plan, VLLM)), plan)]
         assert [*reasons, *plan.notes] == [*([] if absorb else [INT8]), general[0], *([INT8] if absorb else [])]
 
 
@@ -547,14 +553,14 @@ def test_mimos_striped_attention_is_left_to_the_models_own_code() -> None:
     for ranks in (1, 2, 4):
         plan = planned(made, Policy(tensor_parallel_size=ranks))
         assert plan.changes_nothing
-        assert Judge(plan, VLLM).original(ranks).outcome == converted_verdict(plan, VLLM).outcome == "serves"
+        assert Judge(plan, VLLM).original(ranks).outcome == Judge(plan, VLLM).converted.outcome == "serves"
 
 
 def test_scales_that_are_not_understood_are_no_wall() -> None:
     """Nothing is known about such a layer: it is named, and is not refused."""
     quark = {"quant_method": "quark", "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_group"}}}
     plan = planned(headers(LLAMA, quark, {"model.layers.0.mlp.down_proj": (256, 320)}), Policy(tensor_parallel_size=4))
-    assert said(converted_verdict(plan, VLLM)) == {"not known": {"down_proj"}}
+    assert said(Judge(plan, VLLM).converted) == {"not known": {"down_proj"}}
 
 
 @pytest.mark.parametrize("name", sorted(engines()))
@@ -583,7 +589,7 @@ def table(plan: CheckpointPlan, engine: Engine) -> list[tuple[object, ...]]:
             at.absorbed and at.absorbed.verdict.outcome,
             [growth.new for growth in at.absorbed.growths] if at.absorbed else None,
         )
-        for at in compare_sizes(plan, engine, (1, 2, 4))
+        for at in compare_sizes(Judge(plan, engine), (1, 2, 4))
     ]
 
 
@@ -593,7 +599,7 @@ def test_the_sizes_of_a_block_model_are_compared_without_planning_again() -> Non
     plan = planned(made, Policy())
     rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
     assert table(plan, VLLM) == rows + [(size, "refuses", "serves", "serves", [512]) for size in (2, 4)]
-    (_, two, _) = compare_sizes(plan, VLLM, (1, 2, 4))
+    (_, two, _) = compare_sizes(Judge(plan, VLLM), (1, 2, 4))
     assert two.absorbed
     absorbed = planned(made, Policy(tensor_parallel_size=2, absorb=True))
     added = absorbed.bytes_after - absorbed.bytes_before
@@ -618,7 +624,7 @@ def test_the_document_of_a_size_says_why_what_is_absorbed_is_refused() -> None:
     """The table does too; the key exists only if there is such a verdict."""
     shapes = gated(MLP, 384) | attention(64)
     plan = planned(headers(LLAMA | {"intermediate_size": 384}, FP8, shapes), Policy())
-    one, two = (at.to_json() for at in compare_sizes(plan, VLLM, (1, 2)))
+    one, two = (at.to_json() for at in compare_sizes(Judge(plan, VLLM), (1, 2)))
     assert "absorbed_refused" not in one
     assert two["absorbed"] is None
     refused = two["absorbed_refused"]
@@ -632,7 +638,7 @@ def test_experts_are_absorbed_only_where_that_is_better() -> None:
     rows: list[tuple[object, ...]] = [(1, "serves", "serves", None, None)]
     rows += [(size, "Triton only", "Triton only", "serves", [512]) for size in (2, 4)]
     assert table(planned(made, Policy()), VLLM) == rows
-    (_, two) = compare_sizes(planned(made, Policy()), VLLM, (1, 2))
+    (_, two) = compare_sizes(Judge(planned(made, Policy()), VLLM), (1, 2))
     assert two.to_json()["absorbed"]["absorb_experts"]
 
 
@@ -640,13 +646,13 @@ def test_the_size_asked_for_is_compared_too_and_what_is_better_there() -> None:
     """Three ranks get a row between two and four; experts that only Triton takes are absorbed for other kernels."""
     made = headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384))
     plan = planned(made, Policy(tensor_parallel_size=3))
-    assert [at.num_ranks for at in compare_sizes(plan, VLLM)] == [1, 2, 3, 4, 8, 16]
+    assert [at.num_ranks for at in compare_sizes(Judge(plan, VLLM))] == [1, 2, 3, 4, 8, 16]
     plan = planned(made, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
-    one, two = compare_sizes(plan, VLLM, (1, 2))
+    one, two = compare_sizes(Judge(plan, VLLM), (1, 2))
     found = better_absorbed(plan, two, "Triton only")
     assert found == (two.absorbed, Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True))
-    assert converted_verdict(planned(made, found[1]), VLLM) == Verdict()
+    assert Judge(planned(made, found[1]), VLLM).converted == Verdict()
     assert better_absorbed(plan, two, "serves") is None
     assert better_absorbed(planned(made, Policy()), one, "refuses") is None
 
@@ -659,13 +665,13 @@ def test_absorbing_is_advised_wherever_it_does_better(tmp_path: Path) -> None:
     for num_n in (256, 200):
         shapes["model.layers.0.self_attn.o_proj"] = (num_n, 256)
         plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, shapes), Policy(tensor_parallel_size=2))
-        first, (said, command) = advice(source, plan, VLLM, "OUT")
+        first, (said, command) = advice(PlanReport(source, plan), "OUT")
         own = "", f"fp8pad convert {source} OUT --tensor-parallel-size 2"
         assert first == (same if plan.changes_nothing else own)
-        num_bytes = absorbed_at(plan, Judge(plan, VLLM), 2, experts=True).added_bytes
+        num_bytes = absorbed_at(Judge(plan, VLLM), 2, experts=True).added_bytes
         assert said == f"for 'serves' instead of 'Triton only', at {added(num_bytes, plan.bytes_before)}:"
         assert command.endswith("OUT --tensor-parallel-size 2 --absorb --absorb-experts")
-        written = list(advice(source, plan, VLLM, "OUT", is_written=True))
+        written = list(advice(PlanReport(source, plan), "OUT", is_written=True))
         assert written == [(said, command)]
 
 
@@ -675,13 +681,13 @@ def test_absorbing_is_advised_where_it_spares_the_plugin_at_the_same_cost(tmp_pa
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     shapes = gated(MLP, 216) | {"model.layers.0.self_attn.o_proj": (aligned // 16 * 16, 8192)}
     made = headers(LLAMA | {"intermediate_size": 216}, CHANNELS, shapes)
-    ((said, command),) = advice(source, planned(made, Policy()), VLLM, "OUT")
+    ((said, command),) = advice(PlanReport(source, planned(made, Policy())), "OUT")
     assert said == "absorbed for TP 1, it needs no plugin, and adds at most 0.1 % more than padding:"
     assert command.endswith("OUT --absorb")
-    ((said, command),) = advice(source, planned(made, Policy(tensor_parallel_size=4)), VLLM, "OUT")
+    ((said, command),) = advice(PlanReport(source, planned(made, Policy(tensor_parallel_size=4))), "OUT")
     assert command.endswith("OUT --tensor-parallel-size 4" + (" --absorb" if aligned > 216 else ""))
-    assert list(advice(source, planned(made, Policy()), VLLM, "OUT", is_written=True)) == []
-    ((said, _),) = advice(source, planned(made, Policy(absorb=True)), VLLM, "OUT")
+    assert list(advice(PlanReport(source, planned(made, Policy())), "OUT", is_written=True)) == []
+    ((said, _),) = advice(PlanReport(source, planned(made, Policy(absorb=True))), "OUT")
     assert not said
 
 
@@ -692,8 +698,8 @@ def test_a_smaller_size_gets_the_same_preference(tmp_path: Path, inner: int) -> 
     shapes = gated(MLP, inner) | attention(32) | {"lm_head": (8192, 8192)}
     made = headers(LLAMA | {"intermediate_size": inner}, CHANNELS, shapes)
     at_eight = planned(made, Policy(tensor_parallel_size=8))
-    ((said, command),) = advice(source, at_eight, VLLM, "OUT")
-    ((_, at_four),) = advice(source, planned(made, Policy(tensor_parallel_size=4)), VLLM, "OUT")
+    ((said, command),) = advice(PlanReport(source, at_eight), "OUT")
+    ((_, at_four),) = advice(PlanReport(source, planned(made, Policy(tensor_parallel_size=4))), "OUT")
     if inner == 216:
         assert (said, command) == ("TP 4: its FP8 layers are served with:", at_four)
         assert command.endswith("OUT --tensor-parallel-size 4 --absorb")
@@ -707,7 +713,7 @@ def test_a_smaller_size_is_not_promised_more_than_its_outcome(tmp_path: Path) ->
     heads = {"num_attention_heads": 10, "num_key_value_heads": 10, "moe_intermediate_size": 384}
     shapes = gated(EXPERT, 384) | gated(MLP, 320)
     plan = planned(headers(MOE | heads, FP8, shapes), Policy(tensor_parallel_size=4))
-    ((said, command),) = advice(source, plan, VLLM, "OUT")
+    ((said, command),) = advice(PlanReport(source, plan), "OUT")
     assert (said, command) == ("for 'Triton only' at TP 2:", f"fp8pad convert {source} OUT --tensor-parallel-size 2")
 
 
@@ -715,23 +721,27 @@ def test_another_size_is_named_where_padding_or_absorbing_helps_there(tmp_path: 
     """Experts that are whole blocks on one rank are split inside blocks on two, where absorbing helps."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     plan = planned(headers(MOE | {"moe_intermediate_size": 384}, FP8, gated(EXPERT, 384)), Policy())
-    same, (said, command) = advice(source, plan, VLLM, "OUT")
+    same, (said, command) = advice(PlanReport(source, plan), "OUT")
     assert same == ("nothing to convert for TP 1: the checkpoint would stay as it is", "")
     assert said == "converting helps at TP 2:"
     assert command.endswith("--tensor-parallel-size 2")
 
 
-def test_advice_is_the_same_from_a_table_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The screen and the page already have it, so sizes are not compared again."""
+def test_sizes_are_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The screen, the page and the document of a plan share the table."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
-    for inner, ranks in ((384, 1), (384, 2), (320, 2)):
-        made = headers(MOE | {"moe_intermediate_size": inner}, FP8, gated(EXPERT, inner))
-        plan = planned(made, Policy(tensor_parallel_size=ranks))
-        sizes, steps = list(compare_sizes(plan, VLLM)), list(advice(source, plan, VLLM, "OUT"))
-        with monkeypatch.context() as patch:
-            for module in ("planning.comparison", "render.advice"):
-                patch.delattr(f"fp8pad.{module}.compare_sizes")
-            assert list(advice(source, plan, VLLM, "OUT", sizes=sizes)) == steps
+    report = PlanReport(source, plan_checkpoint(source.shards, source.configs, Policy()))
+    compared: list[Judge] = []
+
+    def counted(judge: Judge) -> Iterator[AtSize]:
+        compared.append(judge)
+        return compare_sizes(judge)
+
+    monkeypatch.setattr("fp8pad.planned.compare_sizes", counted)
+    assert plan_screen(report)
+    assert "serves" in plan_page(report)
+    assert len(report.to_json()["engine"]["tensor_parallel"]) == 5
+    assert compared == [report.judge]
 
 
 def test_nothing_is_gained_where_the_original_is_served(tmp_path: Path) -> None:
@@ -740,9 +750,9 @@ def test_nothing_is_gained_where_the_original_is_served(tmp_path: Path) -> None:
     made = headers(LLAMA | {"vocab_size": 259}, CHANNELS, {"lm_head": (259, 128)} | attention(32))
     plan = planned(made, Policy())
     assert not plan.changes_nothing
-    (same,) = advice(source, plan, VLLM, "OUT")
+    (same,) = advice(PlanReport(source, plan), "OUT")
     assert same == ("nothing to gain at TP 1: vLLM 0.33 serves the original as it is", "")
-    ((said, command),) = advice(source, planned(made, Policy(alignment="marlin")), VLLM, "OUT")
+    ((said, command),) = advice(PlanReport(source, planned(made, Policy(alignment="marlin"))), "OUT")
     assert not said
     assert command.endswith("OUT --alignment marlin")
 
@@ -751,18 +761,18 @@ def test_an_original_that_is_served_is_not_converted(tmp_path: Path) -> None:
     """Fewer ranks do not help if nothing is wrong; absorbing may, if it does better than the original."""
     source = read_unconverted(copy_case("good/llama_dyn", tmp_path))
     made = headers(LLAMA | {"intermediate_size": 384}, COMPRESSED, {f"{MLP}.down_proj": (200, 384)})
-    steps = list(advice(source, planned(made, Policy()), find_engine("transformers-5.24"), "OUT"))
+    steps = list(advice(PlanReport(source, planned(made, Policy()), find_engine("transformers-5.24")), "OUT"))
     assert steps == [
         ("transformers 5.24 does better with the original ('serves'): do not convert it for this engine", "")
     ]
     made = headers(LLAMA, FBGEMM, {f"{MLP}.down_proj": (200, 216)}, "channel")
-    ((said, _),) = advice(source, planned(made, Policy()), find_engine("transformers-5.24"), "OUT")
+    ((said, _),) = advice(PlanReport(source, planned(made, Policy()), find_engine("transformers-5.24")), "OUT")
     assert said == "transformers 5.24 does better with the original ('not known'): do not convert it for this engine"
     keeps = "SGLang 0.5.23 does better with the original ('Triton only'): do not convert it"
     for model_type in ("llama", "unknown"):
         config = LLAMA | {"model_type": model_type, "intermediate_size": 216}
         plan = planned(headers(config, CHANNELS, gated(MLP, 216)), Policy())
-        first, *rest = advice(source, plan, find_engine("sglang-0.5.23"), "OUT")
+        first, *rest = advice(PlanReport(source, plan, find_engine("sglang-0.5.23")), "OUT")
         assert first == (f"{keeps} {'this way ' if rest else ''}for this engine", "")
         assert all(said.startswith("for 'serves' instead of 'Triton only', at +") for said, _ in rest)
         assert bool(rest) == bool(plan.absorbable)
@@ -774,13 +784,11 @@ def test_comparing_sizes_says_what_plans_for_them_would() -> None:
     """For each size, both forms get the same verdict as from the plans that make them."""
     shapes = gated(MLP, 384) | gated("model.layers.1.mlp", 384) | attention(64)
     made = headers(LLAMA | {"intermediate_size": 384}, FP8, shapes)
-    for at in compare_sizes(planned(made, Policy()), VLLM, (1, 2, 4)):
+    for at in compare_sizes(Judge(planned(made, Policy()), VLLM), (1, 2, 4)):
         padded = planned(made, Policy(tensor_parallel_size=at.num_ranks))
         absorbed = planned(made, Policy(tensor_parallel_size=at.num_ranks, absorb=True))
-        assert at.padded == converted_verdict(padded, VLLM)
-        assert absorbed_at(padded, Judge(padded, VLLM), at.num_ranks, experts=False).verdict == converted_verdict(
-            absorbed, VLLM
-        )
+        assert at.padded == Judge(padded, VLLM).converted
+        assert absorbed_at(Judge(padded, VLLM), at.num_ranks, experts=False).verdict == Judge(absorbed, VLLM).converted
 
 
 def test_transformers_spreads_scales_over_rows_that_are_not_whole_blocks() -> None:
@@ -848,23 +856,23 @@ def test_absorbing_grows_mlps_that_are_not_fp8_where_ranks_cannot_share_them_and
         assert {tensor.padded_shape for tensor in plan.tensors.values()} == {
             shape for new in grown for shape in ((new, 256), (256, new))
         }
-        assert converted_verdict(plan, VLLM) == Verdict()
+        assert Judge(plan, VLLM).converted == Verdict()
         as_it_is = planned(made, Policy())
-        claimed = absorbed_at(as_it_is, Judge(as_it_is, VLLM), ranks, experts=False)
+        claimed = absorbed_at(Judge(as_it_is, VLLM), ranks, experts=False)
         assert claimed.verdict == Verdict()
         assert claimed.added_bytes == plan.bytes_after - plan.bytes_before
     refused = planned(made, Policy(tensor_parallel_size=2))
-    assert nearest_served_policy(refused, VLLM) == Policy(tensor_parallel_size=2, absorb=True)
+    assert nearest_served_policy(Judge(refused, VLLM)) == Policy(tensor_parallel_size=2, absorb=True)
     for policy in (Policy(tensor_parallel_size=2), Policy(tensor_parallel_size=2, absorb=True, absorb_experts=True)):
         routed = planned(
             beside_fp8(LLAMA | MOE | {"moe_intermediate_size": 213}, plain(f"{MLP}.experts.0", 213)), policy
         )
-        assert converted_verdict(routed, VLLM).outcome == ("serves" if policy.absorb else "refuses")
+        assert Judge(routed, VLLM).converted.outcome == ("serves" if policy.absorb else "refuses")
     int8 = beside_fp8(LLAMA | {"intermediate_size": 213}, plain(MLP, 213, "I8"))
     plan = planned(int8, Policy(tensor_parallel_size=2, absorb=True))
     assert not plan.config_edits
     assert any("is I8 [213, 256], a layout that fp8pad does not pad" in note for note in plan.notes)
-    assert converted_verdict(plan, VLLM).outcome == "refuses"
+    assert Judge(plan, VLLM).converted.outcome == "refuses"
 
 
 def test_a_config_that_contradicts_an_mlp_that_is_not_fp8_is_no_concern_of_the_plan() -> None:
@@ -905,7 +913,7 @@ def test_towers_that_are_not_fp8_are_refused_only_where_vllm_divides_them(
         with pytest.raises(
             NotServedError, match=rf"at TP {ranks}: 213 neurons of {re.escape(next(iter(shapes))[:12])}"
         ):
-            check_served(planned(made, Policy(tensor_parallel_size=ranks)), VLLM)
+            Judge(planned(made, Policy(tensor_parallel_size=ranks)), VLLM).check_served()
 
 
 @pytest.mark.parametrize(
@@ -956,5 +964,5 @@ def test_what_absorbing_adds_counts_tensors_that_are_not_fp8(name: str, tmp_path
     assert any(size.other_bytes for size in plan.absorbable)
     for ranks in (1, 2, 4):
         absorbed = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=ranks, absorb=True))
-        claimed = absorbed_at(plan, Judge(plan, VLLM), ranks, experts=False)
+        claimed = absorbed_at(Judge(plan, VLLM), ranks, experts=False)
         assert claimed.added_bytes == absorbed.bytes_after - absorbed.bytes_before

@@ -18,6 +18,7 @@ from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.inspection import inspect_checkpoint
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.linear_names import scale_names
 from fp8pad.record import Policy
@@ -29,7 +30,8 @@ def convert_to(model: Path, out_dir: Path, policy: Policy = Policy(), full: bool
     """Plan and convert `model`."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    convert(source, plan, out_dir, WriteOptions(verify="full" if full else "padded"), Progress())
+    options = WriteOptions(verify="full" if full else "padded")
+    convert(PlanReport(source, plan, card=False), out_dir, options, Progress())
     return out_dir
 
 

@@ -38,7 +38,6 @@ class WriteOptions(Workers):
     overwrite: bool = False
     resume: bool = True
     verify: VerifyDepth = "padded"
-    card: bool = False
     hash: bool = False
     finishes: bool = False
     shards: range | None = None

@@ -4,7 +4,8 @@ A command has the options of the library function with the same name. It imports
 `fp8pad --help` loads neither numpy nor rich.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from fp8pad import library
 from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
 from fp8pad.cli.signatures import takes, those_of
-from fp8pad.errors import NotServedError, RecordError, VerifyError
+from fp8pad.errors import NotServedError, PlanError, RecordError, VerifyError
 from fp8pad.text import printable
 
 if TYPE_CHECKING:
@@ -33,39 +34,31 @@ def plan(
     show_all: options.AllOption = False,
     html: options.HtmlOption = None,
     as_json: options.JsonOption = False,
-    _out_dir: Path | None = None,
-    _quiet: bool = False,
     **asked: Any,
 ) -> None:
     """Show what converting would change, and the cost.
 
     Reads only headers and config.json, and writes nothing.
     """
-    from fp8pad.planning import check_understood
-    from fp8pad.planning.comparison import check_worth_converting
-    from fp8pad.planning.engines import find_engine
-    from fp8pad.planning.verdict import check_served
     from fp8pad.render.plan import plan_screen
     from fp8pad.render.screen import show
 
     if html:
         check_writable(html)
-    engine = find_engine(asked["engine"])
-    report = library.plan(model, **{**asked, "strict": False})
 
-    def screen(found: "PlanReport") -> "Screen":
-        return plan_screen(found.source, found.plan, engine, show_all, found.card, out_dir=_out_dir)
+    def show_plan(report: "PlanReport") -> None:
+        show(report, partial(plan_screen, show_all=show_all), as_json)
+        if html:
+            from fp8pad.render.html import plan_page
 
-    show(report, screen, as_json, _quiet)
-    if html:
-        from fp8pad.render.html import plan_page
+            write_text(html, plan_page(report))
+            typer.echo(f"{printable(str(html))}: written", err=True)
 
-        write_text(html, plan_page(report.source, report.plan, engine))
-        typer.echo(f"{printable(str(html))}: written", err=True)
-    if asked["strict"]:
-        check_understood(report.plan)
+    with _showing_what_is_refused(show_plan):
+        report = library.plan(model, **asked)
+    show_plan(report)
     if check:
-        (check_worth_converting if _out_dir else check_served)(report.plan, engine)
+        report.judge.check_served()
 
 
 @takes(library.convert, options.CHECKPOINT)
@@ -83,22 +76,26 @@ def convert(
 
     OUT_DIR appears only when it is complete and verified.
     """
-    from fp8pad.planning.engines import find_engine
+    from fp8pad.planning.comparison import check_worth_converting
     from fp8pad.render.console import command, words_of
-    from fp8pad.render.plan import not_understood_facts
-    from fp8pad.render.reports import conversion_screen, refusal_screen, slice_screen
+    from fp8pad.render.plan import not_understood_facts, plan_screen
+    from fp8pad.render.reports import conversion_screen, slice_screen
     from fp8pad.render.screen import show
 
     _check_together(shards, dry_run, asked)
-    engine = find_engine(asked["engine"])
-    if dry_run:
-        for_plan = those_of(library.plan, asked)
-        return plan(model, check=not asked["force"], as_json=as_json, _out_dir=out_dir, _quiet=quiet, **for_plan)
+    options_of_next = ["--overwrite"] if asked["overwrite"] else []
+    screen = partial(plan_screen, out_dir=out_dir, options=options_of_next)
+    show_plan = partial(show, screen_of=screen, as_json=as_json, quiet=quiet)
     finished = f"{out_dir} is complete" if shards is None else "the shards are finished"
     run = partial(_run, quiet=quiet, as_json=as_json, done=finished)
-    try:
-        if shards is None:
-            done = run(library.convert, model, out_dir, screen=lambda found: conversion_screen(found, engine), **asked)
+    with _showing_what_is_refused(show_plan):
+        if dry_run:
+            planned = library.plan(model, **those_of(library.plan, asked))
+            show_plan(planned)
+            if not asked["force"]:
+                check_worth_converting(planned.judge)
+        elif shards is None:
+            done = run(library.convert, model, out_dir, screen=conversion_screen, **asked)
             if (quiet or as_json) and (facts := list(not_understood_facts(done.plan))):  # the summary has them, too
                 first = done.plan.not_understood[0].name
                 typer.echo(printable(f"warning: {facts[0][1]}, the first: {first}"), err=True)
@@ -107,8 +104,16 @@ def convert(
             finish = command("convert", model, out_dir, *words_of(library.convert, asked), "--finish")
             written = partial(slice_screen, finish=finish)
             run(library.convert_shards, model, out_dir, shards, screen=written, **chosen)
-    except NotServedError as error:
-        show(error.report, lambda found: refusal_screen(found, out_dir, engine, asked["overwrite"]), as_json, quiet)
+
+
+@contextmanager
+def _showing_what_is_refused(show_plan: "Callable[[PlanReport], None]") -> Iterator[None]:
+    """Show the plan that an error has."""
+    try:
+        yield
+    except (PlanError, NotServedError) as error:
+        if error.report:
+            show_plan(error.report)
         raise
 
 

@@ -15,12 +15,12 @@ _TYPES: Mapping[str, Any] = {"alignment": Literal[tuple(map(str, get_args(Alignm
 def takes(function: Callable[..., Any], declared: Mapping[str, Any]) -> Callable[[Command], Command]:
     """Give a command those options of `function` that are `declared`, with the types and defaults that they have there.
 
-    The command gets them as keywords; its own options come after them. Names that begin with `_` are not options.
+    The command gets them as keywords; its own options come after them.
     """
 
     def with_options(command: Command) -> Command:
         parameters = inspect.signature(command).parameters.values()
-        own = [found for found in parameters if found.kind != found.VAR_KEYWORD and not found.name.startswith("_")]
+        own = [found for found in parameters if found.kind != found.VAR_KEYWORD]
         taken = [
             found.replace(
                 kind=found.KEYWORD_ONLY,

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fp8pad.errors import NotServedError
-from fp8pad.planning.engines import OUTCOMES, Engine, Outcome
+from fp8pad.planning.engines import OUTCOMES, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, Verdict, check_served, converted_verdict
+from fp8pad.planning.verdict import Judge, Verdict
 from fp8pad.record import Policy
 
 SIZES = (1, 2, 4, 8, 16)
@@ -82,44 +82,42 @@ class AtSize:
         }
 
 
-def compare_sizes(plan: CheckpointPlan, engine: Engine, sizes: Iterable[int] = ()) -> Iterator[AtSize]:
-    """Yield what `engine` does at each size; absorbing is not considered if it serves the original as it is.
+def compare_sizes(judge: Judge, sizes: Iterable[int] = ()) -> Iterator[AtSize]:
+    """Yield what the engine does at each size; absorbing is not considered if it serves the original as it is.
 
     Without `sizes`, these are the usual ones and the plan's own.
     """
-    judge = Judge(plan, engine)
-    for num_ranks in sizes or sorted({*SIZES, plan.policy.tensor_parallel_size}):
+    for num_ranks in sizes or sorted({*SIZES, judge.plan.policy.tensor_parallel_size}):
         original, (padded, _) = judge.original(num_ranks), judge.padded(num_ranks)
-        best = _best(plan, judge, num_ranks) if original.findings else None
+        best = _best(judge, num_ranks) if original.findings else None
         refused = best.verdict if best and best.verdict.refused else None
         yield AtSize(num_ranks, original, padded, None if refused else best, refused)
 
 
-def nearest_served_policy(plan: CheckpointPlan, engine: Engine) -> Policy | None:
-    """Return the policy nearest to the plan's own whose checkpoint `engine` does not refuse; None if there is none.
+def nearest_served_policy(judge: Judge) -> Policy | None:
+    """Return the policy nearest to the plan's own whose checkpoint is not refused; None if there is none.
 
     At its own size padding alone is tried first, then absorbing, without the routed experts before with them; then the
     same at each smaller size, the largest first, as the plan asks before that.
     """
-    judge, size = Judge(plan, engine), plan.policy.tensor_parallel_size
-    fewer = [replace(plan.policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
-    nearest = [*_alternatives(plan.policy), *(each for asked in fewer for each in (asked, *_alternatives(asked)))]
-    return next((policy for policy in nearest if not converted_by(policy, plan, judge).refused), None)
+    policy, size = judge.plan.policy, judge.plan.policy.tensor_parallel_size
+    fewer = [replace(policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
+    nearest = [*_alternatives(policy), *(each for asked in fewer for each in (asked, *_alternatives(asked)))]
+    return next((policy for policy in nearest if not converted_by(policy, judge).refused), None)
 
 
-def check_worth_converting(plan: CheckpointPlan, engine: Engine) -> None:
+def check_worth_converting(judge: Judge) -> None:
     """Raise `NotServedError` if the engine is known to refuse the plan's checkpoint, but not every alternative.
 
     Alternatives are another policy's checkpoint and the original. If it refuses all of them, converting makes nothing
     worse, and the checkpoint may be for another engine. A method that the engine takes with an option is no reason.
     """
     try:
-        check_served(plan, engine)
+        judge.check_served()
     except NotServedError:
-        judge = Judge(plan, engine)
-        if {(each.outcome, each.why) for each in converted_verdict(plan, engine).refusals} == {judge.of_method}:
+        if {(each.outcome, each.why) for each in judge.converted.refusals} == {judge.of_method}:
             return
-        if not judge.original(plan.policy.tensor_parallel_size).refused or nearest_served_policy(plan, engine):
+        if not judge.original(judge.plan.policy.tensor_parallel_size).refused or nearest_served_policy(judge):
             raise
 
 
@@ -128,11 +126,11 @@ def _alternatives(policy: Policy) -> list[Policy]:
     return [replace(policy, absorb=absorb, absorb_experts=experts) for absorb, experts in asked]
 
 
-def converted_by(policy: Policy, plan: CheckpointPlan, judge: Judge) -> Verdict:
+def converted_by(policy: Policy, judge: Judge) -> Verdict:
     """Return what the engine does with the checkpoint that another policy makes, at that policy's size."""
     ranks = policy.tensor_parallel_size
     if policy.absorb or policy.absorb_experts:
-        return absorbed_at(plan, judge, ranks, policy.absorb_experts).verdict
+        return absorbed_at(judge, ranks, policy.absorb_experts).verdict
     return judge.padded(ranks)[0]
 
 
@@ -151,17 +149,17 @@ def better_absorbed(plan: CheckpointPlan, at: AtSize, made: Outcome) -> tuple[Ab
     return (absorbed, policy) if is_better and policy != plan.policy else None
 
 
-def _best(plan: CheckpointPlan, judge: Judge, num_ranks: int) -> Absorbed | None:
+def _best(judge: Judge, num_ranks: int) -> Absorbed | None:
     """Return what absorbing gives, with the routed experts only if that is better; None if nothing would grow."""
-    dense, both = (absorbed_at(plan, judge, num_ranks, experts) for experts in (False, True))
+    dense, both = (absorbed_at(judge, num_ranks, experts) for experts in (False, True))
     gains = OUTCOMES.index(both.verdict.outcome) < OUTCOMES.index(dense.verdict.outcome)
     best = both if gains or not dense.growths else dense
     return best if best.growths else None
 
 
-def absorbed_at(plan: CheckpointPlan, judge: Judge, num_ranks: int, experts: bool) -> Absorbed:
+def absorbed_at(judge: Judge, num_ranks: int, experts: bool) -> Absorbed:
     """Return what an engine does if inner sizes are absorbed for `num_ranks`, with or without routed experts."""
-    absorbed = [(size, size.size_at(num_ranks)) for size in plan.absorbable if experts or not size.is_expert]
+    absorbed = [(size, size.size_at(num_ranks)) for size in judge.plan.absorbable if experts or not size.is_expert]
     growths = tuple(
         Growth(size.path, size.old, new, size.weight_bytes * (new - size.old) // size.old)
         for size, new in absorbed

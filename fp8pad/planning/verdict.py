@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 from fp8pad.errors import NotServedError
@@ -52,20 +53,6 @@ class Verdict:
         return tuple(dict.fromkeys(name for finding in self.refusals for name in finding.layers))
 
 
-def converted_verdict(plan: CheckpointPlan, engine: Engine) -> Verdict:
-    """Return what an engine does with the checkpoint that `plan` makes, at the plan's tensor-parallel size."""
-    return Judge(plan, engine).verdict(plan.grown, plan.policy.tensor_parallel_size, plan.needs_runtime)
-
-
-def check_served(plan: CheckpointPlan, engine: Engine) -> None:
-    """Raise `NotServedError` if the engine is known to refuse what the plan makes, at the plan's TP size."""
-    verdict = converted_verdict(plan, engine)
-    if refused := verdict.refused:
-        at, cause = f"{engine.title} at TP {plan.policy.tensor_parallel_size}", verdict.refusals[0]
-        layers = f"{counted(len(refused), 'layer')}, the first: {refused[0]}"
-        raise NotServedError(f"not served by {at}: {cause.why if cause.of_whole_model else layers}")
-
-
 class Judge:
     """What one engine does with one plan's checkpoint; a group of equal layers is assessed once.
 
@@ -73,7 +60,7 @@ class Judge:
     """
 
     def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
-        self._plan, self._engine = plan, engine
+        self.plan, self.engine = plan, engine
         method, weight_only = method_of_rules(plan.base), is_weight_only(plan.base)
         self._rules = [
             rule
@@ -93,6 +80,19 @@ class Judge:
         counts = plan.shared_counts
         self._counts = [count for count in counts if not matches((count.module,), [*unloaded, *by_model])]
 
+    @cached_property
+    def converted(self) -> Verdict:
+        """What the engine does with the checkpoint that the plan makes, at the plan's tensor-parallel size."""
+        return self.verdict(self.plan.grown, self.plan.policy.tensor_parallel_size, self.plan.needs_runtime)
+
+    def check_served(self) -> None:
+        """Raise `NotServedError` if the engine is known to refuse what the plan makes, at the plan's TP size."""
+        if refused := self.converted.refused:
+            cause = self.converted.refusals[0]
+            layers = f"{counted(len(refused), 'layer')}, the first: {refused[0]}"
+            at = f"{self.engine.title} at TP {self.plan.policy.tensor_parallel_size}"
+            raise NotServedError(f"not served by {at}: {cause.why if cause.of_whole_model else layers}")
+
     def verdict(self, grown: Sizes, num_ranks: int, needs_runtime: bool) -> Verdict:
         """Return the verdict on a checkpoint with `grown` sizes, loaded by fp8pad's plugin or by the engine alone.
 
@@ -100,9 +100,9 @@ class Judge:
         """
         shapes = [(group, group.grown(grown)) for group in self._groups]
         groups: list[tuple[AlikeLayers, Said | None]]
-        if needs_runtime and not self._engine.has_runtime:
+        if needs_runtime and not self.engine.has_runtime:
             is_larger = any(group.example.is_for_runtime and group.example.aligned(it) != it for group, it in shapes)
-            unserved = NO_RUNTIME if is_larger else (self._engine.unknown_method, NO_RUNTIME[1])
+            unserved = NO_RUNTIME if is_larger else (self.engine.unknown_method, NO_RUNTIME[1])
             groups = [(group, unserved) for group, _ in shapes]
         else:
             groups = [(group, self._said(group.example, it, num_ranks, needs_runtime)) for group, it in shapes]
@@ -120,7 +120,7 @@ class Judge:
             if said:
                 places.setdefault(said, []).extend(group.places)
         found = sorted((said not in (of_method, of_count), sorted(where), said) for said, where in places.items())
-        layers = self._plan.layers
+        layers = self.plan.layers
         findings = [
             Finding(*said, tuple(layers[place].name for place in where), not of_layers)
             for of_layers, where, said in found
@@ -133,14 +133,14 @@ class Judge:
 
     def padded(self, num_ranks: int, grown: Sizes = MappingProxyType({})) -> tuple[Verdict, bool]:
         """Return what the engine does with a checkpoint converted for `num_ranks`, and whether it needs the plugin."""
-        needs_runtime = any(group.example.pads(group.grown(grown), num_ranks) for group in self._plan.alike)
+        needs_runtime = any(group.example.pads(group.grown(grown), num_ranks) for group in self.plan.alike)
         return self.verdict(grown, num_ranks, needs_runtime), needs_runtime
 
     def added_bytes(self, grown: Sizes) -> int:
         """Return how many bytes converting adds to tensors, by padding and by absorbing, as in `padded`."""
-        absorbable = {size.path: size for size in self._plan.absorbable}
+        absorbable = {size.path: size for size in self.plan.absorbable}
         total = sum(absorbable[path].other_bytes * (new - old) // old for path, (old, new) in grown.items())
-        for group in self._plan.alike:
+        for group in self.plan.alike:
             layer, shape = group.example, group.grown(grown)
             made = layer.aligned(shape) if layer.is_for_runtime else shape
             total += len(group.places) * (layer.bytes_at(made) - layer.bytes_at(group.grown({})))
@@ -176,7 +176,7 @@ class Judge:
             if is_cut or sharding.ends_inside_block(part, block):
                 return "ends inside block"
             return "unaligned" if part.num_k % block[1] else "aligned"
-        return "aligned" if is_aligned(kernel, (self._engine.multiple, self._engine.multiple)) else "unaligned"
+        return "aligned" if is_aligned(kernel, (self.engine.multiple, self.engine.multiple)) else "unaligned"
 
 
 _UNKNOWN: Said = ("not known", "FP8 weights that fp8pad does not understand")

@@ -1,46 +1,37 @@
 """The recommended next steps after a plan: one rule for the screen, the HTML page and the summary of a conversion."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, better_absorbed, compare_sizes, converted_by, nearest_served_policy
-from fp8pad.planning.engines import Engine
+from fp8pad.planned import PlanReport
+from fp8pad.planning.comparison import better_absorbed, compare_sizes, converted_by, nearest_served_policy
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge, converted_verdict
+from fp8pad.planning.verdict import Judge
 from fp8pad.record import Policy
 from fp8pad.render.console import added, command, convert_command
 
 Step = tuple[str, str]
 
 
-def advice(
-    source: Checkpoint,
-    plan: CheckpointPlan,
-    engine: Engine,
-    out_dir: Path | str,
-    *options: str,
-    is_written: bool = False,
-    sizes: Sequence[AtSize] = (),
-) -> Iterator[Step]:
+def advice(report: PlanReport, out_dir: Path | str, *options: str, is_written: bool = False) -> Iterator[Step]:
     """Yield next steps: a sentence and a command, one of which may be empty. `options` are added to a conversion.
 
     If the engine refuses both the plan's result and the original, suggest the nearest policy whose result it does not
     refuse. Otherwise suggest to keep the original, if only that is served or nothing is gained, or the plan's own
     conversion, if that is not written yet; and to absorb, if the engine then does better. If absorbing costs the same
     as the plan, suggest only that, even if it saves nothing but the plugin. If nothing is gained, suggest another size
-    at which converting helps. `sizes` is the result of `compare_sizes`, if that is known already.
+    at which converting helps.
     """
+    source, plan, engine, sizes = report.source, report.plan, report.engine, report.sizes
 
     def converting(policy: Policy) -> str:
         return convert_command(source, out_dir, _needed(policy, plan), *options)
 
-    sizes = sizes or list(compare_sizes(plan, engine))
-    made, ranks = converted_verdict(plan, engine), plan.policy.tensor_parallel_size
+    made, ranks = report.judge.converted, plan.policy.tensor_parallel_size
     at = next(at for at in sizes if at.num_ranks == ranks)
     if made.refused and at.original.refused:
-        said, nearest = _nearest(plan, engine)
+        said, nearest = _nearest(report.judge)
         yield said, converting(nearest) if nearest else ""
         return
     outcome = (at.original if made.refused else made).outcome
@@ -73,17 +64,17 @@ def _needed(policy: Policy, plan: CheckpointPlan) -> Policy:
     return replace(policy, absorb=False, absorb_experts=False) if is_idle else policy
 
 
-def _nearest(plan: CheckpointPlan, engine: Engine) -> tuple[str, Policy | None]:
+def _nearest(judge: Judge) -> tuple[str, Policy | None]:
     """Return what works though the plan does not, and the policy, if something has to be converted for it."""
-    policy = nearest_served_policy(plan, engine)
+    policy, title = nearest_served_policy(judge), judge.engine.title
     if policy is None:
-        return f"no option of fp8pad makes it work in {engine.title}, nor does a smaller TP size", None
-    (at,) = compare_sizes(plan, engine, (policy.tensor_parallel_size,))
+        return f"no option of fp8pad makes it work in {title}, nor does a smaller TP size", None
+    (at,) = compare_sizes(judge, (policy.tensor_parallel_size,))
     if not at.original.findings:
-        return f"TP {at.num_ranks}: {engine.title} serves the FP8 layers of the original as they are", None
-    outcome = converted_by(policy, plan, Judge(plan, engine)).outcome
-    absorbed = better_absorbed(plan, at, outcome)
-    if absorbed and absorbed[0].costs_the_same(plan):
+        return f"TP {at.num_ranks}: {title} serves the FP8 layers of the original as they are", None
+    outcome = converted_by(policy, judge).outcome
+    absorbed = better_absorbed(judge.plan, at, outcome)
+    if absorbed and absorbed[0].costs_the_same(judge.plan):
         policy, outcome = absorbed[1], absorbed[0].verdict.outcome
     served = f"TP {at.num_ranks}: its FP8 layers are served with:"
     return served if outcome == "serves" else f"for '{outcome}' at TP {at.num_ranks}:", policy

@@ -5,12 +5,11 @@ from html import escape
 from math import prod
 
 from fp8pad import __version__
-from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.planning.comparison import AtSize, compare_sizes
+from fp8pad.planned import PlanReport
+from fp8pad.planning.comparison import AtSize
 from fp8pad.planning.engines import Engine, Outcome
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Judge
 from fp8pad.render.advice import advice
 from fp8pad.render.console import added, growth
 from fp8pad.render.folding import name_patterns
@@ -50,18 +49,18 @@ th { font-weight: 600; color: var(--soft); } th, td:first-child:not(:has(code)) 
 _CLASSES = {"serves": "good", "refuses": "bad", "answers wrongly": "bad"}
 
 
-def plan_page(source: Checkpoint, plan: CheckpointPlan, engine: Engine) -> str:
+def plan_page(report: PlanReport) -> str:
     """Return the page: the verdict, sizes by group of layers, what absorbing costs, and the next command."""
-    sizes = list(compare_sizes(plan, engine))
+    source, plan = report.source, report.plan
     name = _text(source.name if source.remote else source.root.resolve().name)
     body = [
         f"<h1>{name}</h1>",
         f"<p>{_text(headline(plan))}</p>",
-        *_verdict(sizes, plan, engine),
+        *_verdict(report.sizes, plan, report.engine),
         *_sizes(plan),
-        *_costs(sizes, plan, engine),
+        *_costs(report),
         *_notes(plan),
-        *_next(source, plan, engine, sizes),
+        *_next(report),
         f'<p class="soft">fp8pad {__version__}; from headers and config.json alone</p>',
     ]
     return (
@@ -132,10 +131,11 @@ def _size_row(layers: Sequence[LayerPlan], widest: int) -> Sequence[str]:
     return _code(patterns), shapes, _text(layer_how(first)), f"{bar}{_text(total)}"
 
 
-def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> Iterator[str]:
+def _costs(report: PlanReport) -> Iterator[str]:
+    plan = report.plan
     yield "<h2>What it costs</h2>"
     yield f"<p>Tensors, by this plan: {_text(growth(plan.bytes_before, plan.bytes_after))}</p>"
-    padded = added(Judge(plan, engine).added_bytes({}), plan.bytes_before)
+    padded = added(report.judge.added_bytes({}), plan.bytes_before)
     rows = [
         (
             f"TP {at.num_ranks}",
@@ -146,16 +146,16 @@ def _costs(sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> Ite
                 for grown in found.growths
             ),
         )
-        for at in sizes
+        for at in report.sizes
         if (found := at.absorbed)
     ]
     if rows:
         yield _table(("", "padded, on disk", "absorbed", "absorbed weights by config key"), rows)
 
 
-def _next(source: Checkpoint, plan: CheckpointPlan, engine: Engine, sizes: Sequence[AtSize]) -> Iterator[str]:
+def _next(report: PlanReport) -> Iterator[str]:
     yield "<h2>Next</h2>"
-    for said, command in advice(source, plan, engine, proposed_out_dir(source), sizes=sizes):
+    for said, command in advice(report, proposed_out_dir(report.source)):
         yield (f"<p>{_text(said)}</p>" if said else "") + (
             f"<pre><code>{_text(command)}</code></pre>" if command else ""
         )

@@ -9,8 +9,7 @@ from rich.text import Text
 from fp8pad.checkpoint.checkpoint import MISTRAL_CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import is_other_form, is_shard
 from fp8pad.padded import AxisActions
-from fp8pad.planning.comparison import compare_sizes
-from fp8pad.planning.engines import Engine
+from fp8pad.planned import PlanReport
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.render.advice import advice
@@ -18,7 +17,7 @@ from fp8pad.render.console import Fact, edit_facts, growth, shortened
 from fp8pad.render.folding import group_layers
 from fp8pad.render.screen import Row, Screen
 from fp8pad.render.verdict import patterns, show_advice, show_refusal, show_verdicts
-from fp8pad.summary import ACTIONS, OutputFiles, action, flops_added_share, headline, output_files
+from fp8pad.summary import ACTIONS, OutputFiles, action, flops_added_share, headline
 from fp8pad.text import counted, printable
 
 MOST_SHARDS = 3
@@ -28,27 +27,20 @@ _STYLES = dict(zip(ACTIONS, ("yellow", "cyan", "cyan", "yellow", "magenta", "dim
 
 
 def plan_screen(
-    source: Checkpoint,
-    plan: CheckpointPlan,
-    engine: Engine,
-    show_all: bool = False,
-    with_card: bool = True,
-    *,
-    out_dir: Path | None = None,
+    report: PlanReport, show_all: bool = False, out_dir: Path | None = None, options: Sequence[str] = ()
 ) -> Screen:
     """Lay out a plan; aligned layers are folded into one line unless `show_all`.
 
-    `out_dir` is the folder in printed commands; the default is one next to the checkpoint.
+    `out_dir` is the folder in printed commands, by default one next to the checkpoint; `options` are added to them.
     """
     screen = Screen()
-    screen.paragraph(Text(f"{printable(str(source))}: {headline(plan)}", style="bold"))
-    sizes = list(compare_sizes(plan, engine)) if plan.layers else []
-    if sizes:
-        show_verdicts(screen, sizes, plan, engine)
-    _show_layers(screen, plan, show_all)
-    _show_costs(screen, source, plan, with_card)
-    show_refusal(screen, plan, engine)
-    show_advice(screen, advice(source, plan, engine, out_dir or proposed_out_dir(source), sizes=sizes))
+    screen.paragraph(Text(f"{printable(str(report.source))}: {headline(report.plan)}", style="bold"))
+    if report.plan.layers:
+        show_verdicts(screen, report)
+    _show_layers(screen, report.plan, show_all)
+    _show_costs(screen, report)
+    show_refusal(screen, report.judge)
+    show_advice(screen, advice(report, out_dir or proposed_out_dir(report.source), *options))
     return screen
 
 
@@ -118,12 +110,13 @@ def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> It
         yield label, f"{printable(reason)}: {patterns(alike)}"
 
 
-def _show_costs(screen: Screen, source: Checkpoint, plan: CheckpointPlan, with_card: bool) -> None:
+def _show_costs(screen: Screen, report: PlanReport) -> None:
+    plan = report.plan
     screen.section("What it costs")
     facts = [*edit_facts(plan.config_edits), ("tensors", growth(plan.bytes_before, plan.bytes_after))]
     if share := flops_added_share(plan.layers):
         facts.append(("FLOPs", f"{share:+.2%} over all FP8 layers, each counted once"))
-    facts += list(_file_facts(source, output_files(source, plan, with_card)))
+    facts += list(_file_facts(report.source, report.files))
     screen.rows([*facts, *note_facts(plan)])
 
 

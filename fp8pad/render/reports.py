@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from fp8pad.card import CARD_FILE, hub_repo
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
-from fp8pad.planning.engines import Engine
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import RECORD_FILE
 from fp8pad.render.advice import advice
@@ -22,9 +20,6 @@ from fp8pad.unpadding import UnpadReport
 from fp8pad.upload import PushReport
 from fp8pad.verification import VerifyReport
 
-if TYPE_CHECKING:
-    from fp8pad.planned import PlanReport
-
 _VERIFIED = {
     "padded": "every header, size and padded tensor read back",
     "full": "every byte read back, every file hashed",
@@ -32,7 +27,7 @@ _VERIFIED = {
 }
 
 
-def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
+def conversion_screen(report: ConvertReport) -> Screen:
     """Lay out what was written, what was checked, what was excluded, and what to do next."""
     source, plan, out_dir = report.source, report.plan, report.out_dir
     copy = ", an equal copy since nothing needs padding" if plan.changes_nothing else ""
@@ -48,9 +43,9 @@ def conversion_screen(report: ConvertReport, engine: Engine) -> Screen:
     if CARD_FILE in report.rewritten and not hub_repo(source):
         facts.append(("note", f"{CARD_FILE}: before you publish it, set base_model to the original's name on the hub"))
     screen = _screen(out_dir, verdict, facts)
-    if not show_refusal(screen, plan, engine):
+    if not show_refusal(screen, report.judge):
         _show_serving(screen, plan, out_dir)
-    show_advice(screen, advice(source, plan, engine, out_dir, "--overwrite", is_written=True) if plan.layers else ())
+    show_advice(screen, advice(report, out_dir, "--overwrite", is_written=True) if plan.layers else ())
     screen.section("How to check it")
     screen.command(command("verify", source, out_dir))
     return screen
@@ -69,15 +64,6 @@ def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
     needs = ", in an environment with vLLM and fp8pad" if plan.needs_runtime else ", no plugin needed"
     screen.section(f"How to serve it{needs}")
     screen.command(shell_command("vllm", "serve", out_dir, *ranks))
-
-
-def refusal_screen(refused: "PlanReport", out_dir: Path, engine: Engine, overwrite: bool) -> Screen:
-    """Lay out why nothing was written, and what to do about it."""
-    screen = _screen(out_dir, "not written", [])
-    show_refusal(screen, refused.plan, engine)
-    options = ["--overwrite"] if overwrite else []
-    show_advice(screen, advice(refused.source, refused.plan, engine, out_dir, *options))
-    return screen
 
 
 def slice_screen(report: SliceReport, finish: str) -> Screen:

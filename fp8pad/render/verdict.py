@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from rich.text import Text
 
+from fp8pad.planned import PlanReport
 from fp8pad.planning.comparison import AtSize
-from fp8pad.planning.engines import OUTCOMES, Engine, Outcome
+from fp8pad.planning.engines import OUTCOMES, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Finding, converted_verdict
+from fp8pad.planning.verdict import Finding, Judge
 from fp8pad.render.console import added, shortened
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.screen import Row, Screen
@@ -29,9 +30,10 @@ STYLES: dict[Outcome, str] = {
 }
 
 
-def show_verdicts(screen: Screen, sizes: Sequence[AtSize], plan: CheckpointPlan, engine: Engine) -> None:
+def show_verdicts(screen: Screen, report: PlanReport) -> None:
     """Show what the engine does: a row for each tensor-parallel size, and the reasons below."""
-    screen.section(f"What {engine.title} does with it")
+    sizes, plan = report.sizes, report.plan
+    screen.section(f"What {report.engine.title} does with it")
     if not any(at.original.findings for at in sizes):
         served = ", ".join(str(at.num_ranks) for at in sizes)
         screen.paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
@@ -116,11 +118,11 @@ def _found(at: AtSize) -> list[tuple[Finding, str]]:
     return sorted(found, key=lambda item: -OUTCOMES.index(item[0].outcome))
 
 
-def show_refusal(screen: Screen, plan: CheckpointPlan, engine: Engine) -> bool:
+def show_refusal(screen: Screen, judge: Judge) -> bool:
     """Show why the engine refuses the converted checkpoint at the plan's TP size; return whether it does."""
-    refusals = converted_verdict(plan, engine).refusals
+    refusals = judge.converted.refusals
     if refusals:
-        screen.section(f"Not served by {engine.title} at TP {plan.policy.tensor_parallel_size}")
+        screen.section(f"Not served by {judge.engine.title} at TP {judge.plan.policy.tensor_parallel_size}")
     for refusal in refusals:
         screen.paragraph(_outcome(refusal).append(f": {_why(refusal)}"), 2, hang=2)
     return bool(refusals)

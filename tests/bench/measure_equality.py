@@ -21,6 +21,7 @@ from fp8pad.errors import Fp8padError
 from fp8pad.golden.document import GoldenDocument
 from fp8pad.golden.request import CheckOptions, RecordOptions
 from fp8pad.golden.runs import check, record
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.render.progress import LineProgress
@@ -36,7 +37,7 @@ def conversions(model: Path, folder: Path) -> dict[str, Path]:
         source = read_unconverted(model)
         plan = plan_checkpoint(source.shards, source.configs, policy)
         made[name] = folder / name
-        convert(source, plan, made[name], WriteOptions(), Progress())
+        convert(PlanReport(source, plan, card=False), made[name], WriteOptions(), Progress())
     return made
 
 

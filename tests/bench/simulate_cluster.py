@@ -26,6 +26,7 @@ from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.checkpoint.writer import Written
 from fp8pad.conversion import convert
 from fp8pad.output import SentWriter
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 
@@ -79,7 +80,7 @@ def measure(model: Path, num_nodes: int, seconds: float) -> tuple[float, float]:
         planned = time.perf_counter()
         options = WriteOptions(1, verify="none", executor="ray", ray_address=cluster.address)
         vars(output)["SentWriter"] = lambda *fields: SlowWriter(SentWriter(*fields), seconds)
-        convert(source, plan, model.with_name("out"), options, Progress())
+        convert(PlanReport(source, plan, card=False), model.with_name("out"), options, Progress())
         done = time.perf_counter()
     finally:
         cluster.shutdown()

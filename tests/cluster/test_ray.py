@@ -19,6 +19,7 @@ from fp8pad.conversion import ConvertReport, convert
 from fp8pad.errors import CheckpointError, ClusterError, OutputError
 from fp8pad.parallel import ray_driver
 from fp8pad.parallel.cluster import run_on_cluster
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.unpadding import unpad
@@ -36,7 +37,7 @@ def converted(model: Path, out_dir: Path, options: WriteOptions) -> ConvertRepor
     """Convert a checkpoint."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, Policy())
-    return convert(source, plan, out_dir, options, Progress())
+    return convert(PlanReport(source, plan, card=False), out_dir, options, Progress())
 
 
 def test_a_cluster_writes_the_bytes_that_one_machine_writes(cluster: Any, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_failed_run_can_be_resumed_without_the_cluster(
 
     monkeypatch.setattr("fp8pad.parallel.run_on_cluster", touch_and_run)
     with pytest.raises(CheckpointError, match="was changed") as caught:
-        convert(source, plan, tmp_path / "out", on_ray(cluster, jobs=1), Progress())
+        convert(PlanReport(source, plan, card=False), tmp_path / "out", on_ray(cluster, jobs=1), Progress())
     assert any("to resume" in note for note in caught.value.__notes__)
     report = converted(model, tmp_path / "out", WriteOptions())
     assert report.resumed

@@ -20,11 +20,10 @@ from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.conversion import convert
 from fp8pad.errors import Fp8padError
+from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.engines import find_engine
 from fp8pad.quantization_config import parse_quantization_config
 from fp8pad.record import Policy, parse_record, parse_shard_metadata
-from fp8pad.summary import plan_document
 from fp8pad.unpadding import unpad
 from fp8pad.verification import verify
 
@@ -75,7 +74,7 @@ def _records() -> list[tuple[Any, Any]]:
         try:
             source = read_unconverted(model)
             plan = plan_checkpoint(source.shards, source.configs, POLICIES[number % 2])
-            convert(source, plan, AREA / "records", WriteOptions(), Progress())
+            convert(PlanReport(source, plan, card=False), AREA / "records", WriteOptions(), Progress())
         except Fp8padError:
             continue
         if (AREA / "records" / "fp8pad.json").exists():
@@ -143,7 +142,7 @@ def config(choices: Choices) -> str:
         configs = {**source.configs, "config.json": document if isinstance(document, dict) else {}}
         policy = POLICIES[choices.ConsumeIntInRange(0, len(POLICIES) - 1)]
         plan = plan_checkpoint(_edited_shards(choices, source.shards), configs, policy)
-        json.dumps(plan_document(source, plan, find_engine()))
+        json.dumps(PlanReport(source, plan).to_json())
     except Fp8padError as error:
         _check_message(error)
         return f"refused: {type(error).__name__}"
@@ -194,8 +193,8 @@ def folder(choices: Choices) -> str:
     try:
         source = read_unconverted(model)
         plan = plan_checkpoint(source.shards, source.configs, policy)
-        json.dumps(plan_document(source, plan, find_engine()))
-        convert(source, plan, out_dir, options, Progress())
+        json.dumps(PlanReport(source, plan).to_json())
+        convert(PlanReport(source, plan, card=False), out_dir, options, Progress())
         report = verify(model, out_dir, Progress())
         if not report.ok:
             raise AssertionError(f"converted, but not verified: {report.mismatches[0]}")

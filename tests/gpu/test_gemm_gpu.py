@@ -18,6 +18,7 @@ from fp8pad.checkpoint.options import WriteOptions  # noqa: E402
 from fp8pad.checkpoint.progress import Progress  # noqa: E402
 from fp8pad.checkpoint.read import read_unconverted  # noqa: E402
 from fp8pad.conversion import convert  # noqa: E402
+from fp8pad.planned import PlanReport  # noqa: E402
 from fp8pad.planning import plan_checkpoint  # noqa: E402
 from fp8pad.record import Policy  # noqa: E402
 
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.gpu
 def converted(model: Path, out_dir: Path, policy: Policy) -> Path:
     """Convert a checkpoint and return the output folder."""
     source = read_unconverted(model)
-    convert(source, plan_checkpoint(source.shards, source.configs, policy), out_dir, WriteOptions(), Progress())
+    plan = plan_checkpoint(source.shards, source.configs, policy)
+    convert(PlanReport(source, plan, card=False), out_dir, WriteOptions(), Progress())
     return out_dir
 
 

@@ -23,6 +23,7 @@ from test_serving import with_torchvision
 import fp8pad
 from fp8pad.planning.comparison import compare_sizes
 from fp8pad.planning.engines import find_engine
+from fp8pad.planning.verdict import Judge
 
 # Converted for two ranks, and served on one, where an original answers too.
 FORMS: dict[str, dict[str, Any]] = {
@@ -103,7 +104,7 @@ def answers_file(model: Path) -> Path:
 def planned(folder: Path) -> str:
     """Return what the plan says about the original."""
     plan = fp8pad.plan(folder / "original").plan
-    return ", ".join(at.original.outcome for at in compare_sizes(plan, find_engine(), (1, 2)))
+    return ", ".join(at.original.outcome for at in compare_sizes(Judge(plan, find_engine()), (1, 2)))
 
 
 def compared(folder: Path) -> tuple[str, str, str]:

@@ -4,7 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from math import gcd
@@ -106,7 +106,7 @@ class Engine:
     version: str
     multiple: PositiveSize
     has_runtime: bool
-    rule: tuple[Rule, ...]
+    rule: tuple[Rule, ...] = field(repr=False)
     unknown_method: Outcome = "refuses"
 
     @property
