@@ -7,24 +7,29 @@ from typing import Any
 
 from fp8pad.card import BEGIN, CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.folder import leads_out
+from fp8pad.checkpoint.folder import INDEX_FILE, is_shard, leads_out
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.errors import HubError, RecordError, UsageError, VerifyError
 from fp8pad.hub.ids import HubId, hub_errors
+from fp8pad.hub.repo import Repo
 from fp8pad.record import FORMAT_VERSION, RECORD_FILE
 from fp8pad.verification import verify
 
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What was pushed, the URL of the commit, which files of the folder were not uploaded, and notes of `verify`."""
+    """What was pushed, the URL of the commit, and notes of `verify`.
+
+    `excluded` files of the folder were not uploaded; `removed` are other weights that the repository had.
+    """
 
     out_dir: Path
     repo: str
     url: str
     excluded: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    removed: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad push --json` prints."""
@@ -34,12 +39,15 @@ class PushReport:
             "repo": self.repo,
             "url": self.url,
             "files_left_out": list(self.excluded),
+            "files_removed": list(self.removed),
             "notes": list(self.notes),
         }
 
 
 def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Progress) -> PushReport:
     """Upload what fp8pad wrote to `out_dir` to the model repository `repo`, which is created if it does not exist.
+
+    Other weights in the repository are removed by the same commit: engines would load them too, or instead.
 
     First the checkpoint is verified against its own records; if `needs_card`, its model card must say what was changed.
     Raises `UsageError` if `repo` is not a name, `VerifyError` or `RecordError` if a check fails, and `HubError` if the
@@ -49,7 +57,7 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
     if hub_id is None or hub_id.revision:
         raise UsageError(f"{repo}: expected the name of a model on the hub, org/name")
     try:
-        from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
     except ImportError as error:
         raise HubError("push needs huggingface_hub: pip install 'fp8pad[hub]'") from error
     if not (out_dir / RECORD_FILE).exists() and read_checkpoint(out_dir).read_record() is None:
@@ -72,10 +80,12 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
     with hub_errors(hub_id):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
-        added = [CommitOperationAdd(file, str(out_dir / file)) for file in files]
-        commit = api.create_commit(repo, added, commit_message="Pad with fp8pad")
+        removed = sorted(filter(_is_weights, Repo.of(hub_id).files.keys() - {*files}))
+        changes = [CommitOperationAdd(file, str(out_dir / file)) for file in files]
+        changes += [CommitOperationDelete(file, is_folder=False) for file in removed]
+        commit = api.create_commit(repo, changes, commit_message="Pad with fp8pad")
     excluded = {*converted.identities, *converted.excluded} - {*files}
-    return PushReport(out_dir, repo, commit.commit_url, tuple(sorted(excluded)), report.notes)
+    return PushReport(out_dir, repo, commit.commit_url, tuple(sorted(excluded)), tuple(removed), report.notes)
 
 
 def _files_to_push(converted: Checkpoint) -> list[str]:
@@ -87,3 +97,8 @@ def _files_to_push(converted: Checkpoint) -> list[str]:
             target = (converted.root / file).resolve()
             raise VerifyError(f"{converted.root}: is not pushed: {file}: is a link out of the folder, to {target}")
     return sorted(known & converted.identities.keys())
+
+
+def _is_weights(file: str) -> bool:
+    """Return whether engines load a file by its name as weights of the model, or as the list of them."""
+    return file == INDEX_FILE or (is_shard(file) and not file.startswith("adapter_"))

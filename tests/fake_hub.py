@@ -168,6 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         commit = commit_of(files)
         found.commits[commit], found.revisions[revision] = files, commit
         self._json({"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{commit}", "commitOid": commit, "success": True})
@@ -177,7 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "Invalid username or password."}, 401)
             return
         repo = "/".join(filter(None, (document.get("organization"), document["name"])))
-        self.hub.repos.setdefault(repo, Repo({}, {}))
+        empty = commit_of({})
+        self.hub.repos.setdefault(repo, Repo({empty: {}}, {"main": empty}))
         self._json({"url": f"{self.hub.endpoint}/{repo}"})
 
     def _repo(self, repo: str) -> Repo | None:
