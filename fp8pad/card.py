@@ -9,9 +9,8 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import read_text
 from fp8pad.errors import ConfigError
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import by_key
+from fp8pad.record import CARD_FILE, by_key
 
-CARD_FILE = "README.md"
 BEGIN, END = "<!-- fp8pad -->", "<!-- /fp8pad -->"
 
 

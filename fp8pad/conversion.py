@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.converted import converted_files, record_with
 from fp8pad.planned import PlanReport
-from fp8pad.record import FORMAT_VERSION
+from fp8pad.record import CARD_FILE, FORMAT_VERSION
 from fp8pad.staged import staged, write_slice
 from fp8pad.summary import output_files
 

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from fp8pad import __version__
-from fp8pad.card import CARD_FILE, read_card, with_section
+from fp8pad.card import read_card, with_section
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.contents import Contents, Text, contents_of
 from fp8pad.checkpoint.files import text_sha256
@@ -19,7 +19,7 @@ from fp8pad.parsing import check_density
 from fp8pad.planning.config import edited_config
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.quantization_config import QuantizationRecord
-from fp8pad.record import CONFIG_FILE, RECORD_FILE, CheckpointRecord
+from fp8pad.record import CARD_FILE, CONFIG_FILE, RECORD_FILE, CheckpointRecord
 
 
 def converted_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = False) -> Contents:
@@ -105,7 +105,7 @@ def _check_readable(record: CheckpointRecord, texts: Iterable[str]) -> None:
 
 def _check_complete(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayout]) -> None:
     if sum(len(layout.tensors) for layout in layouts) < len(plan.tensors):
-        names = {tensor.name for shard in source.shards for tensor in shard.tensors}
+        names = {tensor.name for tensor in source.tensors}
         raise PlanError(f"{min(plan.tensors.keys() - names)}: is in the plan, but in no shard of {source}")
 
 
@@ -117,8 +117,7 @@ def _index(source: Checkpoint, plan: CheckpointPlan, layouts: Iterable[ShardLayo
 def _unusual_index(source: Checkpoint) -> dict[str, str]:
     """Return the index of the source if unpadding could not reconstruct it."""
     before = source.text(INDEX_FILE) if source.has_index else None
-    total_bytes = sum(tensor.num_bytes for shard in source.shards for tensor in shard.tensors)
-    return {} if before is None or states_total(before, total_bytes) else {INDEX_FILE: before}
+    return {} if before is None or states_total(before, source.tensor_bytes) else {INDEX_FILE: before}
 
 
 def _config(source: Checkpoint, plan: CheckpointPlan) -> str:

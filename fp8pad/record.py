@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 METADATA_KEY = "fp8pad"
 RECORD_FILE = "fp8pad.json"
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 MODELOPT_FILE = "hf_quant_config.json"  # where NVIDIA ModelOpt keeps its quantization config
 
 Alignment = Literal["auto", 16, 32, 64, 128, "marlin", "sm120", "deepgemm"]
@@ -119,6 +120,11 @@ class CheckpointRecord:
     def has_hashes(self) -> bool:
         """Whether it has the hash of any file; a record that is not damaged has both of all files, or none."""
         return any(entry.sha256 or entry.source_sha256 for entry in self.files.values())
+
+    @property
+    def restored(self) -> set[str]:
+        """The model card if it was edited: unpadding restores its original text, or removes it if that is empty."""
+        return {CARD_FILE} & self.originals.keys()
 
     def text_parts(self) -> Iterator[str]:
         """Yield the text of `fp8pad.json` in parts: it can take more memory than all headers of a large checkpoint."""

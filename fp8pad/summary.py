@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from fp8pad.card import CARD_FILE, read_card
+from fp8pad.card import read_card
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.geometry import is_aligned
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import CONFIG_FILE
+from fp8pad.record import CARD_FILE, CONFIG_FILE
 from fp8pad.text import counted
 
 # What is done to a layer, as the headline counts it; changed layers first.
@@ -70,5 +70,5 @@ def output_files(source: Checkpoint, plan: CheckpointPlan, with_card: bool = Tru
         rewritten |= {*plan.shards_rewritten, *([INDEX_FILE] if source.has_index else [])}
     if with_card and not plan.changes_nothing and (source.remote or read_card(source) is not None):
         rewritten.add(CARD_FILE)
-    everything = {*source.text_files, *(shard.file for shard in source.shards), *source.other_files}
+    everything = {*source.text_files, *source.shard_files, *source.other_files}
     return OutputFiles(tuple(sorted(rewritten)), tuple(sorted(everything - rewritten)), source.excluded)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.contents import Contents, Text, contents_of
@@ -70,12 +69,11 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     faults, original = examine(converted, record)
     if faults or original is None:
         raise RecordError(f"{out_dir}: {faults[0]}")
-    contents, restored = _contents(original, record), {CARD_FILE} & record.originals.keys()
-    changed = [found for found in changed_files(converted, record.files) if found.file not in restored]
+    contents, shards = _contents(original, record), converted.shard_files
+    changed = [found for found in changed_files(converted, record.files) if found.file not in record.restored]
     for found in changed:
         if found.file in record.files and found.file not in converted.identities and is_dangerous(found.file):
             raise RecordError(f"{out_dir}: {found}")
-    shards = {layout.file for layout in original.layouts}
     is_hashed = record.has_hashes and options.verify == "padded"
     with staged(contents, restored_dir, replace(options, verify="full") if is_hashed else options) as out:
         hashes = out.write_files(progress)
@@ -101,10 +99,9 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
 
 def _contents(original: Original, record: CheckpointRecord) -> Contents:
     """Return the files to write: the original model card, if there was one, and the other files as they are."""
-    card = record.originals.get(CARD_FILE)
-    without = {RECORD_FILE} if card is None else {RECORD_FILE, CARD_FILE}
+    without = {RECORD_FILE, *record.restored}
     other_files = tuple(file for file in original.converted.other_files if file not in without)
-    texts = {CARD_FILE: Text.of(card)} if card else {}
+    texts = {file: Text.of(text) for file in record.restored if (text := record.originals[file])}
     texts |= {file: Text.of(original.text(file)) for file in original.converted.text_files}
     source = replace(original.converted, other_files=other_files)
     check_folders(source, texts)
@@ -130,14 +127,13 @@ def _notes_on_changed(changed: Iterable[Mismatch], converted: Checkpoint, record
 
 def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[str]:
     """Yield a note if the model card was edited, since the old one is restored; without hashes, by its size alone."""
-    if CARD_FILE not in record.originals or CARD_FILE not in converted.identities or CARD_FILE not in record.files:
-        return
-    written = record.files[CARD_FILE]
-    is_edited = converted.identities[CARD_FILE].size != written.size
-    if not is_edited and written.sha256:
-        is_edited = file_sha256(converted.root / CARD_FILE, CARD_FILE) != written.sha256
-    if is_edited:
-        yield f"{CARD_FILE}: was edited since it was converted; the card from before converting was restored"
+    for file in record.restored & converted.identities.keys() & record.files.keys():
+        written = record.files[file]
+        is_edited = converted.identities[file].size != written.size
+        if not is_edited and written.sha256:
+            is_edited = file_sha256(converted.root / file, file) != written.sha256
+        if is_edited:
+            yield f"{file}: was edited since it was converted; the card from before converting was restored"
 
 
 def _check_hashes(out_dir: Path, record: CheckpointRecord, restored: Mapping[str, Hashes]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fp8pad.card import BEGIN, CARD_FILE
+from fp8pad.card import BEGIN
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE, is_shard, leads_out
 from fp8pad.checkpoint.progress import Progress
@@ -13,7 +13,7 @@ from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.errors import HubError, RecordError, UsageError, VerifyError
 from fp8pad.hub.ids import HubId, hub_errors
 from fp8pad.hub.repo import Repo
-from fp8pad.record import FORMAT_VERSION, RECORD_FILE
+from fp8pad.record import CARD_FILE, FORMAT_VERSION, RECORD_FILE
 from fp8pad.verification import verify
 
 

@@ -1,8 +1,9 @@
 """A checkpoint folder as one frozen object: shard headers, configs and other files; read.py makes it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +21,7 @@ from fp8pad.checkpoint.headers import LENGTH_BYTES, read_prefix
 from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.quantization_config import QUANT_METHOD, plugin_config
 from fp8pad.record import CONFIG_FILE, METADATA_KEY, RECORD_FILE, CheckpointRecord, Json, parse_record
-from fp8pad.tensors import ShardHeader
+from fp8pad.tensors import ShardHeader, TensorHeader
 
 MISTRAL_CONFIG_FILE = "params.json"  # the config of the weights in consolidated*.safetensors
 
@@ -67,6 +68,21 @@ class Checkpoint:
     def __repr__(self) -> str:
         """Return a short form, for notebooks: there can be a million tensors."""
         return f"Checkpoint({str(self)!r})"
+
+    @property
+    def tensors(self) -> Iterator[TensorHeader]:
+        """All tensors, shard by shard."""
+        return chain.from_iterable(shard.tensors for shard in self.shards)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    @property
+    def shard_files(self) -> set[str]:
+        """The names of the shards."""
+        return {shard.file for shard in self.shards}
 
     def fetched(self, file: str, advance: Advance = lambda _: None) -> AbstractContextManager[bool]:
         """Provide all bytes of a file at `root` inside the `with` block; yield whether it is a temporary copy.

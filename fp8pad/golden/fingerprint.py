@@ -29,9 +29,7 @@ def fingerprint(source: Checkpoint) -> str:
     record = source.read_record()
     shapes = {name: tensor.logical_shape for name, tensor in record.tensors.items()} if record else {}
     tensors = sorted(
-        [tensor.name, tensor.dtype, list(shapes.get(tensor.name, tensor.shape))]
-        for shard in source.shards
-        for tensor in shard.tensors
+        [tensor.name, tensor.dtype, list(shapes.get(tensor.name, tensor.shape))] for tensor in source.tensors
     )
     config = _without_quantization(source_config(source.configs[CONFIG_FILE], record.config_edits if record else ()))
     content = json.dumps([tensors, config], sort_keys=True, separators=(",", ":"))

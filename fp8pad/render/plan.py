@@ -121,10 +121,9 @@ def _show_costs(screen: Screen, report: PlanReport) -> None:
 
 
 def _file_facts(source: Checkpoint, files: OutputFiles) -> Iterator[Fact]:
-    shards = {shard.file for shard in source.shards}
     for label, names in (("rewritten", files.rewritten), ("kept", files.kept)):
         if names:
-            yield label, _files(names, shards)
+            yield label, _files(names, source.shard_files)
     yield from excluded_facts(files.excluded, source.links_out)
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from rich.text import Text
 
-from fp8pad.card import CARD_FILE, hub_repo
+from fp8pad.card import hub_repo
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.conversion import ConvertReport, SliceReport
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.record import RECORD_FILE
+from fp8pad.record import CARD_FILE, RECORD_FILE
 from fp8pad.render.advice import advice
 from fp8pad.render.console import Fact, command, growth, shell_command, shortened
 from fp8pad.render.plan import excluded_facts, not_understood_facts, note_facts, skipped_facts

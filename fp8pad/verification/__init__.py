@@ -146,7 +146,7 @@ def _report(examined: _Examined, source: Checkpoint | None, workers: Workers, pr
         differences += compared
     if record and not source and not record.has_hashes:
         notes.append(NO_HASHES)
-    named = {*expected, *files, *converted.text_files, *(shard.file for shard in converted.shards)}
+    named = {*expected, *files, *converted.text_files, *converted.shard_files}
     found = [*examined.faults, *(each for each in differences if is_wrong(each.file, named))]
     notes += [str(each) for each in differences if not is_wrong(each.file, named)]
     return VerifyReport(

@@ -7,11 +7,10 @@ changed or removed, or if a file was added that an engine loads, runs or obeys.
 from collections.abc import Container, Iterator, Mapping
 from pathlib import PurePath
 
-from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.folder import NEVER_COPIED, leads_out, leads_to_blob
-from fp8pad.record import RECORD_FILE, FileRecord
+from fp8pad.record import CARD_FILE, RECORD_FILE, FileRecord
 from fp8pad.text import matches
 
 # Files that an engine loads, runs or obeys: weights, pickles, code, configs and chat templates, in subfolders too.
@@ -41,7 +40,7 @@ def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Ite
 
     Shards, config.json and the index are skipped if they are there: `examine` checks them.
     """
-    own_files = {RECORD_FILE, *converted.text_files, *(shard.file for shard in converted.shards)}
+    own_files = {RECORD_FILE, *converted.text_files, *converted.shard_files}
     found = {file: converted.identities[file].size for file in converted.other_files}
     for file in sorted((files.keys() | found.keys()) - own_files):
         if file not in found:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import (
     Mismatch,
@@ -122,10 +121,8 @@ def byte_differences(
 def _checks(original: Original, source: Checkpoint | None, layouts: Mapping[str, ShardLayout]) -> Iterator[FileCheck]:
     """Yield the check of each file; shards come first, since they are large."""
     converted, record = original.converted, original.record
-    rewritten = {CARD_FILE} & record.originals.keys() if record else set()
-    copies = set(source.other_files) - rewritten if source else set()
-    shards = {shard.file for shard in converted.shards}
-    for file in (*sorted(layouts), *sorted(converted.identities.keys() - shards)):
+    copies = set(source.other_files) - (record.restored if record else set()) if source else set()
+    for file in (*sorted(layouts), *sorted(converted.identities.keys() - converted.shard_files)):
         layout, size = layouts.get(file), converted.identities[file].size
         entry = record.files.get(file) if record else None
         sha256, source_sha256 = (entry.sha256, entry.source_sha256) if entry and entry.size == size else (None, None)

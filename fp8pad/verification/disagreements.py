@@ -6,7 +6,6 @@ this check.
 
 from collections.abc import Iterator
 
-from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, text_differences
 from fp8pad.checkpoint.files import text_bytes
@@ -72,7 +71,7 @@ def _shape_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[M
 
 
 def _shapes(converted: Checkpoint) -> dict[str, Shape]:
-    return {tensor.name: tensor.shape for shard in converted.shards for tensor in shard.tensors}
+    return {tensor.name: tensor.shape for tensor in converted.tensors}
 
 
 def _on_disk(shapes: dict[str, Shape], name: str) -> str:
@@ -159,15 +158,14 @@ def _original_base(converted: Checkpoint, record: CheckpointRecord, original: Js
 
 
 def _original_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
-    rewritten = {CONFIG_FILE, INDEX_FILE, CARD_FILE, *(shard.file for shard in converted.shards)}
+    rewritten = {CONFIG_FILE, INDEX_FILE, *record.restored, *converted.shard_files}
     for file in sorted(record.originals.keys() - rewritten):
         yield Mismatch(RECORD_FILE, f"originals: {file}", "no entry, since it is copied as it is", "a text")
 
 
 def _index_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[Mismatch]:
     if converted.has_index and record.tensors:
-        total_bytes = sum(tensor.num_bytes for shard in converted.shards for tensor in shard.tensors)
-        found = converted.text(INDEX_FILE)
+        found, total_bytes = converted.text(INDEX_FILE), converted.tensor_bytes
         if INDEX_FILE in record.originals or not states_total(found, total_bytes):
             expected = index_text(record.originals.get(INDEX_FILE, found), total_bytes)
             yield from text_differences(INDEX_FILE, expected, found)

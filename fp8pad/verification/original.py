@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from fp8pad.card import CARD_FILE
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import Mismatch, header_differences
 from fp8pad.checkpoint.files import text_bytes, text_sha256
@@ -84,8 +83,7 @@ def missing_hashes(record: CheckpointRecord) -> Iterator[Mismatch]:
 
 def wrong_hashes(record: CheckpointRecord, original: Original) -> Iterator[Mismatch]:
     """Yield hashes of the source that are not those of its texts, or of files that were copied."""
-    rewritten = {*original.converted.text_files, *({CARD_FILE} & record.originals.keys())}
-    shards = {layout.file for layout in original.layouts}
+    rewritten, shards = {*original.converted.text_files, *record.restored}, original.converted.shard_files
     for file, entry in record.files.items():
         expected = text_sha256(original.text(file)) if file in rewritten else entry.sha256
         if file not in shards and entry.source_sha256 != expected:
