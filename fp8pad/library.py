@@ -140,13 +140,15 @@ def convert_shards(
 ) -> "SliceReport":
     """Write some shards of a converted `model`, on any machine; a last `convert` with `finish` publishes the result.
 
-    `shards` are positions in the sorted names. All runs, the last included, need the same options; finished shards are
-    kept. Raises what `convert` raises.
+    `shards` are consecutive positions in the sorted names. All runs, the last included, need the same options; finished
+    shards are kept. Raises what `convert` raises.
     """
     from fp8pad.conversion import convert_slice
     from fp8pad.hub import work_folder
     from fp8pad.planned import planned
 
+    if not (isinstance(shards, range) and shards.step == 1 and 0 <= shards.start < shards.stop):
+        raise UsageError(f"shards: expected a range of positions, one after the other, got {shards!r}")
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, verify=verify, hash=hash, shards=shards)
     told, target = _told(progress), Path(out_dir)

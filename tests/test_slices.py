@@ -10,6 +10,7 @@ import pytest
 from helpers import files_of, llama, write_checkpoint
 from typer.testing import CliRunner
 
+from fp8pad import library
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.files import writing
 from fp8pad.checkpoint.lock import hold_staging
@@ -311,6 +312,14 @@ def test_a_range_past_the_last_shard_is_wrong_usage(model: Path, tmp_path: Path)
     """As a range that cannot be read is: exit status 2."""
     with pytest.raises(UsageError, match="expected positions from 0 to 4, got 5"):
         write_slice(model, tmp_path / "out", range(4, 6))
+
+
+@pytest.mark.parametrize("shards", [range(0, 4, 2), range(4, 0, -1), range(-2, 0), range(3, 1), range(0), None, 1])
+def test_shards_that_no_slice_has_are_refused_at_first(model: Path, tmp_path: Path, shards: Any) -> None:
+    """Nothing else than positions from one to another is written, so nothing else may be asked for."""
+    with pytest.raises(UsageError, match="shards: expected a range of positions, one after the other, got "):
+        library.convert_shards(model, tmp_path / "out", shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_slice_needs_room_for_what_is_not_finished(
