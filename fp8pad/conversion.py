@@ -108,7 +108,9 @@ def convert(planned: PlanReport, out_dir: Path, options: WriteOptions, progress:
     )
 
 
-def convert_slice(planned: PlanReport, out_dir: Path, options: WriteOptions, progress: Progress) -> SliceReport:
-    """Write the shards that `options` name, and leave them staged for a run that `finishes`; see `write_slice`."""
+def convert_slice(
+    planned: PlanReport, out_dir: Path, options: WriteOptions, progress: Progress, shards: range
+) -> SliceReport:
+    """Stage the shards at these positions of the sorted names for a run that `finishes`; see `write_slice`."""
     contents = converted_files(planned.source, planned.plan, planned.card)
-    return SliceReport(out_dir, write_slice(contents, out_dir, options, progress), len(contents.layouts))
+    return SliceReport(out_dir, write_slice(contents, out_dir, options, progress, shards), len(contents.layouts))

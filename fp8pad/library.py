@@ -150,11 +150,11 @@ def convert_shards(
     if not (isinstance(shards, range) and shards.step == 1 and 0 <= shards.start < shards.stop):
         raise UsageError(f"shards: expected a range of positions, one after the other, got {shards!r}")
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
-    options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, verify=verify, hash=hash, shards=shards)
+    options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, verify=verify, hash=hash)
     told, target = _told(progress), Path(out_dir)
     how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
     with planned(model, policy, **how, engine=engine, work_dir=work_folder(target, shards), progress=told) as found:
-        return convert_slice(found, target, options, told)
+        return convert_slice(found, target, options, told, shards)
 
 
 def verify(

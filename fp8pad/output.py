@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fp8pad.checkpoint.compare import compare_files
@@ -104,7 +104,7 @@ class Output:
 
     def _write_shards(self, progress: Progress) -> list[Written]:
         options, writer = self.options, self.writer
-        sent = SentWriter(SentCheckpoint.of(writer.source), str(self.out_dir), replace(options, shards=None))
+        sent = SentWriter(SentCheckpoint.of(writer.source), str(self.out_dir), options)
         return run_on_workers(writer.write_shard, self.contents.layouts, options, progress, sent)
 
     def write_texts(self, record: CheckpointRecord | None = None) -> None:

@@ -64,14 +64,15 @@ def _remove_own(out: Output) -> tuple[str, ...]:
     return folders
 
 
-def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progress: Progress) -> tuple[str, ...]:
-    """Write some shards into the staging folder and leave them there; return the names of all that are finished.
+def write_slice(
+    contents: Contents, out_dir: Path, options: WriteOptions, progress: Progress, shards: range
+) -> tuple[str, ...]:
+    """Write the shards at some positions into the staging folder; return the names of all that are finished there.
 
     Other processes may write other shards at the same time; a last run must publish all of them. Raises what `staged`
     raises, and `UsageError` if there are fewer shards.
     """
-    shards, num_shards = options.shards or range(0), len(contents.layouts)
-    if shards.stop > num_shards:
+    if shards.stop > (num_shards := len(contents.layouts)):
         raise UsageError(f"--shards: expected positions from 0 to {num_shards - 1}, got {shards.stop - 1}")
     target, source = check_destination(contents.source, out_dir), contents.source
     layouts = contents.layouts[shards.start : shards.stop]
@@ -80,7 +81,7 @@ def write_slice(contents: Contents, out_dir: Path, options: WriteOptions, progre
     if not staging_path(target).exists():
         _check_room(written, target, options)
     with hold_staging(target, shared=True) as staging:
-        writer = Writer(source, staging, options)
+        writer = Writer(source, staging, options, is_slice=True)
         missing = tuple(layout for layout in layouts if not writer.is_finished(layout))
         _check_room(replace(written, layouts=missing), target, options)
         progress.start(label_of(layouts, options), sum(map(writer.work_bytes, layouts)), len(layouts))

@@ -55,8 +55,8 @@ def write_slice(
     """Write some shards."""
     source = read_unconverted(model)
     plan = plan_checkpoint(source.shards, source.configs, policy)
-    chosen = WriteOptions(shards=shards, **options)
-    return convert_slice(PlanReport(source, plan, card=False), out_dir, chosen, Progress())
+    planned = PlanReport(source, plan, card=False)
+    return convert_slice(planned, out_dir, WriteOptions(**options), Progress(), shards)
 
 
 def staged(out_dir: Path) -> list[str]:

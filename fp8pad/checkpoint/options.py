@@ -30,8 +30,7 @@ class Workers:
 class WriteOptions(Workers):
     """How a checkpoint is written; fields are named like the command-line options.
 
-    `shards` are positions in the sorted names of the shards, if only some are to be written; if it `finishes`, all must
-    be written already. Raises `UsageError` for an invalid value.
+    If it `finishes`, all shards must be written already. Raises `UsageError` for an invalid value.
     """
 
     link: Link = "auto"
@@ -40,7 +39,6 @@ class WriteOptions(Workers):
     verify: VerifyDepth = "padded"
     hash: bool = False
     finishes: bool = False
-    shards: range | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, UsageError)

@@ -30,11 +30,15 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Writes shards of `source` into a staging folder, and reads them back, as the options say."""
+    """Writes shards of `source` into a staging folder, and reads them back, as the options say.
+
+    `is_slice` says that other processes may write other shards, and that a last run will publish all of them.
+    """
 
     source: Checkpoint
     staging: Staging
     options: WriteOptions
+    is_slice: bool = False
 
     @property
     def group(self) -> int | None:
@@ -117,7 +121,7 @@ class Writer:
     @property
     def _takes_notes(self) -> bool:
         """Whether a later run needs notes of this one: to finish the checkpoint, or not to fetch files again."""
-        return self.options.finishes or self.options.shards is not None or self.source.remote is not None
+        return self.options.finishes or self.is_slice or self.source.remote is not None
 
     def _note(self, key: str, hashes: Hashes | None) -> dict[str, Any]:
         status = self.staging.finished(key)
