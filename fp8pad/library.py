@@ -94,7 +94,7 @@ def convert(
     `ClusterError` if the `executor` "ray" fails.
     """
     from fp8pad.conversion import convert as convert_checkpoint
-    from fp8pad.hub import work_folder
+    from fp8pad.hub import download_folder
     from fp8pad.planned import planned
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
@@ -111,7 +111,7 @@ def convert(
     )
     told, target = _told(progress), Path(out_dir)
     how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
-    with planned(model, policy, **how, engine=engine, work_dir=work_folder(target), progress=told) as found:
+    with planned(model, policy, **how, engine=engine, downloads=download_folder(target), progress=told) as found:
         return convert_checkpoint(found, target, options, told)
 
 
@@ -144,7 +144,7 @@ def convert_shards(
     shards are kept. Raises what `convert` raises.
     """
     from fp8pad.conversion import convert_slice
-    from fp8pad.hub import work_folder
+    from fp8pad.hub import download_folder
     from fp8pad.planned import planned
 
     if not (isinstance(shards, range) and shards.step == 1 and 0 <= shards.start < shards.stop):
@@ -153,7 +153,8 @@ def convert_shards(
     options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, verify=verify, hash=hash)
     told, target = _told(progress), Path(out_dir)
     how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
-    with planned(model, policy, **how, engine=engine, work_dir=work_folder(target, shards), progress=told) as found:
+    downloads = download_folder(target, shards)
+    with planned(model, policy, **how, engine=engine, downloads=downloads, progress=told) as found:
         return convert_slice(found, target, options, told, shards)
 
 

@@ -98,7 +98,7 @@ def planned(
     card: bool,
     engine: str | None,
     force: bool = True,
-    work_dir: Path | None = None,
+    downloads: Path | None = None,
     cache: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[PlanReport]:
@@ -108,7 +108,7 @@ def planned(
     refuses the result, but serves the original or what another option makes. Both errors have the report.
     """
     described = find_engine(engine)
-    with opened(model, partial(read_unconverted, follow_links=follow_links), work_dir, cache, progress) as source:
+    with opened(model, partial(read_unconverted, follow_links=follow_links), downloads, cache, progress) as source:
         try:
             plan = plan_checkpoint(source.shards, source.configs, policy)
         except CheckpointError as error:

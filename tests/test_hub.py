@@ -28,7 +28,7 @@ from fp8pad.checkpoint.options import Executor, Link
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
-from fp8pad.hub import opened, work_folder
+from fp8pad.hub import download_folder, opened
 from fp8pad.hub.ids import HubId
 from fp8pad.hub.repo import FIRST_BYTES, Repo
 from fp8pad.library import convert_shards
@@ -274,7 +274,7 @@ def test_what_is_planned_by_is_what_the_hub_has_a_hash_of(
 def test_a_slice_that_is_being_written_is_refused(hub: FakeHub, model: Path, tmp_path: Path) -> None:
     """The second run gets an error line; the first run succeeds."""
     hub.add(NAME, model)
-    with opened(NAME, read_unconverted, work_folder(tmp_path / "out", range(1))) as checkpoint:
+    with opened(NAME, read_unconverted, download_folder(tmp_path / "out", range(1))) as checkpoint:
         for _ in range(2):  # the folder, empty as yet, stays locked
             with pytest.raises(OutputError, match="another run is downloading into it"):
                 convert_shards(NAME, tmp_path / "out", range(1))
@@ -292,13 +292,13 @@ def test_a_long_name_of_the_output_is_a_name(hub: FakeHub, model: Path, tmp_path
     assert fp8pad.verify(NAME, tmp_path / ("o" * length)).ok
 
 
-@pytest.mark.parametrize("call", ["stat", "rmdir"])
+@pytest.mark.parametrize("call", ["lstat", "rmdir"])
 def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """It says that the work is done, whichever call fails; the same command removes what stayed."""
     hub.add(NAME, model)
-    work, original = work_folder(tmp_path / "out"), getattr(os, call)
+    work, original = download_folder(tmp_path / "out"), getattr(os, call)
 
     def fail(path: object, *arguments: Any, **keywords: Any) -> Any:
         if str(path).endswith(work.name) and tmp_path / "out" in tmp_path.iterdir():
@@ -319,7 +319,7 @@ def test_a_slice_whose_fetched_files_cannot_be_removed_does_not_say_that_the_out
 ) -> None:
     """There is none yet; the shards are finished."""
     hub.add(NAME, model)
-    work, rmdir = work_folder(tmp_path / "out", range(2)), os.rmdir
+    work, rmdir = download_folder(tmp_path / "out", range(2)), os.rmdir
 
     def fail(path: object, *arguments: Any, **keywords: Any) -> Any:
         if str(path).endswith(work.name):
@@ -794,7 +794,7 @@ def test_a_temporary_folder_that_cannot_be_removed_is_no_fault(
 
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr("fp8pad.hub._work_folder", lambda *_: nullcontext(tmp_path / "parts"))
+    monkeypatch.setattr("fp8pad.hub._kept", lambda _: nullcontext())
     monkeypatch.setattr(os.path, "samestat", fail)
     fp8pad.convert(NAME, tmp_path / "out")
     assert fp8pad.verify(model, tmp_path / "out").ok

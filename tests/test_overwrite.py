@@ -18,7 +18,7 @@ from fp8pad.checkpoint import destination
 from fp8pad.checkpoint.directory import Directory
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.errors import OutputError
-from fp8pad.hub import work_folder
+from fp8pad.hub import download_folder
 
 OVERWRITE = WriteOptions(jobs=1, overwrite=True)
 
@@ -248,7 +248,7 @@ def test_the_root_is_refused(tmp_path: Path, write: Write, monkeypatch: pytest.M
 
 def test_files_for_the_root_have_a_folder_to_lie_in() -> None:
     """The folder's path is derived before the root is refused; the root has no parent."""
-    assert work_folder(Path("/")).parent == Path("/")
+    assert download_folder(Path("/")).parent == Path("/")
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Checkpoints by hub id: a folder of sparse files with the hub's names and sizes, and with headers and texts.
 
 `plan` needs no more. The rest of a file is a hole until `Checkpoint.fetched` asks for it, and again afterwards, so that
-a conversion needs disk space only for its output and for the shards that it is working on. The next run reuses partial
-downloads. Requests go through huggingface_hub, which handles tokens, HF_ENDPOINT, retries and offline mode.
+a conversion needs disk space only for its output and for the shards that it is working on. The next run reuses what was
+downloaded. Requests go through huggingface_hub, which handles tokens, HF_ENDPOINT, retries and offline mode.
 """
 
 import fcntl
@@ -21,25 +21,23 @@ from fp8pad.checkpoint.files import FileIdentity, writing
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.staging import hidden_name
 from fp8pad.errors import CheckpointError, OutputError
-from fp8pad.hub.fetcher import Fetcher, HubFiles, is_part
+from fp8pad.hub.fetcher import Fetcher, HubFiles, is_download
 from fp8pad.hub.ids import HubId, check_path, hub_errors
 from fp8pad.hub.repo import Repo
-
-Read = Callable[[Path], Checkpoint]
 
 
 @contextmanager
 def opened(
     model: str | os.PathLike[str],
-    read: Read,
-    work_dir: Path | None = None,
+    read: Callable[[Path], Checkpoint],
+    downloads: Path | None = None,
     use_cache: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Checkpoint]:
     """Yield the checkpoint that `model` names, a folder or a hub id, read by `read`.
 
-    Files of the hub are fetched into its cache if `use_cache`, else into `work_dir`, or a temporary folder if there is
-    none. `work_dir` is created if needed and removed afterwards, unless the `with` block fails after a file was begun.
+    Files of the hub are fetched into its cache if `use_cache`, else into `downloads`, or a temporary folder if there is
+    none. `downloads` is created if needed and removed afterwards, unless the `with` block fails after a file was begun.
     Raises `HubError` if the hub cannot be reached or has no such model, and what `read` raises.
     """
     hub_id = HubId.parse(model)
@@ -52,7 +50,7 @@ def opened(
     if isinstance(found, Path):
         yield replace(read(found), name=str(hub_id))
         return
-    with _temporary_folder() as temporary, _work_folder(work_dir, temporary) as parts:
+    with _temporary_folder() as temporary, _kept(downloads) if downloads else nullcontext():
         root = Path(temporary, "model")
         try:
             with hub_errors(hub_id):
@@ -63,7 +61,7 @@ def opened(
             checkpoint = read(root)
         except CheckpointError as error:
             raise type(error)(str(error).replace(str(root), str(hub_id))) from error
-        files = HubFiles(found, beginnings, str(parts.absolute()) if work_dir else None, use_cache)
+        files = HubFiles(found, beginnings, str(downloads.absolute()) if downloads else None, use_cache)
         remote = Fetcher(files, root, (progress or Progress()).say)
         identities = {name: found.files[name].identity for name in checkpoint.identities}
         yield replace(checkpoint, name=str(hub_id), remote=remote, identities=identities)
@@ -73,7 +71,7 @@ def opened(
 class SentCheckpoint:
     """What another thread, process or machine needs to read a checkpoint's files: where they are, or are fetched from.
 
-    A model of the hub is fetched on that machine by huggingface_hub, with the token that it finds there.
+    Files of the hub are fetched on that machine, with the token that huggingface_hub finds there.
     """
 
     root: str
@@ -99,48 +97,46 @@ class SentCheckpoint:
 
 
 @contextmanager
-def _work_folder(work_dir: Path | None, temporary: str) -> Iterator[Path]:
-    """Yield the folder for fetched files; it is removed at the end, unless the next run can reuse files in it."""
-    parts = work_dir or Path(temporary, "parts")
-    with _locked(parts) if work_dir else nullcontext():
+def _kept(downloads: Path) -> Iterator[None]:
+    """Hold the folder for fetched files; it is removed at the end, unless the next run can reuse files in it."""
+    with _locked(downloads):
         try:
-            yield parts
+            yield
         except BaseException:
             with suppress(OSError):  # also if it holds files
-                parts.rmdir()
+                downloads.rmdir()
             raise
         try:
-            if parts.is_dir():
-                shutil.rmtree(parts)
+            shutil.rmtree(downloads)
         except OSError as error:
             done = "what was asked for is complete"
-            raise OutputError(f"{parts}: cannot be removed: {error.strerror}; {done}") from error
+            raise OutputError(f"{downloads}: cannot be removed: {error.strerror}; {done}") from error
 
 
 @contextmanager
-def _locked(parts: Path) -> Iterator[None]:
+def _locked(downloads: Path) -> Iterator[None]:
     """Lock the folder, if the file system supports locks: two runs would remove each other's files.
 
     It is checked after it is opened: before that, somebody could still replace it.
     """
-    not_ours = f"{parts}: is not a folder that only you can write to; remove it"
-    with writing(parts):
+    not_ours = f"{downloads}: is not a folder that only you can write to; remove it"
+    with writing(downloads):
         try:
-            parts.mkdir(mode=0o700, exist_ok=True)
-            folder = open_directory(parts)
+            downloads.mkdir(mode=0o700, exist_ok=True)
+            folder = open_directory(downloads)
         except (FileExistsError, NotADirectoryError) as error:  # also for a symbolic link
             raise OutputError(not_ours) from error
     with folder:
         status = os.fstat(folder.descriptor)
         if status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise OutputError(not_ours)
-        if foreign := [path for path in parts.iterdir() if not is_part(path)]:
+        if foreign := [path for path in downloads.iterdir() if not is_download(path)]:
             raise OutputError(f"{foreign[0]}: was not put there by fp8pad; move the folder away")
         with suppress(OSError):
             try:
                 fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise OutputError(f"{parts}: another run is downloading into it") from error
+                raise OutputError(f"{downloads}: another run is downloading into it") from error
         yield
 
 
@@ -155,7 +151,7 @@ def _temporary_folder() -> Iterator[str]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def work_folder(out_dir: Path, shards: range | None = None) -> Path:
+def download_folder(out_dir: Path, shards: range | None = None) -> Path:
     """Return the folder for fetched files while `out_dir` is written: on the same disk, in a folder that exists.
 
     Each process that writes some of the `shards` has its own folder.

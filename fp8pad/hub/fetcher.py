@@ -1,4 +1,9 @@
-"""Replace the outlines of the hub's files with the complete files while they are needed."""
+"""Replace the outlines of the hub's files with the complete files while they are needed.
+
+Only the hub's cache is filled by huggingface_hub's own download. As of 2.4 that begins an interrupted file again, gives
+up at a status of 5xx, stores whatever a server sends, compares no hashes, and with hf_xet cannot be stopped from
+another thread: an exception of its progress bar is only logged.
+"""
 
 import hashlib
 import os
@@ -21,14 +26,14 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class HubFiles:
-    """The files of a model, and where they are fetched to: `parts`, None for a temporary folder, or the hub's cache.
+    """The files of a model, and where they are fetched to: the folder `downloads` or the hub's cache.
 
-    `beginnings` are those that the plan was made from.
+    `downloads` is None for a temporary folder; `beginnings` are those that the plan was made from.
     """
 
     repo: Repo
     beginnings: Mapping[str, Beginning]
-    parts: str | None
+    downloads: str | None
     use_cache: bool
 
 
@@ -41,14 +46,14 @@ class Fetcher:
     say: Callable[[str], object]
 
     @property
-    def parts(self) -> Path:
+    def downloads(self) -> Path:
         """The folder for fetched files."""
-        return Path(self.files.parts) if self.files.parts else self.root.parent / "parts"
+        return Path(self.files.downloads) if self.files.downloads else self.root.parent / "downloads"
 
     @property
     def num_bytes(self) -> int:
         """Bytes that earlier runs have fetched."""
-        return sum(part.stat().st_size for part in self.parts.iterdir()) if self.parts.is_dir() else 0
+        return sum(file.stat().st_size for file in self.downloads.iterdir()) if self.downloads.is_dir() else 0
 
     def fetched_bytes(self, name: str) -> int:
         """Return the number of bytes that `fetched` reports to `advance`."""
@@ -62,20 +67,20 @@ class Fetcher:
         if file is None or (name in TEXTS and path.exists()):
             yield False
             return
-        part = self.parts / part_name(file)
+        download, advance = self.downloads / download_name(file), (lambda _: None) if name in TEXTS else advance
         with hub_errors(self.files.repo.hub_id):
             cached = self._cached(file, advance)
             if cached is None:
-                self._download(file, part, (lambda _: None) if name in TEXTS else advance)
+                self._download(file, download, advance)
             else:
-                advance(self.fetched_bytes(name))
-            self._check_beginning(name, cached or part)
+                advance(file.size)
+            self._check_beginning(name, cached or download)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        path.symlink_to(cached or part.resolve())
+        path.symlink_to(cached or download.resolve())
         yield cached is None  # if the block raises, the fetched file stays for the next run
         if cached is None:
-            part.unlink()
+            download.unlink()
         path.unlink()
         make_hole(path, file.size)
 
@@ -113,21 +118,21 @@ class Fetcher:
         self.files.repo.check(file, digest.hexdigest())
         return blob
 
-    def _download(self, file: HubFile, part: Path, advance: Advance) -> None:
+    def _download(self, file: HubFile, path: Path, advance: Advance) -> None:
         """Fetch the missing part of a file, and check the whole file against the hub's hash.
 
         The part that an earlier run left may be damaged, perhaps by a power loss: then the whole file is fetched again.
         """
-        self.parts.mkdir(mode=0o700, parents=True, exist_ok=True)
-        was_begun = part.exists()
-        self._check_space(file, part.stat().st_size if was_begun else 0)
+        self.downloads.mkdir(mode=0o700, parents=True, exist_ok=True)
+        was_begun = path.exists()
+        self._check_space(file, path.stat().st_size if was_begun else 0)
         self.say(f"fetching {file.name} ({size(file.size)})")
-        found = self._fetch(file, part, advance)
+        found = self._fetch(file, path, advance)
         if was_begun and found != file.hash:
-            part.unlink()
-            found = self._fetch(file, part, lambda _: None)
+            path.unlink()
+            found = self._fetch(file, path, lambda _: None)
         if found != file.hash:
-            part.unlink()
+            path.unlink()
         self.files.repo.check(file, found)
 
     def _check_beginning(self, name: str, path: Path) -> None:
@@ -140,40 +145,40 @@ class Fetcher:
                 raise HubError(f"{self.files.repo.hub_id}: {name}: its header differs from the first one sent")
 
     def _check_space(self, file: HubFile, done_bytes: int) -> None:
-        needed_bytes, free_bytes = file.size - done_bytes, shutil.disk_usage(self.parts).free
+        needed_bytes, free_bytes = file.size - done_bytes, shutil.disk_usage(self.downloads).free
         if needed_bytes > free_bytes:
-            place, hint = self.parts, ""
-            if not self.files.parts:
+            place, hint = self.downloads, ""
+            if not self.files.downloads:
                 place, hint = Path(tempfile.gettempdir()), "; set TMPDIR to a folder with more space"
             needs = f"{size(needed_bytes)} needed, {size(free_bytes)} free{hint}"
             raise OutputError(f"{place}: not enough disk space for {file.name}: {needs}")
 
-    def _fetch(self, file: HubFile, part: Path, advance: Advance) -> str:
+    def _fetch(self, file: HubFile, path: Path, advance: Advance) -> str:
         """Fetch the missing part of a file; return the hash of the whole file, in hexadecimal."""
         digest = file.digest()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with writing(part):
-            descriptor = os.open(part, flags, 0o664)  # it may be hard-linked into the output
-        with open(descriptor, "r+b", buffering=0) as opened_part:  # noqa: PTH123  a descriptor, not a path
-            while chunk := opened_part.read(CHUNK_BYTES):
+        with writing(path):
+            descriptor = os.open(path, flags, 0o664)  # it may be hard-linked into the output
+        with open(descriptor, "r+b", buffering=0) as opened:  # noqa: PTH123  a descriptor, not a path
+            while chunk := opened.read(CHUNK_BYTES):
                 digest.update(chunk)
                 advance(len(chunk))
-            target, offset = OpenFile(descriptor, str(part)), opened_part.tell()
+            target, offset = OpenFile(descriptor, str(path)), opened.tell()
             for chunk in self.files.repo.chunks(file.name, offset, file.size):
                 target.write(offset, chunk)
                 offset += len(chunk)
                 digest.update(chunk)
                 advance(len(chunk))
-            with writing(part):
+            with writing(path):
                 os.fsync(descriptor)
         return digest.hexdigest()
 
 
-def part_name(file: HubFile) -> str:
-    """Return the name of a fetched file in the folder `parts`."""
+def download_name(file: HubFile) -> str:
+    """Return the name of a fetched file in the folder `downloads`."""
     return hashlib.sha256(f"{file.name} {file.hash}".encode()).hexdigest()
 
 
-def is_part(path: Path) -> bool:
+def is_download(path: Path) -> bool:
     """Return whether a path is a fetched file, by its name and file type."""
     return re.fullmatch("[0-9a-f]{64}", path.name) is not None and path.is_file() and not path.is_symlink()

@@ -34,7 +34,6 @@ class HubFile:
     name: str
     size: int
     hash: str
-    is_sha256: bool
 
     @property
     def identity(self) -> FileIdentity:
@@ -43,7 +42,7 @@ class HubFile:
 
     def digest(self) -> "hashlib._Hash":
         """Return a hash object that gives `hash` after it is updated with all bytes of the file."""
-        if self.is_sha256:
+        if len(self.hash) == hashlib.sha256().digest_size * 2:
             return hashlib.sha256()
         return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
 
@@ -86,7 +85,7 @@ class Repo:
             has_size = type(sibling.size) is int and 0 <= sibling.size < MAX_FILE_BYTES
             if not has_size or not _is_hash(digest):
                 raise HubError(f"{hub_id}: {name}: the hub gives no size or no hash for it")
-            files[name] = HubFile(name, sibling.size, digest, sibling.lfs is not None)
+            files[name] = HubFile(name, sibling.size, digest)
         _check_folders(files.keys(), hub_id)
         return cls(hub_id, info.sha, files)
 
