@@ -59,21 +59,22 @@ class PerBlock:
 Granularity = PerTensor | PerChannel | PerBlock
 
 
-# The order of the axes of experts stacked in one weight: `[num_experts, N, K]` or `[num_experts, K, N]`.
+# The order of the last two axes of a stored weight, which may be a stack: `[N, K]` or `[K, N]`.
 Order = Literal["nk", "kn"]
 
 
-def in_order(shape: Shape, order: Order | None) -> Shape:
+def in_order(shape: Shape, order: Order) -> Shape:
     """Return a stored shape with N before K; an order applied twice gives the stored shape back."""
     return (*shape[:-2], shape[-1], shape[-2]) if order == "kn" else shape
 
 
-def stored_scale_shapes(granularity: Granularity, weight_shape: Shape, order: Order | None = None) -> tuple[Shape, ...]:
+def stored_scale_shapes(granularity: Granularity, weight_shape: Shape, order: Order = "nk") -> tuple[Shape, ...]:
     """Return the shapes in which tools store the scales of a weight, or of a stack of them; the usual one first.
 
-    `weight_shape` is the stored shape. A grid `[R, 1, C, 1]` is NVIDIA ModelOpt's.
+    `weight_shape` is the stored shape; `order` counts for a stack only. A grid `[R, 1, C, 1]` is NVIDIA ModelOpt's. Two
+    of the shapes may be equal only if they stay so when the weight is resized: `resized_scale` tells them apart by it.
     """
-    if order:
+    if len(weight_shape) == 3:
         return _stacked_scale_shapes(granularity, weight_shape, order)
     usual = granularity.scale_shape(weight_shape)
     match granularity:
@@ -98,7 +99,7 @@ def _stacked_scale_shapes(granularity: Granularity, weight_shape: Shape, order: 
 
 
 def resized_scale(
-    granularity: Granularity, scale_shape: Shape, weight_shape: Shape, resized: Shape, order: Order | None = None
+    granularity: Granularity, scale_shape: Shape, weight_shape: Shape, resized: Shape, order: Order = "nk"
 ) -> Shape:
     """Return the shape of a scale after its weight is `resized`, in the layout in which it is stored."""
     stored = stored_scale_shapes(granularity, weight_shape, order).index(scale_shape)

@@ -122,11 +122,13 @@ def test_what_only_looks_like_a_contradiction_is_planned(tensors: Tensors) -> No
     assert planned(tensors).bytes_before >= 0
 
 
-def test_the_bias_of_a_transposed_weight_is_as_long_as_its_columns() -> None:
-    """transformers' Conv1D stores `[K, N]`."""
+@pytest.mark.parametrize(("skip", "reason"), [((), "a Conv1D, stored as [K, N]"), (("h.*",), "--skip h.*")])
+def test_the_bias_of_a_transposed_weight_is_as_long_as_its_columns(skip: tuple[str, ...], reason: str) -> None:
+    """transformers' Conv1D stores `[K, N]`, whatever the reason for which it is not padded."""
     weight, scale = ("h.0.c_attn.weight", "F8_E4M3", (100, 300)), ("h.0.c_attn.weight_scale", "F32", ())
-    plan = planned([weight, scale, ("h.0.c_attn.bias", "BF16", (300,))], model_type="gpt2")
-    assert plan.layers[0].reason == "a Conv1D, stored as [K, N]"
+    tensors = [weight, scale, ("h.0.c_attn.bias", "BF16", (300,))]
+    (layer,) = planned(tensors, policy=Policy(skip=skip), model_type="gpt2").layers
+    assert (layer.logical_shape, layer.padded_shape, layer.reason) == ((300, 100), (300, 100), reason)
 
 
 def test_a_config_of_two_formats_is_no_contradiction() -> None:

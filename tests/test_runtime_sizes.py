@@ -48,6 +48,14 @@ def test_the_shard_id_decides_between_parts_of_one_padded_shape() -> None:
     assert LayerParts("qkv_proj", (UP, GATE, GATE)).logical_shape((224, 144), WEIGHT, "k") == (213, 136)
 
 
+def test_parts_that_are_fused_are_aligned_together() -> None:
+    """Blocks of 96 by 96, alone and padded to 64 too: the layer has the least multiple of all."""
+    gate = ModuleRecord((213, 136), (288, 192), (96, 96))
+    assert LayerParts("gate_up_proj", (gate, gate)).alignment == (96, 96)
+    up = ModuleRecord((215, 136), (256, 192), (64, 64))
+    assert LayerParts("gate_up_proj", (gate, up, None)).alignment == (192, 192)
+
+
 @pytest.mark.parametrize("shard_id", [None, (0, 1), 2, "index_q"])
 def test_a_shard_id_that_names_no_part_is_refused_where_it_must_decide(shard_id: object) -> None:
     """Guessing between two sizes would load the wrong rows."""

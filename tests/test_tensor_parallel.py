@@ -10,17 +10,20 @@ from hypothesis import strategies as st
 from fp8pad.errors import UnsupportedLayerError
 from fp8pad.geometry import round_up
 from fp8pad.padded import AxisActions
+from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.absorb.matching import find_governed
+from fp8pad.planning.engines import find_engine
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.sharding import RankPart
 from fp8pad.planning.tensor_parallel import shardings
+from fp8pad.planning.verdict import Judge
 from fp8pad.quantization_config import ModuleRecord
-from fp8pad.record import Json
+from fp8pad.record import Json, Policy
 from fp8pad.runtime.parts import FUSED_MODULES, LayerParts
 from fp8pad.runtime.sizes import Rank, RankSizes
 from fp8pad.scales import PerBlock, PerChannel
-from fp8pad.tensors import TensorHeader
+from fp8pad.tensors import ShardHeader, TensorHeader
 
 B = (128, 128)
 NO_CONFIG: Json = {}
@@ -326,3 +329,16 @@ def test_what_the_runtime_finds_fused_the_plan_fuses(parts: tuple[str, ...]) -> 
     found = shardings({name: (num_n, 256) for name, num_n in sizes.items()}, ())
     assert all(how.fused_n(sizes[name], 1) == sum(sizes.values()) for name, how in found.items())
     assert [how.place for how in found.values()] == list(range(len(parts)))
+
+
+def test_a_transposed_weight_is_divided_as_the_linear_that_it_is() -> None:
+    """GPT-2's `mlp.c_proj`, stored as `[K, N]`, is split along K, and 101 columns cannot be shared by two ranks."""
+    found = []
+    for model_type, module, shape in (("gpt2", "h.0.mlp.c_proj", (101, 64)), ("llama", "mlp.down_proj", (64, 101))):
+        shapes = {f"{module}.weight": ("F8_E4M3", shape), f"{module}.weight_scale": ("F32", ())}
+        tensors = [TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in shapes.items()]
+        config = {"model_type": model_type, "quantization_config": {"quant_method": "fp8"}}
+        plan = plan_checkpoint([ShardHeader("a", 0, 0, tuple(tensors))], {"config.json": config}, Policy())
+        assert plan.layers[0].logical_shape == (64, 101)
+        found.append(Judge(plan, find_engine("vllm-0.33")).original(2).outcome)
+    assert found == ["refuses", "refuses"]

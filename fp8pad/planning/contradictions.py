@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from fp8pad.errors import PlanError
-from fp8pad.planning.linear import CONV1D, Fp8Linear
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
 from fp8pad.planning.weight_formats import OTHER_FP8
@@ -76,9 +76,8 @@ def _check_bias(linear: Fp8Linear, tensors: Mapping[str, TensorHeader]) -> None:
     bias = tensors.get(f"{linear.name}.bias")
     if bias is None or linear.granularity is None or len(linear.shape) != 2:
         return
-    num_n = linear.shape[1 if linear.skip_reason == CONV1D else 0]
+    num_n, shape = linear.shape[0], list(linear.weight.shape)
     if bias.shape != (num_n,):
-        shape = list(linear.weight.shape)
         raise PlanError(f"{bias.name}: expected [{num_n}], as {linear.weight.name} is {shape}, got {list(bias.shape)}")
 
 
@@ -121,7 +120,7 @@ def _check_weights_of_scales(tensors: Mapping[str, TensorHeader]) -> None:
 
 def _check_siblings(linears: Sequence[Fp8Linear]) -> None:
     """Refuse matrices that are multiplied by or fused with each other, but whose sizes do not match."""
-    shapes = {linear.name: linear.weight.shape for linear in linears if len(linear.weight.shape) == 2}
+    shapes = {linear.name: linear.shape for linear in linears if len(linear.shape) == 2}
     for name, shape in shapes.items():
         parent, dot, last = name.rpartition(".")
         for sibling, axis, other_axis in _EQUAL_SIZES.get(last, ()):

@@ -4,18 +4,18 @@ Weights that are not understood are carried, with a reason; planning/contradicti
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from fp8pad.planning.absorb.governed import GovernedAxis
-from fp8pad.planning.linear import CONV1D, Fp8Linear
+from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, kind_of, module_name, own_name, scale_names
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
 from fp8pad.planning.scale_layouts import granularity_of, other_layout, unpadded_blocks
 from fp8pad.record import Json
-from fp8pad.scales import Granularity, Order, PerBlock
+from fp8pad.scales import Granularity, PerBlock
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES, TensorHeader
 
 _ROUTED_EXPERT = re.compile(r"(^|\.)experts\.\d+\.")
@@ -35,9 +35,12 @@ class _Model:
     tensors: Mapping[str, TensorHeader]
     quantization: Quantization | None
     granularities: tuple[Granularity, ...]
-    described: Collection[str]
-    experts: Mapping[str, Order | None]
+    described: Mapping[str, GovernedAxis]
     has_conv1d: bool
+
+    def is_conv1d(self, name: str) -> bool:
+        """Return whether a module is a Conv1D, which stores its weight as `[K, N]`."""
+        return self.has_conv1d and name.rpartition(".")[2] in _CONV1D_MODULES
 
 
 def recognise(
@@ -53,8 +56,7 @@ def recognise(
     linears, untouched = [], []
     has_conv1d = not _CONV1D_MODEL_TYPES.isdisjoint(_model_types(config))
     granularities = quantization.granularities if quantization else ()
-    experts = {name: axis.order for name, axis in described.items() if axis.mlp.experts}
-    model = _Model(tensors, quantization, granularities, described, experts, has_conv1d)
+    model = _Model(tensors, quantization, granularities, described, has_conv1d)
     for tensor in tensors.values():
         if _is_weight(tensor):
             linears.append(_linear(tensor, model))
@@ -92,15 +94,17 @@ def _linear(weight: TensorHeader, model: _Model) -> Fp8Linear:
     scale = next((model.tensors[scale] for scale in scale_names(weight.name) if scale in model.tensors), None)
     if len(weight.shape) == 3:
         return _stack(name, weight, scale, model)
-    is_expert = name in model.experts or _ROUTED_EXPERT.search(name) is not None
-    return Fp8Linear(name, weight, scale, *_scaled(name, weight, scale, model, is_expert), is_expert=is_expert)
+    axis = model.described.get(name)
+    is_expert = (axis is not None and axis.mlp.experts) or _ROUTED_EXPERT.search(name) is not None
+    scaled = _scaled(name, weight, scale, model, is_expert)
+    return Fp8Linear(name, weight, scale, *scaled, is_expert, "kn" if model.is_conv1d(name) else "nk")
 
 
 def _scaled(
     name: str, weight: TensorHeader, scale: TensorHeader | None, model: _Model, is_expert: bool
 ) -> tuple[Granularity | None, str | None, bool]:
     """Return how a 2-D weight is scaled, why it must not be padded on its own, and whether it is understood."""
-    if model.experts.get(name):
+    if name in model.described and model.described[name].mlp.stacked:
         return None, f"experts stacked in one 2-D weight, {list(weight.shape)}", False
     if scale is None:
         what = "an embedding" if kind_of(name) == "table" else "an FP8 weight"
@@ -120,19 +124,20 @@ def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _
     """Return why a layer that is understood must not be padded on its own; None if it may be padded."""
     if kind_of(name) == "table":
         return "an embedding, not a Linear"
-    if model.has_conv1d and name.rpartition(".")[2] in _CONV1D_MODULES:
-        return CONV1D
+    if model.is_conv1d(name):
+        return "a Conv1D, stored as [K, N]"
     if isinstance(granularity, PerBlock):
         return unpadded_blocks(granularity, scale, model.quantization)
     return None
 
 
 def _stack(name: str, weight: TensorHeader, scale: TensorHeader | None, model: _Model) -> Fp8Linear:
-    order = model.experts.get(name)
-    if order is None:
+    axis = model.described.get(name)
+    if axis is None or not axis.mlp.stacked:
         reason = "matrices stacked in one 3-D weight, whose axis order no family file describes"
         is_expert = _EXPERTS.search(name) is not None
         return Fp8Linear(name, weight, scale, None, reason, is_understood=is_expert, is_expert=is_expert)
+    order = axis.order
     granularity = granularity_of(weight.shape, scale.shape, model.granularities, order) if scale else None
     reason = "experts stacked in one 3-D weight"
     if granularity is None:

@@ -42,7 +42,7 @@ def _unlike_inputs(linears: Sequence[Fp8Linear]) -> dict[str, str]:
             inputs.setdefault(parent, {})[last] = linear
     reasons: dict[str, str] = {}
     for fused in inputs.values():
-        if len({linear.weight.shape[-1] for linear in fused.values()}) > 1:
-            sizes = " and ".join(f"{last} of {linear.weight.shape[-1]}" for last, linear in fused.items())
+        if len({linear.shape[-1] for linear in fused.values()}) > 1:
+            sizes = " and ".join(f"{last} of {linear.shape[-1]}" for last, linear in fused.items())
             reasons |= {linear.name: f"attention with different inputs: {sizes}" for linear in fused.values()}
     return reasons

@@ -11,15 +11,13 @@ from fp8pad.planning.sharding import COLUMN, Fit, RankPart, Shape, Sharding
 from fp8pad.scales import Granularity, Order, in_order
 from fp8pad.tensors import TensorHeader
 
-CONV1D = "a Conv1D, stored as [K, N]"
-
 
 class Fp8Linear(NamedTuple):
     """An FP8 weight `[N, K]`, or a stack of them, with its scale.
 
     `granularity` is None if fp8pad does not pad the layout of its scales. `skip_reason` is set if it must not be padded
     on its own; `is_understood` is False if that is because fp8pad cannot tell what it is. `is_expert` marks routed
-    experts. Experts stacked in one weight have an extra first dimension, and may have the others in the `order` K, N.
+    experts. Experts stacked in one weight have an extra first dimension. A weight may be stored in the `order` K, N.
     """
 
     name: str

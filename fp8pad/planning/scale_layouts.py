@@ -15,7 +15,7 @@ _MX_GROUP = 32
 
 @lru_cache
 def granularity_of(
-    weight_shape: Shape, scale_shape: Shape, allowed: tuple[Granularity, ...], order: Order | None = None
+    weight_shape: Shape, scale_shape: Shape, allowed: tuple[Granularity, ...], order: Order = "nk"
 ) -> Granularity | None:
     """Return the granularity that both the shape of the scale and the config allow; None if there is none.
 

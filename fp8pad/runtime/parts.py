@@ -6,6 +6,7 @@ There are no tensors here, and no vLLM. N is out_features, K is in_features.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Literal
 
 from fp8pad.errors import UnsupportedLayerError
@@ -70,8 +71,9 @@ class LayerParts:
 
     @property
     def alignment(self) -> tuple[int, int]:
-        """The multiples `(n, k)` that fit every part: the largest, since all are powers of two."""
-        return max(part.alignment[0] for part in self.known), max(part.alignment[1] for part in self.known)
+        """The smallest multiples `(n, k)` that fit every part."""
+        multiples_n, multiples_k = zip(*(part.alignment for part in self.known), strict=True)
+        return lcm(*multiples_n), lcm(*multiples_k)
 
     @property
     def inner(self) -> Literal["n", "k"] | None:

@@ -16,12 +16,6 @@ from fp8pad.tensors import FP8_WEIGHT_DTYPES, TensorHeader
 # Dtypes besides FP8 whose zero is all zero bytes and that hold one matrix entry per element.
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
-# The dimensions of N and K in a weight `[N, K]`, or in a stack of weights.
-_WEIGHT_INDEX: Mapping[Order | None, Mapping[Axis, int]] = {
-    None: {"n": 0, "k": 1},
-    "nk": {"n": 1, "k": 2},
-    "kn": {"n": 2, "k": 1},
-}
 _PLAIN = FP8_WEIGHT_DTYPES | FLOAT_DTYPES
 
 
@@ -29,8 +23,8 @@ class GovernedAxis(NamedTuple):
     """One tensor of an MLP, with an axis that the MLP's inner size governs.
 
     `leaf` is the tensor's name inside its module: "weight", "bias", "weight_scale", ... `instance` distinguishes the
-    MLPs of one rule: the prefix, then the numbers in place of `{layer}` and `{expert}`. `order` is that of the last two
-    axes in a stack of experts: `[num_experts, N, K]` or `[num_experts, K, N]`.
+    MLPs of one rule: the prefix, then the numbers in place of `{layer}` and `{expert}`. A stack of experts may have the
+    last two axes in the `order` K, N.
     """
 
     tensor: TensorHeader
@@ -39,7 +33,7 @@ class GovernedAxis(NamedTuple):
     role: Role
     mlp: Mlp
     instance: tuple[str, ...]
-    order: Order | None = None
+    order: Order = "nk"
 
     @property
     def axis(self) -> Axis:
@@ -49,7 +43,12 @@ class GovernedAxis(NamedTuple):
     @property
     def dimension(self) -> int:
         """The dimension of the module's weight that is governed."""
-        return _WEIGHT_INDEX[self.order][self.axis]
+        return self.num_dimensions - 2 + self.order.index(self.axis)
+
+    @property
+    def num_dimensions(self) -> int:
+        """How many dimensions the module's weight has."""
+        return 3 if self.mlp.stacked else 2
 
     @property
     def num_segments(self) -> int:
@@ -64,8 +63,8 @@ class GovernedAxis(NamedTuple):
     @property
     def is_plain_weight(self) -> bool:
         """Whether this is a weight with one element per matrix entry, so that its shape can be compared with sizes."""
-        num_dimensions = 3 if self.mlp.stacked else 2
-        return self.leaf == "weight" and self.tensor.dtype in _PLAIN and len(self.tensor.shape) == num_dimensions
+        is_matrix = len(self.tensor.shape) == self.num_dimensions
+        return self.leaf == "weight" and self.tensor.dtype in _PLAIN and is_matrix
 
     @property
     def inner_size(self) -> int:

@@ -31,7 +31,7 @@ def grown(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int, new
         shape = _resized(governed, tensor.shape, len(tensor.shape) - 1, inner_size, new_size)
     elif linear and linear.scale and linear.scale.name == tensor.name:
         fill, shape = 1, _scale_shape(governed, linear, inner_size, new_size)
-    elif prod(tensor.shape) == 1 or (governed.order and prod(tensor.shape[1:]) == 1):
+    elif prod(tensor.shape) == 1 or (governed.mlp.stacked and prod(tensor.shape[1:]) == 1):
         return None
     elif "lora" in governed.leaf.lower():
         raise NotAbsorbableError(f"{tensor.name} belongs to a LoRA adapter, which is not merged")

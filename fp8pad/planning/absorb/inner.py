@@ -72,4 +72,4 @@ def _has_rows(governed: GovernedAxis) -> bool:
     is_weight = governed.leaf == "weight_packed" or (
         governed.leaf == "weight" and governed.tensor.dtype in FLOAT_DTYPES | {"I8", "U8"}
     )
-    return is_weight and governed.axis == "n" and len(governed.tensor.shape) == (3 if governed.order else 2)
+    return is_weight and governed.axis == "n" and len(governed.tensor.shape) == governed.num_dimensions

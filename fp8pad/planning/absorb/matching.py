@@ -127,7 +127,7 @@ def _matches(
     for role, pattern in mlp.parts.items():
         for name, module, instance in index.find(section.prefixes, pattern):
             if leaf := _leaf(name[len(module) :], mlp):
-                yield GovernedAxis(tensors[name], module, leaf, role, mlp, instance, "nk" if mlp.stacked else None)
+                yield GovernedAxis(tensors[name], module, leaf, role, mlp, instance)
 
 
 def _leaf(rest: str, mlp: Mlp) -> str | None:
