@@ -129,11 +129,12 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
 
 def _tensor_parallel_sizes(plan: CheckpointPlan) -> Iterator[str]:
     """Yield for which sizes it was padded, and at which others ranks can share it though a layer is unaligned."""
-    padded, others = list[str](), list[str]()
-    for size in sorted({1, 2, 4, 8, plan.policy.tensor_parallel_size}):
-        fits = {alike.example.fit_at(size) for alike in plan.alike if alike.example.name not in plan.modules}
-        if _can_share(plan, size):
-            is_padded = plan.policy.tensor_parallel_size % size == 0 or "unaligned" not in fits
+    padded, others, own = list[str](), list[str](), plan.policy.tensor_parallel_size
+    for size in sorted({1, 2, 4, 8, own}):
+        fits = {(alike.example.fit_at(size), alike.example.name in plan.modules) for alike in plan.alike}
+        counts = all(count.is_shared_by(size, plan.grown) for count in plan.shared_counts)
+        if counts and {fit for fit, _ in fits}.isdisjoint({"indivisible", "inside block"}):
+            is_padded = own % size == 0 or ("unaligned", False) not in fits
             (padded if is_padded else others).append(str(size))
     if padded:
         yield f"Padded for tensor-parallel sizes: {', '.join(padded)}."
@@ -148,13 +149,6 @@ def _repository() -> str:
     except importlib.metadata.PackageNotFoundError:
         urls = ()
     return next((url.partition(", ")[2] for url in urls if url.startswith("Repository, ")), "")
-
-
-def _can_share(plan: CheckpointPlan, num_ranks: int) -> bool:
-    """Return whether `num_ranks` ranks can share every layer that the plan knows, FP8 or not."""
-    fits = {alike.example.fit_at(num_ranks) for alike in plan.alike}
-    counts = all(count.is_shared_by(num_ranks, plan.grown) for count in plan.shared_counts)
-    return counts and fits.isdisjoint({"indivisible", "inside block"})
 
 
 def read_card(source: Checkpoint) -> str | None:

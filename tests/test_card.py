@@ -16,6 +16,7 @@ from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import CheckpointError
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import conversion_screen, restoration_screen
+from fp8pad.runtime.contract import FIRST_VERSION
 
 ODD_KEYS = ['"my key": precious', "model.name: x", "co2 emissions: 5"]
 RELATION = "base_model_relation: quantized\n"
@@ -142,9 +143,9 @@ def test_the_section_says_how_to_serve(example: Path) -> None:
     """It says whether the plugin is needed, what absorbing changed, and which TP sizes work."""
     source = read_unconverted(example)
     padded = with_section("", source, fp8pad.plan(example).plan)
-    assert (
-        "\nNeeds vLLM 0.26 or newer with fp8pad installed: other engines refuse it, or ignore its scales.\n" in padded
-    )
+    oldest = ".".join(map(str, FIRST_VERSION))
+    needed = f"\nNeeds vLLM {oldest} or newer with fp8pad installed: other engines refuse it, or ignore its scales.\n"
+    assert needed in padded
     assert "\nPadded for tensor-parallel sizes: 1.\n" in padded
     assert "\nvllm serve DIR\n" in padded
     assert "\nfp8pad verify ORIGINAL DIR " in padded  # without it, bytes of layers are not compared

@@ -154,7 +154,8 @@ def _temporary_folder() -> Iterator[str]:
 def download_folder(out_dir: Path, shards: range | None = None) -> Path:
     """Return the folder for fetched files while `out_dir` is written: on the same disk, in a folder that exists.
 
-    Each process that writes some of the `shards` has its own folder.
+    Each process that writes some of the `shards` has its own. They are not in the staging folder: slices share its
+    lock, two would fetch into one file, and it is not there while a plan is made, for which files may be fetched too.
     """
     target = out_dir.absolute()
     which = f"-{shards.start}-{shards.stop - 1}" if shards is not None else ""

@@ -33,8 +33,8 @@ def work_to_text(work: object) -> str:
     return to_text({"name": f"{type(work).__module__}:{type(work).__qualname__}", "fields": work})
 
 
-def perform(work_text: str, item_text: str) -> dict[str, Any]:
-    """Do work on an item; return its result and the bytes that it reported, or the error that it raised."""
+def perform(work_text: str, item_text: str) -> Any:
+    """Do work on an item; return its result and the bytes that it reported, or the error that it raised, as JSON."""
     done = 0
 
     def advance(num_bytes: int) -> None:
@@ -47,7 +47,8 @@ def perform(work_text: str, item_text: str) -> dict[str, Any]:
     try:
         work = _READER.read(kind, document["fields"], name)
         item = _READER.read(_hints(kind)["item"], json.loads(item_text), name)
-        return {"value": work(item, advance), "num_bytes": done}
+        value = work(item, advance)
+        return json.loads(to_text({"value": value, "num_bytes": done}))
     except (Fp8padError, OSError) as error:
         return error_to_json(error)
 

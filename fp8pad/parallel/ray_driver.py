@@ -126,21 +126,18 @@ class RayCluster:
                 yield task, None
 
 
-def worker_function() -> Callable[[str, str, str], dict[str, Any]]:
+def worker_function() -> Callable[[str, str, str], Any]:
     """Return the function that a worker runs; nested, so that Ray sends its code, even to a node without fp8pad."""
 
-    def work_on(version: str, work: str, item: str) -> dict[str, Any]:
-        import json
-
+    def work_on(version: str, work: str, item: str) -> Any:
         try:
             import fp8pad
-            from fp8pad.parallel import orders
+            from fp8pad.parallel.orders import perform
         except ImportError as error:
             return {"unfit": f"cannot import fp8pad in Ray's Python: {error}"}
         if fp8pad.__version__ != version:
             return {"unfit": f"has fp8pad {fp8pad.__version__}, and this is {version}"}
-        answer: dict[str, Any] = json.loads(orders.to_text(orders.perform(work, item)))
-        return answer
+        return perform(work, item)
 
     return work_on
 
