@@ -21,6 +21,8 @@ _SET_ELSEWHERE = re.compile(
 )
 for _name in filter(_SET_ELSEWHERE.fullmatch, list(os.environ)):
     del os.environ[_name]
+# Each process that imports numpy starts a thread per core, which first waits busily: longer than the import takes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 from helpers import files_of
 
 KEPT_APART = (".safetensors", ".bin", ".png")
@@ -96,10 +97,21 @@ def fake_hub() -> Iterator[FakeHub]:
         server.server_close()
 
 
+def let_client_use(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make huggingface_hub's client take `hub` for the real one, with this folder for what it caches."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a separate protocol that this hub does not implement
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+    disable_nagle_algorithm = True  # otherwise each small answer waits 40 ms for the client to acknowledge its headers
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  its name in the base class
         """Print nothing."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
 from helpers import copy_case, files_of, llama, write_checkpoint
 from plans import CHANNELS
@@ -485,13 +486,7 @@ def test_a_result_that_does_not_fit_is_a_line(tmp_path: Path, num_shards: int) -
     """The line names stdout, not a file of the checkpoint, however long the result is."""
     model = llama(tmp_path / "model", num_shards=num_shards)
     with Path("/dev/full").open("w") as full:
-        run = subprocess.run(
-            [sys.executable, "-m", "fp8pad", "plan", str(model), "--json"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+        run = forked.command("plan", model, "--json", stdout=full.fileno())
     assert (run.returncode, run.stderr) == (1, "error: stdout: No space left on device\n")
 
 
@@ -499,7 +494,7 @@ def test_a_result_that_does_not_fit_is_a_line(tmp_path: Path, num_shards: int) -
 def test_what_is_done_is_said_if_the_result_cannot_be_printed(tmp_path: Path, stdout: str, cause: str) -> None:
     """Otherwise the exit status looks as if nothing had been written."""
     llama(tmp_path / "model")
-    for command, done in (
+    for words, done in (
         ("convert model out --shards 0", "the shards are finished"),
         ("convert model out", "out is complete"),
         ("unpad out restored", "restored is complete"),
@@ -507,14 +502,7 @@ def test_what_is_done_is_said_if_the_result_cannot_be_printed(tmp_path: Path, st
         reader, writer = os.pipe()
         os.close(reader)
         with os.fdopen(os.open(stdout, os.O_WRONLY) if stdout else os.dup(writer)) as unwritable:
-            run = subprocess.run(
-                [sys.executable, "-m", "fp8pad", *command.split()],
-                cwd=tmp_path,
-                stdout=unwritable,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
+            run = forked.command(*words.split(), cwd=tmp_path, stdout=unwritable.fileno())
         os.close(writer)
         assert (run.returncode, run.stderr.splitlines()[-1]) == (1, f"error: stdout: {cause}; {done}")
 
@@ -706,14 +694,13 @@ def test_help_names_every_engine_that_is_described(fp8pad: Fp8pad) -> None:
 @pytest.mark.parametrize("arguments", [["plan", "MODEL", "--json"], ["plan", "MODEL"], ["--version"]], ids=" ".join)
 def test_a_reader_that_goes_away_is_no_error(example: Path, arguments: list[str]) -> None:
     """`fp8pad plan ... | head` ends quietly, whether the pipe breaks midway or at the last flush."""
-    command = [sys.executable, "-m", "fp8pad", *(str(example) if word == "MODEL" else word for word in arguments)]
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
-        run = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, check=False)
+        run = forked.command(*(example if word == "MODEL" else word for word in arguments), stdout=write_end)
     finally:
         os.close(write_end)
-    assert (run.returncode, run.stderr) == (1, b"")
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 def test_names_that_the_locale_lacks_are_escaped(example: Path, tmp_path: Path) -> None:
@@ -743,34 +730,28 @@ def test_version_and_module() -> None:
         ("fish", {"_TYPER_COMPLETE_ARGS": "fp8pad ver", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
     ],
 )
-def test_shells_can_complete(shell: str, question: dict[str, str]) -> None:
+def test_shells_can_complete(shell: str, question: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell's request for words that begin with `ver` returns the command, and no other."""
-    environment = os.environ | question | {"_FP8PAD_COMPLETE": f"complete_{shell}"}
-    script = "import sys; sys.argv = ['fp8pad']; from fp8pad.cli.main import main; main()"
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    for name, value in {**question, "_FP8PAD_COMPLETE": f"complete_{shell}"}.items():
+        monkeypatch.setenv(name, value)
+    run = forked.command()
     assert "verify" in run.stdout
     assert not [name for name in ("plan", "convert", "unpad") if re.search(rf"\b{name}\b", run.stdout)]
 
 
-def test_names_of_engines_are_completed() -> None:
+def test_names_of_engines_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--engine v` is completed with every version, and without one."""
-    environment = os.environ | {
-        "COMP_WORDS": "fp8pad plan x --engine v",
-        "COMP_CWORD": "4",
-        "_FP8PAD_COMPLETE": "complete_bash",
-    }
-    script = "import sys; sys.argv = ['fp8pad']; from fp8pad.cli.main import main; main()"
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    monkeypatch.setenv("COMP_WORDS", "fp8pad plan x --engine v")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    monkeypatch.setenv("_FP8PAD_COMPLETE", "complete_bash")
+    run = forked.command()
     assert run.stdout.split() == ["vllm", *sorted(name for name in engines() if name.startswith("vllm"))]
 
 
-def test_zsh_completes_at_the_first_tab() -> None:
+def test_zsh_completes_at_the_first_tab(monkeypatch: pytest.MonkeyPatch) -> None:
     """zsh loads the script at the first TAB: it must complete then, not only define itself."""
-    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    script = "import sys; sys.argv[0] = 'fp8pad'; from fp8pad.cli.main import main; main()"
-    command = [sys.executable, "-c", script, "--show-completion", "zsh"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    lines = run.stdout.strip().splitlines()
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    lines = forked.command("--show-completion", "zsh").stdout.strip().splitlines()
     assert lines[0] == "#compdef fp8pad"
     assert lines[-1] == '[ "$funcstack[1]" = "_fp8pad" ] && _fp8pad_completion "$@"'
 

@@ -5,15 +5,14 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
-from fake_hub import TOKEN, fake_hub
+from fake_hub import TOKEN, fake_hub, let_client_use
 from helpers import llama
 
 ROOT = Path(__file__).parents[1]
@@ -35,20 +34,6 @@ ELSEWHERE = {
     "examples/ci/golden.sh": "tests/test_golden_runs.py",
     "RUN pip install": "docker",
 }
-
-
-# All commands of a page run in one process, because most of a short command's time is its start.
-ONE_AFTER_ANOTHER = """
-import json, sys
-from fp8pad.cli.main import main
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["fp8pad", *words]
-    try:
-        main()
-    except SystemExit as end:
-        if end.code:
-            sys.exit(f"{words}: status {end.code}")
-"""
 
 
 @dataclass(frozen=True)
@@ -95,13 +80,12 @@ def workplace(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copytree(example, tmp_path / "MODEL")
     shutil.copytree(example, tmp_path / "examples" / "llama-fp8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKE_ENGINE), str(ROOT)]))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.syspath_prepend(FAKE_ENGINE)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # a separate protocol that the fake hub does not implement
     with fake_hub() as hub:
         hub.add("org/name", llama(tmp_path / "of-the-hub", num_shards=2))
         hub.add("org/name-padded", tmp_path / "of-the-hub")
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        let_client_use(hub, tmp_path / "hub", monkeypatch)
         yield tmp_path
 
 
@@ -113,17 +97,14 @@ def test_the_commands_of_a_page_run_in_their_order(page: Path, workplace: Path) 
     if re.search(r"--shards \d", page.read_text("utf-8")):
         shutil.rmtree(workplace / "MODEL")
         llama(workplace / "MODEL", num_shards=100)
-    commands = []
     for line in commands_of(page):
         words = shlex.split(line, comments=True)[1:]
         # The example has four attention heads, which eight ranks cannot share; one OUT_DIR serves the whole page.
         words = ["2" if word == "8" else word for word in words]
         if words[0] == "convert" and "--shards" not in words:
             words.append("--overwrite")
-        commands.append(words)
-    command = [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)]
-    run = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+        run = forked.command(*words, cwd=workplace)
+        assert run.returncode == 0, (words, run.stderr)
 
 
 def needs_engine(block: Block) -> bool:
@@ -134,8 +115,8 @@ def needs_engine(block: Block) -> bool:
 @pytest.mark.parametrize("block", [block for block in blocks_of("python") if not needs_engine(block)], ids=str)
 def test_python_runs(block: Block, workplace: Path) -> None:
     """Every block runs to its end, including its assertions."""
-    command = [sys.executable, "-c", block.text]
-    run = subprocess.run(command, cwd=workplace, capture_output=True, text=True, check=False)
+    program = compile(block.text, str(block), "exec")
+    run = forked.run(lambda: exec(program, {"__name__": "__main__"}), workplace)  # noqa: S102  our own pages
     assert run.returncode == 0, run.stderr
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from fp8pad.planning.families import families
@@ -76,9 +77,7 @@ def test_what_the_readme_shows_of_a_plan_is_what_is_printed(tmp_path: Path) -> N
     block = re.search(r"^```\n\$ fp8pad plan (Qwen2.5-72B-FP8) -tp 8\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     assert block is not None
     runpy.run_path(str(ROOT / "examples" / "real_models.py"))["write"]("Qwen2.5-72B", tmp_path / block[1])
-    command = [sys.executable, "-m", "fp8pad", "plan", block[1], "-tp", "8"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    printed = run.stdout.splitlines()
+    printed = forked.command("plan", block[1], "-tp", "8", cwd=tmp_path).stdout.splitlines()
     for line in block[2].splitlines():
         assert line == "..." or line in printed
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_hub import TOKEN, FakeHub, _Handler, fake_hub
+from fake_hub import TOKEN, FakeHub, _Handler, fake_hub, let_client_use
 from helpers import INDEX, Counter, files_of, gated, llama, safetensors_bytes, write_checkpoint
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
@@ -51,13 +51,10 @@ SINGLE = "model.safetensors"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """Run a hub that huggingface_hub's client takes for the real one, with an empty cache and no waits."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with fake_hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
-        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        let_client_use(running, tmp_path / "cache", monkeypatch)
         yield running
 
 
@@ -941,7 +938,6 @@ def test_no_output_is_proposed_inside_a_cache(hub: FakeHub, model: Path, capsys:
 
 def test_pushing_checks_and_uploads(hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The uploaded files equal the local ones, with a card that names the base model."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.add(NAME, model)
     fp8pad.convert(NAME, tmp_path / "out")
@@ -962,7 +958,6 @@ def test_pushing_uploads_what_the_record_names_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Secrets, links and other files are excluded and named; names are not patterns."""
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     out_dir = tmp_path / "out"
     (model / "sub").mkdir()
@@ -1053,7 +1048,6 @@ def test_what_was_not_checked_is_said_before_the_upload(
     told: list[tuple[str, int]] = []
     progress = Progress()
     monkeypatch.setattr(progress, "say", lambda note: told.append((note, len(hub.repos))))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     push(tmp_path / "out", "org/padded", private=False, needs_card=True, progress=progress)
     assert (told, list(hub.repos)) == ([(NO_HASHES, 0)], ["org/padded"])
 
