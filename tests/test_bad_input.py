@@ -1,6 +1,7 @@
 """Bad input on the command line: exit status 1, one clear line, no traceback, nothing left behind."""
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import forked
 import numpy as np
 import pytest
 from helpers import case_names, cases_dir, copy_case, files_of, llama, tensor_rows
@@ -141,15 +143,12 @@ def test_an_output_inside_the_input_is_refused(tmp_path: Path, refused: Refusal)
 def test_bad_input_ends_a_process_with_status_one(tmp_path: Path) -> None:
     """The same in a separate process, where a limit on file sizes simulates a full disk."""
     model = llama(tmp_path / "model")
-    limited = (
-        "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (1024, 1024)); from fp8pad.cli.main import main; main()"
-    )
-    found = subprocess.run(
-        [sys.executable, "-B", "-c", limited, "convert", str(model), str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+        forked.run_main("convert", model, tmp_path / "out")
+
+    found = forked.run(limited)
     assert found.returncode == 1
     assert found.stdout == ""
     assert found.stderr.endswith("error: model.safetensors: cannot be written: File too large\n")
