@@ -1,5 +1,7 @@
 """Fixtures and settings for every test."""
 
+import gc
+import itertools
 import os
 import re
 import signal
@@ -43,10 +45,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs torch (make test-vllm)"))
 
 
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector away from what stays until the end: modules, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def example() -> Path:
     """The checkpoint that comes with the repository, made by llm-compressor."""
     return Path(__file__).parent.parent / "examples" / "llama-fp8"
+
+
+_FOLDERS = itertools.count()
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder of the test's own; pytest's fixture would list all earlier folders to find a free number."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    folder = tmp_path_factory.getbasetemp() / f"{name}{next(_FOLDERS)}"
+    folder.mkdir(0o700)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

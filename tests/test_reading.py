@@ -1,6 +1,5 @@
 """Reading by type hints: one value of each kind that is read, and every kind of value that is refused."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -8,7 +7,6 @@ from typing import Any, Literal
 import pytest
 
 from fp8pad.errors import GoldenError
-from fp8pad.parsing import MAX_NESTING, MAX_SHARED
 from fp8pad.reading import ALWAYS_WRITTEN, PositiveSize, Reader, Size
 
 READER = Reader(GoldenError)
@@ -94,38 +92,10 @@ def test_what_is_missing_is_refused(name: str) -> None:
         READER.read(Outer, {key: DOCUMENT[key] for key in DOCUMENT if key != name}, "x")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": "\\ud800"}', "[" * 101 + "]" * 101, "[" * 100_000, "-1e999"])
-def test_json_that_is_none_or_could_not_be_written_again_is_refused(text: str) -> None:
-    """Nesting is limited, however deep it goes."""
-    with pytest.raises(GoldenError, match=r"^x: not JSON: "):
+@pytest.mark.parametrize(
+    ("text", "cause"), [("{", "Expecting property name"), ("[" * 101 + "]" * 101, "at most 100 levels")]
+)
+def test_what_is_no_json_is_an_error_of_the_file(text: str, cause: str) -> None:
+    """Whether it is not JSON at all, or refused for its size or depth."""
+    with pytest.raises(GoldenError, match=f"^x: not JSON: .*{cause}"):
         READER.parse_json(text, "x")
-    assert READER.parse_json("[" * MAX_NESTING + "]" * MAX_NESTING, "x")
-
-
-@pytest.mark.parametrize("container", ["[],", "{},", '{"a":0},', "[[[]]],"])
-def test_json_of_lists_and_objects_alone_is_refused(container: str) -> None:
-    """They take far more memory than text: a hundred thousand are allowed, or more if the text is longer."""
-    some = 90_000 // (container.count("[") + container.count("{"))
-    assert READER.parse_json(f"[{container * some}0]", "x")
-    with pytest.raises(GoldenError, match=r"^x: not JSON: expected fewer lists and objects than \d+ in \d+ characters"):
-        READER.parse_json(f"[{container * some * 6}0]", "x")
-    with_text = container + '"a name as long as that of a tensor",'
-    assert READER.parse_json(f"[{with_text * some * 6}0]", "x")
-
-
-def test_objects_that_say_the_same_are_one_object() -> None:
-    """A record may have a hundred thousand entries; objects that differ in type or order stay separate."""
-    text = '{"a": {"x": [1], "y": {}}, "b": {"x": [1], "y": {}}, "c": {"x": [true], "y": {}}, "d": {"y": {}, "x": [1]}}'
-    document = READER.parse_json(text, "file", shares=True)
-    assert document == json.loads(text)
-    assert document["a"] is document["b"]
-    assert document["a"]["y"] is document["c"]["y"]
-    assert len({id(document[name]) for name in "abcd"}) == 3
-
-
-@pytest.mark.parametrize("values", [[[1]], [{}], [1] * (MAX_SHARED + 1)])
-def test_objects_of_lists_that_hold_much_are_not_compared(values: list[object]) -> None:
-    """Otherwise each enclosing object would compare all of it once more."""
-    document = READER.parse_json(json.dumps({"a": {"x": values}, "b": {"x": values}}), "file", shares=True)
-    assert document["a"] == document["b"]
-    assert document["a"] is not document["b"]

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from fp8pad.errors import RecordError
 from fp8pad.padded import AxisActions, PaddedTensor, Segments
-from fp8pad.quantization_config import ModuleRecord, QuantizationRecord, parse_quantization_config
-from fp8pad.reading import to_json
 from fp8pad.record import (
     BaseSource,
     CheckpointRecord,
@@ -41,9 +39,6 @@ RECORD = CheckpointRecord(
     base_source=BaseSource("hf_quant_config.json", None),
     originals={"config.json": '{"é": 1}\n'},
     files={"a.safetensors": FileRecord(10, 20, "ab" * 32, "cd" * 32), "README.md": FileRecord(1, 1)},
-)
-QUANTIZATION = QuantizationRecord(
-    {"a": ModuleRecord((213, 136), (224, 144), (16, 16))}, {"quant_method": "fp8"}, "0.1.0"
 )
 
 
@@ -83,9 +78,8 @@ def test_the_record_is_written_as_it_is_specified() -> None:
 
 
 def test_records_are_read_back_the_same() -> None:
-    """All three kinds of record."""
+    """That of a checkpoint, and that of a shard."""
     assert parse_record("".join(RECORD.text_parts())) == RECORD
-    assert parse_quantization_config(json.loads(json.dumps(QUANTIZATION.to_json()))) == QUANTIZATION
     assert parse_shard_metadata(shard_metadata({"a": (2, 3), "b": ()}), "x") == {"a": (2, 3), "b": ()}
 
 
@@ -102,17 +96,6 @@ def test_optional_fields_are_left_out_where_they_say_nothing() -> None:
     document = json.loads("".join(replace(RECORD, policy=policy).text_parts()))
     assert document["policy"]["skip"] == ["lm_head", "*.router"]
     assert parse_record(json.dumps(document)).policy == policy
-    modules = {"a": ModuleRecord((213, 136), (224, 144), (16, 16), "n"), "b": ModuleRecord((1, 1), (1, 1), (1, 1))}
-    written = replace(QUANTIZATION, modules=modules).to_json()
-    assert written["modules"]["a"]["inner"] == "n"
-    assert "inner" not in written["modules"]["b"]
-    assert parse_quantization_config(json.loads(json.dumps(written))).modules == modules
-
-
-def test_segments_count_their_axis_from_the_end() -> None:
-    """None means the N axis, which segments nearly always divide."""
-    assert [Segments((), (), axis).matrix_axis for axis in (None, -2, -1)] == [1, 1, 2]
-    assert "axis" not in to_json(RECORD.tensors["a.weight"])["segments"]
 
 
 A = "a.weight"
@@ -199,35 +182,6 @@ def test_segments_of_what_is_no_stack_of_matrices_are_refused() -> None:
     document["tensors"][A].update(logical_shape=[1, 2, 3, 4], padded_shape=[1, 2, 3, 4])
     with pytest.raises(RecordError):
         parse_record(json.dumps(document))
-
-
-@pytest.mark.parametrize(
-    ("damage", "place"),
-    [
-        (lambda d: d.pop("modules"), "modules"),
-        (lambda d: d.update(base=None), "base: expected an object, got null"),
-        (lambda d: d["modules"]["a"].update(alignment=[0, 16]), "alignment[0]: expected a positive size, got 0"),
-        (lambda d: d["modules"]["a"].update(padded_shape=[2**50, 0]), "padded_shape[1]: expected a positive size"),
-        (lambda d: d["modules"]["a"].update(inner="m"), "inner: expected one of ['n', 'k'], got \"m\""),
-        (lambda d: d["modules"]["a"].update(logical_shape=[1, 2, 3]), "logical_shape: expected a list of 2, got [1"),
-        (lambda d: d["modules"]["a"].update(padded_shape=[1, 1]), "does not fit into its padded"),
-        (lambda d: d.update(format_version=0), "format_version: expected 1, got 0"),
-    ],
-)
-def test_a_quantization_config_that_is_not_as_specified_is_refused(damage: Callable[[Any], None], place: str) -> None:
-    """The runtime must not guess."""
-    document = json.loads(json.dumps(QUANTIZATION.to_json()))
-    damage(document)
-    with pytest.raises(RecordError, match=r"config\.json: quantization_config") as caught:
-        parse_quantization_config(document)
-    assert place in str(caught.value)
-
-
-@pytest.mark.parametrize("document", [None, [], "fp8pad", 7])
-def test_a_quantization_config_that_is_no_object_is_refused(document: object) -> None:
-    """Any other type is refused."""
-    with pytest.raises(RecordError, match="expected an object"):
-        parse_quantization_config(document)
 
 
 @pytest.mark.parametrize(
