@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,16 @@ class Import:
     is_lazy: bool
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Parse a module once for all tests."""
+    return ast.parse(path.read_text(), str(path))
+
+
 def imports_of(path: Path) -> Iterator[Import]:
     """Yield what a module imports at run time; imports under `if TYPE_CHECKING` do not count."""
     importer = path.relative_to(ROOT).with_suffix("").parts[0]
-    pending: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text(), str(path)), False)]
+    pending: list[tuple[ast.AST, bool]] = [(tree_of(path), False)]
     while pending:
         node, is_lazy = pending.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -155,7 +162,7 @@ RUNNING = {"eval", "exec", "compile", "__import__"}
 def code_runners(path: Path) -> list[str]:
     """Return where a module could run what it reads: pickles, `eval` and the like, a shell, a model's code."""
     found = [f"line {i.line}: {i.target}" for i in imports_of(path) if i.target in RUNS_CODE]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.Call):
             continue
         name, keywords = ast.unparse(node.func), {str(word.arg): ast.unparse(word.value) for word in node.keywords}
