@@ -11,6 +11,7 @@ from helpers import gated, linear, llama, safetensors_bytes, write_checkpoint
 
 from fp8pad.errors import CheckpointError, NotServedError
 from fp8pad.planned import PlanReport, planned
+from fp8pad.planning.engines import find_engine
 from fp8pad.record import Policy
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -26,7 +27,7 @@ def test_the_report_is_what_plan_prints(tmp_path: Path) -> None:
     """The source stays open meanwhile; the engine and the card are those that were asked for."""
     model = llama(tmp_path / "model")
     with open_and_plan(model, engine="sglang", card=False) as report:
-        assert (report.source.root, report.engine, report.card) == (model, "sglang", False)
+        assert (report.source.root, report.engine, report.card) == (model, find_engine("sglang"), False)
         document = json.loads(json.dumps(report.to_json()))
     assert document["model"] == str(model)
     assert [layer["name"] for layer in document["layers"]] == [
