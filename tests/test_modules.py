@@ -38,10 +38,7 @@ TESTED_IN = {
     "test_pad_converter": ["integrations/compressed_tensors"],
     "test_parallel": ["parallel/cluster", "parallel/orders"],
     "test_planning": [f"planning/{name}" for name in ("alignment", "config", "padding", "plan", "reasons")],
-    "test_planning_layers": [
-        "scales",
-        *(f"planning/{name}" for name in ("left_alone", "linear", "linear_names", "scale_layouts")),
-    ],
+    "test_planning_layers": [f"planning/{name}" for name in ("left_alone", "linear", "linear_names", "scale_layouts")],
     "test_planning_quantization": ["planning/weight_formats"],
     "test_render": ["text", *(f"render/{name}" for name in ("console", "plan", "progress", "reports", "screen"))],
     "test_runtime_contract": ["runtime/__init__"],
