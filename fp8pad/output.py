@@ -84,7 +84,7 @@ class Output:
             self.writer.check_dropped(checked, advance)
             sums = Sums("none", hashed=is_hashed)
             with source.fetched(checked.file, advance):
-                if self.writer.mismatches(checked, target / checked.file, sums, advance):
+                if self.writer.first_mismatch(checked, target / checked.file, sums, advance):
                     raise self._not_empty
             return sums.hashes
 

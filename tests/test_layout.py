@@ -70,7 +70,7 @@ def test_each_tensor_is_a_step(tmp_path: Path) -> None:
     target, prefix = transfer.layout.other()
     assert [tensor.name for tensor in target.tensors] == ["z", "a", "w", "e", "b"]
     assert (transfer.layout.data_bytes(only_resized=True), transfer.layout.data_bytes()) == (16, 28)
-    assert (len(prefix) + 28, transfer.other_prefix) == (transfer.layout.target_bytes, prefix)
+    assert (len(prefix) + 28, transfer.derived_prefix) == (transfer.layout.target_bytes, prefix)
     assert target.metadata == {
         "format": "pt",
         "made by": "x",
@@ -248,7 +248,7 @@ def test_any_shard_is_padded_as_planned_and_back(
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (target, path)]
     assert sums.hashes == (Hashes(*hashes) if depth == "full" else None)
     shapes = {name: tensor.logical_shape for name, tensor in plan.items()}
-    assert logical_shard(transfer.layout.other()[0], shapes) == (transfer.layout.header, inverse.other_prefix)
+    assert logical_shard(transfer.layout.other()[0], shapes) == (transfer.layout.header, inverse.derived_prefix)
     for name, (dtype, _) in tensors.items():
         rows = tensor_rows(path, name) if dtype != "F4" else None
         if name in plan and rows is not None:

@@ -11,7 +11,7 @@ from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, FileIdentity, OpenFil
 from fp8pad.checkpoint.grid import Run
 from fp8pad.checkpoint.json_text import first_difference
 from fp8pad.checkpoint.layout import ShardLayout, Step, Transfer
-from fp8pad.checkpoint.transfer import Bytes, Sums, passed, read_bytes
+from fp8pad.checkpoint.transfer import Bytes, Sums, passed, read_bytes, target_prefix
 from fp8pad.errors import shown
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 
@@ -36,41 +36,49 @@ class Mismatch:
 
 
 def compare_shard(
-    layout: ShardLayout, source_root: Path, target_root: Path, advance: Advance, sums: Sums | None = None
-) -> list[Mismatch]:
-    """Compare every byte of a shard's data with what its source gives; return at most `MAX_MISMATCHES`.
-
-    The headers of both files, which were read before, must be those of the layout.
-    """
-    file = layout.file
-    with open_file(source_root / file, file) as source, open_file(target_root / file, file) as target:
-        return list(islice(compare_data(layout.transfer(), source, target, advance, sums), MAX_MISMATCHES))
+    transfer: Transfer,
+    source: Path,
+    target: Path,
+    advance: Advance,
+    sums: Sums,
+    *,
+    expected: FileIdentity | None = None,
+) -> Iterator[Mismatch]:
+    """Do what `compare_data` does with the files at two paths; `expected` is the identity that the source must have."""
+    file = transfer.layout.file
+    with open_file(source, file, expected) as before, open_file(target, file) as after:
+        yield from compare_data(transfer, before, after, advance, sums)
 
 
 def check_padding(
     layout: ShardLayout, target_root: Path, advance: Advance, expected: FileIdentity | None = None
 ) -> list[Mismatch]:
-    """Check what padding added to a shard, without its source; return at most `MAX_MISMATCHES`.
+    """Check what padding added to a shard, which `layout` cuts off; return at most `MAX_MISMATCHES`.
 
     `advance` gets the bytes of the padded tensors; `expected` is the identity of the shard when it was read before.
     """
     if layout.is_untouched:
         return []
     with open_file(target_root / layout.file, layout.file, expected) as target:
-        wrong = (_wrong_padding(layout, step, target, advance) for step in layout.transfer().steps if step.grid)
+        steps = (step for step in layout.transfer(back=True).steps if step.grid)
+        wrong = (_wrong_padding(layout, step, target, advance) for step in steps)
         return list(islice(chain.from_iterable(wrong), MAX_MISMATCHES))
 
 
 def compare_data(
     transfer: Transfer, source: OpenFile, target: OpenFile, advance: Advance, sums: Sums | None = None
 ) -> Iterator[Mismatch]:
-    """Compare every byte of a shard's data with what its source gives; yield the first mismatch of each tensor.
+    """Compare every byte of a shard with what its source gives; yield the first mismatch of each tensor.
 
-    Both files must have the sizes that the layout gives them. `advance` gets the number of target bytes compared. If
-    nothing differs, `sums` covers the whole shard afterwards.
+    Both files must have the sizes that the layout gives them; on the way back, their headers were compared before.
+    `advance` gets the number of target bytes compared. If nothing differs, `sums` covers the whole shard afterwards.
     """
-    sums = sums or Sums("none")
-    sums.begin(transfer, source, target.read(0, transfer.target_start))
+    sums, prefix = sums or Sums("none"), target.read(0, transfer.target_start)
+    if not transfer.back and prefix != target_prefix(transfer, source):
+        yield Mismatch(transfer.layout.file, "header", "what was planned", "another")
+        return
+    sums.begin(transfer, source, prefix)
+    del prefix
     for step in transfer.steps:
         done = 0
         for chunk in step.chunks(BUFFER_BYTES):

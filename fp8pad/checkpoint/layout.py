@@ -1,7 +1,7 @@
 """Where every byte of a shard is in its source and in its target; the writer and the comparison use it.
 
-Of a padded or cut shard, one header is read and the other is derived from it. It is derived when needed and not kept,
-since a large checkpoint has a hundred thousand tensors.
+Of a shard that is padded or cut, one header is read and the other is derived from it. It is derived when needed and not
+kept, since a large checkpoint has a hundred thousand tensors.
 """
 
 import hashlib
@@ -41,32 +41,31 @@ class Step:
 class Transfer:
     """A layout in detail: where the data of both files begins, and a step for each tensor, in the order of data.
 
-    The steps cover all of the target's data. `other_prefix` holds the bytes before the data of the file whose header
-    was not read.
+    The steps cover all of the target's data. `derived_prefix` comes before the data in the file whose header was
+    derived: the source on the way `back`, else the target; it is empty for an untouched shard.
     """
 
     layout: "ShardLayout"
     source_start: int
     target_start: int
-    other_prefix: bytes
+    derived_prefix: bytes
     steps: tuple[Step, ...]
+    back: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ShardLayout:
-    """How a shard is padded, or cut if it `unpads`; `tensors` are its tensors that are padded or cut, by name.
+    """How the shard whose `header` was read is padded, or cut if it `unpads`; `tensors` are those that change, by name.
 
-    `header` was read from the padded shard if `is_padded`, else from the logical one; `other_bytes` is the size of the
-    other file. `original` is the text of the logical header, if the safetensors library would write it differently.
-    `digest` distinguishes different results from the same source.
+    `target_bytes` is the size of the file that becomes of it, and `digest` distinguishes different results from the
+    same file. `original` is the text of the logical header, if the safetensors library would write it differently.
     """
 
     header: ShardHeader
     tensors: Mapping[str, PaddedTensor]
-    is_padded: bool = False
     unpads: bool = False
     original: str | None = None
-    other_bytes: int = 0
+    target_bytes: int = 0
     digest: str = ""
 
     @property
@@ -79,21 +78,16 @@ class ShardLayout:
         """Whether both files are the same, byte for byte."""
         return not self.tensors
 
-    @property
-    def target_bytes(self) -> int:
-        """The size of the target file."""
-        return self.header.file_bytes if self.unpads != self.is_padded else self.other_bytes
-
     def data_bytes(self, only_resized: bool = False) -> int:
         """Return the bytes of the target's tensors, or of those that are padded or cut."""
         tensors = (t for t in self.header.tensors if not only_resized or t.name in self.tensors)
         return sum(tensor_bytes(tensor.dtype, self._target_shape(tensor)) for tensor in tensors)
 
     def other(self) -> tuple[ShardHeader, bytes]:
-        """Derive the header that was not read, and the bytes before its data (empty for an untouched shard)."""
+        """Derive the other header, and the bytes before its data (empty for an untouched shard)."""
         if self.is_untouched:
             return self.header, b""
-        if not self.is_padded:
+        if not self.unpads:
             return _padded_shard(self.header, self.tensors)
         header, prefix = logical_shard(self.header, {name: t.logical_shape for name, t in self.tensors.items()})
         if self.original is None:
@@ -101,27 +95,23 @@ class ShardLayout:
         data_bytes, prefix = header.file_bytes - header.data_start, framed(self.original.encode())
         return parse_header(prefix, len(prefix) + data_bytes, self.file), prefix
 
-    def transfer(self) -> "Transfer":
-        """Derive the offsets of the data and the step for each tensor."""
+    def transfer(self, back: bool = False) -> Transfer:
+        """Derive the offsets of the data and the step for each tensor, or those of the way `back`."""
         other, prefix = self.other()
-        source, target = (other, self.header) if self.unpads != self.is_padded else (self.header, other)
+        source, target = (other, self.header) if back else (self.header, other)
         pairs = zip(in_data_order(source.tensors), in_data_order(target.tensors), strict=True)
         starts = source.data_start, target.data_start
-        steps = (Step(t, starts[0] + s.begin, starts[1] + t.begin, self._grid(t)) for s, t in pairs)
-        return Transfer(self, *starts, prefix, tuple(steps))
-
-    def inverse(self) -> "ShardLayout":
-        """Return the layout in the opposite direction."""
-        return replace(self, unpads=not self.unpads)
+        steps = (Step(t, starts[0] + s.begin, starts[1] + t.begin, self._grid(t, back)) for s, t in pairs)
+        return Transfer(self, *starts, prefix, tuple(steps), back)
 
     def _target_shape(self, tensor: TensorHeader) -> tuple[int, ...]:
         if (resized := self.tensors.get(tensor.name)) is None:
             return tensor.shape
         return resized.logical_shape if self.unpads else resized.padded_shape
 
-    def _grid(self, tensor: TensorHeader) -> Grid | None:
+    def _grid(self, tensor: TensorHeader, back: bool) -> Grid | None:
         resized = self.tensors.get(tensor.name)
-        return tensor_grid(tensor.dtype, resized, self.unpads) if resized else None
+        return tensor_grid(tensor.dtype, resized, is_inverse=self.unpads != back) if resized else None
 
 
 def shard_layout(logical: ShardHeader, tensors: Mapping[str, PaddedTensor]) -> ShardLayout:
@@ -144,14 +134,14 @@ def original_layout(padded: ShardHeader, tensors: Mapping[str, PaddedTensor], or
     """
     own = {tensor.name: tensors[tensor.name] for tensor in padded.tensors if tensor.name in tensors}
     header = replace(padded, metadata=_foreign_metadata(padded)) if own else padded
-    return _with_digest(ShardLayout(header, own, is_padded=True, unpads=True, original=original))
+    return _with_digest(ShardLayout(header, own, unpads=True, original=original))
 
 
 def _with_digest(layout: ShardLayout) -> ShardLayout:
     header, prefix = layout.other()
     filled = [(tensor.fill, tensor.segments) for tensor in layout.tensors.values()]
     digest = hashlib.sha256(prefix + repr((layout.unpads, filled)).encode()).hexdigest()
-    return replace(layout, other_bytes=header.file_bytes, digest=digest)
+    return replace(layout, target_bytes=header.file_bytes, digest=digest)
 
 
 def logical_shard(padded: ShardHeader, shapes: Mapping[str, tuple[int, ...]]) -> tuple[ShardHeader, bytes]:

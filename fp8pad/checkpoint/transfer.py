@@ -99,7 +99,7 @@ def checksum(data: memoryview, before: int = 0) -> int:
 def target_prefix(transfer: Transfer, source: OpenFile) -> bytes:
     """Return the bytes before the data of a shard that is to be written."""
     is_copy = transfer.layout.is_untouched
-    return source.read(0, transfer.source_start).tobytes() if is_copy else transfer.other_prefix
+    return source.read(0, transfer.source_start).tobytes() if is_copy else transfer.derived_prefix
 
 
 def write_shard(transfer: Transfer, source: OpenFile, target: OpenFile, sums: Sums, advance: Advance) -> None:

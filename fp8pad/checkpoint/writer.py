@@ -5,12 +5,11 @@ import os
 import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_data
+from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_shard
 from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.files import Advance, FileIdentity, file_sha256, open_file, writing
 from fp8pad.checkpoint.layout import ShardLayout
@@ -84,7 +83,7 @@ class Writer:
         with self.source.fetched(layout.file, advance) as is_ours:
             if self.is_finished(layout):
                 sums = self._sums()
-                if not self.mismatches(layout, self.staging.finished_path(key), sums, advance):
+                if not self.first_mismatch(layout, self.staging.finished_path(key), sums, advance):
                     told = self.source.fetched_bytes(layout.file) + layout.data_bytes()
                     advance(self.work_bytes(layout) - told)
                     self._restrict(layout)
@@ -113,7 +112,7 @@ class Writer:
         """
         if layout.unpads and self.options.verify != "none":
             expected = self.source.identities[layout.file]
-            for mismatch in check_padding(layout.inverse(), self.source.root, lambda _: advance(0), expected):
+            for mismatch in check_padding(layout, self.source.root, lambda _: advance(0), expected):
                 raise AlteredPaddingError(
                     f"{mismatch}: its padding was altered, and unpadding would discard it; --verify none allows that"
                 )
@@ -160,9 +159,8 @@ class Writer:
         sums, origin, path = self._sums(), self.source.root / layout.file, self.staging.unfinished_path(key)
         if layout.is_untouched and self._share(layout, origin, key, is_ours):
             advance(layout.target_bytes)
-            mismatches = self.mismatches(layout, path, sums, advance) if self.is_hashed else []
-            if mismatches:
-                raise VerifyError(str(mismatches[0]))
+            if self.is_hashed and (mismatch := self.first_mismatch(layout, path, sums, advance)):
+                raise VerifyError(str(mismatch))
             return sums.hashes
         transfer, expected = layout.transfer(), self.source.identities[layout.file]
         with open_file(origin, layout.file, expected) as source:
@@ -175,15 +173,10 @@ class Writer:
                     raise VerifyError(f"{layout.file}: {place}: what was read back differs from what was written")
         return sums.hashes
 
-    def mismatches(self, layout: ShardLayout, path: Path, sums: Sums, advance: Advance) -> list[Mismatch]:
-        """Compare every byte of a shard at `path` with what its source gives, up to the first difference."""
-        transfer, expected = layout.transfer(), self.source.identities[layout.file]
-        origin = self.source.root / layout.file
-        with open_file(origin, layout.file, expected) as source, open_file(path, layout.file) as target:
-            prefix = target_prefix(transfer, source)
-            if target.read(0, len(prefix)) != prefix:
-                return [Mismatch(layout.file, "header", "what was planned", "another")]
-            return list(islice(compare_data(transfer, source, target, advance, sums), 1))
+    def first_mismatch(self, layout: ShardLayout, path: Path, sums: Sums, advance: Advance) -> Mismatch | None:
+        """Compare every byte of a shard at `path` with what its source gives; return the first difference."""
+        origin, expected = self.source.root / layout.file, self.source.identities[layout.file]
+        return next(compare_shard(layout.transfer(), origin, path, advance, sums, expected=expected), None)
 
     def _share(self, layout: ShardLayout, origin: Path, key: str, is_ours: bool) -> bool:
         """Let an untouched shard share the source's data, by a hard link or a clone; False if it has to be copied."""

@@ -5,11 +5,12 @@ What a file should be is known from the source, if it is given, from the record,
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.compare import (
+    MAX_MISMATCHES,
     Mismatch,
     check_padding,
     compare_files,
@@ -74,7 +75,7 @@ class Checker:
             yield from check_padding(check.layout, Path(self.out_dir), advance)
         if check.layout and check.sha256:
             with open_file(path, check.file) as shard:
-                back = shard_hashes(check.layout.inverse().transfer(), shard)
+                back = shard_hashes(check.layout.transfer(), shard)
             yield from _hash_differences(check, back and Hashes(back.source_sha256, back.sha256))
         elif check.sha256:
             yield from _hash_differences(check, Hashes(file_sha256(path, check.file), ""))
@@ -84,7 +85,8 @@ class Checker:
         before, after = source.root / check.file, Path(self.out_dir, check.file)
         if check.layout:
             sums = Sums("none", hashed=check.sha256 is not None)
-            found = compare_shard(check.layout, source.root, Path(self.out_dir), advance, sums)
+            compared = compare_shard(check.layout.transfer(back=True), before, after, advance, sums)
+            found = list(islice(compared, MAX_MISMATCHES))
             yield from found or _hash_differences(check, sums.hashes)
         elif check.is_copy and (found := list(compare_files(check.file, before, after))):
             yield from found
@@ -103,7 +105,7 @@ def byte_differences(
     differs is not compared further.
     """
     found: list[Mismatch] = []
-    layouts = {layout.file: layout.inverse() for layout in original.layouts}
+    layouts = {layout.file: layout for layout in original.layouts}
     if source:
         found += _text_differences(original, source)
         for layout in original.layouts:
@@ -128,8 +130,9 @@ def _checks(original: Original, source: Checkpoint | None, layouts: Mapping[str,
         sha256, source_sha256 = (entry.sha256, entry.source_sha256) if entry and entry.size == size else (None, None)
         if source and file not in source.identities:  # a model card may have been added
             source_sha256 = None
-        num_bytes = layout.data_bytes(only_resized=True) if layout and not source and not sha256 else size
-        num_bytes += source.fetched_bytes(file) if source else 0
+        num_bytes = size + (source.fetched_bytes(file) if source else 0)
+        if layout and not source and not sha256:  # only what was padded is read
+            num_bytes = sum(tensor.num_bytes for tensor in layout.header.tensors if tensor.name in layout.tensors)
         if layout or sha256 or file in copies:
             yield FileCheck(file, layout, sha256, source_sha256, file in copies, num_bytes)
 
