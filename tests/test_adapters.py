@@ -16,6 +16,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import conversion_screen
+from fp8pad.render.screen import write
 
 DOWN = "model.layers.0.mlp.down_proj"
 CONFIG = {
@@ -96,7 +97,7 @@ def test_other_layers_beside_a_single_shard_are_not_left_behind(
     report = fp8pad.convert(model, tmp_path / "out")
     (note,) = report.plan.notes
     assert note.startswith("extra.safetensors: holds FP8 layers, but no index lists it")
-    conversion_screen(report).show(stdout_console())
+    write(conversion_screen(report), stdout_console())
     assert "extra.safetensors: holds FP8 layers" in capsys.readouterr().out
 
 
@@ -113,7 +114,7 @@ def test_the_summary_of_a_conversion_has_the_notes_of_its_plan(
     """An adapter that no longer fits is named by `convert`, not only by `plan`."""
     write_adapter(model, DOWN)
     report = fp8pad.convert(model, tmp_path / "out", absorb=True)
-    conversion_screen(report).show(stdout_console())
+    write(conversion_screen(report), stdout_console())
     told = " ".join(capsys.readouterr().out.split())
     assert report.plan.notes
     assert all(note in told for note in report.plan.notes)

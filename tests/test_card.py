@@ -16,6 +16,7 @@ from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import CheckpointError
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import conversion_screen, restoration_screen
+from fp8pad.render.screen import write
 from fp8pad.runtime.contract import FIRST_VERSION
 
 ODD_KEYS = ['"my key": precious', "model.name: x", "co2 emissions: 5"]
@@ -162,7 +163,7 @@ def test_the_summary_asks_for_a_base_model_that_is_not_known(
     """A folder's name on the hub is not known; nothing is asked for where no card is written."""
     for card in (True, False):
         report = fp8pad.convert(model, tmp_path / f"out{card}", card=card)
-        conversion_screen(report).show(stdout_console())
+        write(conversion_screen(report), stdout_console())
         assert ("README.md: before you publish it, set base_model" in capsys.readouterr().out) is card
 
 
@@ -216,7 +217,7 @@ def test_the_summary_says_that_an_edited_card_did_not_come_back(
     with (tmp_path / "out" / "README.md").open("a") as card:
         card.write("More.\n")
     report = fp8pad.unpad(tmp_path / "out", tmp_path / "restored")
-    restoration_screen(report).show(stdout_console())
+    write(restoration_screen(report), stdout_console())
     assert "README.md: was edited since" in capsys.readouterr().out
     assert report.to_json()["notes"] == list(report.notes)
 

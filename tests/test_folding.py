@@ -1,20 +1,11 @@
-"""Folding names into patterns: no name is lost, and layers that are treated differently stay separate."""
+"""Folding names into patterns: no name is lost, and each pattern knows how many it stands for."""
 
 from itertools import product
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp8pad.padded import AxisActions
-from fp8pad.planning.linear import LayerPlan
-from fp8pad.render.folding import group_layers, name_patterns
-from fp8pad.scales import PerChannel
-
-
-def layer(name: str, logical: tuple[int, int], padded: tuple[int, int]) -> LayerPlan:
-    """Return a channel-scaled layer, padded along every axis that grows."""
-    axes = AxisActions("pad" if logical[0] < padded[0] else "aligned", "pad" if logical[1] < padded[1] else "aligned")
-    return LayerPlan(name, PerChannel(), logical, padded, (16, 16), axes, "because", logical)
+from fp8pad.render.folding import folded, name_patterns
 
 
 def test_numbers_become_ranges() -> None:
@@ -44,9 +35,10 @@ def test_names_that_are_no_paths_stay() -> None:
 
 @given(st.lists(st.lists(st.sampled_from(["", "a", "b", *map(str, range(11))]), max_size=5).map(".".join), unique=True))
 def test_every_name_is_in_exactly_one_pattern(names: list[str]) -> None:
-    """Unfolding the patterns gives the same names, each once."""
-    unfolded = [name for pattern in name_patterns(names) for name in unfold(pattern)]
-    assert sorted(unfolded) == sorted(names)
+    """Unfolding the patterns gives the same names, each once, as many as were counted."""
+    patterns = [(unfold(pattern), num_names) for pattern, num_names in folded(names)]
+    assert sorted(name for unfolded, _ in patterns for name in unfolded) == sorted(names)
+    assert all(len(unfolded) == num_names for unfolded, num_names in patterns)
 
 
 def unfold(pattern: str) -> list[str]:
@@ -57,13 +49,3 @@ def unfold(pattern: str) -> list[str]:
         ends = [word.split("-") for word in words]
         choices.append([str(n) for end in ends for n in (range(int(end[0]), int(end[-1]) + 1) if end[1:] else end)])
     return [".".join(parts) for parts in product(*choices)]
-
-
-def test_layers_are_grouped_by_what_happens_to_them() -> None:
-    """Layers that are padded differently are in different groups, whatever their names."""
-    small, large = ((10, 16), (16, 16)), ((20, 16), (32, 16))
-    groups = group_layers([layer("l.0.up", *small), layer("l.1.up", *large), layer("l.2.up", *small)])
-    assert [(pattern, example.padded_shape) for pattern, example in groups] == [
-        ("l.{0,2}.up", (16, 16)),
-        ("l.1.up", (32, 16)),
-    ]

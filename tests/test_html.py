@@ -17,7 +17,10 @@ from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import Policy
+from fp8pad.render.console import stdout_console
 from fp8pad.render.html import plan_page
+from fp8pad.render.plan import plan_screen
+from fp8pad.render.screen import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -71,6 +74,26 @@ def test_the_page_stands_alone(planned: tuple[Checkpoint, CheckpointPlan]) -> No
     assert "(as it is, padded): a size that ranks cannot share evenly: model.layers.{0-1}.mlp." in text
     assert "refuses (absorbed): a size that ranks cannot share evenly: model.layers.{0-1}.self_attn.q_proj" in text
     assert set(re.findall(r"TP \d+", text)) >= {"TP 1", "TP 2", "TP 4", "TP 8", "TP 16"}
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl_dyn", "deepseek_v3_block", "llama_mixed_fp8_int8"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_page_shows_what_the_screen_shows(
+    name: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each cell and paragraph of the plan is on the page, in the same order."""
+    source = read_unconverted(copy_case(f"good/{name}", tmp_path))
+    plan = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=ranks, absorb=True))
+    report = PlanReport(source, plan)
+    write(plan_screen(report, show_all=True), stdout_console())
+    first, *lines = capsys.readouterr().out.splitlines()
+    outline = Outline()
+    outline.feed(plan_page(report))
+    page = re.sub(r"\s+", "", "".join(outline.words)).replace("→", "->")
+    at = 0
+    for cell in [first.removeprefix(f"{source}: "), *(cell for line in lines for cell in line.split("  ") if cell)]:
+        at = page.find(cell.replace(" ", ""), at)
+        assert at >= 0, cell
 
 
 def test_names_are_text(planned: tuple[Checkpoint, CheckpointPlan]) -> None:

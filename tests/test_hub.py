@@ -35,6 +35,7 @@ from fp8pad.library import convert_shards
 from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
 from fp8pad.render.reports import push_screen
+from fp8pad.render.screen import write
 from fp8pad.text import size
 from fp8pad.upload import push
 from fp8pad.verification import NO_HASHES
@@ -932,7 +933,7 @@ def test_no_output_is_proposed_inside_a_cache(hub: FakeHub, model: Path, capsys:
     snapshot = Path(huggingface_hub.snapshot_download(NAME))
     for named in (NAME, snapshot):
         report = fp8pad.plan(named)
-        plan_screen(report).show(stdout_console())
+        write(plan_screen(report), stdout_console())
         assert f"fp8pad convert {named} name-padded" in capsys.readouterr().out
 
 
@@ -975,7 +976,7 @@ def test_pushing_uploads_what_the_record_names_alone(
     assert report.to_json()["files_left_out"] == list(report.excluded)
     pushed = hub.repos["org/padded"]
     assert pushed.commits[pushed.revisions["main"]] == expected
-    push_screen(report).show(stdout_console())
+    write(push_screen(report), stdout_console())
     shown = capsys.readouterr().out
     assert "  excluded  not named in fp8pad.json: .env, .git, folder, " in shown
     assert NO_HASHES in report.to_json()["notes"]
@@ -1012,7 +1013,7 @@ def test_pushing_leaves_no_other_weights_in_the_repository(
         assert report.to_json()["files_removed"] == removed == list(report.removed)
         pushed = hub.repos["org/padded"]
         assert pushed.commits[pushed.revisions["main"]] == others | files_of(tmp_path / folder)
-        push_screen(report).show(stdout_console())
+        write(push_screen(report), stdout_console())
         shown = " ".join(capsys.readouterr().out.split())
         assert (f"removed weights that org/padded had: {removed[0]}" in shown) if removed else "removed" not in shown
 

@@ -23,6 +23,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.render.console import stdout_console
 from fp8pad.render.inspection import inspection_screen
+from fp8pad.render.screen import write
 
 NAME = "model.layers.0.mlp.down_proj"
 PADDED_BADLY = {"quant_method": "fp8pad", "format_version": 1, "modules": "garbage"}
@@ -47,11 +48,11 @@ def test_the_records_are_read(out_dir: Path) -> None:
 
 def test_layers_and_tensors_are_counted_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Some layers have no tensor that is larger: they are padded as they are loaded."""
-    models = {"1 layer (2 tensors with their scales)": (21, 24, 1), "2 layers (as they are loaded)": (32, 48, 2)}
+    models = {"1 layer (2 tensors, scales included)": (21, 24, 1), "2 layers (as they are loaded)": (32, 48, 2)}
     for said, (n, k, ranks) in models.items():
         model = llama(tmp_path / f"model{ranks}", n=n, k=k)
         out_dir = convert_to(model, tmp_path / f"out{ranks}", Policy(tensor_parallel_size=ranks))
-        inspection_screen(inspect_checkpoint(out_dir)).show(stdout_console())
+        write(inspection_screen(inspect_checkpoint(out_dir)), stdout_console())
         assert f"\n  padded  {said}\n" in capsys.readouterr().out
 
 
@@ -240,7 +241,7 @@ def test_nothing_is_promised_from_a_record_that_cannot_be_read(
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
     edit_json(out_dir / file, lambda document: document.update(format_version="x", quantization_config=PADDED_BADLY))
     found = inspect_checkpoint(out_dir)
-    inspection_screen(found).show(stdout_console())
+    write(inspection_screen(found), stdout_console())
     shown = capsys.readouterr().out
     assert "\nHow it is served\n  not known, since a record cannot be read\n" in shown
     assert f"\n  disagrees  {file if file == 'fp8pad.json' else 'fp8pad.json: record'}" in shown
@@ -279,7 +280,7 @@ def test_what_was_asked_for_is_said(
 ) -> None:
     """Experts can be absorbed without the rest."""
     model = copy_case("good/qwen3_moe_dyn", tmp_path)
-    inspection_screen(inspect_checkpoint(convert_to(model, tmp_path / "out", policy))).show(stdout_console())
+    write(inspection_screen(inspect_checkpoint(convert_to(model, tmp_path / "out", policy))), stdout_console())
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert next(line for line in lines if line.startswith("policy")).endswith(said)
 

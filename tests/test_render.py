@@ -18,6 +18,7 @@ from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.padded import AxisActions, Disposition
 from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
+from fp8pad.planning.engines import engines, find_engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.sharding import Sharding
@@ -26,7 +27,7 @@ from fp8pad.record import ConfigEdit, Policy
 from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
 from fp8pad.render.plan import how, plan_screen, skipped_facts
 from fp8pad.render.progress import BarProgress, LineProgress
-from fp8pad.render.screen import Screen, _joints, _wrapped
+from fp8pad.render.screen import Paragraph, Rows, _joints, _wrapped, write
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.text import printable
 
@@ -87,7 +88,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
     source: Checkpoint, capsys: pytest.CaptureFixture[str], columns: int
 ) -> None:
     """Six hundred Linears take a few lines at any usual width."""
-    plan_screen(PlanReport(source, LARGE)).show(Console(width=columns, markup=False, highlight=False))
+    write(plan_screen(PlanReport(source, LARGE)), Console(width=columns, markup=False, highlight=False))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 46
     assert max(len(line) for line in lines if not line.startswith("  fp8pad ")) <= columns
@@ -98,7 +99,7 @@ def test_a_plan_of_100_layers_fits_one_screen(
 
 def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Piped output has one line per group of layers, with all columns, no colours and no trailing blanks."""
-    plan_screen(PlanReport(source, LARGE)).show(stdout_console())
+    write(plan_screen(PlanReport(source, LARGE)), stdout_console())
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if "pad K" in line)
     cells = [cell.strip() for cell in row.split("  ") if cell]
@@ -116,7 +117,7 @@ def test_lines_are_whole_where_nobody_counts_columns(source: Checkpoint, capsys:
 def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Brackets, emoji codes and escape sequences in names and notes are printed literally or escaped."""
     plan = plan_of(layer("[bold]x[/bold]:smile:\x1b[2J", 10, 16), notes=("[red]note[/red]\n",))
-    plan_screen(PlanReport(source, plan)).show(stdout_console())
+    write(plan_screen(PlanReport(source, plan)), stdout_console())
     shown = capsys.readouterr().out
     assert "[bold]x[/bold]:smile:\\x1b[2J" in shown
     assert "[red]note[/red]\\n" in shown
@@ -125,7 +126,7 @@ def test_names_are_not_markup(source: Checkpoint, capsys: pytest.CaptureFixture[
 def test_config_edits_are_shown(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """The plan shows what absorbing would write into config.json, with the old value."""
     plan = plan_of(edits=(ConfigEdit("config.json", "vision_config.intermediate_size", 3420, 3424),))
-    plan_screen(PlanReport(source, plan)).show(stdout_console())
+    write(plan_screen(PlanReport(source, plan)), stdout_console())
     assert "config.json: vision_config.intermediate_size: 3420 -> 3424" in capsys.readouterr().out
 
 
@@ -134,7 +135,7 @@ def test_what_is_wrong_comes_first_and_for_whom(source: Checkpoint, capsys: pyte
     shape = (8192, 29568)
     aligned = AxisActions("aligned", "aligned")
     inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
-    plan_screen(PlanReport(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)))).show(stdout_console())
+    write(plan_screen(PlanReport(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)))), stdout_console())
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[2:4] == ["What vLLM 0.33 does with it", "as it is padded (plugin) absorbed (--absorb)"]
     assert lines[4] == "TP 1 serves serves no need"
@@ -157,10 +158,10 @@ def test_no_text_is_lost_at_any_width(name: str, tmp_path: Path, capsys: pytest.
     """
     source = read_unconverted(copy_case(f"good/{name}", tmp_path))
     plan = plan_checkpoint(source.shards, source.configs, Policy(tensor_parallel_size=2))
-    screen = plan_screen(PlanReport(source, plan), show_all=True)
+    screen = list(plan_screen(PlanReport(source, plan), show_all=True))
 
     def shown(columns: int) -> list[str]:
-        screen.show(Console(width=columns, color_system=None))
+        write(screen, Console(width=columns, color_system=None))
         return capsys.readouterr().out.splitlines()
 
     widest = shown(WIDE)
@@ -186,7 +187,7 @@ def test_each_outcome_of_the_table_has_its_reason(
     """Below the table each TP size is listed once, with a reason for every form that is not simply served."""
     source = read_unconverted(copy_case(f"good/{name}", tmp_path))
     plan = plan_checkpoint(source.shards, source.configs, Policy())
-    plan_screen(PlanReport(source, plan)).show(stdout_console())
+    write(plan_screen(PlanReport(source, plan)), stdout_console())
     table, why = capsys.readouterr().out.partition("What converting")[0].split("Why, by TP size")
     told = {
         size: section
@@ -202,11 +203,18 @@ def test_each_outcome_of_the_table_has_its_reason(
                 assert re.search(rf"^    {outcome} \([^)]*{form}[^)]*\): ", told[size], re.MULTILINE)
 
 
+def test_each_column_has_its_title() -> None:
+    """A title or a cell too many would be put above or into another column."""
+    for rows, header in (([("a", "b")], ["x"]), ([("a", "b"), ("c",)], [])):
+        with pytest.raises(ValueError, match="different lengths"):
+            Rows(rows, header)
+    assert Rows([], ["x"]).header == ["x"]
+
+
 def test_a_long_name_is_broken_where_its_parts_meet(capsys: pytest.CaptureFixture[str]) -> None:
     """After a dot or a comma if one fits, else after an underscore, else anywhere; wide letters count twice."""
-    screen = Screen()
-    screen.paragraph("in model.layers.{0-1}.self_attn.{kv_a_proj_with_latent,o_proj}, " + "a_" * 8 + " " + "模" * 12)
-    screen.show(Console(width=20, color_system=None))
+    text = "in model.layers.{0-1}.self_attn.{kv_a_proj_with_latent,o_proj}, " + "a_" * 8 + " " + "模" * 12
+    write([Paragraph(text)], Console(width=20, color_system=None))
     assert capsys.readouterr().out.splitlines() == [
         "in",
         "model.layers.{0-1}.",
@@ -231,14 +239,15 @@ def test_colours_are_for_terminals(
     monkeypatch.setenv("NO_COLOR", no_color)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    plan_screen(PlanReport(source, LARGE)).show(stdout_console())
+    write(plan_screen(PlanReport(source, LARGE)), stdout_console())
     assert ("\x1b[" in capsys.readouterr().out) == styled
 
 
 def test_only_the_outcome_is_bold(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """The reason and the layers after `refuses` are plain text."""
-    plan_screen(PlanReport(source, plan_of(layer("a.gate_proj", 213, 16)))).show(
-        Console(width=200, color_system="standard", force_terminal=True)
+    write(
+        plan_screen(PlanReport(source, plan_of(layer("a.gate_proj", 213, 16)))),
+        Console(width=200, color_system="standard", force_terminal=True),
     )
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "cannot share evenly" in line]
     outcome = r"\x1b\[1;31mrefuses\x1b\[0m"
@@ -249,7 +258,7 @@ def test_only_the_outcome_is_bold(source: Checkpoint, capsys: pytest.CaptureFixt
 
 def test_only_labels_are_dim(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """If a row is laid out as a paragraph, the text after its labels is plain."""
-    plan_screen(PlanReport(source, LARGE)).show(Console(width=60, color_system="standard", force_terminal=True))
+    write(plan_screen(PlanReport(source, LARGE)), Console(width=60, color_system="standard", force_terminal=True))
     assert "\x1b[2mscales: \x1b[0mper channel  \x1b[2m[N, K]: \x1b[0m[8192, 13653]" in capsys.readouterr().out
 
 
@@ -258,7 +267,7 @@ def test_what_is_said_of_the_whole_model_names_no_layers(
 ) -> None:
     """That ranks cannot share heads has nothing to do with the MLPs."""
     plan = replace(plan_of(layer("a.gate_proj", 16, 16)), shared_counts=(SharedCount(12, "attention heads"),))
-    plan_screen(PlanReport(source, plan)).show(stdout_console())
+    write(plan_screen(PlanReport(source, plan)), stdout_console())
     said = "    refuses (as it is, padded): 12 attention heads, which 16 ranks cannot share evenly"
     assert said in capsys.readouterr().out.splitlines()
 
@@ -269,17 +278,44 @@ def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixtu
     expert = replace(layer("experts.0.up", 32, 32), axes=skip)
     unaligned = replace(layer("experts.1.up", 30, 32), axes=skip)
     plan = plan_of(expert, unaligned, replace(layer("x", 10, 10), axes=both), layer("y", 10, 16))
-    plan_screen(PlanReport(source, plan)).show(stdout_console())
+    write(plan_screen(PlanReport(source, plan)), stdout_console())
     counts = "4 FP8 layers: 1 to pad, 1 to absorb and pad, 1 carried unchanged, 1 aligned already"
     assert capsys.readouterr().out.splitlines()[0].endswith(counts)
 
 
 def test_a_plan_that_changes_nothing_says_so(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """If there is nothing to convert, the suggestion is a plan for a TP size at which converting helps."""
-    plan_screen(PlanReport(source, plan_of(layer("a", 256, 256)))).show(stdout_console())
+    write(plan_screen(PlanReport(source, plan_of(layer("a", 256, 256)))), stdout_console())
     shown = capsys.readouterr().out
     assert "nothing to convert" in shown
     assert "fp8pad convert" not in shown
+
+
+def test_layers_are_in_one_row_if_all_its_cells_are_equal(
+    source: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever else differs; layers of which a cell differs are in different rows, whatever their names."""
+    layers = [layer("l.0.up", 10, 16), layer("l.1.up", 20, 16), layer("l.2.up", 10, 16)]
+    layers += [replace(layers[0], name="l.3.up", inner="n"), replace(layers[0], name="l.4.up", reason="other")]
+    write(plan_screen(PlanReport(source, plan_of(*layers))), stdout_console())
+    rows = re.findall(r"^  (l\.\S+) .*  (\S.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert rows == [
+        ("l.{0,2-3}.up", "not a multiple of 16"),
+        ("l.1.up", "not a multiple of 16"),
+        ("l.4.up", "other"),
+    ]
+
+
+@pytest.mark.parametrize("engine", sorted(engines()))
+def test_only_an_engine_with_a_plugin_has_padded_ones_served_by_it(
+    source: Checkpoint, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    """The header of the table names the plugin and the option, each above its own column."""
+    report = PlanReport(source, plan_of(layer("a.gate_proj", 213, 16)), find_engine(engine))
+    write(plan_screen(report), stdout_console())
+    header = re.split("  +", capsys.readouterr().out.splitlines()[3].strip())
+    padded = "padded (plugin)" if find_engine(engine).has_runtime else "padded"
+    assert header == ["as it is", padded, "absorbed (--absorb)"]
 
 
 def test_what_is_absorbed_is_not_reported_as_skipped() -> None:

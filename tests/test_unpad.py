@@ -41,6 +41,7 @@ from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import ConfigEdit, Policy, by_key
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import restoration_screen
+from fp8pad.render.screen import write
 from fp8pad.unpadding import UnpadReport, unpad
 from fp8pad.verification import NO_HASHES, verify
 from fp8pad.verification.disagreements import examine
@@ -73,7 +74,7 @@ def test_what_does_not_come_along_is_named_with_the_reason(tmp_path: Path, capsy
     out_dir = convert_to(llama(tmp_path / "model"), tmp_path / "out")
     (out_dir / "pytorch_model.bin").write_bytes(b"")
     (out_dir / ".git").mkdir()
-    restoration_screen(restore(out_dir, tmp_path / "restored")).show(stdout_console())
+    write(restoration_screen(restore(out_dir, tmp_path / "restored")), stdout_console())
     shown = capsys.readouterr().out
     assert "  excluded  links out of the folder, or never copied: .git\n" in shown
     assert "  excluded  other forms of the weights: pytorch_model.bin\n" in shown
@@ -208,7 +209,7 @@ def test_restoring_again_says_that_nothing_was_written(tmp_path: Path, capsys: p
     out_dir, said = convert_to(llama(tmp_path / "model"), tmp_path / "out", full=True), list[Any]()
     for _ in range(2):
         report = restore(out_dir, tmp_path / "back")
-        restoration_screen(report).show(stdout_console())
+        write(restoration_screen(report), stdout_console())
         said.append((report.was_complete, report.to_json().get("was_complete"), capsys.readouterr().out))
     back = tmp_path / "back"
     assert said == [

@@ -25,12 +25,13 @@ def record(model: options.GoldenModelArgument, *, output: options.GoldenOutOptio
     from fp8pad.render.console import stdout_console
     from fp8pad.render.golden import recording_screen
     from fp8pad.render.progress import shown_progress
+    from fp8pad.render.screen import write
 
     check_writable(output)
     with shown_progress() as progress:
         golden = runs.record(model, RecordOptions(**asked), progress)
     write_text(output, golden.to_text())
-    recording_screen(golden, output).show(stdout_console())
+    write(recording_screen(golden, output), stdout_console())
 
 
 @takes(CheckOptions, options.CHECK)

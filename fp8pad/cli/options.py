@@ -79,9 +79,7 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the plan an
 CheckOption = Annotated[
     bool, typer.Option("--check", help="Exit with 1 if the engine would refuse the result at this TP size.")
 ]
-HtmlOption = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Also write the main tables of the plan as an HTML page.")
-]
+HtmlOption = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the plan as an HTML page.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Also list aligned layers.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, and nothing else.")]

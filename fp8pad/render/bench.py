@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from rich.text import Text
 
 from fp8pad.bench.report import Case, Report
-from fp8pad.render.screen import Row, Screen
+from fp8pad.render.screen import Paragraph, Row, Rows, Screen
 from fp8pad.text import printable
 
 _OTHERS = ("vllm", "runtime", "kept", "absorbed")
@@ -29,11 +29,9 @@ def bench_screen(report: Report) -> Screen:
     ]
     facts += [("machine", printable(machine.device)), ("versions", printable(versions)), ("date", machine.date)]
     headline = f"Microseconds for an aligned layer ({report.dtype}), and the other times relative to it"
-    screen = Screen()
-    screen.paragraph(Text(headline, style="bold"))
-    screen.rows(_case_rows(report.cases), header=("layer", "[N, K]", "tokens", "aligned", "quartiles", *_OTHERS))
-    screen.rows(facts)
-    return screen
+    yield Paragraph(Text(headline, style="bold"))
+    yield Rows([*_case_rows(report.cases)], ("layer", "[N, K]", "tokens", "aligned", "quartiles", *_OTHERS))
+    yield Rows(facts)
 
 
 def _case_rows(cases: Iterable[Case]) -> Iterator[Row]:

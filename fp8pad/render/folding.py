@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
+from math import prod
 from typing import Any, TypeAlias
-
-from fp8pad.planning.linear import LayerPlan
 
 Choices: TypeAlias = tuple[str, ...]
 # Each part of a name, or its choices. (A string caches its hash, a tuple is hashed again each time.)
@@ -15,30 +14,29 @@ Pattern: TypeAlias = tuple[str | Choices, ...]
 def name_patterns(names: Iterable[str]) -> list[str]:
     """Fold dotted names into patterns, so that each name is in exactly one.
 
-    Position by position, except for the first, patterns that differ only there are merged. Recent results are cached,
-    because the same layers are listed for several tensor-parallel sizes.
+    Position by position, except for the first, patterns that differ only there are merged.
     """
-    return list(_patterns(tuple(names)))
+    return [pattern for pattern, _ in folded(names)]
+
+
+def folded(names: Iterable[str]) -> Sequence[tuple[str, int]]:
+    """Return patterns of names as `name_patterns` does, each with the number of names that it stands for.
+
+    Recent results are cached, because the same layers are listed for several tensor-parallel sizes.
+    """
+    return _patterns(tuple(names))
 
 
 @lru_cache(maxsize=16)
-def _patterns(names: tuple[str, ...]) -> tuple[str, ...]:
+def _patterns(names: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
     patterns: Sequence[Pattern] = [tuple(name.split(".")) for name in names]
     for position in range(1, max(map(len, patterns), default=0)):
         patterns = _fold(patterns, position)
-    return tuple(".".join(map(_written, pattern)) for pattern in patterns)
+    return tuple((".".join(map(_written, pattern)), prod(map(_num_choices, pattern))) for pattern in patterns)
 
 
-def group_layers(layers: Iterable[LayerPlan]) -> list[tuple[str, LayerPlan]]:
-    """Group layers that differ only in their names: return patterns of the names, each with one layer as the example.
-
-    Groups are in the order of their first layer in `layers`.
-    """
-    alike: dict[tuple[object, ...], list[LayerPlan]] = {}
-    for layer in layers:
-        key = (layer.granularity, layer.logical_shape, layer.padded_shape, layer.alignment, layer.axes, layer.reason)
-        alike.setdefault(key, []).append(layer)
-    return [(pattern, group[0]) for group in alike.values() for pattern in name_patterns(layer.name for layer in group)]
+def _num_choices(part: str | Choices) -> int:
+    return 1 if isinstance(part, str) else len(part)
 
 
 def _fold(patterns: Sequence[Pattern], position: int) -> Sequence[Pattern]:

@@ -8,7 +8,7 @@ from rich.text import Text
 from fp8pad.golden.compare import Comparison
 from fp8pad.golden.document import GoldenDocument
 from fp8pad.render.console import command
-from fp8pad.render.screen import Row, Screen
+from fp8pad.render.screen import Command, Paragraph, Row, Rows, Screen, Section
 from fp8pad.text import counted, printable
 
 MOST_DIFFERENCES = 10
@@ -19,11 +19,9 @@ def recording_screen(golden: GoldenDocument, file: Path) -> Screen:
     num_tokens = sum(len(answer.token_ids) for answer in golden.answers)
     where = f"{golden.settings.engine} {golden.environment.engine_version}, {golden.settings.mode}"
     verdict = f"{counted(len(golden.answers), 'output')}, {counted(num_tokens, 'token')}, of {golden.model} on {where}"
-    screen = Screen()
-    screen.paragraph(Text(printable(f"{file}: {verdict}"), style="bold"))
-    screen.section("Next, to compare the outputs of another model")
-    screen.command(command("golden", "check", "CONVERTED_MODEL", file))
-    return screen
+    yield Paragraph(Text(printable(f"{file}: {verdict}"), style="bold"))
+    yield Section("Next, to compare the outputs of another model")
+    yield Command(command("golden", "check", "CONVERTED_MODEL", file))
 
 
 def comparison_screen(comparison: Comparison) -> Screen:
@@ -33,15 +31,13 @@ def comparison_screen(comparison: Comparison) -> Screen:
     num_compared = sum(result.num_compared for result in comparison.prompts)
     compared = f"{num_compared} of {comparison.num_tokens} compared: those up to the first difference in each output"
     deltas = f"differ by {comparison.max_abs_difference:.3g} at most; {comparison.atol:.3g} is allowed"
-    screen = Screen()
     style = "bold green" if comparison.ok else "bold red"
-    screen.paragraph(Text(printable(f"{comparison.model}: {said}"), style=style))
+    yield Paragraph(Text(printable(f"{comparison.model}: {said}"), style=style))
     equal = f"{comparison.num_identical} of {total} outputs are bitwise equal"
-    screen.rows([("equal", equal), ("tokens", compared), ("logprobs", deltas)])
-    screen.rows(_differences(comparison), header=("prompt", "its tokens", "step", "what", "expected", "got"))
+    yield Rows([("equal", equal), ("tokens", compared), ("logprobs", deltas)])
+    yield Rows([*_differences(comparison)], ("prompt", "its tokens", "step", "what", "expected", "got"))
     if num_differing > MOST_DIFFERENCES:
-        screen.paragraph(f"and {num_differing - MOST_DIFFERENCES} more", 2)
-    return screen
+        yield Paragraph(f"and {num_differing - MOST_DIFFERENCES} more", 2)
 
 
 def _differences(comparison: Comparison) -> Iterator[Row]:

@@ -10,7 +10,7 @@ from fp8pad.record import CheckpointRecord, Policy
 from fp8pad.render.console import Fact, edit_facts, growth
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.plan import how
-from fp8pad.render.screen import Row, Screen
+from fp8pad.render.screen import Paragraph, Row, Rows, Screen, Section
 from fp8pad.text import counted, printable
 
 
@@ -18,22 +18,21 @@ def inspection_screen(inspection: Inspection) -> Screen:
     """Lay out what the records say was done, and where they disagree."""
     record = inspection.record
     verdict = f"padded by fp8pad {printable(record.fp8pad_version)}" if record else "has records of fp8pad"
-    screen = Screen()
-    screen.paragraph(Text(f"{printable(str(inspection.path))}: {verdict}", style="bold"))
-    screen.section("How it is served")
-    screen.paragraph(_serving(inspection), 2)
+    yield Paragraph(Text(f"{printable(str(inspection.path))}: {verdict}", style="bold"))
+    yield Section("How it is served")
+    yield Paragraph(_serving(inspection), 2)
     if inspection.disagreements:
-        screen.section("Inconsistent records")
-        screen.rows((Text("disagrees", style="bold red"), printable(said)) for said in inspection.disagreements)
-        screen.paragraph("Undo these changes, get the files again, or convert the original again.", 2)
+        yield Section("Inconsistent records")
+        yield Rows([(Text("disagrees", style="bold red"), printable(said)) for said in inspection.disagreements])
+        yield Paragraph("Undo these changes, get the files again, or convert the original again.", 2)
     if record and record.tensors:
-        screen.section("What was changed")
-        screen.rows(_tensor_rows(record.tensors), header=("tensors", "[N, K]", "padded", "fill", "how"))
+        yield Section("What was changed")
+        yield Rows([*_tensor_rows(record.tensors)], ("tensors", "[N, K]", "padded", "fill", "how"))
     facts = [*(_record_facts(record, inspection) if record else ())]
-    if facts or inspection.notes:
-        screen.section("From the record")
-    screen.rows([*facts, *(("note", printable(sentence)) for sentence in inspection.notes)])
-    return screen
+    facts += [("note", printable(sentence)) for sentence in inspection.notes]
+    if facts:
+        yield Section("From the record")
+        yield Rows(facts)
 
 
 def _tensor_rows(tensors: Mapping[str, PaddedTensor]) -> Iterator[Row]:
@@ -55,7 +54,7 @@ def _record_facts(record: CheckpointRecord, inspection: Inspection) -> Iterator[
     yield from edit_facts(record.config_edits)
     if inspection.quantization:
         tensors = sum("pad" in (tensor.axes.n, tensor.axes.k) for tensor in record.tensors.values())
-        more = f"{counted(tensors, 'tensor')} with their scales" if tensors else "as they are loaded"
+        more = f"{counted(tensors, 'tensor')}, scales included" if tensors else "as they are loaded"
         yield "padded", f"{counted(len(inspection.quantization.modules), 'layer')} ({more})"
     yield "files", growth(inspection.source_bytes, inspection.size_bytes)
 

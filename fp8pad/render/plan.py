@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
+from math import prod
 from pathlib import Path
 
 from rich.text import Text
@@ -10,15 +11,16 @@ from fp8pad.checkpoint.checkpoint import MISTRAL_CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import is_other_form, is_shard
 from fp8pad.padded import AxisActions
 from fp8pad.planned import PlanReport
+from fp8pad.planning.comparison import Growth
 from fp8pad.planning.linear import LayerPlan
-from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
+from fp8pad.planning.plan import AlikeLayers, CheckpointPlan, UntouchedTensor
 from fp8pad.render.advice import advice
-from fp8pad.render.console import Fact, edit_facts, growth, shortened
-from fp8pad.render.folding import group_layers
-from fp8pad.render.screen import Row, Screen
-from fp8pad.render.verdict import patterns, show_advice, show_refusal, show_verdicts
+from fp8pad.render.console import Fact, added, edit_facts, growth, shortened
+from fp8pad.render.folding import folded
+from fp8pad.render.screen import LAYERS, Bar, Paragraph, Row, Rows, Screen, Section
+from fp8pad.render.verdict import next_steps, patterns, refusal, verdicts
 from fp8pad.summary import ACTIONS, OutputFiles, action, flops_added_share, headline
-from fp8pad.text import counted, printable
+from fp8pad.text import counted, printable, size
 
 MOST_SHARDS = 3
 
@@ -27,21 +29,26 @@ _STYLES = dict(zip(ACTIONS, ("yellow", "cyan", "cyan", "yellow", "magenta", "dim
 
 
 def plan_screen(
-    report: PlanReport, show_all: bool = False, out_dir: Path | None = None, options: Sequence[str] = ()
+    report: PlanReport,
+    show_all: bool = False,
+    out_dir: Path | None = None,
+    options: Sequence[str] = (),
+    is_page: bool = False,
 ) -> Screen:
     """Lay out a plan; aligned layers are folded into one line unless `show_all`.
 
-    `out_dir` is the folder in printed commands, by default one next to the checkpoint; `options` are added to them.
+    `out_dir` is the folder in printed commands, by default one next to the checkpoint; `options` are added to them. For
+    a page, each row of layers has the size of their weights, and what absorbing adds is listed by config key.
     """
-    screen = Screen()
-    screen.paragraph(Text(f"{printable(str(report.source))}: {headline(report.plan)}", style="bold"))
+    yield Paragraph(Text(f"{printable(str(report.source))}: {headline(report.plan)}", style="bold"))
     if report.plan.layers:
-        show_verdicts(screen, report)
-    _show_layers(screen, report.plan, show_all)
-    _show_costs(screen, report)
-    show_refusal(screen, report.judge)
-    show_advice(screen, advice(report, out_dir or proposed_out_dir(report.source), *options))
-    return screen
+        yield from verdicts(report)
+    yield from _layers(report.plan, show_all, is_page)
+    yield from _costs(report)
+    if is_page:
+        yield from _growths(report)
+    yield from refusal(report.judge)
+    yield from next_steps(advice(report, out_dir or proposed_out_dir(report.source), *options))
 
 
 def how(axes: AxisActions) -> str:
@@ -60,27 +67,42 @@ def layer_how(layer: LayerPlan) -> str:
     return "pad at load" if action(layer) == "to pad at load" else how(layer.axes)
 
 
-def _show_layers(screen: Screen, plan: CheckpointPlan, show_all: bool) -> None:
-    places: dict[str, list[int]] = {name: [] for name in ACTIONS}
-    for alike in plan.alike:
-        places[action(alike.example)] += alike.places
-    aligned = places.pop("aligned already") if not show_all else []
-    listed = [plan.layers[place] for of_action in places.values() for place in sorted(of_action)]
+def _layers(plan: CheckpointPlan, show_all: bool, with_sizes: bool) -> Screen:
     if plan.layers or plan.untouched:
-        screen.section("What converting changes" if plan.tensors or plan.modules else "What is in it")
-    header = ("layers", "scales", "[N, K]", "padded", "how", "why")
-    screen.rows([_row(pattern, layer) for pattern, layer in group_layers(listed)], header)
-    folded = [("aligned", f"{counted(len(aligned), 'layer')}, unchanged (--all lists them)")] if aligned else []
+        yield Section("What converting changes" if plan.tensors or plan.modules else "What is in it")
+    shown = [alike for alike in plan.alike if show_all or action(alike.example) != "aligned already"]
+    groups = list(_groups(plan, shown))
+    rows = [_row(pattern, layer) for pattern, _, layer in groups]
+    header = ["layers", "scales", "[N, K]", "padded", "how", "why"]
+    if with_sizes:
+        sizes = [(num * prod(layer.logical_shape), num * prod(layer.padded_shape)) for _, num, layer in groups]
+        longest = max((after for _, after in sizes), default=0)
+        rows = [(*row, Bar(*before_after, longest)) for row, before_after in zip(rows, sizes, strict=True)]
+        header.append("size")
+    yield Rows(rows, header)
+    num_left = len(plan.layers) - sum(len(alike.places) for alike in shown)
+    aligned = [("aligned", f"{counted(num_left, 'layer')}, unchanged (--all lists them)")] if num_left else []
     untouched = [tensor for tensor in plan.untouched if tensor.is_understood]
-    screen.rows([*folded, *not_understood_facts(plan), *_by_reason("other weights", untouched)])
+    yield Rows([*aligned, *not_understood_facts(plan), *_by_reason("other weights", untouched)])
+
+
+def _groups(plan: CheckpointPlan, shown: Iterable[AlikeLayers]) -> Iterator[tuple[str, int, LayerPlan]]:
+    """Yield patterns of the names of layers whose rows are equal, with their number and one of them."""
+    places: dict[tuple[str, ...], list[int]] = {}
+    for alike in shown:
+        row = action(alike.example), *map(str, _row("", alike.example))
+        places.setdefault(row, []).extend(alike.places)
+    for _, of_row in sorted((ACTIONS.index(row[0]), sorted(of_row)) for row, of_row in places.items()):
+        for pattern, num_layers in folded(plan.layers[place].name for place in of_row):
+            yield pattern, num_layers, plan.layers[of_row[0]]
 
 
 def _row(pattern: str, layer: LayerPlan) -> Row:
     padded = "same" if layer.padded_shape == layer.logical_shape else str(list(layer.padded_shape))
     scales = f"per {layer.granularity.name}" if layer.granularity else "other"
-    style = _STYLES[action(layer)]
-    cells = printable(pattern), scales, str(list(layer.logical_shape)), padded
-    return *cells, Text(layer_how(layer), style=style), printable(layer.reason)
+    done = Text(layer_how(layer), style=_STYLES[action(layer)])
+    names = Text(printable(pattern), style=LAYERS)
+    return names, scales, str(list(layer.logical_shape)), padded, done, printable(layer.reason)
 
 
 def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
@@ -110,14 +132,29 @@ def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> It
         yield label, f"{printable(reason)}: {patterns(alike)}"
 
 
-def _show_costs(screen: Screen, report: PlanReport) -> None:
+def _costs(report: PlanReport) -> Screen:
     plan = report.plan
-    screen.section("What it costs")
+    yield Section("What it costs")
     facts = [*edit_facts(plan.config_edits), ("tensors", growth(plan.bytes_before, plan.bytes_after))]
     if share := flops_added_share(plan.layers):
         facts.append(("FLOPs", f"{share:+.2%} over all FP8 layers, each counted once"))
-    facts += list(_file_facts(report.source, report.files))
-    screen.rows([*facts, *note_facts(plan)])
+    yield Rows([*facts, *_file_facts(report.source, report.files), *note_facts(plan)])
+
+
+def _growths(report: PlanReport) -> Screen:
+    before = report.plan.bytes_before
+    padded = added(report.judge.added_bytes({}), before)
+    rows = [
+        (f"TP {at.num_ranks}", padded, added(found.added_bytes, before), Text(", ").join(map(_grown, found.growths)))
+        for at in report.sizes
+        if (found := at.absorbed)
+    ]
+    yield Rows(rows, ("", "padded, on disk", "absorbed", "absorbed weights by config key"))
+
+
+def _grown(growth: Growth) -> Text:
+    key = printable(growth.key), LAYERS
+    return Text.assemble(key, f" {growth.old} -> {growth.new}: +{size(growth.added_bytes)}")
 
 
 def _file_facts(source: Checkpoint, files: OutputFiles) -> Iterator[Fact]:

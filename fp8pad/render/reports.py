@@ -1,6 +1,6 @@
 """How the terminal shows the reports of `convert`, `verify`, `unpad` and `push`."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.text import Text
@@ -13,8 +13,8 @@ from fp8pad.record import CARD_FILE, RECORD_FILE
 from fp8pad.render.advice import advice
 from fp8pad.render.console import Fact, command, growth, shell_command, shortened
 from fp8pad.render.plan import excluded_facts, not_understood_facts, note_facts, skipped_facts
-from fp8pad.render.screen import Screen
-from fp8pad.render.verdict import show_advice, show_refusal
+from fp8pad.render.screen import Command, Paragraph, Rows, Screen, Section
+from fp8pad.render.verdict import next_steps, refusal
 from fp8pad.text import counted, printable
 from fp8pad.unpadding import UnpadReport
 from fp8pad.upload import PushReport
@@ -42,36 +42,30 @@ def conversion_screen(report: ConvertReport) -> Screen:
     facts += [*_replaced_facts(report.replaced), *note_facts(plan)]
     if CARD_FILE in report.rewritten and not hub_repo(source):
         facts.append(("note", f"{CARD_FILE}: before you publish it, set base_model to the original's name on the hub"))
-    screen = _screen(out_dir, verdict, facts)
-    if not show_refusal(screen, report.judge):
-        _show_serving(screen, plan, out_dir)
-    show_advice(screen, advice(report, out_dir, "--overwrite", is_written=True) if plan.layers else ())
-    screen.section("How to check it")
-    screen.command(command("verify", source, out_dir))
-    return screen
+    yield from _screen(out_dir, verdict, facts)
+    yield from refusal(report.judge) if report.judge.converted.refused else _serving(plan, out_dir)
+    yield from next_steps(advice(report, out_dir, "--overwrite", is_written=True) if plan.layers else ())
+    yield Section("How to check it")
+    yield Command(command("verify", source, out_dir))
 
 
-def _screen(folder: Path, verdict: str, facts: Iterable[Fact]) -> Screen:
-    screen = Screen()
-    screen.paragraph(Text(printable(f"{folder}: {verdict}"), style="bold"))
-    screen.rows(facts)
-    return screen
+def _screen(folder: Path, verdict: str, facts: Sequence[Fact] = ()) -> Screen:
+    return Paragraph(Text(printable(f"{folder}: {verdict}"), style="bold")), Rows(facts)
 
 
-def _show_serving(screen: Screen, plan: CheckpointPlan, out_dir: Path) -> None:
+def _serving(plan: CheckpointPlan, out_dir: Path) -> Screen:
     size = plan.policy.tensor_parallel_size
     ranks = ["--tensor-parallel-size", str(size)] if size > 1 else []
     needs = ", in an environment with vLLM and fp8pad" if plan.needs_runtime else ", no plugin needed"
-    screen.section(f"How to serve it{needs}")
-    screen.command(shell_command("vllm", "serve", out_dir, *ranks))
+    yield Section(f"How to serve it{needs}")
+    yield Command(shell_command("vllm", "serve", out_dir, *ranks))
 
 
 def slice_screen(report: SliceReport, finish: str) -> Screen:
     """Lay out how many shards are finished, and the `finish` command to run when all are."""
-    screen = _screen(report.out_dir, f"{len(report.finished)} of {report.num_shards} shards are finished", [])
-    screen.section("When all are finished")
-    screen.command(finish)
-    return screen
+    yield from _screen(report.out_dir, f"{len(report.finished)} of {report.num_shards} shards are finished")
+    yield Section("When all are finished")
+    yield Command(finish)
 
 
 def verification_screen(report: VerifyReport) -> Screen:

@@ -1,18 +1,20 @@
-"""Lay out text for any width: columns if they fit, otherwise paragraphs; commands are never broken."""
+"""A screen is a sequence of blocks, laid out for terminals of any width: columns if they fit, otherwise paragraphs."""
 
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, assert_never
 
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.text import Text
 
 from fp8pad.errors import OutputError
-from fp8pad.render.console import print_json, stdout_console
+from fp8pad.render.console import growth, print_json, stdout_console
+from fp8pad.text import size
 
 _LONG_ENOUGH = re.compile(r"\S{10,}")
 # Where a line is not broken: between a number and its unit. While wrapping, a private-use character stands there.
@@ -23,8 +25,70 @@ NARROWEST = 22  # columns for the last cell of a row
 GAP = 2
 LINES = 1000  # printed at a time: a laid-out line of a hundred characters takes kilobytes
 
-Cell = str | Text
+LAYERS = "layers"  # the style of module names, which have none on a terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A size in bytes before and after, as bars of which the longest is `longest` bytes; as text on a terminal."""
+
+    before: int
+    after: int
+    longest: int
+
+    def __str__(self) -> str:
+        return growth(self.before, self.after) if self.after != self.before else size(self.before)
+
+
+Cell = str | Text | Bar
 Row = Sequence[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """A text that is wrapped; all lines but the first are indented by `hang` more columns."""
+
+    text: str | Text
+    indent: int = 0
+    hang: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A blank line and a title."""
+
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subsection:
+    """A title inside a section."""
+
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command on a line of its own, which is never broken, so that it can be pasted."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of cells, the last of which may be wrapped; if rows are too wide, each becomes a paragraph."""
+
+    rows: Sequence[Row]
+    header: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` unless all rows, and the header, have the same number of cells."""
+        if len({len(row) for row in (*self.rows, *([self.header] if self.header and self.rows else []))}) > 1:
+            raise ValueError(f"rows of different lengths below {list(self.header)}")
+
+
+Block = Paragraph | Section | Subsection | Command | Rows
+Screen = Iterable[Block]  # laid out once the width is known; nothing in it is parsed as markup
 
 
 class Report(Protocol):
@@ -38,7 +102,7 @@ Found = TypeVar("Found", bound=Report)
 
 
 def show(
-    found: Found, screen_of: "Callable[[Found], Screen]", as_json: bool, quiet: bool = False, done: str = ""
+    found: Found, screen_of: Callable[[Found], Screen], as_json: bool, quiet: bool = False, done: str = ""
 ) -> None:
     """Print a command's result as JSON or, unless `quiet`, as text; an `OSError` has stdout as its file name.
 
@@ -48,7 +112,7 @@ def show(
         if as_json:
             print_json(found.to_json())
         elif not quiet:
-            screen_of(found).show(stdout_console())
+            write(screen_of(found), stdout_console())
         sys.stdout.flush()
     except OSError as error:
         if done:
@@ -58,37 +122,28 @@ def show(
         raise
 
 
-class Screen:
-    """Output for stdout in blocks, laid out once the width is known; nothing in it is parsed as markup."""
+def write(screen: Screen, console: Console) -> None:
+    """Write a screen to stdout, in the width of `console`."""
+    lines = (line for block in screen for line in _lines(console, block))
+    while some := list(islice(lines, LINES)):
+        with console.capture() as capture:
+            console.print(Text("\n").join(some), soft_wrap=True)
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
 
-    def __init__(self) -> None:
-        self._blocks: list[Callable[[Console], Iterable[Text]]] = []
 
-    def paragraph(self, text: Cell, indent: int = 0, hang: int = 0) -> None:
-        """Add a text that is wrapped; all lines but the first are indented by `hang` more columns."""
-        self._blocks.append(lambda console: _paragraph(console, text, indent, hang))
-
-    def section(self, title: str) -> None:
-        """Add a blank line and a title."""
-        self.paragraph("")
-        self.paragraph(Text(title, style="bold"))
-
-    def command(self, command: str) -> None:
-        """Add a command on a line of its own, which is never broken, so that it can be pasted."""
-        self._blocks.append(lambda _: [Text(f"  {command}", style="bold green")])
-
-    def rows(self, rows: Iterable[Row], header: Row = ()) -> None:
-        """Add rows of cells, the last of which may be wrapped; if rows are too wide, each becomes a paragraph."""
-        if rows := tuple(rows):
-            self._blocks.append(lambda console: _rows(console, rows, header))
-
-    def show(self, console: Console) -> None:
-        """Write everything to stdout, in the width of `console`."""
-        lines = (line for block in self._blocks for line in block(console))
-        while some := list(islice(lines, LINES)):
-            with console.capture() as capture:
-                console.print(Text("\n").join(some), soft_wrap=True)
-            sys.stdout.write("".join(line.rstrip() + "\n" for line in capture.get().splitlines()))
+def _lines(console: Console, block: Block) -> Iterable[Text]:
+    match block:
+        case Paragraph(text, indent, hang):
+            return _paragraph(console, text, indent, hang)
+        case Section(title):
+            return [Text(), *_paragraph(console, Text(title, style="bold"), 0)]
+        case Subsection(title):
+            return _paragraph(console, title, GAP)
+        case Command(command):
+            return [Text(f"  {command}", style="bold green")]
+        case Rows(rows, header):
+            return _rows(console, rows, header) if rows else ()
+    assert_never(block)
 
 
 def _paragraph(console: Console, text: Cell, indent: int, hang: int = 0) -> Iterator[Text]:
@@ -97,7 +152,7 @@ def _paragraph(console: Console, text: Cell, indent: int, hang: int = 0) -> Iter
     yield from _indented(others, indent + hang)
 
 
-def _rows(console: Console, rows: Sequence[Row], header: Row) -> Iterator[Text]:
+def _rows(console: Console, rows: Sequence[Row], header: Sequence[str]) -> Iterator[Text]:
     columns = zip(*rows, *([header] if header else []), strict=True)
     widths = [max(map(_length, column)) for column in columns]
     room = console.width - GAP - sum(width + GAP for width in widths[:-1])
@@ -106,12 +161,12 @@ def _rows(console: Console, rows: Sequence[Row], header: Row) -> Iterator[Text]:
             yield from _stacked(console, row, header)
         return
     if header:
-        yield from _columns(console, [Text(str(cell), style="dim") for cell in header], widths, room)
+        yield from _columns(console, [Text(cell, style="dim") for cell in header], widths, room)
     for row in rows:
         yield from _columns(console, row, widths, room)
 
 
-def _stacked(console: Console, row: Row, header: Row) -> Iterator[Text]:
+def _stacked(console: Console, row: Row, header: Sequence[str]) -> Iterator[Text]:
     """Lay out the first cell of a row, and below it the others with their labels, as many per line as fit."""
     head, *details = row
     yield from _paragraph(console, head, GAP)
@@ -166,7 +221,7 @@ def _indented(lines: Iterable[Text], indent: int) -> Iterator[Text]:
 
 
 def _text(cell: Cell) -> Text:
-    return Text(cell) if isinstance(cell, str) else cell
+    return cell if isinstance(cell, Text) else Text(str(cell))
 
 
 def _length(cell: Cell) -> int:

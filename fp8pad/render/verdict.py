@@ -11,14 +11,13 @@ from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Finding, Judge
 from fp8pad.render.console import added, shortened
 from fp8pad.render.folding import name_patterns
-from fp8pad.render.screen import Row, Screen
+from fp8pad.render.screen import LAYERS, Command, Paragraph, Row, Rows, Screen, Section, Subsection
 from fp8pad.text import printable
 
 Cell = tuple[Outcome | None, str]
 
-FORMS = ("as it is", "padded (plugin)", "absorbed")
+FORMS = ("as it is", "padded", "absorbed")
 NOT_ABSORBED = "not absorbed"
-CONVERTED_FOR = "padded, absorbed: converted for the size of the row, with -tp TP"
 
 STYLES: dict[Outcome, str] = {
     "serves": "green",
@@ -30,26 +29,27 @@ STYLES: dict[Outcome, str] = {
 }
 
 
-def show_verdicts(screen: Screen, report: PlanReport) -> None:
-    """Show what the engine does: a row for each tensor-parallel size, and the reasons below."""
+def verdicts(report: PlanReport) -> Screen:
+    """Yield what the engine does: a row for each tensor-parallel size, and the reasons below."""
     sizes, plan = report.sizes, report.plan
-    screen.section(f"What {report.engine.title} does with it")
+    yield Section(f"What {report.engine.title} does with it")
     if not any(at.original.findings for at in sizes):
         served = ", ".join(str(at.num_ranks) for at in sizes)
-        screen.paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
+        yield Paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
         return
+    needs = {"padded": " (plugin)" if report.engine.has_runtime else "", "absorbed": " (--absorb)"}
     rows: list[Row] = [(f"TP {at.num_ranks}", *(_cell(*cell) for cell in cells(at, plan))) for at in sizes]
-    screen.rows(rows, header=("", *FORMS[:-1], f"{FORMS[-1]} (--absorb)"))
-    screen.paragraph(Text(CONVERTED_FOR, style="dim"), 2)
-    screen.section("Why, by TP size")
+    yield Rows(rows, ("", *(form + needs.get(form, "") for form in FORMS)))
+    yield Paragraph(Text("padded, absorbed: converted for the size of the row, with -tp TP", style="dim"), 2)
+    yield Section("Why, by TP size")
     for at_sizes, found in reasons(sizes):
-        screen.paragraph(at_sizes, 2)
+        yield Subsection(at_sizes)
         for finding, forms in found:
-            screen.paragraph(_outcome(finding).append(f" ({forms}): {_why(finding)}"), 4, hang=2)
+            yield Paragraph(_said(finding, f" ({forms})"), 4, hang=2)
     if helpless := list(unabsorbed(sizes, plan)):
-        screen.paragraph(NOT_ABSORBED, 2)
+        yield Subsection(NOT_ABSORBED)
     for why, names in helpless:
-        screen.paragraph(printable(why) + (f": {patterns(names)}" if names else ""), 4, hang=2)
+        yield Paragraph(_with_layers(Text(printable(why)), names), 4, hang=2)
 
 
 def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
@@ -109,49 +109,43 @@ def unabsorbed(sizes: Iterable[AtSize], plan: CheckpointPlan) -> Iterator[tuple[
 
 
 def _found(at: AtSize) -> list[tuple[Finding, str]]:
-    verdicts = at.original, at.padded, at.absorbed.verdict if at.absorbed else at.refused
+    of_forms = at.original, at.padded, at.absorbed.verdict if at.absorbed else at.refused
     forms: dict[Finding, list[str]] = {}
-    for form, verdict in zip(("as it is", "padded", "absorbed"), verdicts, strict=True):
+    for form, verdict in zip(FORMS, of_forms, strict=True):
         for finding in verdict.findings if verdict else ():
             forms.setdefault(finding, []).append(form)
     found = [(finding, ", ".join(of_finding)) for finding, of_finding in forms.items()]
     return sorted(found, key=lambda item: -OUTCOMES.index(item[0].outcome))
 
 
-def show_refusal(screen: Screen, judge: Judge) -> bool:
-    """Show why the engine refuses the converted checkpoint at the plan's TP size; return whether it does."""
+def refusal(judge: Judge) -> Screen:
+    """Yield why the engine refuses the converted checkpoint at the plan's TP size, if it does."""
     refusals = judge.converted.refusals
     if refusals:
-        screen.section(f"Not served by {judge.engine.title} at TP {judge.plan.policy.tensor_parallel_size}")
-    for refusal in refusals:
-        screen.paragraph(_outcome(refusal).append(f": {_why(refusal)}"), 2, hang=2)
-    return bool(refusals)
+        yield Section(f"Not served by {judge.engine.title} at TP {judge.plan.policy.tensor_parallel_size}")
+    for found in refusals:
+        yield Paragraph(_said(found), 2, hang=2)
 
 
-def _outcome(finding: Finding) -> Text:
-    return Text.assemble((finding.outcome, STYLES[finding.outcome]))  # assembled, so that appended text has no style
-
-
-def show_advice(screen: Screen, steps: Iterable[tuple[str, str]]) -> None:
-    """Show what to do next, if there is anything."""
-    steps = list(steps)
-    if steps:
-        screen.section("Next")
-    for said, command in steps:
+def next_steps(steps: Iterable[tuple[str, str]]) -> Screen:
+    """Yield what to do next, if there is anything."""
+    for number, (said, command) in enumerate(steps):
+        if number == 0:
+            yield Section("Next")
         if said:
-            screen.paragraph(said, 2)
+            yield Paragraph(said, 2)
         if command:
-            screen.command(command)
+            yield Command(command)
 
 
-def where(finding: Finding) -> list[str]:
-    """Return the layers that a finding is about as patterns; none if it is about the whole model."""
-    return [] if finding.of_whole_model else name_patterns(finding.layers)
+def _said(finding: Finding, forms: str = "") -> Text:
+    """Return an outcome and why, with the layers that it is about, unless that is the whole model."""
+    text = Text.assemble((finding.outcome, STYLES[finding.outcome]), f"{forms}: {printable(finding.why)}")
+    return _with_layers(text, () if finding.of_whole_model else finding.layers)
 
 
-def _why(finding: Finding) -> str:
-    layers = shortened(where(finding))
-    return printable(finding.why) + (f": {layers}" if layers else "")
+def _with_layers(text: Text, names: Sequence[str]) -> Text:
+    return text.append(": ").append(patterns(names), LAYERS) if names else text
 
 
 def patterns(names: Iterable[str]) -> str:
