@@ -28,7 +28,7 @@ def adapter_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
         return ()
     touched = ((folder, _touched(source, folder, absorbed)) for folder in _adapter_folders(source))
     return tuple(
-        f"{folder or '.'}/: a LoRA adapter for {len(modules)} absorbed modules, such as {modules[0]}; their sizes"
+        f"{folder}/: a LoRA adapter for {len(modules)} absorbed modules, such as {modules[0]}; their sizes"
         " change, so it will not fit the converted checkpoint; merge it into the model before converting"
         for folder, modules in touched
         if modules
@@ -65,9 +65,8 @@ def _holds_linears(source: Checkpoint, file: str) -> bool:
 
 
 def _adapter_folders(source: Checkpoint) -> list[str]:
-    paths = [PurePosixPath(file) for file in source.other_files]
-    folders = {path.parent.as_posix() for path in paths if path.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
-    return sorted("" if folder == "." else folder for folder in folders)
+    paths = map(PurePosixPath, source.other_files)
+    return sorted({str(path.parent) for path in paths if path.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)})
 
 
 def _touched(source: Checkpoint, folder: str, modules: list[str]) -> list[str]:
@@ -77,7 +76,7 @@ def _touched(source: Checkpoint, folder: str, modules: list[str]) -> list[str]:
         names = {f".{tensor.name}." for tensor in read_header(root / ADAPTER_WEIGHTS, ADAPTER_WEIGHTS).tensors}
         paths = {path for name in names for path in _paths_in(name)}
         return [module for module in modules if module in paths]
-    with source.fetched(PurePosixPath(folder, ADAPTER_CONFIG).as_posix()), suppress(CheckpointError):
+    with source.fetched(str(PurePosixPath(folder, ADAPTER_CONFIG))), suppress(CheckpointError):
         # Tensor names in a pickle are not read.
         targets = parse_object(ADAPTER_CONFIG, read_text(root, ADAPTER_CONFIG)).get("target_modules")
         if isinstance(targets, list):

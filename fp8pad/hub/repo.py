@@ -102,10 +102,7 @@ class Repo:
         with writing(root):
             root.mkdir()
         for file in self.files.values():
-            path = root / file.name
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            make_hole(path, file.size)
+            make_hole(root / file.name, file.size)
         wanted = [file for file in self.files.values() if file.name in TEXTS or _has_header(file.name)]
         with ThreadPoolExecutor(REQUESTS) as pool:
             beginnings = pool.map(lambda file: self._fill(root / file.name, file), wanted)
@@ -173,9 +170,11 @@ class Repo:
 
 
 def make_hole(path: Path, size: int) -> None:
-    """Create a sparse file of `size` bytes."""
-    with writing(path), path.open("wb") as hole:
-        hole.truncate(size)
+    """Create a sparse file of `size` bytes, and folders above it."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as hole:
+            hole.truncate(size)
 
 
 def _has_header(name: str) -> bool:
