@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import pty
 import stat
+import subprocess
 import sys
 import time
 import traceback
@@ -637,6 +639,21 @@ def test_the_cache_is_used_and_filled(hub: FakeHub, model: Path) -> None:
             assert (checkpoint.root / FIRST).read_bytes() == (model / FIRST).read_bytes()
         assert hub.sent == outline
     assert hub.sent > sent
+
+
+def test_a_quiet_run_is_quiet_while_the_cache_is_filled(hub: FakeHub, model: Path, tmp_path: Path) -> None:
+    """On a terminal, huggingface_hub shows bars of its own."""
+    hub.add(NAME, model)
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint}
+    command = [sys.executable, "-m", "fp8pad", "convert", NAME, str(tmp_path / "out"), "--cache", "--quiet"]
+    ours, terminal = pty.openpty()
+    subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=terminal, check=True)
+    os.write(terminal, b"end")
+    shown = os.read(ours, 4096)
+    os.close(terminal)
+    os.close(ours)
+    assert shown == b"end"
+    assert fp8pad.verify(model, tmp_path / "out").ok
 
 
 @pytest.mark.parametrize("file", [FIRST, "tokenizer.json"])

@@ -4,6 +4,7 @@ A command has the options of the library function with the same name. It imports
 `fp8pad --help` loads neither numpy nor rich.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -143,6 +144,8 @@ def _run(
     from fp8pad.render.progress import shown_progress
     from fp8pad.render.screen import show
 
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # huggingface_hub shows its own, and reads this once
     with shown_progress(quiet) as progress:
         report = function(*arguments, progress=progress, **asked)
     show(report, screen, as_json, quiet, done)
