@@ -855,8 +855,8 @@ def test_what_the_engine_refuses_in_every_form_is_converted(fp8pad: Fp8pad, tmp_
 @pytest.mark.parametrize("engine", ["sglang-0.5.23", "transformers-5.24"])
 def test_what_the_engine_serves_only_as_it_is_is_not_converted(fp8pad: Fp8pad, tmp_path: Path, engine: str) -> None:
     """The engine has no plugin, and no family describes an MLP to absorb: exit status 1, nothing written."""
-    name, quantization = "model.layers.0.mlp.down_proj.weight", {"quant_method": "fbgemm_fp8"}
-    config = {"model_type": "unknown", "quantization_config": quantization}
+    name = "model.layers.0.mlp.down_proj.weight"
+    config = {"model_type": "unknown", "quantization_config": CHANNELS}
     shard = {name: ("F8_E4M3", (216, 200)), f"{name}_scale": ("F32", (216, 1))}
     model = write_checkpoint(tmp_path / "model", {"model.safetensors": shard}, config)
     run = fp8pad("convert", model, tmp_path / "out", "--engine", engine)

@@ -14,7 +14,7 @@ from plans import CHANNELS, COMPRESSED, FP8, Headers, Shapes, attention, gated, 
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import NotServedError, UsageError
 from fp8pad.planned import PlanReport
-from fp8pad.planning import plan_checkpoint
+from fp8pad.planning import plan_checkpoint, weight_formats
 from fp8pad.planning.comparison import (
     Absorbed,
     AtSize,
@@ -65,7 +65,33 @@ def test_every_rule_says_where_it_was_read_and_how_it_is_known() -> None:
     """Data without a source could not be checked for the next version."""
     for engine in engines().values():
         assert engine.rule
-        assert all(rule.why and rule.source and rule.known for rule in engine.rule)
+        judgements = [engine.indivisible] if engine.indivisible else []
+        statements = [*engine.rule, *engine.method, *engine.unloaded, *judgements]
+        assert all(each.why and each.source and each.known for each in statements)
+
+
+def test_each_method_that_an_engine_knows_is_one_that_fp8pad_reads() -> None:
+    """A name with a typo, or of another method, would have no effect."""
+    read = {*weight_formats._READERS, *weight_formats._OTHER_METHODS, *weight_formats._NOT_FP8_METHODS}
+    for engine in engines().values():
+        assert set(engine.methods) <= read
+        named = [*(rule.methods for rule in engine.rule), *(rule.methods for rule in engine.method)]
+        assert {method for methods in named for method in methods} <= {*engine.methods}
+
+
+@pytest.mark.parametrize("name", engines())
+def test_a_method_that_an_engine_does_not_know_is_not_served(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that fp8pad begins to read is refused until an engine's file names it, in whatever form it is."""
+    monkeypatch.setitem(weight_formats._READERS, "new", weight_formats._READERS["fp8"])
+    made = headers(LLAMA | {"intermediate_size": 320}, {**FP8, "quant_method": "new"}, gated(MLP, 320), "block")
+    engine = find_engine(name)
+    for policy in (Policy(), Policy(absorb=True)):
+        judge = Judge(planned(made, policy), engine)
+        for verdict in (judge.original(2), judge.padded(2)[0], judge.converted):
+            assert len(verdict.refused) == 3
+        (finding,) = judge.original(2).findings
+        assert (finding.outcome, finding.why) == (engine.unknown_method, "a quantization method that it does not know")
+        assert finding.of_whole_model
 
 
 def test_a_block_model_that_vllm_refuses_is_served_with_the_runtime_or_absorbed() -> None:
@@ -792,7 +818,7 @@ def test_comparing_sizes_says_what_plans_for_them_would() -> None:
 
 
 def test_transformers_spreads_scales_over_rows_that_are_not_whole_blocks() -> None:
-    """Gate's 192 rows are one and a half blocks; 256 has no finding; ModelOpt's method is unknown there."""
+    """Gate's 192 rows are one and a half blocks; 256 has no finding; of ModelOpt's method it ignores the scales."""
     transformers = find_engine("transformers-5.24")
     for inner, outcome in ((192, "answers wrongly"), (256, "serves")):
         made = headers(LLAMA | {"intermediate_size": inner}, FP8, gated(MLP, inner))
@@ -802,7 +828,7 @@ def test_transformers_spreads_scales_over_rows_that_are_not_whole_blocks() -> No
     plan = plan_checkpoint(
         shards, {"config.json": {**configs["config.json"], "quantization_config": modelopt}}, Policy()
     )
-    assert Judge(plan, transformers).original(1).outcome == "refuses"
+    assert Judge(plan, transformers).original(1).outcome == "answers wrongly"
 
 
 def beside_fp8(

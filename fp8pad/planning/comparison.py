@@ -115,7 +115,7 @@ def check_worth_converting(judge: Judge) -> None:
     try:
         judge.check_served()
     except NotServedError:
-        if {(each.outcome, each.why) for each in judge.converted.refusals} == {judge.of_method}:
+        if all(each.about == "method" for each in judge.converted.refusals):
             return
         if not judge.original(judge.plan.policy.tensor_parallel_size).refused or nearest_served_policy(judge):
             raise

@@ -19,16 +19,13 @@ from fp8pad.text import counted, matches
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that an engine does with some layers, by module names, and why; unknown weights have tensor names.
+class Finding(Said):
+    """What an engine does with some layers, by module names, and why; unknown weights have tensor names.
 
     A finding about the whole model, such as that ranks cannot share its heads, lists all its FP8 layers.
     """
 
-    outcome: Outcome
-    why: str
-    layers: tuple[str, ...]
-    of_whole_model: bool = False
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +51,7 @@ class Verdict:
 
 
 class Judge:
-    """What one engine does with one plan's checkpoint; a group of equal layers is assessed once.
-
-    `of_method` is what it does with any checkpoint of the original's method, unless it is given an option; None: serve.
-    """
+    """What one engine does with one plan's checkpoint; a group of equal layers is assessed once."""
 
     def __init__(self, plan: CheckpointPlan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
@@ -67,10 +61,14 @@ class Judge:
             for rule in engine.rule
             if rule.is_about(method, plan.architectures) and rule.weight_only in (None, weight_only)
         ]
-        self._indivisible = next((rule.said for rule in self._rules if rule.fits == ("indivisible",)), None)
-        self.of_method = next((rule.said for rule in self._rules if rule.of_model), None)
-        patterns = sorted({pattern for rule in self._rules for pattern in rule.modules})
-        unloaded = [pattern for rule in self._rules if rule.unloaded for pattern in rule.modules]
+        self._indivisible = engine.indivisible.said if engine.indivisible else None
+        of_method = next((rule for rule in engine.method if method in rule.methods), None)
+        self._of_method = Said(of_method.outcome, of_method.why, "method") if of_method else None
+        is_known = method is None or method in engine.methods
+        self._unknown_method = None if is_known else Said(engine.unknown_method, UNKNOWN_METHOD, "model")
+        absent = [each.modules for each in engine.unloaded if matches(plan.architectures, each.architectures)]
+        unloaded = [pattern for modules in absent for pattern in modules]
+        patterns = sorted({*unloaded, *(pattern for rule in self._rules for pattern in rule.modules)})
         groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
         # Findings are about loaded layers only. Whether the plugin is needed depends on all layers, loaded or not.
         self._groups = [group for group in groups if not matches((group.example.name,), unloaded)]
@@ -102,30 +100,31 @@ class Judge:
         groups: list[tuple[AlikeLayers, Said | None]]
         if needs_runtime and not self.engine.has_runtime:
             is_larger = any(group.example.is_for_runtime and group.example.aligned(it) != it for group, it in shapes)
-            unserved = NO_RUNTIME if is_larger else (self.engine.unknown_method, NO_RUNTIME[1])
+            unserved = NO_RUNTIME if is_larger else Said(self.engine.unknown_method, NO_RUNTIME.why)
             groups = [(group, unserved) for group, _ in shapes]
+        elif self._unknown_method:
+            groups = [(group, self._unknown_method) for group in self._groups]
         else:
             groups = [(group, self._said(group.example, it, num_ranks, needs_runtime)) for group, it in shapes]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
-        indivisible, of_count = self._indivisible, None
-        is_said = any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
+        indivisible = self._indivisible
+        is_said = self._unknown_method or any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
         uneven = next((count for count in self._counts if not count.is_shared_by(num_ranks, grown)), None)
         if uneven and indivisible and not is_said:
             why = f"{uneven.number_of(grown)} {uneven.what}, which {num_ranks} ranks cannot share evenly"
-            of_count = indivisible[0], why
-            groups = [(group, of_count) for group, _ in groups]
-        of_method = None if needs_runtime else self.of_method
+            groups = [(group, Said(indivisible.outcome, why, "model")) for group in self._groups]
+        of_method = None if needs_runtime else self._of_method
         places: dict[Said, list[int]] = {}
         for group, said in [*((group, of_method) for group in self._groups), *groups]:
             if said:
                 places.setdefault(said, []).extend(group.places)
-        found = sorted((said not in (of_method, of_count), sorted(where), said) for said, where in places.items())
+        found = sorted((not said.of_whole_model, sorted(where), said) for said, where in places.items())
         layers = self.plan.layers
         findings = [
-            Finding(*said, tuple(layers[place].name for place in where), not of_layers)
-            for of_layers, where, said in found
+            Finding(said.outcome, said.why, said.about, tuple(layers[place].name for place in where))
+            for _, where, said in found
         ]
-        return Verdict((*findings, *([Finding(*_UNKNOWN, self._unknown)] if self._unknown else [])))
+        return Verdict((*findings, *([replace(_UNKNOWN, layers=self._unknown)] if self._unknown else [])))
 
     def original(self, num_ranks: int) -> Verdict:
         """Return what the engine does with the checkpoint as it is."""
@@ -160,7 +159,8 @@ class Judge:
             return said
         else:
             kernel, fit = layer.aligned(kernel), "aligned"
-        return next((rule.said for rule in self._rules if rule.holds(layer, shape, part, kernel, fit)), None)
+        found = (rule.said for rule in self._rules if rule.holds(layer, shape, part, kernel, fit))
+        return next(found, self._indivisible if fit == "indivisible" else None)
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart, kernel: Shape) -> Fit:
         if layer.granularity is None:
@@ -179,12 +179,13 @@ class Judge:
         return "aligned" if is_aligned(kernel, (self.engine.multiple, self.engine.multiple)) else "unaligned"
 
 
-_UNKNOWN: Said = ("not known", "FP8 weights that fp8pad does not understand")
-NO_RUNTIME: Said = ("refuses", "fp8pad has no plugin for this engine")
+_UNKNOWN = Finding("not known", "FP8 weights that fp8pad does not understand")
+UNKNOWN_METHOD = "a quantization method that it does not know"
+NO_RUNTIME = Said("refuses", "fp8pad has no plugin for this engine")
 # What the plugin cannot fix, wherever vLLM would split a layer.
 _RUNTIME: Mapping[Fit, Said] = {
-    "indivisible": ("refuses", "a size that ranks cannot share evenly"),
-    "inside block": ("refuses", "a rank's share begins inside a scale block"),
+    "indivisible": Said("refuses", "a size that ranks cannot share evenly"),
+    "inside block": Said("refuses", "a rank's share begins inside a scale block"),
 }
 
 

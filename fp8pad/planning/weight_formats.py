@@ -18,7 +18,7 @@ _MODELOPT: Mapping[str, Granularity] = {
     "FP8_PB_REAL_QUANT": _MODELOPT_BLOCK,
     "FP8_BLOCK_SCALES": _MODELOPT_BLOCK,
 }
-# Methods that vLLM knows and that may have FP8 weights in layouts of their own; these are carried unchanged.
+# Methods of engines that may have FP8 weights in layouts of their own; these are carried unchanged.
 _OTHER_METHODS = frozenset({"deepspeedfp", "fp_quant", "gguf", "hqq", "humming", "mxfp8", "ptpc_fp8", "torchao"})
 _NOT_FP8_METHODS = frozenset(
     {"auto_awq", "auto_gptq", "awq", "awq_marlin", "bitsandbytes", "experts_int8", "gpt_oss_mxfp4", "gptq",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import COMPRESSED, FP8, Shapes, attention, gated, headers
 
-from fp8pad.planning import plan_checkpoint
+from fp8pad.planning import plan_checkpoint, weight_formats
 from fp8pad.planning.engines import find_engine
 from fp8pad.planning.verdict import Judge
 from fp8pad.record import Policy
@@ -181,3 +181,15 @@ def test_a_named_backend_makes_vllm_pad_experts_that_it_cannot_take_in_finer_blo
     if backend != "auto":
         with pytest.raises(ValueError, match="requires 128-aligned global expert dimensions"):
             resolve_fp8_moe_weight_block_shape(config, [128, 128], kFp8Dynamic128Sym, True)
+
+
+def test_the_methods_that_vllm_knows_and_those_that_it_wants_an_option_for_are_its_own() -> None:
+    """Of the methods that fp8pad reads: those that vLLM lists, or takes as another one."""
+    from vllm.model_executor.layers.quantization import DEPRECATED_QUANTIZATION_METHODS, QUANTIZATION_METHODS
+    from vllm.model_executor.layers.quantization.inc import INCConfig
+
+    read = {*weight_formats._READERS, *weight_formats._OTHER_METHODS, *weight_formats._NOT_FP8_METHODS}
+    renamed = {name for name in read if INCConfig.override_quantization_method({"quant_method": name}, None) == "inc"}
+    engine = find_engine()
+    assert {*engine.methods} == read & {*QUANTIZATION_METHODS} | renamed
+    assert {name for rule in engine.method for name in rule.methods} == read & {*DEPRECATED_QUANTIZATION_METHODS}

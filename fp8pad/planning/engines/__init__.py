@@ -18,33 +18,75 @@ from fp8pad.reading import PositiveSize, Reader
 from fp8pad.scales import GranularityName
 from fp8pad.text import matches
 
-Kind = Literal["dense", "expert"]
 Outcome = Literal["serves", "pads in every forward", "Triton only", "not known", "answers wrongly", "refuses"]
-Said = tuple[Outcome, str]  # what an engine does, and why
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # from best to worst
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What an engine does with layers for which all of these conditions hold; an empty condition always holds.
+@dataclass(frozen=True, slots=True, order=True)
+class Said:
+    """What an engine does, and why: with some layers, with any checkpoint of its method, or with a whole model."""
 
-    In `architectures` and `modules`, `*` matches anything. `weight_only` is whether activations are not quantized. A
-    block of at least `finest_block` must divide scale blocks and sizes on a rank. Scale blocks that match one of
-    `unless_blocks`, such as "128x*", and sizes that are multiples of a pair in `unless_multiples` are excluded.
-    `fused_scales` selects fused layers whose scales can be loaded in whole blocks, and are then the right ones or
-    others' (`Sharding.fused_scales`). `source` is the place in the engine's code, and `known` says whether it was only
-    read, or on what device and when it was seen. `left_to_model` layers are handled by the engine's own code for the
-    model, with no room for fp8pad's plugin; `unloaded` ones are not loaded, and nothing else is said about them.
-    `of_model` is about the whole model unless fp8pad's plugin serves it: the engine refuses its quantization method.
+    outcome: Outcome
+    why: str
+    about: Literal["layers", "method", "model"] = "layers"
+
+    @property
+    def of_whole_model(self) -> bool:
+        """Whether it is about a whole model, and not about layers."""
+        return self.about != "layers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unloaded:
+    """Modules that the engine does not load in models of these classes: nothing else is said about them."""
+
+    architectures: tuple[str, ...]
+    modules: tuple[str, ...]
+    why: str
+    source: str
+    known: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What the engine does in one case; `source` is the place in its code.
+
+    `known` says whether that was only read, or on what device and when it was seen.
     """
 
     outcome: Outcome
     why: str
     source: str
     known: str
+
+    @property
+    def said(self) -> Said:
+        """The outcome, and why."""
+        return Said(self.outcome, self.why)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRule(Judgement):
+    """What the engine does with every checkpoint of these quantization methods, unless fp8pad's plugin serves it."""
+
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule(Judgement):
+    """What an engine does with layers for which all of these conditions hold; an empty condition always holds.
+
+    In `architectures` and `modules`, `*` matches anything. `weight_only` is whether activations are not quantized. A
+    block of at least `finest_block` must divide scale blocks and sizes on a rank. Scale blocks that match one of
+    `unless_blocks`, such as "128x*", and sizes that are multiples of a pair in `unless_multiples` are excluded.
+    `fused_scales` selects fused layers whose scales can be loaded in whole blocks, and are then the right ones or
+    others' (`Sharding.fused_scales`). `left_to_model` layers are handled by the engine's own code for the model, with
+    no room for fp8pad's plugin.
+    """
+
     fits: tuple[Fit, ...]
-    kinds: tuple[Kind, ...] = ()
+    experts: bool | None = None
     scales: tuple[GranularityName, ...] = ()
     methods: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
@@ -55,13 +97,6 @@ class Rule:
     unless_multiples: tuple[tuple[PositiveSize, PositiveSize], ...] = ()
     weight_only: bool | None = None
     left_to_model: bool = False
-    unloaded: bool = False
-    of_model: bool = False
-
-    @property
-    def said(self) -> Said:
-        """The outcome, and why."""
-        return self.outcome, self.why
 
     def is_about(self, method: str | None, architectures: Iterable[str]) -> bool:
         """Return whether it applies to a quantization method, in a model of one of these classes."""
@@ -84,7 +119,7 @@ class Rule:
         (block_n, block_k), num_k, fused_scales = layer.block, part.num_k or 0, layer.sharding.fused_scales
         return (
             fit in self.fits
-            and ("expert" if layer.is_expert else "dense") in (self.kinds or ("dense", "expert"))
+            and self.experts in (None, layer.is_expert)
             and granularity in (self.scales or (granularity,))
             and self.is_about_layer(layer.name, layer.block)
             and gcd(block_n, block_k, *(part.rows or (part.num_n or 0,)), num_k) >= (self.finest_block or 0)
@@ -99,14 +134,19 @@ class Engine:
     """One engine and version; N and K must be multiples of `multiple` for its kernels, unless scales are per block.
 
     `has_runtime` says whether fp8pad has a plugin for it, so that it serves padded checkpoints. If not, it loads none
-    in which a tensor is larger, and does `unknown_method` with the others.
+    in which a tensor is larger. It does `unknown_method` with quantization methods that are not among `methods`, such
+    as fp8pad's, and what `indivisible` says with sizes that ranks cannot share and no rule is about.
     """
 
     name: str
     version: str
     multiple: PositiveSize
     has_runtime: bool
+    methods: tuple[str, ...] = field(repr=False)
     rule: tuple[Rule, ...] = field(repr=False)
+    indivisible: Judgement | None = field(repr=False, default=None)
+    method: tuple[MethodRule, ...] = field(repr=False, default=())
+    unloaded: tuple[Unloaded, ...] = field(repr=False, default=())
     unknown_method: Outcome = "refuses"
 
     @property
