@@ -65,9 +65,10 @@ def test_every_rule_says_where_it_was_read_and_how_it_is_known() -> None:
     """Data without a source could not be checked for the next version."""
     for engine in engines().values():
         assert engine.rule
-        judgements = [engine.indivisible] if engine.indivisible else []
-        statements = [*engine.rule, *engine.method, *engine.unloaded, *judgements]
-        assert all(each.why and each.source and each.known for each in statements)
+        judgements = (*engine.rule, *engine.method, *([engine.indivisible] if engine.indivisible else []))
+        sources = [(each.why, each.source, each.known) for each in judgements]
+        sources += [(each.why, each.source, each.known) for each in engine.unloaded]
+        assert all(all(source) for source in sources)
 
 
 def test_each_method_that_an_engine_knows_is_one_that_fp8pad_reads() -> None:
