@@ -9,7 +9,7 @@ from fp8pad.checkpoint.options import VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.converted import converted_files, record_with
 from fp8pad.planned import PlanReport
-from fp8pad.record import CARD_FILE, FORMAT_VERSION
+from fp8pad.record import CARD_FILE, REPORT_VERSION
 from fp8pad.staged import staged, write_slice
 from fp8pad.summary import output_files
 
@@ -64,7 +64,7 @@ class SliceReport:
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad convert --shards --json` prints."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": REPORT_VERSION,
             "out_dir": str(self.out_dir),
             "files_finished": list(self.finished),
             "num_shards": self.num_shards,

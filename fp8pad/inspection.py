@@ -14,7 +14,7 @@ from fp8pad.errors import CheckpointError, RecordError
 from fp8pad.planning import plan_checkpoint
 from fp8pad.quantization_config import QuantizationRecord
 from fp8pad.reading import to_json
-from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord, Policy, parse_record
+from fp8pad.record import RECORD_FILE, REPORT_VERSION, CheckpointRecord, Policy, parse_record
 from fp8pad.summary import headline
 from fp8pad.verification.changed_files import changed_files, is_wrong, notes_on_files
 from fp8pad.verification.disagreements import examine, quantization_of
@@ -47,7 +47,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad inspect --json` prints."""
         document: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
+            "format_version": REPORT_VERSION,
             "path": str(self.path),
             "ok": not self.disagreements,
             "disagreements": list(self.disagreements),

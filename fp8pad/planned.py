@@ -20,7 +20,7 @@ from fp8pad.planning.engines import Engine, find_engine
 from fp8pad.planning.linear import LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.verdict import Judge
-from fp8pad.record import FORMAT_VERSION, Policy
+from fp8pad.record import REPORT_VERSION, Policy
 from fp8pad.summary import OutputFiles, flops_added_share, output_files
 
 
@@ -52,7 +52,7 @@ class PlanReport:
         """Return what `fp8pad plan --json` prints."""
         plan, files = self.plan, self.files
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": REPORT_VERSION,
             "model": str(self.source),
             "policy": plan.policy.to_json(),
             "layers": [_layer_document(layer) for layer in plan.layers],

@@ -15,7 +15,8 @@ from fp8pad.errors import RecordError, UsageError, shown
 from fp8pad.padded import PaddedTensor, Shape
 from fp8pad.reading import ALWAYS_WRITTEN, Reader, Size, check_fields, to_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of the three records on disk
+REPORT_VERSION = 1  # of what commands print with --json
 METADATA_KEY = "fp8pad"
 RECORD_FILE = "fp8pad.json"
 CONFIG_FILE = "config.json"

@@ -16,7 +16,7 @@ from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import check_folders
 from fp8pad.errors import RecordError, VerifyError
-from fp8pad.record import FORMAT_VERSION, RECORD_FILE, CheckpointRecord
+from fp8pad.record import RECORD_FILE, REPORT_VERSION, CheckpointRecord
 from fp8pad.staged import staged
 from fp8pad.verification import NO_HASHES
 from fp8pad.verification.changed_files import changed_files, is_dangerous
@@ -44,7 +44,7 @@ class UnpadReport:
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad unpad --json` prints."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": REPORT_VERSION,
             "restored_dir": str(self.restored_dir),
             "tensors_unpadded": self.tensors_unpadded,
             "files_left_out": list(self.excluded),
@@ -78,8 +78,8 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     with staged(contents, restored_dir, replace(options, verify="full") if is_hashed else options) as out:
         hashes = out.write_files(progress)
         # Other files may have been edited since: they are compared only on request.
-        known = {file: each for file, each in hashes.items() if file in shards or options.verify == "full"}
-        known |= {file: Hashes(text.sha256, "") for file, text in contents.texts.items()}
+        known = {file: each.sha256 for file, each in hashes.items() if file in shards or options.verify == "full"}
+        known |= {file: text.sha256 for file, text in contents.texts.items()}
         _check_hashes(out_dir, record, known)
         out.write_texts()
         replaced = out.publish()
@@ -136,8 +136,8 @@ def _notes_on_card(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
             yield f"{file}: was edited since it was converted; the card from before converting was restored"
 
 
-def _check_hashes(out_dir: Path, record: CheckpointRecord, restored: Mapping[str, Hashes]) -> None:
-    for file, hashes in restored.items():
+def _check_hashes(out_dir: Path, record: CheckpointRecord, restored: Mapping[str, str]) -> None:
+    for file, sha256 in restored.items():
         expected = record.files[file].source_sha256 if file in record.files else None
-        if expected and hashes.sha256 != expected:
-            raise VerifyError(f"{out_dir}: {file}: sha256: expected {expected}, got {hashes.sha256}")
+        if expected and sha256 != expected:
+            raise VerifyError(f"{out_dir}: {file}: sha256: expected {expected}, got {sha256}")

@@ -13,7 +13,7 @@ from fp8pad.checkpoint.read import read_checkpoint
 from fp8pad.errors import HubError, RecordError, UsageError, VerifyError
 from fp8pad.hub.ids import HubId, hub_errors
 from fp8pad.hub.repo import Repo
-from fp8pad.record import CARD_FILE, FORMAT_VERSION, RECORD_FILE
+from fp8pad.record import CARD_FILE, RECORD_FILE, REPORT_VERSION
 from fp8pad.verification import verify
 
 
@@ -34,7 +34,7 @@ class PushReport:
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad push --json` prints."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": REPORT_VERSION,
             "out_dir": str(self.out_dir),
             "repo": self.repo,
             "url": self.url,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -42,6 +42,8 @@ def test_the_inner_axis_is_left_out_where_there_is_none() -> None:
     assert "inner" not in written["modules"]["b"]
     assert parse_quantization_config(json.loads(json.dumps(written))).modules == modules
     assert [module.is_padded for module in modules.values()] == [True, False]
+    for kind, entries in ((QuantizationRecord, written), (ModuleRecord, written["modules"]["a"])):
+        assert entries.keys() - {"quant_method", "format_version"} == {field.name for field in fields(kind)}
 
 
 @pytest.mark.parametrize(

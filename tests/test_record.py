@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,8 @@ from fp8pad.record import (
     ConfigEdit,
     FileRecord,
     Policy,
+    _ShardRecord,
+    _ShardTensor,
     parse_record,
     parse_shard_metadata,
     shard_metadata,
@@ -96,6 +98,26 @@ def test_optional_fields_are_left_out_where_they_say_nothing() -> None:
     document = json.loads("".join(replace(RECORD, policy=policy).text_parts()))
     assert document["policy"]["skip"] == ["lm_head", "*.router"]
     assert parse_record(json.dumps(document)).policy == policy
+
+
+def test_every_field_is_written() -> None:
+    """One that has a default and is left out of what is written would be read back as its default."""
+    record = replace(RECORD, policy=replace(RECORD.policy, skip=("*.a",)))
+    document = json.loads("".join(record.text_parts()))
+    written: list[tuple[type, dict[str, Any]]] = [
+        (CheckpointRecord, document),
+        (Policy, document["policy"]),
+        (PaddedTensor, document["tensors"]["b.weight"]),
+        (AxisActions, document["tensors"]["b.weight"]["axes"]),
+        (Segments, document["tensors"]["b.weight"]["segments"]),
+        (ConfigEdit, document["config_edits"][0]),
+        (BaseSource, document["base_source"]),
+        (FileRecord, document["files"]["a.safetensors"]),
+        (_ShardRecord, shard := json.loads(shard_metadata({"a": (1, 2)}))),
+        (_ShardTensor, shard["tensors"]["a"]),
+    ]
+    for kind, entries in written:
+        assert entries.keys() - {"format_version"} == {field.name for field in fields(kind)}
 
 
 A = "a.weight"

@@ -20,19 +20,34 @@ MAX_MISMATCHES = 20
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One difference: `place` is a tensor with an index, or a key, in `file`; `expected` and `got` are its values."""
+    """One difference: `place` is a tensor with an index, or a key, in `file`; `expected` and `got` are its values.
+
+    `sentence` says it, if "expected" and "got" would not be said of it.
+    """
 
     file: str
     place: str
     expected: str
     got: str
+    sentence: str = ""
+
+    @classmethod
+    def missing(cls, file: str, num_bytes: int) -> "Mismatch":
+        """Return that a file is not there."""
+        size = f"{num_bytes} bytes"
+        return cls(file, "file", f"a file of {size}", "no such file", f"{file} is missing ({size})")
+
+    @classmethod
+    def added(cls, file: str, got: str) -> "Mismatch":
+        """Return that a file should not be there; `got` says what it is."""
+        return cls(file, "file", "no such file", got, f"{file}: was added ({got})")
 
     def __str__(self) -> str:
-        if self.got == "no such file" and self.expected.startswith("a file of "):
-            return f"{self.file} is missing ({self.expected.removeprefix('a file of ')})"
-        if self.expected == "no such file":
-            return f"{self.file}: was added ({self.got})"
-        return f"{self.file}: {self.place}: expected {self.expected}, got {self.got}"
+        return self.sentence or f"{self.file}: {self.place}: expected {self.expected}, got {self.got}"
+
+    def to_json(self) -> dict[str, str]:
+        """Return its place and both values."""
+        return {"file": self.file, "place": self.place, "expected": self.expected, "got": self.got}
 
 
 def compare_shard(

@@ -7,7 +7,7 @@ edit of a key that it would not edit is a mismatch: nothing else shows whether i
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fp8pad.errors import AlreadyPaddedError, CheckpointError, RecordError
 from fp8pad.hub import opened
 from fp8pad.planning import plan_checkpoint
 from fp8pad.quantization_config import ModuleRecord
-from fp8pad.record import CONFIG_FILE, FORMAT_VERSION, RECORD_FILE, CheckpointRecord, FileRecord, Policy
+from fp8pad.record import CONFIG_FILE, RECORD_FILE, REPORT_VERSION, CheckpointRecord, FileRecord, Policy
 from fp8pad.text import counted
 from fp8pad.verification.changed_files import changed_files, is_dangerous, is_wrong, notes_on_files
 from fp8pad.verification.checks import byte_differences
@@ -57,14 +57,14 @@ class VerifyReport:
     def to_json(self) -> dict[str, Any]:
         """Return what `fp8pad verify --json` prints."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": REPORT_VERSION,
             "out_dir": str(self.out_dir),
             "model": self.model,
             "ok": self.ok,
             "tensors_checked": self.tensors_checked,
             "files_hashed": self.files_hashed,
             "has_records": self.has_records,
-            "mismatches": [asdict(mismatch) for mismatch in self.mismatches],
+            "mismatches": [mismatch.to_json() for mismatch in self.mismatches],
             "is_complete": self.is_complete,
             "notes": list(self.notes),
         }

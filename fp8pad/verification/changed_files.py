@@ -43,21 +43,21 @@ def changed_files(converted: Checkpoint, files: Mapping[str, FileRecord]) -> Ite
     own_files = {RECORD_FILE, *converted.text_files, *converted.shard_files}
     found = {file: converted.identities[file].size for file in converted.other_files}
     for file in sorted((files.keys() | found.keys()) - own_files):
-        if file not in found:
-            yield Mismatch(file, "file", f"a file of {files[file].size} bytes", _instead(converted, file))
+        if file not in found and file not in converted.excluded:
+            yield Mismatch.missing(file, files[file].size)
+        elif file not in found:
+            yield Mismatch(file, "file", f"a file of {files[file].size} bytes", _form(converted, file))
         elif file not in files:
-            yield Mismatch(file, "file", "no such file", f"{found[file]} bytes")
+            yield Mismatch.added(file, f"{found[file]} bytes")
         elif found[file] != files[file].size:
             yield Mismatch(file, "size", f"{files[file].size} bytes", f"{found[file]} bytes")
     for file in sorted(set(converted.excluded) - files.keys()):
         if PurePath(file).name not in NEVER_COPIED or (converted.root / file).is_symlink():
-            yield Mismatch(file, "file", "no such file", _instead(converted, file))
+            yield Mismatch.added(file, _form(converted, file))
 
 
-def _instead(converted: Checkpoint, file: str) -> str:
-    """Return what is there instead of a file that a checkpoint may hold."""
-    if file not in converted.excluded:
-        return "no such file"
+def _form(converted: Checkpoint, file: str) -> str:
+    """Return what an excluded file is."""
     if leads_out(converted.root, file):
         return "a link out of the folder"
     return "another form of the weights" if (converted.root / file).is_file() else "not a regular file"

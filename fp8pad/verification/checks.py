@@ -23,7 +23,7 @@ from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.transfer import Hashes, Sums, shard_hashes
+from fp8pad.checkpoint.transfer import Sums, shard_hashes
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_on_workers
 from fp8pad.verification.original import Original
@@ -61,14 +61,14 @@ class Checker:
             advance(num_bytes)
 
         if self.source is None:
-            found = tuple(self._alone(check, tell))
+            found = tuple(self._without_source(check, tell))
         else:
             with self.source.opened() as source, source.fetched(check.file, tell):
-                found = tuple(self._beside(check, source, tell))
+                found = tuple(self._with_source(check, source, tell))
         advance(max(0, check.num_bytes - told))
         return found
 
-    def _alone(self, check: FileCheck, advance: Advance) -> Iterator[Mismatch]:
+    def _without_source(self, check: FileCheck, advance: Advance) -> Iterator[Mismatch]:
         """Check padding and the recorded hashes: that of the source's shard too, which unpadding would give."""
         path = Path(self.out_dir, check.file)
         if check.layout:
@@ -76,24 +76,27 @@ class Checker:
         if check.layout and check.sha256:
             with open_file(path, check.file) as shard:
                 back = shard_hashes(check.layout.transfer(), shard)
-            yield from _hash_differences(check, back and Hashes(back.source_sha256, back.sha256))
+            if back:
+                yield from _hash_differences(check, back.source_sha256, back.sha256)
         elif check.sha256:
-            yield from _hash_differences(check, Hashes(file_sha256(path, check.file), ""))
+            yield from _hash_differences(check, file_sha256(path, check.file))
 
-    def _beside(self, check: FileCheck, source: Checkpoint, advance: Advance) -> Iterator[Mismatch]:
+    def _with_source(self, check: FileCheck, source: Checkpoint, advance: Advance) -> Iterator[Mismatch]:
         """Compare all bytes with the source's; shards are hashed in the same pass, if hashes are recorded."""
         before, after = source.root / check.file, Path(self.out_dir, check.file)
         if check.layout:
             sums = Sums("none", hashed=check.sha256 is not None)
             compared = compare_shard(check.layout.transfer(back=True), before, after, advance, sums)
             found = list(islice(compared, MAX_MISMATCHES))
-            yield from found or _hash_differences(check, sums.hashes)
+            yield from found
+            if not found and (hashes := sums.hashes):
+                yield from _hash_differences(check, hashes.sha256, hashes.source_sha256)
         elif check.is_copy and (found := list(compare_files(check.file, before, after))):
             yield from found
         elif check.sha256:
             digest = file_sha256(after, check.file)
-            source_digest = digest if check.is_copy else file_sha256(before, check.file) if check.source_sha256 else ""
-            yield from _hash_differences(check, Hashes(digest, source_digest))
+            own_digest = file_sha256(before, check.file) if check.source_sha256 and not check.is_copy else None
+            yield from _hash_differences(check, digest, digest if check.is_copy else own_digest)
 
 
 def byte_differences(
@@ -161,9 +164,9 @@ def _header_differences(layout: ShardLayout, converted: Checkpoint, source: Chec
     return found
 
 
-def _hash_differences(check: FileCheck, found: Hashes | None) -> Iterator[Mismatch]:
-    """Compare hashes with the recorded ones, that of the source only if the other is right; "" was not computed."""
-    if found and found.sha256 != check.sha256:
-        yield Mismatch(check.file, "sha256", str(check.sha256), found.sha256)
-    elif found and found.source_sha256 not in ("", check.source_sha256):
-        yield Mismatch(check.file, "source_sha256", str(check.source_sha256), found.source_sha256)
+def _hash_differences(check: FileCheck, sha256: str, source_sha256: str | None = None) -> Iterator[Mismatch]:
+    """Compare hashes with the recorded ones, that of the source, if it is known, only if the other is right."""
+    if sha256 != check.sha256:
+        yield Mismatch(check.file, "sha256", str(check.sha256), sha256)
+    elif source_sha256 not in (None, check.source_sha256):
+        yield Mismatch(check.file, "source_sha256", str(check.source_sha256), str(source_sha256))
