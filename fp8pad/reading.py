@@ -15,9 +15,6 @@ T = TypeVar("T")
 Size = Annotated[int, range(2**63), "a size"]
 PositiveSize = Annotated[int, range(1, 2**63), "a positive size"]
 
-# Metadata of a field that has a default but is in every file: a file without it is damaged.
-ALWAYS_WRITTEN = {"always written": True}
-
 
 @dataclass(frozen=True, slots=True)
 class Reader:
@@ -47,9 +44,10 @@ class Reader:
         """Turn parsed JSON into `kind`, however nested: a dataclass, a mapping from strings, a tuple, `X | None`, a
         `Literal`, an `int` annotated with its range and a name for it, another scalar, or `Any`.
 
-        Every field must be present and of its type, unless it may be None or has a default and is not `ALWAYS_WRITTEN`.
-        A bool is not an int, and floats must be finite. Other keys are ignored in files that are not written by hand,
-        so that later versions may add some. A `ValueError` raised by the dataclass itself is an error in the file.
+        Every field must be present and of its type, unless it may be None or has a default: in files that are not
+        written by hand, an empty one, None or `()`, since nothing else is left out of them. A bool is not an int, and
+        floats must be finite. Other keys are ignored in files that are not written by hand, so that later versions may
+        add some. A `ValueError` raised by the dataclass itself is an error in the file.
         """
         try:
             return cast("T", _read(kind, value, self.is_by_hand))
@@ -59,7 +57,7 @@ class Reader:
 
 def check_fields(found: object, error: type[Fp8padError]) -> None:
     """Raise `error` if a field of a dataclass has a value that `Reader.read` would refuse; tuples count as lists."""
-    for name, kind, _ in _fields_of(cast("Any", type(found))):
+    for name, kind, _ in _fields_of(cast("Any", type(found)), False):
         value = getattr(found, name)
         try:
             _at(name, kind, list(value) if type(value) is tuple else value, False)
@@ -114,7 +112,7 @@ def _read_scalar(kind: Any, value: Any) -> Any:
 
 
 def _read_object(kind: type, value: Any, is_by_hand: bool) -> object:
-    document, known = _expect(isinstance(value, dict), "an object", value), _fields_of(kind)
+    document, known = _expect(isinstance(value, dict), "an object", value), _fields_of(kind, is_by_hand)
     if is_by_hand and (unknown := sorted(document.keys() - {name for name, _, _ in known})):
         raise _MalformedError(f"unknown entries: {', '.join(unknown)}")
     found = {
@@ -129,15 +127,17 @@ def _read_object(kind: type, value: Any, is_by_hand: bool) -> object:
 
 
 @cache
-def _fields_of(kind: type) -> tuple[tuple[str, Any, bool], ...]:
+def _fields_of(kind: type, is_by_hand: bool) -> tuple[tuple[str, Any, bool], ...]:
     """Return each field of a dataclass, its type, and whether it may be absent."""
     hints = get_type_hints(kind, include_extras=True)
-    return tuple((found.name, hints[found.name], _is_optional(found)) for found in fields(cast("Any", kind)))
+    own = fields(cast("Any", kind))
+    return tuple((found.name, hints[found.name], _is_optional(found, is_by_hand)) for found in own)
 
 
-def _is_optional(found: "Field[Any]") -> bool:
-    has_default = found.default is not MISSING or found.default_factory is not MISSING
-    return has_default and not ALWAYS_WRITTEN.items() <= found.metadata.items()
+def _is_optional(found: "Field[Any]", is_by_hand: bool) -> bool:
+    if is_by_hand:
+        return found.default is not MISSING or found.default_factory is not MISSING
+    return found.default is None or found.default == ()
 
 
 def _read_mapping(inner: Any, value: Any, is_by_hand: bool) -> dict[str, Any]:

@@ -7,13 +7,13 @@ of an unknown version is a `RecordError` that names the place.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Annotated, Any, Literal
 
 from fp8pad.errors import RecordError, UsageError, shown
 from fp8pad.padded import PaddedTensor, Shape
-from fp8pad.reading import ALWAYS_WRITTEN, Reader, Size, check_fields, to_json
+from fp8pad.reading import Reader, Size, check_fields, to_json
 
 FORMAT_VERSION = 1  # of the three records on disk
 REPORT_VERSION = 1  # of what commands print with --json
@@ -40,12 +40,10 @@ class Policy:
     `skip` are globs of modules that are carried unchanged. Raises `UsageError` for values that a record cannot hold.
     """
 
-    alignment: Alignment = field(default="auto", metadata=ALWAYS_WRITTEN)
-    tensor_parallel_size: Annotated[int, range(1, MAX_TENSOR_PARALLEL_SIZE + 1), "1 to 1024"] = field(
-        default=1, metadata=ALWAYS_WRITTEN
-    )
-    absorb: bool = field(default=False, metadata=ALWAYS_WRITTEN)
-    absorb_experts: bool = field(default=False, metadata=ALWAYS_WRITTEN)
+    alignment: Alignment = "auto"
+    tensor_parallel_size: Annotated[int, range(1, MAX_TENSOR_PARALLEL_SIZE + 1), "1 to 1024"] = 1
+    absorb: bool = False
+    absorb_experts: bool = False
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
