@@ -15,6 +15,7 @@ from typing import Any
 
 import fp8pad
 from fp8pad.cli.main import COMMANDS, GOLDEN_COMMANDS
+from fp8pad.errors import Fp8padError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "build" / "docs"
@@ -69,7 +70,8 @@ def commands() -> str:
     pages = [f"## {f'fp8pad {name}'.strip()}\n\n```text\n{help_of(name)}```\n" for name in names]
     text = (
         "Every command and option, as `--help` prints them. Errors are one line on stderr, `error: ...`, sometimes with"
-        " a hint below it; the exit status is then 1, after wrong usage 2, and after a signal 128 plus its number."
+        f" a hint below it; the exit status is then {Fp8padError.exit_status}, after wrong usage"
+        f" {UsageError.exit_status}, and after a signal 128 plus its number."
     )
     return f"# Commands\n\n{text}\n\n" + "\n".join(pages)
 

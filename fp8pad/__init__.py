@@ -26,29 +26,30 @@ Every error is an `Fp8padError`, of one of these kinds; indented ones are subcla
     OutputError              the output folder cannot be used, or writing to it failed
     ClusterError             a Ray cluster that cannot be reached, or was lost
 
-All of them are imported on first use, since vLLM processes import this package.
+Functions and reports are imported on first use, since vLLM processes import this package.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fp8pad.errors import AlreadyPaddedError as AlreadyPaddedError
+from fp8pad.errors import AlteredPaddingError as AlteredPaddingError
+from fp8pad.errors import CheckpointError as CheckpointError
+from fp8pad.errors import ClusterError as ClusterError
+from fp8pad.errors import ConfigError as ConfigError
+from fp8pad.errors import Fp8padError as Fp8padError
+from fp8pad.errors import HeaderError as HeaderError
+from fp8pad.errors import HubError as HubError
+from fp8pad.errors import NotServedError as NotServedError
+from fp8pad.errors import OutputError as OutputError
+from fp8pad.errors import PlanError as PlanError
+from fp8pad.errors import RecordError as RecordError
+from fp8pad.errors import UsageError as UsageError
+from fp8pad.errors import VerifyError as VerifyError
+
 if TYPE_CHECKING:  # `as` marks re-exports for type checkers
     from fp8pad.conversion import ConvertReport as ConvertReport
     from fp8pad.conversion import SliceReport as SliceReport
-    from fp8pad.errors import AlreadyPaddedError as AlreadyPaddedError
-    from fp8pad.errors import AlteredPaddingError as AlteredPaddingError
-    from fp8pad.errors import CheckpointError as CheckpointError
-    from fp8pad.errors import ClusterError as ClusterError
-    from fp8pad.errors import ConfigError as ConfigError
-    from fp8pad.errors import Fp8padError as Fp8padError
-    from fp8pad.errors import HeaderError as HeaderError
-    from fp8pad.errors import HubError as HubError
-    from fp8pad.errors import NotServedError as NotServedError
-    from fp8pad.errors import OutputError as OutputError
-    from fp8pad.errors import PlanError as PlanError
-    from fp8pad.errors import RecordError as RecordError
-    from fp8pad.errors import UsageError as UsageError
-    from fp8pad.errors import VerifyError as VerifyError
     from fp8pad.inspection import Inspection as Inspection
     from fp8pad.library import convert as convert
     from fp8pad.library import convert_shards as convert_shards
@@ -67,22 +68,6 @@ __version__ = "0.1.0"
 # Not `__all__`, since `help(fp8pad)` would print the full help of everything in it.
 _OFFERED = {
     "conversion": ("ConvertReport", "SliceReport"),
-    "errors": (
-        "AlreadyPaddedError",
-        "AlteredPaddingError",
-        "CheckpointError",
-        "ClusterError",
-        "ConfigError",
-        "Fp8padError",
-        "HeaderError",
-        "HubError",
-        "NotServedError",
-        "OutputError",
-        "PlanError",
-        "RecordError",
-        "UsageError",
-        "VerifyError",
-    ),
     "inspection": ("Inspection",),
     "library": ("convert", "convert_shards", "inspect", "plan", "push", "unpad", "verify"),
     "planned": ("PlanReport",),
@@ -100,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*_MODULES, "__version__"]
+    return [*_MODULES, *(name for name in globals() if name.endswith("Error")), "__version__"]

@@ -5,7 +5,7 @@ A message is one line and says which tensor or key, in which file, what was expe
 
 import json
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 MAX_SHOWN = 60  # characters
 
@@ -21,11 +21,15 @@ def shown(value: object) -> str:
 
 
 class Fp8padError(Exception):
-    """The root of all errors with a message for the user; the command line turns it into exit status 1."""
+    """The root of all errors with a message for the user; the command line ends with `exit_status`."""
+
+    exit_status: ClassVar[int] = 1
 
 
 class UsageError(Fp8padError):
-    """An invalid argument or option; the command line ends with exit status 2."""
+    """An invalid argument or option."""
+
+    exit_status = 2
 
 
 class CheckpointError(Fp8padError):

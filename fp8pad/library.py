@@ -177,7 +177,7 @@ def verify(
 
     source, converted = (model, out_dir) if out_dir is not None else (None, model)
     if converted is None:
-        raise TypeError("verify: expected a folder")
+        raise UsageError("verify: expected a folder")
     return verify_checkpoint(source, Path(converted), _told(progress), cache, Workers(jobs, executor, ray_address))
 
 

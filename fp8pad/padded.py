@@ -36,6 +36,16 @@ class AxisActions:
         return AxisActions(*(second if first == "aligned" else first for first, second in pairs))
 
     @property
+    def is_padded(self) -> bool:
+        """Whether an axis is larger on disk than the config asks for."""
+        return "pad" in self.both
+
+    @property
+    def is_absorbed(self) -> bool:
+        """Whether the config asks for a larger axis."""
+        return "absorb" in self.both
+
+    @property
     def both(self) -> tuple[Disposition, Disposition]:
         """What is done to N and to K."""
         return self.n, self.k

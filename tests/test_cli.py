@@ -24,9 +24,12 @@ from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import Transfer
 from fp8pad.checkpoint.transfer import Sums
-from fp8pad.cli.main import main
-from fp8pad.planning.engines import engines
+from fp8pad.cli.main import COMMANDS, GOLDEN_COMMANDS, main
+from fp8pad.errors import Fp8padError
+from fp8pad.planning.engines import engines, find_engine
 
+VLLM = find_engine().title
+README = Path(__file__).parents[1] / "README.md"
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
@@ -599,21 +602,11 @@ def test_the_unforeseen_is_one_line(fp8pad: Fp8pad, example: Path, monkeypatch: 
     assert (finished.status, finished.stdout, finished.stderr) == (1, "", expected)
 
 
-COMMANDS = [
-    "plan",
-    "convert",
-    "verify",
-    "push",
-    "unpad",
-    "inspect",
-    "bench",
-    "golden record",
-    "golden check",
-    "golden compare",
-]
+NAMES = [command.__name__ for command, *_ in COMMANDS]
+NAMES += [f"golden {command.__name__}" for command, *_ in GOLDEN_COMMANDS]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", NAMES)
 def test_help_fits_80_columns_and_shows_an_example(
     fp8pad: Fp8pad, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -624,6 +617,14 @@ def test_help_fits_80_columns_and_shows_an_example(
     assert max(map(len, finished.stdout.splitlines())) <= 80
     assert "…" not in finished.stdout
     assert f"\n  Examples:\n    fp8pad {command} " in finished.stdout
+
+
+def test_the_readme_names_every_exit_status() -> None:
+    """Those of errors and of signals, and that of success."""
+    (line,) = re.findall("^Exit status: .*$", README.read_text("utf-8"), re.MULTILINE)
+    errors: list[type[Fp8padError]] = [Fp8padError, *Fp8padError.__subclasses__()]
+    signals = {128 + signal.SIGINT, 128 + signal.SIGTERM}
+    assert {int(status) for status in re.findall(r"\b\d+\b", line)} == {0, *(e.exit_status for e in errors), *signals}
 
 
 def test_interrupting_ends_with_130(fp8pad: Fp8pad, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -668,10 +669,12 @@ def test_ctrl_c_is_a_line_in_every_command(
 def test_what_fp8pad_does_not_take_is_a_usage_error(fp8pad: Fp8pad, example: Path) -> None:
     """Exit status 2, as for unknown options, with a suggestion."""
     finished = fp8pad("plan", example, "--engine", "vlm")
-    known = "sglang-0.5.23, transformers-5.24, vllm-0.33"
-    assert finished == Finished(2, "", f"error: engine vlm: expected one of {known}; did you mean vllm-0.33?\n")
-    finished = fp8pad("plan", example, "--engine", "vllm-0.32")
-    said = f"error: engine vllm-0.32: expected one of {known}; of its versions only 0.33 is described\n"
+    known = f"expected one of {', '.join(engines())}"
+    assert (finished.status, finished.stdout) == (2, "")
+    assert re.fullmatch(rf"error: engine vlm: {known}; did you mean vllm-[\d.]+\?\n", finished.stderr)
+    finished = fp8pad("plan", example, "--engine", "vllm-0.1")
+    versions = ", ".join(engine.version for engine in engines().values() if engine.name == "vLLM")
+    said = f"error: engine vllm-0.1: {known}; of its versions only {versions} is described\n"
     assert finished == Finished(2, "", said)
     for command in (["plan", example, "--html", "-"], ["golden", "record", example, "-o", "-"]):
         assert fp8pad(*command) == Finished(2, "", "error: -: expected the name of a file\n")
@@ -686,9 +689,9 @@ def test_push_says_what_its_own_card_option_does(fp8pad: Fp8pad) -> None:
 
 
 def test_help_names_every_engine_that_is_described(fp8pad: Fp8pad) -> None:
-    """A new engine file adds its name to the help."""
-    stdout = fp8pad("plan", "--help").stdout
-    assert engines().keys() == {name for name in engines() if name in stdout}
+    """A new engine file adds its name to the help, where a line may end after a hyphen in it."""
+    unbroken = "".join(fp8pad("plan", "--help").stdout.split())
+    assert engines().keys() == {name for name in engines() if name in unbroken}
 
 
 @pytest.mark.parametrize("arguments", [["plan", "MODEL", "--json"], ["plan", "MODEL"], ["--version"]], ids=" ".join)
@@ -779,10 +782,10 @@ def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: 
     """Its layers are named, the exit status is 1, as in a dry run, and nothing is written without --force."""
     run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
     assert run.status == 1
-    assert "Not served by vLLM 0.33 at TP 2" in run.stdout
+    assert f"Not served by {VLLM} at TP 2" in run.stdout
     assert "model.layers.0.self_attn.o_proj" in run.stdout
     assert "vllm serve" not in run.stdout
-    assert "error: not served by vLLM 0.33 at TP 2: 1 layer, the first: model.layers.0.self_attn.o_proj" in run.stderr
+    assert f"error: not served by {VLLM} at TP 2: 1 layer, the first: model.layers.0.self_attn.o_proj" in run.stderr
     assert "nothing was written; use --force to convert anyway" in run.stderr
     as_json = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--json")
     assert (as_json.status, json.loads(as_json.stdout)["refused"]) == (1, ["model.layers.0.self_attn.o_proj"])
@@ -791,7 +794,7 @@ def test_a_conversion_that_will_not_serve_is_not_begun(fp8pad: Fp8pad, refused: 
     assert [path.name for path in tmp_path.iterdir()] == ["refused"]
     forced = fp8pad("convert", refused, tmp_path / "out", "-tp", "2", "--force")
     assert (forced.status, (tmp_path / "out" / "model.safetensors").exists()) == (0, True)
-    assert "Not served by vLLM 0.33 at TP 2" in forced.stdout
+    assert f"Not served by {VLLM} at TP 2" in forced.stdout
 
 
 @pytest.mark.parametrize("options", [("--strict",), ("-tp", "2")])
@@ -811,7 +814,7 @@ def test_what_is_refused_is_shown_in_the_same_way(
         fp8pad("plan", model, *options, "--check"),
     ]
     for run in runs:
-        assert (run.status, run.stdout.splitlines()[2]) == (1, "What vLLM 0.33 does with it")
+        assert (run.status, run.stdout.splitlines()[2]) == (1, f"What {VLLM} does with it")
     assert len({run.stdout.replace(str(out_dir), f"{model}-padded") for run in runs}) == 1
     assert len({run.stderr.splitlines()[0] for run in runs}) == 1
     documents = [
@@ -847,7 +850,7 @@ def test_what_the_engine_refuses_in_every_form_is_converted(fp8pad: Fp8pad, tmp_
     assert fp8pad("convert", model, out_dir, "--dry-run").status == 0
     run = fp8pad("convert", model, out_dir)
     assert run.status == 0
-    assert "Not served by vLLM 0.33 at TP 1" in run.stdout
+    assert f"Not served by {VLLM} at TP 1" in run.stdout
     assert "vllm serve" not in run.stdout
     assert fp8pad("plan", model, "--check").status == 1
 
@@ -871,7 +874,7 @@ def test_what_the_engine_serves_only_as_it_is_is_not_converted(fp8pad: Fp8pad, t
 def test_fewer_ranks_that_serve_the_original_need_no_command(fp8pad: Fp8pad, refused: Path, tmp_path: Path) -> None:
     """If one rank serves the original, nothing has to be converted for it."""
     run = fp8pad("convert", refused, tmp_path / "out", "-tp", "2")
-    assert run.stdout.endswith("\nNext\n  TP 1: vLLM 0.33 serves the FP8 layers of the original as they are\n")
+    assert run.stdout.endswith(f"\nNext\n  TP 1: {VLLM} serves the FP8 layers of the original as they are\n")
 
 
 def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ WRITING = READING | {"converted", "hub", "output", "parallel", "staged"}
 JUDGING = WRITING | {"card", "verification"}
 RESULTS = {"conversion", "verification", "unpadding", "inspection", "planned", "upload", "golden", "bench"}
 ALLOWED: dict[str, set[str]] = {
-    "__init__": {"conversion", "inspection", "library", "planned", "unpadding", "upload", "verification"},
+    "__init__": {"conversion", "errors", "inspection", "library", "planned", "unpadding", "upload", "verification"},
     "__main__": {"cli"},
     "errors": set(),
     "geometry": set(),

@@ -137,7 +137,7 @@ def test_what_is_wrong_comes_first_and_for_whom(source: Checkpoint, capsys: pyte
     inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
     write(plan_screen(PlanReport(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)))), stdout_console())
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[2:4] == ["What vLLM 0.33 does with it", "as it is padded (plugin) absorbed (--absorb)"]
+    assert lines[2:4] == [f"What {find_engine().title} does with it", "as it is padded (plugin) absorbed (--absorb)"]
     assert lines[4] == "TP 1 serves serves no need"
     assert lines[5] == "TP 2 refuses refuses not absorbed"
     assert lines[9] == "padded, absorbed: converted for the size of the row, with -tp TP"

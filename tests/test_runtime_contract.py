@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,17 +26,28 @@ def symbols(monkeypatch: pytest.MonkeyPatch) -> list[EngineSymbol]:
     return entries
 
 
-@pytest.mark.parametrize("version", ["0.26.0", "0.32.0+cpu", "0.33.1.dev7+g0123abc", "0.33.0rc1", "0.33.0.post1"])
-def test_versions_that_were_tried(version: str) -> None:
+NEWEST, NEXT = (f"{major}.{minor}" for major, minor in (LAST_VERSION, (LAST_VERSION[0], LAST_VERSION[1] + 1)))
+
+
+def test_the_extra_allows_the_versions_that_were_tried() -> None:
+    """From the oldest to the newest, and no others."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    oldest = ".".join(map(str, FIRST_VERSION))
+    assert project["optional-dependencies"]["vllm"] == [f"vllm>={oldest},<{NEXT}"]
+
+
+@pytest.mark.parametrize("end", [".0", ".0+cpu", ".1.dev7+g0123abc", ".0rc1", ".0.post1"])
+def test_versions_that_were_tried(end: str) -> None:
     """Local, development and candidate builds count by their first two numbers."""
-    assert untried(version) is None
+    assert untried("0.26" + end) is None
+    assert untried(NEWEST + end) is None
 
 
-@pytest.mark.parametrize("version", ["0.34.0", "0.99", "1.0.0", "dev", "0.x"])
+@pytest.mark.parametrize("version", [f"{NEXT}.0", "0.99", "1.0.0", "dev", "0.x"])
 def test_versions_that_were_not_tried_are_named_with_those_that_were(version: str) -> None:
     """Newer ones, and builds without a version number."""
     assert untried(version)
-    assert all(part in untried(version) for part in (version, "0.26 to 0.33"))  # type: ignore[operator]
+    assert all(part in untried(version) for part in (version, f"0.26 to {NEWEST}"))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("version", ["0.25.1", "0.9"])

@@ -289,6 +289,8 @@ def test_a_finished_shard_whose_source_changed_meanwhile_is_not_promised(
         (["--shards", "0", "--executor", "ray"], 2, "--shards cannot be combined with --executor ray"),
         (["--shards", "0", "--no-resume"], 2, "--shards cannot be combined with --no-resume"),
         (["--shards", "0", "--dry-run"], 2, "--shards cannot be combined with --dry-run"),
+        (["--shards", "0", "--ray-address", "a:1"], 2, "--shards cannot be combined with --ray-address a:1"),
+        (["--ray-address", "a:1"], 1, "ray_address: expected auto, unless the executor is ray, got a:1"),
         (
             ["--finish", "--no-resume"],
             1,

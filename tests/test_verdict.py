@@ -402,7 +402,7 @@ def test_scales_that_an_engine_has_no_place_for_are_refused_whatever_is_padded(
 
 
 def test_a_method_that_the_engine_refuses_is_served_by_the_plugin_alone(tmp_path: Path) -> None:
-    """vLLM 0.33 wants an option for fbgemm_fp8; a padded checkpoint names a method of its own."""
+    """vLLM wants an option for fbgemm_fp8; a padded checkpoint names a method of its own."""
     made = headers(LLAMA | {"intermediate_size": 216}, FBGEMM, gated(MLP, 216), "channel")
     for policy, outcome in ((Policy(), "serves"), (Policy(absorb=True), "refuses")):
         plan = planned(made, policy)
@@ -731,7 +731,7 @@ def test_a_smaller_size_gets_the_same_preference(tmp_path: Path, inner: int) -> 
         assert (said, command) == ("TP 4: its FP8 layers are served with:", at_four)
         assert command.endswith("OUT --tensor-parallel-size 4 --absorb")
     else:
-        assert (said, command) == ("TP 4: vLLM 0.33 serves the FP8 layers of the original as they are", "")
+        assert (said, command) == (f"TP 4: {VLLM.title} serves the FP8 layers of the original as they are", "")
 
 
 def test_a_smaller_size_is_not_promised_more_than_its_outcome(tmp_path: Path) -> None:
@@ -778,7 +778,7 @@ def test_nothing_is_gained_where_the_original_is_served(tmp_path: Path) -> None:
     plan = planned(made, Policy())
     assert not plan.changes_nothing
     (same,) = advice(PlanReport(source, plan), "OUT")
-    assert same == ("nothing to gain at TP 1: vLLM 0.33 serves the original as it is", "")
+    assert same == (f"nothing to gain at TP 1: {VLLM.title} serves the original as it is", "")
     ((said, command),) = advice(PlanReport(source, planned(made, Policy(alignment="marlin"))), "OUT")
     assert not said
     assert command.endswith("OUT --alignment marlin")

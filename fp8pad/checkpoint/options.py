@@ -24,6 +24,8 @@ class Workers:
 
     def __post_init__(self) -> None:
         check_fields(self, UsageError)
+        if self.executor == "local" and self.ray_address != "auto":
+            raise UsageError(f"ray_address: expected auto, unless the executor is ray, got {self.ray_address}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,6 @@ class WriteOptions(Workers):
     finishes: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self, UsageError)
+        Workers.__post_init__(self)
         if self.finishes and not self.resume:
             raise UsageError("finish: cannot be combined with no-resume, which would remove the shards to publish")

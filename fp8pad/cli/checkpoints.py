@@ -119,16 +119,13 @@ def _showing_what_is_refused(show_plan: "Callable[[PlanReport], None]") -> Itera
 
 
 def _check_together(shards: range | None, dry_run: bool, asked: Mapping[str, Any]) -> None:
-    """Refuse combinations of options in which one would be ignored."""
-    others = {
-        "--finish": asked["finish"],
-        f"--executor {asked['executor']}": asked["executor"] != "local",
-        "--no-resume": not asked["resume"],
-        "--dry-run": dry_run,
-    }
-    for name, is_given in others.items():
-        if is_given and shards is not None:
-            raise typer.BadParameter(f"--shards cannot be combined with {name}")
+    """Refuse, together with `shards`, what `convert_shards` does not take and would be ignored."""
+    from fp8pad.render.console import words_of
+
+    kept = those_of(library.convert_shards, asked)
+    lost = [*words_of(library.convert, {name: asked[name] for name in asked.keys() - kept}), *["--dry-run"] * dry_run]
+    if shards is not None and lost:
+        raise typer.BadParameter(f"--shards cannot be combined with {' '.join(lost)}")
 
 
 def _run(

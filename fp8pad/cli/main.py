@@ -162,7 +162,7 @@ def _fail(error: Exception) -> NoReturn:
     typer.echo(f"{label} {_cut(printable(message + _suggestion(error, message)))}", err=True)
     for note in getattr(error, "__notes__", ()):
         typer.echo(f"  {_cut(printable(note))}", err=True)
-    sys.exit(2 if isinstance(error, UsageError) else 1)
+    sys.exit(error.exit_status if isinstance(error, Fp8padError) else 1)
 
 
 def _cut(line: str) -> str:

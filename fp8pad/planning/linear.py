@@ -90,12 +90,12 @@ class LayerPlan:
     @property
     def is_absorbed(self) -> bool:
         """Whether the edited config asks for another size."""
-        return "absorb" in self.axes.both
+        return self.axes.is_absorbed
 
     @property
     def is_padded(self) -> bool:
         """Whether it is larger on disk than the edited config asks for."""
-        return "pad" in self.axes.both
+        return self.axes.is_padded
 
     @property
     def is_skipped(self) -> bool:

@@ -53,7 +53,7 @@ def _record_facts(record: CheckpointRecord, inspection: Inspection) -> Iterator[
     yield "policy", printable(", ".join(asked))
     yield from edit_facts(record.config_edits)
     if inspection.quantization:
-        tensors = sum("pad" in (tensor.axes.n, tensor.axes.k) for tensor in record.tensors.values())
+        tensors = sum(tensor.axes.is_padded for tensor in record.tensors.values())
         more = f"{counted(tensors, 'tensor')}, scales included" if tensors else "as they are loaded"
         yield "padded", f"{counted(len(inspection.quantization.modules), 'layer')} ({more})"
     yield "files", growth(inspection.source_bytes, inspection.size_bytes)

@@ -4,12 +4,13 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
 from math import prod
 from pathlib import Path
+from typing import assert_never
 
 from rich.text import Text
 
 from fp8pad.checkpoint.checkpoint import MISTRAL_CONFIG_FILE, Checkpoint
 from fp8pad.checkpoint.folder import is_other_form, is_shard
-from fp8pad.padded import AxisActions
+from fp8pad.padded import AxisActions, Disposition
 from fp8pad.planned import PlanReport
 from fp8pad.planning.comparison import Growth
 from fp8pad.planning.linear import LayerPlan
@@ -24,7 +25,6 @@ from fp8pad.text import counted, printable, size
 
 MOST_SHARDS = 3
 
-_DONE = ("pad", "absorb")
 _STYLES = dict(zip(ACTIONS, ("yellow", "cyan", "cyan", "yellow", "magenta", "dim"), strict=True))
 
 
@@ -53,13 +53,22 @@ def plan_screen(
 
 def how(axes: AxisActions) -> str:
     """Return text such as `pad N, K`, `absorb N, pad K`, `aligned` or `unchanged`."""
-    done = [(disposition, axis) for disposition, axis in ((axes.n, "N"), (axes.k, "K")) if disposition in _DONE]
+    done = [(disposition, axis) for disposition, axis in ((axes.n, "N"), (axes.k, "K")) if _is_change(disposition)]
     if not done:
         return "unchanged" if "skip" in axes.both else "aligned"
     return ", ".join(
         f"{disposition} {', '.join(axis for _, axis in group)}"
         for disposition, group in groupby(done, key=lambda item: item[0])
     )
+
+
+def _is_change(disposition: Disposition) -> bool:
+    match disposition:
+        case "pad" | "absorb":
+            return True
+        case "aligned" | "skip":
+            return False
+    assert_never(disposition)
 
 
 def layer_how(layer: LayerPlan) -> str:

@@ -90,7 +90,7 @@ def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
         yield from _module_faults(converted, record, quantization)
         base = _original_base(converted, record, original)
         quantization = QuantizationRecord(quantization.modules, base, record.fp8pad_version)
-    elif padded := next(filter(_is_padded, record.tensors.values()), None):
+    elif padded := next((tensor for tensor in record.tensors.values() if tensor.axes.is_padded), None):
         name = next(name for name, tensor in record.tensors.items() if tensor is padded)
         yield Mismatch(CONFIG_FILE, "quantization_config", f"one of fp8pad, since {name} is padded", "another or none")
     if quantization or record.config_edits:
@@ -131,12 +131,9 @@ def _module_faults(
             divisors = f"divisors of {list(module.padded_shape)}"
             yield Mismatch(CONFIG_FILE, f"{place}: alignment", divisors, str(list(module.alignment)))
     for name, tensor in record.tensors.items():  # scales have various names, and follow their weights
-        if _is_padded(tensor) and name.endswith(".weight") and name.removesuffix(".weight") not in quantization.modules:
+        layer = name.removesuffix(".weight")
+        if tensor.axes.is_padded and name.endswith(".weight") and layer not in quantization.modules:
             yield Mismatch(CONFIG_FILE, "modules", f"one for {name}, which is padded", "none")
-
-
-def _is_padded(tensor: PaddedTensor) -> bool:
-    return "pad" in tensor.axes.both
 
 
 def _config_shape(tensor: PaddedTensor | None, padded_shape: Shape) -> Shape:
