@@ -29,6 +29,7 @@ from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.options import Executor, Link
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
+from fp8pad.checkpoint.staging import key_of, staging_path
 from fp8pad.errors import ConfigError, Fp8padError, HubError, OutputError
 from fp8pad.hub import download_folder, opened
 from fp8pad.hub.ids import HubId
@@ -208,10 +209,10 @@ def test_files_are_there_while_they_are_needed(hub: FakeHub, model: Path, tmp_pa
         for file in (FIRST, "tokenizer.json"):
             with checkpoint.fetched(file):
                 assert (checkpoint.root / file).read_bytes() == (model / file).read_bytes()
-                assert len(files_of(work)) == 1
+                assert len(files_of(work / "staged")) == 1
             assert (checkpoint.root / file).stat().st_size == (model / file).stat().st_size
             assert (checkpoint.root / file).stat().st_blocks == 0
-            assert files_of(work) == {}
+            assert files_of(work / "staged") == {}
         with checkpoint.fetched("config.json"):
             assert (checkpoint.root / "config.json").read_bytes() == (model / "config.json").read_bytes()
     assert not work.exists()
@@ -276,9 +277,9 @@ def test_a_slice_that_is_being_written_is_refused(hub: FakeHub, model: Path, tmp
     hub.add(NAME, model)
     with opened(NAME, read_unconverted, download_folder(tmp_path / "out", range(1))) as checkpoint:
         for _ in range(2):  # the folder, empty as yet, stays locked
-            with pytest.raises(OutputError, match="another run is downloading into it"):
+            with pytest.raises(OutputError, match="locked by another fp8pad process"):
                 convert_shards(NAME, tmp_path / "out", range(1))
-        with checkpoint.fetched(FIRST), pytest.raises(OutputError, match="another run is downloading into it"):
+        with checkpoint.fetched(FIRST), pytest.raises(OutputError, match="locked by another fp8pad process"):
             convert_shards(NAME, tmp_path / "out", range(1))
         assert not (tmp_path / "out").exists()
     assert left_beside(tmp_path / "out") == set()
@@ -292,16 +293,17 @@ def test_a_long_name_of_the_output_is_a_name(hub: FakeHub, model: Path, tmp_path
     assert fp8pad.verify(NAME, tmp_path / ("o" * length)).ok
 
 
-@pytest.mark.parametrize("call", ["lstat", "rmdir"])
+@pytest.mark.parametrize("call", ["unlink", "rmdir"])
 def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
     hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """It says that the work is done, whichever call fails; the same command removes what stayed."""
     hub.add(NAME, model)
     work, original = download_folder(tmp_path / "out"), getattr(os, call)
+    place, staging = {"unlink": work / "lock", "rmdir": work}[call], staging_path(tmp_path / "out")
 
     def fail(path: object, *arguments: Any, **keywords: Any) -> Any:
-        if str(path).endswith(work.name) and tmp_path / "out" in tmp_path.iterdir():
+        if path == place.name and tmp_path / "out" in tmp_path.iterdir() and not staging.exists():
             raise OSError(errno.EIO, "Input/output error")
         return original(path, *arguments, **keywords)
 
@@ -360,7 +362,7 @@ def test_the_next_run_takes_up_what_was_fetched(hub: FakeHub, model: Path, tmp_p
     with pytest.raises(HubError, match=rf"{FIRST}: ends early|503"):
         fetch(NAME, FIRST, hub, work, ["cut", *[503] * 100])
     hub.faults.clear()
-    assert [path.stat().st_size for path in work.iterdir()] == [size // 2]
+    assert [path.stat().st_size for path in (work / "staged").iterdir()] == [size // 2]
 
     def fail_while_it_is_there(num_bytes: int) -> None:
         with opened(NAME, read_unconverted, work) as checkpoint:
@@ -382,19 +384,23 @@ def test_a_part_that_was_altered_is_noticed(hub: FakeHub, model: Path, tmp_path:
     """Existing data are hashed like new ones, and fetched again if wrong; a link is not followed."""
     hub.add(NAME, model)
     work = tmp_path / "work"
-    work.mkdir(mode=0o700)
-    part = work / hashlib.sha256(f"{FIRST} {hash_of(model / FIRST)}".encode()).hexdigest()
+    part = work / "staged" / f"{key_of(FIRST, hash_of(model / FIRST))}.unfinished"
+
+    def make_folders() -> None:
+        for folder in (work, part.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+
     for content in (b"other bytes", bytes((model / FIRST).stat().st_size), bytes((model / FIRST).stat().st_size + 1)):
-        work.mkdir(mode=0o700, exist_ok=True)
+        make_folders()
         part.write_bytes(content)
         assert fetch(NAME, FIRST, hub, work) == (model / FIRST).read_bytes()
-        work.mkdir(mode=0o700)
+        make_folders()
         part.write_bytes(content)
         with pytest.raises(HubError, match="sha256: expected"):
             fetch(NAME, FIRST, hub, work, ["wrong", "wrong"])
         hub.faults.clear()
     (tmp_path / "precious").write_text("precious")
-    work.mkdir(mode=0o700, exist_ok=True)
+    make_folders()
     part.symlink_to(tmp_path / "precious")
     with pytest.raises(OutputError, match=f"^{part}: was not put there by fp8pad"):
         fetch(NAME, FIRST, hub, work)
@@ -423,31 +429,21 @@ def hash_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("kind", ["link", "file", "shared", "shared meanwhile"])
-def test_a_folder_that_others_could_write_to_is_refused(
-    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    """Its files could be anyone's; it does not matter when the folder appeared."""
+@pytest.mark.parametrize("kind", ["link", "file", "shared"])
+def test_a_folder_that_others_could_write_to_is_refused(hub: FakeHub, model: Path, tmp_path: Path, kind: str) -> None:
+    """Its files could be anyone's."""
     hub.add(NAME, model)
-    work, mkdir = tmp_path / "work", Path.mkdir
-
-    def mkdir_second(path: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-        mkdir(path, mode, parents, exist_ok)
-        if path == work:
-            path.chmod(0o777)
-
+    work = tmp_path / "work"
     match kind:
         case "link":
             (tmp_path / "elsewhere").mkdir()
             work.symlink_to(tmp_path / "elsewhere")
         case "file":
             work.write_text("")
-        case "shared":
+        case _:
             work.mkdir()
             work.chmod(0o777)
-        case _:
-            monkeypatch.setattr(Path, "mkdir", mkdir_second)
-    with pytest.raises(OutputError, match="only you can write to"), opened(NAME, read_unconverted, work):
+    with pytest.raises(OutputError, match="nobody else can write to"), opened(NAME, read_unconverted, work):
         raise AssertionError
 
 
@@ -709,7 +705,7 @@ def test_a_full_disk_is_a_line(hub: FakeHub, model: Path, tmp_path: Path, monkey
         patch.setattr("os.fsync", no_space)
         with pytest.raises(OutputError, match="cannot be written: No space left on device"):
             fetch(NAME, FIRST, hub, work)
-    assert [path.stat().st_size for path in work.iterdir()] == [(model / FIRST).stat().st_size]
+    assert [path.stat().st_size for path in (work / "staged").iterdir()] == [(model / FIRST).stat().st_size]
     hub.sent = 0
     assert fetch(NAME, FIRST, hub, work) == (model / FIRST).read_bytes()
     monkeypatch.setattr("huggingface_hub.hf_hub_download", no_space)

@@ -29,14 +29,14 @@ _EXPECTED = "expected a folder that you own and that nobody else can write to; m
 
 
 @contextmanager
-def hold_staging(out_dir: Path, shared: bool = False) -> Iterator[Staging]:
+def hold_staging(out_dir: Path, shared: bool = False, path: Path | None = None) -> Iterator[Staging]:
     """Open the staging folder of `out_dir`, created if needed, and lock it against other processes.
 
     Processes that each write some of the shards hold the lock together (`shared`). Folders above `out_dir` are created
     too, and removed at the end if they are empty. Raises `OutputError` if that fails, if the folder is not fp8pad's
-    own, or if another process holds the lock.
+    own, or if another process holds the lock. `path` is another private folder next to `out_dir`, held in the same way.
     """
-    path = staging_path(out_dir)
+    path = path or staging_path(out_dir)
     with ExitStack() as above:
         _create_parents(out_dir, above)
         with writing(path):

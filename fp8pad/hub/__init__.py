@@ -5,23 +5,22 @@ a conversion needs disk space only for its output and for the shards that it is 
 downloaded. Requests go through huggingface_hub, which handles tokens, HF_ENDPOINT, retries and offline mode.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.destination import existing_parent
-from fp8pad.checkpoint.directory import open_directory
-from fp8pad.checkpoint.files import FileIdentity, writing
+from fp8pad.checkpoint.files import FileIdentity
+from fp8pad.checkpoint.lock import hold_staging
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.staging import hidden_name
 from fp8pad.errors import CheckpointError, OutputError
-from fp8pad.hub.fetcher import Fetcher, HubFiles, is_download
+from fp8pad.hub.fetcher import Fetcher, HubFiles
 from fp8pad.hub.ids import HubId, check_path, hub_errors
 from fp8pad.hub.repo import Repo
 
@@ -50,7 +49,7 @@ def opened(
     if isinstance(found, Path):
         yield replace(read(found), name=str(hub_id))
         return
-    with _temporary_folder() as temporary, _kept(downloads) if downloads else nullcontext():
+    with _temporary_folder() as temporary, _kept(downloads) as folder:
         root = Path(temporary, "model")
         try:
             with hub_errors(hub_id):
@@ -61,7 +60,7 @@ def opened(
             checkpoint = read(root)
         except CheckpointError as error:
             raise type(error)(str(error).replace(str(root), str(hub_id))) from error
-        files = HubFiles(found, beginnings, str(downloads.absolute()) if downloads else None, use_cache)
+        files = HubFiles(found, beginnings, folder, use_cache)
         remote = Fetcher(files, root, (progress or Progress()).say)
         identities = {name: found.files[name].identity for name in checkpoint.identities}
         yield replace(checkpoint, name=str(hub_id), remote=remote, identities=identities)
@@ -97,47 +96,26 @@ class SentCheckpoint:
 
 
 @contextmanager
-def _kept(downloads: Path) -> Iterator[None]:
-    """Hold the folder for fetched files; it is removed at the end, unless the next run can reuse files in it."""
-    with _locked(downloads):
+def _kept(downloads: Path | None) -> Iterator[str | None]:
+    """Hold the private folder `downloads`, and yield the one in it for fetched files.
+
+    It is locked as a staging folder is, and removed at the end, unless the next run can reuse files in it.
+    """
+    if downloads is None:
+        yield None
+        return
+    with hold_staging(downloads, path=downloads) as staging:
         try:
-            yield
+            yield str(staging.staged.path)
         except BaseException:
-            with suppress(OSError):  # also if it holds files
-                downloads.rmdir()
+            with suppress(OSError, OutputError):
+                if not staging.staged.names():
+                    staging.remove()
             raise
         try:
-            shutil.rmtree(downloads)
-        except OSError as error:
-            done = "what was asked for is complete"
-            raise OutputError(f"{downloads}: cannot be removed: {error.strerror}; {done}") from error
-
-
-@contextmanager
-def _locked(downloads: Path) -> Iterator[None]:
-    """Lock the folder, if the file system supports locks: two runs would remove each other's files.
-
-    It is checked after it is opened: before that, somebody could still replace it.
-    """
-    not_ours = f"{downloads}: is not a folder that only you can write to; remove it"
-    with writing(downloads):
-        try:
-            downloads.mkdir(mode=0o700, exist_ok=True)
-            folder = open_directory(downloads)
-        except (FileExistsError, NotADirectoryError) as error:  # also for a symbolic link
-            raise OutputError(not_ours) from error
-    with folder:
-        status = os.fstat(folder.descriptor)
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise OutputError(not_ours)
-        if foreign := [path for path in downloads.iterdir() if not is_download(path)]:
-            raise OutputError(f"{foreign[0]}: was not put there by fp8pad; move the folder away")
-        with suppress(OSError):
-            try:
-                fcntl.flock(folder.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(f"{downloads}: another run is downloading into it") from error
-        yield
+            staging.remove()
+        except OutputError as error:
+            raise OutputError(f"{downloads}: cannot be removed: {error}; what was asked for is complete") from error
 
 
 @contextmanager
@@ -159,7 +137,7 @@ def download_folder(out_dir: Path, shards: range | None = None) -> Path:
     """
     target = out_dir.absolute()
     which = f"-{shards.start}-{shards.stop - 1}" if shards is not None else ""
-    return existing_parent(target) / hidden_name(target.name, f".fp8pad-hub{which}")
+    return existing_parent(target).resolve() / hidden_name(target.name, f".fp8pad-hub{which}")
 
 
 def _found(hub_id: HubId) -> Repo | Path:

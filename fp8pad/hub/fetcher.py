@@ -7,7 +7,6 @@ another thread: an exception of its progress bar is only logged.
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fp8pad.checkpoint.files import Advance, OpenFile, open_file, writing
+from fp8pad.checkpoint.staging import key_of
 from fp8pad.errors import HubError, OutputError
 from fp8pad.hub.ids import hub_errors
 from fp8pad.hub.repo import TEXTS, Beginning, HubFile, Repo, make_hole
@@ -175,10 +175,5 @@ class Fetcher:
 
 
 def download_name(file: HubFile) -> str:
-    """Return the name of a fetched file in the folder `downloads`."""
-    return hashlib.sha256(f"{file.name} {file.hash}".encode()).hexdigest()
-
-
-def is_download(path: Path) -> bool:
-    """Return whether a path is a fetched file, by its name and file type."""
-    return re.fullmatch("[0-9a-f]{64}", path.name) is not None and path.is_file() and not path.is_symlink()
+    """Return the name of a fetched file in the folder `downloads`, which is one of a staging folder (`is_staged`)."""
+    return f"{key_of(file.name, file.hash)}.unfinished"
