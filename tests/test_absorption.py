@@ -13,6 +13,8 @@ from fp8pad.planning.absorb.absorption import Absorption, absorb, merged
 from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.layers import recognise
+from fp8pad.planning.left_alone import left_alone
+from fp8pad.planning.linear import ROTATED
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import ConfigEdit, Policy
 from fp8pad.tensors import TensorHeader
@@ -47,7 +49,8 @@ def plan_layer(config: Mapping[str, Any], tensors: Tensors, policy: Policy = ABS
     quantization = find_quantization({"config.json": config})
     sections = sections_of(config)
     governed = find_governed(sections, headers)
-    linears, _ = recognise(headers, quantization, config, governed.modules)
+    recognised, _ = recognise(headers, quantization, config, governed.modules)
+    linears = tuple(left_alone(recognised, (), quantization, ()))
     absorption = absorb(governed, sections, linears, policy)
     # Notes about LoRA adapters have a test of their own.
     return replace(absorption, notes=tuple(note for note in absorption.notes if not note.startswith("LoRA")))
@@ -401,6 +404,10 @@ activation = "relu"
             f"{MLP}.down_proj.pre_quant_scale [213] is not a tensor that fp8pad knows how to pad",
         ),
         (
+            {f"{MLP}.up_proj.weight_zero_point": ("F8_E4M3", (1,))},
+            f"{MLP}.up_proj.weight_zero_point is a zero point: zeros that are added would not count as 0",
+        ),
+        (
             {"model.layers.1.mlp.gate_proj.weight": ("BF16", (213, 136))},
             "model.layers.1.mlp has no up weight: it may be tied to another",
         ),
@@ -427,6 +434,14 @@ def test_all_or_nothing(tensors: Tensors, reason: str) -> None:
     found = plan_layer(llama(), gated(MLP, 213, 136) | tensors)
     assert (found.tensors, found.edits) == ({}, ())
     assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
+
+
+def test_nothing_grows_in_a_model_that_rotates_activations() -> None:
+    """A shared rotation is stored once, with another layer of its size, so no tensor of the MLP may show it."""
+    rotation = {"apply": [{"location": "input", "targets": ["re:.*down_proj$"]}]}
+    config = llama(CHANNEL | {"transform_config": {"config_groups": {"R4": rotation}}})
+    found = plan_layer(config, gated(MLP, 213, 136))
+    assert (found.tensors, found.notes) == ({}, (f"intermediate_size is not absorbed: {ROTATED}",))
 
 
 def test_scales_that_cannot_hold_one_stop_the_key() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.left_alone import left_alone
-from fp8pad.planning.linear import Fp8Linear
+from fp8pad.planning.linear import ROTATED, Fp8Linear
 from fp8pad.planning.linear_names import kind_of
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import Json
@@ -270,7 +270,7 @@ def test_weights_that_are_not_fp8_are_listed_with_their_dtype() -> None:
         "mlp.down_proj.weight_packed": "U8, not FP8",
         "mlp.down_proj.weight_scale": "an FP8 scale, not a weight",
         "conv.weight": "FP8, but with 4 dimensions, not the weight of a Linear",
-        "table": "FP8, but not the 2-D weight of a Linear",
+        "table": "FP8, but not under the name of a weight",
     }
 
 
@@ -282,6 +282,53 @@ def test_modelopts_grids_are_recognised_and_skipped(grid: tuple[int, ...]) -> No
     )
     assert linear.granularity == PerBlock(128, 128)
     assert linear.skip_reason == "ModelOpt block scales, which the plugin does not pad"
+
+
+@pytest.mark.parametrize(("shape", "stored"), [((100, 300), (3,)), ((300, 100), (3,)), ((100, 100), ())])
+def test_grids_without_their_sizes_of_one_are_known_and_skipped(
+    shape: tuple[int, int], stored: tuple[int, ...]
+) -> None:
+    """transformers writes the grids of single experts so, and ModelOpt those of weights of one block."""
+    (linear,), _ = recognised(
+        ("a.up_proj.weight", "F8_E4M3", shape), ("a.up_proj.weight_scale_inv", "F32", stored), quantization=FP8_BLOCK
+    )
+    grid = list(PerBlock(128, 128).scale_shape(shape))
+    reason = f"scales F32 {list(stored)}: block scales {grid} without sizes of 1, which fp8pad does not pad"
+    assert (linear.granularity, linear.skip_reason, linear.is_understood) == (None, reason, True)
+
+
+def test_weights_with_zero_points_are_skipped() -> None:
+    """llm-compressor writes them for asymmetric FP8: the zeros of padding would not count as 0."""
+    (linear,), _ = recognised(
+        ("a.up_proj.weight", "F8_E4M3", (200, 300)),
+        ("a.up_proj.weight_scale", "F32", (200, 1)),
+        ("a.up_proj.weight_zero_point", "F8_E4M3", (200, 1)),
+        quantization=FBGEMM,
+    )
+    assert (linear.skip_reason, linear.is_understood) == ("FP8 with zero points, which fp8pad does not pad", True)
+
+
+def test_no_layer_of_a_model_that_rotates_activations_is_padded() -> None:
+    """A matrix that rotates an input has the size of K: with more columns, engines rotate padding into the rest."""
+    group = {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}, "targets": ["Linear"]}
+    rotation = {"type": "random-matrix", "apply": [{"location": "input", "targets": ["re:.*down_proj$"]}]}
+    linears, untouched = recognised(
+        *channels("mlp.down_proj", 136, 212),
+        *channels("mlp.up_proj", 212, 136),
+        ("mlp.down_proj.R4_input.weight", "F64", (212, 212)),
+        quantization={
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": group},
+            "transform_config": {"config_groups": {"R4": rotation}},
+        },
+    )
+    assert [(linear.skip_reason, linear.is_understood) for linear in linears] == [(ROTATED, True)] * 2
+    assert list(untouched) == ["mlp.down_proj.R4_input.weight"]
+
+
+def channels(name: str, num_n: int, num_k: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Return a Linear with a scale for each output channel."""
+    return (f"{name}.weight", "F8_E4M3", (num_n, num_k)), (f"{name}.weight_scale", "BF16", (num_n, 1))
 
 
 def test_a_layout_that_the_config_marks_as_foreign_is_skipped() -> None:

@@ -30,6 +30,7 @@ def found(document: Json) -> Quantization:
     return quantization
 
 
+QUARK_CHANNEL = {"dtype": "fp8_e4m3", "qscheme": "per_channel"}
 QUARK_BLOCK = {"dtype": "fp8_e4m3", "qscheme": "per_block", "block_size": [64, 128]}
 MIXED = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
 LAYERS = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4", "group_size": 16}}
@@ -56,10 +57,16 @@ LAYERS = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4", "group_size":
         (
             {
                 "quant_method": "quark",
-                "global_quant_config": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_channel"}},
+                "global_quant_config": {"weight": {**QUARK_CHANNEL, "ch_axis": 0}},
             },
             {PerChannel()},
             False,
+            [],
+        ),
+        (
+            {"quant_method": "quark", "global_quant_config": {"weight": {**QUARK_CHANNEL, "ch_axis": 1}}},
+            set(),
+            True,
             [],
         ),
         (
@@ -78,7 +85,9 @@ LAYERS = {"a": {"quant_algo": "FP8"}, "b": {"quant_algo": "NVFP4", "group_size":
             False,
             [],
         ),
-        ({"quant_method": "auto-round", "data_type": "fp8", "bits": 8, "group_size": -1}, set(), True, []),
+        ({"quant_method": "auto-round", "data_type": "fp8", "bits": 8, "group_size": -1}, {PerChannel()}, False, []),
+        ({"quant_method": "auto-round", "data_type": "fp", "bits": 8, "group_size": 0}, {PerTensor()}, False, []),
+        ({"quant_method": "auto-round", "data_type": "fp", "bits": 8, "group_size": 32}, set(), True, []),
         ({"quant_method": "auto-round", "data_type": "int", "bits": 4, "group_size": 128}, set(), False, ["4-bit int"]),
         ({"quant_method": "gptq", "bits": 4}, set(), False, ["4-bit gptq"]),
         ({"quant_method": "torchao"}, set(), True, []),
@@ -247,3 +256,27 @@ def test_malformed_configs_are_refused(document: Json, message: str) -> None:
     """A config that cannot be read gives one clear error that names the key."""
     with pytest.raises(ConfigError, match=message):
         found(document)
+
+
+@pytest.mark.parametrize(
+    ("locations", "rotates"),
+    [
+        (["weight_output", "weight_input"], False),  # SpinQuant's R1 and R2, part of the weights
+        (["q_attn", "k_cache"], False),  # R3, inside attention
+        (["input", "weight_input"], True),  # R4
+        (["weight_output", "output"], True),  # QuIP's u
+    ],
+)
+def test_only_transforms_of_a_layers_activations_rotate_while_the_model_runs(
+    locations: list[str], rotates: bool
+) -> None:
+    """compressed-tensors names the place of each transform; those of weights are done when the checkpoint is made."""
+    steps = [{"location": location, "targets": ["Linear"]} for location in locations]
+    transforms = {"config_groups": {"R": {"type": "hadamard", "apply": steps}}}
+    assert found(compressed(FP8_CHANNEL) | {"transform_config": transforms}).rotates == rotates
+
+
+@pytest.mark.parametrize("transforms", [None, [], {"config_groups": {"R": 1, "S": {"apply": ["input", None]}}}])
+def test_malformed_transforms_do_not_rotate(transforms: object) -> None:
+    """What an engine makes of them is left to it."""
+    assert not found(compressed(FP8_CHANNEL) | {"transform_config": transforms}).rotates

@@ -85,7 +85,8 @@ def _untouched(tensor: TensorHeader) -> UntouchedTensor | None:
         reason = f"FP8, but with {len(tensor.shape)} dimensions, not the weight of a Linear"
         is_understood = "conv" in tensor.name
     else:
-        reason, is_understood = "FP8, but not the 2-D weight of a Linear", False
+        what = "under the name of a weight" if len(tensor.shape) == 2 else "the 2-D weight of a Linear"
+        reason, is_understood = f"FP8, but not {what}", False
     return UntouchedTensor(tensor.name, tensor.dtype, tensor.shape, reason, is_understood)
 
 
@@ -126,6 +127,8 @@ def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _
         return "an embedding, not a Linear"
     if model.is_conv1d(name):
         return "a Conv1D, stored as [K, N]"
+    if f"{name}.weight_zero_point" in model.tensors:
+        return "FP8 with zero points, which fp8pad does not pad"
     if isinstance(granularity, PerBlock):
         return unpadded_blocks(granularity, scale, model.quantization)
     return None

@@ -1,9 +1,9 @@
-"""Linears that could be padded, but are not, because of --skip, of what they are fused with, or of engines' code."""
+"""Linears that could be padded, but are not: because of --skip, rotations, fused layers, or engines' code."""
 
 from collections.abc import Iterator, Sequence
 
 from fp8pad.planning.engines import Rule, find_engine
-from fp8pad.planning.linear import Fp8Linear
+from fp8pad.planning.linear import ROTATED, Fp8Linear
 from fp8pad.planning.quantization import Quantization
 from fp8pad.scales import PerBlock
 from fp8pad.text import matches
@@ -14,11 +14,13 @@ def left_alone(
 ) -> Iterator[Fp8Linear]:
     """Yield the layers, with a reason if one is carried unchanged; `skip` are globs of module names."""
     unlike = _unlike_inputs(linears)
-    method = quantization.method if quantization else None
+    method, rotates = (quantization.method, quantization.rotates) if quantization else (None, False)
     by_model = [rule for rule in find_engine().rule if rule.left_to_model and rule.is_about(method, architectures)]
     for linear in linears:
         if pattern := next((pattern for pattern in skip if matches((linear.name,), (pattern,))), None):
             yield linear._replace(skip_reason=f"--skip {pattern}", is_understood=True)
+        elif rotates and linear.granularity:
+            yield linear._replace(skip_reason=ROTATED)
         elif linear.skip_reason is None and linear.name in unlike:
             yield linear._replace(skip_reason=unlike[linear.name], is_understood=False)
         elif linear.skip_reason is None and (rule := next((it for it in by_model if _is_of(it, linear)), None)):

@@ -11,6 +11,8 @@ from fp8pad.planning.sharding import COLUMN, Fit, RankPart, Shape, Sharding
 from fp8pad.scales import Granularity, Order, in_order
 from fp8pad.tensors import TensorHeader
 
+ROTATED = "activations are rotated at its sizes while the model runs (transform_config)"
+
 
 class Fp8Linear(NamedTuple):
     """An FP8 weight `[N, K]`, or a stack of them, with its scale.

@@ -51,6 +51,17 @@ class Quantization:
         """The formats that are not FP8."""
         return tuple(found for found in self.formats if isinstance(found, str))
 
+    @property
+    def rotates(self) -> bool:
+        """Whether inputs or outputs of layers are multiplied by matrices of their sizes while the model runs.
+
+        These are the online transforms of compressed-tensors; others are part of the weights already.
+        """
+        groups = value_at(self.config, "transform_config.config_groups")
+        applied = [value_at(group, "apply") for group in groups.values()] if isinstance(groups, Mapping) else []
+        steps = (step for steps in applied if isinstance(steps, list) for step in steps)
+        return any(value_at(step, "location") in ("input", "output") for step in steps)
+
 
 def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
     """Return the quantization config of a checkpoint, or None if it has none.

@@ -38,6 +38,9 @@ def other_layout(weight: TensorHeader, scale: TensorHeader, quantization: Quanti
         return f"MXFP8, {found}: one for each {_MX_GROUP} inputs, which fp8pad does not pad", True
     if quantization is None:
         return f"{found}, but no quantization config", False
+    for grid in (it.scale_shape(weight.shape) for it in quantization.granularities if isinstance(it, PerBlock)):
+        if scale.shape == tuple(size for size in grid if size != 1):  # written by transformers and ModelOpt
+            return f"{found}: block scales {list(grid)} without sizes of 1, which fp8pad does not pad", True
     if OTHER_FP8 in quantization.formats:
         return f"{found} of a layout that fp8pad does not pad ({quantization.method})", False
     allowed = {granularity.name: granularity for granularity in quantization.granularities}

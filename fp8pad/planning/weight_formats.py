@@ -105,6 +105,8 @@ def _modelopt_algorithm(algorithm: str) -> Format:
 def _quark(document: Json, where: str) -> Iterator[Format]:
     for weight in _quark_weights(document, where):
         dtype, scheme = str(weight.get("dtype")), str(weight.get("qscheme")).partition("per_")[2]
+        if scheme == "channel" and weight.get("ch_axis"):
+            scheme = "input channel"
         is_fp8 = dtype.startswith("fp8")
         yield _scaled(scheme, weight.get("block_size"), f"{where}: block_size") if is_fp8 else dtype
 
@@ -124,6 +126,8 @@ def _auto_round(document: Json, where: str) -> Iterator[Format]:
     bits, group_size = document.get("bits"), document.get("group_size")
     if data_type in {"fp", "fp8"} and isinstance(group_size, list):
         yield _block(group_size, f"{where}: group_size")
+    elif data_type in {"fp", "fp8"} and bits == 8 and group_size in (0, -1):
+        yield PerChannel() if group_size else PerTensor()
     elif "fp" in data_type and bits != 4:
         yield OTHER_FP8
     else:

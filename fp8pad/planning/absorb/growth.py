@@ -6,7 +6,7 @@ from typing import Literal
 from fp8pad.errors import PlanError
 from fp8pad.padded import AxisActions, PaddedTensor, Segments, Shape
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxis
-from fp8pad.planning.linear import Fp8Linear
+from fp8pad.planning.linear import ROTATED, Fp8Linear
 from fp8pad.scales import PerBlock, resized_scale
 from fp8pad.tensors import FP8_WEIGHT_DTYPES, ONE_BYTES
 
@@ -31,6 +31,8 @@ def grown(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int, new
         shape = _resized(governed, tensor.shape, len(tensor.shape) - 1, inner_size, new_size)
     elif linear and linear.scale and linear.scale.name == tensor.name:
         fill, shape = 1, _scale_shape(governed, linear, inner_size, new_size)
+    elif "zero_point" in governed.leaf:
+        raise NotAbsorbableError(f"{tensor.name} is a zero point: zeros that are added would not count as 0")
     elif prod(tensor.shape) == 1 or (governed.mlp.stacked and prod(tensor.shape[1:]) == 1):
         return None
     elif "lora" in governed.leaf.lower():
@@ -48,6 +50,8 @@ def _check_weight(governed: GovernedAxis, linear: Fp8Linear | None) -> None:
         )
     if linear and not linear.is_understood:
         raise NotAbsorbableError(f"{tensor.name} is not understood: {linear.skip_reason}")
+    if linear and linear.skip_reason == ROTATED:
+        raise NotAbsorbableError(ROTATED)
 
 
 def _resized(governed: GovernedAxis, shape: Shape, index: int, inner_size: int, new_size: int) -> Shape:
