@@ -104,7 +104,7 @@ def convert(planned: PlanReport, out_dir: Path, options: WriteOptions, progress:
         resumed=out.resumed,
         verified=options.verify,
         replaced=replaced,
-        was_complete=out.there is not None,
+        was_complete=out.was_complete,
     )
 
 

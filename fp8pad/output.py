@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from fp8pad.checkpoint.compare import compare_files
 from fp8pad.checkpoint.contents import Contents
@@ -29,15 +30,14 @@ class Output:
     """A checkpoint that is being written; `resumed` are shards that an earlier run finished.
 
     `notes` are sentences about what is left in the staging folder at the end; `record_bytes` is the size of
-    fp8pad.json. `there` is what an earlier run published already, as far as names, sizes and texts tell: its bytes are
-    compared instead of written. `asked` is the destination as the user wrote it.
+    fp8pad.json.
     """
+
+    was_complete: ClassVar[bool] = False
 
     contents: Contents
     options: WriteOptions
     writer: Writer
-    there: Contents | None
-    asked: Path
     resumed: tuple[str, ...] = ()
     is_published: bool = False
     notes: tuple[str, ...] = ()
@@ -55,8 +55,6 @@ class Output:
 
     def write_files(self, progress: Progress) -> dict[str, Hashes]:
         """Write shards and other files; return their hashes, or nothing if hashes were not asked for."""
-        if self.there:
-            return self._compare_files(self.there.record, progress)
         contents, source, writer = self.contents, self.contents.source, self.writer
         total_bytes = sum(map(writer.work_bytes, contents.layouts)) + contents.other_bytes
         total_bytes += sum(map(source.fetched_bytes, source.other_files))
@@ -68,54 +66,13 @@ class Output:
         self.resumed = tuple(file for file, entry in written.items() if entry.resumed)
         return {file: entry.hashes for file, entry in written.items() if entry.hashes}
 
-    def _compare_files(self, record: CheckpointRecord | None, progress: Progress) -> dict[str, Hashes]:
-        """Return hashes if asked for or recorded; raise `OutputError` if a file differs from what would be written."""
-        source, target = self.contents.source, self.out_dir
-        progress.say(f"{self.asked}: seems complete; comparing its bytes")
-        is_hashed = self.writer.is_hashed or (record is not None and record.has_hashes)
-
-        def compare(checked: ShardLayout | str, advance: Advance) -> Hashes | None:
-            if isinstance(checked, str):
-                with source.fetched(checked):
-                    if list(compare_files(checked, source.root / checked, target / checked)):
-                        raise self._not_empty
-                digest = file_sha256(target / checked, checked) if is_hashed else None
-                return Hashes(digest, digest) if digest else None
-            self.writer.check_dropped(checked, advance)
-            sums = Sums("none", hashed=is_hashed)
-            with source.fetched(checked.file, advance):
-                if self.writer.first_mismatch(checked, target / checked.file, sums, advance):
-                    raise self._not_empty
-            return sums.hashes
-
-        layouts = self.contents.layouts
-        data_bytes = sum(layout.data_bytes() + source.fetched_bytes(layout.file) for layout in layouts)
-        files: tuple[ShardLayout | str, ...] = (*layouts, *source.other_files)
-        progress.start("comparing", data_bytes, len(files))
-        found = run_on_threads(compare, files, self.options.jobs, progress)
-        self.resumed = tuple(layout.file for layout in layouts)
-        self.record_bytes = (target / RECORD_FILE).stat().st_size if record else 0
-        names = (*self.resumed, *source.other_files)
-        return {file: hashes for file, hashes in zip(names, found, strict=True) if hashes}
-
-    @property
-    def _not_empty(self) -> OutputError:
-        return OutputError(f"{self.asked}: is not empty; use --overwrite to replace it")
-
     def _write_shards(self, progress: Progress) -> list[Written]:
         options, writer = self.options, self.writer
         sent = SentWriter(SentCheckpoint.of(writer.source), str(self.out_dir), options)
         return run_on_workers(writer.write_shard, self.contents.layouts, options, progress, sent)
 
     def write_texts(self, record: CheckpointRecord | None = None) -> None:
-        """Write the record, then the text files, config.json last: without it nothing can be loaded.
-
-        If the files exist already, raise `OutputError` unless their record, hashes included, equals `record`.
-        """
-        if self.there:
-            if record != self.there.record:
-                raise self._not_empty
-            return
+        """Write the record, then the text files, config.json last: without it nothing can be loaded."""
         if record:
             self.record_bytes = self._write_text(
                 RECORD_FILE, (part.encode() for part in record.text_parts()), record.originals
@@ -159,16 +116,70 @@ class Output:
 
     def publish(self) -> Replaced | None:
         """Move what was written to `out_dir`; return what was replaced."""
-        contents, writer, staging, replaced = self.contents, self.writer, self.writer.staging, None
+        contents, writer = self.contents, self.writer
         contents.source.check_unchanged()
-        if not self.there:
-            keys = {layout.file: writer.key(layout) for layout in contents.layouts}
-            others = (*contents.source.other_files, *([RECORD_FILE] if contents.record else []), *contents.texts)
-            keys |= {file: key_of(file) for file in others}
-            mode, group = contents.source.copied_folder_mode, writer.group
-            replaced = publish(staging, keys, self.options.overwrite, lambda folder: mode(folder, group))
+        keys = {layout.file: writer.key(layout) for layout in contents.layouts}
+        others = (*contents.source.other_files, *([RECORD_FILE] if contents.record else []), *contents.texts)
+        keys |= {file: key_of(file) for file in others}
+        mode, group = contents.source.copied_folder_mode, writer.group
+        replaced = publish(writer.staging, keys, self.options.overwrite, lambda folder: mode(folder, group))
         self.is_published = True
         return replaced
+
+
+@dataclass(slots=True)
+class CompleteOutput(Output):
+    """What an earlier run published, as far as names, sizes and texts tell: its bytes are compared, not written.
+
+    `contents` has the record that was found, hashes included. `asked` is the destination as the user wrote it.
+    """
+
+    was_complete: ClassVar[bool] = True
+    asked: Path = field(kw_only=True)
+
+    def write_files(self, progress: Progress) -> dict[str, Hashes]:
+        """Return hashes if asked for or recorded; raise `OutputError` if a file differs from what would be written."""
+        source, target, record = self.contents.source, self.out_dir, self.contents.record
+        progress.say(f"{self.asked}: seems complete; comparing its bytes")
+        is_hashed = self.writer.is_hashed or (record is not None and record.has_hashes)
+
+        def compare(checked: ShardLayout | str, advance: Advance) -> Hashes | None:
+            if isinstance(checked, str):
+                with source.fetched(checked):
+                    if list(compare_files(checked, source.root / checked, target / checked)):
+                        raise self._not_empty
+                digest = file_sha256(target / checked, checked) if is_hashed else None
+                return Hashes(digest, digest) if digest else None
+            self.writer.check_dropped(checked, advance)
+            sums = Sums("none", hashed=is_hashed)
+            with source.fetched(checked.file, advance):
+                if self.writer.first_mismatch(checked, target / checked.file, sums, advance):
+                    raise self._not_empty
+            return sums.hashes
+
+        layouts = self.contents.layouts
+        data_bytes = sum(layout.data_bytes() + source.fetched_bytes(layout.file) for layout in layouts)
+        files: tuple[ShardLayout | str, ...] = (*layouts, *source.other_files)
+        progress.start("comparing", data_bytes, len(files))
+        found = run_on_threads(compare, files, self.options.jobs, progress)
+        self.resumed = tuple(layout.file for layout in layouts)
+        self.record_bytes = (target / RECORD_FILE).stat().st_size if record else 0
+        names = (*self.resumed, *source.other_files)
+        return {file: hashes for file, hashes in zip(names, found, strict=True) if hashes}
+
+    def write_texts(self, record: CheckpointRecord | None = None) -> None:
+        """Raise `OutputError` unless the record that was found equals `record`; its texts did."""
+        if record != self.contents.record:
+            raise self._not_empty
+
+    def publish(self) -> None:
+        """Check that the source did not change; there is nothing to move."""
+        self.contents.source.check_unchanged()
+        self.is_published = True
+
+    @property
+    def _not_empty(self) -> OutputError:
+        return OutputError(f"{self.asked}: is not empty; use --overwrite to replace it")
 
 
 @dataclass(frozen=True, slots=True)

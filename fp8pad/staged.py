@@ -17,7 +17,7 @@ from fp8pad.checkpoint.publish import forget_publication, is_published, recover
 from fp8pad.checkpoint.staging import Staging, is_files, is_kept, staging_path
 from fp8pad.checkpoint.writer import Writer, is_hashed
 from fp8pad.errors import AlteredPaddingError, OutputError, UsageError, VerifyError
-from fp8pad.output import Output, label_of
+from fp8pad.output import CompleteOutput, Output, label_of
 from fp8pad.parallel import run_on_threads
 from fp8pad.text import counted
 
@@ -34,7 +34,8 @@ def staged(contents: Contents, out_dir: Path, options: WriteOptions) -> Iterator
     if not staging_path(target).exists() and not there:
         check_replaceable(target, out_dir, contents.names, options.overwrite)
     with hold_staging(target) as staging:
-        out = Output(contents, options, Writer(contents.source, staging, options), there, out_dir)
+        writer = Writer(contents.source, staging, options)
+        out = CompleteOutput(there, options, writer, asked=out_dir) if there else Output(contents, options, writer)
         try:
             recover(staging)
             if not there:
@@ -135,7 +136,7 @@ def _end_early(out: Output, error: BaseException) -> str | None:
     try:
         recover(staging)
         left += _folders_left(staging, is_kept)
-        out.is_published = out.is_published or (is_published(staging) and not out.there)
+        out.is_published = out.is_published or (is_published(staging) and not out.was_complete)
         if not (out.is_published or _fails_again(out, error)):
             layouts, source = out.contents.layouts, out.contents.source
             outdated = {out.writer.key(layout) for layout in layouts if _is_outdated(layout, source)}

@@ -93,7 +93,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
         resumed=out.resumed,
         replaced=replaced,
         notes=notes,
-        was_complete=out.there is not None,
+        was_complete=out.was_complete,
     )
 
 

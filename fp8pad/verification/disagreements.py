@@ -90,8 +90,7 @@ def _config_faults(converted: Checkpoint, record: CheckpointRecord) -> Iterator[
         yield from _module_faults(converted, record, quantization)
         base = _original_base(converted, record, original)
         quantization = QuantizationRecord(quantization.modules, base, record.fp8pad_version)
-    elif padded := next((tensor for tensor in record.tensors.values() if tensor.axes.is_padded), None):
-        name = next(name for name, tensor in record.tensors.items() if tensor is padded)
+    elif name := next((name for name, tensor in record.tensors.items() if tensor.axes.is_padded), None):
         yield Mismatch(CONFIG_FILE, "quantization_config", f"one of fp8pad, since {name} is padded", "another or none")
     if quantization or record.config_edits:
         edited = edited_config(original, record.config_edits, quantization, record.base_source)
