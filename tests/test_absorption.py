@@ -88,7 +88,7 @@ def test_every_tensor_of_the_key_grows() -> None:
         "model.layers.1.mlp.down_proj.weight": PaddedTensor((136, 213), (136, 224), 0, columns),
     }
     assert found.edits == (ConfigEdit("config.json", "intermediate_size", 213, 224),)
-    assert found.refusals == {}
+    assert (found.refused, found.unabsorbed) == ({}, {})
     assert found.notes[-1] == (
         "intermediate_size also sizes 3 weights that are not FP8, such as model.layers.1.mlp.gate_proj.weight: a "
         "GPU may sum their products in another order, which can change the last digits of an output"
@@ -98,7 +98,7 @@ def test_every_tensor_of_the_key_grows() -> None:
 def test_nothing_is_absorbed_unasked() -> None:
     """Without --absorb, the layers of the same checkpoint are only padded."""
     found = plan_layer(llama(), gated(MLP, 213, 136), Policy())
-    assert (found.tensors, found.edits, found.refusals, found.notes) == ({}, (), {}, ())
+    assert (found.tensors, found.edits, found.refused, found.unabsorbed, found.notes) == ({}, (), {}, {}, ())
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,7 @@ def test_shared_experts_are_not_absorbed_without_the_routed_ones() -> None:
     found = plan_layer(deepseek(), deepseek_tensors())
     reason = "it sizes the routed experts too, which are absorbed only with --absorb-experts"
     assert [edit.key for edit in found.edits] == ["intermediate_size"]
-    assert found.refusals[f"{MOE}.shared_experts.up_proj", "n"] == f"moe_intermediate_size is not absorbed: {reason}"
-    assert (f"{MOE}.shared_experts.up_proj", "k") not in found.refusals
+    assert found.refused[f"{MOE}.shared_experts.up_proj"] == f"moe_intermediate_size is not absorbed: {reason}"
 
 
 def test_one_key_with_a_multiplier() -> None:
@@ -326,7 +325,7 @@ def test_a_key_that_cannot_be_edited(change: dict[str, Any], reason: str) -> Non
     found = plan_layer(llama(**change), gated(MLP, 213, 136))
     assert (found.tensors, found.edits) == ({}, ())
     assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
-    assert found.refusals[f"{MLP}.down_proj", "k"] == found.notes[0]
+    assert (found.refused[f"{MLP}.down_proj"], found.unabsorbed) == (found.notes[0], {})
 
 
 @pytest.mark.parametrize("change", [{}, {"intermediate_size": None}])
@@ -466,7 +465,7 @@ def test_an_unknown_model_type_is_not_guessed(policy: Policy) -> None:
     """Names like Llama's are not enough without a family file."""
     found = plan_layer(llama() | {"model_type": "blob"}, gated(MLP, 213, 136), policy)
     assert found.tensors == {}
-    assert found.refusals[f"{MLP}.up_proj", "n"] == "no file in planning/families describes the model type blob"
+    assert found.refused[f"{MLP}.up_proj"] == "no file in planning/families describes the model type blob"
 
 
 def test_modules_that_a_family_rules_out() -> None:
@@ -475,7 +474,7 @@ def test_modules_that_a_family_rules_out() -> None:
         "model_type": "qwen2_vl", "text_config": {}, "vision_config": {"mlp_ratio": 4}, "quantization_config": CHANNEL
     }  # fmt: skip
     module = "visual.blocks.0.mlp.fc1"
-    assert plan_layer(config, channel(module, 340, 85)).refusals[module, "n"].startswith("its inner size is embed_dim")
+    assert plan_layer(config, channel(module, 340, 85)).refused[module].startswith("its inner size is embed_dim")
 
 
 def test_a_size_that_two_sections_repeat() -> None:

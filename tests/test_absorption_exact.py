@@ -176,7 +176,8 @@ def plan_layer(config: Mapping[str, Any], arrays: Arrays, dtypes: Mapping[str, s
     policy = Policy(absorb=True, absorb_experts=True, tensor_parallel_size=case.tensor_parallel_size)
     absorption = absorb(governed, sections, linears, policy)
     reasons = {mlp.unabsorbable for _, mlp in described(config)}
-    assert all("straddles gate and up" in reason or reason in reasons for reason in absorption.refusals.values())
+    refused = {*absorption.refused.values(), *absorption.unabsorbed.values()}
+    assert all("straddles gate and up" in reason or reason in reasons for reason in refused)
     return absorption
 
 

@@ -4,7 +4,6 @@ import difflib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 
 from fp8pad.errors import PlanError, UsageError
@@ -87,10 +86,8 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         notes=(*(quantization.notes if quantization else ()), *absorption.notes),
         architectures=_architectures(config),
         absorbable=absorption.absorbable,
-        shared_counts=(
-            *shared_counts(config),
-            *(replace(each, unabsorbed=absorption.refusals.get((each.module, "n"), "")) for each in neurons),
-        ),
+        unabsorbed=absorption.unabsorbed,
+        shared_counts=(*shared_counts(config), *neurons),
     )
 
 

@@ -51,7 +51,7 @@ class LayerPlan:
     `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
     `is_expert` marks routed experts, which the runtime does not handle; `inner` is the axis that is inside an MLP, if
     any. `is_understood` is False if it is carried because fp8pad cannot tell what it is. `scale_bytes` is the size of
-    one of its scales. `unabsorbed` says why a size of it cannot be absorbed, asked for or not, if a reason is known.
+    one of its scales.
     """
 
     name: str
@@ -68,7 +68,6 @@ class LayerPlan:
     inner: Axis | None = None
     is_understood: bool = True
     scale_bytes: int = 0
-    unabsorbed: str = ""
 
     @property
     def kind(self) -> tuple[Any, ...]:

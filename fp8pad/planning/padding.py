@@ -31,27 +31,12 @@ def plan_layers(
     for linear in linears:
         absorbed = absorption.tensors.get(linear.weight.name)
         config_shape = in_order(absorbed.padded_shape, linear.order) if absorbed else linear.shape
-        refusals = _refusals(linear, absorption, policy) if absorption.refusals else ("", "")
+        refusal = absorption.refused.get(linear.name, "")
         how, inner_axis = shardings[linear.name], inner.get(linear.name)
-        kind = linear.kind, linear.scale and linear.scale.dtype, how, config_shape, refusals, inner_axis
+        kind = linear.kind, linear.scale and linear.scale.dtype, how, config_shape, refusal, inner_axis
         if kind not in known:
-            known[kind] = _plan_layer(linear, policy, how, config_shape, refusals=refusals, inner=inner_axis)
+            known[kind] = _plan_layer(linear, policy, how, config_shape, refusal=refusal, inner=inner_axis)
         yield known[kind].named(linear.name)
-
-
-def _refusals(linear: Fp8Linear, absorption: Absorption, policy: Policy) -> tuple[str, str]:
-    """Return why axes cannot be absorbed, and why those are not that were to be absorbed; empty if there are none."""
-    axes: tuple[Axis, Axis] = ("n", "k")
-    refusals = absorption.refusals
-    found = {axis: refusals[linear.name, axis] for axis in axes if (linear.name, axis) in refusals}
-    asked = [
-        found[axis]
-        for axis, size, multiple in zip(axes, linear.shape[-2:], alignment_of(linear, policy), strict=True)
-        if axis in found
-        and (policy.absorb or policy.absorb_experts)
-        and (linear.is_expert or size % (multiple * policy.tensor_parallel_size))
-    ]
-    return "; ".join(dict.fromkeys(found.values())), "; ".join(dict.fromkeys(asked))
 
 
 def _plan_layer(
@@ -60,7 +45,7 @@ def _plan_layer(
     sharding: Sharding,
     config_shape: tuple[int, ...],
     *,
-    refusals: tuple[str, str],
+    refusal: str,
     inner: Axis | None,
 ) -> LayerPlan:
     alignment = alignment_of(linear, policy)
@@ -82,10 +67,9 @@ def _plan_layer(
         is_expert=linear.is_expert,
         is_understood=linear.is_understood or config_shape != linear.shape,
         scale_bytes=tensor_bytes(linear.scale.dtype, (1,)) if linear.scale else 0,
-        unabsorbed=refusals[0],
     )
     layer = replace(layer, rank_fit=layer.fit_at(policy.tensor_parallel_size))
-    return replace(layer, reason=reason_of(layer, policy.tensor_parallel_size, linear.skip_reason, refusals[1]))
+    return replace(layer, reason=reason_of(layer, policy.tensor_parallel_size, linear.skip_reason, refusal))
 
 
 def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:

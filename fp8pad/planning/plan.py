@@ -1,7 +1,7 @@
 """The plan: one frozen object that the screen, the writer and the records all read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import gcd, lcm
 
@@ -79,8 +79,9 @@ class CheckpointPlan:
     `tensors` holds every tensor whose bytes change, by name. `modules` is what config.json will tell the runtime; it is
     empty if no runtime is needed. `base` is the original quantization config and `base_source` where it was; both are
     None in a checkpoint without one. `notes` are sentences for the user that belong to no layer. `architectures` are
-    the classes that config.json names. `absorbable` are the inner sizes that can be absorbed, `shared_counts` is what
-    ranks must share evenly besides FP8 layers: heads, groups, neurons of other MLPs.
+    the classes that config.json names. `absorbable` are the inner sizes that can be absorbed, `unabsorbed` says why
+    modules cannot be, unless their layers' reasons or a note do. `shared_counts` is what ranks must share evenly
+    besides FP8 layers: heads, groups, neurons of other MLPs.
     `bytes_before` and `bytes_after` count tensor data.
     """
 
@@ -98,6 +99,7 @@ class CheckpointPlan:
     notes: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     absorbable: tuple[AbsorbableSize, ...] = ()
+    unabsorbed: Mapping[str, str] = field(default_factory=dict)
     shared_counts: tuple[SharedCount, ...] = ()
 
     def __repr__(self) -> str:

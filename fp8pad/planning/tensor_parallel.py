@@ -60,9 +60,8 @@ _OTHER_HALF = (Neighbour(1, 1, COLUMN.groups),)
 class SharedCount:
     """The number of things in a model that ranks must share evenly; there may be fewer than ranks if they are copied.
 
-    For neurons of an MLP, `module` is where they are, `path` is the config key of their number, and `unabsorbed` says
-    why this cannot grow, if it cannot. Nothing is known about them if ranks cannot share the `heads` of their part of
-    the model: some models then replicate the whole part.
+    For neurons of an MLP, `module` is where they are, and `path` is the config key of their number. Nothing is known
+    about them if ranks cannot share the `heads` of their part of the model: some models then replicate the whole part.
     """
 
     number: int
@@ -71,7 +70,6 @@ class SharedCount:
     module: str = ""
     path: str = ""
     heads: int = 0
-    unabsorbed: str = ""
 
     def is_shared_by(self, num_ranks: int, grown: Sizes = MappingProxyType({})) -> bool:
         """Return whether `num_ranks` ranks can share them, as far as is known; for `grown`, see `number_of`."""

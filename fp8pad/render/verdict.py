@@ -90,20 +90,19 @@ def reasons(sizes: Iterable[AtSize]) -> Iterator[tuple[str, Sequence[tuple[Findi
 def unabsorbed(sizes: Iterable[AtSize], plan: CheckpointPlan) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield why nothing is absorbed where an engine does not simply serve the original, with the layers.
 
-    Reasons that the list of layers has, since absorbing was asked for, are not repeated. The last one is a general one.
+    The last reason is a general one.
     """
     helpless = [at for at in sizes if not (at.absorbed or at.refused)]
     found = [found for at in helpless for found in at.original.findings if not found.of_whole_model]
     names = {name for each in found for name in each.layers}
-    layers = [layer for layer in plan.layers if layer.name in names]
+    layers = [layer.name for layer in plan.layers if layer.name in names]
+    counts = [count for count in plan.shared_counts if not all(count.is_shared_by(at.num_ranks) for at in helpless)]
     alike: dict[str, list[str]] = {}
-    for layer in layers:
-        if layer.unabsorbed and layer.unabsorbed not in layer.reason:
-            alike.setdefault(layer.unabsorbed, []).append(layer.name)
-    for count in plan.shared_counts:
-        if count.unabsorbed and not all(count.is_shared_by(at.num_ranks) for at in helpless):
-            alike.setdefault(count.unabsorbed, [])
-    yield from ((why, of_why) for why, of_why in alike.items() if why not in plan.notes)
+    for name in layers:
+        if name in plan.unabsorbed:
+            alike.setdefault(plan.unabsorbed[name], []).append(name)
+    of_counts = (plan.unabsorbed[count.module] for count in counts if count.module in plan.unabsorbed)
+    yield from (alike | {why: alike.get(why, []) for why in of_counts}).items()
     if layers:
         yield "only inner sizes of MLPs can be absorbed", ()
 

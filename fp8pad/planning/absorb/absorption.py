@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fp8pad.errors import CheckpointError, PlanError
-from fp8pad.padded import Axis, PaddedTensor
+from fp8pad.padded import PaddedTensor
 from fp8pad.planning.absorb.assessment import AlikeTensors, Assessment, assess
 from fp8pad.planning.absorb.governed import FLOAT_DTYPES, GovernedAxes
+from fp8pad.planning.alignment import alignment_of
 from fp8pad.planning.families import Section
 from fp8pad.planning.linear import Fp8Linear
 from fp8pad.planning.linear_names import is_scale_name, module_name
@@ -28,14 +29,15 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 class Absorption:
     """What absorbing changes.
 
-    `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refusals` maps each axis
-    `(module, axis)` that was to be absorbed, but is not, to the reason; if nothing was to be absorbed, each that cannot
-    be. `notes` are sentences for the plan. `absorbable` are the inner sizes that could be absorbed, asked for or not.
+    `tensors` are all tensors that grow: weights, biases and scales, FP8 or not. `refused` says why FP8 layers are not
+    absorbed that were to be, `unabsorbed` why other modules cannot be, unless a note says it. `notes` are sentences for
+    the plan. `absorbable` are the inner sizes that could be absorbed, asked for or not.
     """
 
     tensors: Mapping[str, PaddedTensor] = field(default_factory=dict)
     edits: tuple[ConfigEdit, ...] = ()
-    refusals: Mapping[tuple[str, Axis], str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    unabsorbed: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     absorbable: tuple[AbsorbableSize, ...] = ()
 
@@ -47,43 +49,48 @@ def absorb(
     policy: Policy,
     neurons: Sequence[SharedCount] = (),
 ) -> Absorption:
-    """Decide what to absorb in a checkpoint, given all inner sizes that its `sections` have.
+    """Decide what to absorb in a checkpoint, given all inner sizes that its `sections` have; apply it if asked to.
 
     `neurons` are those of MLPs that are not FP8: their sizes are absorbed only if ranks cannot share them evenly.
     Raises `ConfigError` if a size that is to be absorbed is not that of the tensors (without absorbing, this is only a
     note), and `PlanError` if tensors of one module contradict each other.
     """
+    is_asked = policy.absorb or policy.absorb_experts
+    assumed = policy if is_asked else replace(policy, absorb=True, absorb_experts=True)
     assessed = _assessed(governed_axes, linears, policy, neurons)
-    absorbable = tuple(each.absorbable for each in assessed if each.absorbable)
-    if not (policy.absorb or policy.absorb_experts):
-        contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
-        carried = tuple(f"{contradiction}; both are left unchanged" for contradiction in contradictions)
-        refused = [(each, _why_not(each, policy)) for each in assessed if each.obstacle]
-        asked = replace(policy, absorb=True, absorb_experts=True)
-        refusals = _refusals(refused, governed_axes, sections, linears, asked)
-        return Absorption(absorbable=absorbable, notes=carried, refusals=refusals)
     padded: dict[str, PaddedTensor] = {}
     edits: list[ConfigEdit] = []
     notes: list[str] = []
-    refused = []
+    refused: list[tuple[Assessment, str]] = []
     for each in assessed:
-        if not _is_asked_for(each, policy, neurons):
+        if is_asked and not _is_asked_for(each, policy, neurons):
             continue
-        reason = _why_not(each, policy)
-        if reason or each.absorbable is None:
+        if reason := _why_not(each, assumed):
             refused.append((each, reason))
-            continue
-        old, new = each.absorbable.old, each.absorbable.size_at(policy.tensor_parallel_size)
-        for name, tensor in _grown_tensors(each, old, new):
-            padded[name] = merged(padded[name], tensor) if name in padded else tensor
-        edits += _edits(each, old, new)
-        notes += _notes(each, old)
+        elif is_asked and each.absorbable:
+            old, new = each.absorbable.old, each.absorbable.size_at(policy.tensor_parallel_size)
+            for name, tensor in _grown_tensors(each, old, new):
+                padded[name] = merged(padded[name], tensor) if name in padded else tensor
+            edits += _edits(each, old, new)
+            notes += _notes(each, old)
+    if is_asked:
+        notes += [*(reason for each, reason in refused if each.size.key), *_lora_notes(padded)]
+    else:
+        contradictions = [each.obstacle for each in assessed if isinstance(each.obstacle, CheckpointError)]
+        notes += [f"{contradiction}; both are left unchanged" for contradiction in contradictions]
+    reasons = _reasons(refused, governed_axes, sections, linears, assumed)
+    layers = _refused_layers(reasons, linears, policy) if is_asked else {}
     return Absorption(
         tensors=padded,
         edits=tuple(edits),
-        refusals=_refusals(refused, governed_axes, sections, linears, policy),
-        notes=(*notes, *(reason for each, reason in refused if each.size.key), *_lora_notes(padded)),
-        absorbable=absorbable,
+        refused=layers,
+        unabsorbed={
+            name: why
+            for name, of_axes in reasons.items()
+            if (why := _joined(of_axes)) != layers.get(name) and why not in notes
+        },
+        notes=tuple(notes),
+        absorbable=tuple(each.absorbable for each in assessed if each.absorbable),
     )
 
 
@@ -185,13 +192,33 @@ def _lora_notes(padded: Iterable[str]) -> Iterator[str]:
         yield f"LoRA adapters trained on the original do not fit the absorbed modules: {', '.join(patterns)}"
 
 
-def _refusals(
+def _refused_layers(
+    reasons: Mapping[str, tuple[str, str]], linears: Sequence[Fp8Linear], policy: Policy
+) -> dict[str, str]:
+    """Return why layers are not absorbed of which a size should be: experts, and others that are not aligned."""
+    refused = {}
+    for linear in linears:
+        if linear.name in reasons:
+            axes = zip(reasons[linear.name], linear.shape[-2:], alignment_of(linear, policy), strict=True)
+            ranks = policy.tensor_parallel_size
+            refused[linear.name] = _joined(
+                why for why, size, multiple in axes if linear.is_expert or size % (multiple * ranks)
+            )
+    return refused
+
+
+def _joined(reasons: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(filter(None, reasons)))
+
+
+def _reasons(
     refused: Sequence[tuple[Assessment, str]],
     governed_axes: GovernedAxes,
     sections: Sequence[Section],
     linears: Sequence[Fp8Linear],
     policy: Policy,
-) -> dict[tuple[str, Axis], str]:
+) -> dict[str, tuple[str, str]]:
+    """Return why N and K of modules cannot be absorbed; empty where nothing is known against it."""
     reasons: dict[str, str] = {}
     for section in reversed(sections):
         if section.family is None:
@@ -205,9 +232,9 @@ def _refusals(
             for linear in linears
             if linear.is_expert and linear.name not in governed_axes.modules and linear.name not in reasons
         }
-    refusals: dict[tuple[str, Axis], str] = {}
-    for name, reason in reasons.items():
-        refusals |= {(name, "n"): reason, (name, "k"): reason}
+    of_axes = {name: (reason, reason) for name, reason in reasons.items()}
     for assessment, reason in refused:
-        refusals |= {(governed.module, governed.axis): reason for governed in assessment.size.axes}
-    return refusals
+        for governed in assessment.size.axes:
+            of_n, of_k = of_axes.get(governed.module, ("", ""))
+            of_axes[governed.module] = (reason, of_k) if governed.axis == "n" else (of_n, reason)
+    return of_axes
