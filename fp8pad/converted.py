@@ -13,7 +13,7 @@ from fp8pad.checkpoint.folder import INDEX_FILE, max_text_bytes
 from fp8pad.checkpoint.headers import framed
 from fp8pad.checkpoint.json_text import dumps_like, index_text, parse_object, states_total
 from fp8pad.checkpoint.layout import ShardLayout, logical_shard, shard_layout
-from fp8pad.checkpoint.transfer import Hashes
+from fp8pad.checkpoint.moving import Hashes
 from fp8pad.errors import CheckpointError, PlanError
 from fp8pad.parsing import check_density
 from fp8pad.planning.config import edited_config

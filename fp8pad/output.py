@@ -13,11 +13,11 @@ from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import Advance, file_sha256, open_file
 from fp8pad.checkpoint.layout import ShardLayout
 from fp8pad.checkpoint.lock import join_staging
+from fp8pad.checkpoint.moving import Hashes, Sums
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.publish import publish
 from fp8pad.checkpoint.staging import key_of
-from fp8pad.checkpoint.transfer import Hashes, Sums
 from fp8pad.checkpoint.writer import Writer, Written
 from fp8pad.errors import OutputError, VerifyError
 from fp8pad.hub import SentCheckpoint

@@ -10,10 +10,10 @@ from fp8pad.checkpoint.compare import Mismatch
 from fp8pad.checkpoint.contents import Contents, Text, contents_of
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import file_sha256
+from fp8pad.checkpoint.moving import Hashes
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_checkpoint
-from fp8pad.checkpoint.transfer import Hashes
 from fp8pad.converted import check_folders
 from fp8pad.errors import RecordError, VerifyError
 from fp8pad.record import RECORD_FILE, REPORT_VERSION, CheckpointRecord

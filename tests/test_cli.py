@@ -23,7 +23,7 @@ from fp8pad import __version__
 from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import Transfer
-from fp8pad.checkpoint.transfer import Sums
+from fp8pad.checkpoint.moving import Sums
 from fp8pad.cli.main import COMMANDS, GOLDEN_COMMANDS, main
 from fp8pad.errors import Fp8padError
 from fp8pad.planning.engines import engines, find_engine

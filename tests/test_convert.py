@@ -35,11 +35,11 @@ from fp8pad.checkpoint import writer
 from fp8pad.checkpoint.destination import Replaced
 from fp8pad.checkpoint.files import Advance, OpenFile
 from fp8pad.checkpoint.layout import Transfer
+from fp8pad.checkpoint.moving import Sums
 from fp8pad.checkpoint.options import Link, VerifyDepth, WriteOptions
 from fp8pad.checkpoint.progress import Progress
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.checkpoint.staging import Staging
-from fp8pad.checkpoint.transfer import Sums
 from fp8pad.conversion import ConvertReport, convert
 from fp8pad.converted import converted_files
 from fp8pad.errors import CheckpointError, OutputError, PlanError

@@ -15,14 +15,14 @@ from helpers import framed, safetensors_bytes, stored_header, tensor_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp8pad.checkpoint import transfer as transfer_module
+from fp8pad.checkpoint import moving
 from fp8pad.checkpoint.compare import Mismatch, compare_data, header_differences
 from fp8pad.checkpoint.files import OpenFile, create_file, open_file
 from fp8pad.checkpoint.grid import AxisMap, Grid, Run, tensor_grid
 from fp8pad.checkpoint.headers import read_header
 from fp8pad.checkpoint.layout import Transfer, logical_shard, original_layout, shard_layout
+from fp8pad.checkpoint.moving import Hashes, Sums, checksum, read_back, target_prefix, write_shard
 from fp8pad.checkpoint.options import VerifyDepth
-from fp8pad.checkpoint.transfer import Hashes, Sums, checksum, read_back, target_prefix, write_shard
 from fp8pad.errors import CheckpointError, OutputError, PlanError
 from fp8pad.padded import AxisActions, PaddedTensor, Segments
 
@@ -228,9 +228,9 @@ def test_any_shard_is_padded_as_planned_and_back(
     path.write_bytes(safetensors_bytes({name: tensors[name] for name in data_order}, metadata, names=header_order))
     plan = {f"t{number}": tensor for number, (_, tensor) in enumerate(drawn)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fp8pad.checkpoint.transfer.BUFFER_BYTES", buffer_bytes)
+        patch.setattr("fp8pad.checkpoint.moving.BUFFER_BYTES", buffer_bytes)
         patch.setattr("fp8pad.checkpoint.compare.BUFFER_BYTES", buffer_bytes)
-        patch.setattr("fp8pad.checkpoint.transfer.KERNEL_COPY_BYTES", 2 * buffer_bytes)
+        patch.setattr("fp8pad.checkpoint.moving.KERNEL_COPY_BYTES", 2 * buffer_bytes)
         sums = Sums(depth, hashed=depth == "full")
         with written(path, plan, sums) as (transfer, source, target), open_file(target, FILE) as output:
             assert target.stat().st_size == transfer.layout.target_bytes
@@ -415,8 +415,8 @@ def test_the_disk_begins_before_a_shard_is_complete(
         if is_refused:
             raise OSError(errno.EINVAL, "")
 
-    monkeypatch.setattr(transfer_module, "WRITE_BACK_BYTES", 1000)
-    monkeypatch.setattr(transfer_module, "BUFFER_BYTES", 256)
+    monkeypatch.setattr(moving, "WRITE_BACK_BYTES", 1000)
+    monkeypatch.setattr(moving, "BUFFER_BYTES", 256)
     monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: noted(offset, write(fd, view, offset)))
     monkeypatch.setattr(os, "copy_file_range", lambda s, t, count, a, b: noted(b, copy(s, t, count, a, b)))
     monkeypatch.setattr(os, "posix_fadvise", advise)

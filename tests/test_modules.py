@@ -32,7 +32,7 @@ TESTED_IN = {
     "test_hub": ["hub/fetcher", "hub/ids", "hub/repo", "upload"],
     "test_inspect": ["inspection", "render/inspection", "verification/disagreements"],
     "test_kernels": ["runtime/triton_kernels"],
-    "test_layout": ["checkpoint/compare", "checkpoint/grid", "checkpoint/transfer"],
+    "test_layout": ["checkpoint/compare", "checkpoint/grid", "checkpoint/moving"],
     "test_library": ["__init__", "errors", "checkpoint/progress", "integrations/tqdm"],
     "test_overwrite": ["checkpoint/destination"],
     "test_pad_converter": ["integrations/compressed_tensors"],

@@ -11,7 +11,7 @@ from fp8pad.checkpoint.files import BUFFER_BYTES, Advance, FileIdentity, OpenFil
 from fp8pad.checkpoint.grid import Run
 from fp8pad.checkpoint.json_text import first_difference
 from fp8pad.checkpoint.layout import ShardLayout, Step, Transfer
-from fp8pad.checkpoint.transfer import Bytes, Sums, passed, read_bytes, target_prefix
+from fp8pad.checkpoint.moving import Bytes, Sums, passed, read_bytes, target_prefix
 from fp8pad.errors import shown
 from fp8pad.tensors import DTYPE_BITS, ShardHeader, TensorHeader
 

@@ -13,9 +13,9 @@ from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_shard
 from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.files import Advance, FileIdentity, file_sha256, open_file, writing
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.moving import Hashes, Sums, read_back, target_prefix, write_shard
 from fp8pad.checkpoint.options import WriteOptions
 from fp8pad.checkpoint.staging import Staging, key_of
-from fp8pad.checkpoint.transfer import Hashes, Sums, read_back, target_prefix, write_shard
 from fp8pad.errors import AlteredPaddingError, OutputError, VerifyError
 
 

@@ -21,9 +21,9 @@ from fp8pad.checkpoint.compare import (
 from fp8pad.checkpoint.files import Advance, file_sha256, open_file
 from fp8pad.checkpoint.headers import LENGTH_BYTES
 from fp8pad.checkpoint.layout import ShardLayout
+from fp8pad.checkpoint.moving import Sums, shard_hashes
 from fp8pad.checkpoint.options import Workers
 from fp8pad.checkpoint.progress import Progress
-from fp8pad.checkpoint.transfer import Sums, shard_hashes
 from fp8pad.hub import SentCheckpoint
 from fp8pad.parallel import run_on_workers
 from fp8pad.verification.original import Original

@@ -9,7 +9,7 @@ import time
 import zlib
 from collections.abc import Callable
 
-from fp8pad.checkpoint.transfer import checksum
+from fp8pad.checkpoint.moving import checksum
 
 DATA = memoryview(os.urandom(1 << 20))
 DIGESTS: dict[str, Callable[[memoryview], object]] = {
