@@ -1,13 +1,16 @@
 """Working on several shards at once: results are in order, and the first error stops the others."""
 
 import errno
+import fcntl
 import io
 import json
 import os
 import signal
 import sys
+import termios
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
@@ -183,6 +186,7 @@ def test_a_signal_while_a_cluster_works_is_handled_soon(monkeypatch: pytest.Monk
         os.close(writing)
 
     monkeypatch.setattr("fp8pad.parallel.cluster._driver", begin)
+    monkeypatch.setattr("fp8pad.parallel.cluster.SIGNAL_SECONDS", 0.05)
     sender = threading.Thread(target=send)
     sender.start()
     try:
@@ -196,6 +200,13 @@ def test_a_signal_while_a_cluster_works_is_handled_soon(monkeypatch: pytest.Monk
     assert in_time == [True]
 
 
+def num_unread(descriptor: int) -> int:
+    """Return how many bytes wait in a pipe."""
+    count = array("i", [0])
+    fcntl.ioctl(descriptor, termios.FIONREAD, count)
+    return count[0]
+
+
 def test_answers_of_a_cluster_come_in_any_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two answers in one read, one in two, and an end in the middle of one."""
     answers = [json.dumps({"number": number, "value": number**2, "num_bytes": 1}) + "\n" for number in range(4)]
@@ -205,11 +216,12 @@ def test_answers_of_a_cluster_come_in_any_portions(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("fp8pad.parallel.cluster._driver", lambda descriptor=reading: pipes(descriptor))
         portions = text[: len(answers[0]) * 2 + 5], text[len(answers[0]) * 2 + 5 : end]
 
-        def send(portions: tuple[str, ...] = portions, descriptor: int = writing) -> None:
+        def send(portions: tuple[str, ...] = portions, ends: tuple[int, int] = (reading, writing)) -> None:
             for portion in portions:
-                os.write(descriptor, portion.encode())
-                time.sleep(0.2)
-            os.close(descriptor)
+                while num_unread(ends[0]):
+                    time.sleep(0.001)
+                os.write(ends[1], portion.encode())
+            os.close(ends[1])
 
         sender = threading.Thread(target=send)
         sender.start()
