@@ -20,8 +20,6 @@ import pytest
 from helpers import (
     FBGEMM,
     INDEX,
-    case_names,
-    copy_case,
     files_of,
     linear,
     llama,
@@ -204,19 +202,6 @@ def test_with_nothing_to_pad_the_checkpoint_is_equal(tmp_path: Path) -> None:
     report = converted(model, tmp_path / "out")
     assert files_of(tmp_path / "out") == files_of(model)
     assert (report.tensors_padded, report.rewritten) == (0, ())
-
-
-@pytest.mark.parametrize("path", case_names("good", "variants"))
-def test_checkpoints_of_other_tools_convert_and_verify(path: str, tmp_path: Path) -> None:
-    """Every known layout, including links of a hub cache and odd names; the source does not change."""
-    model = copy_case(path, tmp_path)
-    before = files_of(model)
-    report = converted(model, tmp_path / "out", WriteOptions(jobs=2, verify="full"))
-    assert files_of(model) == before
-    checked = verify(model, tmp_path / "out", Progress())
-    assert checked.mismatches == ()
-    assert checked.tensors_checked == sum(len(shard.tensors) for shard in read_unconverted(model).shards)
-    assert files_of(tmp_path / "out").keys() - {"fp8pad.json"} == before.keys() - set(report.excluded)
 
 
 @pytest.mark.parametrize("jobs", [1, 3])

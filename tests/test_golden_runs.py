@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import forked
 import pytest
 
 from fp8pad import convert
@@ -47,9 +48,10 @@ def golden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captu
 def recording(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Record the golden file of the example once."""
     file = tmp_path_factory.mktemp("golden") / "golden.json"
-    command = [sys.executable, "-m", "fp8pad", "golden", "record", str(EXAMPLE), "-o", str(file)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FAKE_ENGINE), *sys.path])}
-    subprocess.run(command, env=environment, capture_output=True, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(FAKE_ENGINE), prepend=os.pathsep)
+        patch.syspath_prepend(FAKE_ENGINE)
+        assert forked.command("golden", "record", EXAMPLE, "-o", file).returncode == 0
     return file.read_text()
 
 
@@ -103,7 +105,9 @@ def test_what_an_engine_prints_stays_out_of_the_output(
     """Whether it is printed by Python, by C, by a child process or to the terminal directly."""
     monkeypatch.setenv("PYTHONPATH", str(FAKE_ENGINE), prepend=os.pathsep)
     check = [sys.executable, "-m", "fp8pad", "golden", "check", str(example), str(recorded)]
-    run = subprocess.run(check, capture_output=True, text=True, check=True)
+    monkeypatch.syspath_prepend(FAKE_ENGINE)
+    run = forked.command("golden", "check", example, recorded)
+    assert run.returncode == 0
     assert "stray" not in run.stdout + run.stderr
     # On a terminal, one line of progress is replaced repeatedly, and removed at the end.
     command = ["script", "--quiet", "--return", "--command", shlex.join(check), "/dev/null"]
