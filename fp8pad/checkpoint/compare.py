@@ -50,21 +50,6 @@ class Mismatch:
         return {"file": self.file, "place": self.place, "expected": self.expected, "got": self.got}
 
 
-def compare_shard(
-    transfer: Transfer,
-    source: Path,
-    target: Path,
-    advance: Advance,
-    sums: Sums,
-    *,
-    expected: FileIdentity | None = None,
-) -> Iterator[Mismatch]:
-    """Do what `compare_data` does with the files at two paths; `expected` is the identity that the source must have."""
-    file = transfer.layout.file
-    with open_file(source, file, expected) as before, open_file(target, file) as after:
-        yield from compare_data(transfer, before, after, advance, sums)
-
-
 def check_padding(
     layout: ShardLayout, target_root: Path, advance: Advance, expected: FileIdentity | None = None
 ) -> list[Mismatch]:

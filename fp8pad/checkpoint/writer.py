@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fp8pad.checkpoint.checkpoint import Checkpoint
-from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_shard
+from fp8pad.checkpoint.compare import Mismatch, check_padding, compare_data
 from fp8pad.checkpoint.copying import clone
 from fp8pad.checkpoint.files import Advance, FileIdentity, file_sha256, open_file, writing
 from fp8pad.checkpoint.layout import ShardLayout
@@ -175,8 +175,9 @@ class Writer:
 
     def first_mismatch(self, layout: ShardLayout, path: Path, sums: Sums, advance: Advance) -> Mismatch | None:
         """Compare every byte of a shard at `path` with what its source gives; return the first difference."""
-        origin, expected = self.source.root / layout.file, self.source.identities[layout.file]
-        return next(compare_shard(layout.transfer(), origin, path, advance, sums, expected=expected), None)
+        file, origin, expected = layout.file, self.source.root / layout.file, self.source.identities[layout.file]
+        with open_file(origin, file, expected) as source, open_file(path, file) as target:
+            return next(compare_data(layout.transfer(), source, target, advance, sums), None)
 
     def _share(self, layout: ShardLayout, origin: Path, key: str, is_ours: bool) -> bool:
         """Let an untouched shard share the source's data, by a hard link or a clone; False if it has to be copied."""

@@ -13,8 +13,8 @@ from fp8pad.checkpoint.compare import (
     MAX_MISMATCHES,
     Mismatch,
     check_padding,
+    compare_data,
     compare_files,
-    compare_shard,
     header_differences,
     text_differences,
 )
@@ -86,8 +86,9 @@ class Checker:
         before, after = source.root / check.file, Path(self.out_dir, check.file)
         if check.layout:
             sums = Sums("none", hashed=check.sha256 is not None)
-            compared = compare_shard(check.layout.transfer(back=True), before, after, advance, sums)
-            found = list(islice(compared, MAX_MISMATCHES))
+            with open_file(before, check.file) as original, open_file(after, check.file) as padded:
+                differences = compare_data(check.layout.transfer(back=True), original, padded, advance, sums)
+                found = list(islice(differences, MAX_MISMATCHES))
             yield from found
             if not found and (hashes := sums.hashes):
                 yield from _hash_differences(check, hashes.sha256, hashes.source_sha256)
