@@ -16,7 +16,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import conversion_screen
-from fp8pad.render.screen import write
+from fp8pad.render.terminal import write
 
 DOWN = "model.layers.0.mlp.down_proj"
 CONFIG = {

@@ -16,7 +16,7 @@ from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.errors import CheckpointError
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import conversion_screen, restoration_screen
-from fp8pad.render.screen import write
+from fp8pad.render.terminal import write
 from fp8pad.runtime.contract import FIRST_VERSION
 
 ODD_KEYS = ['"my key": precious', "model.name: x", "co2 emissions: 5"]

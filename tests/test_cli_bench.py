@@ -26,7 +26,7 @@ def report() -> object:
 def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: pytest.CaptureFixture[str]) -> None:
     """It shows a row for each layer and number of tokens, summaries by axis, and the machine."""
     from fp8pad.render.bench import bench_screen
-    from fp8pad.render.screen import show
+    from fp8pad.render.terminal import show
 
     show(report, bench_screen, as_json=False)  # type: ignore[type-var, arg-type]
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
@@ -52,7 +52,7 @@ def test_a_benchmark_is_shown_against_the_aligned_layer(report: object, capsys: 
 def test_the_json_is_one_document(report: object, capsys: pytest.CaptureFixture[str]) -> None:
     """`--json` prints the report and nothing else."""
     from fp8pad.render.bench import bench_screen
-    from fp8pad.render.screen import show
+    from fp8pad.render.terminal import show
 
     show(report, bench_screen, as_json=True)  # type: ignore[type-var, arg-type]
     assert json.loads(capsys.readouterr().out)["cases"][0]["ratio_to_aligned"]["vllm"] == 1.5

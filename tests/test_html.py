@@ -20,7 +20,7 @@ from fp8pad.record import Policy
 from fp8pad.render.console import stdout_console
 from fp8pad.render.html import plan_page
 from fp8pad.render.plan import plan_screen
-from fp8pad.render.screen import write
+from fp8pad.render.terminal import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

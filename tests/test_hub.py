@@ -38,7 +38,7 @@ from fp8pad.library import convert_shards
 from fp8pad.render.console import stdout_console
 from fp8pad.render.plan import plan_screen
 from fp8pad.render.reports import push_screen
-from fp8pad.render.screen import write
+from fp8pad.render.terminal import write
 from fp8pad.text import size
 from fp8pad.upload import push
 from fp8pad.verification import NO_HASHES

@@ -23,7 +23,7 @@ from fp8pad.planning import plan_checkpoint
 from fp8pad.record import Policy
 from fp8pad.render.console import stdout_console
 from fp8pad.render.inspection import inspection_screen
-from fp8pad.render.screen import write
+from fp8pad.render.terminal import write
 
 NAME = "model.layers.0.mlp.down_proj"
 PADDED_BADLY = {"quant_method": "fp8pad", "format_version": 1, "modules": "garbage"}

@@ -40,7 +40,10 @@ TESTED_IN = {
     "test_planning": [f"planning/{name}" for name in ("alignment", "config", "padding", "plan", "reasons")],
     "test_planning_layers": [f"planning/{name}" for name in ("left_alone", "linear", "linear_names", "scale_layouts")],
     "test_planning_quantization": ["planning/weight_formats"],
-    "test_render": ["text", *(f"render/{name}" for name in ("console", "plan", "progress", "reports", "screen"))],
+    "test_render": [
+        "text",
+        *(f"render/{name}" for name in ("console", "plan", "progress", "reports", "screen", "terminal")),
+    ],
     "test_runtime_contract": ["runtime/__init__"],
     "test_runtime_names": ["runtime/parts"],
     "test_staging": ["checkpoint/directory", "checkpoint/lock"],

@@ -27,7 +27,8 @@ from fp8pad.record import ConfigEdit, Policy
 from fp8pad.render.console import WIDE, shell_command, shortened, stdout_console
 from fp8pad.render.plan import how, plan_screen, skipped_facts
 from fp8pad.render.progress import BarProgress, LineProgress
-from fp8pad.render.screen import Paragraph, Rows, _joints, _wrapped, write
+from fp8pad.render.screen import Paragraph, Rows
+from fp8pad.render.terminal import _joints, _wrapped, write
 from fp8pad.scales import PerBlock, PerChannel
 from fp8pad.text import printable
 

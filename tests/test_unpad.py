@@ -41,7 +41,7 @@ from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import ConfigEdit, Policy, by_key
 from fp8pad.render.console import stdout_console
 from fp8pad.render.reports import restoration_screen
-from fp8pad.render.screen import write
+from fp8pad.render.terminal import write
 from fp8pad.unpadding import UnpadReport, unpad
 from fp8pad.verification import NO_HASHES, verify
 from fp8pad.verification.disagreements import examine

@@ -28,7 +28,7 @@ def bench(
         raise EngineError(f"fp8pad bench: {error}; it needs torch and vLLM with a GPU") from error
     from fp8pad.bench.shapes import REAL_SHAPES, TOKEN_COUNTS
     from fp8pad.render.bench import bench_screen, tell_case
-    from fp8pad.render.screen import show
+    from fp8pad.render.terminal import show
 
     shapes = _shapes(model, tensor_parallel_size) if model else REAL_SHAPES
     report = run_bench(shapes, tokens or TOKEN_COUNTS, tell_case, replays)

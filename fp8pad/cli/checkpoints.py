@@ -22,7 +22,8 @@ from fp8pad.text import printable
 
 if TYPE_CHECKING:
     from fp8pad.planned import PlanReport
-    from fp8pad.render.screen import Report, Screen
+    from fp8pad.render.screen import Screen
+    from fp8pad.render.terminal import Report
 
 Found = TypeVar("Found", bound="Report")
 
@@ -42,7 +43,7 @@ def plan(
     Reads only headers and config.json, and writes nothing.
     """
     from fp8pad.render.plan import plan_screen
-    from fp8pad.render.screen import show
+    from fp8pad.render.terminal import show
 
     if html:
         check_writable(html)
@@ -81,7 +82,7 @@ def convert(
     from fp8pad.render.console import command, words_of
     from fp8pad.render.plan import not_understood_facts, plan_screen
     from fp8pad.render.reports import conversion_screen, slice_screen
-    from fp8pad.render.screen import show
+    from fp8pad.render.terminal import show
 
     _check_together(shards, dry_run, asked)
     options_of_next = ["--overwrite"] if asked["overwrite"] else []
@@ -139,7 +140,7 @@ def _run(
 ) -> Found:
     """Call a function of the library, and show its progress and then its report; for `done`, see `show`."""
     from fp8pad.render.progress import shown_progress
-    from fp8pad.render.screen import show
+    from fp8pad.render.terminal import show
 
     if quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # huggingface_hub shows its own, and reads this once
@@ -211,7 +212,7 @@ def inspect(path: options.ConvertedArgument, *, as_json: options.JsonOption = Fa
     Reports records that are inconsistent.
     """
     from fp8pad.render.inspection import inspection_screen
-    from fp8pad.render.screen import show
+    from fp8pad.render.terminal import show
 
     inspection = library.inspect(path)
     show(inspection, inspection_screen, as_json)

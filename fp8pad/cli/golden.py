@@ -25,7 +25,7 @@ def record(model: options.GoldenModelArgument, *, output: options.GoldenOutOptio
     from fp8pad.render.console import stdout_console
     from fp8pad.render.golden import recording_screen
     from fp8pad.render.progress import shown_progress
-    from fp8pad.render.screen import write
+    from fp8pad.render.terminal import write
 
     check_writable(output)
     with shown_progress() as progress:
@@ -73,7 +73,7 @@ def _compared(run: "Callable[[Progress], Comparison]", as_json: bool, junit: Pat
     from fp8pad.golden.junit import to_junit
     from fp8pad.render.golden import comparison_screen
     from fp8pad.render.progress import shown_progress
-    from fp8pad.render.screen import show
+    from fp8pad.render.terminal import show
 
     if junit:
         check_writable(junit)

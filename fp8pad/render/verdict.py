@@ -8,13 +8,11 @@ from fp8pad.planned import PlanReport
 from fp8pad.planning.comparison import AtSize
 from fp8pad.planning.engines import OUTCOMES, Outcome
 from fp8pad.planning.plan import CheckpointPlan
-from fp8pad.planning.verdict import Finding, Judge
+from fp8pad.planning.verdict import Finding, Judge, Verdict
 from fp8pad.render.console import added, shortened
 from fp8pad.render.folding import name_patterns
 from fp8pad.render.screen import LAYERS, Command, Paragraph, Row, Rows, Screen, Section, Subsection
 from fp8pad.text import printable
-
-Cell = tuple[Outcome | None, str]
 
 FORMS = ("as it is", "padded", "absorbed")
 NOT_ABSORBED = "not absorbed"
@@ -38,8 +36,7 @@ def verdicts(report: PlanReport) -> Screen:
         yield Paragraph(Text(f"serves it as it is, at TP {served}", style=STYLES["serves"]), 2)
         return
     needs = {"padded": " (plugin)" if report.engine.has_runtime else "", "absorbed": " (--absorb)"}
-    rows: list[Row] = [(f"TP {at.num_ranks}", *(_cell(*cell) for cell in cells(at, plan))) for at in sizes]
-    yield Rows(rows, ("", *(form + needs.get(form, "") for form in FORMS)))
+    yield Rows([_cells(at, plan) for at in sizes], ("", *(form + needs.get(form, "") for form in FORMS)))
     yield Paragraph(Text("padded, absorbed: converted for the size of the row, with -tp TP", style="dim"), 2)
     yield Section("Why, by TP size")
     for at_sizes, found in reasons(sizes):
@@ -52,27 +49,27 @@ def verdicts(report: PlanReport) -> Screen:
         yield Paragraph(_with_layers(Text(printable(why)), names), 4, hang=2)
 
 
-def cells(at: AtSize, plan: CheckpointPlan) -> tuple[Cell, Cell, Cell]:
+def _cells(at: AtSize, plan: CheckpointPlan) -> Row:
     """Return the row of a size: what the engine does with the original, and with each converted form.
 
-    The text of the last cell says what an absorbed checkpoint needs and costs, or why there is none.
+    The last cell says what an absorbed checkpoint needs and costs, or why there is none.
     """
-    original, padded = (at.original.outcome, ""), (at.padded.outcome, "")
+    absorbed = at.absorbed
     if at.refused:
-        return original, padded, (at.refused.outcome, "")
-    if at.absorbed is None:
-        return original, padded, (None, NOT_ABSORBED if at.original.findings else "no need")
-    plugin = "with the plugin" if at.absorbed.needs_runtime else "without a plugin"
-    experts = ", experts too" if at.absorbed.experts else ""
-    costs = added(at.absorbed.added_bytes, plan.bytes_before)
-    outcome = at.absorbed.verdict.outcome
-    return original, padded, (outcome, f"{' ' if outcome == 'serves' else ', '}{plugin}{experts}, {costs}")
+        last = _outcome(at.refused)
+    elif absorbed is None:
+        last = Text(NOT_ABSORBED if at.original.findings else "no need", style="dim")
+    else:
+        plugin = "with the plugin" if absorbed.needs_runtime else "without a plugin"
+        experts = ", experts too" if absorbed.experts else ""
+        costs = added(absorbed.added_bytes, plan.bytes_before)
+        separator = " " if absorbed.verdict.outcome == "serves" else ", "
+        last = _outcome(absorbed.verdict).append(f"{separator}{plugin}{experts}, {costs}")
+    return f"TP {at.num_ranks}", _outcome(at.original), _outcome(at.padded), last
 
 
-def _cell(outcome: Outcome | None, more: str) -> Text:
-    if outcome is None:
-        return Text(more, style="dim")
-    return Text.assemble((outcome, STYLES[outcome]), more)
+def _outcome(said: Verdict | Finding) -> Text:
+    return Text.assemble((said.outcome, STYLES[said.outcome]))  # assembled, so that appended text has no style
 
 
 def reasons(sizes: Iterable[AtSize]) -> Iterator[tuple[str, Sequence[tuple[Finding, str]]]]:
@@ -139,7 +136,7 @@ def next_steps(steps: Iterable[tuple[str, str]]) -> Screen:
 
 def _said(finding: Finding, forms: str = "") -> Text:
     """Return an outcome and why, with the layers that it is about, unless that is the whole model."""
-    text = Text.assemble((finding.outcome, STYLES[finding.outcome]), f"{forms}: {printable(finding.why)}")
+    text = _outcome(finding).append(f"{forms}: {printable(finding.why)}")
     return _with_layers(text, () if finding.of_whole_model else finding.layers)
 
 
