@@ -1,9 +1,7 @@
 """What the documentation promises: links work, and tables and printed output are up to date."""
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -123,8 +121,10 @@ def test_drawings_have_a_width() -> None:
 @pytest.mark.parametrize("script", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/**/*.py")))
 def test_help_of_an_example_is_help_or_one_line(script: str) -> None:
     """If a package is missing, one line names it and what the script needs."""
-    command, env = [sys.executable, script, "--help"], os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=env, check=False
-    )
+
+    def program() -> None:
+        sys.argv, sys.path[:0] = [script, "--help"], [str((ROOT / script).parent)]
+        runpy.run_path(script, run_name="__main__")
+
+    run = forked.run(program, cwd=ROOT)
     assert run.returncode == 0 or re.fullmatch(r"\S+\.py: No module named '\S+'; it needs .*\n", run.stderr)
