@@ -54,8 +54,8 @@ def plan(
     from fp8pad.planned import planned
 
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
-    with planned(model, policy, strict=strict, follow_links=follow_links, card=card, engine=engine) as found:
-        return found
+    with planned(model, policy, strict=strict, follow_links=follow_links, card=card, engine=engine) as report:
+        return report
 
 
 def convert(
@@ -109,10 +109,12 @@ def convert(
         ray_address=ray_address,
         finishes=finish,
     )
-    told, target = _told(progress), Path(out_dir)
-    how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
-    with planned(model, policy, **how, engine=engine, downloads=download_folder(target), progress=told) as found:
-        return convert_checkpoint(found, target, options, told)
+    reporter, target = _reporter(progress), Path(out_dir)
+    opening = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
+    with planned(
+        model, policy, **opening, engine=engine, downloads=download_folder(target), progress=reporter
+    ) as report:
+        return convert_checkpoint(report, target, options, reporter)
 
 
 def convert_shards(
@@ -151,11 +153,11 @@ def convert_shards(
         raise UsageError(f"shards: expected a range of positions, one after the other, got {shards!r}")
     policy = Policy(alignment, tensor_parallel_size, absorb, absorb_experts, _patterns(skip))
     options = WriteOptions(jobs=jobs, link=link, overwrite=overwrite, verify=verify, hash=hash)
-    told, target = _told(progress), Path(out_dir)
-    how = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
+    reporter, target = _reporter(progress), Path(out_dir)
+    opening = {"strict": strict, "follow_links": follow_links, "card": card, "force": force, "cache": cache}
     downloads = download_folder(target, shards)
-    with planned(model, policy, **how, engine=engine, downloads=downloads, progress=told) as found:
-        return convert_slice(found, target, options, told, shards)
+    with planned(model, policy, **opening, engine=engine, downloads=downloads, progress=reporter) as report:
+        return convert_slice(report, target, options, reporter, shards)
 
 
 def verify(
@@ -178,7 +180,7 @@ def verify(
     source, converted = (model, out_dir) if out_dir is not None else (None, model)
     if converted is None:
         raise UsageError("verify: expected a folder")
-    return verify_checkpoint(source, Path(converted), _told(progress), cache, Workers(jobs, executor, ray_address))
+    return verify_checkpoint(source, Path(converted), _reporter(progress), cache, Workers(jobs, executor, ray_address))
 
 
 def unpad(
@@ -209,7 +211,7 @@ def unpad(
         executor=executor,
         ray_address=ray_address,
     )
-    return unpad_checkpoint(Path(out_dir), Path(restored_dir), options, _told(progress))
+    return unpad_checkpoint(Path(out_dir), Path(restored_dir), options, _reporter(progress))
 
 
 def inspect(path: StrPath) -> "Inspection":
@@ -238,7 +240,7 @@ def push(
     """
     from fp8pad.upload import push as upload
 
-    return upload(Path(out_dir), repo, private, card, _told(progress))
+    return upload(Path(out_dir), repo, private, card, _reporter(progress))
 
 
 def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
@@ -249,7 +251,7 @@ def _patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
         raise UsageError(f"skip: expected a pattern, or several, got {shown(skip)}") from error
 
 
-def _told(progress: ProgressOption) -> Progress:
+def _reporter(progress: ProgressOption) -> Progress:
     if not isinstance(progress, bool):
         return progress_of(progress)
     with suppress(ImportError):

@@ -8,6 +8,7 @@ import typer
 from fp8pad.cli import options
 from fp8pad.cli.files import check_writable, write_text
 from fp8pad.cli.signatures import takes, those_of
+from fp8pad.errors import GoldenError
 from fp8pad.golden.request import CheckOptions, RecordOptions
 from fp8pad.text import printable
 
@@ -85,4 +86,4 @@ def _compared(run: "Callable[[Progress], Comparison]", as_json: bool, junit: Pat
     if junit:
         write_text(junit, to_junit(comparison))
     if not comparison.ok:
-        raise typer.Exit(1)
+        raise typer.Exit(GoldenError.exit_status)

@@ -135,7 +135,7 @@ def _fail_to_parse(error: Any) -> NoReturn:
     message = error.format_message()
     if message.startswith("Usage:"):  # no command was given
         typer.echo(message, err=True)
-        sys.exit(2)
+        sys.exit(UsageError.exit_status)
     message = message.replace("Value error, ", "").replace(". Did", "; did").rstrip(".")
     found = UsageError(message[:1].lower() + message[1:])
     if error.ctx:
