@@ -293,17 +293,20 @@ def test_a_long_name_of_the_output_is_a_name(hub: FakeHub, model: Path, tmp_path
     assert fp8pad.verify(NAME, tmp_path / ("o" * length)).ok
 
 
-@pytest.mark.parametrize("call", ["unlink", "rmdir"])
+@pytest.mark.parametrize(
+    "fault", [("stat", "staged"), ("open", "staged"), ("rmdir", "staged"), ("unlink", "lock"), ("rmdir", "")]
+)
 def test_a_folder_of_fetched_files_that_cannot_be_removed_is_a_line(
-    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: tuple[str, str]
 ) -> None:
     """It says that the work is done, whichever call fails; the same command removes what stayed."""
     hub.add(NAME, model)
-    work, original = download_folder(tmp_path / "out"), getattr(os, call)
-    place, staging = {"unlink": work / "lock", "rmdir": work}[call], staging_path(tmp_path / "out")
+    (call, name), work = fault, download_folder(tmp_path / "out")
+    original = getattr(os, call)
+    staging = staging_path(tmp_path / "out")
 
     def fail(path: object, *arguments: Any, **keywords: Any) -> Any:
-        if path == place.name and tmp_path / "out" in tmp_path.iterdir() and not staging.exists():
+        if path == (name or work.name) and tmp_path / "out" in tmp_path.iterdir() and not staging.exists():
             raise OSError(errno.EIO, "Input/output error")
         return original(path, *arguments, **keywords)
 
