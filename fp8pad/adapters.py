@@ -23,7 +23,7 @@ def adapter_notes(source: Checkpoint, plan: CheckpointPlan) -> tuple[str, ...]:
 
     An adapter of a padded module still fits, since the runtime gives a padded module its logical sizes.
     """
-    absorbed = [layer.name for layer in plan.layers if layer.is_absorbed]
+    absorbed = [name for name, layer in plan.layers if layer.is_absorbed]
     if not absorbed:
         return ()
     touched = ((folder, _touched(source, folder, absorbed)) for folder in _adapter_folders(source))

@@ -131,7 +131,7 @@ def _tensor_parallel_sizes(plan: CheckpointPlan) -> Iterator[str]:
     """Yield for which sizes it was padded, and at which others ranks can share it though a layer is unaligned."""
     padded, others, own = list[str](), list[str](), plan.policy.tensor_parallel_size
     for size in sorted({1, 2, 4, 8, own}):
-        fits = {(alike.example.fit_at(size), alike.example.name in plan.modules) for alike in plan.alike}
+        fits = {(alike.plan.fit_at(size), plan.layers[alike.places[0]].name in plan.modules) for alike in plan.alike}
         counts = all(count.is_shared_by(size, plan.grown) for count in plan.shared_counts)
         if counts and {fit for fit, _ in fits}.isdisjoint({"indivisible", "inside block"}):
             is_padded = own % size == 0 or ("unaligned", False) not in fits

@@ -55,9 +55,9 @@ class PlanReport:
             "format_version": REPORT_VERSION,
             "model": str(self.source),
             "policy": plan.policy.to_json(),
-            "layers": [_layer_document(layer) for layer in plan.layers],
+            "layers": [_layer_document(name, layer) for name, layer in plan.layers],
             "untouched": [_tensor_document(tensor) for tensor in plan.untouched],
-            "not_understood": [{"name": weight.name, "reason": weight.reason} for weight in plan.not_understood],
+            "not_understood": [{"name": name, "reason": reason} for name, reason in plan.not_understood],
             "config_edits": [asdict(edit) for edit in plan.config_edits],
             "bytes_before": plan.bytes_before,
             "bytes_after": plan.bytes_after,
@@ -72,9 +72,9 @@ class PlanReport:
         }
 
 
-def _layer_document(layer: LayerPlan) -> dict[str, Any]:
+def _layer_document(name: str, layer: LayerPlan) -> dict[str, Any]:
     return {
-        "name": layer.name,
+        "name": name,
         "scheme": layer.granularity.name if layer.granularity else None,
         "logical_shape": list(layer.logical_shape),
         "padded_shape": list(layer.padded_shape),

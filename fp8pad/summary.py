@@ -9,7 +9,7 @@ from fp8pad.card import read_card
 from fp8pad.checkpoint.checkpoint import Checkpoint
 from fp8pad.checkpoint.folder import INDEX_FILE
 from fp8pad.geometry import is_aligned
-from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.linear import Layer, LayerPlan
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.record import CARD_FILE, CONFIG_FILE
 from fp8pad.text import counted
@@ -44,17 +44,17 @@ def headline(plan: CheckpointPlan) -> str:
     """Count layers by what is done to them."""
     actions: Counter[str] = Counter()
     for alike in plan.alike:
-        actions[action(alike.example)] += len(alike.places)
+        actions[action(alike.plan)] += len(alike.places)
     counts = [f"{actions[name]} {name}" for name in ACTIONS if name in actions]
     return f"{counted(len(plan.layers), 'FP8 layer')}: {', '.join(counts)}" if counts else "no FP8 layers"
 
 
-def flops_added_share(layers: Iterable[LayerPlan]) -> float:
+def flops_added_share(layers: Iterable[Layer]) -> float:
     """Return the share of multiplications that padding adds when one token passes once through every layer.
 
     A Linear `[N, K]` multiplies N * K times for each token, so this is also the share of weight elements added.
     """
-    sizes = [(prod(layer.logical_shape), prod(layer.padded_shape)) for layer in layers]
+    sizes = [(prod(layer.logical_shape), prod(layer.padded_shape)) for _, layer in layers]
     logical = sum(before for before, _ in sizes)
     return sum(after - before for before, after in sizes) / logical if logical else 0.0
 

@@ -128,7 +128,7 @@ def test_the_bias_of_a_transposed_weight_is_as_long_as_its_columns(skip: tuple[s
     weight, scale = ("h.0.c_attn.weight", "F8_E4M3", (100, 300)), ("h.0.c_attn.weight_scale", "F32", ())
     tensors = [weight, scale, ("h.0.c_attn.bias", "BF16", (300,))]
     (layer,) = planned(tensors, policy=Policy(skip=skip), model_type="gpt2").layers
-    assert (layer.logical_shape, layer.padded_shape, layer.reason) == ((300, 100), (300, 100), reason)
+    assert (layer.plan.logical_shape, layer.plan.padded_shape, layer.plan.reason) == ((300, 100), (300, 100), reason)
 
 
 def test_a_config_of_two_formats_is_no_contradiction() -> None:

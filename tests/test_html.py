@@ -99,7 +99,7 @@ def test_the_page_shows_what_the_screen_shows(
 def test_names_are_text(planned: tuple[Checkpoint, CheckpointPlan]) -> None:
     """Names from a checkpoint are escaped."""
     source, plan = planned
-    layers = (replace(plan.layers[0], name="<script>alert(1)</script>&\x1b"), *plan.layers[1:])
+    layers = (plan.layers[0]._replace(name="<script>alert(1)</script>&\x1b"), *plan.layers[1:])
     page = plan_page(PlanReport(source, replace(plan, layers=layers, notes=("<b>note</b>",))))
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;\\x1b" in page

@@ -12,7 +12,7 @@ from fp8pad.padded import AxisActions, PaddedTensor
 from fp8pad.planning import padding, plan_checkpoint
 from fp8pad.planning.alignment import KERNEL_MULTIPLES
 from fp8pad.planning.config import edited_config
-from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.linear import Layer, LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.sharding import Sharding
 from fp8pad.quantization_config import ModuleRecord, QuantizationRecord
@@ -58,7 +58,10 @@ def test_a_channel_scaled_layer_is_planned_to_the_last_number() -> None:
     assert plan == CheckpointPlan(
         policy=Policy(),
         layers=(
-            LayerPlan("mlp.down_proj", PerChannel(), *shapes, pads, reason, (136, 213), Sharding("row"), scale_bytes=2),
+            Layer(
+                "mlp.down_proj",
+                LayerPlan(PerChannel(), *shapes, pads, reason, (136, 213), Sharding("row"), scale_bytes=2),
+            ),
         ),
         untouched=(UntouchedTensor("lm_head.weight", "BF16", (509, 136), "BF16, not FP8"),),
         tensors={
@@ -94,8 +97,9 @@ def test_a_block_scaled_layer_is_planned_to_the_last_number() -> None:
     assert plan == CheckpointPlan(
         policy=Policy(),
         layers=(
-            LayerPlan(
-                "mlp.down_proj", PerBlock(32, 128), *shapes, pads, reason, (136, 213), Sharding("row"), scale_bytes=4
+            Layer(
+                "mlp.down_proj",
+                LayerPlan(PerBlock(32, 128), *shapes, pads, reason, (136, 213), Sharding("row"), scale_bytes=4),
             ),
         ),
         untouched=(),
@@ -144,15 +148,16 @@ def test_scales_without_a_known_one_are_left_as_they_are() -> None:
     header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213, "F64"))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
-    assert (plan.layers[0].axes, plan.layers[0].reason) == (AxisActions("skip", "skip"), "scales of dtype F64")
-    assert [layer.name for layer in plan.not_understood] == ["mlp.down_proj"]
+    ((_, layer),) = plan.layers
+    assert (layer.axes, layer.reason) == (AxisActions("skip", "skip"), "scales of dtype F64")
+    assert [name for name, _ in plan.not_understood] == ["mlp.down_proj"]
 
 
 def test_an_fp8_weight_of_four_dimensions_is_understood_as_a_convolution_alone() -> None:
     """Neither is a Linear; only a name like `conv1` shows that it is a convolution."""
     tensors = [(f"{name}.weight", "F8_E4M3", (8, 4, 3, 3)) for name in ("conv1", "mix")]
     plan = plan_checkpoint([shard("m.safetensors", *tensors)], {"config.json": BLOCK_CONFIG}, Policy())
-    assert [entry.name for entry in plan.not_understood] == ["mix.weight"]
+    assert [name for name, _ in plan.not_understood] == ["mix.weight"]
 
 
 @pytest.mark.parametrize(("alignment", "rows"), [("auto", 5), (128, 8)])
@@ -176,7 +181,7 @@ def test_a_checkpoint_without_fp8_changes_nothing() -> None:
 def test_alignment_is_the_users_to_choose(alignment: object, padded: tuple[int, int]) -> None:
     """A larger alignment rounds both axes up to it."""
     plan = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, Policy(alignment=alignment))  # type: ignore[arg-type]
-    assert plan.layers[0].padded_shape == padded
+    assert plan.layers[0].plan.padded_shape == padded
 
 
 def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> None:
@@ -190,9 +195,9 @@ def test_a_layer_unaligned_on_a_rank_only_needs_the_runtime_but_no_padding() -> 
         plan_checkpoint([header], {"config.json": CONFIG}, Policy(tensor_parallel_size=size)) for size in (1, 8)
     )
     assert alone.changes_nothing
-    assert (eight.tensors, eight.layers[0].axes) == ({}, AxisActions("aligned", "aligned"))
+    assert (eight.tensors, eight.layers[0].plan.axes) == ({}, AxisActions("aligned", "aligned"))
     assert eight.modules == {"mlp.down_proj": ModuleRecord((2048, 10944), (2048, 10944), (16, 16))}
-    assert eight.layers[0].reason == (
+    assert eight.layers[0].plan.reason == (
         "N and K are multiples of 16; K = 10944 / 8 = 1368 is not a multiple of 16: the plugin pads it at load"
     )
 
@@ -220,7 +225,7 @@ def test_a_share_that_begins_inside_a_block_is_reported_and_left_alone(
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(tensor_parallel_size=2))
     assert plan.changes_nothing
     inside = "a rank's share begins inside a scale block"
-    assert plan.layers[0].reason == "N and K are multiples of 32 and 128; " + reason.format(inside=inside)
+    assert plan.layers[0].plan.reason == "N and K are multiples of 32 and 128; " + reason.format(inside=inside)
 
 
 def test_inside_an_mlp_a_share_may_begin_inside_a_block() -> None:
@@ -248,11 +253,12 @@ def test_inside_an_mlp_a_share_may_begin_inside_a_block() -> None:
         "down_proj": "k",
     }
     assert all(
-        layer.reason.endswith("= 14784 is not a multiple of 128: the plugin pads it at load") for layer in plan.layers
+        layer.plan.reason.endswith("= 14784 is not a multiple of 128: the plugin pads it at load")
+        for layer in plan.layers
     )
     alone = plan_checkpoint([header], {"config.json": config}, Policy())
     assert alone.changes_nothing
-    assert {layer.fit_at(2) for layer in alone.layers} == {"unaligned"}
+    assert {layer.plan.fit_at(2) for layer in alone.layers} == {"unaligned"}
 
 
 BLOCK_128 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -288,8 +294,8 @@ def test_the_matrices_of_a_layer_fused_on_disk_are_named(module: str, shape: tup
     }
     assert alone.changes_nothing
     assert two.changes_nothing
-    assert alone.layers[0].reason == "N and K are multiples of 128"
-    assert two.layers[0].reason == "N and K are multiples of 128; " + reason.format(**words)
+    assert alone.layers[0].plan.reason == "N and K are multiples of 128"
+    assert two.layers[0].plan.reason == "N and K are multiples of 128; " + reason.format(**words)
 
 
 def test_a_copied_key_that_ends_inside_a_block_is_reported() -> None:
@@ -301,7 +307,7 @@ def test_a_copied_key_that_ends_inside_a_block_is_reported() -> None:
     config = {"model_type": "llama", "num_key_value_heads": 1, "quantization_config": BLOCK_128}
     plan = plan_checkpoint([header], {"config.json": config}, Policy(tensor_parallel_size=2))
     assert plan.modules == {name: ModuleRecord((64, 256), (128, 256), (128, 128))}
-    assert plan.layers[0].reason == (
+    assert plan.layers[0].plan.reason == (
         "N = 64 is not a multiple of 128; N = 64 on each of 2 ranks is not a multiple of 128: "
         "a rank's share begins inside a scale block"
     )
@@ -314,7 +320,7 @@ def test_a_share_of_copied_heads_is_not_called_a_quotient() -> None:
     plan = plan_checkpoint(
         [header], {"config.json": {**CONFIG, "num_key_value_heads": 2}}, Policy(tensor_parallel_size=4)
     )
-    assert plan.layers[0].reason == (
+    assert plan.layers[0].plan.reason == (
         "N and K are multiples of 16; N = 24 on each of 4 ranks is not a multiple of 16: the plugin pads it at load"
     )
 
@@ -324,7 +330,7 @@ def test_a_share_of_whole_blocks_is_padded_at_load() -> None:
     header = shard("m.safetensors", *block_scaled("mlp.up_proj", 384, 256))
     plan = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, Policy(alignment=128, tensor_parallel_size=4))
     assert (plan.tensors, list(plan.modules)) == ({}, ["mlp.up_proj"])
-    assert plan.layers[0].reason == (
+    assert plan.layers[0].plan.reason == (
         "N and K are multiples of 128; N = 384 / 4 = 96 is not a multiple of 128: the plugin pads it at load"
     )
 
@@ -388,15 +394,15 @@ def test_one_axis_of_a_block_scaled_layer_absorbed_and_the_other_padded_compose(
 def test_absorbing_experts_alone_leaves_dense_sizes_to_the_runtime() -> None:
     """`--absorb-experts` is for routed experts; keys that size only dense layers are edited by `--absorb`."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG}, Policy(absorb_experts=True))
-    assert (plan.config_edits, plan.layers[0].axes) == ((), AxisActions("pad", "pad"))
+    assert (plan.config_edits, plan.layers[0].plan.axes) == ((), AxisActions("pad", "pad"))
 
 
 def test_what_cannot_be_absorbed_is_padded_and_says_why() -> None:
     """Layers of an unknown family are padded instead."""
     plan = plan_checkpoint([MLP], {"config.json": MLP_CONFIG | {"model_type": "unheard_of"}}, Policy(absorb=True))
     assert plan.config_edits == ()
-    assert {layer.axes for layer in plan.layers} == {AxisActions("pad", "pad")}
-    assert plan.layers[0].reason.endswith("no file in planning/families describes the model type unheard_of")
+    assert {layer.plan.axes for layer in plan.layers} == {AxisActions("pad", "pad")}
+    assert plan.layers[0].plan.reason.endswith("no file in planning/families describes the model type unheard_of")
 
 
 def test_the_config_is_replaced_in_place() -> None:
@@ -430,7 +436,7 @@ def test_padding_is_the_least_that_aligns(num_n: int, num_k: int, alignment: int
     plan = plan_checkpoint([header], {"config.json": CONFIG}, Policy(alignment=alignment))  # type: ignore[arg-type]
     (layer,) = plan.layers
     for logical, padded, disposition in zip(
-        (num_n, num_k), layer.padded_shape, (layer.axes.n, layer.axes.k), strict=True
+        (num_n, num_k), layer.plan.padded_shape, (layer.plan.axes.n, layer.plan.axes.k), strict=True
     ):
         assert padded % alignment == 0
         assert 0 <= padded - logical < alignment
@@ -456,10 +462,10 @@ def test_a_grid_of_scales_covers_the_padded_weight(
     scale = plan.tensors.get("a.weight_scale_inv")
     for axis in (0, 1):
         multiple = block[axis] if alignment == "auto" else lcm(block[axis], int(str(alignment)))
-        assert layer.padded_shape[axis] == -(-sizes[axis] // multiple) * multiple
-        assert (scale.padded_shape if scale else grid)[axis] * block[axis] == layer.padded_shape[axis]
+        assert layer.plan.padded_shape[axis] == -(-sizes[axis] // multiple) * multiple
+        assert (scale.padded_shape if scale else grid)[axis] * block[axis] == layer.plan.padded_shape[axis]
     assert scale is None or (scale.fill, scale.logical_shape) == (1, grid)
-    assert ("a.weight" in plan.tensors) == (layer.padded_shape != sizes)
+    assert ("a.weight" in plan.tensors) == (layer.plan.padded_shape != sizes)
 
 
 def test_layers_that_are_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,7 +473,7 @@ def test_layers_that_are_alike_are_worked_out_once(monkeypatch: pytest.MonkeyPat
     worked_out = []
 
     def reason_of(layer: LayerPlan, *_: object) -> str:
-        worked_out.append(layer.name)
+        worked_out.append(layer)
         return "because"
 
     monkeypatch.setattr(padding, "reason_of", reason_of)
@@ -492,10 +498,10 @@ def test_presets_are_what_kernels_want(
     """N and K have separate multiples, with whole blocks of 32 x 128 whatever the kernel needs."""
     policy = Policy(alignment=alignment)
     (layer,) = plan_checkpoint([DOWN, SCALES], {"config.json": CONFIG}, policy).layers
-    assert layer.padded_shape == of_channels
+    assert layer.plan.padded_shape == of_channels
     header = shard("m.safetensors", *block_scaled("mlp.down_proj", 136, 213))
     (layer,) = plan_checkpoint([header], {"config.json": BLOCK_CONFIG}, policy).layers
-    assert layer.padded_shape == of_blocks
+    assert layer.plan.padded_shape == of_blocks
 
 
 def test_adapters_that_no_longer_fit_are_named() -> None:

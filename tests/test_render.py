@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import copy_case
@@ -19,7 +20,7 @@ from fp8pad.padded import AxisActions, Disposition
 from fp8pad.planned import PlanReport
 from fp8pad.planning import plan_checkpoint
 from fp8pad.planning.engines import engines, find_engine
-from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.linear import Layer, LayerPlan
 from fp8pad.planning.plan import CheckpointPlan, UntouchedTensor
 from fp8pad.planning.sharding import Sharding
 from fp8pad.planning.tensor_parallel import SharedCount
@@ -47,15 +48,20 @@ def round_up(size: int) -> int:
     return (size + 15) // 16 * 16
 
 
-def layer(name: str, num_n: int, num_k: int) -> LayerPlan:
+def layer(name: str, num_n: int, num_k: int) -> Layer:
     """Return a channel-scaled layer, padded to 16."""
     padded = round_up(num_n), round_up(num_k)
     axes = AxisActions("pad" if padded[0] > num_n else "aligned", "pad" if padded[1] > num_k else "aligned")
     reason = "N and K are multiples of 16" if padded == (num_n, num_k) else "not a multiple of 16"
-    return LayerPlan(name, PerChannel(), (num_n, num_k), padded, (16, 16), axes, reason, (num_n, num_k))
+    return Layer(name, LayerPlan(PerChannel(), (num_n, num_k), padded, (16, 16), axes, reason, (num_n, num_k)))
 
 
-def plan_of(*layers: LayerPlan, notes: tuple[str, ...] = (), edits: tuple[ConfigEdit, ...] = ()) -> CheckpointPlan:
+def changed(layer: Layer, **changes: Any) -> Layer:
+    """Return a layer with another plan."""
+    return Layer(layer.name, replace(layer.plan, **changes))
+
+
+def plan_of(*layers: Layer, notes: tuple[str, ...] = (), edits: tuple[ConfigEdit, ...] = ()) -> CheckpointPlan:
     """Return a plan with `layers`, and just enough else to be shown."""
     return CheckpointPlan(
         policy=Policy(),
@@ -135,7 +141,8 @@ def test_what_is_wrong_comes_first_and_for_whom(source: Checkpoint, capsys: pyte
     """A row for each TP size, and below it the layers that cause problems, with the sizes concerned."""
     shape = (8192, 29568)
     aligned = AxisActions("aligned", "aligned")
-    inside = LayerPlan("a.down_proj", PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
+    down = LayerPlan(PerBlock(128, 128), shape, shape, (128, 128), aligned, "", shape, Sharding("row"))
+    inside = Layer("a.down_proj", down)
     write(plan_screen(PlanReport(source, plan_of(inside, layer("b.gate_proj", 10944, 8192)))), stdout_console())
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[2:4] == [f"What {find_engine().title} does with it", "as it is padded (plugin) absorbed (--absorb)"]
@@ -276,9 +283,9 @@ def test_what_is_said_of_the_whole_model_names_no_layers(
 def test_counts_of_layers_add_up(source: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     """Each layer is counted once: an aligned expert as aligned, one that is padded and absorbed separately."""
     both, skip = AxisActions("absorb", "pad"), AxisActions("skip", "skip")
-    expert = replace(layer("experts.0.up", 32, 32), axes=skip)
-    unaligned = replace(layer("experts.1.up", 30, 32), axes=skip)
-    plan = plan_of(expert, unaligned, replace(layer("x", 10, 10), axes=both), layer("y", 10, 16))
+    expert = changed(layer("experts.0.up", 32, 32), axes=skip)
+    unaligned = changed(layer("experts.1.up", 30, 32), axes=skip)
+    plan = plan_of(expert, unaligned, changed(layer("x", 10, 10), axes=both), layer("y", 10, 16))
     write(plan_screen(PlanReport(source, plan)), stdout_console())
     counts = "4 FP8 layers: 1 to pad, 1 to absorb and pad, 1 carried unchanged, 1 aligned already"
     assert capsys.readouterr().out.splitlines()[0].endswith(counts)
@@ -297,7 +304,10 @@ def test_layers_are_in_one_row_if_all_its_cells_are_equal(
 ) -> None:
     """Whatever else differs; layers of which a cell differs are in different rows, whatever their names."""
     layers = [layer("l.0.up", 10, 16), layer("l.1.up", 20, 16), layer("l.2.up", 10, 16)]
-    layers += [replace(layers[0], name="l.3.up", inner="n"), replace(layers[0], name="l.4.up", reason="other")]
+    layers += [
+        Layer("l.3.up", replace(layers[0].plan, inner="n")),
+        Layer("l.4.up", replace(layers[0].plan, reason="other")),
+    ]
     write(plan_screen(PlanReport(source, plan_of(*layers))), stdout_console())
     rows = re.findall(r"^  (l\.\S+) .*  (\S.*)$", capsys.readouterr().out, re.MULTILINE)
     assert rows == [
@@ -321,8 +331,8 @@ def test_only_an_engine_with_a_plugin_has_padded_ones_served_by_it(
 
 def test_what_is_absorbed_is_not_reported_as_skipped() -> None:
     """An expert with one absorbed axis changes, though its other axis is skipped."""
-    absorbed = replace(layer("a", 74, 74), axes=AxisActions("skip", "absorb"), reason="K = 74 becomes 128")
-    left = replace(layer("b", 74, 74), axes=AxisActions("skip", "skip"), reason="a routed expert")
+    absorbed = changed(layer("a", 74, 74), axes=AxisActions("skip", "absorb"), reason="K = 74 becomes 128")
+    left = changed(layer("b", 74, 74), axes=AxisActions("skip", "skip"), reason="a routed expert")
     assert list(skipped_facts(plan_of(absorbed, left))) == [("skipped", "a routed expert: b")]
 
 

@@ -65,7 +65,7 @@ def check_stacked(model_type: str, order: str, granularity: str, num_ranks: int)
     tensors = stack(folder + names[0], rows, 256, order, granularity)
     tensors |= stack(folder + names[1], 256, inner, order, granularity)
     plain = planned(config, tensors, Policy(tensor_parallel_size=num_ranks))
-    assert [(layer.logical_shape, layer.axes.n) for layer in plain.layers] == [
+    assert [(layer.plan.logical_shape, layer.plan.axes.n) for layer in plain.layers] == [
         ((4, rows, 256), "aligned"),
         ((4, 256, inner), "aligned"),
     ]
@@ -74,11 +74,10 @@ def check_stacked(model_type: str, order: str, granularity: str, num_ranks: int)
     multiple = num_ranks * (128 if granularity == "block" else 16)
     grown = -(-inner // multiple) * multiple
     assert [edit.new for edit in plan.config_edits] == ([grown] if grown != inner else [])
-    assert [layer.config_shape for layer in plan.layers] == [(4, rows // inner * grown, 256), (4, 256, grown)]
+    assert [layer.plan.config_shape for layer in plan.layers] == [(4, rows // inner * grown, 256), (4, 256, grown)]
     first = plan.tensors[folder + names[0]].padded_shape if plan.tensors else (4, rows, 256)
-    assert (first if order == "nk" or not plan.tensors else (first[0], first[2], first[1])) == plan.layers[
-        0
-    ].config_shape
+    found = first if order == "nk" or not plan.tensors else (first[0], first[2], first[1])
+    assert found == plan.layers[0].plan.config_shape
 
 
 def test_aligned_experts_are_aligned() -> None:
@@ -93,8 +92,8 @@ def test_aligned_experts_are_aligned() -> None:
     config["moe_intermediate_size"] = 208
     for policy in (Policy(), EXPERTS):
         plan = planned(config, tensors, policy)
-        assert {layer.reason for layer in plan.layers} == {"N and K are multiples of 16"}
-        assert {layer.axes for layer in plan.layers} == {AxisActions("aligned", "aligned")}
+        assert {layer.plan.reason for layer in plan.layers} == {"N and K are multiples of 16"}
+        assert {layer.plan.axes for layer in plan.layers} == {AxisActions("aligned", "aligned")}
     assert not planned(config, tensors, Policy(tensor_parallel_size=2)).modules
 
 
@@ -108,7 +107,7 @@ def test_gate_and_up_apart() -> None:
     }
     config = {"model_type": "qwen3_moe", "moe_intermediate_size": 200, "quantization_config": CHANNEL}
     plan = planned(config, tensors, EXPERTS)
-    assert [layer.config_shape for layer in plan.layers] == [(4, 208, 64), (4, 208, 64), (4, 64, 208)]
+    assert [layer.plan.config_shape for layer in plan.layers] == [(4, 208, 64), (4, 208, 64), (4, 64, 208)]
 
 
 def test_a_size_that_both_orders_could_have() -> None:
@@ -146,7 +145,7 @@ def test_experts_that_are_left_have_a_reason(change: dict[str, Any], reason: str
     )
     for tensors in (split, stacked):
         for layer in planned(config, tensors, EXPERTS).layers:
-            assert reason in layer.reason, layer.name
+            assert reason in layer.plan.reason, layer.name
 
 
 def test_a_stack_flattened_to_two_dimensions_is_no_linear() -> None:
@@ -161,9 +160,9 @@ def test_a_stack_flattened_to_two_dimensions_is_no_linear() -> None:
     config = {"model_type": "granitemoe", "intermediate_size": 200, "quantization_config": CHANNEL}
     plan = planned(config, tensors, EXPERTS)
     assert not plan.tensors
-    assert [layer.axes.k for layer in plan.layers] == ["skip", "skip"]
-    assert all("[1600, 128], a layout that fp8pad does not pad" in layer.reason for layer in plan.layers)
-    assert not any(layer.is_understood for layer in plan.layers)
+    assert [layer.plan.axes.k for layer in plan.layers] == ["skip", "skip"]
+    assert all("[1600, 128], a layout that fp8pad does not pad" in layer.plan.reason for layer in plan.layers)
+    assert not any(layer.plan.is_understood for layer in plan.layers)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ from fp8pad import library
 from fp8pad.checkpoint.read import read_unconverted
 from fp8pad.padded import AxisActions
 from fp8pad.planning import plan_checkpoint
-from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.linear import Layer, LayerPlan
 from fp8pad.record import ConfigEdit, Policy
 from fp8pad.scales import PerChannel
 from fp8pad.summary import flops_added_share, output_files
 
 
-def layer(name: str, logical: tuple[int, int], padded: tuple[int, int]) -> LayerPlan:
+def layer(name: str, logical: tuple[int, int], padded: tuple[int, int]) -> Layer:
     """Return a channel-scaled layer, padded along every axis that grows."""
     axes = AxisActions("pad" if logical[0] < padded[0] else "aligned", "pad" if logical[1] < padded[1] else "aligned")
-    return LayerPlan(name, PerChannel(), logical, padded, (16, 16), axes, "because", logical)
+    return Layer(name, LayerPlan(PerChannel(), logical, padded, (16, 16), axes, "because", logical))
 
 
 def test_the_share_of_flops_counts_multiplications() -> None:

@@ -49,7 +49,7 @@ def layer(
     scales = PerBlock(*block) if block else PerChannel()
     axes = AxisActions("aligned", "aligned")
     sharding = shardings({name: shape}, sections_of(config))[name]
-    return LayerPlan(name, scales, shape, shape, alignment, axes, "aligned", shape, sharding)
+    return LayerPlan(scales, shape, shape, alignment, axes, "aligned", shape, sharding)
 
 
 def rank_shape(plan: LayerPlan, num_ranks: int) -> tuple[int | None, int | None]:
@@ -339,6 +339,6 @@ def test_a_transposed_weight_is_divided_as_the_linear_that_it_is() -> None:
         tensors = [TensorHeader(name, dtype, shape, 0) for name, (dtype, shape) in shapes.items()]
         config = {"model_type": model_type, "quantization_config": {"quant_method": "fp8"}}
         plan = plan_checkpoint([ShardHeader("a", 0, 0, tuple(tensors))], {"config.json": config}, Policy())
-        assert plan.layers[0].logical_shape == (64, 101)
+        assert plan.layers[0].plan.logical_shape == (64, 101)
         found.append(Judge(plan, find_engine("vllm-0.33")).original(2).outcome)
     assert found == ["refuses", "refuses"]

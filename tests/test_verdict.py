@@ -26,8 +26,7 @@ from fp8pad.planning.comparison import (
     nearest_served_policy,
 )
 from fp8pad.planning.engines import Engine, Said, engines, find_engine
-from fp8pad.planning.linear import LayerPlan
-from fp8pad.planning.plan import CheckpointPlan
+from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
 from fp8pad.planning.verdict import Judge, Verdict
 from fp8pad.record import Policy
 from fp8pad.render.advice import advice
@@ -259,7 +258,7 @@ def test_what_deepseek_v41s_own_method_takes_is_not_padded(inner: int, outcome: 
     shapes = {"layers.0.attn.wo_b": (256, inner)}
     plan = planned(headers(config, BLOCKS_OF_32, shapes), Policy())
     assert plan.changes_nothing
-    assert "which the model's own method gives to MXFP8's kernels" in plan.layers[0].reason
+    assert "which the model's own method gives to MXFP8's kernels" in plan.layers[0].plan.reason
     assert Judge(plan, VLLM).converted.outcome == Judge(plan, VLLM).original(1).outcome == outcome
     padded = planned(headers(config, FP8, shapes), Policy())
     assert padded.modules
@@ -444,7 +443,7 @@ def test_deepseek_v4_is_split_as_its_own_names_say() -> None:
     shapes |= {f"{attn}.indexer.wq_b": (320, 128), f"{attn}.wo_a": (128, 200), f"{attn}.wo_b": (256, 128)}
     shapes |= {f"{shared}.w1": (320, 256), f"{shared}.w3": (320, 256), f"{shared}.w2": (256, 320)}
     plan = planned(headers(V4, FP8, shapes), Policy(tensor_parallel_size=2))
-    axes = {layer.name.removeprefix("layers.0."): layer.sharding.axis for layer in plan.layers}
+    axes = {layer.name.removeprefix("layers.0."): layer.plan.sharding.axis for layer in plan.layers}
     assert [name for name, axis in axes.items() if axis == "replicated"] == [
         "attn.wq_a",
         "attn.wkv",
@@ -506,11 +505,11 @@ def test_layers_are_looked_at_in_groups_that_a_rule_may_tell_apart_by_name(monke
         shapes |= gated(f"layers.{number}.mlp.experts.0", 320) | gated(f"layers.{number}.mlp.shared_experts", 320)
     config = MOE | {"architectures": ["DeepseekV4ForCausalLM"], "moe_intermediate_size": 320}
     plan = planned(headers(config, FP8, shapes), Policy())
-    looked_at: list[str] = []
+    looked_at: list[int] = []
 
-    def count(judge: Judge, layer: LayerPlan, *args: Any) -> Said | None:
-        looked_at.append(layer.name)
-        return said_of(judge, layer, *args)
+    def count(judge: Judge, group: AlikeLayers, *args: Any) -> Said | None:
+        looked_at.append(group.places[0])
+        return said_of(judge, group, *args)
 
     said_of = Judge._said
     monkeypatch.setattr(Judge, "_said", count)
@@ -562,8 +561,8 @@ def test_absorbing_that_is_impossible_has_its_reason(tmp_path: Path) -> None:
     names = tuple(layer.name for layer in plan.layers)
     told = [(said, tuple(layers)) for said, layers in unabsorbed(compare_sizes(Judge(plan, VLLM)), plan)]
     assert told == [(why, names), general]
-    assert not any(why in layer.reason for layer in plan.layers)
-    assert all(why in layer.reason for layer in asked.layers)
+    assert not any(why in layer.plan.reason for layer in plan.layers)
+    assert all(why in layer.plan.reason for layer in asked.layers)
     assert list(unabsorbed(compare_sizes(Judge(asked, VLLM)), asked)) == [general]
     assert not any("--absorb" in command for _, command in advice(PlanReport(source, asked), "OUT"))
     source = read_unconverted(copy_case("good/llama_mixed_fp8_int8", tmp_path))  # an MLP in INT8
@@ -980,7 +979,7 @@ def test_a_family_file_says_how_its_own_modules_are_divided() -> None:
     config = {"model_type": "glm4v", "vision_config": {"model_type": "glm4v_vision", "num_heads": 4}}
     shapes = {"model.visual.merger.proj": (256, 256), "model.visual.blocks.0.attn.proj": (256, 256)}
     plan = planned(headers(config, CHANNELS, shapes), Policy())
-    assert [layer.sharding.axis for layer in plan.layers] == ["column", "row"]
+    assert [layer.plan.sharding.axis for layer in plan.layers] == ["column", "row"]
 
 
 @pytest.mark.parametrize("name", ["llama_bias_dyn", "llama_layer0_skip"])

@@ -44,10 +44,10 @@ def _shapes(model: str | os.PathLike[str], tensor_parallel_size: int) -> "tuple[
     from fp8pad.library import plan
 
     shapes: dict[tuple[int, int], LayerShape] = {}
-    for layer in plan(model).plan.layers:
+    for name, layer in plan(model).plan.layers:
         part = layer.part(tensor_parallel_size)
         if part.num_n and part.num_k:
-            shapes.setdefault((part.num_n, part.num_k), LayerShape(layer.name, part.num_n, part.num_k))
+            shapes.setdefault((part.num_n, part.num_k), LayerShape(name, part.num_n, part.num_k))
     unaligned = tuple(shape for shape in shapes.values() if not shape.is_aligned)
     if not unaligned:
         raise PlanError(

@@ -99,7 +99,7 @@ def convert(
         elif shards is None:
             done = run(library.convert, model, out_dir, screen=conversion_screen, **asked)
             if (quiet or as_json) and (facts := list(not_understood_facts(done.plan))):  # the summary has them, too
-                first = done.plan.not_understood[0].name
+                first = done.plan.not_understood[0][0]
                 typer.echo(printable(f"warning: {facts[0][1]}, the first: {first}"), err=True)
         else:
             chosen = those_of(library.convert_shards, asked)

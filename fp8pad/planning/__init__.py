@@ -13,7 +13,7 @@ from fp8pad.planning.contradictions import check_consistent
 from fp8pad.planning.families import sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.left_alone import left_alone
-from fp8pad.planning.linear import Fp8Linear, LayerPlan
+from fp8pad.planning.linear import Fp8Linear, Layer
 from fp8pad.planning.linear_names import module_name
 from fp8pad.planning.padding import padded_tensors, plan_layers, runtime_layers
 from fp8pad.planning.plan import CheckpointPlan
@@ -59,8 +59,8 @@ def plan_checkpoint(shards: Sequence[ShardHeader], configs: Mapping[str, Json], 
         untouched=untouched,
         tensors=padded,
         modules={
-            layer.name: _module(layer.config_shape, layer.padded_shape, layer.alignment, layer.inner)
-            for layer in runtime_layers(layers)
+            name: _module(layer.config_shape, layer.padded_shape, layer.alignment, layer.inner)
+            for name, layer in runtime_layers(layers)
         },
         config_edits=absorption.edits,
         base=quantization.config if quantization else None,
@@ -80,9 +80,7 @@ def check_understood(plan: CheckpointPlan) -> None:
     """Raise `PlanError` if FP8 weights are carried unchanged because fp8pad cannot tell what they are."""
     if unknown := plan.not_understood:
         count = "1 FP8 layer is" if len(unknown) == 1 else f"{len(unknown)} FP8 layers are"
-        raise PlanError(
-            f"{count} not understood: {'; '.join(f'{weight.name}: {weight.reason}' for weight in unknown[:3])}"
-        )
+        raise PlanError(f"{count} not understood: {'; '.join(f'{name}: {reason}' for name, reason in unknown[:3])}")
 
 
 def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
@@ -98,11 +96,11 @@ def _check_skip(tensors: Mapping[str, TensorHeader], policy: Policy) -> None:
 
 
 def _all_tensors(
-    linears: Sequence[Fp8Linear], layers: Sequence[LayerPlan], absorption: Absorption
+    linears: Sequence[Fp8Linear], layers: Sequence[Layer], absorption: Absorption
 ) -> dict[str, PaddedTensor]:
     tensors = dict(absorption.tensors)
     shared: dict[PaddedTensor, PaddedTensor] = {}  # many tensors share a few dozen shapes
-    for linear, layer in zip(linears, layers, strict=True):
+    for linear, (_, layer) in zip(linears, layers, strict=True):
         for name, tensor in padded_tensors(linear, layer):
             found = merged(tensors[name], tensor) if name in tensors else tensor
             tensors[name] = shared.setdefault(found, found)

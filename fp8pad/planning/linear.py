@@ -1,9 +1,8 @@
 """One FP8 Linear: as it is recognised in a checkpoint, and what is planned for it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fp8pad.geometry import is_aligned, padded_shape
 from fp8pad.padded import Axis, AxisActions
@@ -44,17 +43,17 @@ class Fp8Linear(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """One FP8 Linear, shapes `[N, K]`; `granularity` is None if fp8pad does not pad the layout of its scales.
+    """What is planned for FP8 Linears that differ only in their names; shapes are `[N, K]`.
 
-    `name` is the module, in checkpoint names. `reason` is a sentence for the user, never empty. `config_shape` is the
-    logical shape that the *edited* config asks for: it differs from `logical_shape` if an axis is absorbed.
+    `granularity` is None if fp8pad does not pad the layout of its scales. `reason` is a sentence for the user, never
+    empty. `config_shape` is the logical shape that the *edited* config asks for: it differs from `logical_shape` if an
+    axis is absorbed.
     `sharding` says how ranks divide it, `rank_fit` how the parts at the policy's tensor-parallel size fit.
     `is_expert` marks routed experts, which the runtime does not handle; `inner` is the axis that is inside an MLP, if
     any. `is_understood` is False if it is carried because fp8pad cannot tell what it is. `scale_bytes` is the size of
     one of its scales.
     """
 
-    name: str
     granularity: Granularity | None
     logical_shape: tuple[int, ...]
     padded_shape: tuple[int, ...]
@@ -68,15 +67,6 @@ class LayerPlan:
     inner: Axis | None = None
     is_understood: bool = True
     scale_bytes: int = 0
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """Everything but the name: layers of one kind are treated in the same way."""
-        return _ALL_BUT_NAME(self)
-
-    def named(self, name: str) -> "LayerPlan":
-        """Return the plan of another layer of the same kind."""
-        return LayerPlan(name, *self.kind)
 
     @property
     def block(self) -> Shape:
@@ -164,4 +154,8 @@ class LayerPlan:
         return len(matrices) == 1 or all(rows % self.block[0] == 0 for rows in matrices)
 
 
-_ALL_BUT_NAME = attrgetter(*(field.name for field in fields(LayerPlan)[1:]))  # `replace` takes twice as long
+class Layer(NamedTuple):
+    """One FP8 Linear by its module, in checkpoint names, with its plan, which it shares with all that are alike."""
+
+    name: str
+    plan: LayerPlan

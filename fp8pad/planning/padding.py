@@ -8,7 +8,7 @@ from fp8pad.geometry import padded_shape
 from fp8pad.padded import Axis, AxisActions, Disposition, PaddedTensor, Shape
 from fp8pad.planning.absorb.absorption import Absorption
 from fp8pad.planning.alignment import alignment_of
-from fp8pad.planning.linear import Fp8Linear, LayerPlan
+from fp8pad.planning.linear import Fp8Linear, Layer, LayerPlan
 from fp8pad.planning.reasons import reason_of
 from fp8pad.planning.sharding import Sharding
 from fp8pad.record import Policy
@@ -22,8 +22,8 @@ def plan_layers(
     shardings: Mapping[str, Sharding],
     absorption: Absorption,
     inner: Mapping[str, Axis],
-) -> Iterator[LayerPlan]:
-    """Yield the plan of each Linear; for Linears that differ only in their names it is worked out once.
+) -> Iterator[Layer]:
+    """Yield the plan of each Linear; Linears that differ only in their names share one.
 
     `inner` are the axes that are inside an MLP.
     """
@@ -36,7 +36,7 @@ def plan_layers(
         kind = linear.kind, linear.scale and linear.scale.dtype, how, config_shape, refusal, inner_axis
         if kind not in known:
             known[kind] = _plan_layer(linear, policy, how, config_shape, refusal=refusal, inner=inner_axis)
-        yield known[kind].named(linear.name)
+        yield Layer(linear.name, known[kind])
 
 
 def _plan_layer(
@@ -54,7 +54,6 @@ def _plan_layer(
     is_left = is_skipped and not (linear.is_expert and linear.granularity)
     axes = _axes(linear.shape, config_shape, padded, alignment, is_left)
     layer = LayerPlan(
-        name=linear.name,
         granularity=linear.granularity,
         logical_shape=linear.shape,
         padded_shape=padded,
@@ -72,17 +71,17 @@ def _plan_layer(
     return replace(layer, reason=reason_of(layer, policy.tensor_parallel_size, linear.skip_reason, refusal))
 
 
-def runtime_layers(layers: Sequence[LayerPlan]) -> list[LayerPlan]:
+def runtime_layers(layers: Sequence[Layer]) -> list[Layer]:
     """Return the layers that the runtime must know: padded on disk, or to be padded on a rank at load.
 
     A block-scaled one brings its siblings: if an engine fuses them, the positions of all in the grid of scales shift.
     """
-    needed = {layer.name for layer in layers if layer.is_padded_at_load or layer.is_padded}
-    fused = {_input(layer) for layer in layers if _has_blocks(layer) and layer.name in needed}
+    needed = {name for name, layer in layers if layer.is_padded_at_load or layer.is_padded}
+    fused = {_input(name, layer) for name, layer in layers if _has_blocks(layer) and name in needed}
     return [
-        layer
-        for layer in layers
-        if layer.name in needed or (_has_blocks(layer) and layer.is_for_runtime and _input(layer) in fused)
+        Layer(name, layer)
+        for name, layer in layers
+        if name in needed or (_has_blocks(layer) and layer.is_for_runtime and _input(name, layer) in fused)
     ]
 
 
@@ -109,9 +108,9 @@ def _has_blocks(layer: LayerPlan) -> bool:
     return isinstance(layer.granularity, PerBlock)
 
 
-def _input(layer: LayerPlan) -> tuple[str, int]:
+def _input(name: str, layer: LayerPlan) -> tuple[str, int]:
     """Return what layers with the same input have in common: the parent module and K."""
-    return layer.name.rpartition(".")[0], layer.config_shape[-1]
+    return name.rpartition(".")[0], layer.config_shape[-1]
 
 
 def _axes(

@@ -7,7 +7,7 @@ from math import gcd, lcm
 
 from fp8pad.geometry import round_up
 from fp8pad.padded import Axis, PaddedTensor
-from fp8pad.planning.linear import LayerPlan
+from fp8pad.planning.linear import Layer, LayerPlan
 from fp8pad.planning.tensor_parallel import SharedCount, Sizes
 from fp8pad.quantization_config import ModuleRecord
 from fp8pad.record import BaseSource, ConfigEdit, Json, Policy, by_key
@@ -53,18 +53,18 @@ class UntouchedTensor:
 
 @dataclass(frozen=True, slots=True)
 class AlikeLayers:
-    """Layers that every engine treats in the same way: one of them, and the indices of all in the plan.
+    """Layers that every engine treats in the same way: their plan, and the indices of all in the checkpoint's plan.
 
     `grows` are the absorbable sizes that govern an axis of it: their paths, each with the axis and the factor.
     """
 
-    example: LayerPlan
+    plan: LayerPlan
     places: list[int]
     grows: tuple[tuple[str, Axis, int], ...]
 
     def grown(self, sizes: Sizes) -> tuple[int, int]:
         """Return the `(N, K)` of one of their matrices if `sizes`, old and new by path, are absorbed."""
-        num_n, num_k = self.example.logical_shape[-2:]
+        num_n, num_k = self.plan.logical_shape[-2:]
         for path, axis, times in self.grows:
             if path in sizes:
                 grown = sizes[path][1] * times
@@ -86,7 +86,7 @@ class CheckpointPlan:
     """
 
     policy: Policy
-    layers: tuple[LayerPlan, ...]
+    layers: tuple[Layer, ...]
     untouched: tuple[UntouchedTensor, ...]
     tensors: Mapping[str, PaddedTensor]
     modules: Mapping[str, ModuleRecord]
@@ -108,15 +108,15 @@ class CheckpointPlan:
 
     @cached_property
     def alike(self) -> tuple[AlikeLayers, ...]:
-        """The layers in groups, so that each group is assessed only once."""
+        """The layers in groups that share a plan, so that each group is assessed only once."""
         grows: dict[str, list[tuple[str, Axis, int]]] = {}
         for size in self.absorbable:
             for name, (axis, times) in size.governed.items():
                 grows.setdefault(name, []).append((size.path, axis, times))
         groups: dict[object, AlikeLayers] = {}
-        for place, layer in enumerate(self.layers):
-            sizes = tuple(grows.get(layer.name, ()))
-            groups.setdefault((layer.kind, sizes), AlikeLayers(layer, [], sizes)).places.append(place)
+        for place, (name, plan) in enumerate(self.layers):
+            sizes = tuple(grows.get(name, ()))
+            groups.setdefault((id(plan), sizes), AlikeLayers(plan, [], sizes)).places.append(place)
         return tuple(groups.values())
 
     @property
@@ -125,10 +125,10 @@ class CheckpointPlan:
         return bool(self.modules)
 
     @property
-    def not_understood(self) -> tuple[LayerPlan | UntouchedTensor, ...]:
+    def not_understood(self) -> tuple[tuple[str, str], ...]:
         """The FP8 weights that are carried unchanged because fp8pad cannot tell what they are, each with a reason."""
-        layers = (layer for layer in self.layers if not layer.is_understood)
-        return (*layers, *(tensor for tensor in self.untouched if not tensor.is_understood))
+        layers = ((name, layer.reason) for name, layer in self.layers if not layer.is_understood)
+        return (*layers, *((tensor.name, tensor.reason) for tensor in self.untouched if not tensor.is_understood))
 
     @property
     def grown(self) -> Sizes:

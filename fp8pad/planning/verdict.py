@@ -71,7 +71,7 @@ class Judge:
         patterns = sorted({*unloaded, *(pattern for rule in self._rules for pattern in rule.modules)})
         groups = (part for group in plan.alike for part in _by_name(group, plan, patterns))
         # Findings are about loaded layers only. Whether the plugin is needed depends on all layers, loaded or not.
-        self._groups = [group for group in groups if not matches((group.example.name,), unloaded)]
+        self._groups = [group for group in groups if not matches((self._name(group),), unloaded)]
         by_model = [pattern for rule in self._rules if rule.left_to_model for pattern in rule.modules]
         unknown = (tensor.name for tensor in plan.untouched if not tensor.is_understood)
         self._unknown = tuple(name for name in unknown if not matches((module_name(name),), unloaded))
@@ -99,13 +99,13 @@ class Judge:
         shapes = [(group, group.grown(grown)) for group in self._groups]
         groups: list[tuple[AlikeLayers, Said | None]]
         if needs_runtime and not self.engine.has_runtime:
-            is_larger = any(group.example.is_for_runtime and group.example.aligned(it) != it for group, it in shapes)
+            is_larger = any(group.plan.is_for_runtime and group.plan.aligned(it) != it for group, it in shapes)
             unserved = NO_RUNTIME if is_larger else Said(self.engine.unknown_method, NO_RUNTIME.why)
             groups = [(group, unserved) for group, _ in shapes]
         elif self._unknown_method:
             groups = [(group, self._unknown_method) for group in self._groups]
         else:
-            groups = [(group, self._said(group.example, it, num_ranks, needs_runtime)) for group, it in shapes]
+            groups = [(group, self._said(group, it, num_ranks, needs_runtime)) for group, it in shapes]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
         indivisible = self._indivisible
         is_said = self._unknown_method or any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
@@ -132,7 +132,7 @@ class Judge:
 
     def padded(self, num_ranks: int, grown: Sizes = MappingProxyType({})) -> tuple[Verdict, bool]:
         """Return what the engine does with a checkpoint converted for `num_ranks`, and whether it needs the plugin."""
-        needs_runtime = any(group.example.pads(group.grown(grown), num_ranks) for group in self.plan.alike)
+        needs_runtime = any(group.plan.pads(group.grown(grown), num_ranks) for group in self.plan.alike)
         return self.verdict(grown, num_ranks, needs_runtime), needs_runtime
 
     def added_bytes(self, grown: Sizes) -> int:
@@ -140,17 +140,22 @@ class Judge:
         absorbable = {size.path: size for size in self.plan.absorbable}
         total = sum(absorbable[path].other_bytes * (new - old) // old for path, (old, new) in grown.items())
         for group in self.plan.alike:
-            layer, shape = group.example, group.grown(grown)
+            layer, shape = group.plan, group.grown(grown)
             made = layer.aligned(shape) if layer.is_for_runtime else shape
             total += len(group.places) * (layer.bytes_at(made) - layer.bytes_at(group.grown({})))
         return total
 
-    def _said(self, layer: LayerPlan, shape: Shape, num_ranks: int, needs_runtime: bool) -> Said | None:
+    def _name(self, group: AlikeLayers) -> str:
+        """Return the name of one of a group's layers, which rules do not tell from the others."""
+        return self.plan.layers[group.places[0]].name
+
+    def _said(self, group: AlikeLayers, shape: Shape, num_ranks: int, needs_runtime: bool) -> Said | None:
         """Return the outcome for a layer `(N, K)`; None if the engine just serves it.
 
         The plugin leaves a layer to the engine if it does not handle it at all, and a tensor that is a whole layer of
         the engine if it has nothing to pad.
         """
+        layer, name = group.plan, self._name(group)
         part, kernel = layer.sharding.part(shape, num_ranks), layer.kernel_shape(shape, num_ranks)
         is_whole = len(layer.sharding.groups) > 1 and not layer.pads(shape, num_ranks)
         if not needs_runtime or not layer.is_for_runtime or is_whole:
@@ -159,7 +164,8 @@ class Judge:
             return said
         else:
             kernel, fit = layer.aligned(kernel), "aligned"
-        found = (rule.said for rule in self._rules if rule.holds(layer, shape, part, kernel, fit))
+        rules = [rule for rule in self._rules if rule.is_about_layer(name, layer.block)]
+        found = (rule.said for rule in rules if rule.holds(layer, shape, part, kernel, fit))
         return next(found, self._indivisible if fit == "indivisible" else None)
 
     def _stock_fit(self, layer: LayerPlan, part: RankPart, kernel: Shape) -> Fit:
@@ -197,4 +203,4 @@ def _by_name(group: AlikeLayers, plan: CheckpointPlan, patterns: Sequence[str]) 
     for place in group.places:
         name = plan.layers[place].name
         places.setdefault(tuple(matches((name,), (pattern,)) for pattern in patterns), []).append(place)
-    return [replace(group, example=plan.layers[where[0]], places=where) for where in places.values()]
+    return [replace(group, places=where) for where in places.values()]

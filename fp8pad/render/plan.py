@@ -14,7 +14,7 @@ from fp8pad.padded import AxisActions, Disposition
 from fp8pad.planned import PlanReport
 from fp8pad.planning.comparison import Growth
 from fp8pad.planning.linear import LayerPlan
-from fp8pad.planning.plan import AlikeLayers, CheckpointPlan, UntouchedTensor
+from fp8pad.planning.plan import AlikeLayers, CheckpointPlan
 from fp8pad.render.advice import advice
 from fp8pad.render.console import Fact, added, edit_facts, growth, shortened
 from fp8pad.render.folding import folded
@@ -79,7 +79,7 @@ def layer_how(layer: LayerPlan) -> str:
 def _layers(plan: CheckpointPlan, show_all: bool, with_sizes: bool) -> Screen:
     if plan.layers or plan.untouched:
         yield Section("What converting changes" if plan.tensors or plan.modules else "What is in it")
-    shown = [alike for alike in plan.alike if show_all or action(alike.example) != "aligned already"]
+    shown = [alike for alike in plan.alike if show_all or action(alike.plan) != "aligned already"]
     groups = list(_groups(plan, shown))
     rows = [_row(pattern, layer) for pattern, _, layer in groups]
     header = ["layers", "scales", "[N, K]", "padded", "how", "why"]
@@ -91,7 +91,7 @@ def _layers(plan: CheckpointPlan, show_all: bool, with_sizes: bool) -> Screen:
     yield Rows(rows, header)
     num_left = len(plan.layers) - sum(len(alike.places) for alike in shown)
     aligned = [("aligned", f"{counted(num_left, 'layer')}, unchanged (--all lists them)")] if num_left else []
-    untouched = [tensor for tensor in plan.untouched if tensor.is_understood]
+    untouched = [(tensor.name, tensor.reason) for tensor in plan.untouched if tensor.is_understood]
     yield Rows([*aligned, *not_understood_facts(plan), *_by_reason("other weights", untouched)])
 
 
@@ -99,11 +99,11 @@ def _groups(plan: CheckpointPlan, shown: Iterable[AlikeLayers]) -> Iterator[tupl
     """Yield patterns of the names of layers whose rows are equal, with their number and one of them."""
     places: dict[tuple[str, ...], list[int]] = {}
     for alike in shown:
-        row = action(alike.example), *map(str, _row("", alike.example))
+        row = action(alike.plan), *map(str, _row("", alike.plan))
         places.setdefault(row, []).extend(alike.places)
     for _, of_row in sorted((ACTIONS.index(row[0]), sorted(of_row)) for row, of_row in places.items()):
         for pattern, num_layers in folded(plan.layers[place].name for place in of_row):
-            yield pattern, num_layers, plan.layers[of_row[0]]
+            yield pattern, num_layers, plan.layers[of_row[0]].plan
 
 
 def _row(pattern: str, layer: LayerPlan) -> Row:
@@ -123,20 +123,20 @@ def not_understood_facts(plan: CheckpointPlan) -> Iterator[Fact]:
 
 def skipped_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     """Yield a row for each reason why FP8 layers are left unchanged though they are understood."""
-    left = (layer for layer in plan.layers if layer.is_skipped and not layer.is_absorbed)
-    yield from _by_reason("skipped", [layer for layer in left if layer.is_understood])
+    left = ((name, layer) for name, layer in plan.layers if layer.is_skipped and not layer.is_absorbed)
+    yield from _by_reason("skipped", [(name, layer.reason) for name, layer in left if layer.is_understood])
 
 
 def note_facts(plan: CheckpointPlan) -> Iterator[Fact]:
     """Yield a row for each note of a plan, except those that the reason of a layer says already."""
-    reasons = {alike.example.reason for alike in plan.alike}
+    reasons = {alike.plan.reason for alike in plan.alike}
     yield from (("note", printable(note)) for note in plan.notes if not any(note in reason for reason in reasons))
 
 
-def _by_reason(label: str, weights: Iterable[LayerPlan | UntouchedTensor]) -> Iterator[Fact]:
+def _by_reason(label: str, weights: Iterable[tuple[str, str]]) -> Iterator[Fact]:
     names: dict[str, list[str]] = {}
-    for weight in weights:
-        names.setdefault(weight.reason, []).append(weight.name)
+    for name, reason in weights:
+        names.setdefault(reason, []).append(name)
     for reason, alike in names.items():
         yield label, f"{printable(reason)}: {patterns(alike)}"
 

@@ -92,7 +92,7 @@ def unabsorbed(sizes: Iterable[AtSize], plan: CheckpointPlan) -> Iterator[tuple[
     helpless = [at for at in sizes if not (at.absorbed or at.refused)]
     found = [found for at in helpless for found in at.original.findings if not found.of_whole_model]
     names = {name for each in found for name in each.layers}
-    layers = [layer.name for layer in plan.layers if layer.name in names]
+    layers = [name for name, _ in plan.layers if name in names]
     counts = [count for count in plan.shared_counts if not all(count.is_shared_by(at.num_ranks) for at in helpless)]
     alike: dict[str, list[str]] = {}
     for name in layers:

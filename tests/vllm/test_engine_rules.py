@@ -103,7 +103,9 @@ def test_a_vocabulary_is_padded_as_vllm_pads_it() -> None:
 
     shapes = {"lm_head": (259, 128)}
     (layer,) = plan_checkpoint(*headers(LLAMA, COMPRESSED, shapes), Policy()).layers
-    assert [layer.part(ranks).num_n for ranks in (1, 2, 4)] == [pad_vocab_size(259) // ranks for ranks in (1, 2, 4)]
+    assert [layer.plan.part(ranks).num_n for ranks in (1, 2, 4)] == [
+        pad_vocab_size(259) // ranks for ranks in (1, 2, 4)
+    ]
 
 
 def test_method_fp8_has_no_place_for_a_scale_of_each_channel() -> None:

@@ -113,7 +113,8 @@ class Rule(Judgement):
     def holds(self, layer: LayerPlan, shape: Shape, part: RankPart, kernel: Shape, fit: Fit) -> bool:
         """Return whether it holds for a layer `(N, K)` of which a rank has `part`, and the kernel the sizes `kernel`.
 
-        For `fused_scales`, the columns on a rank must be whole blocks too, or the layer cannot run.
+        Its name and block are not asked again. For `fused_scales`, the columns on a rank must be whole blocks too, or
+        the layer cannot run.
         """
         granularity = layer.granularity.name if layer.granularity else None
         (block_n, block_k), num_k, fused_scales = layer.block, part.num_k or 0, layer.sharding.fused_scales
@@ -121,7 +122,6 @@ class Rule(Judgement):
             fit in self.fits
             and self.experts in (None, layer.is_expert)
             and granularity in (self.scales or (granularity,))
-            and self.is_about_layer(layer.name, layer.block)
             and gcd(block_n, block_k, *(part.rows or (part.num_n or 0,)), num_k) >= (self.finest_block or 0)
             and not any(is_aligned(kernel, multiples) for multiples in self.unless_multiples)
             and (not self.fused_scales or num_k % block_k == 0)
