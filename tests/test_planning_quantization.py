@@ -6,7 +6,7 @@ from time import process_time
 import pytest
 
 from fp8pad.errors import ConfigError
-from fp8pad.planning.quantization import Quantization, find_quantization, record_key
+from fp8pad.planning.quantization import Quantization, find_quantization, is_weight_only, record_key
 from fp8pad.planning.weight_formats import OTHER_FP8
 from fp8pad.record import BaseSource, Json
 from fp8pad.scales import Granularity, PerBlock, PerChannel, PerTensor
@@ -280,3 +280,21 @@ def test_only_transforms_of_a_layers_activations_rotate_while_the_model_runs(
 def test_malformed_transforms_do_not_rotate(transforms: object) -> None:
     """What an engine makes of them is left to it."""
     assert not found(compressed(FP8_CHANNEL) | {"transform_config": transforms}).rotates
+
+
+@pytest.mark.parametrize(
+    ("document", "weight_only"),
+    [
+        (compressed(FP8_CHANNEL), True),
+        ({"quant_method": "quark", "global_quant_config": {"weight": QUARK_CHANNEL, "input_tensors": None}}, True),
+        ({"quant_method": "quark", "global_quant_config": {"weight": QUARK_CHANNEL, "input_tensors": {}}}, True),
+        (
+            {"quant_method": "quark", "global_quant_config": {"weight": QUARK_CHANNEL, "input_tensors": QUARK_CHANNEL}},
+            False,
+        ),
+        ({"quant_method": "fp8"}, False),
+    ],
+)
+def test_a_config_without_settings_for_inputs_is_weight_only(document: Json, weight_only: bool) -> None:
+    """compressed-tensors and Quark say how activations are quantized, if they are; other methods say it otherwise."""
+    assert is_weight_only(document) == weight_only

@@ -136,10 +136,14 @@ def method_of_rules(config: Json | None) -> str | None:
 
 
 def is_weight_only(config: Json | None) -> bool:
-    """Return whether a compressed-tensors config does not quantize the activations of its FP8 layers."""
-    groups = config.get("config_groups") if config else None
-    groups = list(groups.values()) if isinstance(groups, Mapping) else []
-    return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
+    """Return whether a compressed-tensors or Quark config does not quantize the activations of its FP8 layers."""
+    config = config or {}
+    named = config.get("config_groups")
+    groups = list(named.values()) if isinstance(named, Mapping) else [config.get("global_quant_config")]
+    inputs = ("input_activations", "input_tensors")
+    return bool(groups) and all(
+        isinstance(group, Mapping) and not any(group.get(key) for key in inputs) for group in groups
+    )
 
 
 def _notes(document: Json, source: BaseSource, method: str, where: str) -> Iterator[str]:
