@@ -5,7 +5,7 @@ import pytest
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.left_alone import left_alone
 from fp8pad.planning.linear import ROTATED, Fp8Linear
-from fp8pad.planning.linear_names import kind_of
+from fp8pad.planning.linear_names import type_by_name
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import Json
 from fp8pad.scales import PerBlock, PerChannel, PerTensor
@@ -158,7 +158,7 @@ def test_a_stack_that_no_family_describes_is_skipped(name: str) -> None:
 )
 def test_a_name_tells_a_linear_from_a_table(name: str, kind: str | None) -> None:
     """Names that engines and transformers give Linears, names of embeddings, and names that say neither."""
-    assert kind_of(name) == kind
+    assert type_by_name(name) == kind
 
 
 @pytest.mark.parametrize(

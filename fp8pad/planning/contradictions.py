@@ -5,7 +5,7 @@ from math import prod
 
 from fp8pad.errors import PlanError
 from fp8pad.planning.linear import Fp8Linear
-from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, scale_names
+from fp8pad.planning.linear_names import INPUT_SCALES, SCALE_SUFFIXES, is_scale_name, scale_names
 from fp8pad.planning.quantization import Quantization
 from fp8pad.planning.weight_formats import OTHER_FP8
 from fp8pad.scales import Granularity, PerChannel, PerTensor, stored_scale_shapes
@@ -110,9 +110,10 @@ def _check_granularities(linears: Sequence[Fp8Linear], quantization: Quantizatio
 
 def _check_weights_of_scales(tensors: Mapping[str, TensorHeader]) -> None:
     modules = {name.rpartition(".")[0] for name in tensors if not is_scale_name(name) and not name.endswith(".bias")}
+    leaves = {f"weight{suffix}" for suffix in SCALE_SUFFIXES}
     for name in tensors:
         module, _, leaf = name.rpartition(".")
-        if leaf not in ("weight_scale", "weight_scale_inv") or not module or module in modules or module in tensors:
+        if leaf not in leaves or not module or module in modules or module in tensors:
             continue
         if not any(other.startswith(f"{module}.") for other in modules):  # a table split into shards has one scale
             raise PlanError(f"{name}: a scale without its weight: expected {module}.weight")

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from fp8pad.planning.absorb.governed import GovernedAxis
 from fp8pad.planning.linear import Fp8Linear
-from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, kind_of, module_name, own_name, scale_names
+from fp8pad.planning.linear_names import INPUT_SCALES, is_scale_name, module_name, own_name, scale_names, type_by_name
 from fp8pad.planning.plan import UntouchedTensor
 from fp8pad.planning.quantization import Quantization
 from fp8pad.planning.scale_layouts import granularity_of, other_layout, unpadded_blocks
@@ -108,7 +108,7 @@ def _scaled(
     if name in model.described and model.described[name].mlp.stacked:
         return None, f"experts stacked in one 2-D weight, {list(weight.shape)}", False
     if scale is None:
-        what = "an embedding" if kind_of(name) == "table" else "an FP8 weight"
+        what = "an embedding" if type_by_name(name) == "table" else "an FP8 weight"
         return None, f"{what} without a scale of its own", False
     granularity = granularity_of(weight.shape, scale.shape, model.granularities)
     if granularity is None:
@@ -116,14 +116,14 @@ def _scaled(
     if scale.dtype not in ONE_BYTES:
         return granularity, f"scales of dtype {scale.dtype}", False
     reason = _ROUTED if is_expert else _unpadded(name, granularity, scale, model)
-    if reason or kind_of(name) or name in model.described or _has_inputs(name, weight, model.tensors):
+    if reason or type_by_name(name) or name in model.described or _has_inputs(name, weight, model.tensors):
         return granularity, reason, True
     return granularity, f"{own_name(name)!r} is not a name that engines use for a Linear", False
 
 
 def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _Model) -> str | None:
     """Return why a layer that is understood must not be padded on its own; None if it may be padded."""
-    if kind_of(name) == "table":
+    if type_by_name(name) == "table":
         return "an embedding, not a Linear"
     if model.is_conv1d(name):
         return "a Conv1D, stored as [K, N]"

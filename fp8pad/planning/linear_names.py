@@ -57,16 +57,18 @@ _REPLICATED_PARENTS = frozenset({"compressor", "indexer"})
 _FUSED_MLP = frozenset({"gate_up_proj", "input_linear"})
 
 INPUT_SCALES = ("input_scale", "input_activation_scale", "activation_scale")
-_SCALE_ENDINGS = ("scale", "scales", "scale_inv", "scale_2", "scale_ub", "zero_point")
+# What tools append to a weight's name for the name of its scale, the usual one first.
+SCALE_SUFFIXES = ("_scale", "_scale_inv")
+_SCALE_ENDINGS = (*(suffix[1:] for suffix in SCALE_SUFFIXES), "scales", "scale_2", "scale_ub", "zero_point")
 
 
-def kind_of(module: str) -> Literal["linear", "table"] | None:
+def type_by_name(module: str) -> Literal["linear", "table"] | None:
     """Return what a module is according to its name; None if the name does not tell."""
-    return _kind_of(own_name(module))
+    return _type_by_name(own_name(module))
 
 
 @lru_cache
-def _kind_of(name: str) -> Literal["linear", "table"] | None:
+def _type_by_name(name: str) -> Literal["linear", "table"] | None:
     words = {word.lower() for word in _WORD.findall(name)}
     if any(_TABLE_WORDS.fullmatch(word) for word in words) and words.isdisjoint(_PROJECTIONS):
         return "table"
@@ -101,7 +103,7 @@ def module_name(weight_name: str) -> str:
 def scale_names(weight_name: str) -> tuple[str, ...]:
     """Return the names under which tools store the scale of a weight, the usual ones first."""
     module = module_name(weight_name)
-    return f"{weight_name}_scale", f"{weight_name}_scale_inv", f"{module}.scale", f"{module}_weight_scale"
+    return *(weight_name + suffix for suffix in SCALE_SUFFIXES), f"{module}.scale", f"{module}_weight_scale"
 
 
 def is_scale_name(name: str) -> bool:
