@@ -144,7 +144,7 @@ def _scheme(model: Path) -> dict[str, Any]:
     return {
         "architecture": source.configs["config.json"]["architectures"][0],
         "quant_method": plan.base["quant_method"] if plan.base else None,
-        "scales": sorted({layer.granularity.name for layer in plan.layers if layer.granularity}),
+        "scales": sorted({layer.plan.granularity.name for layer in plan.layers if layer.plan.granularity}),
         "static": any(tensor.name.endswith("input_scale") for shard in source.shards for tensor in shard.tensors),
     }
 
