@@ -234,9 +234,9 @@ def push(
 ) -> "PushReport":
     """Upload what fp8pad wrote to `out_dir` to the model repository `repo` on the hub, if it verifies.
 
-    Files that fp8pad.json does not name are not uploaded, and other weights in the repository are removed; the report
-    names both. README.md must say what was changed, unless `card` is False. Raises `UsageError` if `repo` is not a
-    name, `VerifyError` or `RecordError` if a check fails, and `HubError` if the upload does.
+    Files that fp8pad.json does not name are not uploaded; the report names them. README.md must say what was changed,
+    unless `card` is False. Raises `UsageError` if `repo` is not a name, `VerifyError` or `RecordError` if a check
+    fails, and `HubError` if the upload does, or if the repository has other weights.
     """
     from fp8pad.upload import push as upload
 

@@ -19,16 +19,12 @@ from fp8pad.verification import verify
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What was pushed, the URL of the commit, and notes of `verify`.
-
-    `excluded` files of the folder were not uploaded; `removed` are other weights that the repository had.
-    """
+    """What was pushed, the URL of the commit, which files of the folder were not uploaded, and notes of `verify`."""
 
     out_dir: Path
     repo: str
     url: str
     excluded: tuple[str, ...]
-    removed: tuple[str, ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +35,6 @@ class PushReport:
             "repo": self.repo,
             "url": self.url,
             "files_left_out": list(self.excluded),
-            "files_removed": list(self.removed),
             "notes": list(self.notes),
         }
 
@@ -47,17 +42,15 @@ class PushReport:
 def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Progress) -> PushReport:
     """Upload what fp8pad wrote to `out_dir` to the model repository `repo`, which is created if it does not exist.
 
-    Other weights in the repository are removed by the same commit: engines would load them too, or instead.
-
     First the checkpoint is verified against its own records; if `needs_card`, its model card must say what was changed.
     Raises `UsageError` if `repo` is not a name, `VerifyError` or `RecordError` if a check fails, and `HubError` if the
-    upload does, or cannot succeed without a login.
+    upload does, cannot succeed without a login, or would leave other weights beside these: nothing is deleted.
     """
     hub_id = HubId.parse(f"hf://{repo}")
     if hub_id is None or hub_id.revision:
         raise UsageError(f"{repo}: expected the name of a model on the hub, org/name")
     try:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+        from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
     except ImportError as error:
         raise HubError("push needs huggingface_hub: pip install 'fp8pad[hub]'") from error
     if not (out_dir / RECORD_FILE).exists() and read_checkpoint(out_dir).read_record() is None:
@@ -80,12 +73,15 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
     with hub_errors(hub_id):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
-        removed = sorted(filter(_is_weights, Repo.of(hub_id).files.keys() - {*files}))
-        changes = [CommitOperationAdd(file, str(out_dir / file)) for file in files]
-        changes += [CommitOperationDelete(file, is_folder=False) for file in removed]
-        commit = api.create_commit(repo, changes, commit_message="Pad with fp8pad")
+        if others := sorted(filter(_is_weights, Repo.of(hub_id).files.keys() - {*files})):
+            raise HubError(
+                f"{repo}: has other weights, which engines would load too, or instead: {', '.join(others[:3])}"
+                f"{', ...' if len(others) > 3 else ''}; delete them there first, or push to another repository"
+            )
+        added = [CommitOperationAdd(file, str(out_dir / file)) for file in files]
+        commit = api.create_commit(repo, added, commit_message="Pad with fp8pad")
     excluded = {*converted.identities, *converted.excluded} - {*files}
-    return PushReport(out_dir, repo, commit.commit_url, tuple(sorted(excluded)), tuple(removed), report.notes)
+    return PushReport(out_dir, repo, commit.commit_url, tuple(sorted(excluded)), report.notes)
 
 
 def _files_to_push(converted: Checkpoint) -> list[str]:

@@ -999,39 +999,36 @@ def test_pushing_uploads_what_the_record_names_alone(
     assert "fp8pad.json holds no hashes" in shown
 
 
-def test_pushing_leaves_no_other_weights_in_the_repository(
-    hub: FakeHub,
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_other_weights_in_the_repository_are_neither_removed_nor_joined(
+    hub: FakeHub, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single file would be preferred to an index, and an old index names files that are gone; all else stays."""
+    """A single file would be preferred to an index, an old index names files that are gone; all else does no harm."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     fp8pad.convert(model, tmp_path / "two-shards")
     fp8pad.convert(llama(tmp_path / "single"), tmp_path / "one-shard")
     before = tmp_path / "before"
-    for file in (SINGLE, "model-00003-of-00003.safetensors", "adapter_model.safetensors", "2_Dense/model.safetensors"):
+    for file in (
+        "adapter_model.safetensors",
+        "2_Dense/model.safetensors",
+        "model.gguf",
+        "pytorch_model.bin",
+        "LICENSE",
+    ):
         (before / file).parent.mkdir(parents=True, exist_ok=True)
-        (before / file).write_bytes(file.encode())
-    for file in ("model.gguf", "pytorch_model.bin", "LICENSE", "samples.json"):
         (before / file).write_text("another's")
     hub.add("org/padded", before)
-    others = {file: text for file, text in files_of(before).items() if not file.startswith("model") or "gguf" in file}
-    shards = sorted({FIRST, FIRST.replace("1-of", "2-of")})
-    for folder, removed in (
-        ("two-shards", ["model-00003-of-00003.safetensors", SINGLE]),
-        ("one-shard", [*shards, INDEX]),
-        ("one-shard", []),
-    ):
-        report = fp8pad.push(tmp_path / folder, "org/padded")
-        assert report.to_json()["files_removed"] == removed == list(report.removed)
-        pushed = hub.repos["org/padded"]
-        assert pushed.commits[pushed.revisions["main"]] == others | files_of(tmp_path / folder)
-        write(push_screen(report), stdout_console())
-        shown = " ".join(capsys.readouterr().out.split())
-        assert (f"removed weights that org/padded had: {removed[0]}" in shown) if removed else "removed" not in shown
+
+    def pushed() -> dict[str, bytes]:
+        return hub.repos["org/padded"].commits[hub.repos["org/padded"].revisions["main"]]
+
+    for _ in range(2):  # again onto its own files
+        fp8pad.push(tmp_path / "two-shards", "org/padded")
+        assert pushed() == files_of(before) | files_of(tmp_path / "two-shards")
+    there = pushed()
+    with pytest.raises(HubError, match=rf"has other weights, .*: {FIRST}, .*, {INDEX}; delete them there first"):
+        fp8pad.push(tmp_path / "one-shard", "org/padded")
+    assert pushed() == there
 
 
 def test_without_a_login_nothing_is_verified_first(

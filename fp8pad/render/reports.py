@@ -110,6 +110,5 @@ def push_screen(report: PushReport) -> Screen:
     """Lay out where the checkpoint is now, and what was excluded."""
     facts = [("commit", printable(report.url))]
     facts += [("excluded", f"not named in {RECORD_FILE}: {shortened(report.excluded)}")] if report.excluded else []
-    facts += [("removed", f"weights that {report.repo} had: {shortened(report.removed)}")] if report.removed else []
     facts += [("note", printable(note)) for note in report.notes]
     return _screen(report.out_dir, f"pushed to {report.repo}", facts)
