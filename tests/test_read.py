@@ -43,6 +43,14 @@ def test_a_checkpoint_is_read_whole(two_shards: Path) -> None:
     assert source.identities.keys() == {ONE, TWO, INDEX, "config.json", "hf_quant_config.json", "tokenizer.json"}
 
 
+def test_a_ranks_share_that_vllm_saved_is_no_checkpoint(tmp_path: Path) -> None:
+    """vLLM saves weights as its kernels take them: a square one that is transposed would look like any other."""
+    root = llama(tmp_path / "model")
+    (root / "model.safetensors").rename(root / "model-rank-0-part-0.safetensors")
+    with pytest.raises(CheckpointError, match=r"model-rank-0-part-0.safetensors: is one rank's share of a model"):
+        read_unconverted(root)
+
+
 @pytest.mark.parametrize("with_config", [True, False])
 def test_mistrals_own_format_alone_is_refused_with_what_to_do(tmp_path: Path, with_config: bool) -> None:
     """Messages about a missing config.json or missing shards would not say what to do."""

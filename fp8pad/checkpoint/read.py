@@ -146,7 +146,7 @@ def parse_index(text: str | None) -> dict[str, str]:
 def shard_files(root: Path, weight_map: Mapping[str, str]) -> list[str]:
     """Return the sorted names of the shards: those in the index, else model.safetensors, else all that there are.
 
-    Raises `CheckpointError` if there are none, or if a numbered series is incomplete.
+    Raises `CheckpointError` if there are none, if a numbered series is incomplete, or if they are shares of ranks.
     """
     if weight_map:
         return sorted(set(weight_map.values()))
@@ -158,6 +158,11 @@ def shard_files(root: Path, weight_map: Mapping[str, str]) -> list[str]:
         others = sorted(path.name for path in root.iterdir() if path.suffix in {".bin", ".pt", ".pth", ".gguf"})
         hint = f"; convert {others[0]} to safetensors first" if others else ""
         raise CheckpointError(f"holds no *.safetensors{hint}")
+    if share := next((name for name in names if re.fullmatch(r"model-rank-\d+-part-\d+\.safetensors", name)), None):
+        raise CheckpointError(
+            f"{share}: is one rank's share of a model, as vLLM's save_sharded_state writes it, in which weights may be "
+            "transposed; convert the model that it was made from"
+        )
     _check_series(names)
     return names
 
