@@ -16,7 +16,7 @@ Every error is an `Fp8padError`, of one of these kinds; indented ones are subcla
     CheckpointError          files are missing, damaged, or disagree with each other
         HeaderError          a safetensors file with an invalid header
         ConfigError          a config file that is missing, not JSON, or contradicts the tensors
-        PlanError            tensors whose shapes contradict each other
+        PlanError            tensors whose shapes contradict each other; with `strict`, FP8 that is not understood
         RecordError          one of fp8pad's records is missing, malformed, or of an unknown version
         AlreadyPaddedError   the checkpoint to convert was made by fp8pad
         HubError             a model on the hub that cannot be read

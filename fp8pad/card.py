@@ -130,16 +130,22 @@ def _section(source: Checkpoint, plan: CheckpointPlan) -> Iterator[str]:
 def _tensor_parallel_sizes(plan: CheckpointPlan) -> Iterator[str]:
     """Yield for which sizes it was padded, and at which others ranks can share it though a layer is unaligned."""
     padded, others, own = list[str](), list[str](), plan.policy.tensor_parallel_size
+    left = [alike.plan for alike in plan.alike if plan.layers[alike.places[0]].name not in plan.modules]
     for size in sorted({1, 2, 4, 8, own}):
-        fits = {(alike.plan.fit_at(size), plan.layers[alike.places[0]].name in plan.modules) for alike in plan.alike}
-        counts = all(count.is_shared_by(size, plan.grown) for count in plan.shared_counts)
-        if counts and {fit for fit, _ in fits}.isdisjoint({"indivisible", "inside block"}):
-            is_padded = own % size == 0 or ("unaligned", False) not in fits
+        if _can_share(plan, size):
+            is_padded = own % size == 0 or all(layer.fit_at(size) != "unaligned" for layer in left)
             (padded if is_padded else others).append(str(size))
     if padded:
         yield f"Padded for tensor-parallel sizes: {', '.join(padded)}."
     if others:
         yield f"Ranks can share its layers at these sizes too, where some are not aligned: {', '.join(others)}."
+
+
+def _can_share(plan: CheckpointPlan, num_ranks: int) -> bool:
+    """Return whether `num_ranks` ranks can share every layer that the plan knows, FP8 or not."""
+    fits = {alike.plan.fit_at(num_ranks) for alike in plan.alike}
+    counts = all(count.is_shared_by(num_ranks, plan.grown) for count in plan.shared_counts)
+    return counts and fits.isdisjoint({"indivisible", "inside block"})
 
 
 def _repository() -> str:

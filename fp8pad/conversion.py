@@ -87,7 +87,7 @@ def convert(planned: PlanReport, out_dir: Path, options: WriteOptions, progress:
         replaced = out.publish()
     given = {"--hash": options.hash, "--absorb": plan.policy.absorb, "--absorb-experts": plan.policy.absorb_experts}
     idle = [name for name, is_given in given.items() if is_given and plan.changes_nothing]
-    for note in (*out.notes, *([f"{', '.join(idle)}: no effect, since an equal copy has no records"] if idle else [])):
+    for note in (*out.notes, *([f"{', '.join(idle)}: no effect, since nothing was changed"] if idle else [])):
         progress.say(note)
     return ConvertReport(
         source,

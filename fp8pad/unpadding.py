@@ -65,7 +65,7 @@ def unpad(out_dir: Path, restored_dir: Path, options: WriteOptions, progress: Pr
     converted = read_checkpoint(out_dir)
     record = converted.read_record()
     if record is None:
-        raise RecordError(f"{out_dir}: has no {RECORD_FILE}; only a checkpoint that fp8pad padded can be unpadded")
+        raise RecordError(f"{out_dir}: has no {RECORD_FILE}; a checkpoint that fp8pad did not change is the original")
     faults, original = examine(converted, record)
     if faults or original is None:
         raise RecordError(f"{out_dir}: {faults[0]}")

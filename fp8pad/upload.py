@@ -52,7 +52,7 @@ def push(out_dir: Path, repo: str, private: bool, needs_card: bool, progress: Pr
     try:
         from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
     except ImportError as error:
-        raise HubError("push needs huggingface_hub: pip install 'fp8pad[hub]'") from error
+        raise HubError("push needs huggingface_hub: pip install 'huggingface_hub>=1.0'") from error
     if not (out_dir / RECORD_FILE).exists() and read_checkpoint(out_dir).read_record() is None:
         hint = f"convert it first; an equal copy is published with `hf upload {repo} {shlex.quote(str(out_dir))}`"
         raise RecordError(f"{out_dir}: has no {RECORD_FILE}, so it is not a converted checkpoint; {hint}")

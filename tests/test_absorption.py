@@ -14,7 +14,6 @@ from fp8pad.planning.absorb.matching import find_governed
 from fp8pad.planning.families import index_families, sections_of
 from fp8pad.planning.layers import recognise
 from fp8pad.planning.left_alone import left_alone
-from fp8pad.planning.linear import ROTATED
 from fp8pad.planning.quantization import find_quantization
 from fp8pad.record import ConfigEdit, Policy
 from fp8pad.tensors import TensorHeader
@@ -435,12 +434,21 @@ def test_all_or_nothing(tensors: Tensors, reason: str) -> None:
     assert found.notes == (f"intermediate_size is not absorbed: {reason}",)
 
 
+def test_a_zero_point_of_inputs_does_not_stop_absorbing() -> None:
+    """Added weights are 0, whatever the zero point of what they multiply."""
+    found = plan_layer(llama(), gated(MLP, 213, 136) | {f"{MLP}.down_proj.input_zero_point": ("F8_E4M3", (1,))})
+    assert f"{MLP}.down_proj.weight" in found.tensors
+
+
 def test_nothing_grows_in_a_model_that_rotates_activations() -> None:
     """A shared rotation is stored once, with another layer of its size, so no tensor of the MLP may show it."""
     rotation = {"apply": [{"location": "input", "targets": ["re:.*down_proj$"]}]}
     config = llama(CHANNEL | {"transform_config": {"config_groups": {"R4": rotation}}})
     found = plan_layer(config, gated(MLP, 213, 136))
-    assert (found.tensors, found.notes) == ({}, (f"intermediate_size is not absorbed: {ROTATED}",))
+    assert (found.tensors, found.notes) == (
+        {},
+        ("intermediate_size is not absorbed: rotations in the model may have its size",),
+    )
 
 
 def test_scales_that_cannot_hold_one_stop_the_key() -> None:

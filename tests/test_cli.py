@@ -877,6 +877,16 @@ def test_fewer_ranks_that_serve_the_original_need_no_command(fp8pad: Fp8pad, ref
     assert run.stdout.endswith(f"\nNext\n  TP 1: {VLLM} serves the FP8 layers of the original as they are\n")
 
 
+def test_no_command_is_advised_that_would_make_an_equal_copy(fp8pad: Fp8pad, tmp_path: Path) -> None:
+    """Nothing is padded, and two ranks cannot share N: at one rank the original works, and converting is no help."""
+    name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": CHANNELS}
+    shard = {name: ("F8_E4M3", (32, 25)), f"{name}_scale": ("F32", (32, 1))}
+    model = write_checkpoint(tmp_path / "model", {"model.safetensors": shard}, config)
+    run = fp8pad("convert", model, tmp_path / "out", "-tp", "2", "--skip", "*")
+    assert "TP 1: the original works ('pads in every forward'), and there is nothing to convert" in run.stdout
+    assert "fp8pad convert" not in run.stdout
+
+
 def test_the_command_that_helps_can_be_run(fp8pad: Fp8pad, tmp_path: Path) -> None:
     """It converts for the TP size that works, and can replace what --force wrote."""
     name, config = "model.layers.0.self_attn.o_proj.weight", {"model_type": "llama", "quantization_config": BLOCKS}

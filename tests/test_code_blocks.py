@@ -84,7 +84,6 @@ def workplace(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with fake_hub() as hub:
         hub.add("org/name", llama(tmp_path / "of-the-hub", num_shards=2))
-        hub.add("org/name-padded", tmp_path / "of-the-hub")
         let_client_use(hub, tmp_path / "hub", monkeypatch)
         yield tmp_path
 

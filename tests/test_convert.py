@@ -487,7 +487,7 @@ def test_options_that_an_equal_copy_ignores_are_named(tmp_path: Path, monkeypatc
     told, progress = list[str](), Progress()
     monkeypatch.setattr(progress, "say", told.append)
     for inner, expected in (
-        (32, ["--hash, --absorb: no effect, since an equal copy has no records"]),
+        (32, ["--hash, --absorb: no effect, since nothing was changed"]),
         (21, list[str]()),
     ):
         source = read_unconverted(llama(tmp_path / f"model{inner}", n=inner, k=32))

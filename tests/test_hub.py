@@ -808,7 +808,7 @@ def test_a_temporary_folder_that_cannot_be_removed_is_no_fault(
 
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr("fp8pad.hub._kept", lambda _: nullcontext())
+    monkeypatch.setattr("fp8pad.hub._hold_downloads", lambda _: nullcontext())
     monkeypatch.setattr(os.path, "samestat", fail)
     fp8pad.convert(NAME, tmp_path / "out")
     assert fp8pad.verify(model, tmp_path / "out").ok
@@ -1108,16 +1108,16 @@ def test_links_that_nobody_wrote_down_are_noted(model: Path, tmp_path: Path) -> 
     assert fp8pad.verify(out_dir).ok
 
 
-def test_without_huggingface_hub_the_extra_is_named_at_once(
+def test_without_huggingface_hub_what_to_install_is_named_at_once(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before anything is read: the folder to push does not exist here."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    extra = r"pip install 'fp8pad\[hub\]'$"
-    with pytest.raises(HubError, match=f"^push needs huggingface_hub: {extra}"):
+    install = r"pip install 'huggingface_hub>=1\.0'$"
+    with pytest.raises(HubError, match=f"^push needs huggingface_hub: {install}"):
         fp8pad.push(tmp_path / "absent", "org/padded")
     for command in (fp8pad.plan, lambda name: fp8pad.convert(name, tmp_path / "out")):
-        with pytest.raises(HubError, match=f"^org/name: no such folder; .* need huggingface_hub: {extra}"):
+        with pytest.raises(HubError, match=f"^org/name: no such folder; .* need huggingface_hub: {install}"):
             command("org/name")
 
 

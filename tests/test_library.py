@@ -106,7 +106,7 @@ def test_errors_are_exceptions(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected a folder"):
         library.verify()
     with pytest.raises(
-        UsageError, match="finish: cannot be combined with no-resume, which would remove the shards to publish"
+        UsageError, match="--finish cannot be combined with --no-resume, which would remove the shards to publish"
     ):
         library.convert(model, tmp_path / "out", finish=True, resume=False)
 

@@ -1,4 +1,4 @@
-"""Each module has a test file of its name, or is listed here with the file that tests it."""
+"""Each module has a test file of its name, or is listed here with the file in which to look for its tests."""
 
 import ast
 from pathlib import Path

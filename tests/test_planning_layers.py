@@ -326,6 +326,28 @@ def test_no_layer_of_a_model_that_rotates_activations_is_padded() -> None:
     assert list(untouched) == ["mlp.down_proj.R4_input.weight"]
 
 
+def test_what_is_not_understood_says_why_in_a_model_that_rotates_too() -> None:
+    """The rotation is not the reason for that."""
+    rotation = {"apply": [{"location": "input", "targets": ["Linear"]}]}
+    group = {"weights": {"type": "float", "num_bits": 8, "strategy": "channel"}, "targets": ["Linear"]}
+    (linear,), _ = recognised(
+        *channels("mlp.zzz", 136, 212),
+        quantization={
+            "quant_method": "compressed-tensors",
+            "config_groups": {"group_0": group},
+            "transform_config": {"config_groups": {"R4": rotation}},
+        },
+    )
+    assert (linear.skip_reason, linear.is_understood) == ("'zzz' is not a name that engines use for a Linear", False)
+
+
+def test_what_engines_make_of_a_conv1d_with_scales_per_row_is_not_known() -> None:
+    """Tools take the rows of the stored [K, N] for output channels; engines turn the weight, not its scales."""
+    (linear,), _ = recognised(*channels("h.0.attn.c_attn", 100, 300), quantization=FBGEMM, model_type="gpt2")
+    assert (linear.granularity, linear.is_understood) == (None, True)
+    assert linear.skip_reason == "a Conv1D, stored as [K, N], with scales [100, 1], which engines may not load"
+
+
 def channels(name: str, num_n: int, num_k: int) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
     """Return a Linear with a scale for each output channel."""
     return (f"{name}.weight", "F8_E4M3", (num_n, num_k)), (f"{name}.weight_scale", "BF16", (num_n, 1))

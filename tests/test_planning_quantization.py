@@ -276,10 +276,21 @@ def test_only_transforms_of_a_layers_activations_rotate_while_the_model_runs(
     assert found(compressed(FP8_CHANNEL) | {"transform_config": transforms}).rotates == rotates
 
 
-@pytest.mark.parametrize("transforms", [None, [], {"config_groups": {"R": 1, "S": {"apply": ["input", None]}}}])
-def test_malformed_transforms_do_not_rotate(transforms: object) -> None:
-    """What an engine makes of them is left to it."""
-    assert not found(compressed(FP8_CHANNEL) | {"transform_config": transforms}).rotates
+@pytest.mark.parametrize(
+    ("transforms", "rotates"),
+    [
+        (None, False),
+        ([], False),
+        ({"config_groups": {}}, False),
+        ({"config_groups": [1]}, True),
+        ({"config_groups": {"R": 1}}, True),
+        ({"config_groups": {"R": {"apply": ["input"]}}}, True),
+        ({"config_groups": {"R": {"apply": [{"location": "elsewhere"}]}}}, True),
+    ],
+)
+def test_transforms_that_cannot_be_read_count_as_rotations(transforms: object, rotates: bool) -> None:
+    """Padding what rotates would give wrong answers; without transforms nothing rotates."""
+    assert found(compressed(FP8_CHANNEL) | {"transform_config": transforms}).rotates == rotates
 
 
 @pytest.mark.parametrize(
@@ -292,6 +303,23 @@ def test_malformed_transforms_do_not_rotate(transforms: object) -> None:
             {"quant_method": "quark", "global_quant_config": {"weight": QUARK_CHANNEL, "input_tensors": QUARK_CHANNEL}},
             False,
         ),
+        (
+            {
+                "quant_method": "quark",
+                "layer_quant_config": {"*": {"weight": QUARK_CHANNEL, "input_tensors": {"a": 1}}},
+            },
+            False,
+        ),
+        ({"quant_method": "quark", "layer_type_quant_config": {"Linear": {"weight": QUARK_CHANNEL}}}, True),
+        (
+            {
+                "quant_method": "quark",
+                "global_quant_config": {"weight": {"dtype": "int4"}},
+                "layer_quant_config": {"*": {"weight": [QUARK_CHANNEL], "input_tensors": QUARK_CHANNEL}},
+            },
+            False,
+        ),
+        ({"quant_method": "quark"}, False),
         ({"quant_method": "fp8"}, False),
     ],
 )

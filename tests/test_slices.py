@@ -285,6 +285,8 @@ def test_a_finished_shard_whose_source_changed_meanwhile_is_not_promised(
     [
         (["--shards", "2-1"], 2, "expected the number of a shard"),
         (["--shards", "x"], 2, "expected the number of a shard"),
+        (["--shards", "0-"], 2, "expected the number of a shard"),
+        (["--shards", "\u0661"], 2, "expected the number of a shard"),
         (["--shards", "0", "--finish"], 2, "--shards cannot be combined with --finish"),
         (["--shards", "0", "--executor", "ray"], 2, "--shards cannot be combined with --executor ray"),
         (["--shards", "0", "--no-resume"], 2, "--shards cannot be combined with --no-resume"),
@@ -294,7 +296,7 @@ def test_a_finished_shard_whose_source_changed_meanwhile_is_not_promised(
         (
             ["--finish", "--no-resume"],
             1,
-            "finish: cannot be combined with no-resume, which would remove the shards to publish",
+            "--finish cannot be combined with --no-resume, which would remove the shards to publish",
         ),
         (["--shards", "0", "--engine", "x"], 1, "engine x: expected one of"),
         (["--finish"], 1, "5 of 5 shards are not finished"),

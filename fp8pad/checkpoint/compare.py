@@ -22,7 +22,7 @@ MAX_MISMATCHES = 20
 class Mismatch:
     """One difference: `place` is a tensor with an index, or a key, in `file`; `expected` and `got` are its values.
 
-    `sentence` says it, if "expected" and "got" would not be said of it.
+    `sentence` replaces the text, for a missing or an added file.
     """
 
     file: str
@@ -33,13 +33,13 @@ class Mismatch:
 
     @classmethod
     def missing(cls, file: str, num_bytes: int) -> "Mismatch":
-        """Return that a file is not there."""
+        """A file that is missing."""
         size = f"{num_bytes} bytes"
         return cls(file, "file", f"a file of {size}", "no such file", f"{file} is missing ({size})")
 
     @classmethod
     def added(cls, file: str, got: str) -> "Mismatch":
-        """Return that a file should not be there; `got` says what it is."""
+        """A file that should not be there; `got` says what it is."""
         return cls(file, "file", "no such file", got, f"{file}: was added ({got})")
 
     def __str__(self) -> str:

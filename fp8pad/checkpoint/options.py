@@ -45,4 +45,4 @@ class WriteOptions(Workers):
     def __post_init__(self) -> None:
         Workers.__post_init__(self)
         if self.finishes and not self.resume:
-            raise UsageError("finish: cannot be combined with no-resume, which would remove the shards to publish")
+            raise UsageError("--finish cannot be combined with --no-resume, which would remove the shards to publish")

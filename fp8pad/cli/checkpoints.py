@@ -56,7 +56,7 @@ def plan(
             write_text(html, plan_page(report))
             typer.echo(f"{printable(str(html))}: written", err=True)
 
-    with _showing_what_is_refused(show_plan):
+    with _shows_refused_plan(show_plan):
         report = library.plan(model, **asked)
     show_plan(report)
     if check:
@@ -90,7 +90,7 @@ def convert(
     show_plan = partial(show, screen_of=screen, as_json=as_json, quiet=quiet)
     finished = f"{out_dir} is complete" if shards is None else "the shards are finished"
     run = partial(_run, quiet=quiet, as_json=as_json, done=finished)
-    with _showing_what_is_refused(show_plan):
+    with _shows_refused_plan(show_plan):
         if dry_run:
             planned = library.plan(model, **those_of(library.plan, asked))
             show_plan(planned)
@@ -109,7 +109,7 @@ def convert(
 
 
 @contextmanager
-def _showing_what_is_refused(show_plan: "Callable[[PlanReport], None]") -> Iterator[None]:
+def _shows_refused_plan(show_plan: "Callable[[PlanReport], None]") -> Iterator[None]:
     """Show the plan that an error has."""
     try:
         yield

@@ -1,5 +1,6 @@
 """Every argument and option, declared once; see `signatures.takes` for how a command gets them."""
 
+import re
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -26,10 +27,11 @@ def _shards(argument: str | range) -> range:
     """Return the positions that "7" or "0-9" names."""
     if isinstance(argument, range):
         return argument
-    first, _, last = argument.partition("-")
-    if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+    found = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", argument)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if first > last:
         raise typer.BadParameter("expected the number of a shard, or a range such as 0-9")
-    return range(int(first), int(last or first) + 1)
+    return range(first, last + 1)
 
 
 def _path(argument: str | Path) -> Path:

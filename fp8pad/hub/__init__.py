@@ -49,7 +49,7 @@ def opened(
     if isinstance(found, Path):
         yield replace(read(found), name=str(hub_id))
         return
-    with _temporary_folder() as temporary, _kept(downloads) as folder:
+    with _temporary_folder() as temporary, _hold_downloads(downloads) as folder:
         root = Path(temporary, "model")
         try:
             with hub_errors(hub_id):
@@ -96,7 +96,7 @@ class SentCheckpoint:
 
 
 @contextmanager
-def _kept(downloads: Path | None) -> Iterator[str | None]:
+def _hold_downloads(downloads: Path | None) -> Iterator[str | None]:
     """Hold the private folder `downloads`, and yield the one in it for fetched files.
 
     It is locked as a staging folder is, and removed at the end, unless the next run can reuse files in it.
@@ -115,7 +115,8 @@ def _kept(downloads: Path | None) -> Iterator[str | None]:
         try:
             staging.remove()
         except OutputError as error:
-            raise OutputError(f"{downloads}: cannot be removed: {error}; what was asked for is complete") from error
+            reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
+            raise OutputError(f"{downloads}: cannot be removed: {reason}; what was asked for is complete") from error
 
 
 @contextmanager

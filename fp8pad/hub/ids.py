@@ -47,7 +47,7 @@ def hub_errors(hub_id: HubId, or_folder: bool = False) -> Iterator[None]:
     try:
         from huggingface_hub import constants, errors
     except ImportError as error:
-        hint = "models on the hub need huggingface_hub: pip install 'fp8pad[hub]'"
+        hint = "models on the hub need huggingface_hub: pip install 'huggingface_hub>=1.0'"
         no_folder = "no such folder; " if or_folder else ""
         raise HubError(f"{hub_id}: {no_folder}{hint}") from error
     try:

@@ -24,7 +24,7 @@ def run_on_workers(
 ) -> list[R]:
     """Return `work(item, advance)` for each item, in order; the first error stops the others.
 
-    Other processes do the same by `sent` instead, if it is given; this and items must be serializable, see orders.py.
+    Other processes call `sent` instead of `work`, if it is given; it and the items must be serializable (orders.py).
     """
     match workers.executor:
         case "local":

@@ -121,6 +121,15 @@ def check_worth_converting(judge: Judge) -> None:
             raise
 
 
+def changes_anything(policy: Policy, judge: Judge) -> bool:
+    """Return whether a policy's checkpoint differs from the original."""
+    ranks = policy.tensor_parallel_size
+    if policy.absorb or policy.absorb_experts:
+        absorbed = absorbed_at(judge, ranks, policy.absorb_experts)
+        return absorbed.needs_runtime or bool(absorbed.growths)
+    return judge.padded(ranks)[1]
+
+
 def _alternatives(policy: Policy) -> list[Policy]:
     asked = (False, False), (True, False), (True, True)
     return [replace(policy, absorb=absorb, absorb_experts=experts) for absorb, experts in asked]

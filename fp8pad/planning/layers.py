@@ -25,6 +25,7 @@ _EXPERTS = re.compile(r"(^|[._])(experts|moe)([._]|$)")
 _CONV1D_MODEL_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "jais", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "c_fc2", "q_attn"})
 
+_CONV1D = "a Conv1D, stored as [K, N]"
 _ROUTED = "a routed expert: fused MoE kernels bypass the plugin"
 
 
@@ -111,8 +112,12 @@ def _scaled(
         what = "an embedding" if type_by_name(name) == "table" else "an FP8 weight"
         return None, f"{what} without a scale of its own", False
     granularity = granularity_of(weight.shape, scale.shape, model.granularities)
+    if granularity and granularity.name != "tensor" and model.is_conv1d(name):
+        granularity, layout = None, (f"{_CONV1D}, with scales {list(scale.shape)}, which engines may not load", True)
+    elif granularity is None:
+        layout = other_layout(weight, scale, model.quantization)
     if granularity is None:
-        return None, *other_layout(weight, scale, model.quantization)
+        return None, *layout
     if scale.dtype not in ONE_BYTES:
         return granularity, f"scales of dtype {scale.dtype}", False
     reason = _ROUTED if is_expert else _unpadded(name, granularity, scale, model)
@@ -126,7 +131,7 @@ def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _
     if type_by_name(name) == "table":
         return "an embedding, not a Linear"
     if model.is_conv1d(name):
-        return "a Conv1D, stored as [K, N]"
+        return _CONV1D
     if f"{name}.weight_zero_point" in model.tensors:
         return "FP8 with zero points, which fp8pad does not pad"
     if isinstance(granularity, PerBlock):

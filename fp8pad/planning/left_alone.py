@@ -19,7 +19,7 @@ def left_alone(
     for linear in linears:
         if pattern := next((pattern for pattern in skip if matches((linear.name,), (pattern,))), None):
             yield linear._replace(skip_reason=f"--skip {pattern}", is_understood=True)
-        elif rotates and linear.granularity:
+        elif rotates and linear.granularity and linear.is_understood:
             yield linear._replace(skip_reason=ROTATED)
         elif linear.skip_reason is None and linear.name in unlike:
             yield linear._replace(skip_reason=unlike[linear.name], is_understood=False)

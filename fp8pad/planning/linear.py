@@ -10,7 +10,7 @@ from fp8pad.planning.sharding import COLUMN, Fit, RankPart, Shape, Sharding
 from fp8pad.scales import Granularity, Order, in_order
 from fp8pad.tensors import TensorHeader
 
-ROTATED = "activations are rotated at its sizes while the model runs (transform_config)"
+ROTATED = "the model rotates activations while it runs (transform_config)"
 
 
 class Fp8Linear(NamedTuple):

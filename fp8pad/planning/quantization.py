@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fp8pad.errors import ConfigError, shown
-from fp8pad.planning.weight_formats import OTHER_FP8, Format, read_formats, read_object
+from fp8pad.planning.weight_formats import OTHER_FP8, Format, quark_groups, quark_weights, read_formats, read_object
 from fp8pad.quantization_config import quantization_method
 from fp8pad.record import CONFIG_FILE, MODELOPT_FILE, BaseSource, Json
 from fp8pad.scales import Granularity
@@ -24,6 +24,8 @@ _CONFIG_KEYS = (
 )
 # Lists of modules that are not quantized; tools write regular expressions in some of them.
 _IGNORE_KEYS = ("ignore", "exclude", "exclude_modules", "ignored_layers", "modules_to_not_convert")
+# Places of transforms that change no activation of a Linear (compressed_tensors' `TransformLocation`).
+_OFFLINE = ("weight_input", "weight_output", "q_attn", "k_cache")
 _MOST_PATTERN_CHARACTERS = 2_000  # compiling can take a millisecond for each
 
 
@@ -55,12 +57,17 @@ class Quantization:
     def rotates(self) -> bool:
         """Whether inputs or outputs of layers are multiplied by matrices of their sizes while the model runs.
 
-        These are the online transforms of compressed-tensors; others are part of the weights already.
+        These are the online transforms of compressed-tensors; others are part of the weights already, or of the cache.
+        What cannot be read counts as online: padding it could give wrong answers.
         """
         groups = value_at(self.config, "transform_config.config_groups")
-        applied = [value_at(group, "apply") for group in groups.values()] if isinstance(groups, Mapping) else []
-        steps = (step for steps in applied if isinstance(steps, list) for step in steps)
-        return any(value_at(step, "location") in ("input", "output") for step in steps)
+        if groups is None:
+            return False
+        applied = [value_at(group, "apply") for group in groups.values()] if isinstance(groups, Mapping) else [None]
+        return any(
+            not isinstance(steps, list) or any(value_at(step, "location") not in _OFFLINE for step in steps)
+            for steps in applied
+        )
 
 
 def find_quantization(configs: Mapping[str, Json]) -> Quantization | None:
@@ -137,13 +144,18 @@ def method_of_rules(config: Json | None) -> str | None:
 
 def is_weight_only(config: Json | None) -> bool:
     """Return whether a compressed-tensors or Quark config does not quantize the activations of its FP8 layers."""
-    config = config or {}
+    if config is None:
+        return False
+    if quantization_method(config) == "quark":
+        groups = [group for group in quark_groups(config, "") if any(map(_is_fp8, quark_weights(group, "")))]
+        return bool(groups) and not any(group.get("input_tensors") for group in groups)
     named = config.get("config_groups")
-    groups = list(named.values()) if isinstance(named, Mapping) else [config.get("global_quant_config")]
-    inputs = ("input_activations", "input_tensors")
-    return bool(groups) and all(
-        isinstance(group, Mapping) and not any(group.get(key) for key in inputs) for group in groups
-    )
+    groups = list(named.values()) if isinstance(named, Mapping) else []
+    return bool(groups) and all(isinstance(group, Mapping) and not group.get("input_activations") for group in groups)
+
+
+def _is_fp8(quark_weight: Json) -> bool:
+    return str(quark_weight.get("dtype")).startswith("fp8")
 
 
 def _notes(document: Json, source: BaseSource, method: str, where: str) -> Iterator[str]:

@@ -108,7 +108,8 @@ class Judge:
             groups = [(group, self._said(group, it, num_ranks, needs_runtime)) for group, it in shapes]
         # The rule for sizes that ranks cannot share applies to heads and other MLPs too, FP8 or not.
         indivisible = self._indivisible
-        is_said = self._unknown_method or any(said in (indivisible, _RUNTIME["indivisible"]) for _, said in groups)
+        enough = {self._unknown_method, indivisible, _RUNTIME["indivisible"]} - {None}
+        is_said = any(said in enough for _, said in groups)
         uneven = next((count for count in self._counts if not count.is_shared_by(num_ranks, grown)), None)
         if uneven and indivisible and not is_said:
             why = f"{uneven.number_of(grown)} {uneven.what}, which {num_ranks} ranks cannot share evenly"

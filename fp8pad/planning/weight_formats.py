@@ -103,7 +103,7 @@ def _modelopt_algorithm(algorithm: str) -> Format:
 
 
 def _quark(document: Json, where: str) -> Iterator[Format]:
-    for weight in _quark_weights(document, where):
+    for weight in (weight for group in quark_groups(document, where) for weight in quark_weights(group, where)):
         dtype, scheme = str(weight.get("dtype")), str(weight.get("qscheme")).partition("per_")[2]
         if scheme == "channel" and weight.get("ch_axis"):
             scheme = "input channel"
@@ -111,14 +111,19 @@ def _quark(document: Json, where: str) -> Iterator[Format]:
         yield _scaled(scheme, weight.get("block_size"), f"{where}: block_size") if is_fp8 else dtype
 
 
-def _quark_weights(document: Json, where: str) -> Iterator[Json]:
+def quark_groups(document: Json, where: str) -> Iterator[Json]:
+    """Yield what a Quark config says of all layers, of some by name, and of some by type."""
     groups = [document.get("global_quant_config")]
     for key in ("layer_quant_config", "layer_type_quant_config"):
         groups.extend(read_object(document.get(key) or {}, where, key).values())
-    for group in groups:
-        weight = group.get("weight") if isinstance(group, Mapping) else None
-        weights = weight if isinstance(weight, list) else [weight]
-        yield from (read_object(item, where, "weight") for item in weights if item is not None)
+    yield from (group for group in groups if isinstance(group, Mapping))
+
+
+def quark_weights(group: Json, where: str) -> Iterator[Json]:
+    """Yield how the weights of a group are quantized: in one step, or in several."""
+    weight = group.get("weight")
+    weights = weight if isinstance(weight, list) else [weight]
+    yield from (read_object(item, where, "weight") for item in weights if item is not None)
 
 
 def _auto_round(document: Json, where: str) -> Iterator[Format]:

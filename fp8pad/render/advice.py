@@ -5,7 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from fp8pad.planned import PlanReport
-from fp8pad.planning.comparison import better_absorbed, compare_sizes, converted_by, nearest_served_policy
+from fp8pad.planning.comparison import (
+    better_absorbed,
+    changes_anything,
+    compare_sizes,
+    converted_by,
+    nearest_served_policy,
+)
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge
 from fp8pad.record import Policy
@@ -73,6 +79,8 @@ def _nearest(judge: Judge) -> tuple[str, Policy | None]:
     if not at.original.findings:
         return f"TP {at.num_ranks}: {title} serves the FP8 layers of the original as they are", None
     outcome = converted_by(policy, judge).outcome
+    if not changes_anything(policy, judge):
+        return f"TP {at.num_ranks}: the original works ('{outcome}'), and there is nothing to convert", None
     absorbed = better_absorbed(judge.plan, at, outcome)
     if absorbed and absorbed[0].costs_the_same(judge.plan):
         policy, outcome = absorbed[1], absorbed[0].verdict.outcome

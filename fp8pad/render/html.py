@@ -29,6 +29,7 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px
 th, td { text-align: left; vertical-align: top; padding: .45rem .8rem .45rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; color: var(--soft); } th, td:first-child:not(:has(code)) { white-space: nowrap; }
 .green { color: var(--good); } .yellow { color: var(--fair); } .red { color: var(--bad); }
+.cyan, .magenta { color: var(--logical); }
 .bar { display: flex; height: .8rem; margin: .2rem 0 .1rem; } .bar i { display: block; min-width: 1px; }
 .logical { background: var(--logical); } .added { background: var(--added); }
 .key i { display: inline-block; width: .8rem; height: .8rem; margin: 0 .3rem 0 .9rem; vertical-align: -1px; }
@@ -57,7 +58,7 @@ def plan_page(report: PlanReport) -> str:
 def _block(block: Block) -> str:
     match block:
         case Paragraph(text, _, hang):
-            return f"<p class='{'dim' if hang else ''}'>{_cell(text)}</p>"
+            return f'<p class="dim">{_cell(text)}</p>' if hang else f"<p>{_cell(text)}</p>"
         case Section(title):
             return f"<h2>{_text(title)}</h2>"
         case Subsection(title):

@@ -31,7 +31,7 @@ def grown(governed: GovernedAxis, linear: Fp8Linear | None, inner_size: int, new
         shape = _resized(governed, tensor.shape, len(tensor.shape) - 1, inner_size, new_size)
     elif linear and linear.scale and linear.scale.name == tensor.name:
         fill, shape = 1, _scale_shape(governed, linear, inner_size, new_size)
-    elif "zero_point" in governed.leaf:
+    elif governed.leaf.startswith("weight") and "zero_point" in governed.leaf:
         raise NotAbsorbableError(f"{tensor.name} is a zero point: zeros that are added would not count as 0")
     elif prod(tensor.shape) == 1 or (governed.mlp.stacked and prod(tensor.shape[1:]) == 1):
         return None
@@ -51,7 +51,7 @@ def _check_weight(governed: GovernedAxis, linear: Fp8Linear | None) -> None:
     if linear and not linear.is_understood:
         raise NotAbsorbableError(f"{tensor.name} is not understood: {linear.skip_reason}")
     if linear and linear.skip_reason == ROTATED:
-        raise NotAbsorbableError(ROTATED)
+        raise NotAbsorbableError("rotations in the model may have its size")
 
 
 def _resized(governed: GovernedAxis, shape: Shape, index: int, inner_size: int, new_size: int) -> Shape:
