@@ -103,7 +103,7 @@ def nearest_served_policy(judge: Judge) -> Policy | None:
     policy, size = judge.plan.policy, judge.plan.policy.tensor_parallel_size
     fewer = [replace(policy, tensor_parallel_size=ranks) for ranks in range(size - 1, 0, -1) if size % ranks == 0]
     nearest = [*_alternatives(policy), *(each for asked in fewer for each in (asked, *_alternatives(asked)))]
-    return next((policy for policy in nearest if not converted_by(policy, judge).refused), None)
+    return next((policy for policy in nearest if not converted_by(policy, judge)[0].refused), None)
 
 
 def check_worth_converting(judge: Judge) -> None:
@@ -121,26 +121,21 @@ def check_worth_converting(judge: Judge) -> None:
             raise
 
 
-def changes_anything(policy: Policy, judge: Judge) -> bool:
-    """Return whether a policy's checkpoint differs from the original."""
-    ranks = policy.tensor_parallel_size
-    if policy.absorb or policy.absorb_experts:
-        absorbed = absorbed_at(judge, ranks, policy.absorb_experts)
-        return absorbed.needs_runtime or bool(absorbed.growths)
-    return judge.padded(ranks)[1]
-
-
 def _alternatives(policy: Policy) -> list[Policy]:
     asked = (False, False), (True, False), (True, True)
     return [replace(policy, absorb=absorb, absorb_experts=experts) for absorb, experts in asked]
 
 
-def converted_by(policy: Policy, judge: Judge) -> Verdict:
-    """Return what the engine does with the checkpoint that another policy makes, at that policy's size."""
+def converted_by(policy: Policy, judge: Judge) -> tuple[Verdict, bool]:
+    """Return what the engine does with the checkpoint that another policy makes, and whether that is not the original.
+
+    The tensor-parallel size is that policy's.
+    """
     ranks = policy.tensor_parallel_size
     if policy.absorb or policy.absorb_experts:
-        return absorbed_at(judge, ranks, policy.absorb_experts).verdict
-    return judge.padded(ranks)[0]
+        absorbed = absorbed_at(judge, ranks, policy.absorb_experts)
+        return absorbed.verdict, absorbed.needs_runtime or bool(absorbed.growths)
+    return judge.padded(ranks)
 
 
 def better_absorbed(plan: CheckpointPlan, at: AtSize, made: Outcome) -> tuple[Absorbed, Policy] | None:

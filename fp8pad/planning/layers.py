@@ -112,18 +112,17 @@ def _scaled(
         what = "an embedding" if type_by_name(name) == "table" else "an FP8 weight"
         return None, f"{what} without a scale of its own", False
     granularity = granularity_of(weight.shape, scale.shape, model.granularities)
-    if granularity and granularity.name != "tensor" and model.is_conv1d(name):
-        granularity, layout = None, (f"{_CONV1D}, with scales {list(scale.shape)}, which engines may not load", True)
-    elif granularity is None:
-        layout = other_layout(weight, scale, model.quantization)
     if granularity is None:
-        return None, *layout
+        return None, *other_layout(weight, scale, model.quantization)
+    if granularity.name != "tensor" and model.is_conv1d(name):
+        return None, f"{_CONV1D}, with scales {list(scale.shape)}, which engines may not load", True
     if scale.dtype not in ONE_BYTES:
         return granularity, f"scales of dtype {scale.dtype}", False
     reason = _ROUTED if is_expert else _unpadded(name, granularity, scale, model)
-    if reason or type_by_name(name) or name in model.described or _has_inputs(name, weight, model.tensors):
-        return granularity, reason, True
-    return granularity, f"{own_name(name)!r} is not a name that engines use for a Linear", False
+    is_linear = reason or type_by_name(name) or name in model.described or _has_inputs(name, weight, model.tensors)
+    if not is_linear:
+        reason = f"{own_name(name)!r} is not a name that engines use for a Linear"
+    return granularity, reason, bool(is_linear)
 
 
 def _unpadded(name: str, granularity: Granularity, scale: TensorHeader, model: _Model) -> str | None:

@@ -5,13 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fp8pad.planned import PlanReport
-from fp8pad.planning.comparison import (
-    better_absorbed,
-    changes_anything,
-    compare_sizes,
-    converted_by,
-    nearest_served_policy,
-)
+from fp8pad.planning.comparison import better_absorbed, compare_sizes, converted_by, nearest_served_policy
 from fp8pad.planning.plan import CheckpointPlan
 from fp8pad.planning.verdict import Judge
 from fp8pad.record import Policy
@@ -78,8 +72,9 @@ def _nearest(judge: Judge) -> tuple[str, Policy | None]:
     (at,) = compare_sizes(judge, (policy.tensor_parallel_size,))
     if not at.original.findings:
         return f"TP {at.num_ranks}: {title} serves the FP8 layers of the original as they are", None
-    outcome = converted_by(policy, judge).outcome
-    if not changes_anything(policy, judge):
+    verdict, is_changed = converted_by(policy, judge)
+    outcome = verdict.outcome
+    if not is_changed:
         return f"TP {at.num_ranks}: the original works ('{outcome}'), and there is nothing to convert", None
     absorbed = better_absorbed(judge.plan, at, outcome)
     if absorbed and absorbed[0].costs_the_same(judge.plan):
